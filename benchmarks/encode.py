@@ -1,0 +1,125 @@
+"""How near the encode stage comes to what its two halves allow.
+
+    python -m benchmarks.encode --images 5000
+
+Let d be the rate of reading, hashing, decoding, resizing and normalising alone, f that of the forward pass alone with
+the same batch shape, each with all cores. On a processor that does both, nothing can beat T_ideal = N (1/d + 1/f).
+Printed are d, f, the stage's rate and T_ideal / T_stage. Imports and the loading of the model are outside the clock;
+what the stage does beyond d and f (thumbnails, Parquet, fsync) is inside. The images are worked on in rounds, each
+measured in all three ways, so that a machine that is slower for a while is slower for all three.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from flows.demo import photographs
+from gsec_core import images, pipeline
+from gsec_core.config import PipelineConfig, load_config
+from gsec_core.encoders.base import Encoder
+from gsec_core.sources import open_source
+from gsec_core.sources.base import ImageRef, Source
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context, run_stage
+
+
+@dataclass
+class Seconds:
+    """What a round took."""
+
+    prepare: float
+    forward: float
+    stage: float
+
+    @property
+    def share(self) -> float:
+        return (self.prepare + self.forward) / self.stage
+
+
+def write_photographs(folder: Path, count: int, seed: int) -> Path:
+    """``count`` variations of the photographs inside scikit-image and scikit-learn, 500 to 800 px on the longest side."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    originals = photographs()
+    for number in range(count):
+        _, image = originals[number % len(originals)]
+        share = random.uniform(0.6, 1.0)
+        width, height = (int(length * share) for length in image.size)
+        left, top = (int(random.integers(0, whole - part + 1)) for whole, part in zip(image.size, (width, height), strict=True))
+        scale = random.integers(500, 801) / max(width, height)
+        image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+        ImageEnhance.Brightness(image).enhance(random.uniform(0.6, 1.4)).save(folder / f"{number:05d}.jpg", quality=90)
+    return folder
+
+
+def measure(source: Path, store: Path, config: PipelineConfig, encoder: Encoder, workers: int) -> Seconds:
+    """One round: the halves alone, then the stage."""
+    opened = open_source(str(source))
+    refs = [ImageRef(**row) for row in opened.list().to_pylist()]
+
+    def prepare(ref: ImageRef) -> np.ndarray:
+        return _pixels(opened, encoder, ref)
+
+    with ThreadPoolExecutor(workers) as pool:
+        started = time.perf_counter()
+        pixels = np.stack(list(pool.map(prepare, refs)))
+        preparing = time.perf_counter() - started
+    size = config.encode.batch_size
+    padded = np.concatenate([pixels, np.zeros((-len(pixels) % size, *pixels.shape[1:]), pixels.dtype)])
+    started = time.perf_counter()
+    for start in range(0, len(padded), size):
+        encoder.encode_images(padded[start : start + size])
+    forward = time.perf_counter() - started
+    config = config.model_copy(update={"source": str(source), "store": str(store)})
+    run, _ = pipeline.request(config)
+    context = Context.of(run, config)
+    started = time.perf_counter()
+    run_stage(context, encode.STAGE)
+    return Seconds(preparing, forward, time.perf_counter() - started)
+
+
+def _pixels(source: Source, encoder: Encoder, ref: ImageRef) -> np.ndarray:
+    data = source.fetch(ref)
+    images.content_hash(data)
+    return encoder.preprocess(images.decode(data))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--encoder", default="lite")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    options = parser.parse_args()
+    config = load_config(overrides={"encode": {"encoder": options.encoder, "precision": options.precision}})
+    encoder = encode.loaded_encoder(config)
+    workers = os.cpu_count() or 1
+    directory = Path(tempfile.mkdtemp(prefix="gsec-encode-"))
+    each = options.images // options.rounds
+    totals = Seconds(0, 0, 0)
+    try:
+        for number in range(options.rounds):
+            source = write_photographs(directory / f"in-{number}", each, number)
+            took = measure(source, directory / "store", config, encoder, workers)
+            print(f"round {number + 1}: d {each / took.prepare:.0f}/s, f {each / took.forward:.1f}/s, stage {each / took.stage:.1f}/s, share {took.share:.1%}")
+            totals = Seconds(totals.prepare + took.prepare, totals.forward + took.forward, totals.stage + took.stage)
+            shutil.rmtree(source)
+    finally:
+        shutil.rmtree(directory)
+    count = each * options.rounds
+    ideal = totals.prepare + totals.forward
+    print(f"{count} photographs of 500 to 800 px, encoder {options.encoder} {options.precision}, batch {config.encode.batch_size}, {workers} cores")
+    print(f"d {count / totals.prepare:.0f} images/s, f {count / totals.forward:.1f} images/s")
+    print(f"T_ideal {ideal:.1f} s ({count / ideal:.1f} images/s), stage {totals.stage:.1f} s ({count / totals.stage:.1f} images/s): {totals.share:.1%}")
+
+
+if __name__ == "__main__":
+    main()

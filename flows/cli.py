@@ -1,0 +1,194 @@
+"""`gsec`: the command line. It runs the same flows that a deployment runs.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 3 done with more rejects than allowed, 2 refused,
+1 anything else.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from gsec_core.config import PipelineConfig, load_config
+from gsec_core.errors import GsecError, Refused
+
+DONE, FAILED, REFUSED = 0, 1, 2
+
+app = App(
+    name="gsec",
+    help="Sorts a large store of unlabelled images into clusters. Every stage is resumable: a rerun does what is missing.",
+    version_flags=["--version"],
+)
+
+Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]
+Clusters = Annotated[int | None, Parameter(name=["--clusters", "-k"], help="Number of clusters.")]
+StoreUrl = Annotated[str | None, Parameter(name="--store", help="Where all tables are kept: a folder or any fsspec URL. Default: gsec-store.")]
+CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's name in the store. Default: made from the source.")]
+Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]
+ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML file of settings.")]
+Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Any setting, as section.name=value. May be repeated.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object as the last line of stdout.")]
+
+
+@app.command
+def run(
+    source: Source | None = None,
+    *,
+    clusters: Clusters = None,
+    store: StoreUrl = None,
+    corpus: CorpusName = None,
+    encoder: Encoder = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do anew, with all that lies below it. May be repeated.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Cluster the images of a source: do what is missing of every stage."""
+    return _run(_config(config, set_, source=source, clusters=clusters, store=store, corpus=corpus, encoder=encoder), redo or [], as_json)
+
+
+@app.command
+def stage(
+    name: Annotated[str, Parameter(help="ingest, or a stage of the pipeline.")],
+    *,
+    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it.")] = None,
+    config: ConfigFile = None,
+    store: StoreUrl = None,
+    set_: Set = None,
+    redo: Annotated[bool, Parameter(negative="", help="Do the stage anew. Makes a new run; the old one keeps its tables.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Do what is missing of one stage, with the settings of a run or of a file."""
+    if (run is None) == (config is None):
+        raise Refused("gsec stage: give either --run ID or --config FILE.")
+    if run is not None and set_:
+        raise Refused("gsec stage --run: the run's own settings are used. Give other settings with --config.")
+    from flows import commands
+
+    return commands.run_one_stage(name, _config(config, set_, store=store), run, redo, _out(as_json))
+
+
+@app.command
+def status(*, store: StoreUrl = None, as_json: AsJson = False) -> int:
+    """Show the corpora and runs of a store and how far each is. Reads the store and nothing else."""
+    from flows import reports
+
+    return reports.status(_config(None, None, store=store).store, _out(as_json))
+
+
+@app.command
+def doctor(
+    *,
+    store: StoreUrl = None,
+    encoder: Encoder = None,
+    config: ConfigFile = None,
+    verify: Annotated[bool, Parameter(negative="", help="Read every shard; set damaged ones aside, so that the next run makes them anew.")] = False,
+) -> int:
+    """Check the environment, the store and the encoder, and say what to fix."""
+    from flows import reports
+
+    return reports.doctor(_config(config, None, store=store, encoder=encoder), verify)
+
+
+@app.command
+def prune(
+    *,
+    store: StoreUrl = None,
+    keep_runs: Annotated[int, Parameter(help="Newest runs of each corpus to keep.")] = 5,
+    dry_run: Annotated[bool, Parameter(negative="", help="Show what would be deleted; delete nothing.")] = False,
+) -> int:
+    """Delete tables and runs that nobody needs any more. Nothing younger than a day, no embedding of a live image."""
+    from flows import reports
+
+    return reports.prune(_config(None, None, store=store).store, keep_runs, dry_run)
+
+
+@app.command
+def demo(
+    source: Source | None = None,
+    *,
+    clusters: Clusters = None,
+    directory: Annotated[Path, Parameter(name="--directory", help="Where the demo's images and its store go.")] = Path("gsec-demo"),
+    as_json: AsJson = False,
+) -> int:
+    """Run the main job on the embedded default: on photographs that ship with libraries, or on your own SOURCE."""
+    from flows import demo as demonstration
+
+    overrides = {"store": str(directory / "store")}
+    if source is not None:
+        return _run(_config(None, None, source=source, clusters=clusters, **overrides), [], as_json)
+    if clusters is not None:
+        raise Refused("--clusters: the demo's own photographs have a number of clusters; give it together with a SOURCE.")
+    images = demonstration.make_photographs(directory / "images")
+    settings = _config(None, None, source=str(images), clusters=demonstration.CLUSTERS, **overrides)
+    return _run(settings, [], as_json, then=demonstration.show_scores)
+
+
+def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: Callable[[dict[str, Any]], None] | None = None) -> int:
+    from flows import commands
+
+    return commands.run(config, redo, _out(as_json), then)
+
+
+def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:
+    """How a result is written as JSON; None if it is to be shown to a person."""
+    return (lambda result: print(json.dumps(result), flush=True)) if as_json else None
+
+
+def _config(file: Path | None, settings: list[str] | None, encoder: str | None = None, **flags: Any) -> PipelineConfig:
+    """Flags and ``--set`` over environment over file; flags that were not given say nothing."""
+    values: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if encoder is not None:
+        values["encode"] = {"encoder": encoder}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise Refused(f"--set {setting}: write it as section.name=value.")
+        *sections, last = name.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise Refused(f"--set {setting}: {section} is a setting, not a section.")
+        place[last] = value
+    return load_config(file, values)
+
+
+def _quiet_prefect() -> None:
+    """Prefect as a library of a command: local, silent, calling nobody. Whoever sets these otherwise is heard."""
+    defaults = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: every outcome becomes an exit code, every foreseen error one sentence."""
+    _quiet_prefect()
+    try:
+        code = app(arguments, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        code = REFUSED  # cyclopts has said what is wrong
+    except GsecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except OSError as error:
+        print(f"error: {error}. What was committed stays; a rerun continues.", file=sys.stderr)
+        code = FAILED
+    except KeyboardInterrupt:
+        print("interrupted. What was committed stays; a rerun continues.", file=sys.stderr)
+        code = 130
+    except Exception:  # noqa: BLE001 - the last word of a command; the traceback is shown
+        traceback.print_exc()
+        print("error: a fault in gsec, please report it. What was committed stays; a rerun continues.", file=sys.stderr)
+        code = FAILED
+    sys.exit(code or DONE)

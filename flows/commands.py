@@ -1,0 +1,138 @@
+"""The commands that work: run, and one stage. Prefect is imported only when there is something to do."""
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from flows import terminal
+from gsec_core import pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import BadShard, GsecError, Refused
+from gsec_core.stages import base, baseline
+from gsec_core.store import Run, Store
+from gsec_core.tables import BASELINE_CLUSTERS_TABLE
+
+DONE, DONE_WITH_REJECTS = 0, 3
+
+Json = Callable[[dict[str, Any]], None]
+
+
+def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Callable[[dict[str, Any]], None] | None = None) -> int:
+    """The whole pipeline; ``then`` gets the summary of a run that is done. Returns the exit code."""
+    started = time.monotonic()
+    finished = pipeline.nothing_to_do(config, redo)
+    if finished is not None:
+        context = base.Context.of(finished, config)
+        summary = pipeline.summary(context)
+        terminal.err.print(f"run {finished.id} is finished and nothing has changed: nothing to do.")
+    else:
+        summary = _run_flow(config, redo)
+        context = base.Context.of(Store.open(config.store).run(summary["run_id"]), config)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    warning = pipeline.too_many_rejects(context, summary)
+    if warning:
+        terminal.err.print(f"warning: {warning}", markup=False)
+    _show(context, summary)
+    if then is not None:
+        then(summary)
+    if as_json:
+        as_json({key: summary[key] for key in JSON_KEYS})
+    return DONE_WITH_REJECTS if warning else DONE
+
+
+JSON_KEYS = ("run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "seconds")
+
+
+def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None) -> int:
+    """What is missing of one stage, of the run ``run_id`` or of the run that ``config`` asks for. Returns the exit code."""
+    store = Store.open(config.store)
+    if run_id is not None:
+        found = store.run(run_id)
+        config = found.config()
+    if name == "ingest":
+        pipeline.check_redo([name] if redo else [])
+        from flows.ingest import ingest
+
+        made, counts = ingest(config, [])
+        terminal.err.print(f"ingest: {_words(counts)}", markup=False)
+        result: dict[str, Any] = {"run_id": made, **counts}
+    else:
+        pipeline.stage(name)
+        if run_id is None:
+            found = _run_of(config)
+        if redo:
+            found = _redone(store, found, config, name)
+        _check_inputs(found, config, name)
+        sums = _stage_flow(config, found, name)
+        terminal.err.print(f"{name}: {_words(sums)}", markup=False)
+        result = {"run_id": found.id, **sums}
+    terminal.err.print(f"run {result['run_id']}", markup=False)
+    if as_json:
+        as_json(result)
+    return DONE
+
+
+def _run_flow(config: PipelineConfig, redo: list[str]) -> dict[str, Any]:
+    from flows.pipeline import run_pipeline
+    from tasks.progress import watched
+
+    terminal.err.print("starting: the source is listed, then every stage does what is missing")
+    with terminal.watcher() as watcher, watched(watcher):
+        summary = cast(dict[str, Any], run_pipeline(config, redo))
+    terminal.err.print(f"ingest: {_words(summary['changes'])}", markup=False)
+    for stage, sums in summary["made"].items():
+        terminal.err.print(f"{stage}: {_words(sums)}", markup=False)
+    for path in summary["set_aside"]:
+        terminal.err.print(f"damaged, set aside and made anew: {path}", markup=False)
+    return summary
+
+
+def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, float]:
+    from flows.pipeline import set_bad_aside
+    from flows.stages import run_flow
+    from tasks.progress import watched
+
+    with terminal.watcher() as watcher, watched(watcher):
+        try:
+            return run_flow(config, found.id, name)
+        except BadShard as error:
+            set_bad_aside(config, error, [])
+            raise GsecError(f"{error}. It was set aside; `gsec run` or the stage that made it makes it anew.") from None
+
+
+def _run_of(config: PipelineConfig) -> Run:
+    place = pipeline.open_place(config)
+    generation = place.corpus.generation()
+    if not generation.number:
+        raise Refused(f"corpus {place.corpus.name} has no images yet. Run stage ingest first: gsec stage ingest --config FILE.")
+    return pipeline.run_of(place, config, generation)
+
+
+def _redone(store: Store, old: Run, config: PipelineConfig, name: str) -> Run:
+    request = old.request()
+    corpus = store.corpus(request["corpus"])
+    corpus.redo(name)
+    return store.request_run(config, corpus, corpus.generation(request["generation"]).number, corpus.redo_counters(), request["stages"])
+
+
+def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
+    """Raises Refused naming the first stage above ``name`` that is not complete."""
+    context = base.Context.of(run, config)
+    for before in pipeline.STAGES[: [s.name for s in pipeline.STAGES].index(name)]:
+        if run.stage(before.name) is None:  # a new run may find what it needs made by another
+            base.begin(context, before)
+        if not run.is_complete(before.name):
+            first = f"gsec stage {before.name} --run {run.id}"
+            raise Refused(f"stage {name} reads what stage {before.name} writes, and that is not complete in run {run.id}. First: {first}")
+
+
+def _show(context: base.Context, summary: dict[str, Any]) -> None:
+    rows = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
+    terminal.err.print(terminal.table(f"run {summary['run_id']}", rows))
+    assigned = summary["images"] - summary["rejected"] - summary["missing"]
+    terminal.err.print(f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing")
+    terminal.err.print(f"assignments    {summary['assignments']}\ncluster table  {summary['cluster_table']}", markup=False)
+
+
+def _words(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in counts.items())

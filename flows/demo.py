@@ -1,0 +1,73 @@
+"""The demonstration: a corpus made from the photographs that ship inside scikit-image and scikit-learn.
+
+Every image is a crop of one photograph, perhaps mirrored and with other light; the photograph is its label. The labels
+score the result when it is there. It is a check that everything works, and no benchmark.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+from PIL import Image, ImageEnhance
+
+from flows import terminal
+from gsec_core.clustering.metrics import score
+from gsec_core.errors import Refused
+
+PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "coins", "grass", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
+"""By their names in `skimage.data`; those that the package itself holds."""
+
+SAMPLES = ("china.jpg", "flower.jpg")
+"""By their names in `sklearn.datasets.load_sample_image`."""
+
+CLUSTERS = len(PHOTOGRAPHS) + len(SAMPLES)
+
+CROPS = 40
+"""Images a photograph."""
+
+
+def make_photographs(directory: Path) -> Path:
+    """Write the images to ``directory/PHOTOGRAPH/NUMBER.jpg``, the same at every call; those there are stay as they are."""
+    for name, photograph in photographs():
+        random = np.random.default_rng(list(name.encode()))
+        folder = directory / Path(name).stem
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(CROPS):
+            image = _vary(photograph, random)
+            path = folder / f"{number:02d}.jpg"
+            if not path.exists():
+                image.save(path, quality=90)
+    return directory
+
+
+def photographs() -> list[tuple[str, Image.Image]]:
+    """The photographs with their names. Raises Refused if scikit-image is not installed."""
+    try:
+        from skimage import data
+    except ImportError:
+        raise Refused("gsec demo: its photographs are in scikit-image, which is not installed: pip install 'gsec[demo]'.") from None
+    from sklearn.datasets import load_sample_image
+
+    arrays = [(name, getattr(data, name)()) for name in PHOTOGRAPHS] + [(name, load_sample_image(name)) for name in SAMPLES]
+    return [(name, Image.fromarray(array).convert("RGB")) for name, array in arrays]
+
+
+def _vary(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
+    """A square crop of 35 to 80% of the shorter side, perhaps mirrored, brighter or darker."""
+    side = int(min(photograph.size) * random.uniform(0.35, 0.8))
+    left, top = (int(random.integers(0, length - side + 1)) for length in photograph.size)
+    crop = photograph.crop((left, top, left + side, top + side)).resize((256, 256), Image.Resampling.BICUBIC)
+    if random.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return ImageEnhance.Brightness(crop).enhance(random.uniform(0.6, 1.4))
+
+
+def show_scores(summary: dict[str, Any]) -> None:
+    """Print ACC, NMI and ARI of the run's labels; the folder an image is in is its label."""
+    assignments = ds.dataset(summary["assignments"]).to_table(columns=["uri", "cluster"])
+    truth = [uri.split("/")[0] for uri in assignments["uri"].to_pylist()]
+    scores = score(truth, assignments["cluster"].to_numpy())
+    row = {"labelling": "spherical k-means (baseline)", "ACC": scores.acc, "NMI": scores.nmi, "ARI": scores.ari}
+    terminal.err.print(terminal.table(f"against the photographs, encoder lite, {len(truth)} images", [row]))
+    terminal.err.print("This checks that everything works. It is no benchmark: crops of one photograph are easy to tell from another's.")

@@ -1,0 +1,71 @@
+"""The whole DAG as one flow: ingest, then every stage as a flow of its own, then the summary."""
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.ingest import ingest
+from flows.stages import run_flow
+from gsec_core import pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import BadShard, GsecError
+from gsec_core.stages import baseline
+from gsec_core.stages.base import Context, add
+from gsec_core.store import Store
+from gsec_core.tables import BASELINE_CLUSTERS_TABLE
+from tasks import slices
+
+WITH_REJECTS = "CompletedWithRejects"
+"""State of a run that is done but has more rejects than its settings allow."""
+
+
+@flow(name="gsec", persist_result=False)
+def run_pipeline(config: PipelineConfig, redo: list[str]) -> State[dict[str, Any]]:
+    """Cluster a source: do what is missing of every stage.
+
+    The result is `pipeline.summary`, with ``changes`` (what ingest found), ``made`` (stage -> what was made now) and
+    ``set_aside`` (damaged shards that were made anew).
+    """
+    run_id, changes = ingest(config, redo)
+    made: dict[str, dict[str, float]] = {}
+    set_aside: list[str] = []
+    while True:
+        try:
+            for stage in pipeline.STAGES:
+                add(made.setdefault(stage.name, {}), run_flow(config, run_id, stage.name))
+            context = slices.context(config, run_id)
+            summary = pipeline.summary(context)
+            break
+        except BadShard as error:
+            set_aside += set_bad_aside(config, error, set_aside)
+    show_clusters(context)
+    summary |= {"changes": changes, "made": made, "set_aside": set_aside}
+    warning = pipeline.too_many_rejects(context, summary)
+    return Completed(name=WITH_REJECTS, message=warning, data=summary) if warning else Completed(data=summary)
+
+
+def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) -> list[str]:
+    """Rename damaged shards, so that their stage makes them anew. Returns their paths.
+
+    Raises GsecError if one of them was set ``before`` in this flow: a disk that damages what was just written is not
+    to be fed for ever.
+    """
+    again = set(error.paths) & set(before)
+    if again:
+        raise GsecError(f"{sorted(again)[0]} was damaged, made anew and is damaged again. Check the disk under the store.") from error
+    store = Store.open(config.store)
+    for path in error.paths:
+        shards, name = store.path_of(path)
+        shards.set_aside(name)
+        get_run_logger().warning("%s is damaged; it was set aside and is made anew", path)
+    slices.context.cache_clear()  # what it had read may change
+    return list(error.paths)
+
+
+def show_clusters(context: Context) -> None:
+    """The cluster table, for the dashboard."""
+    rows = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
+    create_table_artifact(rows, key="clusters", description=f"Clusters of run {context.run.id}")

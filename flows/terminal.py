@@ -1,0 +1,101 @@
+"""What a command shows while it works and when it is done. Everything goes to stderr but the result."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Bars:
+    """Progress bars on a terminal, with rate and time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+
+    def begin(self, stage: str, units: int, there: int) -> None:
+        before = self._bars.pop(stage, None)
+        if before is not None:
+            self._progress.remove_task(before)
+        self._bars[stage] = self._progress.add_task(stage, total=units or None, rate="", there=f"{there} shards were there" if there else "")
+
+    def advance(self, stage: str, by: int) -> None:
+        bar = self._bars[stage]
+        self._progress.advance(bar, by)
+        speed = next(task.speed for task in self._progress.tasks if task.id == bar)
+        self._progress.update(bar, rate=f"{speed:.0f}/s" if speed else "")
+
+
+class Lines:
+    """A line now and then, where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._units: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+        self._began: dict[str, float] = {}
+        self._shown = 0.0
+
+    def begin(self, stage: str, units: int, there: int) -> None:
+        with self._lock:
+            self._units[stage], self._done[stage], self._began[stage] = units, 0, time.monotonic()
+            self._say(f"{stage}: {units} images to work on, {there} shards were there")
+
+    def advance(self, stage: str, by: int) -> None:
+        with self._lock:
+            self._done[stage] += by
+            done, units = self._done[stage], self._units[stage]
+            if time.monotonic() - self._shown < SECONDS_BETWEEN_LINES and done < units:
+                return
+            rate = done / max(time.monotonic() - self._began[stage], 1e-9)
+            self._say(f"{stage}: {done} of {units} images, {rate:.0f}/s, {(units - done) / rate:.0f} s left")
+
+    def _say(self, text: str) -> None:
+        self._shown = time.monotonic()
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def watcher() -> Iterator[Bars | Lines]:
+    """What shows progress here: bars on a terminal, lines elsewhere."""
+    if not err.is_terminal:
+        yield Lines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[there]}"),
+    )
+    with Progress(*columns, console=err) as progress:
+        yield Bars(progress)
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows as a table, columns as the first row has them."""
+    shown = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        shown.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row.values()))
+    return shown
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))

@@ -1,0 +1,108 @@
+"""Spherical k-means: Lloyd's algorithm on the unit sphere (Dhillon and Modha 2001), by faiss."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+BLOCK_ROWS = 16_384
+"""Rows whose similarities to all centres are in memory at once."""
+
+_SAMPLE_ROWS = 65_536
+_SAMPLE_ROWS_PER_CLUSTER = 256
+
+
+class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Clusters directions: rows are scaled to unit length and compared by cosine.
+
+    Above 65,536 rows (and 256 a cluster) the centres are fitted on a random sample; every row is assigned.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_init : int
+        Starts; the one with the highest sum of cosines is kept.
+    max_iter : int
+        Iterations a start.
+    random_state : int
+        Seed of sample and starts. Equal seeds, versions, processors and thread counts give equal labels.
+    n_threads : int
+        Threads; 0 = one a core.
+
+    Attributes
+    ----------
+    cluster_centers_ : float32 (n_clusters, n_features), unit length, the largest cluster first
+    labels_ : int32 (n_samples,)
+    n_iter_ : int
+        Iterations of the start that was kept.
+    """
+
+    def __init__(self, n_clusters: int = 8, *, n_init: int = 10, max_iter: int = 50, random_state: int = 0, n_threads: int = 0) -> None:
+        self.n_clusters = n_clusters
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.n_threads = n_threads
+
+    def fit(self, X: ArrayLike, y: object = None) -> "SphericalKMeans":
+        """Fit on ``X`` (n_samples, n_features), floats of any precision. Raises ValueError if there are fewer rows than clusters."""
+        X = self._validated(X, reset=True)
+        if not 1 <= self.n_clusters <= len(X):
+            raise ValueError(f"n_clusters = {self.n_clusters}: there are {len(X)} samples, so it must be between 1 and {len(X)}.")
+        import faiss
+
+        faiss.omp_set_num_threads(self.n_threads or faiss.omp_get_max_threads())
+        kmeans = faiss.Kmeans(
+            X.shape[1],
+            self.n_clusters,
+            niter=self.max_iter,
+            nredo=self.n_init,
+            spherical=True,
+            seed=self.random_state,
+            min_points_per_centroid=1,
+        )
+        sample = _sample(len(X), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * self.n_clusters), self.random_state)
+        kmeans.cp.max_points_per_centroid = len(sample)  # the sample is taken here, not by faiss
+        kmeans.train(unit_rows(X[sample]))
+        assert kmeans.centroids is not None
+        assert kmeans.obj is not None
+        self.n_iter_ = len(kmeans.obj)
+        self.cluster_centers_ = unit_rows(kmeans.centroids)
+        labels = self.predict(X)
+        order = np.argsort(-np.bincount(labels, minlength=self.n_clusters), kind="stable")
+        self.cluster_centers_ = self.cluster_centers_[order]
+        self.labels_ = np.argsort(order)[labels].astype(np.int32)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int32]:
+        """The nearest centre of each row of ``X`` (n_samples, n_features)."""
+        return np.concatenate([similarities.argmax(1) for similarities in self.similarities(X)]).astype(np.int32)
+
+    def similarities(self, X: ArrayLike) -> Iterator[NDArray[np.float32]]:
+        """Cosines to all centres, (rows, n_clusters), block by block."""
+        check_is_fitted(self)
+        X = self._validated(X, reset=False)
+        for start in range(0, len(X), BLOCK_ROWS):
+            yield unit_rows(X[start : start + BLOCK_ROWS]) @ self.cluster_centers_.T
+
+    def _validated(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
+        valid: NDArray[Any] = validate_data(self, X, dtype=[np.float16, np.float32, np.float64], reset=reset)
+        return valid
+
+
+def unit_rows(X: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows scaled to unit length as float32; a row of zeros stays one."""
+    rows = np.ascontiguousarray(X, np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms[norms == 0] = 1
+    unit: NDArray[np.float32] = rows / norms
+    return unit
+
+
+def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))

@@ -1,0 +1,117 @@
+"""Every setting, one frozen model a stage.
+
+A field changes the output unless it is marked ``RUNTIME``: the others enter the fingerprints of the tables, so that a
+changed setting makes new tables and an unmarked new field can never make two different outputs share a name.
+Values come from flags, then ``GSEC_*`` environment variables (``GSEC_ENCODE__BATCH_SIZE=32``), then a TOML file.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from gsec_core.errors import Refused
+
+RUNTIME = "runtime"
+"""Marks a field that does not change the output: it is recorded as provenance only."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestConfig(_Settings):
+    """How the source is listed."""
+
+    image_column: str = Field("image", description="Parquet sources: the column with the image bytes (binary, or a struct with a field `bytes`).")
+    shard_rows: Annotated[int, RUNTIME] = Field(2048, ge=1, le=65536, description="Images a shard: the unit of commit and resume of encoding.")
+    max_shrink: Annotated[float, RUNTIME] = Field(0.2, ge=0, le=1, description="Share of the live images that may vanish before ingest stops.")
+
+
+class EncodeConfig(_Settings):
+    """How images become embeddings."""
+
+    encoder: str = Field("lite", min_length=1, description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass. bf16 is faster where the processor has it.")
+    batch_size: int = Field(64, ge=1, le=4096, description="Images a forward pass; the last batch is padded to it.")
+    thumbnail_size: int = Field(96, ge=16, le=96, description="Longest side of the stored thumbnails, in pixels.")
+    device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
+    workers: Annotated[int, RUNTIME] = Field(0, ge=0, le=256, description="Threads that read and decode; 0 = one a core. A remote source wants more.")
+    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Go on when a damaged shard cannot be restored whole because images are gone.")
+
+
+class BaselineConfig(_Settings):
+    """Spherical k-means on the image embeddings."""
+
+    n_init: int = Field(10, ge=1, le=100, description="Starts; the best by the clustering's own objective is kept.")
+    max_iter: int = Field(50, ge=1, le=1000, description="Iterations a start.")
+    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the starts.")
+
+
+class PipelineConfig(_Settings):
+    """One run: where images come from, where tables go, how many clusters, and each stage's settings."""
+
+    source: Annotated[str | None, RUNTIME] = Field(None, description="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")
+    store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
+    corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store; made from the source if not given.")
+    clusters: int = Field(10, ge=2, le=100_000, description="Number of clusters.")
+    max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
+    threads: Annotated[int, RUNTIME] = Field(0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core. Equal counts, equal labels.")
+    max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="Slices of shards that are worked on at once.")
+    ingest: IngestConfig = IngestConfig()
+    encode: EncodeConfig = EncodeConfig()
+    baseline: BaselineConfig = BaselineConfig()
+
+
+def output_settings(settings: BaseModel) -> dict[str, Any]:
+    """The values of the fields that change the output, sections within sections, JSON-able."""
+    values: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            values[name] = output_settings(value)
+        elif not _is_runtime(field):
+            values[name] = value
+    return values
+
+
+def _is_runtime(field: FieldInfo) -> bool:
+    return RUNTIME in field.metadata
+
+
+def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
+    """Flags (``overrides``, nested by section) over environment over ``file`` over defaults.
+
+    Raises Refused naming the setting, its value and what is allowed.
+    """
+    from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+    if file is not None and not file.is_file():
+        raise Refused(f"--config {file}: there is no such file.")
+
+    class Sources(BaseSettings, PipelineConfig):
+        model_config = SettingsConfigDict(env_prefix="GSEC_", env_nested_delimiter="__", toml_file=file, extra="forbid", frozen=True)
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    try:
+        return PipelineConfig.model_validate(Sources(**dict(overrides or {})).model_dump())
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"])
+        remedy = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"][:1].lower() + first["msg"][1:]
+        raise Refused(f"{setting} = {json.dumps(first['input'], default=str)}: {remedy}.") from None
+    except ValueError as error:  # a file that is not TOML, an environment value that is not JSON
+        raise Refused(f"The configuration could not be read: {error}") from None

@@ -1,0 +1,75 @@
+"""Encoders by name: ``lite``, or ``open_clip:MODEL:PRETRAINED``."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import xxhash
+
+from gsec_core.encoders.base import Embedded, Encoder
+from gsec_core.encoders.lite import LiteEncoder
+from gsec_core.encoders.open_clip import OpenClipEncoder
+from gsec_core.errors import Refused
+
+__all__ = ["Embedded", "Encoder", "encoder_identity", "load_encoder"]
+
+_EncoderClass = type[LiteEncoder] | type[OpenClipEncoder]
+
+_ENCODERS: dict[str, _EncoderClass] = {"lite": LiteEncoder, "open_clip": OpenClipEncoder}
+"""By the part of the name before its first colon. The rest, the reference, is the encoder's own to read."""
+
+
+def load_encoder(name: str, *, precision: str, device: str, threads: int) -> Encoder:
+    """Build an encoder with its weights: ``precision`` fp32 or bf16, ``device`` auto, cpu, cuda or cuda:N.
+
+    Sets the number of threads of this process's torch to ``threads`` (0 = one a core), as torch has no narrower setting.
+    Raises Refused naming ``encode.encoder`` or ``encode.device``.
+    """
+    encoder, reference = _find(name)
+
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    return encoder(reference, precision=precision, device=_resolve(device))
+
+
+def encoder_identity(name: str) -> dict[str, object]:
+    """What makes this encoder's output its own, for fingerprints: its name, and the digest of a local checkpoint. Imports no framework.
+
+    Raises Refused if there is no such encoder or no such checkpoint folder.
+    """
+    encoder, reference = _find(name)
+    checkpoint = encoder.checkpoint(reference)
+    return {"name": name} if checkpoint is None else {"name": name, "checkpoint": _digest(checkpoint)}
+
+
+def _find(name: str) -> tuple[_EncoderClass, str]:
+    family, _, reference = name.partition(":")
+    if family not in _ENCODERS:
+        raise Refused(f"encode.encoder = {json.dumps(name)}: there is no such encoder; there are `lite` and `open_clip:MODEL:PRETRAINED`.")
+    return _ENCODERS[family], reference
+
+
+def _resolve(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise Refused(f"encode.device = {json.dumps(device)}: there are `auto`, `cpu`, `cuda` and `cuda:N`.")
+    gpus = torch.cuda.device_count()
+    if device != "cpu" and int(match[1] or 0) >= gpus:
+        raise Refused(f"encode.device = {json.dumps(device)}: torch sees {gpus} GPUs here; `auto` takes the CPU where there is none.")
+    return device
+
+
+def _digest(checkpoint: Path) -> str:
+    """xxh3-128, in hex, of a file's bytes, or of the names and digests of a folder's files."""
+    if checkpoint.is_file():
+        with checkpoint.open("rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    files = sorted(file for file in checkpoint.iterdir() if file.is_file())
+    return xxhash.xxh3_128_hexdigest(json.dumps([(file.name, _digest(file)) for file in files]).encode())

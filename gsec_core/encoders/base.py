@@ -1,0 +1,41 @@
+"""What the pipeline needs of an encoder. Implementations import their frameworks when they are built, not before."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+class Embedded(NamedTuple):
+    """Embeddings of one batch, each row of unit length, float32."""
+
+    image: NDArray[np.float32]
+    """(batch, dim): the image space, in which images are clustered."""
+    joint: NDArray[np.float32] | None
+    """(batch, joint_dim): the space shared with text, where it is not the image space itself."""
+
+
+class Encoder(Protocol):
+    """Images, and texts in the joint space, to unit vectors.
+
+    For CLIP the image space is the joint space; then ``joint_dim`` is None and texts have ``dim`` values.
+    """
+
+    dim: int
+    joint_dim: int | None
+    preprocessing: Mapping[str, object]
+    """How an image becomes pixels, JSON-able: recorded with the embeddings."""
+
+    def preprocess(self, image: Image.Image) -> NDArray[np.generic]:
+        """An RGB image to the model's input, (3, height, width). Runs in the decoding pool, so it is thread-safe and uses no device."""
+        ...
+
+    def encode_images(self, pixels: NDArray[np.generic]) -> Embedded:
+        """(batch, 3, height, width) of preprocessed images to embeddings. Always called with one batch shape."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts to (len(texts), joint_dim or dim), unit length."""
+        ...

@@ -1,0 +1,130 @@
+"""Any CLIP that open_clip knows, by published tag, checkpoint file or folder."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gsec_core.encoders.base import Embedded
+from gsec_core.errors import Refused
+from gsec_core.images import limit_ratio
+
+if TYPE_CHECKING:
+    import torch
+
+FOLDER = "local-dir"
+"""open_clip's own word for a folder with open_clip_config.json and weights, as Hugging Face serves them."""
+TEXT_BATCH = 256
+
+
+class OpenClipEncoder:
+    """``MODEL:TAG``, ``MODEL:/path/of/checkpoint`` or ``local-dir:/path/of/folder``, with that model's own preprocessing.
+
+    Images and texts share one space. ``precision`` bf16 is open_clip's ``pure_bf16``: weights and activations of both towers.
+    Checkpoints are read without unpickling code: safetensors, or torch's weights-only loader.
+    """
+
+    joint_dim: int | None = None
+
+    @staticmethod
+    def checkpoint(reference: str) -> Path | None:
+        """The local file or folder that the reference names, None for a published tag. Raises Refused if it names nothing."""
+        model, _, weights = reference.partition(":")
+        if not (model and weights):
+            raise _refused(reference, "write `open_clip:MODEL:PRETRAINED`, as in `open_clip:ViT-B-32:laion2b_s34b_b79k`")
+        path = Path(weights)
+        if model == FOLDER and not (path / "open_clip_config.json").is_file():
+            raise _refused(reference, f"{path / 'open_clip_config.json'} does not exist")
+        return path if model == FOLDER or path.is_file() else None
+
+    def __init__(self, reference: str, *, precision: str, device: str) -> None:
+        import open_clip
+        import torch
+
+        local = self.checkpoint(reference)
+        model, _, weights = reference.partition(":")
+        if model == FOLDER:
+            name, pretrained, options = reference, None, {}
+        else:
+            name, pretrained = model.replace("/", "-"), str(local.resolve()) if local else weights
+            options = _options(reference, name, None if local else weights)
+        options["precision"] = "pure_bf16" if precision == "bf16" else "fp32"
+        try:
+            self._model, self._transform = open_clip.create_model_from_pretrained(name, pretrained, device=device, weights_only=True, **options)
+            self._tokenizer = open_clip.get_tokenizer(name)
+        except Exception as error:  # whatever open_clip, torch, safetensors or the hub's client say of a download or a file
+            remedy = "it does not fit this model, or is damaged" if local else "without a network, give a local file or folder in place of the tag"
+            raise _refused(reference, f"could not be loaded ({_first_line(error)}); {remedy}") from error
+        self._model.eval().requires_grad_(False)
+        self._device = torch.device(device)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dim: int = open_clip.get_model_config(name)["embed_dim"]
+        self.preprocessing: Mapping[str, object] = {"open_clip": open_clip.__version__, **self._model.visual.preprocess_cfg}
+
+    def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
+        """An RGB image to (3, height, width), float32, by open_clip's own transform for inference; of more than 8:1 only the middle is seen."""
+        if self.preprocessing["resize_mode"] != "squash":
+            image = limit_ratio(image)
+        pixels: NDArray[np.float32] = self._transform(image).numpy()
+        return pixels
+
+    def encode_images(self, pixels: NDArray[np.generic]) -> Embedded:
+        """(batch, 3, height, width) float32 to (batch, dim)."""
+        import torch
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).to(self._device).to(self._dtype)
+            return Embedded(_unit(self._model.encode_image(batch)), None)
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts to (len(texts), dim), unit length; what is beyond the model's context is not read."""
+        import torch
+
+        vectors = [np.empty((0, self.dim), np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(texts), TEXT_BATCH):
+                tokens = self._tokenizer(list(texts[start : start + TEXT_BATCH])).to(self._device)
+                vectors.append(_unit(self._model.encode_text(tokens)))
+        return np.concatenate(vectors)
+
+
+def _unit(features: "torch.Tensor") -> NDArray[np.float32]:
+    from torch.nn.functional import normalize
+
+    vectors: NDArray[np.float32] = normalize(features.float(), dim=-1).cpu().numpy()
+    return vectors
+
+
+def _options(reference: str, name: str, tag: str | None) -> dict[str, Any]:
+    """What open_clip must be told beyond the model's name and its tag; no tag means a local checkpoint."""
+    import open_clip
+
+    if name not in open_clip.list_models():
+        near = difflib.get_close_matches(name, open_clip.list_models())
+        raise _refused(reference, f"open_clip has no model {name}" + (f"; near it are {', '.join(near)}" if near else ""))
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag is not None:
+        if not open_clip.is_pretrained_cfg(name, tag):
+            raise _refused(reference, f"{tag} is neither a file nor a tag of {name}, whose tags are {', '.join(tags) or 'none'}")
+        # Weights trained with QuickGELU run under the plain model's name with a mere warning, and give wrong embeddings.
+        return {"force_quick_gelu": bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))}
+    # A checkpoint alone does not tell its preprocessing, and open_clip would assume OpenAI's: take what the model's published weights agree on.
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    known = [{f"image_{key}": open_clip.get_pretrained_cfg(name, tag)[key] for key in keys} for tag in tags]
+    if any(options != known[0] for options in known):
+        remedy = f"use `open_clip:{FOLDER}:FOLDER`, a folder with an open_clip_config.json as Hugging Face serves it"
+        raise _refused(reference, f"the published weights of {name} differ in their preprocessing; {remedy}")
+    return known[0] if known else {}
+
+
+def _refused(reference: str, why: str) -> Refused:
+    return Refused(f"encode.encoder = {json.dumps('open_clip:' + reference)}: {why}.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,31 @@
+"""What can go wrong, by what it means for whoever runs gsec."""
+
+
+class GsecError(Exception):
+    """A run could not be finished. Committed shards stay; a rerun continues. Exit code 1."""
+
+    exit_code = 1
+
+
+class Refused(GsecError):
+    """The request cannot be carried out as asked: one sentence that names the setting and the remedy. Exit code 2."""
+
+    exit_code = 2
+
+
+class BadShard(GsecError):
+    """Committed shards whose bytes are not what was written: a failed checksum, a torn or foreign file."""
+
+    def __init__(self, path: str, why: str, *, paths: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{path}: {why}")
+        self.paths = paths or (path,)
+
+    @classmethod
+    def of(cls, errors: "list[BadShard]") -> "BadShard":
+        """Several as one."""
+        paths = tuple(path for error in errors for path in error.paths)
+        return cls(paths[0], f"{str(errors[0]).partition(': ')[2]} ({len(paths)} bad shards in all)", paths=paths)
+
+
+class Unreachable(GsecError):
+    """A store or a source that does not answer. What was being worked on stays uncommitted."""

@@ -1,0 +1,116 @@
+"""Which files of a store nobody needs any more.
+
+Kept are runs that are published, unfinished, or among the newest of their corpus; the tables they name; the
+generations they read and every corpus's newest. Embeddings of live images are kept whoever made them: they are what
+costs. Nothing younger than a day is deleted, so that a run that has not written its request yet is safe, and files that
+were set aside are never deleted.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gsec_core.store import Corpus, Generation, Run, Shards, Store
+from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
+
+GRACE = timedelta(hours=24)
+"""Nothing younger is deleted."""
+
+KEEP_RUNS = 5
+"""Newest runs of each corpus that are kept."""
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """One thing to delete and why."""
+
+    path: str
+    why: str
+    carry_out: Callable[[], None]
+
+
+def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
+    """What `prune` would delete, in an order in which being killed half-way leaves a good store."""
+    oldest = datetime.now(UTC) - GRACE
+    kept = _kept_runs(store, keep_runs)
+    dropped = sorted(store.files.directories("runs") - {run.id for run in kept})
+    found = [deletion for id in dropped for deletion in _files_of(store, f"runs/{id}", "the run is old")]
+    for corpus in store.corpora():
+        found += _of_corpus(store, corpus, [run for run in kept if run.request()["corpus"] == corpus.name])
+    return [deletion for deletion in found if store.files.modified(deletion.path) < oldest]
+
+
+def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
+    kept = []
+    published = store.published_runs()
+    newest: dict[str, int] = {}
+    for run in reversed(store.runs()):
+        corpus = run.request()["corpus"]
+        newest[corpus] = newest.get(corpus, 0) + 1
+        if newest[corpus] <= keep_runs or run.id in published or not run.is_finished():
+            kept.append(run)
+    return kept
+
+
+def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deletion]:
+    numbers = {run.request()["generation"] for run in kept} | {max(corpus.generation_numbers(), default=0)}
+    generations = [corpus.generation(number) for number in sorted(numbers - {0})]
+    listed = {name for generation in generations for name in generation.shard_names}
+    named = {(table, record["fingerprint"]) for run in kept for record in run.stages().values() for table in record["tables"]}
+    for number in corpus.generation_numbers():
+        if number not in numbers:
+            yield _file(store, corpus.generation_path(number), "no kept run reads this generation")
+    for shards in [corpus.images, *corpus.tables()]:
+        by_image_shard = shards.directory.split("/")[1] in ("images", EMBEDDINGS_TABLE.name, THUMBNAILS_TABLE.name)
+        if not by_image_shard and tuple(shards.directory.split("/")[1:]) not in named:
+            yield from _files_of(store, shards.directory, "no kept run names this table")
+            continue
+        for leftover in sorted(store.files.leftovers(shards.directory)):
+            yield _file(store, f"{shards.directory}/{leftover}", "left by a killed writer")
+        for name in sorted(shards.names()) if by_image_shard else ():
+            if name not in listed:
+                yield _file(store, shards.path(name), "its images are in no kept generation")
+    if generations:
+        yield from _thumbnails_of_deleted(corpus, generations[-1], listed)
+
+
+def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str]) -> Iterator[Deletion]:
+    """Deleted images lose their pictures, unless a live image has the same bytes."""
+    live = corpus.live_rows(newest).select(["image_id", "shard"])
+    for thumbnails in corpus.tables(THUMBNAILS_TABLE.name):
+        embeddings = corpus.table(EMBEDDINGS_TABLE.name, thumbnails.directory.rpartition("/")[2])
+        names = sorted(thumbnails.names() & embeddings.names() & listed)
+        hashes = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names]) if names else None
+        if hashes is None:
+            continue
+        alive = hashes.join(live, ["image_id", "shard"], join_type="inner")["content_hash"]
+        doomed = hashes.filter(pc.invert(pc.is_in(hashes["content_hash"], alive)))
+        for name in sorted(set(doomed["shard"].to_pylist())):
+            gone = doomed.filter(pc.equal(doomed["shard"], name))["image_id"]
+            pictures = thumbnails.read(name)
+            left = pictures.filter(pc.invert(pc.is_in(pictures["image_id"], gone)))
+            if left.num_rows < pictures.num_rows:
+                why = f"{pictures.num_rows - left.num_rows} thumbnails of deleted images"
+                yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, left))
+
+
+def _rewriting(shards: Shards, name: str, left: pa.Table) -> Callable[[], None]:
+    return lambda: shards.replace(name, left, shards.facts(name))
+
+
+def _with_shard(name: str, table: pa.Table) -> pa.Table:
+    return table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
+
+
+def _file(store: Store, path: str, why: str) -> Deletion:
+    return Deletion(path, why, lambda: store.files.remove(path))
+
+
+def _files_of(store: Store, directory: str, why: str) -> list[Deletion]:
+    """All files of a directory but those that were set aside; a run's request first, so that half of a run is none."""
+    names = store.files.files(directory) | store.files.leftovers(directory)
+    ordered = sorted((name for name in names if not Shards.is_aside(name)), key=lambda name: (name != "request.json", name))
+    return [_file(store, f"{directory}/{name}", why) for name in ordered]

@@ -1,0 +1,29 @@
+"""Where images come from: a folder, Parquet files or WebDataset tars, on this machine or on an object store."""
+
+from gsec_core.errors import Refused
+from gsec_core.sources.address import is_local, normalise_url, source_name
+from gsec_core.sources.base import LISTING, ImageRef, MissingImage, RejectedImage, Source
+from gsec_core.sources.folder import LocalFolder, RemoteFolder
+from gsec_core.sources.parquet import ParquetSource
+from gsec_core.sources.webdataset import TarSource
+
+__all__ = ["LISTING", "ImageRef", "MissingImage", "RejectedImage", "Source", "normalise_url", "open_source", "source_name"]
+
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+
+def open_source(url: str, *, image_column: str = "image") -> Source:
+    """The source at an address; ``image_column`` is for Parquet. Credentials come from the environment, as fsspec reads them.
+
+    The ending of the address alone tells the kind, so that opening costs no request and a source that is away for a moment
+    is no other kind. Whether it is there shows in ``list`` and ``check``. Raises Refused for an address that can be no source.
+    """
+    url = normalise_url(url)
+    ending = url.lower()
+    if ending.endswith(".parquet"):
+        return ParquetSource(url, image_column)
+    if ending.endswith(".tar"):
+        return TarSource(url)
+    if ending.endswith(_COMPRESSED_TARS):
+        raise Refused(f"Source {url} is a compressed tar, from which no single image can be read: unpack it, or make it a plain .tar.")
+    return LocalFolder(url) if is_local(url) else RemoteFolder(url)

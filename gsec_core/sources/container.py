@@ -1,0 +1,90 @@
+"""Files that hold many images: one such file, or a glob of them. Subclasses know one kind of file."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from gsec_core.errors import Refused
+from gsec_core.sources.base import ImageRef, MissingImage
+from gsec_core.sources.listing import is_visible
+from gsec_core.sources.storage import check_answers, fetch_errors, file_version, listing_errors, open_filesystem
+from gsec_core.sources.uris import inside, to_uri
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+class ContainerSource(ABC):
+    """URIs are ``CONTAINER#MEMBER``, the container relative to the last folder that the glob leaves fixed."""
+
+    suffix: str
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, self._path = open_filesystem(url)
+        glob = _GLOB.search(self._path)
+        self._is_glob = glob is not None
+        self._root = self._path[: glob.start() if glob else None].rpartition("/")[0]
+
+    def list(self) -> pa.Table:
+        tables = []
+        for path in self._containers():
+            with listing_errors(self.url):
+                version = file_version(self._fs, path)  # before its content: a change in between shows when images are fetched
+                tables.append(self._list_container(path, to_uri(self._relative(path)), version))
+        table = pa.concat_tables(tables).sort_by("uri")
+        if not table.num_rows:
+            raise Refused(f"Source {self.url} holds no images: give other {self.suffix} files.")
+        return table
+
+    def fetch(self, ref: ImageRef) -> bytes:
+        container, _, member = ref.uri.partition("#")
+        with fetch_errors():
+            return self._fetch_member(f"{self._root}/{inside(container)}", member, ref)
+
+    def check(self) -> None:
+        check_answers(self._fs, (self._root or "/") if self._is_glob else self._path, self.url)
+
+    @abstractmethod
+    def _list_container(self, path: str, uri: str, version: str) -> pa.Table:
+        """The images of one file, in any order. Raises Refused, naming ``path``, if it is not of the kind."""
+
+    @abstractmethod
+    def _fetch_member(self, path: str, member: str, ref: ImageRef) -> bytes:
+        """The bytes of one member; ``member`` is as in the URI."""
+
+    @contextmanager
+    def _unchanged(self, path: str, version: str) -> Iterator[None]:
+        """Guards a read. The version is compared after it, be it good or bad, so that no change can fall in between."""
+        try:
+            yield
+        finally:
+            if file_version(self._fs, path) != version:
+                raise MissingImage("the file changed after it was listed")
+
+    def _containers(self) -> Sequence[str]:
+        with listing_errors(self.url):
+            try:
+                kind = self._fs.info(self._path)["type"]
+            except FileNotFoundError:
+                if not self._is_glob:
+                    raise
+            else:
+                if kind != "file":
+                    raise Refused(f"Source {self.url} is not a file but a {kind}: pass files, as in '{self.url}/*{self.suffix}'.")
+                return [self._path]
+            found = self._fs.glob(self._path, detail=True)
+            paths = sorted(path for path, info in found.items() if is_visible(self._relative(path)) and self._is_file(path, info))
+            if not paths:
+                raise Refused(f"Source {self.url} matches no file: check the folder and the pattern.")
+        return paths
+
+    def _is_file(self, path: str, info: dict[str, Any]) -> bool:
+        """Links count as what they lead to: a download cache often is a folder of links."""
+        return info["type"] == "file" or bool(info.get("islink") and self._fs.isfile(path))
+
+    def _relative(self, path: str) -> str:
+        return path.removeprefix(f"{self._root}/")

@@ -1,0 +1,98 @@
+"""Parquet files with a column of encoded images, as Hugging Face image sets have it."""
+
+import threading
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gsec_core.errors import Refused
+from gsec_core.sources.base import LISTING, ImageRef, RejectedImage
+from gsec_core.sources.container import ContainerSource
+
+ROW_DIGITS = 9
+"""Row numbers are padded with zeros, so that the order of the URIs is the order of storage and row groups are read in turn."""
+
+
+class _Footer(NamedTuple):
+    metadata: pq.FileMetaData
+    starts: NDArray[np.int64]
+    """First row of each row group, and the number of rows."""
+    leaf: str
+    """Path of the column of bytes within the file."""
+
+
+class ParquetSource(ContainerSource):
+    """One image a row, in ``image_column``: binary, or a struct with a binary field ``bytes``; a ``path`` beside it is never followed."""
+
+    suffix = ".parquet"
+
+    def __init__(self, url: str, image_column: str) -> None:
+        super().__init__(url)
+        self._image_column = image_column
+        self._lock = threading.Lock()  # so that threads that want rows of one group read it once
+        self._footer = lru_cache(maxsize=64)(self._read_footer)
+        self._group = lru_cache(maxsize=2)(self._read_group)
+
+    def _list_container(self, path: str, uri: str, version: str) -> pa.Table:
+        count = self._open_footer(path).metadata.num_rows
+        rows = pc.utf8_lpad(pa.array(np.arange(count)).cast(pa.string()), ROW_DIGITS, "0")
+        uris = pc.binary_join_element_wise(uri, rows, "#")
+        return pa.table([uris, pa.repeat(pa.scalar(-1, pa.int64()), count), pa.repeat(version, count)], schema=LISTING)
+
+    def _fetch_member(self, path: str, member: str, ref: ImageRef) -> bytes:
+        with self._lock:
+            starts = self._footer(path, ref.version).starts
+            if not member.isdecimal() or int(member) >= starts[-1]:
+                raise RejectedImage("the URI names no row")
+            row = int(member)
+            group = int(np.searchsorted(starts, row, side="right")) - 1
+            images = self._group(path, ref.version, group)
+        image: bytes | None = images[row - int(starts[group])].as_py()
+        if image is None:
+            raise RejectedImage("no image bytes in the row")
+        return image
+
+    def _read_footer(self, path: str, version: str) -> _Footer:
+        with self._unchanged(path, version):
+            return self._open_footer(path)
+
+    def _read_group(self, path: str, version: str, group: int) -> pa.ChunkedArray:
+        """The image bytes of one row group."""
+        footer = self._footer(path, version)
+        try:
+            with self._unchanged(path, version), self._fs.open(path, "rb") as raw, pq.ParquetFile(raw, metadata=footer.metadata) as file:
+                return file.read_row_group(group, columns=[footer.leaf]).flatten().column(0)
+        except (OSError, pa.ArrowException) as error:
+            # A bare OSError without a number is Arrow's own, of bytes that it cannot decode: no retry cures them.
+            if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+                raise RejectedImage(f"damaged Parquet row group: {str(error).strip()}") from error
+            raise
+
+    def _open_footer(self, path: str) -> _Footer:
+        try:
+            with self._fs.open(path, "rb") as raw, pq.ParquetFile(raw) as file:
+                metadata, schema = file.metadata, file.schema_arrow
+        except pa.ArrowInvalid as error:
+            raise Refused(f"{path} is not a whole Parquet file: replace it, or leave it out of the source. ({error})") from error
+        starts = np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))], dtype=np.int64)
+        return _Footer(metadata, starts, self._leaf(schema, path))
+
+    def _leaf(self, schema: pa.Schema, path: str) -> str:
+        setting = f'ingest.image_column = "{self._image_column}"'
+        if self._image_column not in schema.names:
+            raise Refused(f"{setting}: {path} has no such column; it has {', '.join(schema.names)}.")
+        kind = schema.field(self._image_column).type
+        if _is_binary(kind):
+            return self._image_column
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
+            return f"{self._image_column}.bytes"
+        raise Refused(f"{setting}: the column is {kind} in {path}; it must be binary, or a struct with a binary field `bytes`.")
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -1,0 +1,85 @@
+"""fsspec as the sources use it: versions of files, and failures in the words of errors.py and base.py."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.sources.base import MissingImage, RejectedImage
+
+
+def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a normalised address and the path on it. It keeps no listings: a version must be the present one."""
+    try:
+        fs, path = url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise Refused(f"Source {url} cannot be read: {str(error).rstrip('.')}.") from None
+    return fs, path
+
+
+def stat_version(stat: os.stat_result) -> str:
+    return f"{stat.st_mtime_ns}-{stat.st_size}"
+
+
+def info_version(info: dict[str, Any]) -> str:
+    """The version of a remote file from what fsspec tells of it; each store has its own words."""
+    for key in ("ETag", "etag"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    changed = next((info[key] for key in ("LastModified", "last_modified", "mtime", "created") if info.get(key)), "unknown")
+    return f"{changed}-{info['size']}"
+
+
+def file_version(fs: AbstractFileSystem, path: str) -> str:
+    """The present version of a file, by one request."""
+    return stat_version(os.stat(path)) if isinstance(fs, LocalFileSystem) else info_version(fs.info(path))
+
+
+def check_answers(fs: AbstractFileSystem, path: str, url: str) -> None:
+    """Raises Unreachable unless the file or folder is there."""
+    try:
+        fs.info(path)
+    except Exception as error:
+        raise Unreachable(f"Source {url} does not answer: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def listing_errors(url: str) -> Iterator[None]:
+    """Failures of the storage while it is listed, as Refused (the answer is no) or Unreachable (there is no answer)."""
+    try:
+        yield
+    except GsecError:
+        raise
+    except FileNotFoundError as error:
+        raise Refused(f"Source {url} is not there: check the path, and that its disk or bucket is there for this user.") from error
+    except NotADirectoryError as error:
+        raise Refused(f"Source {url} is a file of no known kind: give a folder, .parquet or .tar files.") from error
+    except PermissionError as error:
+        raise Refused(f"Source {url} may not be read ({error}): allow it for this user, or give a folder that holds only readable ones.") from error
+    except Exception as error:  # the drivers of object stores raise classes of their own
+        raise Unreachable(f"Source {url} does not answer: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def fetch_errors() -> Iterator[None]:
+    """Failures of the storage while an image is read, as MissingImage, RejectedImage, or OSError for what a retry may cure."""
+    try:
+        yield
+    except (GsecError, MissingImage, RejectedImage):
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingImage("the file is gone") from error
+    except PermissionError as error:
+        raise MissingImage("permission denied") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RejectedImage("a link that leads in a circle") from error
+        raise
+    except Exception as error:  # the drivers of object stores raise classes of their own
+        raise OSError(f"{type(error).__name__}: {error}") from error

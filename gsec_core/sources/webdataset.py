@@ -1,0 +1,61 @@
+"""Uncompressed tars, as WebDataset has them. Listing reads the headers; an image is one ranged read and a look at the tar's version."""
+
+import tarfile
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from gsec_core.errors import Refused
+from gsec_core.sources.base import ImageRef, RejectedImage
+from gsec_core.sources.container import ContainerSource
+from gsec_core.sources.listing import is_image_name, is_visible, to_table
+from gsec_core.sources.uris import inside, to_uri
+
+
+class TarSource(ContainerSource):
+    """The version of a member is ``VERSION OF THE TAR@OFFSET+SIZE``, or ``...@WHAT IT IS`` for a member that is no plain file."""
+
+    suffix = ".tar"
+
+    def _list_container(self, path: str, uri: str, version: str) -> pa.Table:
+        last: dict[str, ImageRef] = {}  # of members with one name, the last wins, as it does when tar extracts
+        for member in self._members(path):
+            name = member.name.removeprefix("./")
+            if is_image_name(name) and is_visible(name) and not member.isdir():
+                member_uri = f"{uri}#{to_uri(name)}"
+                last[member_uri] = ImageRef(member_uri, member.size, f"{version}@{_place(member)}")
+        return to_table(last.values())
+
+    def _members(self, path: str) -> Iterator[tarfile.TarInfo]:
+        try:
+            with self._fs.open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", encoding="utf-8") as tar:
+                yield from tar
+                # tarfile takes a damaged header for the end; a whole tar ends with a block of zeros.
+                raw.seek(tar.offset)
+                if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("no end-of-archive block where the last member ends")
+        except tarfile.TarError as error:
+            raise Refused(f"{path} is not a whole, uncompressed tar: replace it, or leave it out of the source. ({error})") from error
+
+    def _fetch_member(self, path: str, member: str, ref: ImageRef) -> bytes:
+        inside(member)
+        version, _, place = ref.version.rpartition("@")
+        offset, plain, size = place.partition("+")
+        if not plain:
+            raise RejectedImage(f"a {place} in the tar, not a plain file")
+        start, end = int(offset), int(offset) + int(size)
+        with self._unchanged(path, version):
+            content: bytes = self._fs.cat_file(path, start=start, end=end) if start < end else b""  # stores refuse an empty range
+        if len(content) != end - start:
+            raise OSError(f"{len(content)} bytes came instead of {end - start}")
+        return content
+
+
+def _place(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return "link"
+    if not member.isreg():
+        return "device"
+    if member.issparse():
+        return "sparse file"
+    return f"{member.offset_data}+{member.size}"

@@ -1,0 +1,167 @@
+"""What a stage is, what of it is missing, and the one loop that does what is missing.
+
+A stage is a list of steps; a step plans shard names and yields finished shards. What is done is one listing of the
+step's tables, what is to do is the plan minus it. There is no other record of progress.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import GsecError, Refused
+from gsec_core.sources import open_source
+from gsec_core.sources.base import Source
+from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
+from gsec_core.tables import Table
+
+Progress = Callable[[str, int], None]
+"""Told now and then that so many more images of a stage are worked on, committed or not. Called from any thread."""
+
+
+def silent(stage: str, by: int) -> None:
+    """A Progress that nobody watches."""
+
+
+class Finished(NamedTuple):
+    """One shard, ready to be committed: a table for each of the step's tables, in their order."""
+
+    name: str
+    tables: tuple[pa.Table, ...]
+    facts: Mapping[str, Any]
+    """Counters and timings for the footer; ``rows`` is there by itself."""
+
+
+@dataclass(eq=False)
+class Context:
+    """A run and what its stages need of it."""
+
+    run: Run
+    config: PipelineConfig
+    corpus: Corpus
+    generation: Generation
+    progress: Progress = silent
+
+    @classmethod
+    def of(cls, run: Run, config: PipelineConfig, progress: Progress = silent) -> "Context":
+        """A run, with the settings to work with: as requested in all that changes the output, today's device and threads."""
+        request = run.request()
+        corpus = Corpus(run.files, request["corpus"])
+        return cls(run, config, corpus, corpus.generation(request["generation"]), progress)
+
+    @cached_property
+    def source(self) -> Source:
+        if self.config.source is None:
+            raise Refused("source: the run does not say where its images are.")
+        return open_source(self.config.source, image_column=self.config.ingest.image_column)
+
+    @cached_property
+    def redo(self) -> Mapping[str, int]:
+        redo: dict[str, int] = self.run.request()["redo"]
+        return redo
+
+    @cached_property
+    def live(self) -> pa.Table:
+        """The generation's live rows; see `Corpus.live_rows`."""
+        return self.corpus.live_rows(self.generation)
+
+    def shards(self, stage: "Stage", table: Table) -> Shards:
+        """Where ``table`` of ``stage`` is in this run. Raises Refused if the stage has not begun."""
+        record = self.run.stage(stage.name)
+        if record is None:
+            raise Refused(f"run {self.run.id} has no {table.name} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
+        return self.corpus.table(table.name, record["fingerprint"])
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a stage with a plan of its own."""
+
+    tables: tuple[Table, ...]
+    """What each shard name stands for: a shard in each of these."""
+    plan: Callable[[Context], list[str]]
+    """All shard names, done or not."""
+    work: Callable[[Context, Sequence[str]], Iterator[Finished]]
+    """Makes the named shards, in any order; a step that computes as a whole ignores that some are there already."""
+    units: Callable[[Context, Sequence[str]], int]
+    """How many units of progress (images) the named shards are."""
+    whole: bool = False
+    """Whether the work on one shard is the work on all: then one slice does all that is missing."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline, bound to its fingerprint."""
+
+    name: str
+    version: int
+    """Raised by hand when the output changes."""
+    settings: Callable[[PipelineConfig], Mapping[str, Any]]
+    """What of the configuration changes the output."""
+    inputs: Callable[[Context], list[str]]
+    """Fingerprints and digests of what the stage reads. Raises Refused naming the stage to run if something is missing."""
+    steps: tuple[Step, ...]
+
+    def fingerprint(self, context: Context) -> str:
+        return fingerprint(self.name, self.version, self.settings(context.config), self.inputs(context), context.redo.get(self.name, 0))
+
+
+def begin(context: Context, stage: Stage) -> None:
+    """Record where the stage's tables will be. Raises as `Stage.inputs` and `Run.begin_stage` do."""
+    planned = {table.name: step.plan(context) for step in stage.steps for table in step.tables}
+    context.run.begin_stage(stage.name, stage.fingerprint(context), planned)
+
+
+def missing(context: Context, stage: Stage, step: Step) -> list[str]:
+    """The planned names minus what every table of the step has: what is to do."""
+    done = set.intersection(*(context.shards(stage, table).names() for table in step.tables))
+    return [name for name in step.plan(context) if name not in done]
+
+
+def run_stage(context: Context, stage: Stage) -> dict[str, float]:
+    """Do what is missing of a stage in this process, without an orchestrator. Returns the sums of what was made."""
+    begin(context, stage)
+    sums: dict[str, float] = {}
+    for step in stage.steps:
+        names = missing(context, stage, step)
+        if names:
+            add(sums, work(context, stage, step, names))
+    return sums
+
+
+def add(sums: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add counts to counts, key by key."""
+    for key, value in more.items():
+        sums[key] = sums.get(key, 0) + value
+
+
+def slices(names: Sequence[str], most: int) -> list[list[str]]:
+    """``names`` cut into at most ``most`` runs of nearly equal length."""
+    count = min(most, len(names))
+    return [list(names[len(names) * i // count : len(names) * (i + 1) // count]) for i in range(count)]
+
+
+def work(context: Context, stage: Stage, step: Step, names: Sequence[str]) -> dict[str, float]:
+    """Make the named shards and commit them one by one. This loop is the only one that writes tables.
+
+    Returns the sums of the facts of the shards that were made, and ``shards``, their number.
+    """
+    sums: dict[str, float] = {"shards": 0}
+    started = time.monotonic()
+    for finished in step.work(context, names):
+        if finished.name not in names:
+            continue
+        now = time.monotonic()
+        facts = {**finished.facts, "seconds": round(now - started, 3), "run": context.run.id}
+        started = now
+        for table, rows in zip(step.tables, finished.tables, strict=True):
+            context.shards(stage, table).commit(finished.name, rows, facts)
+        add(sums, {"shards": 1, **{key: value for key, value in finished.facts.items() if isinstance(value, int | float)}})
+    undone = set(names) & set(missing(context, stage, step))
+    if undone:
+        raise GsecError(f"stage {stage.name} did not make its shards {', '.join(sorted(undone)[:3])}: a fault in the stage.")
+    return sums

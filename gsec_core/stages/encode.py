@@ -1,0 +1,347 @@
+"""encode: every image of the corpus as a unit vector.
+
+Reads `images`; writes `embeddings` and `thumbnails`, one shard of each for each shard of `images`, with its name. Its
+fingerprint does not know the generation, so that a grown corpus only adds shards.
+
+Reading, hashing and decoding run in a pool of threads (Pillow and xxhash release the GIL) while the forward pass has
+the main thread. Every forward pass has the same batch shape, so that an embedding does not depend on its neighbours.
+"""
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from gsec_core import images
+from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.encoders import encoder_identity, load_encoder
+from gsec_core.encoders.base import Encoder
+from gsec_core.errors import GsecError
+from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
+from gsec_core.stages.base import Context, Finished, Stage, Step
+from gsec_core.store import Shards
+from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
+
+
+class Prepared(NamedTuple):
+    """One image on its way to the encoder."""
+
+    content_hash: bytes | None = None
+    status: str = OK
+    reason: str | None = None
+    pixels: NDArray[np.generic] | None = None
+    """The encoder's input; None unless the image has to be encoded."""
+    thumbnail: bytes | None = None
+    width: int | None = None
+    height: int | None = None
+    known: "Place | None" = None
+    """Where the same bytes were encoded before."""
+    size: int = 0
+
+
+class Place(NamedTuple):
+    """A row of a committed shard."""
+
+    shard: str
+    row: int
+
+
+def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mapping[bytes, Place], ref: ImageRef) -> Prepared:
+    """Read, hash, decode and preprocess one image. Whatever is wrong with the image is in the result.
+
+    Raises Unreachable if the source as a whole does not answer.
+    """
+    try:
+        data = _fetch(source, ref)
+    except MissingImage as error:
+        return Prepared(status=MISSING, reason=str(error))
+    except RejectedImage as error:
+        return Prepared(status=REJECTED, reason=str(error))
+    content_hash = images.content_hash(data)
+    if content_hash in known:
+        return Prepared(content_hash, known=known[content_hash], size=len(data))
+    try:
+        image = images.decode(data)
+        return Prepared(
+            content_hash,
+            pixels=encoder.preprocess(image),
+            thumbnail=images.thumbnail(image, thumbnail_size),
+            width=image.width,
+            height=image.height,
+            size=len(data),
+        )
+    except RejectedImage as error:
+        return Prepared(content_hash, REJECTED, str(error), size=len(data))
+
+
+def _fetch(source: Source, ref: ImageRef) -> bytes:
+    try:
+        for attempt in Retrying(retry=retry_if_exception_type(OSError), stop=stop_after_attempt(4), wait=wait_random_exponential(max=5), reraise=True):
+            with attempt:
+                return source.fetch(ref)
+    except OSError as error:
+        source.check()  # the source answers, so it is this image that cannot be read
+        raise MissingImage(f"could not be read: {error.strerror or error}") from None
+    raise AssertionError("Retrying either returns or raises")
+
+
+@dataclass
+class _Builder:
+    """The rows of one shard, as they come in."""
+
+    name: str
+    image_ids: list[bytes]
+    refs: list[ImageRef | None]
+    """None for a row that is dead already: a later generation has another row for the image."""
+    prepared: dict[int, Prepared] = field(default_factory=dict)
+    vectors: dict[int, tuple[NDArray[np.float16], NDArray[np.float16] | None]] = field(default_factory=dict)
+    waiting: int = 0
+    """Images that are in a batch which is not full yet."""
+    forward_seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return len(self.prepared) == len(self.refs) and not self.waiting
+
+
+def work(context: Context, names: Sequence[str]) -> Iterator[Finished]:
+    """Encode the named shards of `images`, yielding each when its last image is through."""
+    config = context.config.encode
+    encoder = loaded_encoder(context.config)
+    embeddings = context.shards(STAGE, EMBEDDINGS_TABLE)
+    _check_preprocessing(embeddings, encoder)
+    known = _known(embeddings, context.generation.number) if context.generation.number > 1 else {}
+    builders = deque(_builders(context, names))
+    queue = [(builder, index, ref) for builder in builders for index, ref in enumerate(builder.refs)]
+    step = partial(prepare, context.source, encoder, config.thumbnail_size, known)
+    batch: list[tuple[_Builder, int]] = []
+    workers = config.workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        for (builder, index, _), prepared in _in_order(pool, step, queue, ahead=workers + 2 * config.batch_size):
+            builder.prepared[index] = prepared
+            context.progress(STAGE.name, 1)
+            if prepared.pixels is not None:
+                batch.append((builder, index))
+                builder.waiting += 1
+            if len(batch) == config.batch_size:
+                _forward(encoder, batch, config.batch_size)
+                batch = []
+            while builders and builders[0].complete:
+                yield _finish(context, encoder, embeddings, builders.popleft())
+    if batch:
+        _forward(encoder, batch, config.batch_size)
+    while builders:
+        yield _finish(context, encoder, embeddings, builders.popleft())
+
+
+_Queued = tuple[_Builder, int, ImageRef | None]
+
+
+def _in_order(pool: ThreadPoolExecutor, step: Callable[[ImageRef], Prepared], queue: Sequence[_Queued], ahead: int) -> Iterator[tuple[_Queued, Prepared]]:
+    """``step`` of every queued image, in order, ``ahead`` of them under way."""
+    todo = iter(queue)
+    under_way: deque[tuple[_Queued, Future[Prepared]]] = deque()
+
+    def submit(count: int) -> None:
+        for item in islice(todo, count):
+            under_way.append((item, pool.submit(step, item[2]) if item[2] else pool.submit(_superseded)))
+
+    try:
+        submit(ahead)
+        while under_way:
+            item, future = under_way.popleft()
+            prepared = future.result()
+            submit(1)
+            yield item, prepared
+    finally:
+        for _, future in under_way:
+            future.cancel()
+
+
+def _superseded() -> Prepared:
+    return Prepared(status=MISSING, reason="superseded before it was encoded")
+
+
+def _builders(context: Context, names: Sequence[str]) -> Iterator[_Builder]:
+    live = context.live.filter(pc.is_in(context.live["shard"], pa.array(names)))
+    alive = set(zip(live["shard"].to_pylist(), live["image_id"].to_pylist(), strict=True))
+    for name, table in zip(names, context.corpus.images.read_all(names), strict=True):
+        rows = [row for row in table.to_pylist() if not row["deleted"]]
+        refs = [ImageRef(row["uri"], row["size_bytes"], row["version"]) if (name, row["image_id"]) in alive else None for row in rows]
+        yield _Builder(name, [row["image_id"] for row in rows], refs)
+
+
+def _forward(encoder: Encoder, batch: Sequence[tuple[_Builder, int]], batch_size: int) -> None:
+    started = time.monotonic()
+    pixels = [builder.prepared[index].pixels for builder, index in batch]
+    stacked = np.stack([*pixels, *[np.zeros_like(pixels[0])] * (batch_size - len(batch))])  # type: ignore[list-item]
+    image, joint = encoder.encode_images(stacked)
+    seconds = (time.monotonic() - started) / len(batch)
+    for row, (builder, index) in enumerate(batch):
+        builder.vectors[index] = (image[row].astype(np.float16), None if joint is None else joint[row].astype(np.float16))
+        builder.prepared[index] = builder.prepared[index]._replace(pixels=None)
+        builder.waiting -= 1
+        builder.forward_seconds += seconds
+
+
+def _finish(context: Context, encoder: Encoder, embeddings: Shards, builder: _Builder) -> Finished:
+    rows = [builder.prepared[index] for index in range(len(builder.refs))]
+    encoded = len(builder.vectors)
+    copied = _copy_known(embeddings, context.shards(STAGE, THUMBNAILS_TABLE), builder, rows)
+    if any(row.status == MISSING for row in rows):
+        context.source.check()  # an unmounted disk or an expired key must not become missing images
+    _check_restored(context, embeddings, builder, rows)
+    schema = embeddings_schema(encoder.dim, encoder.joint_dim)
+    vectors = [builder.vectors.get(index) for index in range(len(rows))]
+    columns: dict[str, Any] = {
+        "image_id": builder.image_ids,
+        "content_hash": [row.content_hash for row in rows],
+        "embedding": _vectors([None if pair is None else pair[0] for pair in vectors], encoder.dim),
+        "width": [row.width for row in rows],
+        "height": [row.height for row in rows],
+        "status": [row.status for row in rows],
+        "reason": [row.reason for row in rows],
+    }
+    if encoder.joint_dim is not None:
+        columns["joint"] = _vectors([None if pair is None else pair[1] for pair in vectors], encoder.joint_dim)
+    table = pa.table({field.name: columns[field.name] for field in schema}, schema=schema)
+    shown = [index for index, row in enumerate(rows) if row.thumbnail is not None]
+    thumbnails = pa.table([[builder.image_ids[index] for index in shown], [rows[index].thumbnail for index in shown]], schema=THUMBNAILS)
+    facts = {
+        **{status: sum(row.status == status for row in rows) for status in (OK, REJECTED, MISSING)},
+        "encoded": encoded,
+        "copied": copied,
+        "read_bytes": sum(row.size for row in rows),
+        "forward_seconds": round(builder.forward_seconds, 3),
+        "preprocessing": dict(encoder.preprocessing),
+    }
+    return Finished(builder.name, (table, thumbnails), facts)
+
+
+def _vectors(values: Sequence[NDArray[np.float16] | None], length: int) -> pa.Array:
+    flat = np.zeros((len(values), length), np.float16)
+    for index, value in enumerate(values):
+        if value is not None:
+            flat[index] = value
+    mask = pa.array([value is None for value in values], pa.bool_())
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=vector(length), mask=mask)
+
+
+def _copy_known(embeddings: Shards, thumbnails: Shards, builder: _Builder, rows: list[Prepared]) -> int:
+    """Fill in the rows whose bytes were encoded before. Returns their number."""
+    wanted = {index: row.known for index, row in enumerate(rows) if row.known is not None}
+    for shard in sorted({place.shard for place in wanted.values()}):
+        before = embeddings.read(shard)
+        pictures = thumbnails.read(shard)
+        picture_of = dict(zip(pictures["image_id"].to_pylist(), pictures["thumbnail"].to_pylist(), strict=True))
+        for index, place in wanted.items():
+            if place.shard != shard:
+                continue
+            [row] = before.slice(place.row, 1).drop_columns([n for n in before.column_names if n in ("embedding", "joint")]).to_pylist()
+            rows[index] = rows[index]._replace(
+                status=row["status"], reason=row["reason"], width=row["width"], height=row["height"], thumbnail=picture_of.get(row["image_id"])
+            )
+            if row["status"] == OK:
+                joint = _vector_at(before["joint"], place.row) if "joint" in before.column_names else None
+                builder.vectors[index] = (_vector_at(before["embedding"], place.row), joint)
+    return len(wanted)
+
+
+def _vector_at(column: pa.ChunkedArray, row: int) -> NDArray[np.float16]:
+    values: NDArray[np.float16] = column[row].values.to_numpy(zero_copy_only=False)
+    return values
+
+
+@lru_cache(maxsize=1)
+def _known(embeddings: Shards, generation: int) -> Mapping[bytes, Place]:
+    """Where every content that this encoder has seen is. Read once a process and generation."""
+    known: dict[bytes, Place] = {}
+    names = sorted(embeddings.names())
+    for name, table in zip(names, embeddings.read_all(names, ["content_hash", "status"]), strict=True):
+        for row, (content_hash, status) in enumerate(zip(table["content_hash"].to_pylist(), table["status"].to_pylist(), strict=True)):
+            if content_hash is not None and status != MISSING:
+                known.setdefault(content_hash, Place(name, row))
+    return known
+
+
+def _check_preprocessing(embeddings: Shards, encoder: Encoder) -> None:
+    """Embeddings of two preprocessings must not meet in one table: an upgraded library may have changed its own."""
+    for name in sorted(embeddings.names())[:1]:
+        before = embeddings.facts(name)["preprocessing"]
+        now = json.loads(json.dumps(dict(encoder.preprocessing)))
+        if before != now:
+            raise GsecError(f"encode: the encoder prepares images as {now}, the embeddings so far as {before}. Encode anew with --redo encode.")
+
+
+def _check_restored(context: Context, embeddings: Shards, builder: _Builder, rows: Sequence[Prepared]) -> None:
+    gone = sum(row.status == MISSING and ref is not None for row, ref in zip(rows, builder.refs, strict=True))
+    if gone and embeddings.was_set_aside(builder.name) and not context.config.encode.accept_loss:
+        raise GsecError(
+            f"encode: shard {builder.name} was damaged and {gone} of its images can no longer be read, so that it cannot be restored whole. "
+            "Run the source again, so that what is gone is noticed, or go on without them with --set encode.accept_loss=true."
+        )
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, precision: str, device: str, threads: int) -> Encoder:
+    return load_encoder(name, precision=precision, device=device, threads=threads)
+
+
+def loaded_encoder(config: PipelineConfig) -> Encoder:
+    """The encoder of these settings, loaded once a process."""
+    return _load(config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    return {**output_settings(config.encode), "identity": encoder_identity(config.encode.encoder)}
+
+
+def _plan(context: Context) -> list[str]:
+    return context.generation.shard_names
+
+
+def _units(context: Context, names: Sequence[str]) -> int:
+    wanted = set(names)
+    return sum(shard.rows for shard in context.generation.shards if shard.name in wanted)
+
+
+STAGE = Stage(
+    name="encode",
+    version=1,
+    settings=_settings,
+    inputs=lambda context: [],
+    steps=(Step((EMBEDDINGS_TABLE, THUMBNAILS_TABLE), _plan, work, _units),),
+)
+
+
+def encoded_rows(context: Context) -> pa.Table:
+    """The generation's live rows as encode left them.
+
+    Returns image_id, uri, content_hash, status, reason and shard, in canonical order: content hash, then image id, so
+    that what follows depends on the images and neither on the source's kind nor on the order they were found in.
+    Raises Refused if encode has not run, GsecError if it has not finished, BadShard naming all that is bad.
+    """
+    embeddings = context.shards(STAGE, EMBEDDINGS_TABLE)
+    names = context.generation.shard_names
+    try:
+        tables = embeddings.read_all(names, ["image_id", "content_hash", "status", "reason"])
+    except FileNotFoundError:
+        raise GsecError(f"run {context.run.id} is not encoded yet. Run stage encode first: gsec stage encode --run {context.run.id}.") from None
+    rows = pa.concat_tables([t.append_column("shard", pa.array([n] * t.num_rows, pa.string())) for n, t in zip(names, tables, strict=True)])
+    live = context.live.select(["image_id", "uri", "shard"]).join(rows, ["image_id", "shard"], join_type="inner")
+    if live.num_rows != context.live.num_rows:
+        raise GsecError(f"run {context.run.id}: {context.live.num_rows} images are listed but {live.num_rows} have an embedding row: a fault in encode.")
+    order = pc.sort_indices(live, [("content_hash", "ascending"), ("image_id", "ascending")])
+    return live.take(order).select(["image_id", "uri", "content_hash", "status", "reason", "shard"])

@@ -1,0 +1,142 @@
+"""ingest: what the source holds now, against what the corpus knows, as a new generation.
+
+Reads the source's listing; writes `images` and a generation. Nothing is decoded, and without a change nothing is written.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+
+import polars as pl
+import pyarrow as pa
+import xxhash
+
+from gsec_core.config import IngestConfig
+from gsec_core.errors import BadShard, Refused
+from gsec_core.sources.base import Source
+from gsec_core.store import Corpus, Generation, Shards
+from gsec_core.store.corpus import newest_rows
+from gsec_core.tables import IMAGES, MISSING
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A listing against a generation."""
+
+    base: Generation
+    """What it was compared with, without shards that are damaged."""
+    rows: pl.DataFrame
+    """What a new generation adds, schema IMAGES: added and changed images, then tombstones, each sorted by URI."""
+    live: int
+    """Live images after the change."""
+    added: int
+    changed: int
+    deleted: int
+    damaged: int
+    """Shards of the image list that could not be read; their images are among the added."""
+
+    @property
+    def none(self) -> bool:
+        return not self.added + self.changed + self.deleted + self.damaged
+
+    def counts(self) -> dict[str, int]:
+        return {"images": self.live, "added": self.added, "changed": self.changed, "deleted": self.deleted, "damaged_lists": self.damaged}
+
+
+def ingest(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Shards, at_least: int) -> tuple[Generation, Changes]:
+    """Bring the corpus up to date with its source, and say what changed.
+
+    ``embeddings`` is asked which images could not be read last time: these count as changed. Raises Refused if the
+    source has fewer than ``at_least`` images, or lost more of them than ``config.max_shrink`` allows; then nothing is
+    written.
+    """
+    while True:
+        changes = compare(corpus, source, config, embeddings, at_least)
+        corpus.bind(_binding(source, config))
+        if changes.none:
+            return changes.base, changes
+        tables = [chunk.to_arrow().cast(IMAGES) for chunk in changes.rows.iter_slices(config.shard_rows)]
+        if corpus.add_generation(changes.base, tables):
+            return corpus.generation(changes.base.number + 1), changes
+        # Another ingest of the same corpus was first: compare with what it wrote.
+
+
+def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Shards, at_least: int) -> Changes:
+    """What `ingest` would write. Raises as it does."""
+    corpus.check_bound(_binding(source, config))
+    listed = pl.DataFrame(source.list())
+    if len(listed) < at_least:
+        raise Refused(f"clusters = {at_least}: the source has only {len(listed)} images. Ask for fewer clusters or give more images.")
+    base, live = _readable(corpus)
+    both = listed.join(live, on="uri", suffix="_before")
+    unread = pl.Series(_missing(live, embeddings), dtype=pl.Binary)
+    moved = (pl.col("size_bytes") != pl.col("size_bytes_before")) | (pl.col("version") != pl.col("version_before"))
+    changed = both.filter(moved | pl.col("image_id").is_in(unread.implode()))
+    added = listed.join(live, on="uri", how="anti")
+    deleted = live.join(listed, on="uri", how="anti")
+    _guard_against_shrinking(source, config, len(live), len(deleted))
+    columns = ["uri", "size_bytes", "version"]
+    present = pl.concat([added.select(columns), changed.select(columns)]).sort("uri").with_columns(deleted=pl.lit(False))
+    gone = deleted.select(columns).sort("uri").with_columns(deleted=pl.lit(True))
+    rows = pl.concat([present, gone])
+    ids = pl.Series([image_id(uri) for uri in rows["uri"]], dtype=pl.Binary)
+    return Changes(
+        base=base,
+        rows=rows.with_columns(image_id=ids).select(IMAGES.names),
+        live=len(listed),
+        added=len(added),
+        changed=len(changed),
+        deleted=len(deleted),
+        damaged=len(corpus.generation(base.number).shards) - len(base.shards),
+    )
+
+
+def _binding(source: Source, config: IngestConfig) -> dict[str, str]:
+    return {"url": source.url, "image_column": config.image_column}
+
+
+def image_id(uri: str) -> bytes:
+    """The identity of an image: xxh3-128 of its URI, 16 bytes."""
+    return xxhash.xxh3_128_digest(uri.encode())
+
+
+def _guard_against_shrinking(source: Source, config: IngestConfig, live: int, deleted: int) -> None:
+    if deleted > config.max_shrink * live:
+        raise Refused(
+            f"source {source.url}: {deleted} of its {live} images have vanished, more than ingest.max_shrink = {config.max_shrink} allows. "
+            "If they are meant to be gone, go on with --set ingest.max_shrink=1."
+        )
+
+
+def _readable(corpus: Corpus) -> tuple[Generation, pl.DataFrame]:
+    """The newest generation without its damaged shards, and its live rows."""
+    generation = corpus.generation()
+    shards, tables = [], []
+    for shard in generation.shards:
+        try:
+            tables.append(corpus.images.read(shard.name))
+            shards.append(shard)
+        except FileNotFoundError:
+            continue
+        except BadShard:
+            corpus.images.set_aside(shard.name)
+    live = newest_rows(tables, [shard.name for shard in shards])
+    return replace(generation, shards=tuple(shards)), pl.DataFrame(live)
+
+
+def _missing(live: pl.DataFrame, embeddings: Shards) -> list[bytes]:
+    """Live images that could not be read when they were encoded."""
+    unread: list[bytes] = []
+    for (name,), rows in live.group_by("shard"):
+        unread.extend(_missing_in(embeddings, str(name), set(rows["image_id"])))
+    return unread
+
+
+def _missing_in(embeddings: Shards, name: str, live: Set[bytes]) -> list[bytes]:
+    try:
+        if not embeddings.facts(name).get(MISSING):
+            return []
+        table = embeddings.read(name, ["image_id", "status"])
+    except (FileNotFoundError, BadShard):
+        return []  # not encoded yet, or to be encoded again
+    rows = table.filter(pa.compute.equal(table["status"], MISSING))
+    return [value for value in rows["image_id"].to_pylist() if value in live]

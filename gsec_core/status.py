@@ -1,0 +1,99 @@
+"""What a store holds and how far its runs are, read from the store alone."""
+
+from typing import Any
+
+from gsec_core.errors import BadShard
+from gsec_core.store import Corpus, Run, Store
+
+
+def corpora(store: Store) -> list[dict[str, Any]]:
+    """One row a corpus: its source, its newest generation, the listed rows."""
+    return [_corpus(corpus) for corpus in store.corpora()]
+
+
+def runs(store: Store) -> list[dict[str, Any]]:
+    """One row a run, oldest first: its settings that people ask for, how far each stage is, and how its last attempt ended."""
+    return [_run(run) for run in store.runs()]
+
+
+def _corpus(corpus: Corpus) -> dict[str, Any]:
+    numbers = corpus.generation_numbers()
+    generation = corpus.generation()
+    return {
+        "corpus": corpus.name,
+        "source": corpus.source()["url"],
+        "generation": max(numbers, default=0),
+        "images": corpus.live_rows(generation).num_rows,
+        "shards": len(generation.shards),
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    request = run.request()
+    attempts = run.attempts()
+    ends = [attempt["end"] for attempt in attempts]
+    return {
+        "run": run.id,
+        "corpus": request["corpus"],
+        "generation": request["generation"],
+        "clusters": request["config"]["clusters"],
+        "encoder": request["config"]["encode"]["encoder"],
+        "created": request["created"],
+        "stages": {stage: dict(zip(("done", "planned"), run.shards_done(stage), strict=True)) for stage in request["stages"]},
+        "state": _state(run, ends),
+        "attempts": len(attempts),
+        "error": ends[-1].get("error") if ends and ends[-1] else None,
+        "images": _image_counts(run),
+    }
+
+
+def _state(run: Run, ends: list[dict[str, Any] | None]) -> str:
+    """An attempt without an end is under way or was killed; the store cannot tell which."""
+    if run.is_finished():
+        return "finished"
+    if not ends:
+        return "not begun"
+    if ends[-1] is None:
+        return "under way or killed"
+    return "failed" if ends[-1]["outcome"] == "failed" else "unfinished"
+
+
+def _image_counts(run: Run) -> dict[str, int]:
+    """Encoded rows by status, from the footers of the shards that the run reads."""
+    record = run.stage("encode")
+    if record is None:
+        return {}
+    request = run.request()
+    corpus = Corpus(run.files, request["corpus"])
+    embeddings = corpus.table("embeddings", record["fingerprint"])
+    counts = {"ok": 0, "rejected": 0, "missing": 0, "damaged_shards": 0}
+    there = embeddings.names()
+    for name in corpus.generation(request["generation"]).shard_names:
+        if name not in there:
+            continue
+        try:
+            facts = embeddings.facts(name)
+        except BadShard:
+            counts["damaged_shards"] += 1
+            continue
+        for status in ("ok", "rejected", "missing"):
+            counts[status] += facts[status]
+    return counts
+
+
+def verify(store: Store) -> list[str]:
+    """Read every shard of every corpus. Damaged ones of derived tables are set aside, so that the next run makes them anew.
+
+    Returns the paths of all that was damaged. A damaged shard of `images` is left to the next ingest.
+    """
+    damaged = []
+    for corpus in store.corpora():
+        for shards in [corpus.images, *corpus.tables()]:
+            for name in sorted(shards.names()):
+                try:
+                    shards.read(name)
+                except BadShard as error:
+                    damaged.append(str(error))
+                    if shards != corpus.images:
+                        shards.set_aside(name)
+    return damaged

@@ -1,0 +1,94 @@
+"""The store: corpora, their tables, and runs, on any fsspec URL. The only package that knows paths.
+
+``CORPUS/images`` and ``CORPUS/generations`` (see `corpus`), ``CORPUS/TABLE/FINGERPRINT`` (see `shards`), ``runs``
+(see `runs`). Nothing in a store is ever unpickled.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import Refused
+from gsec_core.store.corpus import Corpus, Generation
+from gsec_core.store.files import Files, open_files
+from gsec_core.store.runs import Run, fingerprint, now, run_id
+from gsec_core.store.shards import Shards
+
+__all__ = ["Corpus", "Generation", "Run", "Shards", "Store", "fingerprint"]
+
+_RESERVED = {"runs", "published"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Everything gsec keeps."""
+
+    files: Files
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """The store at a folder or fsspec URL; it need not exist yet. Raises Refused for an address that cannot be one."""
+        return cls(open_files(url))
+
+    @property
+    def url(self) -> str:
+        return self.files.url
+
+    def check_writable(self) -> None:
+        """Raises Refused if nothing can be written here."""
+        probe = f"runs/.probe-{uuid4().hex}"
+        try:
+            self.files.create(probe, b"gsec")
+            self.files.remove(probe)
+        except OSError as error:
+            raise Refused(f"--store {self.url}: cannot be written ({error}). Choose another store or mend its permissions.") from None
+
+    def corpus(self, name: str) -> Corpus:
+        """A corpus by name; it need not exist yet. Raises Refused for a name that cannot be one."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", name) or name in _RESERVED:
+            raise Refused(f"--corpus {name}: a corpus is named with a-z, 0-9, '.', '_' and '-', at most 100 of them, and not {' or '.join(sorted(_RESERVED))}.")
+        return Corpus(self.files, name)
+
+    def corpora(self) -> list[Corpus]:
+        """All corpora, by name."""
+        names = sorted(self.files.directories("") - _RESERVED)
+        return [Corpus(self.files, name) for name in names if "corpus.json" in self.files.files(name)]
+
+    def run(self, id: str) -> Run:
+        """A run by its id or an unambiguous beginning of it. Raises Refused if there is none."""
+        found = [name for name in self.files.directories("runs") if name.startswith(id)]
+        if len(found) != 1:
+            problem = "there is no such run" if not found else f"{len(found)} runs begin like that"
+            raise Refused(f"--run {id}: {problem} in {self.url}. `gsec status` lists the runs.")
+        return Run(self.files, found[0])
+
+    def runs(self) -> list[Run]:
+        """All runs, oldest first."""
+        runs = [Run(self.files, name) for name in self.files.directories("runs")]
+        return sorted((run for run in runs if "request.json" in self.files.files(run.directory)), key=lambda run: str(run.request()["created"]))
+
+    def request_run(self, config: PipelineConfig, corpus: Corpus, generation: int, redo: Mapping[str, int], stages: Sequence[str]) -> Run:
+        """The run of this request: made if it is the first of its kind, else found again. ``stages`` is what it takes to finish it."""
+        run = Run(self.files, run_id(config, corpus.name, generation, redo))
+        record = {
+            "config": config.model_dump(mode="json"),
+            "corpus": corpus.name,
+            "generation": generation,
+            "redo": dict(redo),
+            "stages": list(stages),
+            "created": now(),
+        }
+        self.files.create(f"{run.directory}/request.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        return run
+
+    def published_runs(self) -> set[str]:
+        """Ids of the runs that are published."""
+        return {json.loads(self.files.read(f"published/{name}"))["run_id"] for name in self.files.files("published")}
+
+    def path_of(self, shard_path: str) -> tuple[Shards, str]:
+        """The shards and the name behind a path that a BadShard names."""
+        directory, _, name = shard_path.rpartition("/")
+        return Shards(self.files, directory), name.removesuffix(".parquet")

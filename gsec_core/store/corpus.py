@@ -1,0 +1,164 @@
+"""A corpus: images of one source, growing by generations.
+
+A generation is a JSON file that lists the `images` shards which count, oldest first. Shards are named by the hash of
+their rows, so that a writer that was killed, or lost the race for a generation, leaves nothing that counts.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import xxhash
+
+from gsec_core.errors import BadShard, GsecError, Refused
+from gsec_core.store.files import Files
+from gsec_core.store.shards import Shards
+from gsec_core.tables import IMAGES
+
+
+class ImagesShard(NamedTuple):
+    """One shard of `images`: its name is the digest of its rows."""
+
+    name: str
+    rows: int
+    generation: int
+    """The generation that wrote it."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One state of a corpus: number 0 is the empty corpus before its first ingest."""
+
+    number: int
+    shards: tuple[ImagesShard, ...]
+
+    @property
+    def shard_names(self) -> list[str]:
+        return [shard.name for shard in self.shards]
+
+
+EMPTY = Generation(0, ())
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named corpus of a store. Made by `Store.corpus`."""
+
+    files: Files
+    name: str
+
+    @property
+    def images(self) -> Shards:
+        return Shards(self.files, f"{self.name}/images")
+
+    def bind(self, source: dict[str, Any]) -> None:
+        """Tie the corpus to its source at the first ingest. Raises as `check_bound` does."""
+        if not self.files.create(f"{self.name}/corpus.json", _to_json(source)):
+            self.check_bound(source)
+
+    def check_bound(self, source: dict[str, Any]) -> None:
+        """Raises Refused if the corpus is tied to another source."""
+        try:
+            bound = self.source()
+        except FileNotFoundError:
+            return
+        if bound != source:
+            raise Refused(f"corpus {self.name} belongs to {_words(bound)}, not to {_words(source)}. Choose another name with --corpus.")
+
+    def source(self) -> dict[str, Any]:
+        """What the corpus is bound to. FileNotFoundError if there is no such corpus."""
+        bound: dict[str, Any] = json.loads(self.files.read(f"{self.name}/corpus.json"))
+        return bound
+
+    def generation_numbers(self) -> list[int]:
+        return sorted(int(name.removesuffix(".json")) for name in self.files.files(f"{self.name}/generations"))
+
+    def generation(self, number: int | None = None) -> Generation:
+        """The generation of that number; without a number the newest, which is EMPTY before the first ingest."""
+        if number is None:
+            number = max(self.generation_numbers(), default=0)
+        if number == 0:
+            return EMPTY
+        listed = json.loads(self.files.read(self.generation_path(number)))
+        return Generation(number, tuple(ImagesShard(**shard) for shard in listed["shards"]))
+
+    def add_generation(self, base: Generation, rows: list[pa.Table]) -> bool:
+        """Write ``rows`` (tables of schema IMAGES, a shard each) on top of ``base``. False if another writer was first."""
+        number = base.number + 1
+        new = []
+        for table in rows:
+            name = _digest(table, number)
+            self.images.commit(name, table)
+            new.append(ImagesShard(name, table.num_rows, number))
+        return self.files.create(self.generation_path(number), _to_json({"shards": [shard._asdict() for shard in (*base.shards, *new)]}))
+
+    def live_rows(self, generation: Generation) -> pa.Table:
+        """Which images count in a generation: for each the row in its newest shard, unless that is a tombstone.
+
+        Returns the columns of `images` but ``deleted``, and ``shard``, the name of the shard the row is in, in no
+        particular order. Raises BadShard or GsecError if a listed shard is bad or not there.
+        """
+        try:
+            tables = self.images.read_all(generation.shard_names)
+        except (FileNotFoundError, BadShard) as error:
+            raise GsecError(f"corpus {self.name}: its image list is damaged ({error}). The next `gsec run` of its source writes it again.") from None
+        return newest_rows(tables, generation.shard_names)
+
+    def redo_counters(self) -> dict[str, int]:
+        """How often each stage was asked to be done again: stage -> count, stages never redone left out."""
+        counters: dict[str, int] = {}
+        for name in self.files.files(f"{self.name}/redo"):
+            stage, _, count = name.rpartition("-")
+            counters[stage] = max(counters.get(stage, 0), int(count))
+        return counters
+
+    def redo(self, stage: str) -> int:
+        """Raise a stage's redo counter: from now on its tables have other fingerprints. Returns the counter."""
+        while True:
+            count = self.redo_counters().get(stage, 0) + 1
+            if self.files.create(f"{self.name}/redo/{stage}-{count}", b""):
+                return count
+
+    def table(self, name: str, fingerprint: str) -> Shards:
+        """The derived table of that name and fingerprint; it need not exist yet."""
+        return Shards(self.files, f"{self.name}/{name}/{fingerprint}")
+
+    def tables(self, name: str | None = None) -> list[Shards]:
+        """Every derived table there is, or every one of that name."""
+        names = [name] if name else sorted(self.files.directories(self.name) - {"images", "generations", "redo"})
+        return [self.table(table, fingerprint) for table in names for fingerprint in sorted(self.files.directories(f"{self.name}/{table}"))]
+
+    def generation_path(self, number: int) -> str:
+        """Path of a generation's file below the store."""
+        return f"{self.name}/generations/{number:06d}.json"
+
+
+def newest_rows(tables: list[pa.Table], names: list[str]) -> pa.Table:
+    """Of ``tables`` (schema IMAGES, oldest first) each image's newest row, tombstones dropped; see `Corpus.live_rows`."""
+    if not tables:
+        return _LIVE.empty_table()
+    frames = [pl.DataFrame(table).with_columns(shard=pl.lit(name)) for table, name in zip(tables, names, strict=True)]
+    rows = pl.concat(frames).unique("image_id", keep="last", maintain_order=True)
+    return rows.filter(~pl.col("deleted")).drop("deleted").to_arrow().cast(_LIVE)
+
+
+_LIVE = IMAGES.remove(IMAGES.get_field_index("deleted")).append(pa.field("shard", pa.string(), nullable=False))
+
+
+def _digest(table: pa.Table, generation: int) -> str:
+    """xxh3-128 of the rows themselves, whatever writes them to Parquet, and of the generation that wants them.
+
+    Without the latter an image that was missing and is listed again unchanged would find its old shard done.
+    """
+    columns = [[value.hex() if isinstance(value, bytes) else value for value in column] for column in table.to_pydict().values()]
+    return xxhash.xxh3_128_hexdigest(json.dumps([generation, columns]).encode())
+
+
+def _to_json(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _words(source: dict[str, Any]) -> str:
+    return " ".join(f"{value}" if key == "url" else f"({key} {value})" for key, value in sorted(source.items(), key=lambda item: item[0] != "url"))

@@ -1,0 +1,314 @@
+"""Whole files on any fsspec filesystem: a file appears complete under its name, or not at all.
+
+This is the store's only way to write. Everything above it (shards, generations, runs) is built from `create`, which
+makes a file if and only if there is none of that name: of two writers the first wins, and both see the same file.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import posixpath
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import IO, Any, Protocol
+from uuid import uuid4
+
+import fsspec
+
+from gsec_core.errors import GsecError, Refused, Unreachable
+
+PROTOCOLS = ("file", "s3", "gs", "gcs", "memory")
+"""The filesystems a store or a source may live on. Chained protocols (``a::b``) and plain web addresses are not among them."""
+
+_TEMPORARY = ".tmp-"
+_ATTEMPTS = 10
+
+
+class Files(Protocol):
+    """Files below one root. Paths are relative, with ``/``. Names beginning with a dot are nobody's but this module's."""
+
+    url: str
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Make ``path`` with ``data``, durably and whole. False, and nothing is changed, if there is such a file already."""
+        ...
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Make or atomically replace ``path``."""
+        ...
+
+    def move(self, path: str, to: str) -> None:
+        """Rename within one directory; ``to`` is a name nobody else uses. FileNotFoundError if ``path`` is not there."""
+        ...
+
+    def read(self, path: str) -> bytes: ...
+
+    def open(self, path: str) -> IO[bytes]:
+        """For random reads."""
+        ...
+
+    def files(self, directory: str) -> set[str]:
+        """Names of the files in ``directory``; empty if there is none."""
+        ...
+
+    def directories(self, directory: str) -> set[str]:
+        """Names of the directories in ``directory``."""
+        ...
+
+    def leftovers(self, directory: str) -> set[str]:
+        """Names of temporary files that a killed writer left in ``directory``."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file, and its directory if that is empty now."""
+        ...
+
+    def modified(self, path: str) -> datetime: ...
+
+    def location(self, path: str) -> str:
+        """What a user types to find ``path``."""
+        ...
+
+
+def open_files(url: str) -> Files:
+    """Files below ``url``: a folder, or any URL of `PROTOCOLS`. Raises Refused for anything else."""
+    protocol = url.split("://", 1)[0] if "://" in url else "file"
+    if "::" in url or protocol not in PROTOCOLS:
+        raise Refused(f"--store {url}: a store is a folder or one of {', '.join(p + '://' for p in PROTOCOLS)}.")
+    if protocol == "file":
+        return LocalFiles(os.path.abspath(url.removeprefix("file://")))
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise Refused(f"--store {url}: {error}. Install it with `pip install 'gsec[s3]'` or `'gsec[gs]'`.") from None
+    return RemoteFiles(filesystem, root.rstrip("/"), url.rstrip("/"))
+
+
+class LocalFiles:
+    """A folder. A commit is: temporary file, fsync, hard link (exclusive by nature), fsync of the directory."""
+
+    def __init__(self, root: str) -> None:
+        self.url = root
+
+    def create(self, path: str, data: bytes) -> bool:
+        final = self.location(path)
+        temporary = self._write_temporary(final, data)
+        try:
+            created = _link_exclusively(temporary, final)
+        finally:
+            _unlink_if_there(temporary)
+        # Also when another writer won: its link may not be durable yet, and our caller goes on as if it were.
+        _sync_directory(os.path.dirname(final))
+        return created
+
+    def replace(self, path: str, data: bytes) -> None:
+        final = self.location(path)
+        temporary = self._write_temporary(final, data)
+        try:
+            os.rename(temporary, final)
+        except OSError:
+            _unlink_if_there(temporary)
+            raise
+        _sync_directory(os.path.dirname(final))
+
+    def move(self, path: str, to: str) -> None:
+        os.rename(self.location(path), self.location(to))
+        _sync_directory(os.path.dirname(self.location(to)))
+
+    def read(self, path: str) -> bytes:
+        with self.open(path) as file:
+            return file.read()
+
+    def open(self, path: str) -> IO[bytes]:
+        return open(self.location(path), "rb")
+
+    def files(self, directory: str) -> set[str]:
+        return {name for name, is_file in self._entries(directory) if is_file and not name.startswith(".")}
+
+    def directories(self, directory: str) -> set[str]:
+        return {name for name, is_file in self._entries(directory) if not is_file and not name.startswith(".")}
+
+    def leftovers(self, directory: str) -> set[str]:
+        return {name for name, is_file in self._entries(directory) if is_file and name.startswith(_TEMPORARY)}
+
+    def remove(self, path: str) -> None:
+        final = self.location(path)
+        os.unlink(final)
+        try:
+            os.rmdir(os.path.dirname(final))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):  # somebody uses it, or has removed it
+                raise
+
+    def modified(self, path: str) -> datetime:
+        return datetime.fromtimestamp(os.stat(self.location(path)).st_mtime, UTC)
+
+    def location(self, path: str) -> str:
+        return os.path.join(self.url, *PurePath(path).parts)
+
+    def _entries(self, directory: str) -> list[tuple[str, bool]]:
+        try:
+            with os.scandir(self.location(directory)) as entries:
+                return [(entry.name, entry.is_file()) for entry in entries]
+        except FileNotFoundError:
+            return []
+
+    def _write_temporary(self, final: str, data: bytes) -> str:
+        temporary = os.path.join(os.path.dirname(final), f"{_TEMPORARY}{uuid4().hex}")
+        descriptor = _open_new(temporary)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
+        except OSError:
+            _unlink_if_there(temporary)
+            raise
+        finally:
+            os.close(descriptor)
+        return temporary
+
+
+class RemoteFiles:
+    """An object store. A commit is one PUT or one completed multipart upload, conditional where the store can."""
+
+    def __init__(self, filesystem: Any, root: str, url: str) -> None:
+        self.url = url
+        self._filesystem = filesystem
+        self._root = root
+
+    def create(self, path: str, data: bytes) -> bool:
+        where = self._path(path)
+        for _ in range(_ATTEMPTS):
+            if self._filesystem.exists(where):
+                return False
+            try:
+                self._filesystem.pipe_file(where, data, mode="create")
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if _s3_code(error) == "PreconditionFailed":
+                    return False
+                # Another upload or a removal of this name is under way: whether there will be a file is open.
+                if _s3_code(error) != "ConditionalRequestConflict":
+                    raise
+        raise Unreachable(f"{self.location(path)}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._filesystem.pipe_file(self._path(path), data)
+
+    def move(self, path: str, to: str) -> None:
+        self._filesystem.cp_file(self._path(path), self._path(to))
+        self._filesystem.rm_file(self._path(path))
+
+    def read(self, path: str) -> bytes:
+        data: bytes = self._filesystem.cat_file(self._path(path))
+        return data
+
+    def open(self, path: str) -> IO[bytes]:
+        file: IO[bytes] = self._filesystem.open(self._path(path), "rb")
+        return file
+
+    def files(self, directory: str) -> set[str]:
+        return {name for name, kind in self._entries(directory) if kind == "file"}
+
+    def directories(self, directory: str) -> set[str]:
+        return {name for name, kind in self._entries(directory) if kind == "directory"}
+
+    def leftovers(self, directory: str) -> set[str]:
+        return set()  # an object store never shows an unfinished upload
+
+    def remove(self, path: str) -> None:
+        self._filesystem.rm_file(self._path(path))
+
+    def modified(self, path: str) -> datetime:
+        when: datetime = self._filesystem.modified(self._path(path))
+        return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+    def location(self, path: str) -> str:
+        return posixpath.join(self.url, path)
+
+    def _path(self, path: str) -> str:
+        return posixpath.join(self._root, path)
+
+    def _entries(self, directory: str) -> list[tuple[str, str]]:
+        try:
+            found = self._filesystem.ls(self._path(directory), detail=True)
+        except FileNotFoundError:
+            return []
+        return [(posixpath.basename(entry["name"].rstrip("/")), entry["type"]) for entry in found]
+
+
+def _s3_code(error: OSError) -> str:
+    """What S3 calls the error: a lost race for a name is PreconditionFailed (412), an undecided one ConditionalRequestConflict (409)."""
+    code: str = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+    return code
+
+
+def _open_new(path: str) -> int:
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):  # another process has removed the last file here and the directory with it
+            _make_directory(os.path.dirname(path))
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def _make_directory(directory: str) -> None:
+    """makedirs that also makes the directories' names durable."""
+    parent = os.path.dirname(directory)
+    if os.path.isdir(directory):
+        # Whoever made it may have been killed before its name was durable, or not have come to that yet.
+        with contextlib.suppress(PermissionError):  # above the store there may be folders that we may pass but not read
+            _sync_directory(parent)
+        return
+    _make_directory(parent)
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        if not os.path.isdir(directory):
+            raise
+    _sync_directory(parent)
+
+
+def _sync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unlink_if_there(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # an exclusive rename has taken it
+        os.unlink(path)
+
+
+def _link_exclusively(temporary: str, final: str) -> bool:
+    """Give the file its name, never taking a name from another file. False if the name is taken."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        return _rename_exclusively(temporary, final)
+    return True
+
+
+def _rename_exclusively(temporary: str, final: str) -> bool:
+    """For filesystems without hard links (FAT, some network mounts): Linux's renameat2 with RENAME_NOREPLACE."""
+    at_working_directory, no_replace = -100, 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise GsecError(f"{os.path.dirname(final)}: this filesystem has no hard links and this system no exclusive rename. Put the store elsewhere.")
+    if libc.renameat2(at_working_directory, os.fsencode(temporary), at_working_directory, os.fsencode(final), no_replace) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.EEXIST:
+        return False
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        raise GsecError(f"{os.path.dirname(final)}: this filesystem has neither hard links nor an exclusive rename. Put the store elsewhere.")
+    raise OSError(code, os.strerror(code), final)

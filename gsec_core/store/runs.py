@@ -1,0 +1,135 @@
+"""Runs: a directory of small files, each created once. Nothing in it is ever changed.
+
+``request.json`` says what was asked, ``stage-NAME.json`` where a stage's tables are (written before its first shard),
+``attempt-ID-start.json`` and ``-end.json`` who worked on it and how it ended. A run's identity is what was asked, so
+the same request finds its run again and does what is missing.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import xxhash
+
+from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.errors import GsecError, Refused
+from gsec_core.store.corpus import Corpus
+from gsec_core.store.files import Files
+
+
+@dataclass(frozen=True)
+class Run:
+    """One request for a clustering. Made by `Store.run` and `Store.new_run`."""
+
+    files: Files
+    id: str
+
+    @property
+    def directory(self) -> str:
+        return f"runs/{self.id}"
+
+    def request(self) -> dict[str, Any]:
+        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``created``."""
+        try:
+            return self._load("request.json")
+        except FileNotFoundError:
+            raise Refused(f"--run {self.id}: there is no such run in {self.files.url}. `gsec status` lists the runs.") from None
+
+    def config(self) -> PipelineConfig:
+        """The settings of the request, with this store as the store (it may have been moved)."""
+        return PipelineConfig.model_validate(self.request()["config"]).model_copy(update={"store": self.files.url})
+
+    def begin_stage(self, stage: str, fingerprint: str, tables: Mapping[str, Sequence[str]]) -> None:
+        """Record where a stage's tables are and which shards each will have, before the first is written.
+
+        Raises GsecError if the stage was begun with other inputs than it has now: they were damaged and could not be
+        restored as they were.
+        """
+        record = {"fingerprint": fingerprint, "tables": {table: list(names) for table, names in tables.items()}}
+        if not self._create(f"stage-{stage}.json", record) and self.stage(stage) != record:
+            raise GsecError(f"run {self.id}: what stage {stage} reads is no longer what it was when the stage began. Start it anew with --redo {stage}.")
+
+    def stage(self, stage: str) -> dict[str, Any] | None:
+        """What `begin_stage` recorded; None if the stage has not begun."""
+        try:
+            return self._load(f"stage-{stage}.json")
+        except FileNotFoundError:
+            return None
+
+    def shards_done(self, stage: str) -> tuple[int, int]:
+        """How many shards a stage has and how many it will have; (0, 0) if it has not begun. Reads listings, no rows."""
+        record = self.stage(stage)
+        if record is None:
+            return 0, 0
+        corpus = Corpus(self.files, self.request()["corpus"])
+        there = {table: corpus.table(table, record["fingerprint"]).names() for table in record["tables"]}
+        done = [name in there[table] for table, names in record["tables"].items() for name in names]
+        return sum(done), len(done)
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether nothing of the stage is missing, by what the run recorded."""
+        done, planned = self.shards_done(stage)
+        return 0 < planned == done
+
+    def is_finished(self) -> bool:
+        """Whether every stage that the request wants is complete."""
+        return all(self.is_complete(stage) for stage in self.request()["stages"])
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Every stage that has begun."""
+        names = [name for name in self.files.files(self.directory) if name.startswith("stage-")]
+        return {name.removeprefix("stage-").removesuffix(".json"): self._load(name) for name in names}
+
+    @contextmanager
+    def attempt(self, provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Record that somebody works on the run. What the block puts into the yielded dict is recorded at its end.
+
+        An attempt without an end was killed, or is still under way.
+        """
+        attempt = uuid4().hex
+        self._create(f"attempt-{attempt}-start.json", {"at": now(), "host": socket.gethostname(), "process": os.getpid(), **provenance})
+        facts: dict[str, Any] = {}
+        try:
+            yield facts
+        except BaseException as error:
+            self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "failed", "error": f"{type(error).__name__}: {error}", **facts})
+            raise
+        self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "done", **facts})
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Start and end of every attempt, oldest first: ``{"start": ..., "end": ... or None}``."""
+        names = self.files.files(self.directory)
+        found = []
+        for name in names:
+            if name.startswith("attempt-") and name.endswith("-start.json"):
+                end = name.replace("-start.json", "-end.json")
+                found.append({"start": self._load(name), "end": self._load(end) if end in names else None})
+        return sorted(found, key=lambda attempt: str(attempt["start"]["at"]))
+
+    def _create(self, name: str, value: Mapping[str, Any]) -> bool:
+        return self.files.create(f"{self.directory}/{name}", json.dumps(value, indent=1, sort_keys=True).encode())
+
+    def _load(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.files.read(f"{self.directory}/{name}"))
+        return value
+
+
+def run_id(config: PipelineConfig, corpus: str, generation: int, redo: Mapping[str, int]) -> str:
+    """The identity of a request: all that changes its output, and nothing else. 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(json.dumps([output_settings(config), corpus, generation, dict(redo)], sort_keys=True).encode())
+
+
+def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: list[str], redo: int) -> str:
+    """Where a stage's tables are: xxh3-128 over all that determines their rows. 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(json.dumps([stage, version, dict(settings), inputs, redo], sort_keys=True).encode())
+
+
+def now() -> str:
+    """UTC, to the millisecond, as every record has it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,1 @@
+"""Prefect tasks around the library: a slice of shards, with retries, progress and artifacts."""

@@ -1,0 +1,69 @@
+"""Progress for two kinds of watchers: the terminal of a command, and Prefect's dashboard."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from gsec_core.stages.base import silent
+
+SECONDS_BETWEEN_UPDATES = 5.0
+
+
+class Watcher(Protocol):
+    """Who wants to hear of all progress in this process. Called from any thread."""
+
+    def begin(self, stage: str, units: int, there: int) -> None:
+        """A step of ``stage`` begins with ``units`` images to work on; ``there`` of its shards are done already."""
+        ...
+
+    def advance(self, stage: str, by: int) -> None:
+        """``by`` more images are worked on, committed or not."""
+        ...
+
+
+_watchers: list[Watcher] = []
+
+
+def begin(stage: str, units: int, there: int) -> None:
+    """Tell the watchers that a step begins."""
+    for watcher in _watchers:
+        watcher.begin(stage, units, there)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Let ``watcher`` hear of all progress in this process."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+@contextmanager
+def of_slice(stage: str, number: int, units: int) -> Iterator[Callable[[str, int], None]]:
+    """A Progress for the library that moves a progress artifact of the slice, and tells the process's watchers."""
+    if not units:
+        yield silent
+        return
+    artifact: Any = create_progress_artifact(0.0, key=f"{stage}-{number}", description=f"{stage}, slice {number}: {units} images")
+    lock = threading.Lock()
+    done, shown_at = 0, time.monotonic()
+
+    def advance(stage: str, by: int) -> None:
+        nonlocal done, shown_at
+        for watcher in _watchers:
+            watcher.advance(stage, by)
+        with lock:
+            done += by
+            if time.monotonic() - shown_at < SECONDS_BETWEEN_UPDATES:
+                return
+            shown_at = time.monotonic()
+        update_progress_artifact(artifact, progress=min(100.0, 100 * done / units))
+
+    yield advance
+    update_progress_artifact(artifact, progress=100.0)

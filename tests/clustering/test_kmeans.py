@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import adjusted_rand_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from gsec_core.clustering.kmeans import SphericalKMeans
+
+
+def planted(count: int = 600, clusters: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Directions around ``clusters`` far apart centres, of every length, the first cluster the largest."""
+    random = np.random.default_rng(seed)
+    truth = np.sort(random.integers(0, clusters, count) * random.integers(0, 2, count))
+    centres = np.eye(clusters, 16)
+    rows = centres[truth] + 0.1 * random.standard_normal((count, 16))
+    return rows * random.uniform(0.1, 10, (count, 1)), truth
+
+
+def test_planted_clusters_are_found_whatever_the_lengths_of_the_rows() -> None:
+    X, truth = planted()
+    assert adjusted_rand_score(truth, SphericalKMeans(5).fit(X).labels_) == 1
+
+
+def test_the_largest_cluster_is_number_0() -> None:
+    X, _ = planted()
+    sizes = np.bincount(SphericalKMeans(5).fit(X).labels_)
+    assert list(sizes) == sorted(sizes, reverse=True)
+
+
+def test_equal_seeds_give_equal_labels_and_predict_agrees_with_fit() -> None:
+    X = np.random.default_rng(0).standard_normal((500, 8))
+    first, second = SphericalKMeans(7, random_state=3).fit(X), SphericalKMeans(7, random_state=3).fit(X)
+    np.testing.assert_array_equal(first.labels_, second.labels_)
+    np.testing.assert_array_equal(first.predict(X), first.labels_)
+
+
+def test_more_starts_never_end_with_a_worse_objective() -> None:
+    X = np.random.default_rng(0).standard_normal((500, 8))
+
+    def objective(n_init: int) -> float:
+        return float(np.concatenate([block.max(1) for block in SphericalKMeans(20, n_init=n_init, max_iter=100).fit(X).similarities(X)]).sum())
+
+    assert objective(10) >= objective(1) - 1e-3
+
+
+def test_the_centres_are_fitted_on_a_sample_of_many_rows_and_every_row_is_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.clustering.kmeans._SAMPLE_ROWS", 100)
+    monkeypatch.setattr("gsec_core.clustering.kmeans._SAMPLE_ROWS_PER_CLUSTER", 10)
+    X, truth = planted(5000)
+    assert adjusted_rand_score(truth, SphericalKMeans(5).fit(X).labels_) == 1
+
+
+@pytest.mark.parametrize("clusters", [0, 4])
+def test_a_number_of_clusters_that_cannot_be_is_named(clusters: int) -> None:
+    with pytest.raises(ValueError, match=f"n_clusters = {clusters}: there are 3 samples"):
+        SphericalKMeans(clusters).fit(np.eye(3))
+
+
+def test_clone_keeps_the_parameters() -> None:
+    assert clone(SphericalKMeans(3, n_init=2)).get_params() == SphericalKMeans(3, n_init=2).get_params()
+
+
+@parametrize_with_checks([SphericalKMeans(n_clusters=3, n_init=1, max_iter=5)])
+def test_scikit_learn_conventions(estimator: SphericalKMeans, check: object) -> None:
+    assert callable(check)
+    check(estimator)

@@ -1,0 +1,148 @@
+"""The command line, each command as a process of its own, on one small store."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from flows.cli import main
+
+from ..command import SMALL, environment, gsec, last_json
+from ..pictures import write_pictures
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, Path | str]:
+    """A folder of 20 pictures and one bad file, clustered once."""
+    top = tmp_path_factory.mktemp("place")
+    folder = write_pictures(top / "in", range(20))
+    (folder / "bad.jpg").write_text("not an image")
+    done = gsec("run", folder, "-k", "3", "--store", top / "store", "--json", *SMALL, home=home, check=3)
+    return {"folder": folder, "store": top / "store", "run": last_json(done)["run_id"], "json": done.stdout.splitlines()[-1], "stderr": done.stderr}
+
+
+def test_run_ends_with_3_and_a_warning_when_more_is_rejected_than_allowed(place: dict[str, str]) -> None:
+    assert "1 of 21 images were rejected, more than max_rejects = 0.01 allows" in place["stderr"]
+
+
+def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> None:
+    result = json.loads(place["json"])
+    assert list(result) == ["run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "seconds"]
+    assignments = ds.dataset(result["assignments"]).to_table()
+    assert result["images"] == assignments.num_rows + result["rejected"] + result["missing"] == 21
+    assert sum(pq.read_table(result["cluster_table"])["size"].to_pylist()) == 20
+
+
+def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -> None:
+    for text in ("ingest: images 21, added 21", "encode: shards 3", "cohesion", "20 images in 3 clusters, 1 rejected, 0 missing"):
+        assert text in place["stderr"]
+
+
+def test_the_same_run_again_starts_nothing(place: dict[str, str], home: Path) -> None:
+    done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
+    assert "nothing to do" in done.stderr
+    assert "starting" not in done.stderr
+    gsec("run", place["folder"], "-k", "3", "--store", place["store"], "--set", "max_rejects=0.1", *SMALL, home=home, check=0)
+
+
+def test_status_reads_the_store_alone(place: dict[str, str], home: Path) -> None:
+    runs = last_json(gsec("status", "--store", place["store"], "--json", home=home))["runs"]
+    [run] = [run for run in runs if run["run"] == place["run"]]
+    assert run["state"] == "finished"
+    assert run["images"] == {"ok": 20, "rejected": 1, "missing": 0, "damaged_shards": 0}
+    assert place["run"] in gsec("status", "--store", place["store"], home=home).stdout
+
+
+def test_status_and_prune_import_neither_torch_nor_prefect(place: dict[str, str], home: Path) -> None:
+    import subprocess
+
+    for command in (["status"], ["prune", "--dry-run"]):
+        code = f"""
+import sys
+from flows.cli import main
+try:
+    main({[*command, "--store", str(place["store"])]!r})
+except SystemExit as exit:
+    assert not exit.code
+print("imported:", [name for name in ("torch", "prefect") if name in sys.modules])
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(home), check=True)
+        assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+def test_a_stage_alone_says_what_to_run_first(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+    config = tmp_path / "gsec.toml"
+    config.write_text(f'source = "{place["folder"]}"\nstore = "{tmp_path / "store"}"\nclusters = 3\n[encode]\nbatch_size = 8\n')
+    assert "Run stage ingest first" in gsec("stage", "encode", "--config", config, home=home, check=2).stderr
+    run = last_json(gsec("stage", "ingest", "--config", config, "--json", home=home))["run_id"]
+    assert f"First: gsec stage encode --run {run}" in gsec("stage", "baseline", "--config", config, home=home, check=2).stderr
+    assert last_json(gsec("stage", "encode", "--config", config, "--json", home=home))["ok"] == 20
+    assert last_json(gsec("stage", "baseline", "--run", run[:8], "--store", tmp_path / "store", "--json", home=home))["shards"] == 2
+
+
+def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str], home: Path) -> None:
+    done = gsec("stage", "baseline", "--run", place["run"], "--store", place["store"], "--redo", "--json", home=home)
+    result = last_json(done)
+    assert result["run_id"] != place["run"]
+    assert (result["shards"], result["there"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "nowhere", "-k", "3"], "nowhere is not there"),
+        (["run", "{folder}", "-k", "30"], "clusters = 30: the source has only 21 images"),
+        (["run", "{folder}", "-k", "1"], "clusters = 1: input should be greater than or equal to 2"),
+        (["run", "{folder}", "-k", "x"], "Invalid value"),
+        (["run", "{folder}", "--encoder", "lit"], "there is no such encoder"),
+        (["run", "{folder}", "--store", "http://x/y"], "a store is a folder or one of"),
+        (["run", "{folder}", "--set", "encode.batch=3"], 'encode.batch = "3": there is no such setting'),
+        (["run", "{folder}", "--redo", "ingest"], "there is nothing to redo"),
+        (["run", "{folder}", "--redo", "caption"], "there is no such stage"),
+        (["run", "{folder}", "--corpus", "A b"], "a corpus is named with"),
+        (["run", "{folder}", "--store", "/proc/nothing"], "cannot be written"),
+        (["run"], "say where the images are"),
+        (["stage", "encode"], "give either --run ID or --config FILE"),
+        (["stage", "encode", "--run", "ffff", "--store", "{store}"], "there is no such run"),
+        (["run", "--bogus"], "Unknown option"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_sentence_before_anything_starts(
+    arguments: list[str], says: str, place: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.commands._run_flow", lambda config, redo: pytest.fail("it started"))
+    with pytest.raises(SystemExit) as exit:
+        main([argument.format(**place) for argument in arguments])
+    assert exit.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place: dict[str, str], home: Path) -> None:
+    path = next(Path(place["store"]).glob("*/embeddings/*/*.parquet"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    done = gsec("doctor", "--verify", "--store", place["store"], home=home, check=1)
+    assert f"FAIL  shards: 1 damaged: {path.relative_to(place['store'])}" in done.stdout
+    done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
+    assert "encode: shards 1, there 2" in done.stderr
+    assert "FAIL" not in gsec("doctor", "--verify", "--store", place["store"], home=home).stdout
+
+
+def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: dict[str, str], home: Path) -> None:
+    path = next(Path(place["store"]).glob("*/embeddings/*/*.parquet"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    done = gsec("run", place["folder"], "-k", "4", "--store", place["store"], *SMALL, home=home, check=3)
+    assert f"damaged, set aside and made anew: {path.relative_to(place['store'])}" in done.stderr
+    assert "20 images in 4 clusters" in done.stderr

@@ -1,0 +1,58 @@
+"""Small images to cluster, and the pipeline run on them in this process."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gsec_core import pipeline
+from gsec_core.config import PipelineConfig, load_config
+from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.ingest import Changes
+
+SETTINGS = {"clusters": 2, "threads": 1, "encode": {"batch_size": 8}, "ingest": {"shard_rows": 8}, "baseline": {"n_init": 2}}
+
+
+def picture(seed: int) -> Image.Image:
+    """A plain ground with a disc on it; both colours, place and size by ``seed``."""
+    random = np.random.default_rng(seed)
+    pixels = np.empty((48, 64, 3), np.uint8)
+    pixels[:] = random.integers(0, 255, 3)
+    y, x = np.mgrid[:48, :64]
+    pixels[(x - random.integers(16, 48)) ** 2 + (y - random.integers(12, 36)) ** 2 < random.integers(30, 300)] = random.integers(0, 255, 3)
+    return Image.fromarray(pixels)
+
+
+def write_pictures(folder: Path, seeds: range | list[int]) -> Path:
+    """``folder/SEED.jpg`` for every seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        picture(seed).save(folder / f"{seed:03d}.jpg", quality=90)
+    return folder
+
+
+def settings(source: Path | str, store: Path | str, **more: object) -> PipelineConfig:
+    """Settings that make many small shards; ``more`` goes over them, sections as dictionaries."""
+    values: dict[str, object] = {"source": str(source), "store": str(store), **SETTINGS}
+    for name, value in more.items():
+        before = values.get(name)
+        values[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+    return load_config(overrides=values)
+
+
+def cluster(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, Changes, dict[str, dict[str, float]]]:
+    """Everything that a run does, without an orchestrator: its context, what ingest found, and what each stage made."""
+    run, changes = pipeline.request(config, redo)
+    context = Context.of(run, config)
+    made = {stage.name: run_stage(context, stage) for stage in pipeline.STAGES}
+    return context, changes, made
+
+
+def labels(context: Context) -> dict[str, int]:
+    """URI -> cluster, by the run's tables."""
+    import pyarrow.dataset as ds
+
+    table = ds.dataset(pipeline.summary(context)["assignments"]).to_table()
+    uris = table["uri"].to_pylist()
+    assert len(uris) == len(set(uris)), "an image has two rows"
+    return dict(zip(uris, table["cluster"].to_pylist(), strict=True))

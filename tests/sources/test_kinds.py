@@ -1,0 +1,192 @@
+"""What holds for every kind of source, on this machine and on object stores."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from gsec_core.errors import Refused, Unreachable
+from gsec_core.sources import LISTING, ImageRef, MissingImage, RejectedImage, open_source
+
+from .examples import Images, refs, uris, write_folder, write_parquet, write_tar
+
+
+@pytest.fixture
+def local(tmp_path: Path, images: Images) -> str:
+    """A folder with the images, and the same in a Parquet file and in a tar."""
+    write_folder(tmp_path / "folder", images)
+    write_parquet(tmp_path / "x.parquet", images)
+    write_tar(tmp_path / "x.tar", images)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def memory(local: str) -> Iterator[str]:
+    fs = fsspec.filesystem("memory")
+    fs.put(local + "/", "/bucket/", recursive=True)
+    yield "memory://bucket"
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(local: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name, value in {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    S3FileSystem.clear_instance_cache()  # instances keep the address of an earlier server
+    fs = fsspec.filesystem("s3")
+    fs.mkdir("bucket")
+    fs.put(local + "/", "bucket/", recursive=True)
+    yield "s3://bucket"
+    fs.rm("bucket", recursive=True)
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
+def test_all_kinds_give_the_same_bytes(place: str, images: Images) -> None:
+    expected = list(images.values())
+    for address in ("folder", "x.parquet", "*.parquet", "x.tar", "*.tar"):
+        source = open_source(f"{place}/{address}")
+        listing = source.list()
+        assert listing.schema == LISTING
+        assert uris(source) == sorted(uris(source))
+        source.check()
+        assert [source.fetch(ref) for ref in refs(source)] == expected, address
+
+
+def test_uris_are_relative_to_the_source(place: str, images: Images) -> None:
+    assert uris(open_source(f"{place}/folder")) == list(images)
+    assert uris(open_source(f"{place}/x.tar")) == [f"x.tar#{name}" for name in images]
+    assert uris(open_source(f"{place}/x.parquet")) == [f"x.parquet#{row:09}" for row in range(5)]
+
+
+def test_a_listing_repeats_until_something_changes(place: str) -> None:
+    for address in ("folder", "x.parquet", "x.tar"):
+        assert open_source(f"{place}/{address}").list() == open_source(f"{place}/{address}").list()
+
+
+def test_sizes_where_they_are_known(place: str, images: Images) -> None:
+    sizes = [len(content) for content in images.values()]
+    assert [ref.size_bytes for ref in refs(open_source(f"{place}/folder"))] == sizes
+    assert [ref.size_bytes for ref in refs(open_source(f"{place}/x.tar"))] == sizes
+    assert [ref.size_bytes for ref in refs(open_source(f"{place}/x.parquet"))] == [-1] * 5
+
+
+@pytest.mark.parametrize("address", ["nowhere", "nowhere.tar", "nowhere.parquet", "no*.tar", "nowhere/*.parquet"])
+def test_a_source_that_is_not_there_is_refused(place: str, address: str) -> None:
+    source = open_source(f"{place}/{address}")
+    with pytest.raises(Refused, match=r"is not there|matches no file"):
+        source.list()
+
+
+def test_a_missing_root_does_not_answer(place: str) -> None:
+    for address in ("nowhere", "nowhere.tar", "nowhere/*.parquet"):
+        with pytest.raises(Unreachable, match="does not answer"):
+            open_source(f"{place}/{address}").check()
+
+
+def test_containers_in_a_folder_are_hinted_at(place: str) -> None:
+    (fs, path) = fsspec.url_to_fs(f"{place}/folder")
+    fs.rm(path, recursive=True)
+    with pytest.raises(Refused, match=r"holds no image files but \.(parquet|tar) files: pass '.*/\*\.(parquet|tar)'"):
+        open_source(place).list()
+
+
+def test_an_image_that_is_gone_is_missing(place: str) -> None:
+    for address in ("folder", "x.tar", "x.parquet"):
+        source = open_source(f"{place}/{address}")
+        first = refs(source)[0]
+        fs, path = fsspec.url_to_fs(f"{place}/{address}")
+        fs.rm(path, recursive=True)
+        with pytest.raises(MissingImage, match="gone"):
+            source.fetch(first)
+
+
+def test_a_container_that_changed_is_missing(place: str, images: Images) -> None:
+    for name, address in (("x.tar", "x.tar"), ("x.parquet", "*.parquet")):
+        source = open_source(f"{place}/{address}")
+        first = refs(source)[0]
+        fs, path = fsspec.url_to_fs(f"{place}/{name}")
+        fs.pipe(path, fs.cat(path)[:600])  # shorter, so that even the read fails
+        with pytest.raises(MissingImage, match="changed after it was listed"):
+            source.fetch(first)
+
+
+@pytest.mark.parametrize("uri", ["../b.png", "/etc/b.png", "s3://other/b.png", "x::b.png", "../x.tar#b.png", "../x.parquet#000000000"])
+def test_uris_that_lead_out_are_rejected(place: str, uri: str) -> None:
+    for address in ("folder", "x.parquet", "x.tar"):
+        with pytest.raises(RejectedImage):
+            open_source(f"{place}/{address}").fetch(ImageRef(uri, 1, "1@0+1"))
+
+
+def test_a_file_of_no_known_kind_is_refused(place: str) -> None:
+    with pytest.raises(Refused, match="no known kind"):
+        open_source(f"{place}/folder/b.png").list()
+
+
+def test_globs_name_containers_from_their_fixed_folder(tmp_path: Path, images: Images) -> None:
+    for name in ("one/train #1.tar", "two/train.tar", "two/.hidden.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / name, {"b.png": images["b.png"]})
+    source = open_source(f"{tmp_path}/*/*.tar")
+    assert uris(source) == ["one/train %231.tar#b.png", "two/train.tar#b.png"]
+    assert {source.fetch(ref) for ref in refs(source)} == {images["b.png"]}
+
+
+def test_a_container_may_be_a_link_and_its_name_look_like_a_glob(tmp_path: Path, images: Images) -> None:
+    write_tar(tmp_path / "blob", images)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "x[1].tar").symlink_to("../blob")
+    for address in ("links/x[1].tar", "links/*.tar"):
+        source = open_source(f"{tmp_path}/{address}")
+        assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
+
+
+def test_a_pipe_is_no_container(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    (tmp_path / "link.tar").symlink_to("x.tar")
+    for address in ("x.tar", "*.tar"):
+        with pytest.raises(Refused, match=r"not a file|matches no file"):
+            open_source(f"{tmp_path}/{address}").list()
+
+
+def test_a_folder_with_the_name_of_a_container_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").mkdir()
+    with pytest.raises(Refused, match=r"pass files, as in '.*x\.parquet/\*\.parquet'"):
+        open_source(str(tmp_path / "x.parquet")).list()
+
+
+def test_a_store_that_does_not_answer_is_unreachable_and_a_read_may_be_tried_again(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class DriverError(Exception):
+        """As botocore's and aiohttp's: no OSError."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise DriverError("connection refused")
+
+    source = open_source(f"{memory}/folder")
+    first = refs(source)[0]
+    for method in ("find", "info", "cat_file"):
+        monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem." + method, fail)
+    with pytest.raises(Unreachable, match="connection refused"):
+        source.list()
+    with pytest.raises(Unreachable, match="connection refused"):
+        source.check()
+    with pytest.raises(OSError, match="connection refused"):
+        source.fetch(first)

@@ -1,0 +1,99 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gsec_core.errors import Refused
+from gsec_core.sources import ImageRef, RejectedImage, open_source
+
+from .examples import Images, refs, write_parquet
+
+STAMPS = Path(__file__).parents[3] / "shared" / "data" / "stamps.parquet"
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_a_plain_binary_column(tmp_path: Path, images: Images, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"jpg": pa.array(images.values(), kind)}), tmp_path / "x.parquet", row_group_size=2)
+    source = open_source(str(tmp_path / "x.parquet"), image_column="jpg")
+    assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
+
+
+def test_a_column_that_is_not_there_is_refused_by_the_name_of_its_setting(tmp_path: Path, images: Images) -> None:
+    source = open_source(write_parquet(tmp_path / "x.parquet", images), image_column="img")
+    with pytest.raises(Refused, match=r'ingest\.image_column = "img": .* it has image, label'):
+        source.list()
+
+
+def test_a_column_of_another_type_is_refused(tmp_path: Path, images: Images) -> None:
+    source = open_source(write_parquet(tmp_path / "x.parquet", images), image_column="label")
+    with pytest.raises(Refused, match=r'ingest\.image_column = "label": the column is int64'):
+        source.list()
+
+
+def test_a_row_without_bytes_is_rejected_and_its_path_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    rows = [{"bytes": None, "path": str(tmp_path / "a.jpg")}, None, {"bytes": b"good", "path": None}]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    null_bytes, null_row, good = refs(source)
+    for ref in (null_bytes, null_row):
+        with pytest.raises(RejectedImage, match="no image bytes in the row"):
+            source.fetch(ref)
+    assert source.fetch(good) == b"good"
+
+
+@pytest.mark.parametrize("member", ["000000005", "x", "", "-1", "9" * 30])
+def test_a_uri_that_names_no_row_is_rejected(tmp_path: Path, images: Images, member: str) -> None:
+    source = open_source(write_parquet(tmp_path / "x.parquet", images))
+    with pytest.raises(RejectedImage, match="names no row"):
+        source.fetch(ImageRef(f"x.parquet#{member}", -1, refs(source)[0].version))
+
+
+@pytest.mark.parametrize("content", [b"", b"no Parquet at all", b"PAR1 torn"])
+def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(Refused, match=r"x\.parquet is not a whole Parquet file"):
+        open_source(str(tmp_path / "x.parquet")).list()
+
+
+def test_a_damaged_row_group_is_rejected_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    contents = [bytes([row]) * 5000 + os.urandom(5000) for row in range(4)]
+    write_parquet(path, {str(row): content for row, content in enumerate(contents)}, row_group_size=2)
+    with path.open("r+b") as file:
+        file.seek(10)
+        file.write(b"\xff" * 3000)
+    source = open_source(str(path))
+    first, _, third, _ = refs(source)
+    with pytest.raises(RejectedImage, match="damaged"):
+        source.fetch(first)
+    assert source.fetch(third) == contents[2]
+
+
+def test_threads_that_want_rows_of_a_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {str(row): b"%d" % row for row in range(200)}
+    source = open_source(write_parquet(tmp_path / "x.parquet", contents, row_group_size=50))
+    listed = refs(source)
+    reads = []
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, group: int, **arguments: object) -> pa.Table:
+        reads.append(group)
+        return read_row_group(self, group, **arguments)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(source.fetch, listed[:100])) == list(contents.values())[:100]
+    assert sorted(reads) == [0, 1]
+
+
+@pytest.mark.skipif(not STAMPS.exists(), reason=f"the shared images are not there: {STAMPS}")
+def test_real_images() -> None:
+    source = open_source(str(STAMPS))
+    listed = refs(source)
+    assert len(listed) == 317
+    assert listed[-1].uri == "stamps.parquet#000000316"
+    assert source.fetch(listed[-1]) == pq.read_table(STAMPS)["image"][316]["bytes"].as_py()

@@ -1,0 +1,227 @@
+"""Encoding: bad images become rows, the source's kind changes nothing, damage is made good."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gsec_core import pipeline
+from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
+from gsec_core.sources.base import ImageRef
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context, begin, missing, run_stage, work
+from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
+
+from ..pictures import cluster, labels, settings, write_pictures
+
+
+def flip_a_byte(path: str, at: float = 0.5) -> None:
+    data = bytearray(Path(path).read_bytes())
+    data[int(len(data) * at)] ^= 1
+    Path(path).write_bytes(bytes(data))
+
+
+def as_parquet(folder: Path, path: Path) -> Path:
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in sorted(folder.iterdir())]
+    pq.write_table(pa.table({"image": images}), path, row_group_size=5)
+    return path
+
+
+def as_tars(folder: Path, directory: Path) -> str:
+    directory.mkdir()
+    for half in range(2):
+        with tarfile.open(directory / f"{half}.tar", "w") as tar:
+            for file in sorted(folder.iterdir())[half::2]:
+                data = file.read_bytes()
+                member = tarfile.TarInfo(file.name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return f"{directory}/*.tar"
+
+
+def by_content(context: Context) -> dict[bytes, int]:
+    rows = encode.encoded_rows(context)
+    cluster_of = labels(context)
+    return {content: cluster_of[uri] for content, uri in zip(rows["content_hash"].to_pylist(), rows["uri"].to_pylist(), strict=True)}
+
+
+def test_equal_labels_from_a_folder_a_parquet_file_and_tars(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(30))
+    sources = [str(folder), str(as_parquet(folder, tmp_path / "x.parquet")), as_tars(folder, tmp_path / "tars")]
+    found = [by_content(cluster(settings(source, tmp_path / "store", clusters=4))[0]) for source in sources]
+    assert len(found[0]) == 30
+    assert found[0] == found[1] == found[2]
+
+
+def test_labels_do_not_depend_on_sharding_or_history(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(12))
+    config = settings(folder, tmp_path / "grown", clusters=4)
+    cluster(config)
+    write_pictures(folder, range(12, 30))
+    grown, _, _ = cluster(config)
+    at_once, _, _ = cluster(settings(folder, tmp_path / "at-once", clusters=4, ingest={"shard_rows": 100}))
+    assert labels(grown) == labels(at_once)
+
+
+def test_bad_images_are_rows_with_a_reason(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(10))
+    (folder / "text.jpg").write_text("this is no image")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.jpg").write_bytes((folder / "003.jpg").read_bytes()[:400])
+    context, _, made = cluster(settings(folder, tmp_path / "store"))
+    rows = {row["uri"]: row for row in encode.encoded_rows(context).to_pylist() if row["status"] != "ok"}
+    assert set(rows) == {"text.jpg", "empty.png", "cut.jpg"}
+    assert all(row["reason"] for row in rows.values())
+    assert made["encode"]["rejected"] == 3
+    summary = pipeline.summary(context)
+    assert (summary["images"], summary["rejected"], len(labels(context))) == (13, 3, 10)
+    assert "max_rejects" in (pipeline.too_many_rejects(context, summary) or "")
+
+
+def test_embeddings_are_unit_vectors_and_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
+    context, _, _ = cluster(settings(write_pictures(tmp_path / "in", range(4)), tmp_path / "store"))
+    [name] = context.generation.shard_names
+    rows = context.shards(encode.STAGE, EMBEDDINGS_TABLE).read(name)
+    for column, length in (("embedding", 1280), ("joint", 384)):
+        vectors = np.array(rows[column].to_pylist(), np.float32)
+        assert vectors.shape == (4, length)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+    from PIL import Image
+
+    thumbnails = context.shards(encode.STAGE, THUMBNAILS_TABLE).read(name)
+    assert thumbnails["image_id"] == rows["image_id"]
+    assert Image.open(io.BytesIO(thumbnails["thumbnail"][0].as_py())).size == (64, 48)
+
+
+def test_the_preprocessing_is_recorded_and_another_one_is_refused(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(10))
+    config = settings(source, tmp_path / "store")
+    context, _, _ = cluster(config)
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    name = sorted(embeddings.names())[0]
+    facts = embeddings.facts(name)
+    assert facts["preprocessing"]
+    embeddings.replace(name, embeddings.read(name), {**facts, "preprocessing": {"size": 7}})
+    write_pictures(source, [50])
+    with pytest.raises(GsecError, match="--redo encode"):
+        cluster(config)
+
+
+def test_fewer_images_than_clusters_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"clusters = 5.*only 3 images"):
+        cluster(settings(write_pictures(tmp_path / "in", range(3)), tmp_path / "store", clusters=5))
+    assert not list(tmp_path.rglob("embeddings"))
+
+
+def test_fewer_usable_images_than_clusters_is_refused(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(3))
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(Refused, match="only 3 of 5 images are usable"):
+        cluster(settings(folder, tmp_path / "store", clusters=4))
+
+
+def test_redo_makes_new_tables_and_keeps_the_old_run(tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(10)), tmp_path / "store")
+    before, _, _ = cluster(config)
+    after, _, made = cluster(config, redo=("encode",))
+    assert before.run.id != after.run.id
+    assert made["encode"]["encoded"] == 10
+    assert labels(before) == labels(after)
+    assert cluster(config)[0].run.id == after.run.id, "a plain run goes on with the redo"
+
+
+def test_another_number_of_clusters_encodes_nothing(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(10))
+    cluster(settings(source, tmp_path / "store"))
+    _, _, made = cluster(settings(source, tmp_path / "store", clusters=3))
+    assert made["encode"] == {}
+    assert made["baseline"]["shards"] == 2
+
+
+@pytest.mark.parametrize("at", [0.02, 0.5, 0.999])
+def test_a_flipped_byte_is_found_and_the_shard_made_anew(tmp_path: Path, at: float) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    before, _, _ = cluster(settings(source, tmp_path / "store"))
+    embeddings = before.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    name = before.generation.shard_names[1]
+    good = embeddings.read(name)
+    flip_a_byte(embeddings.location(name), at)
+    with pytest.raises(BadShard, match=name):
+        cluster(settings(source, tmp_path / "store", clusters=3))
+    assert embeddings.set_aside(name)
+    after, _, made = cluster(settings(source, tmp_path / "store", clusters=3))
+    assert made["encode"]["encoded"] == 8
+    assert embeddings.read(name) == good
+    assert len(labels(after)) == 20
+
+
+def test_a_damaged_shard_whose_images_are_gone_stops_the_run_until_told_to_go_on(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    config = settings(source, tmp_path / "store")
+    context, _, _ = cluster(config)
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    name = context.generation.shard_names[0]
+    flip_a_byte(embeddings.location(name))
+    embeddings.set_aside(name)
+    (source / "000.jpg").unlink()
+    with pytest.raises(GsecError, match=r"1 of its images can no longer be read.*encode.accept_loss"):
+        run_stage(context, encode.STAGE)
+    told = settings(source, tmp_path / "store", encode={"accept_loss": True})
+    assert run_stage(Context.of(context.run, told), encode.STAGE)["missing"] == 1
+
+
+def test_an_unmounted_source_leaves_the_shard_uncommitted(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(8))
+    config = settings(source, tmp_path / "store")
+    run, _ = pipeline.request(config)
+    context = Context.of(run, config)
+    begin(context, encode.STAGE)
+    for path in source.iterdir():
+        path.unlink()
+    [step] = encode.STAGE.steps
+    with pytest.raises(Unreachable):
+        work(context, encode.STAGE, step, step.plan(context))
+    assert missing(context, encode.STAGE, step) == step.plan(context)
+
+
+class Flaky:
+    """A source whose reads fail ``failures`` times before they succeed."""
+
+    url = "flaky"
+
+    def __init__(self, failures: int, answers: bool = True) -> None:
+        self.failures = failures
+        self.answers = answers
+
+    def list(self) -> pa.Table:
+        raise AssertionError("not listed here")
+
+    def fetch(self, ref: ImageRef) -> bytes:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError(5, os.strerror(5))
+        return b"not an image"
+
+    def check(self) -> None:
+        if not self.answers:
+            raise Unreachable("the disk is gone")
+
+
+@pytest.mark.parametrize(("source", "status"), [(Flaky(2), "rejected"), (Flaky(99), "missing")])
+def test_a_read_error_is_retried_and_then_belongs_to_the_image(source: Flaky, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    encoder = encode.loaded_encoder(settings("in", "store"))
+    assert encode.prepare(source, encoder, 96, {}, ImageRef("a.jpg", 1, "1")).status == status
+
+
+def test_a_read_error_of_a_source_that_does_not_answer_belongs_to_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    encoder = encode.loaded_encoder(settings("in", "store"))
+    with pytest.raises(Unreachable, match="the disk is gone"):
+        encode.prepare(Flaky(99, answers=False), encoder, 96, {}, ImageRef("a.jpg", 1, "1"))

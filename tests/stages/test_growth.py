@@ -1,0 +1,132 @@
+"""A corpus that changes between runs: exactly what is new is encoded, and each live image has exactly one row."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gsec_core import pipeline
+from gsec_core.errors import GsecError, Refused
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context, begin, missing, work
+from gsec_core.store import Store
+
+from ..pictures import cluster, labels, picture, settings, write_pictures
+
+
+def test_a_second_run_does_nothing(tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
+    context, _, _ = cluster(config)
+    assert pipeline.nothing_to_do(config) is not None
+    again, changes, made = cluster(config)
+    assert again.run.id == context.run.id
+    assert changes.none
+    assert made == {"encode": {}, "baseline": {}}
+
+
+def test_new_changed_and_deleted_images(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    config = settings(source, tmp_path / "store")
+    cluster(config)
+    write_pictures(source, [20, 21])
+    picture(99).save(source / "003.jpg")
+    (source / "007.jpg").unlink()
+    context, changes, made = cluster(config)
+    assert (changes.added, changes.changed, changes.deleted) == (2, 1, 1)
+    assert made["encode"]["encoded"] == 3
+    assert set(labels(context)) == {f"{seed:03d}.jpg" for seed in range(22) if seed != 7}
+
+
+def test_a_renamed_or_touched_image_costs_a_read_and_no_encoding(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    config = settings(source, tmp_path / "store")
+    before, _, _ = cluster(config)
+    os.rename(source / "000.jpg", source / "renamed.jpg")
+    os.utime(source / "001.jpg", (1, 1))
+    after, _, made = cluster(config)
+    assert (made["encode"]["encoded"], made["encode"]["copied"]) == (0, 2)
+    assert labels(after)["renamed.jpg"] == labels(before)["000.jpg"]
+
+
+def test_killed_after_ingest_and_changed_again_before_the_next_run(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(24))
+    config = settings(source, tmp_path / "store")
+    run, _ = pipeline.request(config)
+    context = Context.of(run, config)
+    begin(context, encode.STAGE)
+    [step] = encode.STAGE.steps
+    work(context, encode.STAGE, step, missing(context, encode.STAGE, step)[:1])  # one shard of three, then killed
+    picture(98).save(source / "001.jpg")
+    picture(99).save(source / "020.jpg")
+    (source / "010.jpg").unlink()
+    write_pictures(source, [30])
+    context, _, made = cluster(config)
+    assert set(labels(context)) == {path.name for path in source.iterdir()}
+    # 8 of the first shard were done; 020 is changed and 010 is gone, so their old rows are not encoded any more.
+    assert made["encode"]["encoded"] == 24 - 8 - 2 + 3
+
+
+@pytest.mark.parametrize("unmount", [lambda folder: [path.unlink() for path in folder.iterdir()], shutil.rmtree])
+def test_an_emptied_or_vanished_source_is_refused_and_tombstones_nothing(tmp_path: Path, unmount: object) -> None:
+    source = write_pictures(tmp_path / "in", range(10))
+    config = settings(source, tmp_path / "store")
+    context, _, _ = cluster(config)
+    assert callable(unmount)
+    unmount(source)
+    with pytest.raises(Refused):
+        cluster(config)
+    assert context.corpus.generation().number == 1
+
+
+def test_a_source_that_lost_too_much_is_refused_until_told_to_go_on(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(10))
+    cluster(settings(source, tmp_path / "store"))
+    for seed in range(3):
+        (source / f"{seed:03d}.jpg").unlink()
+    with pytest.raises(Refused, match=r"3 of its 10 images have vanished.*ingest.max_shrink"):
+        cluster(settings(source, tmp_path / "store"))
+    _, changes, _ = cluster(settings(source, tmp_path / "store", ingest={"max_shrink": 1}))
+    assert changes.deleted == 3
+
+
+def test_an_image_that_could_not_be_read_is_looked_at_again(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(10))
+    config = settings(source, tmp_path / "store")
+    run, _ = pipeline.request(config)
+    os.rename(source / "004.jpg", tmp_path / "elsewhere.jpg")  # between ingest and encode
+    context = Context.of(run, config)
+    begin(context, encode.STAGE)
+    [step] = encode.STAGE.steps
+    assert work(context, encode.STAGE, step, step.plan(context))["missing"] == 1
+    os.rename(tmp_path / "elsewhere.jpg", source / "004.jpg")  # as it was: same time, same size
+    context, changes, _ = cluster(config)
+    assert (changes.added, changes.changed, changes.deleted) == (0, 1, 0)
+    assert "004.jpg" in labels(context)
+
+
+def test_a_damaged_image_list_is_written_again(tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
+    before, _, _ = cluster(config)
+    lost = before.corpus.images.location(before.generation.shard_names[0])
+    Path(lost).write_bytes(b"not a shard")
+    with pytest.raises(GsecError, match="image list is damaged"):
+        before.corpus.live_rows(before.generation)
+    after, changes, made = cluster(config)
+    assert (changes.damaged, changes.added) == (1, 8)
+    assert made["encode"]["encoded"] == 0, "the same bytes are not encoded twice"
+    assert labels(after) == labels(before)
+
+
+def test_the_corpus_is_bound_to_its_source(tmp_path: Path) -> None:
+    cluster(settings(write_pictures(tmp_path / "in", range(4)), tmp_path / "store", corpus="mine"))
+    with pytest.raises(Refused, match="corpus mine belongs to"):
+        cluster(settings(write_pictures(tmp_path / "other", range(4)), tmp_path / "store", corpus="mine"))
+
+
+def test_runs_of_two_corpora_share_a_store(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        cluster(settings(write_pictures(tmp_path / name, range(4)), tmp_path / "store"))
+    store = Store.open(str(tmp_path / "store"))
+    assert [corpus.name.rpartition("-")[0] for corpus in store.corpora()] == ["one", "two"]
+    assert len(store.runs()) == 2

@@ -1,0 +1,224 @@
+import io
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsec_core.images import content_hash, decode, limit_ratio, thumbnail
+from gsec_core.sources.base import RejectedImage
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def halves(mode: str, left: object, right: object) -> Image.Image:
+    """64 x 32, one colour in each half."""
+    image = Image.new(mode, (64, 32), left)
+    image.paste(right, (32, 0, 64, 32))
+    return image
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and then ends."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # pytest drops the filter that the module sets; a test below looks at it in a process of its own
+
+PHOTO = encoded(Image.effect_noise((200, 150), 80).convert("RGB"), "JPEG", quality=90)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
+def test_the_usual_formats_are_rgb(form: str) -> None:
+    image = decode(encoded(halves("RGB", "red", "blue"), form))
+    assert image.mode == "RGB"
+    for x, expected in ((0.25, (255, 0, 0)), (0.75, (0, 0, 255))):
+        np.testing.assert_allclose(image.getpixel((int(x * image.width), image.height // 2)), expected, atol=8)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"This is a text that somebody named photo.jpg.", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+        (PHOTO[:2], "not an image"),
+        (PHOTO[:12], "truncated"),
+        (png_header(0, 10), "not an image"),
+        (PHOTO[: len(PHOTO) // 2], "truncated"),
+        (encoded(Image.effect_noise((64, 64), 50), "PNG")[:1500], "truncated"),
+        (PHOTO[:-2000] + bytes(100), "truncated"),
+        (png_header(10, 10), "truncated"),
+        (png_header(100_000, 100_000), "larger than 178 megapixels"),
+    ],
+)
+def test_bytes_that_can_never_be_used_are_rejected_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(RejectedImage, match=reason):
+        decode(data)
+
+
+def test_a_bomb_is_rejected_by_its_header_alone() -> None:
+    tracemalloc.start()
+    with pytest.raises(RejectedImage, match="megapixels"):
+        decode(png_header(13_378, 13_378))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_the_limit_itself_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.images.MAX_PIXELS", 64)
+    assert decode(encoded(Image.new("L", (8, 8)), "PNG")).size == (8, 8)
+    with pytest.raises(RejectedImage, match="megapixels"):
+        decode(encoded(Image.new("L", (8, 9)), "PNG"))
+
+
+def test_pillows_warnings_stay_silent_even_as_errors() -> None:
+    script = """
+import io
+from PIL import Image
+from gsec_core.images import decode
+buffer = io.BytesIO()
+Image.new("L", (12, 12)).save(buffer, "PNG")
+Image.MAX_IMAGE_PIXELS = 100  # 144 pixels are between Pillow's warning and its error
+assert decode(buffer.getvalue()).size == (12, 12)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_mutilation_of_a_file_gives_anything_but_an_image_or_a_rejection() -> None:
+    random = np.random.default_rng(0)
+    image = Image.effect_noise((48, 48), 60).convert("RGB")
+    files = [encoded(image, form) for form in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "ICO", "PPM", "JPEG2000", "AVIF")]
+    for data in files:
+        for _ in range(40):
+            broken = np.frombuffer(data, np.uint8).copy()
+            broken[random.integers(0, min(len(broken), 400), 4)] = random.integers(0, 256, 4)
+            try:
+                assert decode(broken.tobytes()).mode == "RGB"
+            except RejectedImage as rejected:
+                assert "0x" not in str(rejected)  # noqa: PT017 - reasons are grouped by their text
+
+
+def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("gsec_core.images.ImageOps.exif_transpose", exhausted)
+    with pytest.raises(MemoryError):
+        decode(PHOTO)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_cmyk_has_its_colours_not_their_negative(form: str) -> None:
+    # Pillow writes CMYK JPEGs inverted, as Adobe does.
+    image = decode(encoded(halves("RGB", "white", "red").convert("CMYK"), form))
+    np.testing.assert_allclose(image.getpixel((8, 16)), (255, 255, 255), atol=8)
+    np.testing.assert_allclose(image.getpixel((56, 16)), (255, 0, 0), atol=8)
+
+
+@pytest.mark.parametrize(("form", "order"), [("PNG", "<"), ("TIFF", "<"), ("TIFF", ">"), ("PPM", "<")])
+def test_16_bit_grey_is_scaled_and_not_clipped(form: str, order: str) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    image = Image.frombytes("I;16" if order == "<" else "I;16B", (16, 16), ramp.astype(f"{order}u2").tobytes())
+    grey = np.asarray(decode(encoded(image, form)))[..., 0]
+    np.testing.assert_allclose(grey, ramp / 257, atol=1)
+
+
+def test_float_grey_is_stretched_over_its_own_range() -> None:
+    values = np.linspace(-2, 6, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 1] = np.nan
+    grey = np.asarray(decode(encoded(Image.fromarray(values), "TIFF")))[..., 0]
+    assert (grey[0, 0], grey[-1, -1]) == (0, 255)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_once(form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    image = decode(encoded(halves("RGB", "red", "blue"), form, exif=exif))
+    assert image.size == (32, 64)
+    np.testing.assert_allclose(image.getpixel((16, 8)), (255, 0, 0), atol=8)
+    assert decode(encoded(image, form)).size == (32, 64)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\x00\x01\x01\x12"])
+def test_broken_exif_costs_no_image(exif: bytes) -> None:
+    assert decode(encoded(halves("RGB", "red", "blue"), "JPEG", exif=exif)).size == (64, 32)
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    for form in ("GIF", "WEBP", "PNG", "TIFF"):
+        image = decode(encoded(frames[0], form, save_all=True, append_images=frames[1:]))
+        np.testing.assert_allclose(image.getpixel((8, 8)), (255, 0, 0), atol=8)
+
+
+def test_transparency_lies_on_white() -> None:
+    palette = halves("P", 0, 1)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    transparent_black, half_black = (0, 0, 0, 0), (0, 0, 0, 128)
+    rgba = halves("RGBA", transparent_black, half_black)
+    files = {
+        "palette PNG": (encoded(palette, "PNG", transparency=0), (0, 0, 255)),
+        "palette PNG, partly": (encoded(palette, "PNG", transparency=bytes([0, 255])), (0, 0, 255)),
+        "palette GIF": (encoded(palette, "GIF", transparency=0), (0, 0, 255)),
+        "RGBA": (encoded(rgba, "PNG"), (127, 127, 127)),
+        "grey and alpha": (encoded(rgba.convert("LA"), "PNG"), (127, 127, 127)),
+        "grey with a transparent value": (encoded(halves("L", 7, 100), "PNG", transparency=7), (100, 100, 100)),
+    }
+    for name, (data, right) in files.items():
+        image = decode(data)
+        assert (image.getpixel((8, 16)), image.getpixel((56, 16))) == ((255, 255, 255), right), name
+
+
+def test_bilevel_and_grey_become_rgb() -> None:
+    for mode in ("1", "L"):
+        assert decode(encoded(halves(mode, 0, 255), "PNG")).getpixel((56, 16)) == (255, 255, 255)
+
+
+def test_a_hash_is_16_bytes_of_the_content() -> None:
+    assert len(content_hash(b"a")) == 16
+    assert content_hash(b"a") == content_hash(bytes([97])) != content_hash(b"b")
+
+
+@pytest.mark.parametrize(("size", "expected"), [((400, 200), (96, 48)), ((1, 5000), (1, 96)), ((5000, 1), (96, 1)), ((20, 10), (20, 10))])
+def test_a_thumbnail_fits_and_is_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    data = thumbnail(Image.new("RGB", size, "teal"), 96)
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size) == ("JPEG", expected)
+    np.testing.assert_allclose(image.getpixel((0, 0)), (0, 128, 128), atol=4)
+
+
+def test_thumbnails_of_equal_pixels_are_equal_and_hold_nothing_else() -> None:
+    image = halves("RGB", "red", "blue")
+    plain = decode(encoded(image, "JPEG"))
+    annotated = decode(encoded(image, "JPEG", comment=b"my address", icc_profile=b"profile" * 20))
+    assert thumbnail(plain, 32) == thumbnail(annotated, 32)
+
+
+def test_extreme_ratios_are_decoded_and_cut_to_their_middle() -> None:
+    column = np.zeros((5000, 1, 3), np.uint8)
+    column[2496:2504] = 200
+    image = limit_ratio(decode(encoded(Image.fromarray(column), "PNG")))
+    assert image.size == (1, 8)
+    assert (np.asarray(image) == 200).all()
+    assert limit_ratio(image.transpose(Image.Transpose.ROTATE_90)).size == (8, 1)
+
+
+def test_ordinary_ratios_are_left_alone() -> None:
+    image = Image.new("RGB", (800, 100))
+    assert limit_ratio(image) is image
