@@ -105,14 +105,14 @@ def _run_of(config: PipelineConfig) -> Run:
     generation = place.corpus.generation()
     if not generation.number:
         raise Refused(f"corpus {place.corpus.name} has no images yet. Run stage ingest first: gsec stage ingest --config FILE.")
-    return pipeline.run_of(place, config, generation)
+    return pipeline.run_of(place.store, place.corpus, config, generation.number)
 
 
 def _redone(store: Store, old: Run, config: PipelineConfig, name: str) -> Run:
     request = old.request()
     corpus = store.corpus(request["corpus"])
     corpus.redo(name)
-    return store.request_run(config, corpus, corpus.generation(request["generation"]).number, corpus.redo_counters(), request["stages"])
+    return pipeline.run_of(store, corpus, config, request["generation"])
 
 
 def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:

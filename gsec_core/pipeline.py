@@ -16,8 +16,7 @@ from gsec_core.sources.base import Source
 from gsec_core.stages import baseline, encode
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.ingest import Changes, compare, ingest
-from gsec_core.store import Corpus, Generation, Run, Shards, Store, fingerprint
-from gsec_core.store.runs import run_id
+from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
 from gsec_core.tables import BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
 STAGES: tuple[Stage, ...] = (encode.STAGE, baseline.STAGE)
@@ -67,13 +66,18 @@ def request(config: PipelineConfig, redo: Sequence[str] = ()) -> tuple[Run, Chan
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=config.clusters)
     for name in redo:
         place.corpus.redo(name)
-    return run_of(place, config, generation), changes
+    return run_of(place.store, place.corpus, config, generation.number), changes
 
 
-def run_of(place: Place, config: PipelineConfig, generation: Generation) -> Run:
+def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int) -> Run:
     """The run of these settings on a generation, with the redo counters of now: made, or found again."""
-    config = config.model_copy(update={"source": place.source.url, "corpus": place.corpus.name})
-    return place.store.request_run(config, place.corpus, generation.number, place.corpus.redo_counters(), [s.name for s in STAGES])
+    config = config.model_copy(update={"source": corpus.source()["url"], "corpus": corpus.name})
+    return store.request_run(config, corpus, generation, identity(config))
+
+
+def identity(config: PipelineConfig) -> dict[str, Any]:
+    """What of a request, and of this version of gsec, changes the output: for each stage its version and settings."""
+    return {s.name: [s.version, dict(s.settings(config))] for s in STAGES}
 
 
 def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = ()) -> Run | None:
@@ -85,9 +89,8 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = ()) -> Run | Non
     check_redo(redo)
     place.store.check_writable()
     changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=config.clusters)
-    run = Run(place.store.files, run_id(config, place.corpus.name, changes.base.number, place.corpus.redo_counters()))
-    requested = "request.json" in run.files.files(run.directory)
-    return run if changes.none and not redo and requested and run.is_finished() else None
+    run = place.store.wanted_run(place.corpus, changes.base.number, identity(config))
+    return run if changes.none and not redo and run.exists() and run.is_finished() else None
 
 
 def check_redo(names: Sequence[str]) -> None:

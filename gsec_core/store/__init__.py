@@ -6,8 +6,9 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from gsec_core.config import PipelineConfig
@@ -68,11 +69,15 @@ class Store:
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         runs = [Run(self.files, name) for name in self.files.directories("runs")]
-        return sorted((run for run in runs if "request.json" in self.files.files(run.directory)), key=lambda run: str(run.request()["created"]))
+        return sorted((run for run in runs if run.exists()), key=lambda run: str(run.request()["created"]))
 
-    def request_run(self, config: PipelineConfig, corpus: Corpus, generation: int, redo: Mapping[str, int], stages: Sequence[str]) -> Run:
-        """The run of this request: made if it is the first of its kind, else found again. ``stages`` is what it takes to finish it."""
-        run = Run(self.files, run_id(config, corpus.name, generation, redo))
+    def request_run(self, config: PipelineConfig, corpus: Corpus, generation: int, stages: Mapping[str, Any]) -> Run:
+        """The run of this request, with the redo counters of now: made if it is the first of its kind, else found again.
+
+        ``stages`` is what it takes to finish it; see `runs.run_id`.
+        """
+        redo = corpus.redo_counters()
+        run = self.wanted_run(corpus, generation, stages)
         record = {
             "config": config.model_dump(mode="json"),
             "corpus": corpus.name,
@@ -83,6 +88,10 @@ class Store:
         }
         self.files.create(f"{run.directory}/request.json", json.dumps(record, indent=1, sort_keys=True).encode())
         return run
+
+    def wanted_run(self, corpus: Corpus, generation: int, stages: Mapping[str, Any]) -> Run:
+        """The run that `request_run` would make or find; it need not exist."""
+        return Run(self.files, run_id(stages, corpus.name, generation, corpus.redo_counters()))
 
     def published_runs(self) -> set[str]:
         """Ids of the runs that are published."""

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import xxhash
 
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
 from gsec_core.store.corpus import Corpus
 from gsec_core.store.files import Files
@@ -33,6 +33,10 @@ class Run:
     @property
     def directory(self) -> str:
         return f"runs/{self.id}"
+
+    def exists(self) -> bool:
+        """Whether the run was ever asked for."""
+        return "request.json" in self.files.files(self.directory)
 
     def request(self) -> dict[str, Any]:
         """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``created``."""
@@ -120,9 +124,12 @@ class Run:
         return value
 
 
-def run_id(config: PipelineConfig, corpus: str, generation: int, redo: Mapping[str, int]) -> str:
-    """The identity of a request: all that changes its output, and nothing else. 32 hex digits."""
-    return xxhash.xxh3_128_hexdigest(json.dumps([output_settings(config), corpus, generation, dict(redo)], sort_keys=True).encode())
+def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mapping[str, int]) -> str:
+    """The identity of a request: all that changes its output, and nothing else. 32 hex digits.
+
+    ``stages`` holds, for each stage, all that determines its output beside its inputs and its redo counter.
+    """
+    return xxhash.xxh3_128_hexdigest(json.dumps([dict(stages), corpus, generation, dict(redo)], sort_keys=True).encode())
 
 
 def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: list[str], redo: int) -> str:

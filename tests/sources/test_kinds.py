@@ -6,8 +6,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources import LISTING, ImageRef, MissingImage, RejectedImage, open_source
@@ -33,26 +31,10 @@ def memory(local: str) -> Iterator[str]:
     fs.pseudo_dirs[:] = [""]
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(local: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name, value in {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    S3FileSystem.clear_instance_cache()  # instances keep the address of an earlier server
-    fs = fsspec.filesystem("s3")
-    fs.mkdir("bucket")
-    fs.put(local + "/", "bucket/", recursive=True)
-    yield "s3://bucket"
-    fs.rm("bucket", recursive=True)
-    S3FileSystem.clear_instance_cache()
+def s3(local: str, bucket: str) -> str:
+    fsspec.filesystem("s3").put(local + "/", f"{bucket}/", recursive=True)
+    return bucket
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -1,0 +1,81 @@
+"""The output of each stage, frozen. A change here needs a higher `version` of the stage, or old and new rows would meet in one table.
+
+Floats are equal within 1e-3, strings and integers exactly, labels by ARI on well separated images.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score
+
+from gsec_core.stages import baseline, encode
+from gsec_core.tables import BASELINE_CLUSTERS_TABLE, EMBEDDINGS_TABLE
+
+from ..pictures import cluster, labels, settings
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+
+COLOURS = ["red", "green", "blue"]
+
+
+def write_colours(folder: Path) -> Path:
+    """Four shades of each colour, PNG: no decoder's rounding is in the way."""
+    folder.mkdir()
+    for colour in COLOURS:
+        for shade in range(4):
+            image = Image.new("RGB", (40 + shade, 40), colour)
+            image.paste("white", (0, 0, 10 + shade, 10))
+            image.save(folder / f"{colour}{shade}.png")
+    return folder
+
+
+def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -> None:
+    context, _, _ = cluster(settings(write_colours(tmp_path / "in"), tmp_path / "store", clusters=3))
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    rows = {row["image_id"]: row for name in embeddings.names() for row in embeddings.read(name).to_pylist()}
+    uris = dict(zip(context.live["image_id"].to_pylist(), context.live["uri"].to_pylist(), strict=True))
+    by_uri = {uris[image_id]: row for image_id, row in rows.items()}
+    found = {
+        "encode": {"version": encode.STAGE.version, "rows": [_shown(uri, by_uri[uri]) for uri in ("red0.png", "green1.png", "blue3.png")]},
+        "baseline": {
+            "version": baseline.STAGE.version,
+            "sizes": context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all")["size"].to_pylist(),
+        },
+    }
+    _assert_alike(found, GOLDEN)
+    cluster_of = labels(context)
+    assert adjusted_rand_score([uri[:3] for uri in cluster_of], list(cluster_of.values())) == 1
+
+
+def _shown(uri: str, row: dict[str, object]) -> dict[str, object]:
+    embedding, joint = np.array(row["embedding"], np.float64), np.array(row["joint"], np.float64)
+    return {
+        "uri": uri,
+        "image_id": row["image_id"].hex(),  # type: ignore[attr-defined]
+        "content_hash_bytes": len(row["content_hash"]),  # type: ignore[arg-type]
+        "width": row["width"],
+        "height": row["height"],
+        "status": row["status"],
+        "embedding": np.linalg.norm(embedding.reshape(8, -1), axis=1).round(4).tolist(),
+        "joint": joint[::48].round(4).tolist(),
+    }
+
+
+def _assert_alike(found: object, golden: object, at: str = "") -> None:
+    if isinstance(golden, dict):
+        assert isinstance(found, dict)
+        assert found.keys() == golden.keys(), at
+        for key in golden:
+            _assert_alike(found[key], golden[key], f"{at}.{key}")
+    elif isinstance(golden, list):
+        assert isinstance(found, list)
+        assert len(found) == len(golden), at
+        for number, pair in enumerate(zip(found, golden, strict=True)):
+            _assert_alike(*pair, f"{at}[{number}]")
+    elif isinstance(golden, float):
+        assert isinstance(found, float)
+        assert abs(found - golden) <= 1e-3, f"{at}: {found} was {golden}"
+    else:
+        assert found == golden, at

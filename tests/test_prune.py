@@ -1,0 +1,115 @@
+"""What prune deletes, and what it never does."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gsec_core import prune
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context
+from gsec_core.store import Store
+from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
+
+from .pictures import cluster, labels, settings, write_pictures
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "in", range(20))
+
+
+def grow_old(tmp_path: Path) -> None:
+    """Make every file of the store two days old."""
+    for path in (tmp_path / "store").rglob("*"):
+        stat = path.stat()
+        os.utime(path, (stat.st_atime - 2 * 86400, stat.st_mtime - 2 * 86400))
+
+
+def carry_out(tmp_path: Path, keep_runs: int) -> list[str]:
+    deletions = prune.plan(Store.open(str(tmp_path / "store")), keep_runs)
+    for deletion in deletions:
+        deletion.carry_out()
+    return [deletion.path for deletion in deletions]
+
+
+def contexts(tmp_path: Path, source: Path, clusters: range) -> list[Context]:
+    return [cluster(settings(source, tmp_path / "store", clusters=count))[0] for count in clusters]
+
+
+def test_nothing_younger_than_a_day_is_deleted(tmp_path: Path, source: Path) -> None:
+    contexts(tmp_path, source, range(2, 6))
+    assert prune.plan(Store.open(str(tmp_path / "store")), 1) == []
+
+
+def test_old_runs_go_with_their_tables_and_the_newest_stay(tmp_path: Path, source: Path) -> None:
+    *old, newest = contexts(tmp_path, source, range(2, 5))
+    before = labels(newest)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert [run.id for run in Store.open(str(tmp_path / "store")).runs()] == [newest.run.id]
+    assert len(newest.corpus.tables("baseline")) == 1
+    assert labels(newest) == before
+    assert carry_out(tmp_path, 1) == []
+    again, _, made = cluster(settings(source, tmp_path / "store", clusters=2))
+    assert again.run.id == old[0].run.id
+    assert made["encode"] == {}, "embeddings of live images stay"
+
+
+def test_planning_deletes_nothing(tmp_path: Path, source: Path) -> None:
+    contexts(tmp_path, source, range(2, 5))
+    grow_old(tmp_path)
+    files = set((tmp_path / "store").rglob("*"))
+    assert prune.plan(Store.open(str(tmp_path / "store")), 1)
+    assert set((tmp_path / "store").rglob("*")) == files
+
+
+def test_an_unfinished_run_is_kept(tmp_path: Path, source: Path) -> None:
+    first, _, _ = contexts(tmp_path, source, range(2, 5))
+    next(Path(first.run.files.location(f"{first.corpus.name}/baseline/{first.run.stage('baseline')['fingerprint']}")).iterdir()).unlink()  # type: ignore[index]
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert first.run.id in {run.id for run in Store.open(str(tmp_path / "store")).runs()}
+
+
+def test_deleted_images_lose_their_thumbnails_unless_a_live_one_has_the_same_bytes(tmp_path: Path, source: Path) -> None:
+    (source / "twin.jpg").write_bytes((source / "001.jpg").read_bytes())
+    config = settings(source, tmp_path / "store")
+    cluster(config)
+    for seed in (0, 1):
+        (source / f"{seed:03d}.jpg").unlink()
+    context, _, _ = cluster(config)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 5)
+    thumbnails = context.shards(encode.STAGE, THUMBNAILS_TABLE)
+    uri_of = {row["image_id"]: row["uri"] for table in context.corpus.images.read_all(context.generation.shard_names) for row in table.to_pylist()}
+    left = {uri_of[id_] for table in thumbnails.read_all(thumbnails.names(), ["image_id"]) for id_ in table["image_id"].to_pylist()}
+    assert left == {path.name for path in source.iterdir()} | {"001.jpg"}
+
+
+def test_generations_and_shards_that_nobody_reads_go(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "store", ingest={"max_shrink": 1})
+    cluster(config)
+    old = {path.name for path in source.iterdir()}
+    for name in old:
+        (source / name).unlink()
+    write_pictures(source, range(100, 110))
+    context, _, _ = cluster(config)
+    (tmp_path / "store" / context.corpus.name / "images" / ".tmp-killed").write_bytes(b"half")
+    grow_old(tmp_path)
+    deleted = carry_out(tmp_path, 1)
+    assert f"{context.corpus.name}/generations/000001.json" in deleted
+    assert f"{context.corpus.name}/images/.tmp-killed" in deleted
+    assert set(labels(context)) == {path.name for path in source.iterdir()}
+    assert cluster(config)[2]["encode"] == {}
+
+
+def test_what_was_set_aside_is_never_deleted(tmp_path: Path, source: Path) -> None:
+    [context] = contexts(tmp_path, source, range(2, 3))
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    name = context.generation.shard_names[0]
+    Path(embeddings.location(name)).write_bytes(b"damaged")
+    assert embeddings.set_aside(name)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert embeddings.was_set_aside(name)
