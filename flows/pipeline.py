@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.ingest import ingest
@@ -29,6 +30,8 @@ def run_pipeline(config: PipelineConfig, redo: list[str]) -> State[dict[str, Any
     The result is `pipeline.summary`, with ``changes`` (what ingest found), ``made`` (stage -> what was made now) and
     ``set_aside`` (damaged shards that were made anew).
     """
+    if flow_run.run_count > 1:
+        redo = []  # a retried flow run goes on with the redo that it began
     run_id, changes = ingest(config, redo)
     made: dict[str, dict[str, float]] = {}
     set_aside: list[str] = []

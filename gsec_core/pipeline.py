@@ -43,10 +43,11 @@ class Place:
 
 
 def open_place(config: PipelineConfig) -> Place:
-    """Raises Refused if the source is not there or the names cannot be."""
+    """Raises Refused if the store cannot be written or the names cannot be."""
     if config.source is None:
         raise Refused("source: say where the images are: a folder, a Parquet file or glob, or WebDataset tars.")
     store = Store.open(config.store)
+    store.check_writable()
     source = open_source(config.source, image_column=config.ingest.image_column)
     corpus = store.corpus(config.corpus or source_name(config.source))
     counter = corpus.redo_counters().get(encode.STAGE.name, 0)
@@ -62,7 +63,6 @@ def request(config: PipelineConfig, redo: Sequence[str] = ()) -> tuple[Run, Chan
     """
     place = open_place(config)
     check_redo(redo)
-    place.store.check_writable()
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=config.clusters)
     for name in redo:
         place.corpus.redo(name)
@@ -87,7 +87,6 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = ()) -> Run | Non
     """
     place = open_place(config)
     check_redo(redo)
-    place.store.check_writable()
     changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=config.clusters)
     run = place.store.wanted_run(place.corpus, changes.base.number, identity(config))
     return run if changes.none and not redo and run.exists() and run.is_finished() else None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gsec_core.errors import BadShard
+from gsec_core.errors import BadShard, GsecError
 from gsec_core.store import Corpus, Run, Store
 
 
@@ -19,11 +19,15 @@ def runs(store: Store) -> list[dict[str, Any]]:
 def _corpus(corpus: Corpus) -> dict[str, Any]:
     numbers = corpus.generation_numbers()
     generation = corpus.generation()
+    try:
+        images: int | None = corpus.live_rows(generation).num_rows
+    except GsecError:  # a damaged list, which the next ingest writes again
+        images = None
     return {
         "corpus": corpus.name,
         "source": corpus.source()["url"],
         "generation": max(numbers, default=0),
-        "images": corpus.live_rows(generation).num_rows,
+        "images": images,
         "shards": len(generation.shards),
     }
 

@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from gsec_core.stages.base import silent
+from gsec_core.stages.base import Progress, silent
 
 SECONDS_BETWEEN_UPDATES = 5.0
 
@@ -45,7 +45,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 @contextmanager
-def of_slice(stage: str, number: int, units: int) -> Iterator[Callable[[str, int], None]]:
+def of_slice(stage: str, number: int, units: int) -> Iterator[Progress]:
     """A Progress for the library that moves a progress artifact of the slice, and tells the process's watchers."""
     if not units:
         yield silent
@@ -54,7 +54,7 @@ def of_slice(stage: str, number: int, units: int) -> Iterator[Callable[[str, int
     lock = threading.Lock()
     done, shown_at = 0, time.monotonic()
 
-    def advance(stage: str, by: int) -> None:
+    def advance(by: int) -> None:
         nonlocal done, shown_at
         for watcher in _watchers:
             watcher.advance(stage, by)

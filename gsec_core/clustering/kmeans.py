@@ -1,5 +1,6 @@
 """Spherical k-means: Lloyd's algorithm on the unit sphere (Dhillon and Modha 2001), by faiss."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 BLOCK_ROWS = 16_384
 """Rows whose similarities to all centres are in memory at once."""
@@ -52,9 +54,13 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validated(X, reset=True)
         if not 1 <= self.n_clusters <= len(X):
             raise ValueError(f"n_clusters = {self.n_clusters}: there are {len(X)} samples, so it must be between 1 and {len(X)}.")
+        with threadpool_limits(self.n_threads or os.cpu_count()):
+            self._fit(X)
+        return self
+
+    def _fit(self, X: NDArray[Any]) -> None:
         import faiss
 
-        faiss.omp_set_num_threads(self.n_threads or faiss.omp_get_max_threads())
         kmeans = faiss.Kmeans(
             X.shape[1],
             self.n_clusters,
@@ -75,7 +81,6 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         order = np.argsort(-np.bincount(labels, minlength=self.n_clusters), kind="stable")
         self.cluster_centers_ = self.cluster_centers_[order]
         self.labels_ = np.argsort(order)[labels].astype(np.int32)
-        return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.int32]:
         """The nearest centre of each row of ``X`` (n_samples, n_features)."""

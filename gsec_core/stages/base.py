@@ -19,11 +19,11 @@ from gsec_core.sources.base import Source
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
 from gsec_core.tables import Table
 
-Progress = Callable[[str, int], None]
-"""Told now and then that so many more images of a stage are worked on, committed or not. Called from any thread."""
+Progress = Callable[[int], None]
+"""Told now and then that so many more images are worked on, committed or not."""
 
 
-def silent(stage: str, by: int) -> None:
+def silent(by: int) -> None:
     """A Progress that nobody watches."""
 
 
@@ -44,14 +44,13 @@ class Context:
     config: PipelineConfig
     corpus: Corpus
     generation: Generation
-    progress: Progress = silent
 
     @classmethod
-    def of(cls, run: Run, config: PipelineConfig, progress: Progress = silent) -> "Context":
+    def of(cls, run: Run, config: PipelineConfig) -> "Context":
         """A run, with the settings to work with: as requested in all that changes the output, today's device and threads."""
         request = run.request()
         corpus = Corpus(run.files, request["corpus"])
-        return cls(run, config, corpus, corpus.generation(request["generation"]), progress)
+        return cls(run, config, corpus, corpus.generation(request["generation"]))
 
     @cached_property
     def source(self) -> Source:
@@ -85,7 +84,7 @@ class Step:
     """What each shard name stands for: a shard in each of these."""
     plan: Callable[[Context], list[str]]
     """All shard names, done or not."""
-    work: Callable[[Context, Sequence[str]], Iterator[Finished]]
+    work: Callable[[Context, Sequence[str], Progress], Iterator[Finished]]
     """Makes the named shards, in any order; a step that computes as a whole ignores that some are there already."""
     units: Callable[[Context, Sequence[str]], int]
     """How many units of progress (images) the named shards are."""
@@ -145,14 +144,14 @@ def slices(names: Sequence[str], most: int) -> list[list[str]]:
     return [list(names[len(names) * i // count : len(names) * (i + 1) // count]) for i in range(count)]
 
 
-def work(context: Context, stage: Stage, step: Step, names: Sequence[str]) -> dict[str, float]:
+def work(context: Context, stage: Stage, step: Step, names: Sequence[str], progress: Progress = silent) -> dict[str, float]:
     """Make the named shards and commit them one by one. This loop is the only one that writes tables.
 
     Returns the sums of the facts of the shards that were made, and ``shards``, their number.
     """
     sums: dict[str, float] = {"shards": 0}
     started = time.monotonic()
-    for finished in step.work(context, names):
+    for finished in step.work(context, names, progress):
         if finished.name not in names:
             continue
         now = time.monotonic()

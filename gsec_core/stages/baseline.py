@@ -11,12 +11,12 @@ import pyarrow as pa
 from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.stages import encode
-from gsec_core.stages.base import Context, Finished, Stage, Step
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import cluster_table, in_parts, is_duplicate, load_embeddings, usable
 from gsec_core.tables import ASSIGNMENTS, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE
 
 
-def assign(context: Context, names: Sequence[str]) -> Iterator[Finished]:
+def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Fit on all usable images and yield their rows; k-means has no members, so agreement is null."""
     rows = usable(context).rows
     X = load_embeddings(context, rows)
@@ -38,12 +38,12 @@ def assign(context: Context, names: Sequence[str]) -> Iterator[Finished]:
         ],
         schema=ASSIGNMENTS,
     )
-    context.progress(STAGE.name, len(X))
+    progress(len(X))
     for name, part in in_parts(table):
         yield Finished(name, (part,), {})
 
 
-def summarise(context: Context, names: Sequence[str]) -> Iterator[Finished]:
+def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """One row a cluster, from the assignments."""
     rows = usable(context).rows
     assignments = pa.concat_tables(context.shards(STAGE, BASELINE_TABLE).read_all(usable(context).part_names))

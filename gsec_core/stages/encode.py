@@ -30,7 +30,7 @@ from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.errors import GsecError
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
-from gsec_core.stages.base import Context, Finished, Stage, Step
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.store import Shards
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
 
@@ -116,7 +116,7 @@ class _Builder:
         return len(self.prepared) == len(self.refs) and not self.waiting
 
 
-def work(context: Context, names: Sequence[str]) -> Iterator[Finished]:
+def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Encode the named shards of `images`, yielding each when its last image is through."""
     config = context.config.encode
     encoder = loaded_encoder(context.config)
@@ -131,7 +131,7 @@ def work(context: Context, names: Sequence[str]) -> Iterator[Finished]:
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         for (builder, index, _), prepared in _in_order(pool, step, queue, ahead=workers + 2 * config.batch_size):
             builder.prepared[index] = prepared
-            context.progress(STAGE.name, 1)
+            progress(1)
             if prepared.pixels is not None:
                 batch.append((builder, index))
                 builder.waiting += 1

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import Refused
+from gsec_core.errors import Refused, Unreachable
 from gsec_core.store.corpus import Corpus, Generation
 from gsec_core.store.files import Files, open_files
 from gsec_core.store.runs import Run, fingerprint, now, run_id
@@ -44,7 +44,7 @@ class Store:
         try:
             self.files.create(probe, b"gsec")
             self.files.remove(probe)
-        except OSError as error:
+        except (OSError, Unreachable) as error:
             raise Refused(f"--store {self.url}: cannot be written ({error}). Choose another store or mend its permissions.") from None
 
     def corpus(self, name: str) -> Corpus:

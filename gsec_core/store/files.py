@@ -9,14 +9,19 @@ import ctypes
 import errno
 import os
 import posixpath
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import PurePath
-from typing import IO, Any, Protocol
+from typing import IO, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import uuid4
 
 import fsspec
 
 from gsec_core.errors import GsecError, Refused, Unreachable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PROTOCOLS = ("file", "s3", "gs", "gcs", "memory")
 """The filesystems a store or a source may live on. Chained protocols (``a::b``) and plain web addresses are not among them."""
@@ -76,6 +81,8 @@ def open_files(url: str) -> Files:
     protocol = url.split("://", 1)[0] if "://" in url else "file"
     if "::" in url or protocol not in PROTOCOLS:
         raise Refused(f"--store {url}: a store is a folder or one of {', '.join(p + '://' for p in PROTOCOLS)}.")
+    if protocol != "file" and ("?" in url or "@" in url.split("/")[2]):
+        raise Refused("--store: an address must not hold credentials, as it is recorded; give them in the environment.")
     if protocol == "file":
         return LocalFiles(os.path.abspath(url.removeprefix("file://")))
     try:
@@ -170,6 +177,21 @@ class LocalFiles:
         return temporary
 
 
+def _answering(method: Callable[Concatenate["RemoteFiles", P], T]) -> Callable[Concatenate["RemoteFiles", P], T]:
+    """Drivers of object stores raise classes of their own when nobody answers or nobody may ask: they become Unreachable."""
+
+    @wraps(method)
+    def asked(self: "RemoteFiles", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except (OSError, GsecError):
+            raise
+        except Exception as error:
+            raise Unreachable(f"store {self.url} does not answer: {type(error).__name__}: {error}") from error
+
+    return asked
+
+
 class RemoteFiles:
     """An object store. A commit is one PUT or one completed multipart upload, conditional where the store can."""
 
@@ -178,6 +200,7 @@ class RemoteFiles:
         self._filesystem = filesystem
         self._root = root
 
+    @_answering
     def create(self, path: str, data: bytes) -> bool:
         where = self._path(path)
         for _ in range(_ATTEMPTS):
@@ -196,17 +219,21 @@ class RemoteFiles:
                     raise
         raise Unreachable(f"{self.location(path)}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
 
+    @_answering
     def replace(self, path: str, data: bytes) -> None:
         self._filesystem.pipe_file(self._path(path), data)
 
+    @_answering
     def move(self, path: str, to: str) -> None:
         self._filesystem.cp_file(self._path(path), self._path(to))
         self._filesystem.rm_file(self._path(path))
 
+    @_answering
     def read(self, path: str) -> bytes:
         data: bytes = self._filesystem.cat_file(self._path(path))
         return data
 
+    @_answering
     def open(self, path: str) -> IO[bytes]:
         file: IO[bytes] = self._filesystem.open(self._path(path), "rb")
         return file
@@ -220,9 +247,11 @@ class RemoteFiles:
     def leftovers(self, directory: str) -> set[str]:
         return set()  # an object store never shows an unfinished upload
 
+    @_answering
     def remove(self, path: str) -> None:
         self._filesystem.rm_file(self._path(path))
 
+    @_answering
     def modified(self, path: str) -> datetime:
         when: datetime = self._filesystem.modified(self._path(path))
         return when if when.tzinfo else when.replace(tzinfo=UTC)
@@ -233,6 +262,7 @@ class RemoteFiles:
     def _path(self, path: str) -> str:
         return posixpath.join(self._root, path)
 
+    @_answering
     def _entries(self, directory: str) -> list[tuple[str, str]]:
         try:
             found = self._filesystem.ls(self._path(directory), detail=True)

@@ -115,7 +115,7 @@ class Shards:
                 return parse(file)
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError, ValueError):
+        except Exception:  # noqa: BLE001 - nothing is swallowed: the whole read below fails in turn, or its bytes are bad or good
             # Arrow reports both a failed read and bad bytes as OSError. Which it was, a whole read tells: it raises the
             # former by itself, and what cannot be parsed from memory is bad.
             data = self.files.read(path)
