@@ -129,9 +129,10 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     batch: list[tuple[_Builder, int]] = []
     workers = config.workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for (builder, index, _), prepared in _in_order(pool, step, queue, ahead=workers + 2 * config.batch_size):
+        for (builder, index, ref), prepared in _in_order(pool, step, queue, ahead=workers + 2 * config.batch_size):
             builder.prepared[index] = prepared
-            progress(1)
+            if ref is not None:
+                progress(1)
             if prepared.pixels is not None:
                 batch.append((builder, index))
                 builder.waiting += 1
@@ -313,8 +314,7 @@ def _plan(context: Context) -> list[str]:
 
 
 def _units(context: Context, names: Sequence[str]) -> int:
-    wanted = set(names)
-    return sum(shard.rows for shard in context.generation.shards if shard.name in wanted)
+    return int(pc.sum(pc.is_in(context.live["shard"], pa.array(names, pa.string()))).as_py() or 0)
 
 
 STAGE = Stage(
