@@ -70,8 +70,9 @@ def measure(source: Path, store: Path, config: PipelineConfig, encoder: Encoder,
 
     with ThreadPoolExecutor(workers) as pool:
         started = time.perf_counter()
-        pixels = np.stack(list(pool.map(prepare, refs)))
+        prepared = list(pool.map(prepare, refs))
         preparing = time.perf_counter() - started
+    pixels = np.stack(prepared)
     size = config.encode.batch_size
     padded = np.concatenate([pixels, np.zeros((-len(pixels) % size, *pixels.shape[1:]), pixels.dtype)])
     started = time.perf_counter()

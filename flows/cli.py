@@ -66,8 +66,6 @@ def stage(
     """Do what is missing of one stage, with the settings of a run or of a file."""
     if (run is None) == (config is None):
         raise Refused("gsec stage: give either --run ID or --config FILE.")
-    if run is not None and set_:
-        raise Refused("gsec stage --run: the run's own settings are used. Give other settings with --config.")
     from flows import commands
 
     return commands.run_one_stage(name, _config(config, set_, store=store), run, redo, _out(as_json))

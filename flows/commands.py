@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from flows import terminal
 from gsec_core import pipeline
-from gsec_core.config import PipelineConfig
+from gsec_core.config import PipelineConfig, output_settings, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.stages import base, baseline
 from gsec_core.store import Run, Store
@@ -21,13 +21,12 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
     """The whole pipeline; ``then`` gets the summary of a run that is done. Returns the exit code."""
     started = time.monotonic()
     finished = pipeline.nothing_to_do(config, redo)
-    if finished is not None:
-        context = base.Context.of(finished, config)
-        summary = pipeline.summary(context)
-        terminal.err.print(f"run {finished.id} is finished and nothing has changed: nothing to do.")
+    summary = _summary_of(finished, config) if finished is not None else None
+    if summary is not None:
+        terminal.err.print(f"run {summary['run_id']} is finished and nothing has changed: nothing to do.")
     else:
         summary = _run_flow(config, redo)
-        context = base.Context.of(Store.open(config.store).run(summary["run_id"]), config)
+    context = base.Context.of(Store.open(config.store).run(summary["run_id"]), config)
     summary["seconds"] = round(time.monotonic() - started, 1)
     warning = pipeline.too_many_rejects(context, summary)
     if warning:
@@ -48,7 +47,9 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
     store = Store.open(config.store)
     if run_id is not None:
         found = store.run(run_id)
-        config = found.config()
+        if output_settings(config) != output_settings(PipelineConfig()):
+            raise Refused("gsec stage --run: the settings that change the output are the run's own. Give others with --config.")
+        config = with_runtime(found.config(), config)
     if name == "ingest":
         pipeline.check_redo([name] if redo else [])
         from flows.ingest import ingest
@@ -60,9 +61,10 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
         pipeline.stage(name)
         if run_id is None:
             found = _run_of(config)
+        _check_inputs(found, config, name)
         if redo:
             found = _redone(store, found, config, name)
-        _check_inputs(found, config, name)
+            _check_inputs(found, config, name)
         sums = _stage_flow(config, found, name)
         terminal.err.print(f"{name}: {_words(sums)}", markup=False)
         result = {"run_id": found.id, **sums}
@@ -72,10 +74,21 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
     return DONE
 
 
+def _summary_of(finished: Run, config: PipelineConfig) -> dict[str, Any] | None:
+    """The summary of a finished run; None if a shard of it is damaged, which the flow mends."""
+    try:
+        context = base.Context.of(finished, config)
+        context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all")
+        return pipeline.summary(context)
+    except BadShard:
+        return None
+
+
 def _run_flow(config: PipelineConfig, redo: list[str]) -> dict[str, Any]:
     from flows.pipeline import run_pipeline
     from tasks.progress import watched
 
+    _check_prefect()
     terminal.err.print("starting: the source is listed, then every stage does what is missing")
     with terminal.watcher() as watcher, watched(watcher):
         summary = cast(dict[str, Any], run_pipeline(config, redo))
@@ -87,11 +100,26 @@ def _run_flow(config: PipelineConfig, redo: list[str]) -> dict[str, Any]:
     return summary
 
 
+def _check_prefect() -> None:
+    """Raises Refused if the Prefect server that the settings name does not answer."""
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if url is None:
+        return  # a temporary server is started
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise Refused(f"PREFECT_API_URL = {url}: the server does not answer ({error}). Start it, or unset the variable.") from None
+
+
 def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, float]:
     from flows.pipeline import set_bad_aside
     from flows.stages import run_flow
     from tasks.progress import watched
 
+    _check_prefect()
     with terminal.watcher() as watcher, watched(watcher):
         try:
             return run_flow(config, found.id, name)
@@ -135,4 +163,4 @@ def _show(context: base.Context, summary: dict[str, Any]) -> None:
 
 
 def _words(counts: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value:g}" for key, value in counts.items())
+    return ", ".join(f"{key} {value:,.1f}" if isinstance(value, float) else f"{key} {value:,}" for key, value in counts.items())

@@ -18,6 +18,7 @@ from gsec_core.stages.base import Context, add
 from gsec_core.store import Store
 from gsec_core.tables import BASELINE_CLUSTERS_TABLE
 from tasks import slices
+from tasks.progress import shown
 
 WITH_REJECTS = "CompletedWithRejects"
 """State of a run that is done but has more rejects than its settings allow."""
@@ -71,4 +72,4 @@ def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) ->
 def show_clusters(context: Context) -> None:
     """The cluster table, for the dashboard."""
     rows = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
-    create_table_artifact(rows, key="clusters", description=f"Clusters of run {context.run.id}")
+    shown(create_table_artifact, rows, key="clusters", description=f"Clusters of run {context.run.id}")

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from gsec_core.errors import Refused
+from gsec_core.sources.address import normalise_url
 
 RUNTIME = "runtime"
 """Marks a field that does not change the output: it is recorded as provenance only."""
@@ -54,7 +55,9 @@ class BaselineConfig(_Settings):
 class PipelineConfig(_Settings):
     """One run: where images come from, where tables go, how many clusters, and each stage's settings."""
 
-    source: Annotated[str | None, RUNTIME] = Field(None, description="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")
+    source: Annotated[str | None, AfterValidator(lambda url: url and normalise_url(url)), RUNTIME] = Field(
+        None, description="A folder, a Parquet file or glob, or WebDataset tars; local or remote. Credentials are stripped."
+    )
     store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
     corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store; made from the source if not given.")
     clusters: int = Field(10, ge=2, le=100_000, description="Number of clusters.")
@@ -75,6 +78,20 @@ def output_settings(settings: BaseModel) -> dict[str, Any]:
             values[name] = output_settings(value)
         elif not _is_runtime(field):
             values[name] = value
+    return values
+
+
+def with_runtime(recorded: PipelineConfig, now: PipelineConfig) -> PipelineConfig:
+    """The recorded settings in all that changes the output and in what they are about; devices, threads and limits of ``now``."""
+    kept = recorded.model_dump(include={"source", "store", "corpus"})
+    return PipelineConfig.model_validate({**_runtime_over(recorded, now), **kept})
+
+
+def _runtime_over(recorded: BaseModel, now: BaseModel) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in type(recorded).model_fields.items():
+        old, new = getattr(recorded, name), getattr(now, name)
+        values[name] = _runtime_over(old, new) if isinstance(old, BaseModel) else new if _is_runtime(field) else old
     return values
 
 

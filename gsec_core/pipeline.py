@@ -52,7 +52,7 @@ def open_place(config: PipelineConfig) -> Place:
     corpus = store.corpus(config.corpus or source_name(config.source))
     counter = corpus.redo_counters().get(encode.STAGE.name, 0)
     encoded = fingerprint(encode.STAGE.name, encode.STAGE.version, encode.STAGE.settings(config), [], counter)
-    return Place(store, corpus, source, corpus.table(EMBEDDINGS_TABLE.name, encoded))
+    return Place(store, corpus, source, corpus.table(EMBEDDINGS_TABLE, encoded))
 
 
 def request(config: PipelineConfig, redo: Sequence[str] = ()) -> tuple[Run, Changes]:
@@ -71,7 +71,7 @@ def request(config: PipelineConfig, redo: Sequence[str] = ()) -> tuple[Run, Chan
 
 def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int) -> Run:
     """The run of these settings on a generation, with the redo counters of now: made, or found again."""
-    config = config.model_copy(update={"source": corpus.source()["url"], "corpus": corpus.name})
+    config = config.model_copy(update={"corpus": corpus.name})
     return store.request_run(config, corpus, generation, identity(config))
 
 
@@ -81,7 +81,7 @@ def identity(config: PipelineConfig) -> dict[str, Any]:
 
 
 def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = ()) -> Run | None:
-    """The finished run of this request, if the source is as it was and no shard is missing. Changes nothing.
+    """The finished run of this request, if the source is as it was and no shard is missing. Makes nothing.
 
     Raises as `request` does.
     """

@@ -7,6 +7,7 @@ were set aside are never deleted.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -40,7 +41,14 @@ def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
     found = [deletion for id in dropped for deletion in _files_of(store, f"runs/{id}", "the run is old")]
     for corpus in store.corpora():
         found += _of_corpus(store, corpus, [run for run in kept if run.request()["corpus"] == corpus.name])
-    return [deletion for deletion in found if store.files.modified(deletion.path) < oldest]
+    return [deletion for deletion in found if _is_older(store, deletion.path, oldest)]
+
+
+def _is_older(store: Store, path: str, than: datetime) -> bool:
+    try:
+        return store.files.modified(path) < than
+    except FileNotFoundError:
+        return False  # a temporary file that became a shard, or another prune's prey
 
 
 def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
@@ -64,7 +72,7 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deleti
         if number not in numbers:
             yield _file(store, corpus.generation_path(number), "no kept run reads this generation")
     for shards in [corpus.images, *corpus.tables()]:
-        by_image_shard = shards.directory.split("/")[1] in ("images", EMBEDDINGS_TABLE.name, THUMBNAILS_TABLE.name)
+        by_image_shard = shards.directory.split("/")[1] in ("images", EMBEDDINGS_TABLE, THUMBNAILS_TABLE)
         if not by_image_shard and tuple(shards.directory.split("/")[1:]) not in named:
             yield from _files_of(store, shards.directory, "no kept run names this table")
             continue
@@ -80,8 +88,11 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deleti
 def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str]) -> Iterator[Deletion]:
     """Deleted images lose their pictures, unless a live image has the same bytes."""
     live = corpus.live_rows(newest).select(["image_id", "shard"])
-    for thumbnails in corpus.tables(THUMBNAILS_TABLE.name):
-        embeddings = corpus.table(EMBEDDINGS_TABLE.name, thumbnails.directory.rpartition("/")[2])
+    live_shards = set(live["shard"].to_pylist())
+    for thumbnails in corpus.tables(THUMBNAILS_TABLE):
+        embeddings = corpus.table(EMBEDDINGS_TABLE, thumbnails.directory.rpartition("/")[2])
+        if not live_shards <= embeddings.names():
+            continue  # of an image that is not encoded yet nobody knows whose bytes it has
         names = sorted(thumbnails.names() & embeddings.names() & listed)
         hashes = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names]) if names else None
         if hashes is None:
@@ -106,7 +117,11 @@ def _with_shard(name: str, table: pa.Table) -> pa.Table:
 
 
 def _file(store: Store, path: str, why: str) -> Deletion:
-    return Deletion(path, why, lambda: store.files.remove(path))
+    def remove() -> None:
+        with suppress(FileNotFoundError):  # another prune was here
+            store.files.remove(path)
+
+    return Deletion(path, why, remove)
 
 
 def _files_of(store: Store, directory: str, why: str) -> list[Deletion]:

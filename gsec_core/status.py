@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pyarrow.compute as pc
+
 from gsec_core.errors import BadShard, GsecError
 from gsec_core.store import Corpus, Run, Store
+from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
 
 def corpora(store: Store) -> list[dict[str, Any]]:
@@ -63,25 +66,32 @@ def _state(run: Run, ends: list[dict[str, Any] | None]) -> str:
 
 
 def _image_counts(run: Run) -> dict[str, int]:
-    """Encoded rows by status, from the footers of the shards that the run reads."""
+    """The live images of the run's generation by status, as far as they are encoded; ``listed`` is all of them."""
     record = run.stage("encode")
     if record is None:
         return {}
     request = run.request()
     corpus = Corpus(run.files, request["corpus"])
-    embeddings = corpus.table("embeddings", record["fingerprint"])
-    counts = {"ok": 0, "rejected": 0, "missing": 0, "damaged_shards": 0}
+    embeddings = corpus.table(EMBEDDINGS_TABLE, record["fingerprint"])
+    generation = corpus.generation(request["generation"])
+    counts = {"listed": 0, OK: 0, REJECTED: 0, MISSING: 0, "damaged_shards": 0}
+    try:
+        live = corpus.live_rows(generation).select(["image_id", "shard"])
+    except GsecError:  # a damaged list, which the next ingest writes again
+        return counts
+    counts["listed"] = live.num_rows
     there = embeddings.names()
-    for name in corpus.generation(request["generation"]).shard_names:
+    for name in generation.shard_names:
         if name not in there:
             continue
         try:
-            facts = embeddings.facts(name)
+            rows = embeddings.read(name, ["image_id", "status"])
         except BadShard:
             counts["damaged_shards"] += 1
             continue
-        for status in ("ok", "rejected", "missing"):
-            counts[status] += facts[status]
+        alive = live.filter(pc.equal(live["shard"], name))["image_id"]
+        for found in rows.filter(pc.is_in(rows["image_id"], alive))["status"].value_counts().to_pylist():
+            counts[found["values"]] += found["counts"]
     return counts
 
 

@@ -3,9 +3,6 @@
 Vectors are ``fixed_size_list<float16>``: their length is the encoder's, so those schemas are functions of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pyarrow as pa
 
 
@@ -68,6 +65,17 @@ ASSIGNMENTS = pa.schema(
     ]
 )
 
+
+def centres_schema(dim: int) -> pa.Schema:
+    """One row a cluster."""
+    return pa.schema(
+        [
+            _column("cluster", pa.int32(), "0 is the largest cluster"),
+            _column("centre", pa.list_(pa.field("element", pa.float32(), nullable=False), dim), "unit vector in the space of the embeddings"),
+        ]
+    )
+
+
 CLUSTERS = pa.schema(
     [
         _column("cluster", pa.int32(), "0 is the largest cluster"),
@@ -79,15 +87,8 @@ CLUSTERS = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """A derived table: its name in the store and how it is bound to a stage."""
-
-    name: str
-    schema: pa.Schema | Callable[..., pa.Schema]
-
-
-EMBEDDINGS_TABLE = Table("embeddings", embeddings_schema)
-THUMBNAILS_TABLE = Table("thumbnails", THUMBNAILS)
-BASELINE_TABLE = Table("baseline", ASSIGNMENTS)
-BASELINE_CLUSTERS_TABLE = Table("baseline_clusters", CLUSTERS)
+EMBEDDINGS_TABLE = "embeddings"
+THUMBNAILS_TABLE = "thumbnails"
+BASELINE_CENTRES_TABLE = "baseline_centres"
+BASELINE_TABLE = "baseline"
+BASELINE_CLUSTERS_TABLE = "baseline_clusters"

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from gsec_core.stages.base import Progress, silent
@@ -50,7 +51,7 @@ def of_slice(stage: str, number: int, units: int) -> Iterator[Progress]:
     if not units:
         yield silent
         return
-    artifact: Any = create_progress_artifact(0.0, key=f"{stage}-{number}", description=f"{stage}, slice {number}: {units} images")
+    artifact = shown(create_progress_artifact, 0.0, key=f"{stage}-{number}", description=f"{stage}, slice {number}: {units} images")
     lock = threading.Lock()
     done, shown_at = 0, time.monotonic()
 
@@ -63,7 +64,16 @@ def of_slice(stage: str, number: int, units: int) -> Iterator[Progress]:
             if time.monotonic() - shown_at < SECONDS_BETWEEN_UPDATES:
                 return
             shown_at = time.monotonic()
-        update_progress_artifact(artifact, progress=min(100.0, 100 * done / units))
+        shown(update_progress_artifact, artifact, progress=min(100.0, 100 * done / units))
 
     yield advance
-    update_progress_artifact(artifact, progress=100.0)
+    shown(update_progress_artifact, artifact, progress=100.0)
+
+
+def shown(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call Prefect's API for the people who watch. Its failure is logged, and never that of the work."""
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever a client, a proxy or a server says
+        get_run_logger().warning("progress is not shown: %s", error)
+        return None

@@ -49,5 +49,5 @@ def run_slice(config: PipelineConfig, run_id: str, stage: str, step: int, number
     names = [name for name in names if name in todo]
     with progress.of_slice(stage, number, found.steps[step].units(work, names)) as advance:
         sums = base.work(work, found, found.steps[step], names, advance)
-    get_run_logger().info("%s: %s", stage, ", ".join(f"{key} {value:g}" for key, value in sums.items()))
+    get_run_logger().info("%s: %s", stage, sums)
     return sums

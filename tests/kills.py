@@ -120,7 +120,8 @@ def prove(source: Path, times: int, seed: int, settings: list[str], directory: P
         assert made.result is not None
         assert labels(made.result) == truth, "the labels differ from the undisturbed run's"
         worked_on = sum(done.worked_on for done in rounds[-1].attempts)
-        say(f"round {len(rounds)} finished: equal labels, each image once; at least {worked_on - len(truth)} of {len(truth)} images were worked on again")
+        again = max(0, worked_on - len(truth))
+        say(f"round {len(rounds)} finished: equal labels, each image once; by their last words {again} images were worked on again")
         if kills == times:
             return rounds
         rounds.append(Round())

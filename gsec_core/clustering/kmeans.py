@@ -90,12 +90,17 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Cosines to all centres, (rows, n_clusters), block by block."""
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        for start in range(0, len(X), BLOCK_ROWS):
-            yield unit_rows(X[start : start + BLOCK_ROWS]) @ self.cluster_centers_.T
+        return cosines(X, self.cluster_centers_)
 
     def _validated(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         valid: NDArray[Any] = validate_data(self, X, dtype=[np.float16, np.float32, np.float64], reset=reset)
         return valid
+
+
+def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Cosines of the rows of ``X`` (n, d) to unit ``centres`` (k, d), block by block: (rows, k)."""
+    for start in range(0, len(X), BLOCK_ROWS):
+        yield unit_rows(X[start : start + BLOCK_ROWS]) @ centres.T
 
 
 def unit_rows(X: NDArray[Any]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import xxhash
@@ -42,7 +43,10 @@ def encoder_identity(name: str) -> dict[str, object]:
     """
     encoder, reference = _find(name)
     checkpoint = encoder.checkpoint(reference)
-    return {"name": name} if checkpoint is None else {"name": name, "checkpoint": _digest(checkpoint)}
+    if checkpoint is None:
+        return {"name": name}
+    family, model, _ = name.split(":", 2)  # the digest stands for the path, which may change
+    return {"name": f"{family}:{model}", "checkpoint": _digest(checkpoint)}
 
 
 def _find(name: str) -> tuple[_EncoderClass, str]:
@@ -69,7 +73,13 @@ def _resolve(device: str) -> str:
 def _digest(checkpoint: Path) -> str:
     """xxh3-128, in hex, of a file's bytes, or of the names and digests of a folder's files."""
     if checkpoint.is_file():
-        with checkpoint.open("rb") as file:
-            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+        stat = checkpoint.stat()
+        return _file_digest(checkpoint, stat.st_mtime_ns, stat.st_size)
     files = sorted(file for file in checkpoint.iterdir() if file.is_file())
     return xxhash.xxh3_128_hexdigest(json.dumps([(file.name, _digest(file)) for file in files]).encode())
+
+
+@lru_cache(maxsize=64)
+def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -64,7 +64,7 @@ class OpenClipEncoder:
         self._device = torch.device(device)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.dim: int = open_clip.get_model_config(name)["embed_dim"]
-        self.preprocessing: Mapping[str, object] = {"open_clip": open_clip.__version__, **self._model.visual.preprocess_cfg}
+        self.preprocessing: Mapping[str, object] = dict(self._model.visual.preprocess_cfg)
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB image to (3, height, width), float32, by open_clip's own transform for inference; of more than 8:1 only the middle is seen."""

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from gsec_core.config import PipelineConfig
+from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import GsecError, Refused
 from gsec_core.sources import open_source
 from gsec_core.sources.base import Source
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
-from gsec_core.tables import Table
 
 Progress = Callable[[int], None]
 """Told now and then that so many more images are worked on, committed or not."""
@@ -47,13 +46,14 @@ class Context:
 
     @classmethod
     def of(cls, run: Run, config: PipelineConfig) -> "Context":
-        """A run, with the settings to work with: as requested in all that changes the output, today's device and threads."""
+        """A run, with the settings to work with: as requested in all that changes the output, ``config``'s device and threads."""
         request = run.request()
+        config = with_runtime(run.config(), config)
         corpus = Corpus(run.files, request["corpus"])
         return cls(run, config, corpus, corpus.generation(request["generation"]))
 
-    @cached_property
-    def source(self) -> Source:
+    def open_source(self) -> Source:
+        """The run's source, for one slice: what it keeps in memory suits one reader."""
         if self.config.source is None:
             raise Refused("source: the run does not say where its images are.")
         return open_source(self.config.source, image_column=self.config.ingest.image_column)
@@ -68,19 +68,19 @@ class Context:
         """The generation's live rows; see `Corpus.live_rows`."""
         return self.corpus.live_rows(self.generation)
 
-    def shards(self, stage: "Stage", table: Table) -> Shards:
+    def shards(self, stage: "Stage", table: str) -> Shards:
         """Where ``table`` of ``stage`` is in this run. Raises Refused if the stage has not begun."""
         record = self.run.stage(stage.name)
         if record is None:
-            raise Refused(f"run {self.run.id} has no {table.name} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
-        return self.corpus.table(table.name, record["fingerprint"])
+            raise Refused(f"run {self.run.id} has no {table} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
+        return self.corpus.table(table, record["fingerprint"])
 
 
 @dataclass(frozen=True)
 class Step:
     """A part of a stage with a plan of its own."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[str, ...]
     """What each shard name stands for: a shard in each of these."""
     plan: Callable[[Context], list[str]]
     """All shard names, done or not."""
@@ -111,7 +111,7 @@ class Stage:
 
 def begin(context: Context, stage: Stage) -> None:
     """Record where the stage's tables will be. Raises as `Stage.inputs` and `Run.begin_stage` do."""
-    planned = {table.name: step.plan(context) for step in stage.steps for table in step.tables}
+    planned = {table: step.plan(context) for step in stage.steps for table in step.tables}
     context.run.begin_stage(stage.name, stage.fingerprint(context), planned)
 
 

@@ -9,6 +9,7 @@ the main thread. Every forward pass has the same batch shape, so that an embeddi
 
 import json
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,16 +121,25 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     """Encode the named shards of `images`, yielding each when its last image is through."""
     config = context.config.encode
     encoder = loaded_encoder(context.config)
-    embeddings = context.shards(STAGE, EMBEDDINGS_TABLE)
+    source = context.open_source()
+    embeddings, thumbnails = context.shards(STAGE, EMBEDDINGS_TABLE), context.shards(STAGE, THUMBNAILS_TABLE)
     _check_preprocessing(embeddings, encoder)
-    known = _known(embeddings, context.generation.number) if context.generation.number > 1 else {}
-    builders = deque(_builders(context, names))
-    queue = [(builder, index, ref) for builder in builders for index, ref in enumerate(builder.refs)]
-    step = partial(prepare, context.source, encoder, config.thumbnail_size, known)
+    known = known_contents(embeddings, thumbnails, context.generation.number) if context.generation.number > 1 else {}
+    builders: deque[_Builder] = deque()
+    step = partial(prepare, source, encoder, config.thumbnail_size, known)
+
+    def queue() -> Iterator[_Queued]:
+        for builder in _builders(context, names):
+            builders.append(builder)
+            yield from ((builder, index, ref) for index, ref in enumerate(builder.refs))
+
+    def finish() -> Finished:
+        return _finish(context.config, source, encoder, embeddings, thumbnails, builders.popleft())
+
     batch: list[tuple[_Builder, int]] = []
     workers = config.workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for (builder, index, ref), prepared in _in_order(pool, step, queue, ahead=workers + 2 * config.batch_size):
+        for (builder, index, ref), prepared in _in_order(pool, step, queue(), ahead=workers + 2 * config.batch_size):
             builder.prepared[index] = prepared
             if ref is not None:
                 progress(1)
@@ -140,23 +150,22 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
                 _forward(encoder, batch, config.batch_size)
                 batch = []
             while builders and builders[0].complete:
-                yield _finish(context, encoder, embeddings, builders.popleft())
+                yield finish()
     if batch:
         _forward(encoder, batch, config.batch_size)
     while builders:
-        yield _finish(context, encoder, embeddings, builders.popleft())
+        yield finish()
 
 
 _Queued = tuple[_Builder, int, ImageRef | None]
 
 
-def _in_order(pool: ThreadPoolExecutor, step: Callable[[ImageRef], Prepared], queue: Sequence[_Queued], ahead: int) -> Iterator[tuple[_Queued, Prepared]]:
+def _in_order(pool: ThreadPoolExecutor, step: Callable[[ImageRef], Prepared], queue: Iterator[_Queued], ahead: int) -> Iterator[tuple[_Queued, Prepared]]:
     """``step`` of every queued image, in order, ``ahead`` of them under way."""
-    todo = iter(queue)
     under_way: deque[tuple[_Queued, Future[Prepared]]] = deque()
 
     def submit(count: int) -> None:
-        for item in islice(todo, count):
+        for item in islice(queue, count):
             under_way.append((item, pool.submit(step, item[2]) if item[2] else pool.submit(_superseded)))
 
     try:
@@ -178,7 +187,7 @@ def _superseded() -> Prepared:
 def _builders(context: Context, names: Sequence[str]) -> Iterator[_Builder]:
     live = context.live.filter(pc.is_in(context.live["shard"], pa.array(names)))
     alive = set(zip(live["shard"].to_pylist(), live["image_id"].to_pylist(), strict=True))
-    for name, table in zip(names, context.corpus.images.read_all(names), strict=True):
+    for name, table in context.corpus.images.read_each(names):
         rows = [row for row in table.to_pylist() if not row["deleted"]]
         refs = [ImageRef(row["uri"], row["size_bytes"], row["version"]) if (name, row["image_id"]) in alive else None for row in rows]
         yield _Builder(name, [row["image_id"] for row in rows], refs)
@@ -197,13 +206,14 @@ def _forward(encoder: Encoder, batch: Sequence[tuple[_Builder, int]], batch_size
         builder.forward_seconds += seconds
 
 
-def _finish(context: Context, encoder: Encoder, embeddings: Shards, builder: _Builder) -> Finished:
+def _finish(config: PipelineConfig, source: Source, encoder: Encoder, embeddings: Shards, thumbnails: Shards, builder: _Builder) -> Finished:
     rows = [builder.prepared[index] for index in range(len(builder.refs))]
     encoded = len(builder.vectors)
-    copied = _copy_known(embeddings, context.shards(STAGE, THUMBNAILS_TABLE), builder, rows)
+    copied = _copy_known(embeddings, thumbnails, builder, rows)
     if any(row.status == MISSING for row in rows):
-        context.source.check()  # an unmounted disk or an expired key must not become missing images
-    _check_restored(context, embeddings, builder, rows)
+        source.check()  # an unmounted disk or an expired key must not become missing images
+    if not config.encode.accept_loss and (embeddings.was_set_aside(builder.name) or thumbnails.was_set_aside(builder.name)):
+        _check_restored(builder, rows)
     schema = embeddings_schema(encoder.dim, encoder.joint_dim)
     vectors = [builder.vectors.get(index) for index in range(len(rows))]
     columns: dict[str, Any] = {
@@ -219,7 +229,7 @@ def _finish(context: Context, encoder: Encoder, embeddings: Shards, builder: _Bu
         columns["joint"] = _vectors([None if pair is None else pair[1] for pair in vectors], encoder.joint_dim)
     table = pa.table({field.name: columns[field.name] for field in schema}, schema=schema)
     shown = [index for index, row in enumerate(rows) if row.thumbnail is not None]
-    thumbnails = pa.table([[builder.image_ids[index] for index in shown], [rows[index].thumbnail for index in shown]], schema=THUMBNAILS)
+    pictures = pa.table([[builder.image_ids[index] for index in shown], [rows[index].thumbnail for index in shown]], schema=THUMBNAILS)
     facts = {
         **{status: sum(row.status == status for row in rows) for status in (OK, REJECTED, MISSING)},
         "encoded": encoded,
@@ -228,7 +238,7 @@ def _finish(context: Context, encoder: Encoder, embeddings: Shards, builder: _Bu
         "forward_seconds": round(builder.forward_seconds, 3),
         "preprocessing": dict(encoder.preprocessing),
     }
-    return Finished(builder.name, (table, thumbnails), facts)
+    return Finished(builder.name, (table, pictures), facts)
 
 
 def _vectors(values: Sequence[NDArray[np.float16] | None], length: int) -> pa.Array:
@@ -265,14 +275,26 @@ def _vector_at(column: pa.ChunkedArray, row: int) -> NDArray[np.float16]:
     return values
 
 
+_once = threading.Lock()
+"""Slices of one process that start together load one encoder and one index, not one each."""
+
+
+def known_contents(embeddings: Shards, thumbnails: Shards, generation: int) -> Mapping[bytes, Place]:
+    """Where every content is that this encoder has seen and whose rows are whole. Read once a process and generation."""
+    with _once:
+        return _known(embeddings, thumbnails, generation)
+
+
 @lru_cache(maxsize=1)
-def _known(embeddings: Shards, generation: int) -> Mapping[bytes, Place]:
-    """Where every content that this encoder has seen is. Read once a process and generation."""
+def _known(embeddings: Shards, thumbnails: Shards, generation: int) -> Mapping[bytes, Place]:
     known: dict[bytes, Place] = {}
-    names = sorted(embeddings.names())
-    for name, table in zip(names, embeddings.read_all(names, ["content_hash", "status"]), strict=True):
-        for row, (content_hash, status) in enumerate(zip(table["content_hash"].to_pylist(), table["status"].to_pylist(), strict=True)):
-            if content_hash is not None and status != MISSING:
+    # A writer killed between its two tables leaves one of them; the shard counts as not there.
+    for name, table in embeddings.read_each(sorted(embeddings.names() & thumbnails.names()), ["image_id", "content_hash", "status"]):
+        pictured = set(thumbnails.read(name, ["image_id"])["image_id"].to_pylist())
+        rows = zip(*(table[column].to_pylist() for column in ("image_id", "content_hash", "status")), strict=True)
+        for row, (image_id, content_hash, status) in enumerate(rows):
+            # Of a deleted image the picture may be pruned: should it come back, it is encoded again.
+            if (status == REJECTED and content_hash is not None) or (status == OK and image_id in pictured):
                 known.setdefault(content_hash, Place(name, row))
     return known
 
@@ -286,9 +308,9 @@ def _check_preprocessing(embeddings: Shards, encoder: Encoder) -> None:
             raise GsecError(f"encode: the encoder prepares images as {now}, the embeddings so far as {before}. Encode anew with --redo encode.")
 
 
-def _check_restored(context: Context, embeddings: Shards, builder: _Builder, rows: Sequence[Prepared]) -> None:
+def _check_restored(builder: _Builder, rows: Sequence[Prepared]) -> None:
     gone = sum(row.status == MISSING and ref is not None for row, ref in zip(rows, builder.refs, strict=True))
-    if gone and embeddings.was_set_aside(builder.name) and not context.config.encode.accept_loss:
+    if gone:
         raise GsecError(
             f"encode: shard {builder.name} was damaged and {gone} of its images can no longer be read, so that it cannot be restored whole. "
             "Run the source again, so that what is gone is noticed, or go on without them with --set encode.accept_loss=true."
@@ -296,17 +318,19 @@ def _check_restored(context: Context, embeddings: Shards, builder: _Builder, row
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, precision: str, device: str, threads: int) -> Encoder:
+def _load(identity: str, name: str, precision: str, device: str, threads: int) -> Encoder:
     return load_encoder(name, precision=precision, device=device, threads=threads)
 
 
 def loaded_encoder(config: PipelineConfig) -> Encoder:
     """The encoder of these settings, loaded once a process."""
-    return _load(config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
+    identity = json.dumps(encoder_identity(config.encode.encoder), sort_keys=True)
+    with _once:
+        return _load(identity, config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    return {**output_settings(config.encode), "identity": encoder_identity(config.encode.encoder)}
+    return {**output_settings(config.encode), "encoder": encoder_identity(config.encode.encoder)}
 
 
 def _plan(context: Context) -> list[str]:

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PROTOCOLS = ("file", "s3", "gs", "gcs", "memory")
-"""The filesystems a store or a source may live on. Chained protocols (``a::b``) and plain web addresses are not among them."""
+"""The filesystems a store may live on. Chained protocols (``a::b``) and plain web addresses are not among them."""
 
 _TEMPORARY = ".tmp-"
 _ATTEMPTS = 10

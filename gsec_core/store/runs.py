@@ -25,7 +25,7 @@ from gsec_core.store.files import Files
 
 @dataclass(frozen=True)
 class Run:
-    """One request for a clustering. Made by `Store.run` and `Store.new_run`."""
+    """One request for a clustering. Made by `Store.run` and `Store.request_run`."""
 
     files: Files
     id: str

@@ -21,7 +21,8 @@ from gsec_core.store.files import Files
 T = TypeVar("T")
 
 _SUFFIX = ".parquet"
-_ASIDE = ".bad-"
+_ASIDE = "_bad-"
+"""How the name of a shard that was set aside begins. Readers of Parquet directories skip what begins with an underscore."""
 _RECORD = b"gsec"
 _DIGEST_SIZE = 16
 _TAIL_SIZE = 8
@@ -37,7 +38,7 @@ class Shards:
 
     def names(self) -> set[str]:
         """What is done: the names of the committed shards, without their suffix. One listing."""
-        return {name.removesuffix(_SUFFIX) for name in self.files.files(self.directory) if name.endswith(_SUFFIX)}
+        return {name.removesuffix(_SUFFIX) for name in self.files.files(self.directory) if name.endswith(_SUFFIX) and not self.is_aside(name)}
 
     def commit(self, name: str, table: pa.Table, facts: Mapping[str, Any] | None = None) -> bool:
         """Write a shard whole, with ``facts`` (JSON-able) in its footer. False if there was one already: the first stays."""
@@ -68,7 +69,7 @@ class Shards:
 
     def set_aside(self, name: str) -> bool:
         """Rename a bad shard, so that it counts as not done. False if it is good, or gone: somebody else has seen to it."""
-        aside = f"{self.path(name)}{_ASIDE}{uuid4().hex[:8]}"
+        aside = f"{self.directory}/{_ASIDE}{uuid4().hex[:8]}-{name}{_SUFFIX}"
         try:
             self.read(name)
         except BadShard:
@@ -89,12 +90,12 @@ class Shards:
 
     def was_set_aside(self, name: str) -> bool:
         """Whether a bad shard of this name was ever set aside."""
-        return any(file.startswith(f"{name}{_SUFFIX}{_ASIDE}") for file in self.files.files(self.directory))
+        return any(self.is_aside(file) and file.endswith(f"-{name}{_SUFFIX}") for file in self.files.files(self.directory))
 
     @staticmethod
     def is_aside(file: str) -> bool:
         """Whether a file's name is that of a shard that was set aside."""
-        return _ASIDE in file
+        return file.startswith(_ASIDE)
 
     def replace(self, name: str, table: pa.Table, facts: Mapping[str, Any]) -> None:
         """Write a shard over the one there is. For maintenance that takes rows away, nothing else."""

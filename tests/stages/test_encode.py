@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from gsec_core import pipeline
+from gsec_core.encoders import encoder_identity
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
 from gsec_core.sources.base import ImageRef
-from gsec_core.stages import encode
+from gsec_core.stages import baseline, encode
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
-from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
+from gsec_core.tables import BASELINE_TABLE, EMBEDDINGS_TABLE, THUMBNAILS_TABLE
 
 from ..pictures import cluster, labels, settings, write_pictures
 
@@ -141,7 +142,7 @@ def test_another_number_of_clusters_encodes_nothing(tmp_path: Path) -> None:
     cluster(settings(source, tmp_path / "store"))
     _, _, made = cluster(settings(source, tmp_path / "store", clusters=3))
     assert made["encode"] == {}
-    assert made["baseline"]["shards"] == 2
+    assert made["baseline"]["shards"] == 3
 
 
 @pytest.mark.parametrize("at", [0.02, 0.5, 0.999])
@@ -225,3 +226,24 @@ def test_a_read_error_of_a_source_that_does_not_answer_belongs_to_the_source(mon
     encoder = encode.loaded_encoder(settings("in", "store"))
     with pytest.raises(Unreachable, match="the disk is gone"):
         encode.prepare(Flaky(99, answers=False), encoder, 96, {}, ImageRef("a.jpg", 1, "1"))
+
+
+def test_what_was_set_aside_is_not_read_as_data(tmp_path: Path) -> None:
+    context, _, _ = cluster(settings(write_pictures(tmp_path / "in", range(10)), tmp_path / "store"))
+    parts = context.shards(baseline.STAGE, BASELINE_TABLE)
+    good = parts.read("part-00000")
+    flip_a_byte(parts.location("part-00000"))
+    assert parts.set_aside("part-00000")
+    run_stage(context, baseline.STAGE)
+    assert pq.read_table(pipeline.summary(context)["assignments"]).num_rows == 10
+    assert parts.read("part-00000") == good, "made anew from the same centres"
+
+
+def test_a_moved_checkpoint_is_the_same_encoder(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "open_clip_config.json").write_text("{}")
+    here, there = (encoder_identity(f"open_clip:local-dir:{tmp_path / folder}") for folder in ("here", "there"))
+    assert here == there
+    (tmp_path / "there" / "open_clip_config.json").write_text("{} ")
+    assert encoder_identity(f"open_clip:local-dir:{tmp_path / 'there'}") != here

@@ -11,6 +11,7 @@ from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, begin, missing, work
 from gsec_core.store import Store
+from gsec_core.tables import THUMBNAILS_TABLE
 
 from ..pictures import cluster, labels, picture, settings, write_pictures
 
@@ -130,3 +131,30 @@ def test_runs_of_two_corpora_share_a_store(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store"))
     assert [corpus.name.rpartition("-")[0] for corpus in store.corpora()] == ["one", "two"]
     assert len(store.runs()) == 2
+
+
+def test_killed_between_the_two_tables_of_a_shard_of_a_grown_corpus(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(10))
+    config = settings(source, tmp_path / "store")
+    cluster(config)
+    write_pictures(source, range(10, 14))
+    context, _, _ = cluster(config)
+    Path(context.shards(encode.STAGE, THUMBNAILS_TABLE).location(context.generation.shard_names[-1])).unlink()
+    again, _, made = cluster(config)
+    assert made["encode"]["encoded"] == 4
+    assert set(labels(again)) == {path.name for path in source.iterdir()}
+
+
+def test_a_deleted_image_that_comes_back_after_its_thumbnail_was_pruned_has_one_again(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(10))
+    config = settings(source, tmp_path / "store")
+    context, _, _ = cluster(config)
+    thumbnails = context.shards(encode.STAGE, THUMBNAILS_TABLE)
+    os.rename(source / "003.jpg", tmp_path / "away.jpg")
+    cluster(config)
+    name = context.generation.shard_names[0]
+    thumbnails.replace(name, thumbnails.read(name).slice(0, 0), thumbnails.facts(name))  # as prune does, to all of them
+    os.rename(tmp_path / "away.jpg", source / "003.jpg")
+    again, _, made = cluster(config)
+    assert made["encode"]["encoded"] == 1
+    assert thumbnails.read(again.generation.shard_names[-1]).num_rows == 1

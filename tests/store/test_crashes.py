@@ -136,7 +136,7 @@ def what_may_be_left(disk: Machine, fate: Fate) -> Iterator[tuple[dict[str, byte
 
 
 def named(left: dict[str, bytes]) -> dict[str, bytes]:
-    return {path: data for path, data in left.items() if path.endswith(".parquet")}
+    return {path: data for path, data in left.items() if path.endswith(".parquet") and "_bad-" not in path}
 
 
 fates = st.builds(Fate, st.sampled_from([0.2, 0.5, 0.8]), st.integers(0, 2**16).map(Random))
@@ -306,7 +306,7 @@ class Mender:
 
 def aside(disk: Machine) -> list[bytes]:
     """The content of all that was set aside."""
-    return [path.read_bytes() for path in disk.folder.rglob("*.bad-*")]
+    return [path.read_bytes() for path in disk.folder.rglob("_bad-*")]
 
 
 def assert_mended(disk: Machine, menders: list[Mender]) -> None:

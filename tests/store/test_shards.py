@@ -277,7 +277,7 @@ def test_a_bad_shard_set_aside_counts_as_not_done_and_its_bytes_stay(any_shards:
     bad = any_shards.files.read(any_shards.path("00000"))
     assert any_shards.set_aside("00000")
     assert any_shards.names() == set()
-    aside = [name for name in any_shards.files.files(any_shards.directory) if name.startswith("00000.parquet.bad-")]
+    aside = [name for name in any_shards.files.files(any_shards.directory) if name.startswith("_bad-") and name.endswith("-00000.parquet")]
     assert [any_shards.files.read(f"{any_shards.directory}/{name}") for name in aside] == [bad]
 
 
