@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gsec_core.config import PipelineConfig, load_config
+from gsec_core.config import PipelineConfig, load_config, output_settings
 from gsec_core.errors import GsecError, Refused
 
 DONE, FAILED, REFUSED = 0, 1, 2
@@ -66,9 +66,12 @@ def stage(
     """Do what is missing of one stage, with the settings of a run or of a file."""
     if (run is None) == (config is None):
         raise Refused("gsec stage: give either --run ID or --config FILE.")
+    settings = _config(config, set_, store=store)
+    if run is not None and output_settings(settings) != output_settings(_config(None, None)):
+        raise Refused("gsec stage --run: the settings that change the output are the run's own. Give others with --config.")
     from flows import commands
 
-    return commands.run_one_stage(name, _config(config, set_, store=store), run, redo, _out(as_json))
+    return commands.run_one_stage(name, settings, run, redo, _out(as_json))
 
 
 @app.command

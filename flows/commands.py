@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from flows import terminal
 from gsec_core import pipeline
-from gsec_core.config import PipelineConfig, output_settings, with_runtime
+from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.stages import base, baseline
 from gsec_core.store import Run, Store
@@ -47,11 +47,10 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
     store = Store.open(config.store)
     if run_id is not None:
         found = store.run(run_id)
-        if output_settings(config) != output_settings(PipelineConfig()):
-            raise Refused("gsec stage --run: the settings that change the output are the run's own. Give others with --config.")
         config = with_runtime(found.config(), config)
     if name == "ingest":
         pipeline.check_redo([name] if redo else [])
+        _check_prefect()
         from flows.ingest import ingest
 
         made, counts = ingest(config, [])

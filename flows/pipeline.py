@@ -14,7 +14,7 @@ from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError
 from gsec_core.stages import baseline
-from gsec_core.stages.base import Context, add
+from gsec_core.stages.base import add
 from gsec_core.store import Store
 from gsec_core.tables import BASELINE_CLUSTERS_TABLE
 from tasks import slices
@@ -42,10 +42,11 @@ def run_pipeline(config: PipelineConfig, redo: list[str]) -> State[dict[str, Any
                 add(made.setdefault(stage.name, {}), run_flow(config, run_id, stage.name))
             context = slices.context(config, run_id)
             summary = pipeline.summary(context)
+            clusters = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
             break
         except BadShard as error:
             set_aside += set_bad_aside(config, error, set_aside)
-    show_clusters(context)
+    shown(create_table_artifact, clusters, key="clusters", description=f"Clusters of run {run_id}")
     summary |= {"changes": changes, "made": made, "set_aside": set_aside}
     warning = pipeline.too_many_rejects(context, summary)
     return Completed(name=WITH_REJECTS, message=warning, data=summary) if warning else Completed(data=summary)
@@ -67,9 +68,3 @@ def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) ->
         get_run_logger().warning("%s is damaged; it was set aside and is made anew", path)
     slices.context.cache_clear()  # what it had read may change
     return list(error.paths)
-
-
-def show_clusters(context: Context) -> None:
-    """The cluster table, for the dashboard."""
-    rows = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
-    shown(create_table_artifact, rows, key="clusters", description=f"Clusters of run {context.run.id}")

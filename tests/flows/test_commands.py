@@ -1,5 +1,6 @@
 """The command line, each command as a process of its own, on one small store."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -116,6 +117,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str], home: Path) -> N
         (["run"], "say where the images are"),
         (["stage", "encode"], "give either --run ID or --config FILE"),
         (["stage", "encode", "--run", "ffff", "--store", "{store}"], "there is no such run"),
+        (["stage", "encode", "--run", "{run}", "--store", "{store}", "--set", "clusters=5"], "are the run's own"),
         (["run", "--bogus"], "Unknown option"),
     ],
 )
@@ -131,7 +133,7 @@ def test_a_wrong_request_is_refused_in_one_sentence_before_anything_starts(
 
 
 def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place: dict[str, str], home: Path) -> None:
-    path = next(Path(place["store"]).glob("*/embeddings/*/*.parquet"))
+    path = next(Path(place["store"]).glob("*/embeddings/*/[!_]*.parquet"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
@@ -143,10 +145,20 @@ def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place:
 
 
 def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: dict[str, str], home: Path) -> None:
-    path = next(Path(place["store"]).glob("*/embeddings/*/*.parquet"))
+    path = next(Path(place["store"]).glob("*/embeddings/*/[!_]*.parquet"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     done = gsec("run", place["folder"], "-k", "4", "--store", place["store"], *SMALL, home=home, check=3)
     assert f"damaged, set aside and made anew: {path.relative_to(place['store'])}" in done.stderr
     assert "20 images in 4 clusters" in done.stderr
+
+
+def test_a_damaged_shard_under_a_finished_run_is_made_anew_by_the_same_command(place: dict[str, str], home: Path) -> None:
+    command = ["run", place["folder"], "-k", "3", "--store", place["store"], "--json", *SMALL]
+    table = Path(last_json(gsec(*command, home=home, check=3))["cluster_table"])
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-20])
+    done = gsec(*command, home=home, check=3)
+    assert f"damaged, set aside and made anew: {table.relative_to(place['store'])}" in done.stderr
+    assert pq.read_table(table) == pq.read_table(io.BytesIO(whole))
