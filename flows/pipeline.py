@@ -45,7 +45,9 @@ def run_pipeline(config: PipelineConfig, redo: list[str]) -> State[dict[str, Any
             clusters = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
             break
         except BadShard as error:
-            set_aside += set_bad_aside(config, error, set_aside)
+            again = set_bad_aside(config, error, set_aside)
+            get_run_logger().warning("damaged, set aside and to be made anew: %s", ", ".join(again))
+            set_aside += again
     shown(create_table_artifact, clusters, key="clusters", description=f"Clusters of run {run_id}")
     summary |= {"changes": changes, "made": made, "set_aside": set_aside}
     warning = pipeline.too_many_rejects(context, summary)
@@ -65,6 +67,5 @@ def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) ->
     for path in error.paths:
         shards, name = store.path_of(path)
         shards.set_aside(name)
-        get_run_logger().warning("%s is damaged; it was set aside and is made anew", path)
     slices.context.cache_clear()  # what it had read may change
     return list(error.paths)

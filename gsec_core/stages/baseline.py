@@ -33,15 +33,16 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Every image to its nearest centre, part by part; k-means has no members, so agreement is null."""
+    """Every image of the named parts to its nearest centre; k-means has no members, so agreement is null."""
     vectors = context.shards(STAGE, BASELINE_CENTRES_TABLE).read("all")["centre"].combine_chunks()
     centres = vectors.values.to_numpy().reshape(len(vectors), -1)
     rows = usable(context).rows
     rows = rows.append_column("is_duplicate", pa.array(is_duplicate(rows)))
-    for name, part in in_parts(rows):
-        if name not in names:
-            continue
-        X = load_embeddings(context, part)
+    parts = [(name, part) for name, part in in_parts(rows) if name in names]
+    # A part's images are in every shard of `embeddings`: these are read once for all parts.
+    embeddings = load_embeddings(context, pa.concat_tables([part for _, part in parts]))
+    for name, part in parts:
+        X, embeddings = embeddings[: part.num_rows], embeddings[part.num_rows :]
         with threadpool_limits(context.config.threads or None):
             found = [_nearest_two(block) for block in cosines(X, centres)]
         labels, best, second = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -79,7 +80,7 @@ STAGE = Stage(
     inputs=lambda context: [encode.STAGE.fingerprint(context), usable(context).digest],
     steps=(
         Step((BASELINE_CENTRES_TABLE,), lambda context: ["all"], fit, lambda context, names: usable(context).rows.num_rows, whole=True),
-        Step((BASELINE_TABLE,), lambda context: usable(context).part_names, assign, _rows_of_parts),
+        Step((BASELINE_TABLE,), lambda context: usable(context).part_names, assign, _rows_of_parts, whole=True),
         Step((BASELINE_CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0, whole=True),
     ),
 )

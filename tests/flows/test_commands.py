@@ -132,11 +132,17 @@ def test_a_wrong_request_is_refused_in_one_sentence_before_anything_starts(
     assert says in capsys.readouterr().err
 
 
-def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place: dict[str, str], home: Path) -> None:
+def flip_a_byte(place: dict[str, str]) -> Path:
+    """Damage one embeddings shard, in the middle of its vectors."""
     path = next(Path(place["store"]).glob("*/embeddings/*/[!_]*.parquet"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
+    return path
+
+
+def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place: dict[str, str], home: Path) -> None:
+    path = flip_a_byte(place)
     done = gsec("doctor", "--verify", "--store", place["store"], home=home, check=1)
     assert f"FAIL  shards: 1 damaged: {path.relative_to(place['store'])}" in done.stdout
     done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
@@ -144,11 +150,16 @@ def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place:
     assert verify(Store.open(str(place["store"]))) == []
 
 
+def test_a_damaged_shard_that_a_stage_meets_is_set_aside_and_what_to_run_is_said(place: dict[str, str], home: Path) -> None:
+    path = flip_a_byte(place)
+    done = gsec("stage", "baseline", "--run", place["run"], "--store", place["store"], "--redo", home=home, check=1)
+    assert "It was set aside" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not path.exists()
+
+
 def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: dict[str, str], home: Path) -> None:
-    path = next(Path(place["store"]).glob("*/embeddings/*/[!_]*.parquet"))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
+    path = flip_a_byte(place)
     done = gsec("run", place["folder"], "-k", "4", "--store", place["store"], *SMALL, home=home, check=3)
     assert f"damaged, set aside and made anew: {path.relative_to(place['store'])}" in done.stderr
     assert "20 images in 4 clusters" in done.stderr
