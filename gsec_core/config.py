@@ -52,6 +52,50 @@ class BaselineConfig(_Settings):
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the starts.")
 
 
+class PrototypesConfig(_Settings):
+    """Micro-clusters of the image embeddings and the images that stand for them."""
+
+    count: int | None = Field(None, ge=1, le=100_000, description="Micro-clusters; not given: max(3 clusters, min(images / 300, 4096)), at most one an image.")
+    representatives: int = Field(5, ge=1, le=50, description="Images described of each micro-cluster, spread from its core to its rim.")
+    max_iter: int = Field(20, ge=1, le=1000, description="Iterations of k-means.")
+    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of k-means.")
+
+
+class DescribeConfig(_Settings):
+    """Who describes the representatives, and how it is asked."""
+
+    captioner: str = Field("tagger", min_length=1, description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, as vLLM), or `table:FILE:COLUMN`.")
+    image_size: int = Field(448, ge=32, le=4096, description="openai: longest side of the image that is sent, in pixels; never enlarged.")
+    max_tokens: int = Field(96, ge=16, le=4096, description="openai: length of an answer.")
+    url: Annotated[str, RUNTIME] = Field("http://localhost:8000/v1", description="openai: the server. Its key, if it wants one, is GSEC_CAPTIONER_KEY.")
+    concurrency: Annotated[int, RUNTIME] = Field(16, ge=1, le=1024, description="openai: requests under way at once.")
+    timeout: Annotated[float, RUNTIME] = Field(120, gt=0, le=3600, description="openai: seconds until a request counts as lost.")
+    commit_rows: Annotated[int, RUNTIME] = Field(64, ge=1, le=65536, description="Answers a commit of the captions log.")
+    commit_seconds: Annotated[float, RUNTIME] = Field(30, gt=0, le=3600, description="Seconds after which answers are committed, however few.")
+    min_coverage: Annotated[float, RUNTIME] = Field(0.5, ge=0, le=1, description="Share of the representatives that must have a description.")
+    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Go on when a part of the captions log is damaged: what it held is asked again.")
+
+
+class FuseConfig(_Settings):
+    """How descriptions of few images become a text counterpart of every image."""
+
+    tau: float = Field(0.005, gt=0, le=10, description="Temperature of the softmax over the descriptions.")
+    max_lost_weight: float = Field(1e-4, ge=0, lt=1, description="Bound on the summed weight of the descriptions that are left out for an image; 0 = none is.")
+
+
+class TrainConfig(_Settings):
+    """The ensemble: parameters of the estimator `gsec_core.GSEC`."""
+
+    preset: Literal["default", "published"] = Field("default", description="`published` has the paper's settings: one member, 6,000 steps, gamma 50.")
+    n_members: int | None = Field(None, ge=1, le=1000, description="Outer members; not given: the preset's.")
+    ensemble_size: int = Field(32, ge=1, le=1024, description="BatchEnsemble members of each inner head.")
+    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Outer steps; not given: the preset's.")
+    tol: float = Field(1e-3, ge=0, lt=1, description="Stop a member when this share of labels or less changed over its last 10 steps; 0 = never.")
+    text_weight: float = Field(0.5, ge=0, le=1, description="Weight of the text half against the image half; `published` weighs them equally.")
+    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of starts and mini-batches.")
+    device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
+
+
 class PipelineConfig(_Settings):
     """One run: where images come from, where tables go, how many clusters, and each stage's settings."""
 
@@ -63,10 +107,15 @@ class PipelineConfig(_Settings):
     clusters: int = Field(10, ge=2, le=100_000, description="Number of clusters.")
     max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
     threads: Annotated[int, RUNTIME] = Field(0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core. Equal counts, equal labels.")
+    scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder of the disposable files that training reads; not given: the system's own.")
     max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="Slices of shards that are worked on at once.")
     ingest: IngestConfig = IngestConfig()
     encode: EncodeConfig = EncodeConfig()
     baseline: BaselineConfig = BaselineConfig()
+    prototypes: PrototypesConfig = PrototypesConfig()
+    describe: DescribeConfig = DescribeConfig()
+    fuse: FuseConfig = FuseConfig()
+    train: TrainConfig = TrainConfig()
 
 
 def output_settings(settings: BaseModel) -> dict[str, Any]:

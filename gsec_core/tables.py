@@ -11,6 +11,10 @@ def vector(length: int) -> pa.DataType:
     return pa.list_(pa.field("element", pa.float16(), nullable=False), length)
 
 
+def _floats(length: int = -1) -> pa.DataType:
+    return pa.list_(pa.field("element", pa.float32(), nullable=False), length)
+
+
 def _column(name: str, type_: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
     return pa.field(name, type_, nullable=nullable, metadata={"meaning": meaning})
 
@@ -71,7 +75,7 @@ def centres_schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             _column("cluster", pa.int32(), "0 is the largest cluster"),
-            _column("centre", pa.list_(pa.field("element", pa.float32(), nullable=False), dim), "unit vector in the space of the embeddings"),
+            _column("centre", _floats(dim), "unit vector in the space of the embeddings"),
         ]
     )
 
@@ -87,8 +91,133 @@ CLUSTERS = pa.schema(
 )
 
 
+def prototypes_schema(dim: int) -> pa.Schema:
+    """One row a micro-cluster."""
+    return pa.schema(
+        [
+            _column("prototype", pa.int32(), "0 is the largest"),
+            _column("centre", _floats(dim), "unit vector in the space of the embeddings"),
+            _column("size", pa.int64(), "images"),
+        ]
+    )
+
+
+PROTOTYPE = _column("prototype", pa.int32(), "the micro-cluster it stands for")
+BAND = _column("band", pa.int8(), "0 is its core, the last its rim")
+
+REPRESENTATIVES = pa.schema([PROTOTYPE, BAND, IMAGE_ID, URI, CONTENT_HASH, _column("distance", pa.float32(), "1 - cosine to the centre")])
+
+DESCRIBED, FREE, FAILED = "described", "free", "failed"
+"""A caption's status: in the template, taken apart; text outside it, kept as it is; refused or empty, for good."""
+
+_ANSWER = [
+    _column("text", pa.string(), "the description; null if failed", nullable=True),
+    _column("object", pa.string(), "the main object, where the template was kept", nullable=True),
+    _column("attributes", pa.list_(pa.field("element", pa.string(), nullable=False)), "as many as were given; empty where the template was not kept"),
+]
+_MODEL = _column("model", pa.string(), "who answered")
+
+CAPTIONS = pa.schema(
+    [
+        CONTENT_HASH,
+        _MODEL,
+        _column("request", pa.string(), "hash of what was asked: prompt, sampling, image size, redo counter"),
+        _column("written_at", pa.string(), "UTC; of several rows of one key the first counts"),
+        *_ANSWER,
+        _column("status", pa.string(), "described, free or failed"),
+        _column("reason", pa.string(), "why it failed", nullable=True),
+    ]
+)
+"""A log of final answers, paid once. Its key is content_hash, model and request."""
+
+REPRESENTATIVE_CAPTIONS = pa.schema(
+    [
+        PROTOTYPE,
+        BAND,
+        IMAGE_ID,
+        CONTENT_HASH,
+        *_ANSWER,
+        _column("status", pa.string(), "described, free, failed, or missing: its image could not be read"),
+        _MODEL,
+    ]
+)
+
+
+def caption_embeddings_schema(dim: int) -> pa.Schema:
+    """One row a description that counts."""
+    return pa.schema(
+        [
+            _column("caption", pa.int32(), "its number"),
+            PROTOTYPE,
+            BAND,
+            _column("text", pa.string(), "the description"),
+            _column("embedding", vector(dim), "unit embedding in the space shared with images"),
+        ]
+    )
+
+
+def counterparts_schema(dim: int) -> pa.Schema:
+    """One row an image."""
+    return pa.schema(
+        [
+            IMAGE_ID,
+            _column("counterpart", vector(dim), "unit vector: the weighted mean of the descriptions' embeddings"),
+            _column("caption", pa.int32(), "number of the description with the largest weight"),
+            _column("weight", pa.float32(), "that weight; all weights of an image sum to 1"),
+        ]
+    )
+
+
+FEATURES = pa.schema(
+    [
+        _column("half", pa.string(), "image or text"),
+        _column("mean", _floats(), "of each dimension"),
+        _column("scale", _floats(), "standard deviation of each dimension; 1 where it is constant"),
+    ]
+)
+
+
+def neighbors_schema(count: int, text: bool) -> pa.Schema:
+    """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
+    kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
+    halves = [_column("image_neighbors", kind, "by the image half")] + [_column("text_neighbors", kind, "by the text half")] * text
+    return pa.schema([IMAGE_ID, *halves])
+
+
+MEMBERS = pa.schema(
+    [
+        _column("member", pa.int32(), "its number"),
+        _column("weights", _floats(), "of its task encoder, (clusters, dimensions of the features), row after row"),
+        _column("bias", _floats(), "(clusters,)"),
+        _column("steps", pa.int32(), "outer steps until it stopped"),
+        _column("changed", pa.float32(), "share of probed labels that changed over its last 10 steps"),
+        _column("loss", pa.float32(), "outer loss of its last step"),
+    ]
+)
+
+ALIGNMENT = pa.schema(
+    [
+        _column("member", pa.int32(), "its number"),
+        _column("permutation", pa.list_(pa.field("element", pa.int32(), nullable=False)), "the consensus cluster of each of its clusters"),
+        _column("agreement", pa.float32(), "share of images on which it agrees with the consensus"),
+    ]
+)
+
+
 EMBEDDINGS_TABLE = "embeddings"
 THUMBNAILS_TABLE = "thumbnails"
 BASELINE_CENTRES_TABLE = "baseline_centres"
 BASELINE_TABLE = "baseline"
 BASELINE_CLUSTERS_TABLE = "baseline_clusters"
+PROTOTYPES_TABLE = "prototypes"
+REPRESENTATIVES_TABLE = "representatives"
+CAPTIONS_TABLE = "captions"
+REPRESENTATIVE_CAPTIONS_TABLE = "representative_captions"
+CAPTION_EMBEDDINGS_TABLE = "caption_embeddings"
+COUNTERPARTS_TABLE = "counterparts"
+FEATURES_TABLE = "features"
+NEIGHBORS_TABLE = "neighbors"
+MEMBERS_TABLE = "members"
+ALIGNMENT_TABLE = "alignment"
+ASSIGNMENTS_TABLE = "assignments"
+CLUSTERS_TABLE = "clusters"
