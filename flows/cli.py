@@ -10,12 +10,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from gsec_core.config import PipelineConfig, load_config, output_settings
 from gsec_core.errors import GsecError, Refused
+
+if TYPE_CHECKING:
+    from gsec_core.stages.base import Context
 
 DONE, FAILED, REFUSED = 0, 1, 2
 
@@ -110,6 +113,37 @@ def prune(
 
 
 @app.command
+def assign(
+    source: Source,
+    *,
+    run: Annotated[str, Parameter(help="The run whose clusters the images are assigned to, by its id or the beginning of it.")],
+    store: StoreUrl = None,
+    corpus: CorpusName = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> int:
+    """Assign new images to the clusters of a run. The run and its corpus stay as they are."""
+    from flows import commands
+
+    return commands.assign(_config(None, set_, source=source, store=store, corpus=corpus), run, _out(as_json))
+
+
+@app.command
+def evaluate(
+    *,
+    labels: Annotated[str, Parameter(help="A CSV or Parquet file with a label for each image, found by a column `uri`, or by the bytes in a column `image`.")],
+    column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
+    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
+    store: StoreUrl = None,
+    as_json: AsJson = False,
+) -> int:
+    """Score a run against labels that you have: ACC, NMI and ARI, beside plain k-means. Nothing is chosen by them."""
+    from flows import reports
+
+    return reports.evaluate(_config(None, None, store=store).store, labels, column, run, _out(as_json))
+
+
+@app.command
 def demo(
     source: Source | None = None,
     *,
@@ -130,7 +164,7 @@ def demo(
     return _run(settings, [], as_json, then=demonstration.show_scores)
 
 
-def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: Callable[[dict[str, Any]], None] | None = None) -> int:
+def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: "Callable[[Context], None] | None" = None) -> int:
     from flows import commands
 
     return commands.run(config, redo, _out(as_json), then)

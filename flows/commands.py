@@ -5,27 +5,26 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from flows import terminal
-from gsec_core import pipeline
+from gsec_core import pipeline, quality
 from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
-from gsec_core.stages import base, baseline
+from gsec_core.stages import base
 from gsec_core.store import Run, Store
-from gsec_core.tables import BASELINE_CLUSTERS_TABLE
 
 DONE, DONE_WITH_REJECTS = 0, 3
 
 Json = Callable[[dict[str, Any]], None]
 
 
-def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Callable[[dict[str, Any]], None] | None = None) -> int:
-    """The whole pipeline; ``then`` gets the summary of a run that is done. Returns the exit code."""
+def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Callable[[base.Context], None] | None = None, of_run: str | None = None) -> int:
+    """The whole pipeline; ``then`` gets the context of a run that is done. Returns the exit code."""
     started = time.monotonic()
-    finished = pipeline.nothing_to_do(config, redo)
+    finished = pipeline.nothing_to_do(config, redo, of_run)
     summary = _summary_of(finished, config) if finished is not None else None
     if summary is not None:
         terminal.err.print(f"run {summary['run_id']} is finished and nothing has changed: nothing to do.")
     else:
-        summary = _run_flow(config, redo)
+        summary = _run_flow(config, redo, of_run)
     context = base.Context.of(Store.open(config.store).run(summary["run_id"]), config)
     summary["seconds"] = round(time.monotonic() - started, 1)
     warning = pipeline.too_many_rejects(context, summary)
@@ -33,10 +32,16 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
         terminal.err.print(f"warning: {warning}", markup=False)
     _show(context, summary)
     if then is not None:
-        then(summary)
+        then(context)
     if as_json:
         as_json({key: summary[key] for key in JSON_KEYS})
     return DONE_WITH_REJECTS if warning else DONE
+
+
+def assign(config: PipelineConfig, run_id: str, as_json: Json | None) -> int:
+    """The images of ``config``'s source to the clusters of a run. Returns the exit code."""
+    of_run = Store.open(config.store).run(run_id)
+    return run(pipeline.assignment_config(of_run, config), [], as_json, of_run=of_run.id)
 
 
 JSON_KEYS = ("run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "seconds")
@@ -77,20 +82,20 @@ def _summary_of(finished: Run, config: PipelineConfig) -> dict[str, Any] | None:
     """The summary of a finished run; None if a shard of it is damaged, which the flow mends."""
     try:
         context = base.Context.of(finished, config)
-        context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all")
+        pipeline.clusters(context).read("all")
         return pipeline.summary(context)
     except BadShard:
         return None
 
 
-def _run_flow(config: PipelineConfig, redo: list[str]) -> dict[str, Any]:
+def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> dict[str, Any]:
     from flows.pipeline import run_pipeline
     from tasks.progress import watched
 
     _check_prefect()
     terminal.err.print("starting: the source is listed, then every stage does what is missing")
     with terminal.watcher() as watcher, watched(watcher):
-        summary = cast(dict[str, Any], run_pipeline(config, redo))
+        summary = cast(dict[str, Any], run_pipeline(config, redo, of_run))
     terminal.err.print(f"ingest: {_words(summary['changes'])}", markup=False)
     for stage, sums in summary["made"].items():
         terminal.err.print(f"{stage}: {_words(sums)}", markup=False)
@@ -144,18 +149,16 @@ def _redone(store: Store, old: Run, config: PipelineConfig, name: str) -> Run:
 
 def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
     """Raises Refused naming the first stage above ``name`` that is not complete."""
-    context = base.Context.of(run, config)
-    for before in pipeline.STAGES[: [s.name for s in pipeline.STAGES].index(name)]:
-        if run.stage(before.name) is None:  # a new run may find what it needs made by another
-            base.begin(context, before)
-        if not run.is_complete(before.name):
-            first = f"gsec stage {before.name} --run {run.id}"
-            raise Refused(f"stage {name} reads what stage {before.name} writes, and that is not complete in run {run.id}. First: {first}")
+    for stage, complete in pipeline.begun(base.Context.of(run, config), until=name):
+        if not complete:
+            first = f"gsec stage {stage.name} --run {run.id}"
+            raise Refused(f"stage {name} reads what stage {stage.name} writes, and that is not complete in run {run.id}. First: {first}")
 
 
 def _show(context: base.Context, summary: dict[str, Any]) -> None:
-    rows = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
-    terminal.err.print(terminal.table(f"run {summary['run_id']}", rows))
+    terminal.err.print(terminal.table(f"run {summary['run_id']}", pipeline.clusters(context).read("all").to_pylist()))
+    if context.of_run is None:
+        terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", quality.without_labels(context)))
     assigned = summary["images"] - summary["rejected"] - summary["missing"]
     terminal.err.print(f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing")
     terminal.err.print(f"assignments    {summary['assignments']}\ncluster table  {summary['cluster_table']}", markup=False)

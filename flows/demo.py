@@ -5,15 +5,14 @@ score the result when it is there. It is a check that everything works, and no b
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.dataset as ds
 from PIL import Image, ImageEnhance
 
 from flows import terminal
-from gsec_core.clustering.metrics import score
+from gsec_core import quality
 from gsec_core.errors import Refused
+from gsec_core.stages.base import Context
 
 PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "coins", "grass", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 """By their names in `skimage.data`; those that the package itself holds."""
@@ -63,11 +62,8 @@ def _vary(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
     return ImageEnhance.Brightness(crop).enhance(random.uniform(0.6, 1.4))
 
 
-def show_scores(summary: dict[str, Any]) -> None:
+def show_scores(context: Context) -> None:
     """Print ACC, NMI and ARI of the run's labels; the folder an image is in is its label."""
-    assignments = ds.dataset(summary["assignments"]).to_table(columns=["uri", "cluster"])
-    truth = [uri.split("/")[0] for uri in assignments["uri"].to_pylist()]
-    scores = score(truth, assignments["cluster"].to_numpy())
-    row = {"labelling": "spherical k-means (baseline)", "ACC": scores.acc, "NMI": scores.nmi, "ARI": scores.ari}
-    terminal.err.print(terminal.table(f"against the photographs, encoder lite, {len(truth)} images", [row]))
+    rows = quality.with_labels(context, lambda uri, content_hash: uri.split("/")[0])
+    terminal.err.print(terminal.table(f"against the photographs, encoder {context.config.encode.encoder}", rows))
     terminal.err.print("This checks that everything works. It is no benchmark: crops of one photograph are easy to tell from another's.")

@@ -13,10 +13,8 @@ from flows.stages import run_flow
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError
-from gsec_core.stages import baseline
 from gsec_core.stages.base import add
 from gsec_core.store import Store
-from gsec_core.tables import BASELINE_CLUSTERS_TABLE
 from tasks import slices
 from tasks.progress import shown
 
@@ -25,24 +23,25 @@ WITH_REJECTS = "CompletedWithRejects"
 
 
 @flow(name="gsec", persist_result=False)
-def run_pipeline(config: PipelineConfig, redo: list[str]) -> State[dict[str, Any]]:
-    """Cluster a source: do what is missing of every stage.
+def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = None) -> State[dict[str, Any]]:
+    """Cluster a source, or with ``of_run`` assign it to the clusters of a run: do what is missing of every stage.
 
     The result is `pipeline.summary`, with ``changes`` (what ingest found), ``made`` (stage -> what was made now) and
     ``set_aside`` (damaged shards that were made anew).
     """
     if flow_run.run_count > 1:
         redo = []  # a retried flow run goes on with the redo that it began
-    run_id, changes = ingest(config, redo)
+    run_id, changes = ingest(config, redo, of_run)
     made: dict[str, dict[str, float]] = {}
     set_aside: list[str] = []
     while True:
         try:
-            for stage in pipeline.STAGES:
-                add(made.setdefault(stage.name, {}), run_flow(config, run_id, stage.name))
             context = slices.context(config, run_id)
+            pipeline.check_captioner(context)
+            for stage in context.run.request()["stages"]:
+                add(made.setdefault(stage, {}), run_flow(config, run_id, stage))
             summary = pipeline.summary(context)
-            clusters = context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist()
+            clusters = pipeline.clusters(context).read("all").to_pylist()
             break
         except BadShard as error:
             again = set_bad_aside(config, error, set_aside)

@@ -8,8 +8,8 @@ from flows import terminal
 from gsec_core import prune as pruning
 from gsec_core import status as state
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import GsecError
-from gsec_core.store import Store
+from gsec_core.errors import GsecError, Refused
+from gsec_core.store import Run, Store
 
 Json = Callable[[dict[str, Any]], None]
 
@@ -34,6 +34,31 @@ def status(url: str, as_json: Json | None) -> int:
         if run["error"]:
             terminal.out.print(f"    last error: {run['error']}", markup=False)
     return 0
+
+
+def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Json | None) -> int:
+    """Scores of a run against a file of labels."""
+    from gsec_core import keyed, quality
+    from gsec_core.stages.base import Context
+
+    store = Store.open(url)
+    run = store.run(run_id) if run_id is not None else _newest_finished(store)
+    context = Context.of(run, run.config())
+    rows = quality.with_labels(context, keyed.read_keyed(labels, column, setting="--labels").lookup)
+    config = context.config
+    if as_json:
+        as_json({"run_id": run.id, "encoder": config.encode.encoder, "captioner": config.describe.captioner, "scores": rows})
+    else:
+        title = f"run {run.id}: encoder {config.encode.encoder}, captions by {config.describe.captioner}"
+        terminal.out.print(terminal.table(title, rows))
+    return 0
+
+
+def _newest_finished(store: Store) -> Run:
+    for run in reversed(store.runs()):
+        if run.is_finished():
+            return run
+    raise Refused(f"--store {store.url}: it holds no finished run. `gsec status` shows what there is.")
 
 
 def doctor(config: PipelineConfig, verify: bool) -> int:
@@ -105,5 +130,5 @@ def _prefect() -> str:
 def _shards(config: PipelineConfig) -> str:
     damaged = state.verify(Store.open(config.store))
     if damaged:
-        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them anew.")
+        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them anew; of a captions log it asks first.")
     return "every shard of every table is as it was written"

@@ -27,7 +27,7 @@ def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
         if not names:
             continue
         if units := step.units(context, names):
-            progress.begin(stage.name, units, there)
+            progress.begin(stage.name, units, step.unit, there)
         cut = base.slices(names, 1 if step.whole else slices.MOST_SLICES)
         futures = [slices.run_slice.submit(config, run_id, stage.name, number, index + 1, part) for index, part in enumerate(cut)]
         for future in futures:
@@ -47,7 +47,7 @@ def _flow_of(stage: Stage) -> Flow[..., Sums]:
     return run
 
 
-FLOWS: dict[str, Flow[..., Sums]] = {stage.name: _flow_of(stage) for stage in pipeline.STAGES}
+FLOWS: dict[str, Flow[..., Sums]] = {stage.name: _flow_of(stage) for stage in pipeline.ALL_STAGES}
 """Stage name -> its flow."""
 
 

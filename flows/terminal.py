@@ -25,11 +25,11 @@ class Bars:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
 
-    def begin(self, stage: str, units: int, there: int) -> None:
+    def begin(self, stage: str, units: int, unit: str, there: int) -> None:
         before = self._bars.pop(stage, None)
         if before is not None:
             self._progress.remove_task(before)
-        self._bars[stage] = self._progress.add_task(stage, total=units or None, rate="", there=f"{there} shards were there" if there else "")
+        self._bars[stage] = self._progress.add_task(f"{stage} ({unit})", total=units or None, rate="", there=f"{there} shards were there" if there else "")
 
     def advance(self, stage: str, by: int) -> None:
         bar = self._bars[stage]
@@ -44,14 +44,15 @@ class Lines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._units: dict[str, int] = {}
+        self._names: dict[str, str] = {}
         self._done: dict[str, int] = {}
         self._began: dict[str, float] = {}
         self._shown = 0.0
 
-    def begin(self, stage: str, units: int, there: int) -> None:
+    def begin(self, stage: str, units: int, unit: str, there: int) -> None:
         with self._lock:
-            self._units[stage], self._done[stage], self._began[stage] = units, 0, time.monotonic()
-            self._say(f"{stage}: {units} images to work on, {there} shards were there")
+            self._units[stage], self._names[stage], self._done[stage], self._began[stage] = units, unit, 0, time.monotonic()
+            self._say(f"{stage}: {units} {unit} to work on, {there} shards were there")
 
     def advance(self, stage: str, by: int) -> None:
         with self._lock:
@@ -60,7 +61,7 @@ class Lines:
             if time.monotonic() - self._shown < SECONDS_BETWEEN_LINES and done < units:
                 return
             rate = done / max(time.monotonic() - self._began[stage], 1e-9)
-            self._say(f"{stage}: {done} of {units} images, {rate:.0f}/s, {(units - done) / rate:.0f} s left")
+            self._say(f"{stage}: {done} of {units} {self._names[stage]}, {rate:.0f}/s, {(units - done) / rate:.0f} s left")
 
     def _say(self, text: str) -> None:
         self._shown = time.monotonic()

@@ -4,28 +4,42 @@ What is here needs no orchestrator; `flows` chain the same parts as a DAG.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from gsec_core.config import PipelineConfig
+from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import Refused
 from gsec_core.sources import open_source, source_name
 from gsec_core.sources.base import Source
-from gsec_core.stages import baseline, encode
+from gsec_core.stages import align, assign, base, baseline, describe, encode, fuse, prepare, prototypes, train
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.ingest import Changes, compare, ingest
 from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
-from gsec_core.tables import BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
+from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
-STAGES: tuple[Stage, ...] = (encode.STAGE, baseline.STAGE)
+STAGES: tuple[Stage, ...] = (
+    encode.STAGE,
+    baseline.STAGE,
+    prototypes.STAGE,
+    describe.STAGE,
+    fuse.STAGE,
+    prepare.STAGE,
+    train.STAGE,
+    align.STAGE,
+)
 """In the order they run; ingest comes before them and has no tables of a run."""
+
+ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
+"""Those of a run that assigns new images to the clusters of another."""
+
+ALL_STAGES = (*STAGES, assign.STAGE)
 
 
 def stage(name: str) -> Stage:
     """A stage by its name. Raises Refused if there is none."""
-    for candidate in STAGES:
+    for candidate in ALL_STAGES:
         if candidate.name == name:
             return candidate
     raise Refused(f"{name}: there is no such stage. The stages are {', '.join(s.name for s in STAGES)}.")
@@ -55,41 +69,78 @@ def open_place(config: PipelineConfig) -> Place:
     return Place(store, corpus, source, corpus.table(EMBEDDINGS_TABLE, encoded))
 
 
-def request(config: PipelineConfig, redo: Sequence[str] = ()) -> tuple[Run, Changes]:
+def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> tuple[Run, Changes]:
     """Bring the corpus up to date with its source and make, or find again, the run of this request.
 
-    ``redo`` names stages that are to be done anew. Raises Refused before anything is written if the request cannot be
+    ``redo`` names stages that are to be done anew. With ``of_run`` the images are assigned to the clusters of that run;
+    ``config`` is then what `assignment_config` gives. Raises Refused before anything is written if the request cannot be
     carried out.
     """
     place = open_place(config)
     check_redo(redo)
-    generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=config.clusters)
+    generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
         place.corpus.redo(name)
-    return run_of(place.store, place.corpus, config, generation.number), changes
+    return run_of(place.store, place.corpus, config, generation.number, of_run), changes
 
 
-def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int) -> Run:
+def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None) -> Run:
     """The run of these settings on a generation, with the redo counters of now: made, or found again."""
     config = config.model_copy(update={"corpus": corpus.name})
-    return store.request_run(config, corpus, generation, identity(config))
+    return store.request_run(config, corpus, generation, identity(config, of_run), of_run)
 
 
-def identity(config: PipelineConfig) -> dict[str, Any]:
+def identity(config: PipelineConfig, of_run: str | None = None) -> dict[str, Any]:
     """What of a request, and of this version of gsec, changes the output: for each stage its version and settings."""
-    return {s.name: [s.version, dict(s.settings(config))] for s in STAGES}
+    wanted = {s.name: [s.version, dict(s.settings(config))] for s in (STAGES if of_run is None else ASSIGN_STAGES)}
+    return wanted if of_run is None else wanted | {assign.STAGE.name: [assign.STAGE.version, {"run": of_run}]}
 
 
-def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = ()) -> Run | None:
+def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> Run | None:
     """The finished run of this request, if the source is as it was and no shard is missing. Makes nothing.
 
     Raises as `request` does.
     """
     place = open_place(config)
     check_redo(redo)
-    changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=config.clusters)
-    run = place.store.wanted_run(place.corpus, changes.base.number, identity(config))
+    changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
+    run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run))
     return run if changes.none and not redo and run.exists() and run.is_finished() else None
+
+
+def _at_least(config: PipelineConfig, of_run: str | None) -> int:
+    return config.clusters if of_run is None else 1
+
+
+def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
+    """The settings of a run, for the source that ``config`` names. Raises Refused if that is the run's own corpus."""
+    if config.source is None:
+        raise Refused("gsec assign: say where the new images are: a folder, a Parquet file or glob, or WebDataset tars.")
+    name = config.corpus or source_name(config.source)
+    if name == run.request()["corpus"]:
+        raise Refused(f"gsec assign: {config.source} is the source of run {run.id} itself. For its new images use gsec run, or give another --corpus.")
+    return with_runtime(run.config(), config).model_copy(update={"source": config.source, "store": config.store, "corpus": name})
+
+
+def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, bool]]:
+    """The stages of a run in order, each begun, and whether it is complete; ends before ``until`` and after the first that is not.
+
+    A new run finds what another has made of its stages.
+    """
+    for name in context.run.request()["stages"]:
+        if name == until:
+            return
+        base.begin(context, stage(name))
+        complete = context.run.is_complete(name)
+        yield stage(name), complete
+        if not complete:
+            return
+
+
+def check_captioner(context: Context) -> None:
+    """Raises Refused if descriptions are to be made and nobody answers: before anything costly is done for them."""
+    if describe.STAGE.name in context.run.request()["stages"] and (describe.STAGE, True) not in begun(context):
+        describe.check(context)
 
 
 def check_redo(names: Sequence[str]) -> None:
@@ -104,17 +155,28 @@ def summary(context: Context) -> dict[str, Any]:
     """What a finished run has to say: counts, and where its tables are."""
     live = encode.encoded_rows(context)
     counts = {status: live["status"].to_pylist().count(status) for status in (OK, REJECTED, MISSING)}
-    assignments = context.shards(baseline.STAGE, BASELINE_TABLE)
     return {
         "run_id": context.run.id,
         "images": live.num_rows,
         "rejected": counts[REJECTED],
         "missing": counts[MISSING],
         "clusters": context.config.clusters,
-        "assignments": context.run.files.location(assignments.directory),
-        "cluster_table": context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).location("all"),
+        "assignments": context.run.files.location(assignments(context).directory),
+        "cluster_table": clusters(context).location("all"),
         "report": None,
     }
+
+
+def assignments(context: Context) -> Shards:
+    """The assignments that a run makes: its consensus, or new images assigned to another's."""
+    if context.of_run is not None:
+        return context.shards(assign.STAGE, ASSIGNED_TABLE)
+    return context.shards(align.STAGE, ASSIGNMENTS_TABLE)
+
+
+def clusters(context: Context) -> Shards:
+    """The cluster table that the run's assignments refer to."""
+    return (context.of_run or context).shards(align.STAGE, CLUSTERS_TABLE)
 
 
 def too_many_rejects(context: Context, counts: dict[str, Any]) -> str | None:

@@ -1,8 +1,8 @@
 """Which files of a store nobody needs any more.
 
 Kept are runs that are published, unfinished, or among the newest of their corpus; the tables they name; the
-generations they read and every corpus's newest. Embeddings of live images are kept whoever made them: they are what
-costs. Nothing younger than a day is deleted, so that a run that has not written its request yet is safe, and files that
+generations they read and every corpus's newest. Embeddings and descriptions of live images are kept whoever made them:
+they are what costs. Nothing younger than a day is deleted, so that a run that has not written its request yet is safe, and files that
 were set aside are never deleted.
 """
 
@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gsec_core.errors import BadShard
 from gsec_core.store import Corpus, Generation, Run, Shards, Store
 from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
 
@@ -60,7 +61,8 @@ def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
         newest[corpus] = newest.get(corpus, 0) + 1
         if newest[corpus] <= keep_runs or run.id in published or not run.is_finished():
             kept.append(run)
-    return kept
+    of_runs = {run.request().get("of_run") for run in kept} - {run.id for run in kept}
+    return kept + [run for run in store.runs() if run.id in of_runs]  # whose clusters a kept run's images are assigned to
 
 
 def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deletion]:
@@ -71,9 +73,9 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deleti
     for number in corpus.generation_numbers():
         if number not in numbers:
             yield _file(store, corpus.generation_path(number), "no kept run reads this generation")
-    for shards in [corpus.images, *corpus.tables()]:
+    for shards in [corpus.images, corpus.captions, *corpus.tables()]:
         by_image_shard = shards.directory.split("/")[1] in ("images", EMBEDDINGS_TABLE, THUMBNAILS_TABLE)
-        if not by_image_shard and tuple(shards.directory.split("/")[1:]) not in named:
+        if not by_image_shard and shards != corpus.captions and tuple(shards.directory.split("/")[1:]) not in named:
             yield from _files_of(store, shards.directory, "no kept run names this table")
             continue
         for leftover in sorted(store.files.leftovers(shards.directory)):
@@ -83,6 +85,7 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deleti
                 yield _file(store, shards.path(name), "its images are in no kept generation")
     if generations:
         yield from _thumbnails_of_deleted(corpus, generations[-1], listed)
+        yield from _captions_of_deleted(corpus, generations[-1])
 
 
 def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str]) -> Iterator[Deletion]:
@@ -106,6 +109,40 @@ def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str])
             if left.num_rows < pictures.num_rows:
                 why = f"{pictures.num_rows - left.num_rows} thumbnails of deleted images"
                 yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, left))
+
+
+def _captions_of_deleted(corpus: Corpus, newest: Generation) -> Iterator[Deletion]:
+    """Deleted images lose their descriptions, unless a live image has the same bytes."""
+    alive = _live_contents(corpus, newest)
+    if alive is None:
+        return
+    for name in sorted(corpus.captions.names()):
+        try:
+            captions = corpus.captions.read(name)
+        except BadShard:
+            continue  # what is to become of it decides who runs describe
+        left = captions.filter(pc.is_in(captions["content_hash"], alive))
+        if left.num_rows < captions.num_rows:
+            why = f"{captions.num_rows - left.num_rows} descriptions of deleted images"
+            yield Deletion(corpus.captions.path(name), why, _rewriting(corpus.captions, name, left))
+
+
+def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None:
+    """Content hashes of the live images; None if some are not encoded yet, as nobody knows whose bytes those have.
+
+    An image that cannot be read for now is taken to have the bytes that it ever had.
+    """
+    live = corpus.live_rows(newest).select(["image_id", "shard"])
+    live_shards = set(live["shard"].to_pylist())
+    for embeddings in corpus.tables(EMBEDDINGS_TABLE):
+        names = embeddings.names()
+        if live_shards <= names:
+            rows = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in sorted(names)])
+            now = rows.join(live, ["image_id", "shard"], join_type="inner")
+            unread = now.filter(pc.is_null(now["content_hash"]))["image_id"]
+            before = rows.filter(pc.is_in(rows["image_id"], unread))["content_hash"]
+            return pa.chunked_array([*now["content_hash"].chunks, *before.chunks], rows.schema.field("content_hash").type)
+    return None
 
 
 def _rewriting(shards: Shards, name: str, left: pa.Table) -> Callable[[], None]:

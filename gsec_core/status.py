@@ -98,16 +98,17 @@ def _image_counts(run: Run) -> dict[str, int]:
 def verify(store: Store) -> list[str]:
     """Read every shard of every corpus. Damaged ones of derived tables are set aside, so that the next run makes them anew.
 
-    Returns the paths of all that was damaged. A damaged shard of `images` is left to the next ingest.
+    Returns the paths of all that was damaged. A damaged shard of `images` is left to the next ingest, one of the captions
+    log to whoever runs describe.
     """
     damaged = []
     for corpus in store.corpora():
-        for shards in [corpus.images, *corpus.tables()]:
+        for shards in [corpus.images, corpus.captions, *corpus.tables()]:
             for name in sorted(shards.names()):
                 try:
                     shards.read(name)
                 except BadShard as error:
                     damaged.append(str(error))
-                    if shards != corpus.images:
+                    if shards not in (corpus.images, corpus.captions):
                         shards.set_aside(name)
     return damaged

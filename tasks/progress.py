@@ -17,22 +17,22 @@ SECONDS_BETWEEN_UPDATES = 5.0
 class Watcher(Protocol):
     """Who wants to hear of all progress in this process. Called from any thread."""
 
-    def begin(self, stage: str, units: int, there: int) -> None:
-        """A step of ``stage`` begins with ``units`` images to work on; ``there`` of its shards are done already."""
+    def begin(self, stage: str, units: int, unit: str, there: int) -> None:
+        """A step of ``stage`` begins with ``units`` of what ``unit`` names to work on; ``there`` of its shards are done already."""
         ...
 
     def advance(self, stage: str, by: int) -> None:
-        """``by`` more images are worked on, committed or not."""
+        """``by`` more units are worked on, committed or not."""
         ...
 
 
 _watchers: list[Watcher] = []
 
 
-def begin(stage: str, units: int, there: int) -> None:
+def begin(stage: str, units: int, unit: str, there: int) -> None:
     """Tell the watchers that a step begins."""
     for watcher in _watchers:
-        watcher.begin(stage, units, there)
+        watcher.begin(stage, units, unit, there)
 
 
 @contextmanager
@@ -46,12 +46,12 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 @contextmanager
-def of_slice(stage: str, number: int, units: int) -> Iterator[Progress]:
+def of_slice(stage: str, number: int, units: int, unit: str) -> Iterator[Progress]:
     """A Progress for the library that moves a progress artifact of the slice, and tells the process's watchers."""
     if not units:
         yield silent
         return
-    artifact = shown(create_progress_artifact, 0.0, key=f"{stage}-{number}", description=f"{stage}, slice {number}: {units} images")
+    artifact = shown(create_progress_artifact, 0.0, key=f"{stage}-{number}", description=f"{stage}, slice {number}: {units} {unit}")
     lock = threading.Lock()
     done, shown_at = 0, time.monotonic()
 

@@ -47,7 +47,7 @@ def run_slice(config: PipelineConfig, run_id: str, stage: str, step: int, number
     work = context(config, run_id)
     todo = set(base.missing(work, found, found.steps[step]))  # a retried slice has done a part
     names = [name for name in names if name in todo]
-    with progress.of_slice(stage, number, found.steps[step].units(work, names)) as advance:
+    with progress.of_slice(stage, number, found.steps[step].units(work, names), found.steps[step].unit) as advance:
         sums = base.work(work, found, found.steps[step], names, advance)
     get_run_logger().info("%s: %s", stage, sums)
     return sums

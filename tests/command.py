@@ -9,7 +9,11 @@ from typing import Any
 
 GSEC = [str(Path(sys.executable).parent / "gsec")]
 
-SMALL = ["--set", "encode.batch_size=8", "--set", "ingest.shard_rows=8", "--set", "baseline.n_init=2", "--set", "threads=1"]
+SMALL = [
+    part
+    for setting in ("encode.batch_size=8", "ingest.shard_rows=8", "baseline.n_init=2", "train.ensemble_size=4", "train.max_steps=20", "threads=1")
+    for part in ("--set", setting)
+]
 """Settings that make many small shards."""
 
 

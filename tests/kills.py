@@ -1,8 +1,10 @@
 """Proof that a killed run resumes: SIGKILL at random moments, then the labels of an undisturbed run.
 
     python -m tests.kills --images 2000 --times 20
+    python -m tests.kills --images 2000 --at train --at align
 
-Kills alternate between the process and its whole process group. Whenever a run gets through, its labels are compared
+Kills alternate between the process and its whole process group. With ``--at`` there is one as each named stage works, a
+moment after it said that it begins. Whenever a run gets through, its labels are compared
 with the undisturbed run's and the rest of the kills hit a new store. What was redone is printed: the images that were
 worked on beyond the number there are.
 """
@@ -58,11 +60,17 @@ def write_cifar(folder: Path, count: int) -> Path:
     return folder
 
 
-def attempt(arguments: list[str], home: Path, kill_after: float | None, group: bool = False) -> Attempt:
-    """Start `gsec run` and kill it ``kill_after`` seconds later, if it still runs."""
+def attempt(arguments: list[str], home: Path, kill_after: float | None, group: bool = False, kill_at: str | None = None) -> Attempt:
+    """Start `gsec run` and kill it ``kill_after`` seconds later, if it still runs; with ``kill_at`` so long after that stage began."""
     started = time.monotonic()
     process = subprocess.Popen([*GSEC, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home), start_new_session=True)
-    killed = ""
+    killed, said = "", ""
+    assert process.stderr is not None
+    if kill_at is not None:
+        for line in process.stderr:
+            said += line
+            if line.startswith(f"{kill_at}: "):
+                break
     try:
         out, errors = process.communicate(timeout=kill_after)
     except subprocess.TimeoutExpired:
@@ -71,6 +79,7 @@ def attempt(arguments: list[str], home: Path, kill_after: float | None, group: b
         process.wait()
         _kill_what_is_left_of(process.pid)  # a temporary Prefect server outlives a killed process, and holds its pipes open
         out, errors = process.communicate()
+    errors = said + errors
     counts = re.findall(r"^encode: (\d+) of \d+ images", errors, re.MULTILINE)
     if not killed and process.returncode:
         raise AssertionError(f"exit {process.returncode}\n{errors}")
@@ -127,10 +136,29 @@ def prove(source: Path, times: int, seed: int, settings: list[str], directory: P
         rounds.append(Round())
 
 
+def prove_at(source: Path, stages: list[str], seed: int, settings: list[str], directory: Path, say: Any = print) -> None:
+    """Kill one run as each of ``stages`` works, finish, compare. Raises AssertionError as `prove` does, and if a stage was over too soon."""
+    moments = random.Random(seed)
+    home = directory / "prefect"
+    results = {}
+    for name in ("undisturbed", "killed"):
+        arguments = ["run", str(source), "--store", str(directory / name), "--json", *settings]
+        for number, stage in enumerate(stages if name == "killed" else []):
+            moment = moments.uniform(0, 0.5)
+            assert attempt(arguments, home, moment, group=number % 2 == 1, kill_at=stage).killed, f"stage {stage} was over in {moment:.2f} s"
+            say(f"killed {moment:.2f} s into {stage}")
+        results[name] = attempt(arguments, home, None).result
+    assert results["undisturbed"] is not None
+    assert results["killed"] is not None
+    assert labels(results["undisturbed"]) == labels(results["killed"]), "the labels differ from the undisturbed run's"
+    say("finished: equal labels, each image once")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--at", action="append", metavar="STAGE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-rows", type=int, default=100)
     options = parser.parse_args()
@@ -139,7 +167,11 @@ def main() -> None:
         cifar = CIFAR.exists()
         source = write_cifar(directory / "in", options.images) if cifar else write_pictures(directory / "in", range(options.images))
         print(f"{options.images} images of {'CIFAR-10' if cifar else 'generated discs'}, encoder lite, {options.shard_rows} images a shard")
-        prove(source, options.times, options.seed, ["-k", "10", "--set", f"ingest.shard_rows={options.shard_rows}"], directory)
+        settings = ["-k", "10", "--set", f"ingest.shard_rows={options.shard_rows}"]
+        if options.at:
+            prove_at(source, options.at, options.seed, settings, directory)
+        else:
+            prove(source, options.times, options.seed, settings, directory)
     finally:
         shutil.rmtree(directory)
 

@@ -10,7 +10,9 @@ from gsec_core.config import PipelineConfig, load_config
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.ingest import Changes
 
-SETTINGS = {"clusters": 2, "threads": 1, "encode": {"batch_size": 8}, "ingest": {"shard_rows": 8}, "baseline": {"n_init": 2}}
+TRAIN = {"ensemble_size": 4, "max_steps": 20}
+
+SETTINGS = {"clusters": 2, "threads": 1, "encode": {"batch_size": 8}, "ingest": {"shard_rows": 8}, "baseline": {"n_init": 2}, "train": TRAIN}
 
 
 def picture(seed: int) -> Image.Image:

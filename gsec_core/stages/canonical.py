@@ -1,8 +1,12 @@
 """What every stage after encode shares: the usable images in canonical order, their vectors, tables about all of them."""
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
+from tempfile import TemporaryFile, gettempdir
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import numpy as np
 import polars as pl
@@ -13,13 +17,30 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from gsec_core.clustering.kmeans import unit_rows
-from gsec_core.errors import Refused
+from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context
-from gsec_core.tables import CLUSTERS, EMBEDDINGS_TABLE, OK
+from gsec_core.store import Shards
+from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 PART_ROWS = 65_536
 """Images a shard of the tables in canonical order."""
+
+
+def once(load: Callable[[*Args], T]) -> Callable[[*Args], T]:
+    """``load``, with its last result kept. Slices of one process that begin together load once, not once each."""
+    lock = threading.Lock()
+    kept = lru_cache(maxsize=1)(load)
+
+    @wraps(load)
+    def locked(*args: *Args) -> T:
+        with lock:
+            return kept(*args)
+
+    return locked
 
 
 @dataclass(frozen=True)
@@ -27,55 +48,142 @@ class Usable:
     """The live images with status ok, in canonical order."""
 
     rows: pa.Table
-    """image_id, uri, content_hash, shard."""
+    """image_id, uri, content_hash, shard, is_duplicate."""
+    live: int
+    """Live images, usable or not."""
     digest: str
-    """Of image_id, content_hash and status of all live rows, usable or not."""
+    """Of image_id, content_hash and status of all live rows."""
 
     @property
     def part_names(self) -> list[str]:
-        return [name for name, _ in in_parts(self.rows)]
+        """Names of the shards of the tables in canonical order."""
+        return [f"part-{number:05d}" for number in range(-(-self.rows.num_rows // PART_ROWS))]
 
 
-@lru_cache(maxsize=1)
+class Part(NamedTuple):
+    """A shard of the tables in canonical order."""
+
+    name: str
+    start: int
+    """Its first row in canonical order."""
+    stop: int
+    rows: pa.Table
+    """These rows of `Usable`."""
+
+
+@once
 def usable(context: Context) -> Usable:
-    """See `encode.encoded_rows`. Raises as it does, and Refused if there are fewer usable images than clusters."""
+    """See `encode.encoded_rows`. Raises as it does."""
     live = encode.encoded_rows(context)
     digest = xxhash.xxh3_128()
     for column in ("image_id", "content_hash", "status"):
         digest.update(b"\0".join(value.encode() if isinstance(value, str) else value or b"" for value in live[column].to_pylist()))
-    ok = live.filter(pc.equal(live["status"], OK))
-    clusters = context.config.clusters
-    if ok.num_rows < clusters:
-        raise Refused(f"clusters = {clusters}: only {ok.num_rows} of {live.num_rows} images are usable. Ask for fewer clusters or give more images.")
-    return Usable(ok.select(["image_id", "uri", "content_hash", "shard"]), digest.hexdigest())
+    rows = live.filter(pc.equal(live["status"], OK)).select(["image_id", "uri", "content_hash", "shard"])
+    duplicates = pl.DataFrame(rows.select(["content_hash"])).select(pl.col("content_hash").is_duplicated())["content_hash"]
+    return Usable(rows.append_column("is_duplicate", duplicates.to_arrow()), live.num_rows, digest.hexdigest())
 
 
-def load_embeddings(context: Context, rows: pa.Table) -> NDArray[np.float16]:
-    """The image embeddings of ``rows`` (image_id, shard), (len(rows), dim), in their order."""
-    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
-    wanted = pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position")
+def check_enough(context: Context) -> None:
+    """Raises Refused if there are fewer usable images than clusters."""
+    clusters, found = context.config.clusters, usable(context)
+    if found.rows.num_rows < clusters:
+        raise Refused(f"clusters = {clusters}: only {found.rows.num_rows} of {found.live} images are usable. Ask for fewer clusters or give more images.")
+
+
+def parts(context: Context, names: Sequence[str]) -> list[Part]:
+    """The parts of these names."""
+    rows = usable(context).rows
+    starts = [(name, number * PART_ROWS) for number, name in enumerate(usable(context).part_names) if name in names]
+    return [Part(name, start, min(start + PART_ROWS, rows.num_rows), rows.slice(start, PART_ROWS)) for name, start in starts]
+
+
+def rows_of_parts(context: Context, names: Sequence[str]) -> int:
+    """How many images the parts of these names have: units of progress."""
+    return sum(part.rows.num_rows for part in parts(context, names))
+
+
+@once
+def load_embeddings(context: Context) -> NDArray[np.float16]:
+    """The embeddings of all usable images in canonical order, (n, dim).
+
+    A memory map of a disposable file: anonymous memory stays small, and the file has no name, so that a kill leaves
+    nothing behind. Raises GsecError if an embedding is not finite, Refused if there is no folder ``scratch``, OSError
+    if it is full.
+    """
+    return _load_vectors(context, "embedding")
+
+
+@once
+def load_joint(context: Context) -> NDArray[np.float16]:
+    """As `load_embeddings`, in the space shared with text: (n, joint_dim or dim)."""
+    shards = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    if "joint" in shards.read(context.generation.shard_names[0], ["joint"]).column_names:
+        return _load_vectors(context, "joint")
+    return load_embeddings(context)
+
+
+@once
+def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.float16]:
+    """The vectors of a table in canonical order, (n, length), all of whose parts are there; a memory map as in `load_embeddings`."""
+    places = {part.name: slice(part.start, part.stop) for part in parts(context, usable(context).part_names)}
     matrix: NDArray[np.float16] | None = None
-    names = sorted(set(wanted["shard"]))
-    for name, table in embeddings.read_each(names, ["image_id", "embedding"]):
-        vectors = table["embedding"].combine_chunks()
+    for name, table in shards.read_each(places, [column]):
+        values = values_of(table, column)
         if matrix is None:
-            matrix = np.empty((rows.num_rows, vectors.type.list_size), np.float16)
-        values = vectors.values.to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-        here = pl.DataFrame(table.select(["image_id"])).with_row_index("row").join(wanted.filter(pl.col("shard") == name), on="image_id")
-        matrix[here["position"].to_numpy()] = values[here["row"].to_numpy()]
-    assert matrix is not None, "there are at least two usable images"
+            matrix = _scratch(context, usable(context).rows.num_rows, values.shape[1])
+        matrix[places[name]] = values
+    assert matrix is not None, "a table has at least one part"
     return matrix
 
 
-def in_parts(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """A table in canonical order, cut into the parts that `Usable.part_names` names."""
-    for start in range(0, table.num_rows, PART_ROWS):
-        yield f"part-{start // PART_ROWS:05d}", table.slice(start, PART_ROWS)
+def _load_vectors(context: Context, column: str) -> NDArray[np.float16]:
+    embeddings, rows = context.shards(encode.STAGE, EMBEDDINGS_TABLE), usable(context).rows
+    wanted = {
+        shard: frame
+        for (shard,), frame in pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position").partition_by("shard", as_dict=True).items()
+    }
+    matrix = _scratch(context, rows.num_rows, values_of(embeddings.read(context.generation.shard_names[0], [column]), column).shape[1])
+    for name, table in embeddings.read_each(sorted(wanted), ["image_id", column]):
+        here = pl.DataFrame(table.select(["image_id"])).with_row_index("row").join(wanted[name], on="image_id")
+        values = values_of(table, column)[here["row"].to_numpy()]
+        if not np.isfinite(values).all():
+            raise GsecError(f"encode: embeddings in {embeddings.location(name)} are not finite. Encode anew with --redo encode and encode.precision = fp32.")
+        matrix[here["position"].to_numpy()] = values
+    return matrix
 
 
-def is_duplicate(rows: pa.Table) -> NDArray[np.bool_]:
-    """Which of ``rows`` (content_hash) share their bytes with another."""
-    return pl.DataFrame(rows.select(["content_hash"])).select(pl.col("content_hash").is_duplicated())["content_hash"].to_numpy()
+def values_of(table: pa.Table, column: str) -> NDArray[np.float16]:
+    """The vectors of a column, (rows, length); zeros where they are null."""
+    vectors = table[column].combine_chunks()
+    values: NDArray[np.float16] = vectors.values.to_numpy(zero_copy_only=False).reshape(-1, vectors.type.list_size)
+    return values
+
+
+def _scratch(context: Context, rows: int, width: int) -> NDArray[np.float16]:
+    """A matrix on disk, (rows, width), that is gone when nobody refers to it any more."""
+    folder = context.config.scratch
+    if folder is not None and not os.path.isdir(folder):
+        raise Refused(f"scratch = {folder}: there is no such folder. Make it, or name another.")
+    with TemporaryFile(dir=folder) as file:
+        try:
+            # A write to a memory map that finds the disk full kills the process; here it is an error.
+            os.posix_fallocate(file.fileno(), 0, max(1, rows * width * np.dtype(np.float16).itemsize))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, folder or gettempdir()) from None
+        return np.memmap(file, np.float16, "r+", shape=(rows, width))
+
+
+def assignment_table(
+    part: Part,
+    labels: NDArray[np.integer[Any]],
+    confidence: NDArray[np.float32],
+    margin: NDArray[np.float32],
+    agreement: NDArray[np.float32] | None,
+) -> pa.Table:
+    """A table of schema ASSIGNMENTS for the images of a part; each array is (rows,). ``agreement`` is None where there is one labelling only."""
+    agreed = pa.nulls(len(labels), pa.float32()) if agreement is None else agreement
+    columns = [*(part.rows[name] for name in ("image_id", "uri", "content_hash")), labels, confidence, margin, agreed, part.rows["is_duplicate"]]
+    return pa.table(columns, schema=ASSIGNMENTS)
 
 
 def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int) -> pa.Table:

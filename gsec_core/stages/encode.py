@@ -65,7 +65,7 @@ def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mappin
     Raises Unreachable if the source as a whole does not answer.
     """
     try:
-        data = _fetch(source, ref)
+        data = fetch(source, ref)
     except MissingImage as error:
         return Prepared(status=MISSING, reason=str(error))
     except RejectedImage as error:
@@ -87,7 +87,8 @@ def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mappin
         return Prepared(content_hash, REJECTED, str(error), size=len(data))
 
 
-def _fetch(source: Source, ref: ImageRef) -> bytes:
+def fetch(source: Source, ref: ImageRef) -> bytes:
+    """An image's bytes, after some retries. Raises MissingImage, RejectedImage, or Unreachable if the source as a whole does not answer."""
     try:
         for attempt in Retrying(retry=retry_if_exception_type(OSError), stop=stop_after_attempt(4), wait=wait_random_exponential(max=5), reraise=True):
             with attempt:

@@ -71,10 +71,11 @@ class Store:
         runs = [Run(self.files, name) for name in self.files.directories("runs")]
         return sorted((run for run in runs if run.exists()), key=lambda run: str(run.request()["created"]))
 
-    def request_run(self, config: PipelineConfig, corpus: Corpus, generation: int, stages: Mapping[str, Any]) -> Run:
+    def request_run(self, config: PipelineConfig, corpus: Corpus, generation: int, stages: Mapping[str, Any], of_run: str | None = None) -> Run:
         """The run of this request, with the redo counters of now: made if it is the first of its kind, else found again.
 
-        ``stages`` is what it takes to finish it; see `runs.run_id`.
+        ``stages`` is what it takes to finish it; see `runs.run_id`. ``of_run`` is the run whose clusters the images are
+        assigned to.
         """
         redo = corpus.redo_counters()
         run = self.wanted_run(corpus, generation, stages)
@@ -84,6 +85,7 @@ class Store:
             "generation": generation,
             "redo": dict(redo),
             "stages": list(stages),
+            "of_run": of_run,
             "created": now(),
         }
         self.files.create(f"{run.directory}/request.json", json.dumps(record, indent=1, sort_keys=True).encode())

@@ -53,6 +53,11 @@ class Corpus:
     def images(self) -> Shards:
         return Shards(self.files, f"{self.name}/images")
 
+    @property
+    def captions(self) -> Shards:
+        """The captions log; see `captions`."""
+        return Shards(self.files, f"{self.name}/captions/log")
+
     def bind(self, source: dict[str, Any]) -> None:
         """Tie the corpus to its source at the first ingest. Raises as `check_bound` does."""
         if not self.files.create(f"{self.name}/corpus.json", _to_json(source)):
@@ -126,8 +131,8 @@ class Corpus:
         return Shards(self.files, f"{self.name}/{name}/{fingerprint}")
 
     def tables(self, name: str | None = None) -> list[Shards]:
-        """Every derived table there is, or every one of that name."""
-        names = [name] if name else sorted(self.files.directories(self.name) - {"images", "generations", "redo"})
+        """Every derived table there is, or every one of that name; the captions log is none."""
+        names = [name] if name else sorted(self.files.directories(self.name) - {"images", "generations", "redo", "captions"})
         return [self.table(table, fingerprint) for table in names for fingerprint in sorted(self.files.directories(f"{self.name}/{table}"))]
 
     def generation_path(self, number: int) -> str:

@@ -39,7 +39,7 @@ class Run:
         return "request.json" in self.files.files(self.directory)
 
     def request(self) -> dict[str, Any]:
-        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``created``."""
+        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``of_run``, ``created``."""
         try:
             return self._load("request.json")
         except FileNotFoundError:

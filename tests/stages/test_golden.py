@@ -4,14 +4,26 @@ Floats are equal within 1e-3, strings and integers exactly, labels by ARI on wel
 """
 
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
-from gsec_core.stages import baseline, encode
-from gsec_core.tables import BASELINE_CLUSTERS_TABLE, EMBEDDINGS_TABLE
+from gsec_core.config import PipelineConfig
+from gsec_core.stages import align, baseline, describe, encode, fuse, prepare, prototypes, train
+from gsec_core.stages.base import Context
+from gsec_core.tables import (
+    ALIGNMENT_TABLE,
+    BASELINE_CLUSTERS_TABLE,
+    CLUSTERS_TABLE,
+    COUNTERPARTS_TABLE,
+    EMBEDDINGS_TABLE,
+    REPRESENTATIVE_CAPTIONS_TABLE,
+    REPRESENTATIVES_TABLE,
+)
 
 from ..pictures import cluster, labels, settings
 
@@ -32,7 +44,8 @@ def write_colours(folder: Path) -> Path:
 
 
 def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -> None:
-    context, _, _ = cluster(settings(write_colours(tmp_path / "in"), tmp_path / "store", clusters=3))
+    config = settings(write_colours(tmp_path / "in"), tmp_path / "store", clusters=3)
+    context, _, _ = cluster(config)
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     rows = {row["image_id"]: row for name in embeddings.names() for row in embeddings.read(name).to_pylist()}
     uris = dict(zip(context.live["image_id"].to_pylist(), context.live["uri"].to_pylist(), strict=True))
@@ -43,10 +56,54 @@ def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -
             "version": baseline.STAGE.version,
             "sizes": context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all")["size"].to_pylist(),
         },
+        "prototypes": {"version": prototypes.STAGE.version, "representatives": _representatives(context, uris)},
+        "describe": {"version": describe.STAGE.version, "captions": _captions(context, uris)},
+        "fuse": {"version": fuse.STAGE.version, "rows": _counterparts(context, uris)},
+        "prepare": {"version": prepare.STAGE.version, **_prepared(context)},
+        "train": {"version": train.STAGE.version, "members": _members(config)},
+        "align": {
+            "version": align.STAGE.version,
+            "sizes": context.shards(align.STAGE, CLUSTERS_TABLE).read("all")["size"].to_pylist(),
+            "members": context.shards(align.STAGE, ALIGNMENT_TABLE).read("all").num_rows,
+        },
     }
+    if os.environ.get("GSEC_WRITE_GOLDEN"):  # after a version was raised
+        flat = re.sub(r"\[\s*([^\[\]{}]*?)\s*\]", lambda match: f"[{' '.join(match[1].split())}]", json.dumps(found, indent=1))
+        (Path(__file__).parent / "golden.json").write_text(f"{flat}\n")
     _assert_alike(found, GOLDEN)
     cluster_of = labels(context)
     assert adjusted_rand_score([uri[:3] for uri in cluster_of], list(cluster_of.values())) == 1
+
+
+def _representatives(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
+    rows = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()
+    return [[row["prototype"], row["band"], uris[row["image_id"]], round(row["distance"], 4)] for row in rows]
+
+
+def _captions(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
+    rows = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()
+    return [[uris[row["image_id"]], row["text"], row["object"], row["attributes"], row["status"], row["model"]] for row in rows[:3]]
+
+
+def _counterparts(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
+    rows = context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read("part-00000").to_pylist()
+    return [[uris[row["image_id"]], round(row["weight"], 4), np.array(row["counterpart"], np.float64)[::48].round(4).tolist()] for row in rows[:3]]
+
+
+def _prepared(context: Context) -> dict[str, object]:
+    halves = prepare.load_halves(context)
+    return {
+        "mean": [half.mean[::100].astype(float).round(4).tolist() for half in halves],
+        "scale": [half.scale[::100].astype(float).round(4).tolist() for half in halves],
+        "neighbors": len(prepare.load_neighbors(context).image[0]),
+    }
+
+
+def _members(config: PipelineConfig) -> list[list[object]]:
+    """After one outer step: with every further one AdamW enlarges what last bits differ by."""
+    one_step = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})})
+    members = train.load_members(cluster(one_step)[0])
+    return [[member.steps, list(member.weights.shape), member.weights[:, ::200].ravel().astype(float).round(4).tolist()] for member in members]
 
 
 def _shown(uri: str, row: dict[str, object]) -> dict[str, object]:

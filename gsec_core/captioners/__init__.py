@@ -1,0 +1,50 @@
+"""Captioners by name: ``tagger``, ``openai:MODEL``, or ``table:FILE:COLUMN``."""
+
+import json
+
+from gsec_core.captioners.base import Answer, Captioner, Subject
+from gsec_core.captioners.openai import OpenAICaptioner, openai_identity
+from gsec_core.captioners.table import TableCaptioner, table_identity
+from gsec_core.captioners.tagger import Tagger, tagger_identity
+from gsec_core.config import DescribeConfig
+from gsec_core.errors import Refused
+
+__all__ = ["Answer", "Captioner", "Subject", "captioner_identity", "load_captioner"]
+
+
+def load_captioner(config: DescribeConfig, *, device: str, threads: int) -> Captioner:
+    """Build a captioner. ``device`` and ``threads`` (0 = one a core), as of `load_encoder`, are for one that computes in this process.
+
+    Raises Refused naming the setting that is wrong, Unreachable if a table's store does not answer. Whether a server is there
+    and has the model tells its ``check``.
+    """
+    match _parts(config.captioner):
+        case "openai", model:
+            return OpenAICaptioner(model, config)
+        case "table", reference:
+            return TableCaptioner(reference)
+        case _:
+            return Tagger(device=device, threads=threads)
+
+
+def captioner_identity(config: DescribeConfig) -> dict[str, object]:
+    """What makes this captioner's answers its own, for fingerprints: JSON-able, without addresses and keys. Imports no framework.
+
+    Raises Refused and Unreachable as `load_captioner`.
+    """
+    match _parts(config.captioner):
+        case "openai", model:
+            return openai_identity(model, config)
+        case "table", reference:
+            return table_identity(reference)
+        case _:
+            return tagger_identity()
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What is before the first colon, and the reference after it, which is the captioner's own to read."""
+    family, _, reference = name.partition(":")
+    if name == "tagger" or (family in ("openai", "table") and reference):
+        return family, reference
+    shown = json.dumps(family if family == "table" else name)
+    raise Refused(f"describe.captioner = {shown}: there is no such captioner; there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`.")

@@ -1,0 +1,47 @@
+"""Descriptions that a user already has, in a Parquet or CSV file."""
+
+import re
+
+from gsec_core.captioners.base import Answer, Subject
+from gsec_core.captioners.template import VERSION, failed, parse
+from gsec_core.errors import Refused
+from gsec_core.keyed import file_digest, read_keyed
+
+_SETTING = "describe.captioner"
+_REFERENCE = re.compile(r"(?P<file>.+\.(?:parquet|csv))(?::(?P<column>.+))?", re.IGNORECASE)
+"""FILE, or FILE:COLUMN. Both may hold colons, so the ending of the file's name parts them."""
+
+
+class TableCaptioner:
+    """Looks every image up by its URI, or by its bytes where the file holds images: see `gsec_core.keyed`."""
+
+    concurrency = 1
+
+    def __init__(self, reference: str) -> None:
+        file, column = file_and_column(reference)
+        self.model = f"table:{column}"
+        self._descriptions = read_keyed(file, column, setting=_SETTING)
+        odd = next((value for value in self._descriptions.values.values() if not isinstance(value, str)), None)
+        if odd is not None:
+            raise Refused(f"{_SETTING}: the column {column!r} holds {type(odd).__name__} values; descriptions are text, so name a column of text.")
+
+    def check(self) -> None:
+        """Nothing is left to go wrong: the file is read."""
+
+    def describe(self, subject: Subject) -> Answer:
+        description = self._descriptions.lookup(subject.uri, subject.content_hash)
+        return parse(description) if isinstance(description, str) else failed("the table has no description of this image")
+
+
+def table_identity(reference: str) -> dict[str, object]:
+    """The file's content and the column. Raises Refused if there is no such file."""
+    file, column = file_and_column(reference)
+    return {"name": "table", "digest": file_digest(file, setting=_SETTING), "column": column, "template": VERSION}
+
+
+def file_and_column(reference: str) -> tuple[str, str]:
+    """The parts of FILE:COLUMN; the column is `text` where none is named."""
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise Refused(f"{_SETTING}: write `table:FILE:COLUMN`, FILE being a .parquet or .csv file.")
+    return match["file"], match["column"] or "text"

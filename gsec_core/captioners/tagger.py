@@ -1,0 +1,89 @@
+"""The embedded captioner: the name of an ImageNet class and three measured properties, in the template's words.
+
+No language model and never called one; it lets everything after it work without a server.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gsec_core import images
+from gsec_core.captioners.base import Answer, Subject
+from gsec_core.captioners.template import failed, sentence
+from gsec_core.devices import resolve, set_threads
+from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, class_names, fold_batch_norms, lite0
+from gsec_core.sources.base import RejectedImage
+from gsec_core.tables import DESCRIBED
+
+VERSION = 1
+"""Raised when equal images are described differently."""
+
+_SIDE = 96
+"""Images are measured at this width and height, so that the measures mean the same for all."""
+_HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (165, "green"), (195, "turquoise"), (255, "blue"), (290, "purple"), (345, "pink"), (360, "red"))
+"""Upper ends in degrees."""
+_COLOURS = ("black", "grey", "white", "red", "pink", "orange", "brown", "yellow", "green", "turquoise", "blue", "purple")
+_GREYS = 3
+
+
+class Tagger:
+    """The most probable ImageNet class by EfficientNet-Lite0, the dominant colour, the brightness and the amount of detail."""
+
+    model = "tagger"
+    concurrency = 1
+
+    def __init__(self, *, device: str, threads: int) -> None:
+        import torch
+
+        set_threads(threads)
+        self._device = torch.device(resolve(device, "encode.device"))
+        self._network = fold_batch_norms(lite0()).to(self._device)
+        self._names = class_names()
+
+    def check(self) -> None:
+        """Nothing can be wrong: all that it needs is inside installed packages."""
+
+    def describe(self, subject: Subject) -> Answer:
+        try:
+            image = images.decode(subject.read())
+        except RejectedImage as error:
+            return failed(str(error))
+        object, attributes = self._class_name(image), properties(image)
+        return Answer(sentence(object, attributes), object, attributes, DESCRIBED)
+
+    def _class_name(self, image: Image.Image) -> str:
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.from_numpy(LiteEncoder.preprocess(image)).to(self._device).float()
+            return self._names[int(self._network((pixels[None] - MEAN) / SCALE).argmax())]
+
+
+def tagger_identity() -> dict[str, object]:
+    """Its name and version: nothing can be set."""
+    return {"name": Tagger.model, "version": VERSION}
+
+
+def properties(image: Image.Image) -> tuple[str, str, str]:
+    """Dominant colour, brightness and amount of detail of an RGB image, in words."""
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    luma = np.asarray(small.convert("L"), np.float32)
+    mean = float(luma.mean())
+    tones = "dark tones" if mean < 85 else "bright tones" if mean > 170 else "medium tones"
+    change = float(np.abs(np.diff(luma, axis=0)).mean() + np.abs(np.diff(luma, axis=1)).mean()) / 2
+    detail = "smooth surfaces" if change < 6 else "fine detail" if change > 14 else "some texture"
+    return f"{_dominant_colour(np.asarray(small.convert('HSV'), np.float32))} colours", tones, detail
+
+
+def _dominant_colour(hsv: NDArray[np.float32]) -> str:
+    """(height, width, 3), each 0 to 255, to a name. Grounds are often white or black, so that a fifth in colours says more than the rest in greys."""
+    degrees, saturation, value = hsv[..., 0] * (360 / 256), hsv[..., 1] / 255, hsv[..., 2] / 255
+    ends, hues = zip(*_HUES, strict=True)
+    names = np.array(hues)[np.searchsorted(ends, degrees, side="right")]
+    names = np.where((names == "orange") & (value < 0.6), "brown", names)
+    names = np.where((names == "red") & (saturation < 0.5) & (value > 0.7), "pink", names)
+    names = np.where((saturation < 0.2) | (value < 0.2), np.where(value < 0.2, "black", np.where(value > 0.8, "white", "grey")), names)
+    counts = np.array([np.count_nonzero(names == colour) for colour in _COLOURS])
+    if counts[_GREYS:].sum() >= names.size / 5:
+        counts[:_GREYS] = 0
+    return _COLOURS[int(counts.argmax())]

@@ -1,0 +1,94 @@
+"""One consensus of several soft labellings whose label spaces are permutations of each other.
+
+A Hungarian matching (Kuhn 1955) brings each member's clusters in line with the mean of the others, in turn, until nothing
+moves; as in Strehl and Ghosh 2002 no ground truth takes part. All that matching needs of the data are the products of
+the members' posteriors, which one pass adds up.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+MOST_ROUNDS = 20
+"""Matching against a mean that moves with it need not come to rest; it does so in two or three rounds in practice."""
+
+
+def co_assignment(posteriors: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Soft contingency tables of all pairs of members, (members, clusters, members, clusters), summed over rows.
+
+    ``posteriors``: blocks of (rows, members, clusters).
+    """
+    total: Any = 0.0
+    for block in posteriors:
+        flat = block.reshape(len(block), -1)
+        total = total + (flat.T @ flat).astype(np.float64)
+        shape = block.shape[1:]
+    return np.asarray(total).reshape(*shape, *shape)
+
+
+def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Permutations (members, clusters): the consensus cluster of each member's each cluster.
+
+    ``tables``: soft contingency tables of all pairs, as `co_assignment` gives them. The member that shares most
+    information with the others names the clusters.
+    """
+    members, clusters = tables.shape[:2]
+    reference = _most_central(tables)
+    permutations = np.empty((members, clusters), np.int32)
+    for member in range(members):
+        permutations[member] = _match(tables[reference, :, member])
+    for _ in range(MOST_ROUNDS):
+        before = permutations.copy()
+        for member in range(members):
+            others = [other for other in range(members) if other != member]
+            if others:
+                consensus = sum(tables[other, np.argsort(permutations[other]), member] for other in others)
+                permutations[member] = _match(consensus)
+        if np.array_equal(permutations, before):
+            break
+    return permutations
+
+
+def consensus(posteriors: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Mean of the aligned posteriors, (rows, clusters), of ``posteriors`` (rows, members, clusters)."""
+    mean = np.zeros((len(posteriors), posteriors.shape[2]), np.float32)
+    for member, permutation in enumerate(permutations):
+        mean[:, permutation] += posteriors[:, member]
+    return mean / np.float32(len(permutations))
+
+
+def member_labels(posteriors: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Each member's aligned label of each row, (rows, members)."""
+    return np.take_along_axis(permutations.T, posteriors.argmax(2), axis=0)
+
+
+def _match(table: NDArray[np.float64]) -> NDArray[np.int32]:
+    """For each column of a soft contingency table (consensus, member) its row.
+
+    Columns are scaled to sum to 1, so that a small cluster's match counts as much as a large one's.
+    """
+    shares = table / np.maximum(table.sum(0), np.finfo(np.float64).tiny)
+    rows, columns = linear_sum_assignment(shares, maximize=True)
+    match = np.empty(len(rows), np.int32)
+    match[columns] = rows
+    return match
+
+
+def _most_central(tables: NDArray[np.float64]) -> int:
+    """The member with the highest mean normalised mutual information with the others."""
+    members = len(tables)
+    shared = [np.mean([_nmi(tables[one, :, other]) for other in range(members) if other != one] or [0]) for one in range(members)]
+    return int(np.argmax(shared))
+
+
+def _nmi(table: NDArray[np.float64]) -> float:
+    """Of a soft contingency table, arithmetic mean."""
+    joint = table / table.sum()
+    rows, columns = joint.sum(1), joint.sum(0)
+    inside = joint > 0
+    information = float((joint[inside] * np.log(joint[inside] / np.outer(rows, columns)[inside])).sum())
+    entropies = -sum(float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (rows, columns))
+    return 2 * information / entropies if entropies else 1.0

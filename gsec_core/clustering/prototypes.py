@@ -1,0 +1,49 @@
+"""Micro-clusters, and which of their members stand for them. Li et al. 2026, https://arxiv.org/abs/2605.12961."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+MOST_DERIVED = 4096
+ROWS_PER_PROTOTYPE = 300
+
+
+def prototype_count(n: int, n_clusters: int, count: int | None = None) -> int:
+    """How many micro-clusters to make of ``n`` rows: ``count``, or three a cluster, or one for 300 rows up to 4,096; at most ``n``.
+
+    The rule of TAC (Li et al. 2024, https://arxiv.org/abs/2310.11989) but that it is the larger of the two, and bounded.
+    """
+    return min(n, count or max(3 * n_clusters, min(round(n / ROWS_PER_PROTOTYPE), MOST_DERIVED)))
+
+
+class Representatives(NamedTuple):
+    """Members that stand for their micro-clusters, sorted by micro-cluster and band; each array is (representatives,)."""
+
+    prototype: NDArray[np.int32]
+    band: NDArray[np.int8]
+    """0 is the core."""
+    row: NDArray[np.int64]
+    """Number of the member."""
+
+
+def representatives(distances: ArrayLike, labels: ArrayLike, n_prototypes: int, bands: int) -> Representatives:
+    """The middle member of each of ``bands`` equal bands from a micro-cluster's core to its rim; all members if there are no more.
+
+    Of members at the same distance the one of the lower row comes first. An empty micro-cluster has no representative.
+
+    Parameters
+    ----------
+    distances : (n,) floats, of each row to the centre of its micro-cluster
+    labels : (n,) integers below ``n_prototypes``
+    """
+    distances, labels = np.asarray(distances), np.asarray(labels)
+    order = np.lexsort((distances, labels))  # stable, so rows decide what is equal
+    sizes = np.bincount(labels, minlength=n_prototypes)
+    counts = np.minimum(sizes, bands)
+    prototype = np.repeat(np.arange(n_prototypes), counts)
+    band = np.arange(len(prototype)) - np.repeat(np.cumsum(counts) - counts, counts)
+    size, count = sizes[prototype], counts[prototype]
+    middle = (band * size // count + (band + 1) * size // count) // 2
+    first = np.cumsum(sizes) - sizes
+    return Representatives(prototype.astype(np.int32), band.astype(np.int8), order[first[prototype] + middle])

@@ -1,0 +1,29 @@
+"""Which device torch computes on, and with how many threads."""
+
+import json
+import os
+import re
+
+from gsec_core.errors import Refused
+
+
+def resolve(device: str, setting: str) -> str:
+    """``auto`` as cuda if there is one, else cpu; any other device as it is. Raises Refused naming ``setting`` if there is no such device."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise Refused(f"{setting} = {json.dumps(device)}: there are `auto`, `cpu`, `cuda` and `cuda:N`.")
+    gpus = torch.cuda.device_count()
+    if device != "cpu" and int(match[1] or 0) >= gpus:
+        raise Refused(f"{setting} = {json.dumps(device)}: torch sees {gpus} GPUs here; `auto` takes the CPU where there is none.")
+    return device
+
+
+def set_threads(threads: int) -> None:
+    """Let this process's torch compute with ``threads`` (0 = one a core). Torch has no narrower setting."""
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)

@@ -1,0 +1,59 @@
+"""assign: new images into the clusters of a run, which stays as it is.
+
+Reads this corpus's `embeddings`, and of the other run `caption_embeddings`, `features`, `members` and `alignment`;
+writes `assigned`, with the schema of `assignments`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from gsec_core.clustering.ensemble import joined
+from gsec_core.devices import set_threads
+from gsec_core.errors import Refused
+from gsec_core.stages import align, encode, fuse, prepare, train
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import assignment_table, load_embeddings, load_joint, parts, rows_of_parts, usable
+from gsec_core.tables import ASSIGNED_TABLE
+
+
+def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """Embed nothing anew: the counterpart, the features and the posteriors of every image of the named parts."""
+    set_threads(context.config.threads)
+    model = model_of(context)
+    plan, ensemble, halves = train.plan_of(model.config), align.load_ensemble(model), prepare.load_halves(model)
+    X, joint = load_embeddings(context), load_joint(context)
+    for part in parts(context, names):
+        found = []
+        for start in range(part.start, part.stop, ensemble.block_rows):
+            rows = slice(start, min(start + ensemble.block_rows, part.stop))
+            features = plan.features(X[rows], fuse.counterparts_of(model, joint[rows]), halves)
+            found.append(ensemble.assign(features, slice(None), plan.device))
+            progress(rows.stop - rows.start)
+        whole = joined(found)
+        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement),), {})
+
+
+def model_of(context: Context) -> Context:
+    """The run that the images are assigned by. Raises Refused if it is not complete."""
+    model = context.of_run
+    assert model is not None, "only a run of another has this stage"
+    for stage in (fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE):
+        if not model.run.is_complete(stage.name):
+            raise Refused(
+                f"--run {model.run.id}: its stage {stage.name} is not complete. Finish it first: gsec run, or gsec stage {stage.name} --run {model.run.id}."
+            )
+    return model
+
+
+def _inputs(context: Context) -> list[str]:
+    record = model_of(context).run.stage(align.STAGE.name)
+    assert record is not None, "a complete stage has begun"
+    return [encode.STAGE.fingerprint(context), usable(context).digest, record["fingerprint"]]
+
+
+STAGE = Stage(
+    name="assign",
+    version=1,
+    settings=lambda config: {},
+    inputs=_inputs,
+    steps=(Step((ASSIGNED_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts),),
+)

@@ -1,0 +1,88 @@
+"""prototypes: micro-clusters of the images, and the few images of each that are described.
+
+Reads `embeddings`; writes `prototypes` and `representatives`. The prototypes are committed before their representatives
+are chosen, so that the two are of one clustering. Of the number of clusters nothing is used but the number of
+prototypes that may follow from it: where that is the same, so are the tables.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from sklearn import config_context
+from threadpoolctl import threadpool_limits
+
+from gsec_core.clustering.kmeans import SphericalKMeans, cosines
+from gsec_core.clustering.prototypes import prototype_count, representatives
+from gsec_core.config import output_settings
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import check_enough, load_embeddings, usable
+from gsec_core.tables import PROTOTYPES_TABLE, REPRESENTATIVES, REPRESENTATIVES_TABLE, prototypes_schema
+
+SAMPLE_PER_PROTOTYPE = 64
+"""Images that the centre of a micro-cluster is fitted on: enough to place it, and 4,096 of them still fit into memory."""
+
+
+def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The micro-clusters, from all usable images."""
+    config = context.config.prototypes
+    X = load_embeddings(context)
+    estimator = SphericalKMeans(
+        count(context),
+        n_init=1,
+        max_iter=config.max_iter,
+        random_state=config.random_state,
+        n_threads=context.config.threads,
+        sample_per_cluster=SAMPLE_PER_PROTOTYPE,
+    )
+    with config_context(assume_finite=True):  # they are, and the check would make a flag for each value
+        estimator.fit(X)
+    centres = estimator.cluster_centers_
+    schema = prototypes_schema(X.shape[1])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(centres.reshape(-1)), type=schema.field("centre").type)
+    progress(len(X))
+    yield Finished("all", (pa.table([np.arange(len(centres)), vectors, np.bincount(estimator.labels_, minlength=len(centres))], schema=schema),), {})
+
+
+def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The images that are described."""
+    vectors = context.shards(STAGE, PROTOTYPES_TABLE).read("all")["centre"].combine_chunks()
+    centres = vectors.values.to_numpy().reshape(len(vectors), -1)
+    labels, distances = [], []
+    with threadpool_limits(context.config.threads or None):
+        for block in cosines(load_embeddings(context), centres):
+            labels.append(block.argmax(1))
+            distances.append(1 - block.max(1))
+            progress(len(block))
+    distance = np.concatenate(distances)
+    found = representatives(distance, np.concatenate(labels), len(centres), context.config.prototypes.representatives)
+    images = usable(context).rows.take(found.row)
+    columns = [found.prototype, found.band, images["image_id"], images["uri"], images["content_hash"], distance[found.row]]
+    yield Finished("all", (pa.table(columns, schema=REPRESENTATIVES),), {})
+
+
+def count(context: Context) -> int:
+    """How many micro-clusters the run has."""
+    return prototype_count(usable(context).rows.num_rows, context.config.clusters, context.config.prototypes.count)
+
+
+def _inputs(context: Context) -> list[str]:
+    check_enough(context)
+    return [encode.STAGE.fingerprint(context), usable(context).digest, str(count(context))]
+
+
+def _images(context: Context, names: Sequence[str]) -> int:
+    return int(usable(context).rows.num_rows)
+
+
+STAGE = Stage(
+    name="prototypes",
+    version=1,
+    settings=lambda config: output_settings(config.prototypes),
+    inputs=_inputs,
+    steps=(
+        Step((PROTOTYPES_TABLE,), lambda context: ["all"], fit, _images, whole=True),
+        Step((REPRESENTATIVES_TABLE,), lambda context: ["all"], choose, _images, whole=True),
+    ),
+)

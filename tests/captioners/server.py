@@ -1,0 +1,124 @@
+"""A server with OpenAI's API on a real socket, which misbehaves as told."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from .examples import GOOD
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+    @property
+    def picture(self) -> Image.Image:
+        header, data = self.body["messages"][0]["content"][1]["image_url"]["url"].split(",")
+        assert header == "data:image/jpeg;base64"
+        return Image.open(io.BytesIO(base64.b64decode(data)))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks about a picture of one grey."""
+        return self.picture.convert("RGB").getcolors(1) is not None and self.picture.getpixel((0, 0)) == (128, 128, 128)
+
+
+class Response(NamedTuple):
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+def as_json(body: object, status: int = 200) -> Response:
+    return Response(status, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+def error(status: int, message: str = "as told") -> Response:
+    return as_json({"error": {"message": message, "type": "x", "code": status}}, status)
+
+
+def reply(text: str | None = GOOD, finish: str = "stop", refusal: str | None = None) -> Response:
+    message = {"role": "assistant", "content": text, "refusal": refusal}
+    return as_json(
+        {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "tiny",
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        }
+    )
+
+
+class Server:
+    """Answers every picture with ``GOOD``, or as ``answer`` says; lists ``models``."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.models: Callable[[Request], Response] = lambda request: as_json({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+        self.answer: Callable[[Request], Response] = lambda request: reply()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def says(self, *responses: Response | str) -> None:
+        """Answer the next requests with these, the last for ever."""
+        left = [reply(response) if isinstance(response, str) else response for response in responses]
+        self.answer = lambda request: left.pop(0) if len(left) > 1 else left[0]
+
+    @property
+    def asked(self) -> list[Request]:
+        """The requests about pictures that are not plain."""
+        return [request for request in self.requests if request.method == "POST" and not request.is_plain]
+
+    def _handler(server) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._respond(None)
+
+            def do_POST(self) -> None:
+                self._respond(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def _respond(self, body: Any) -> None:
+                request = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+                server.requests.append(request)
+                known = {("GET", "/v1/models"): server.models, ("POST", "/v1/chat/completions"): server.answer}
+                status, data, headers = known.get((self.command, self.path), lambda _: error(404))(request)
+                try:
+                    self.send_response(status)
+                    for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(data)
+                except ConnectionError:  # whoever asked has given up
+                    self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler

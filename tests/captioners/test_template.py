@@ -1,0 +1,137 @@
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gsec_core.captioners import Answer
+from gsec_core.captioners.template import PROMPT, TOO_LONG, excerpt, failed, parse, sentence
+from gsec_core.encoders.lite import class_names
+from gsec_core.tables import DESCRIBED, FAILED, FREE
+
+CAT = ("cat", ("grey fur", "green eyes", "a long tail"))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "This image contains a cat characterised by grey fur, green eyes and a long tail.",
+        "this image contains a cat characterized by grey fur, green eyes, and a long tail",
+        "THE IMAGE CONTAINS the cat, CHARACTERISED BY: grey fur, green eyes and a long tail!",
+        "Sure, here is the sentence:\n\nThis image contains a cat\ncharacterised by grey fur,\n  green eyes\tand a long tail.\n",
+        "**This image contains a `cat` characterised by *grey fur*, _green eyes_ and __a long tail__.**",
+        '"This image contains a cat characterised by grey fur, green eyes and a long tail."',
+        "“This image contains a “cat” characterised by grey fur, green eyes and a long tail”",
+        "'This image contains a 'cat' characterised by 'grey fur', 'green eyes' and 'a long tail'.'",
+        "This image contains a <cat> characterised by <grey fur>, <green eyes> and <a long tail>.",
+        "This image\0 contains several cat characterised\u200b by grey\x1b fur, green eyes and a long tail.",
+        "I cannot name it. However, this image contains a cat characterised by grey fur, green eyes and a long tail. Shall I go on?",
+        "This image contains a cat characterised by grey fur, green eyes and a long tail. " + "It is a fine day. " * 100,
+    ],
+)
+def test_what_models_make_of_the_template_is_read(reply: str) -> None:
+    answer = parse(reply)
+    assert (answer.object, answer.attributes, answer.status, answer.reason) == (*CAT, DESCRIBED, None)
+
+
+def test_the_text_is_the_sentence_alone() -> None:
+    assert parse(f"Sure:\n**{sentence(*CAT)}** Anything else?").text == sentence(*CAT)
+
+
+@pytest.mark.parametrize(
+    ("listing", "attributes"),
+    [
+        ("fur", ("fur",)),
+        ("fur and a tail", ("fur", "a tail")),
+        ("fur, black and white stripes, and a tail", ("fur", "black and white stripes", "a tail")),
+        ("a tail, and black and white stripes", ("a tail", "black and white stripes")),
+        ("1,000 spots and 3.5 m of height", ("1,000 spots", "3.5 m of height")),
+        ("a St. Andrew's cross and wings", ("a St. Andrew's cross", "wings")),
+        ("a, b, c, d and e", ("a", "b", "c", "d", "e")),
+    ],
+)
+def test_one_to_five_attributes(listing: str, attributes: tuple[str, ...]) -> None:
+    answer = parse(f"This image contains a thing characterised by {listing}.")
+    assert (answer.attributes, answer.status) == (attributes, DESCRIBED)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "A cat on a sofa.",
+        "This image contains a cat.",
+        "This image contains a cat. It is characterised by grey fur.",
+        "This image contains a cat characterised by .",
+        "This image contains a cat characterised by a, b, c, d, e and f.",
+        "This image contains a <b>cat</b> characterised by <i>fur</i>.",
+        "Sorry-looking cats; as an aid, I cannot see...",
+    ],
+)
+def test_a_reply_outside_the_template_is_kept_as_it_is(reply: str) -> None:
+    assert parse(f" {reply}\n") == Answer(reply, None, (), FREE)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("", "empty"),
+        (" \n\0 ** ", "empty"),
+        ("I'm sorry, but I can't help with that.", "refusal: I'm sorry, but I can't help with that."),
+        ("I’m unable to see\nimages.", "refusal: I’m unable to see images."),
+        ("Sorry, I cannot do this.", "refusal"),
+        ("Unfortunately, I am not able to see it.", "refusal"),
+        ("As an AI language model, I have no eyes.", "refusal"),
+        ("x" * TOO_LONG, "600 characters"),
+        (f"This image contains a cat characterised by {'grey ' * 120}fur.", "characters"),
+        (PROMPT.partition("else: ")[2][:90], "repeats the template"),
+    ],
+)
+def test_no_answer(reply: str, reason: str) -> None:
+    answer = parse(reply)
+    assert answer[:4] == (None, None, (), FAILED)
+    assert answer.reason is not None
+    assert reason in answer.reason
+
+
+PIECES = ["this image contains ", "a ", "characterised by ", " and ", ",", ".", "I cannot", "<", ">", "*", "_", "'", "St. ", "\n", "\0", "\ud800", "\u202e"]
+
+
+@given(st.one_of(st.text(st.characters(codec=None)), st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=60).map("".join)))
+@example("this image contains " * 10_000)
+@example("this image contains a characterised by " + "a, " * 50_000)
+@example("<a" * 50_000)
+def test_any_string_is_an_answer(reply: str) -> None:
+    answer = parse(reply)
+    assert (answer.status == DESCRIBED) == (answer.object is not None) == bool(answer.attributes)
+    assert (answer.status == FAILED) == (answer.text is None) == (answer.reason is not None)
+    for text in (answer.text or "", answer.object or "", *answer.attributes, answer.reason or ""):
+        assert not {unicodedata.category(character) for character in text} & {"Cc", "Cs"}, "control characters, or halves of surrogate pairs"
+        assert len(text) < TOO_LONG
+
+
+WORD = st.from_regex(r"[a-z]+(-[a-z]+)?", fullmatch=True).filter(lambda word: word not in ("and", "st"))
+PHRASE = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
+
+
+@given(PHRASE, st.lists(PHRASE, min_size=1, max_size=5).map(tuple))
+def test_a_made_sentence_is_read_back(object: str, attributes: tuple[str, ...]) -> None:
+    made = sentence(object, attributes)
+    assert parse(made) == Answer(made, object, attributes, DESCRIBED)
+
+
+def test_every_class_name_is_read_back() -> None:
+    for name in class_names():
+        assert parse(sentence(name, ("some texture",))).object == name
+
+
+@pytest.mark.parametrize(
+    "noun", ["a cat", "an owl", "a unicycle", "an umbrella", "a European lynx", "an hourglass", "a house", "an unimportant thing", "a ewe"]
+)
+def test_articles(noun: str) -> None:
+    article, _, object = noun.partition(" ")
+    assert sentence(object, ("x",)).startswith(f"This image contains {article} {object} ")
+
+
+def test_reasons_and_excerpts_are_one_line() -> None:
+    assert failed("a\nb\0c").reason == "a b c"
+    assert len(excerpt("x\n" * 1000)) == 200

@@ -1,0 +1,82 @@
+"""Consensus of members with planted permutations of one labelling."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_rand_score
+
+from gsec_core.clustering.alignment import align, co_assignment, consensus, member_labels
+
+
+def one_hot(labels: NDArray[np.integer], clusters: int) -> NDArray[np.float32]:
+    return np.eye(clusters, dtype=np.float32)[labels]
+
+
+def permuted(truth: NDArray[np.integer], permutations: NDArray[np.integer], random: np.random.Generator, noise: float) -> NDArray[np.float32]:
+    """Posteriors (rows, members, clusters): of each row ``truth`` under the member's permutation, or with probability ``noise`` anything."""
+    members, clusters = permutations.shape
+    wrong = random.random((len(truth), members)) < noise
+    labels = np.where(wrong, random.integers(clusters, size=wrong.shape), permutations[:, truth].T)
+    soft = 0.8 * one_hot(labels, clusters) + 0.2 / clusters
+    return soft.astype(np.float32)
+
+
+def assert_undone(found: NDArray[np.integer], planted: NDArray[np.integer]) -> None:
+    """The cluster planted[m][c] of every member m is one consensus cluster."""
+    assert len({tuple(permutation[place]) for permutation, place in zip(found, planted, strict=True)}) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.integers(1, 7), st.sampled_from([0.0, 0.3]))
+def test_planted_permutations_are_undone(seed: int, clusters: int, members: int, noise: float) -> None:
+    random = np.random.default_rng(seed)
+    truth = np.concatenate([np.repeat(np.arange(clusters), 30), random.integers(clusters, size=1000)])
+    planted = np.array([random.permutation(clusters) for _ in range(members)])
+    posteriors = permuted(truth, planted, random, noise)
+    found = align(co_assignment([posteriors]))
+    assert_undone(found, planted)
+    if not noise:
+        assert adjusted_rand_score(truth, consensus(posteriors, found).argmax(1)) == 1
+
+
+def test_small_clusters_are_matched_too() -> None:
+    random = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], [5000, 60, 20])
+    planted = np.array([random.permutation(3) for _ in range(6)])
+    posteriors = permuted(truth, planted, random, 0.2)
+    assert_undone(align(co_assignment([posteriors])), planted)
+
+
+def test_averaging_corrects_noisy_members() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(10, size=2000)
+    planted = np.array([random.permutation(10) for _ in range(9)])
+    posteriors = permuted(truth, planted, random, 0.4)
+    found = align(co_assignment([posteriors]))
+    single = [adjusted_rand_score(truth, labels) for labels in member_labels(posteriors, found).T]
+    assert adjusted_rand_score(truth, consensus(posteriors, found).argmax(1)) > max(single) + 0.2
+
+
+def test_a_member_that_says_nothing_does_not_name_the_clusters() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(4, size=500)
+    planted = np.array([random.permutation(4) for _ in range(4)])
+    posteriors = permuted(truth, planted, random, 0.1)
+    posteriors[:, 0] = one_hot(np.zeros(500, int), 4)  # all in one cluster
+    assert_undone(align(co_assignment([posteriors]))[1:], planted[1:])
+
+
+def test_blocks_add_up_to_the_whole() -> None:
+    posteriors = np.random.default_rng(0).random((100, 3, 4)).astype(np.float32)
+    assert co_assignment([posteriors[:37], posteriors[37:]]) == pytest.approx(co_assignment([posteriors]), rel=1e-5)
+
+
+def test_labels_of_members_are_those_of_the_aligned_posteriors() -> None:
+    random = np.random.default_rng(0)
+    posteriors = random.random((50, 3, 5)).astype(np.float32)
+    permutations = np.array([random.permutation(5) for _ in range(3)], np.int32)
+    for member in range(3):
+        alone = consensus(posteriors[:, [member]], permutations[[member]])
+        assert np.array_equal(member_labels(posteriors, permutations)[:, member], alone.argmax(1))

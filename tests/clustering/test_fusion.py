@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from gsec_core.clustering import fusion
+from gsec_core.clustering.fusion import Counterparts, softmax_counterparts
+from gsec_core.clustering.kmeans import unit_rows
+
+
+def images_and_texts(n: int = 300, m: int = 120, d: int = 24, dt: int = 16) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16]]:
+    """Half of the images near one text each, the others near none."""
+    random = np.random.default_rng(0)
+    T_joint = unit_rows(random.standard_normal((m, d)))
+    X = random.standard_normal((n, d))
+    X[::2] = T_joint[random.integers(0, m, len(X[::2]))] + 0.2 * X[::2]
+    return unit_rows(X).astype(np.float16), T_joint.astype(np.float16), unit_rows(random.standard_normal((m, dt))).astype(np.float16)
+
+
+def weights_of(X: NDArray[np.float16], T_joint: NDArray[np.float16], tau: float) -> NDArray[np.float64]:
+    """The formula in double precision."""
+    X, T_joint = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (X.astype(np.float64), T_joint.astype(np.float64)))
+    return np.asarray(softmax(X @ T_joint.T / tau, axis=1))
+
+
+def dense(weights: NDArray[np.float64], T: NDArray[np.float16]) -> NDArray[np.float64]:
+    sums = weights @ T.astype(np.float64)
+    return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
+
+
+def joined(blocks: list[Counterparts]) -> Counterparts:
+    return Counterparts(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))
+
+
+@pytest.mark.parametrize("tau", [0.005, 0.05, 1.0])
+def test_with_nothing_left_out_it_is_the_dense_formula(tau: float) -> None:
+    X, T_joint, T = images_and_texts()
+    weights = weights_of(X, T_joint, tau)
+    found = joined(list(softmax_counterparts(X, T_joint, T, tau)))
+    # float32 cosines are off by some 1e-7, and tau divides that
+    np.testing.assert_allclose(found.vectors, dense(weights, T), atol=1e-6 / tau)
+    np.testing.assert_array_equal(found.best, weights.argmax(1))
+    np.testing.assert_allclose(found.weight, weights.max(1), atol=1e-6 / tau)
+
+
+@pytest.mark.parametrize("max_lost_weight", [1e-6, 1e-4, 0.01, 0.5])
+@pytest.mark.parametrize("tau", [0.005, 0.05])
+def test_what_is_left_out_weighs_no_more_than_the_bound(tau: float, max_lost_weight: float) -> None:
+    X, T_joint, _ = images_and_texts()
+    weights = weights_of(X, T_joint, tau)
+    # With one-hot texts a counterpart is the weights themselves, but for its length.
+    found = joined(list(softmax_counterparts(X, T_joint, np.eye(len(T_joint)), tau, max_lost_weight)))
+    kept = found.vectors > 0
+    assert not kept.all(), "nothing was left out"
+    assert np.where(kept, 0, weights).sum(1).max() <= max_lost_weight
+
+
+@pytest.mark.parametrize("max_lost_weight", [1e-6, 1e-4, 0.01])
+def test_a_counterpart_moves_with_the_bound_and_no_more(max_lost_weight: float) -> None:
+    X, T_joint, T = images_and_texts()
+    weights = weights_of(X, T_joint, 0.05)
+    found = joined(list(softmax_counterparts(X, T_joint, T, 0.05, max_lost_weight)))
+    # The weights change by at most twice the bound in sum, each on a unit vector; scaling the sum to unit length divides by its length.
+    lengths = np.linalg.norm(weights @ T.astype(np.float64), axis=1)
+    moved = np.linalg.norm(found.vectors - dense(weights, T), axis=1)
+    assert (moved <= 2 * 2 * max_lost_weight / lengths + 1e-4).all()
+    np.testing.assert_allclose(found.weight, weights.max(1), atol=2 * max_lost_weight + 1e-4)
+
+
+@pytest.mark.parametrize("max_lost_weight", [0.0, 1e-4])
+def test_blocks_of_rows_make_no_difference(max_lost_weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, T_joint, T = images_and_texts()
+    [whole] = softmax_counterparts(X, T_joint, T, 0.005, max_lost_weight)
+    monkeypatch.setattr(fusion, "_BLOCK_VALUES", 37 * len(T))
+    blocks = list(softmax_counterparts(X, T_joint, T, 0.005, max_lost_weight))
+    assert [len(block.best) for block in blocks] == [37] * 8 + [4]
+    np.testing.assert_allclose(joined(blocks).vectors, whole.vectors, atol=1e-4)
+    np.testing.assert_array_equal(joined(blocks).best, whole.best)
+
+
+def test_equal_descriptions_all_count() -> None:
+    x = np.array([[1.0, 1.0]])
+    T = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    [found] = softmax_counterparts(x, T, T, 0.1)
+    np.testing.assert_allclose(found.vectors, [[1 / np.sqrt(5), 2 / np.sqrt(5)]], atol=1e-6)
+    np.testing.assert_allclose(found.weight, [1 / 3], atol=1e-6)
+
+
+def test_no_description_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without a description"):
+        next(softmax_counterparts(np.ones((2, 3)), np.empty((0, 3)), np.empty((0, 3)), 0.1))

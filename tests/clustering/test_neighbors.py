@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+
+from gsec_core.clustering import neighbors
+from gsec_core.clustering.neighbors import NeighborIndex, neighbor_count
+
+
+def planted(n: int, d: int = 32, clusters: int = 100) -> NDArray[np.float32]:
+    random = np.random.default_rng(0)
+    return random.standard_normal((clusters, d), np.float32)[random.integers(0, clusters, n)] + 0.3 * random.standard_normal((n, d), np.float32)
+
+
+def index_of(X: NDArray[np.float32], random_state: int = 0) -> NeighborIndex:
+    return NeighborIndex(lambda rows: X[rows], len(X), random_state=random_state, n_threads=1)
+
+
+def true_neighbors(X: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Of rows without duplicates, by scikit-learn."""
+    found: NDArray[np.int64] = NearestNeighbors(n_neighbors=k + 1, metric="cosine", algorithm="brute").fit(X).kneighbors(X, return_distance=False)
+    return found[:, 1:]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "BLOCK_ROWS", 300)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_few_rows_get_their_true_neighbors_in_order() -> None:
+    X = planted(1000)
+    index = index_of(X)
+    assert index.recall is None
+    np.testing.assert_array_equal(index.search(0, 1000, 5), true_neighbors(X, 5))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_part_of_the_rows_gets_what_all_get() -> None:
+    index = index_of(planted(1000))
+    np.testing.assert_array_equal(index.search(250, 700, 3), index.search(0, 1000, 3)[250:700])
+
+
+@pytest.mark.parametrize("copies", [2, 3, 9])
+def test_a_duplicate_is_a_neighbor_and_the_row_itself_is_not(copies: int) -> None:
+    X = np.repeat(planted(40, clusters=1), copies, axis=0)
+    found = index_of(X).search(0, len(X), 3)
+    assert not (found == np.arange(len(X))[:, None]).any()
+    assert all(len(set(row)) == 3 for row in found.tolist()), "a neighbor is there twice"
+    twins = (found // copies == (np.arange(len(X)) // copies)[:, None]).sum(1)
+    np.testing.assert_array_equal(twins, min(copies - 1, 3))
+
+
+def test_the_length_of_a_row_does_not_matter() -> None:
+    X = planted(300)
+    longer = X * np.random.default_rng(1).uniform(0.1, 10, (300, 1)).astype(np.float32)
+    np.testing.assert_array_equal(index_of(X).search(0, 300, 3), index_of(longer).search(0, 300, 3))
+
+
+def test_many_rows_get_nearly_all_of_their_neighbors_and_recall_says_how_many() -> None:
+    X = planted(60_000)
+    index = index_of(X)
+    assert index.recall is not None
+    assert index.recall >= 0.9
+    found, sample = index.search(0, 60_000, 3), np.arange(0, 60_000, 50)
+    true = NearestNeighbors(n_neighbors=4, metric="cosine", algorithm="brute").fit(X).kneighbors(X[sample], return_distance=False)[:, 1:]
+    share = np.mean([len(set(a) & set(b)) / 3 for a, b in zip(found[sample].tolist(), true.tolist(), strict=True)])
+    assert share == pytest.approx(index.recall, abs=0.04)
+    assert not (found == np.arange(60_000)[:, None]).any()
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "EXACT_ROWS", 1000)
+
+
+@pytest.mark.usefixtures("few_are_many", "small_blocks")
+def test_equal_seeds_give_equal_approximate_neighbors() -> None:
+    X = planted(2000)
+    np.testing.assert_array_equal(index_of(X).search(0, 2000, 3), index_of(X).search(0, 2000, 3))
+    assert index_of(X).recall == index_of(X).recall
+
+
+@pytest.mark.usefixtures("few_are_many", "small_blocks")
+def test_recall_is_low_where_most_neighbors_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_PROBED_LISTS", 1)
+    recall = index_of(np.random.default_rng(0).standard_normal((3000, 32), np.float32)).recall
+    assert recall is not None
+    assert recall < 0.5
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_any_of_many_duplicates_counts_as_found() -> None:
+    recall = index_of(np.repeat(planted(50), 40, axis=0)).recall
+    assert recall == 1
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_rows_whose_lists_are_short_get_all_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_PROBED_LISTS", 1)
+    found = index_of(planted(1500)).search(0, 1500, 100)
+    assert found.min() >= 0
+    assert all(len(set(row)) == 100 for row in found.tolist())
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_more_neighbors_than_there_are_are_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k = {k}: each of 5 rows has 4 neighbours"):
+        index_of(planted(5)).search(0, 5, k)
+
+
+def test_the_number_of_neighbors_is_at_most_that_of_other_rows() -> None:
+    assert [neighbor_count(n, 3) for n in (2, 4, 100)] == [1, 3, 3]

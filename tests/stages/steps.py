@@ -1,0 +1,38 @@
+"""Stages one by one, and descriptions without a captioner."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from gsec_core import pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.stages import base, describe, prototypes
+from gsec_core.stages.base import Context, Stage
+from gsec_core.tables import DESCRIBED, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
+
+WORDS = ("a red disc", "a green disc", "a dark picture", "a bright picture", "a small blue spot")
+
+
+def run_stages(config: PipelineConfig, *stages: Stage) -> Context:
+    """A run of these settings, with these stages done."""
+    run, _ = pipeline.request(config)
+    context = Context.of(run, config)
+    for stage in stages:
+        base.run_stage(context, stage)
+    return context
+
+
+def describe_with(context: Context, texts: Sequence[str | None] = WORDS, statuses: Sequence[str] = (DESCRIBED,)) -> None:
+    """Finish stage describe, after stage prototypes: representative i has the i-th text and status, over and over."""
+    rows = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")
+    given = {
+        **{name: rows[name] for name in ("prototype", "band", "image_id", "content_hash")},
+        "text": [texts[number % len(texts)] for number in range(rows.num_rows)],
+        "object": [None] * rows.num_rows,
+        "attributes": [[]] * rows.num_rows,
+        "status": [statuses[number % len(statuses)] for number in range(rows.num_rows)],
+        "model": ["test"] * rows.num_rows,
+    }
+    base.begin(context, describe.STAGE)
+    table = pa.table([given[field.name] for field in REPRESENTATIVE_CAPTIONS], schema=REPRESENTATIVE_CAPTIONS)
+    context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).commit("all", table)

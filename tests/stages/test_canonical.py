@@ -1,0 +1,132 @@
+import errno
+import os
+from pathlib import Path
+from threading import Barrier, Thread
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gsec_core.errors import GsecError, Refused
+from gsec_core.stages import canonical, encode
+from gsec_core.stages.base import Context
+from gsec_core.tables import EMBEDDINGS_TABLE
+
+from ..pictures import settings, write_pictures
+from .steps import run_stages
+
+
+def encoded(tmp_path: Path, pictures: int = 20, **more: object) -> Context:
+    source = write_pictures(tmp_path / "in", range(pictures))
+    return run_stages(settings(source, tmp_path / "store", **more), encode.STAGE)
+
+
+def by_id(context: Context, column: str) -> dict[bytes, list[float]]:
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    return {row["image_id"]: row[column] for name in embeddings.names() for row in embeddings.read(name).to_pylist()}
+
+
+def test_vectors_are_in_canonical_order_whatever_shard_they_are_in(tmp_path: Path) -> None:
+    context = encoded(tmp_path)
+    rows = canonical.usable(context).rows
+    assert rows["content_hash"].to_pylist() == sorted(rows["content_hash"].to_pylist())
+    assert len(set(rows["shard"].to_pylist())) == 3
+    for load, column in ((canonical.load_embeddings, "embedding"), (canonical.load_joint, "joint")):
+        expected = by_id(context, column)
+        np.testing.assert_array_equal(load(context), np.array([expected[image] for image in rows["image_id"].to_pylist()], np.float16))
+
+
+def test_the_joint_space_of_an_encoder_that_has_one_space_is_that_of_its_embeddings(tmp_path: Path) -> None:
+    context = encoded(tmp_path)
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    for name in embeddings.names():
+        embeddings.replace(name, embeddings.read(name).drop_columns(["joint"]), {})
+    np.testing.assert_array_equal(canonical.load_joint(context), canonical.load_embeddings(context))
+
+
+def test_rejected_images_are_no_rows(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(5))
+    (source / "broken.jpg").write_bytes(b"no image")
+    context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
+    assert len(canonical.load_embeddings(context)) == 5
+
+
+def test_the_scratch_file_has_no_name_and_lies_where_it_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    context = encoded(tmp_path, scratch=str(tmp_path / "scratch"))
+    X = canonical.load_embeddings(context)
+    assert isinstance(X, np.memmap)
+    assert str(tmp_path / "scratch") in Path("/proc/self/maps").read_text()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_scratch_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    context = encoded(tmp_path, scratch=str(tmp_path / "nowhere"))
+    with pytest.raises(Refused, match=r"scratch = .*nowhere"):
+        canonical.load_embeddings(context)
+
+
+def test_a_full_scratch_disk_is_an_error_and_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    context = encoded(tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device: '/"):
+        canonical.load_embeddings(context)
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    context = encoded(tmp_path)
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    name = sorted(embeddings.names())[1]
+    table = embeddings.read(name)
+    vectors = canonical.values_of(table, "embedding").copy()
+    vectors[3, 7] = np.nan
+    column = encode._vectors(list(vectors), vectors.shape[1])
+    embeddings.replace(name, table.set_column(table.column_names.index("embedding"), table.schema.field("embedding"), column), {})
+    with pytest.raises(GsecError, match=rf"{name}.* not finite"):
+        canonical.load_embeddings(context)
+
+
+def test_slices_that_begin_together_load_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = encoded(tmp_path)
+    loads: list[int] = []
+    load = canonical._load_vectors
+
+    def counted(context: Context, column: str) -> NDArray[np.float16]:
+        loads.append(1)
+        return load(context, column)
+
+    monkeypatch.setattr(canonical, "_load_vectors", counted)
+    together = Barrier(4)
+
+    def begin() -> None:
+        together.wait()
+        canonical.load_embeddings(context)
+
+    threads = [Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+
+
+def test_fewer_images_than_clusters_can_be_looked_at_but_not_clustered(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(3))
+    (source / "broken.jpg").write_bytes(b"no image")
+    context = run_stages(settings(source, tmp_path / "store", clusters=4), encode.STAGE)
+    assert canonical.usable(context).rows.num_rows == 3
+    with pytest.raises(Refused, match="clusters = 4: only 3 of 4 images are usable"):
+        canonical.check_enough(context)
+
+
+def test_parts_cover_all_rows_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canonical, "PART_ROWS", 8)
+    context = encoded(tmp_path)
+    rows = canonical.usable(context).rows
+    found = canonical.parts(context, canonical.usable(context).part_names)
+    assert [(part.start, part.stop) for part in found] == [(0, 8), (8, 16), (16, 20)]
+    assert [image for part in found for image in part.rows["image_id"].to_pylist()] == rows["image_id"].to_pylist()
+    assert canonical.rows_of_parts(context, ["part-00000", "part-00002"]) == 12

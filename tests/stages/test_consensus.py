@@ -1,0 +1,194 @@
+"""From embeddings and counterparts to the consensus: what is made again when, and what nothing may change."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gsec_core import GSEC, pipeline
+from gsec_core.clustering import ensemble, gsec
+from gsec_core.errors import Refused
+from gsec_core.stages import align, assign, baseline, fuse, prepare, train
+from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.canonical import load_embeddings
+from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, MEMBERS_TABLE
+
+from ..pictures import TRAIN, cluster, labels, settings, write_pictures
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "in", range(40))
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """A run with two blocks of members."""
+    return cluster(settings(source, tmp_path_factory.mktemp("whole"), clusters=3, train={"n_members": 6}))[0]
+
+
+def test_the_stages_are_the_estimator(whole: Context) -> None:
+    """Members, alignment and assignments as GSEC makes them of the same matrices."""
+    fitted = GSEC(3, n_members=6, **TRAIN).fit(load_embeddings(whole), text=fuse.load_counterparts(whole))
+    for ours, theirs in zip(train.load_members(whole), fitted.members_, strict=True):
+        assert ours.weights == pytest.approx(theirs.weights, abs=1e-5)
+    rows = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
+    assert np.array_equal(rows["cluster"].to_numpy(), fitted.labels_)
+    assert rows["confidence"].to_numpy() == pytest.approx(fitted.confidence_, abs=1e-5)
+    assert rows["agreement"].to_numpy() == pytest.approx(fitted.agreement_, abs=1e-6)
+
+
+def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(source, tmp_path, clusters=3, train={"n_members": 6})
+    trained = []
+    real = gsec.train_block
+
+    def cut(*args: object, block: int, progress: object, **kwargs: object) -> object:
+        trained.append(block)
+
+        def steps(by: int) -> None:
+            if trained == [0, 1]:
+                raise KeyboardInterrupt
+
+        return real(*args, block=block, progress=steps, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gsec, "train_block", cut)
+    with pytest.raises(KeyboardInterrupt):
+        cluster(config)
+    context, _, made = cluster(config)
+    assert trained == [0, 1, 1], "the first block was there"
+    assert made["train"]["members"] == 2
+    assert labels(context) == labels(whole)
+    for name in ("block-0000", "block-0001"):
+        assert context.shards(train.STAGE, MEMBERS_TABLE).read(name) == whole.shards(train.STAGE, MEMBERS_TABLE).read(name)
+
+
+def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 16)
+    config = settings(source, tmp_path, clusters=3, train={"n_members": 6})
+    real, calls = ensemble.Ensemble.assign_all, []
+
+    def cut(self: ensemble.Ensemble, *args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ensemble.Ensemble, "assign_all", cut)
+    with pytest.raises(KeyboardInterrupt):
+        cluster(config)  # sizes are counted, the first part is written, the second is cut
+    monkeypatch.setattr(gsec.Plan, "align", lambda *args: pytest.fail("the permutations were there"))
+    context, _, made = cluster(config)
+    assert made["align"]["shards"] == 3, "two parts and the cluster table"
+    assert labels(context) == labels(whole)
+
+
+def test_labels_depend_on_the_images_and_not_on_their_names_order_or_sharding(source: Path, whole: Context, tmp_path: Path) -> None:
+    other = tmp_path / "in"
+    other.mkdir()
+    names = {}
+    for number, path in enumerate(sorted(source.iterdir(), reverse=True)):
+        names[path.name] = f"{number % 7}-{number}.jpg"
+        shutil.copy(path, other / names[path.name])
+    context, _, _ = cluster(settings(other, tmp_path / "store", clusters=3, train={"n_members": 6}, ingest={"shard_rows": 11}))
+    # Canonical order is by content, so that equal images are equal rows.
+    renamed = labels(context)
+    assert {name: renamed[names[name]] for name in names} == labels(whole)
+
+
+def test_the_cluster_table_is_what_the_assignments_say(whole: Context) -> None:
+    assignments = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000").to_pylist()
+    sizes = []
+    for row in whole.shards(align.STAGE, CLUSTERS_TABLE).read("all").to_pylist():
+        images = [image for image in assignments if image["cluster"] == row["cluster"]]
+        assert row["size"] == len(images)
+        sizes.append(row["size"])
+        if images:
+            assert row["agreement"] == pytest.approx(np.mean([image["agreement"] for image in images]))
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(0 <= image["margin"] <= image["confidence"] <= 1 for image in assignments)
+
+
+def test_each_permutation_is_one_and_members_agree_as_the_table_says(whole: Context) -> None:
+    rows = whole.shards(align.STAGE, ALIGNMENT_TABLE).read("all").to_pylist()
+    assert [row["member"] for row in rows] == list(range(6))
+    assert all(sorted(row["permutation"]) == [0, 1, 2] for row in rows)
+    assignments = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
+    assert np.mean([row["agreement"] for row in rows]) == pytest.approx(np.mean(assignments["agreement"].to_numpy()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"fuse": {"tau": 0.01}}, {"fuse", "prepare", "train", "align"}),
+        ({"train": {"tol": 0.5}}, {"train", "align"}),
+        ({"baseline": {"n_init": 3}}, {"baseline"}),
+        ({"prototypes": {"random_state": 5}}, {"prototypes", "describe", "fuse", "prepare", "train", "align"}),
+    ],
+)
+def test_a_changed_setting_redoes_what_lies_below_it(source: Path, whole: Context, change: dict[str, object], again: set[str]) -> None:
+    changed = {**change, "train": {"n_members": 6, **change.get("train", {})}}  # type: ignore[dict-item]
+    _, _, made = cluster(settings(source, whole.run.files.url, clusters=3, **changed))
+    assert {stage for stage, sums in made.items() if sums} == again
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in pipeline.STAGES if stage is not baseline.STAGE][1:])
+def test_every_stage_can_be_redone_and_gives_the_same(source: Path, whole: Context, stage: str) -> None:
+    config = settings(source, whole.run.files.url, clusters=3, train={"n_members": 6})
+    again, _, made = cluster(config, redo=(stage,))
+    below = [name for name in (s.name for s in pipeline.STAGES) if name != "baseline"]
+    assert {name for name, sums in made.items() if sums} == set(below[below.index(stage) :])
+    assert again.run.id != whole.run.id
+    assert labels(again) == labels(whole)
+
+
+def assigned(source: Path, whole: Context, store: str) -> tuple[Context, dict[str, int]]:
+    config = pipeline.assignment_config(whole.run, settings(source, store))
+    run, _ = pipeline.request(config, of_run=whole.run.id)
+    context = Context.of(run, config)
+    for name in run.request()["stages"]:
+        run_stage(context, pipeline.stage(name))
+    rows = context.shards(assign.STAGE, ASSIGNED_TABLE).read("part-00000")
+    return context, dict(zip(rows["uri"].to_pylist(), rows["cluster"].to_pylist(), strict=True))
+
+
+def test_assigned_images_get_the_cluster_that_their_bytes_have_in_the_run(source: Path, whole: Context, tmp_path: Path) -> None:
+    fresh = write_pictures(tmp_path / "new", range(30, 50))
+    before = {shards.directory: shards.names() for shards in whole.corpus.tables()}
+    context, found = assigned(fresh, whole, whole.run.files.url)
+    assert set(found) == {path.name for path in fresh.iterdir()}
+    known = labels(whole)
+    assert {name: found[name] for name in found if name in known} == {name: known[name] for name in found if name in known}
+    assert context.corpus.name != whole.corpus.name
+    assert {shards.directory: shards.names() for shards in whole.corpus.tables()} == before, "the run's corpus was touched"
+
+
+def test_fewer_new_images_than_clusters_can_be_assigned(whole: Context, tmp_path: Path) -> None:
+    _, found = assigned(write_pictures(tmp_path / "one", range(60, 61)), whole, whole.run.files.url)
+    assert len(found) == 1
+
+
+def test_assigning_a_runs_own_source_is_refused(source: Path, whole: Context) -> None:
+    with pytest.raises(Refused, match="is the source of run"):
+        assigned(source, whole, whole.run.files.url)
+
+
+def test_assigning_by_an_unfinished_run_names_what_is_missing(source: Path, tmp_path: Path) -> None:
+    config = settings(source, tmp_path / "store", clusters=3)
+    run, _ = pipeline.request(config)
+    context = Context.of(run, config)
+    for stage in pipeline.STAGES[:-2]:
+        run_stage(context, stage)
+    fresh = write_pictures(tmp_path / "new", range(30, 35))
+    with pytest.raises(Refused, match="its stage train is not complete"):
+        assigned(fresh, context, str(tmp_path / "store"))
+
+
+def test_features_are_the_means_and_deviations_of_both_halves(whole: Context) -> None:
+    image, text = prepare.load_halves(whole)
+    X, S = load_embeddings(whole).astype(np.float64), fuse.load_counterparts(whole).astype(np.float64)
+    for half, matrix in ((image, X), (text, S)):
+        assert half.mean == pytest.approx(matrix.mean(0), abs=1e-5)
+        varied = matrix.std(0) > 1e-6
+        assert half.scale[varied] == pytest.approx(matrix.std(0)[varied], rel=1e-3)

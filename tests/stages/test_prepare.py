@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from gsec_core.stages import encode, fuse, prepare, prototypes
+from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.tables import FEATURES_TABLE, NEIGHBORS_TABLE
+
+from ..pictures import settings, write_pictures
+from .steps import describe_with, run_stages
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), range(20))
+
+
+def fused(source: Path, tmp_path: Path) -> Context:
+    context = run_stages(settings(source, tmp_path / "store", fuse={"tau": 0.05}), encode.STAGE, prototypes.STAGE)
+    describe_with(context)
+    run_stage(context, fuse.STAGE)
+    return context
+
+
+def standardised(X: NDArray[np.float16]) -> NDArray[np.float64]:
+    """The formula, in double precision."""
+    X = X.astype(np.float64)
+    scale = X.std(0)
+    return np.clip((X - X.mean(0)) / np.where(scale < 1e-8, 1, scale), -10, 10)
+
+
+def cosines(X: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row to every other; to itself below all."""
+    X = X / np.linalg.norm(X, axis=1, keepdims=True)
+    found: NDArray[np.float64] = X @ X.T
+    np.fill_diagonal(found, -2)
+    return found
+
+
+def test_each_half_has_the_mean_and_scale_of_its_vectors(source: Path, tmp_path: Path) -> None:
+    context = fused(source, tmp_path)
+    run_stage(context, prepare.STAGE)
+    assert context.shards(prepare.STAGE, FEATURES_TABLE).read("all")["half"].to_pylist() == ["image", "text"]
+    for half, X in zip(prepare.load_halves(context), (load_embeddings(context), fuse.load_counterparts(context)), strict=True):
+        X = X.astype(np.float64)
+        np.testing.assert_allclose(half.mean, X.mean(0), atol=1e-6)
+        np.testing.assert_allclose(half.scale, np.where(X.std(0) < 1e-8, 1, X.std(0)), rtol=1e-4)
+
+
+def test_neighbors_are_the_nearest_by_each_half(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
+    context = fused(source, tmp_path)
+    run_stage(context, prepare.STAGE)
+    found = prepare.load_neighbors(context)
+    assert found.text is not None
+    for rows, X in ((found.image, load_embeddings(context)), (found.text, fuse.load_counterparts(context))):
+        similar = cosines(standardised(X))
+        nearest = -np.sort(-similar, axis=1)[:, :3]
+        np.testing.assert_allclose(np.take_along_axis(similar, rows, 1), nearest, atol=1e-4)
+    table = pa.concat_tables(context.shards(prepare.STAGE, NEIGHBORS_TABLE).read_all(usable(context).part_names))
+    assert table["image_id"].to_pylist() == usable(context).rows["image_id"].to_pylist()
+
+
+def test_a_part_that_is_made_later_is_what_it_was(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
+    context = fused(source, tmp_path)
+    run_stage(context, prepare.STAGE)
+    neighbors = context.shards(prepare.STAGE, NEIGHBORS_TABLE)
+    before = neighbors.read("part-00001")
+    Path(neighbors.location("part-00001")).unlink()
+    assert run_stage(context, prepare.STAGE)["shards"] == 1
+    assert neighbors.read("part-00001").equals(before)
+
+
+def test_two_images_are_each_others_only_neighbor(tmp_path: Path) -> None:
+    context = fused(write_pictures(tmp_path / "in", range(2)), tmp_path)
+    run_stage(context, prepare.STAGE)
+    for rows in prepare.load_neighbors(context):
+        assert rows is not None
+        assert rows.tolist() == [[1], [0]]
+
+
+def test_recall_is_recorded_where_the_search_is_approximate_and_never_added_up(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
+    monkeypatch.setattr("gsec_core.clustering.neighbors.EXACT_ROWS", 10)
+    context = fused(source, tmp_path)
+    assert "recall" not in run_stage(context, prepare.STAGE)
+    for name in usable(context).part_names:
+        recall = context.shards(prepare.STAGE, NEIGHBORS_TABLE).facts(name)["recall"]
+        assert set(recall) == {"image", "text"}
+        assert all(0.5 < share <= 1 for share in recall.values())
+
+
+def test_an_exact_search_has_no_recall_to_record(source: Path, tmp_path: Path) -> None:
+    context = fused(source, tmp_path)
+    run_stage(context, prepare.STAGE)
+    assert "recall" not in context.shards(prepare.STAGE, NEIGHBORS_TABLE).facts("part-00000")
