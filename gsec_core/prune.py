@@ -136,7 +136,7 @@ def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None
     live_shards = set(live["shard"].to_pylist())
     for embeddings in corpus.tables(EMBEDDINGS_TABLE):
         names = embeddings.names()
-        if live_shards <= names:
+        if names and live_shards <= names:
             rows = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in sorted(names)])
             now = rows.join(live, ["image_id", "shard"], join_type="inner")
             unread = now.filter(pc.is_null(now["content_hash"]))["image_id"]

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from gsec_core import prune
+from gsec_core.images import content_hash
 from gsec_core.stages import encode
-from gsec_core.stages.base import Context
+from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
-from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
+from gsec_core.store.captions import CaptionsLog
+from gsec_core.tables import EMBEDDINGS_TABLE, FREE, THUMBNAILS_TABLE
 
 from .pictures import cluster, labels, settings, write_pictures
+from .stages.steps import run_stages
 
 
 @pytest.fixture
@@ -113,3 +116,72 @@ def test_what_was_set_aside_is_never_deleted(tmp_path: Path, source: Path) -> No
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
     assert embeddings.was_set_aside(name)
+
+
+def describe_all(context: Context, source: Path) -> CaptionsLog:
+    """Every image of the source, and one that never was in it, described by its name; three in a commit."""
+    log = CaptionsLog(context.corpus.captions, "a model", "a request")
+    texts = {content_hash(path.read_bytes()): path.name for path in sorted(source.iterdir())} | {b"of nothing there": "nothing"}
+    found = [{"content_hash": key, "written_at": "2026", "text": text, "attributes": [], "status": FREE} for key, text in texts.items()]
+    for start in range(0, len(found), 3):
+        log.append(found[start : start + 3])
+    return log
+
+
+def described(log: CaptionsLog) -> set[str]:
+    return {row["text"] for row in log.rows().values()}
+
+
+def test_deleted_images_lose_their_descriptions_unless_a_live_one_has_the_same_bytes(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "store")
+    log = describe_all(run_stages(config, encode.STAGE), source)
+    (source / "twin.jpg").write_bytes((source / "001.jpg").read_bytes())
+    for seed in (0, 1):
+        (source / f"{seed:03d}.jpg").unlink()
+    run_stages(config, encode.STAGE)
+    grow_old(tmp_path)
+    deleted = carry_out(tmp_path, 1)
+    assert described(log) == {f"{seed:03d}.jpg" for seed in range(1, 20)}
+    assert len([path for path in deleted if path.startswith(log.shards.directory)]) == 2, "commits without such images are left alone"
+    grow_old(tmp_path)
+    assert carry_out(tmp_path, 1) == []
+
+
+def test_while_a_live_image_is_not_encoded_every_description_stays(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "store")
+    log = describe_all(run_stages(config, encode.STAGE), source)
+    before = described(log)
+    os.rename(source / "000.jpg", source / "renamed.jpg")
+    run_stages(config)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert described(log) == before
+
+
+def test_an_image_that_cannot_be_read_for_now_keeps_its_description(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "store")
+    log = describe_all(run_stages(config, encode.STAGE), source)
+    os.utime(source / "000.jpg", (1, 1))
+    context = run_stages(config)  # lists it as changed
+    os.rename(source / "000.jpg", tmp_path / "away.jpg")
+    assert run_stage(context, encode.STAGE)["missing"] == 1
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert described(log) == {path.name for path in source.iterdir()} | {"000.jpg"}
+
+
+def test_a_description_younger_than_a_day_stays(tmp_path: Path, source: Path) -> None:
+    context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
+    grow_old(tmp_path)
+    log = describe_all(context, source)
+    carry_out(tmp_path, 1)
+    assert "nothing" in described(log)
+
+
+def test_a_damaged_part_of_the_captions_log_is_left_as_it_is(tmp_path: Path, source: Path) -> None:
+    captions = describe_all(run_stages(settings(source, tmp_path / "store"), encode.STAGE), source).shards
+    name = max(captions.names())
+    Path(captions.location(name)).write_bytes(b"damaged")
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert Path(captions.location(name)).read_bytes() == b"damaged"

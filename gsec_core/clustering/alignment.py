@@ -45,24 +45,23 @@ def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
         for member in range(members):
             others = [other for other in range(members) if other != member]
             if others:
-                consensus = sum(tables[other, np.argsort(permutations[other]), member] for other in others)
-                permutations[member] = _match(consensus)
+                permutations[member] = _match(sum(tables[other, np.argsort(permutations[other]), member] for other in others))
         if np.array_equal(permutations, before):
             break
     return permutations
 
 
-def consensus(posteriors: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Mean of the aligned posteriors, (rows, clusters), of ``posteriors`` (rows, members, clusters)."""
-    mean = np.zeros((len(posteriors), posteriors.shape[2]), np.float32)
+def aligned_mean(values: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Mean over members after alignment, (rows, clusters), of posteriors or their logarithms (rows, members, clusters)."""
+    mean = np.zeros((len(values), values.shape[2]), np.float32)
     for member, permutation in enumerate(permutations):
-        mean[:, permutation] += posteriors[:, member]
+        mean[:, permutation] += values[:, member]
     return mean / np.float32(len(permutations))
 
 
-def member_labels(posteriors: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Each member's aligned label of each row, (rows, members)."""
-    return np.take_along_axis(permutations.T, posteriors.argmax(2), axis=0)
+def member_labels(values: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Each member's aligned label of each row, (rows, members), of posteriors or their logarithms (rows, members, clusters)."""
+    return np.take_along_axis(permutations.T, values.argmax(2), axis=0)
 
 
 def _match(table: NDArray[np.float64]) -> NDArray[np.int32]:

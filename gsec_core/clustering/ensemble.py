@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gsec_core.clustering.alignment import align, co_assignment, consensus, member_labels
+from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 from gsec_core.clustering.batch_ensemble import linear
 from gsec_core.clustering.bilevel import Member
 from gsec_core.clustering.features import Features, Rows
@@ -18,7 +18,7 @@ _SAMPLE_ROWS_PER_CLUSTER = 256
 """Rows by which label spaces are aligned: more do not change a matching, and the tables cost (members x clusters)^2 a row."""
 
 _BLOCK_VALUES = 2**24
-"""Posteriors in memory at once."""
+"""Values of features, and of posteriors, in memory at once."""
 
 
 class Assigned(NamedTuple):
@@ -60,7 +60,7 @@ class Ensemble:
         sample = _sample(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * clusters), random_state)
         step = ensemble.block_rows
         blocks = (sample[start : start + step] for start in range(0, len(sample), step))
-        permutations = align(co_assignment(ensemble.posteriors(features, rows, device) for rows in blocks))
+        permutations = align(co_assignment(np.exp(ensemble.log_posteriors(features, rows, device)) for rows in blocks))
         ensemble = replace(ensemble, permutations=permutations)
         sizes, agreeing = np.zeros(clusters, np.int64), np.zeros(len(members), np.int64)
         for found in ensemble.assign_all(features, device):
@@ -71,28 +71,35 @@ class Ensemble:
 
     @property
     def block_rows(self) -> int:
-        """Rows whose posteriors are in memory at once."""
-        return max(1, _BLOCK_VALUES // self.bias.size)
+        """Rows whose features and posteriors are in memory at once."""
+        values_a_row: int = max(self.bias.size, self.weights.shape[2])
+        return max(1, _BLOCK_VALUES // values_a_row)
 
-    def posteriors(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
+    def log_posteriors(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
         """Of each member, not aligned: (rows, members, clusters)."""
         with torch.no_grad():
             weights, bias = torch.from_numpy(self.weights).to(device), torch.from_numpy(self.bias).to(device)
-            found: NDArray[np.float32] = linear(features.rows(rows, device), weights, bias).softmax(-1).cpu().numpy()
+            found: NDArray[np.float32] = linear(features.rows(rows, device), weights, bias).log_softmax(-1).cpu().numpy()
         return found
 
     def probabilities(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
         """Mean aligned posteriors, (rows, clusters)."""
-        return consensus(self.posteriors(features, rows, device), self.permutations)
+        return aligned_mean(np.exp(self.log_posteriors(features, rows, device)), self.permutations)
 
     def assign(self, features: Features, rows: Rows, device: str) -> Assigned:
-        """What the ensemble says of ``rows``."""
-        posteriors = self.posteriors(features, rows, device)
-        mean = consensus(posteriors, self.permutations)
-        labels = mean.argmax(1).astype(np.int32)
+        """What the ensemble says of ``rows``.
+
+        Sure members that disagree tie exactly, in single precision. Then the geometric mean decides among the best, so
+        that no label depends on how the clusters are numbered.
+        """
+        logs = self.log_posteriors(features, rows, device)
+        mean = aligned_mean(np.exp(logs), self.permutations)
         best = mean.max(1)
+        labels = mean.argmax(1).astype(np.int32)
+        tied = np.flatnonzero((mean == best[:, None]).sum(1) > 1)
+        labels[tied] = np.where(mean[tied] == best[tied, None], aligned_mean(logs[tied], self.permutations), -np.inf).argmax(1)
         mean[np.arange(len(mean)), labels] = 0  # what is left, if anything, is the second best
-        said = member_labels(posteriors, self.permutations)
+        said = member_labels(logs, self.permutations)
         return Assigned(labels, best, best - mean.max(1), (said == labels[:, None]).mean(1, dtype=np.float32), said)
 
     def assign_all(self, features: Features, device: str, start: int = 0, stop: int | None = None) -> Iterator[Assigned]:

@@ -162,17 +162,21 @@ class GSEC(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike, text: ArrayLike | None = None) -> NDArray[np.int32]:
         """The cluster of each row of ``X`` (n_samples, d); with ``text`` (n_samples, dt) if and only if it was fitted with it."""
-        labels: NDArray[np.int32] = self.predict_proba(X, text).argmax(1).astype(np.int32)
-        return labels
+        features, plan = self._features(X, text)
+        return np.concatenate([found.labels for found in self.ensemble_.assign_all(features, plan.device)])
 
     def predict_proba(self, X: ArrayLike, text: ArrayLike | None = None) -> NDArray[np.float32]:
         """Mean aligned posteriors, (n_samples, n_clusters); arguments as of `predict`."""
+        features, plan = self._features(X, text)
+        step = self.ensemble_.block_rows
+        return np.concatenate([self.ensemble_.probabilities(features, slice(start, start + step), plan.device) for start in range(0, len(features), step)])
+
+    def _features(self, X: ArrayLike, text: ArrayLike | None) -> tuple[Features, "Plan"]:
+        """New rows, validated."""
         check_is_fitted(self)
         images, texts = self._validated(X, text, reset=False)
         plan = self.plan()
-        features = plan.features(images, texts, self.halves_)
-        step = self.ensemble_.block_rows
-        return np.concatenate([self.ensemble_.probabilities(features, slice(start, start + step), plan.device) for start in range(0, len(images), step)])
+        return plan.features(images, texts, self.halves_), plan
 
     def plan(self) -> "Plan":
         """What the parameters come to. Raises ValueError naming the parameter and its value."""

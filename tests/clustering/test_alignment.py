@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from gsec_core.clustering.alignment import align, co_assignment, consensus, member_labels
+from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 
 
 def one_hot(labels: NDArray[np.integer], clusters: int) -> NDArray[np.float32]:
@@ -38,7 +38,7 @@ def test_planted_permutations_are_undone(seed: int, clusters: int, members: int,
     found = align(co_assignment([posteriors]))
     assert_undone(found, planted)
     if not noise:
-        assert adjusted_rand_score(truth, consensus(posteriors, found).argmax(1)) == 1
+        assert adjusted_rand_score(truth, aligned_mean(posteriors, found).argmax(1)) == 1
 
 
 def test_small_clusters_are_matched_too() -> None:
@@ -56,7 +56,7 @@ def test_averaging_corrects_noisy_members() -> None:
     posteriors = permuted(truth, planted, random, 0.4)
     found = align(co_assignment([posteriors]))
     single = [adjusted_rand_score(truth, labels) for labels in member_labels(posteriors, found).T]
-    assert adjusted_rand_score(truth, consensus(posteriors, found).argmax(1)) > max(single) + 0.2
+    assert adjusted_rand_score(truth, aligned_mean(posteriors, found).argmax(1)) > max(single) + 0.2
 
 
 def test_a_member_that_says_nothing_does_not_name_the_clusters() -> None:
@@ -78,5 +78,5 @@ def test_labels_of_members_are_those_of_the_aligned_posteriors() -> None:
     posteriors = random.random((50, 3, 5)).astype(np.float32)
     permutations = np.array([random.permutation(5) for _ in range(3)], np.int32)
     for member in range(3):
-        alone = consensus(posteriors[:, [member]], permutations[[member]])
+        alone = aligned_mean(posteriors[:, [member]], permutations[[member]])
         assert np.array_equal(member_labels(posteriors, permutations)[:, member], alone.argmax(1))

@@ -8,6 +8,8 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gsec_core import GSEC
+from gsec_core.clustering.ensemble import Ensemble
+from gsec_core.clustering.features import Features, Half
 from gsec_core.clustering.gsec import PRESETS
 
 SMALL = {"ensemble_size": 4, "max_steps": 60, "device": "cpu"}
@@ -122,3 +124,13 @@ def test_text_of_another_length_is_refused() -> None:
     X, S, _ = blobs()
     with pytest.raises(ValueError, match="text has 299 rows and X has 300"):
         GSEC(4).fit(X, text=S[1:])
+
+
+def test_ties_of_sure_members_are_settled_whatever_the_clusters_are_called() -> None:
+    """Two members say one thing with certainty and two another: in single precision neither wins."""
+    weights = np.array([[[60.0], [0]], [[50], [0]], [[0], [40]], [[0], [40]]], np.float32)
+    features = Features(np.ones((1, 1), np.float32), None, [Half(np.zeros(1, np.float32), np.ones(1, np.float32))], 0.5)
+    for names in ([0, 1], [1, 0]):
+        found = Ensemble(weights, np.zeros((4, 2), np.float32), np.array([names] * 4, np.int32)).assign(features, slice(None), "cpu")
+        assert found.confidence[0] == 0.5
+        assert (found.labels[0], found.margin[0]) == (names[0], 0)
