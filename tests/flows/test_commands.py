@@ -45,7 +45,7 @@ def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> N
 
 
 def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -> None:
-    for text in ("ingest: images 21, added 21", "encode: shards 3", "cohesion", "20 images in 3 clusters, 1 rejected, 0 missing"):
+    for text in ("ingest: images 21, added 21", "encode: shards 3", "describe: shards 1", "train: shards 1", "members 4", "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing"):
         assert text in place["stderr"]
 
 
@@ -83,6 +83,27 @@ print("imported:", [name for name in ("torch", "prefect") if name in sys.modules
         assert done.stdout.splitlines()[-1] == "imported: []"
 
 
+def test_new_images_are_assigned_and_the_same_command_again_has_nothing_to_do(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+    fresh = write_pictures(tmp_path / "new", range(15, 25))
+    command = ["assign", fresh, "--run", place["run"][:8], "--store", place["store"], "--json"]
+    result = last_json(gsec(*command, home=home))
+    assert (result["images"], result["clusters"]) == (10, 3)
+    found = ds.dataset(result["assignments"]).to_table()
+    assert sorted(found["uri"].to_pylist()) == sorted(path.name for path in fresh.iterdir())
+    assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters are the run's"
+    assert "nothing to do" in gsec(*command, home=home).stderr
+
+
+def test_evaluate_scores_consensus_and_kmeans_against_a_file_of_labels(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("uri,label\n" + "".join(f"{number:03d}.jpg,{'even' if number % 2 == 0 else 'odd'}\n" for number in range(18)))
+    arguments = ["evaluate", "--labels", labels, "--run", place["run"], "--store", place["store"]]
+    scores = last_json(gsec(*arguments, "--json", home=home))["scores"]
+    assert [(row["labelling"], row["images"], row["unlabelled"]) for row in scores] == [("consensus", 18, 2), ("k-means", 18, 2)]
+    assert all(0 < row["ACC"] <= 1 for row in scores)
+    assert "consensus" in gsec(*arguments, home=home).stdout
+
+
 def test_a_stage_alone_says_what_to_run_first(place: dict[str, str], home: Path, tmp_path: Path) -> None:
     config = tmp_path / "gsec.toml"
     config.write_text(f'source = "{place["folder"]}"\nstore = "{tmp_path / "store"}"\nclusters = 3\n[encode]\nbatch_size = 8\n')
@@ -115,6 +136,11 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str], home: Path) -> N
         (["run", "{folder}", "--corpus", "A b"], "a corpus is named with"),
         (["run", "{folder}", "--store", "/proc/nothing"], "cannot be written"),
         (["run"], "say where the images are"),
+        (["run", "{folder}", "--set", "describe.captioner=gpt"], "there is no such captioner"),
+        (["assign", "{folder}", "--run", "{run}", "--store", "{store}"], "is the source of run"),
+        (["assign", "{folder}", "--run", "ffff", "--store", "{store}"], "there is no such run"),
+        (["evaluate", "--labels", "nowhere.csv", "--store", "{store}"], "there is no file"),
+        (["evaluate", "--labels", "x.csv", "--store", "{folder}"], "it holds no finished run"),
         (["stage", "encode"], "give either --run ID or --config FILE"),
         (["stage", "encode", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["stage", "encode", "--run", "{run}", "--store", "{store}", "--set", "clusters=5"], "are the run's own"),
