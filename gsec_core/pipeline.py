@@ -139,8 +139,13 @@ def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, b
 
 def check_captioner(context: Context) -> None:
     """Raises Refused if descriptions are to be made and nobody answers: before anything costly is done for them."""
-    if describe.STAGE.name in context.run.request()["stages"] and (describe.STAGE, True) not in begun(context):
-        describe.check(context)
+    if describe.STAGE.name not in context.run.request()["stages"]:
+        return
+    for needed in (encode.STAGE, prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
+        base.begin(context, needed)
+        if not context.run.is_complete(needed.name):
+            describe.check(context)
+            return
 
 
 def check_redo(names: Sequence[str]) -> None:

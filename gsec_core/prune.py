@@ -130,19 +130,18 @@ def _captions_of_deleted(corpus: Corpus, newest: Generation) -> Iterator[Deletio
 def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None:
     """Content hashes of the live images; None if some are not encoded yet, as nobody knows whose bytes those have.
 
-    An image that cannot be read for now is taken to have the bytes that it ever had.
+    An image that cannot be read for now is taken to have the bytes that it ever had, whichever encoder read them.
     """
     live = corpus.live_rows(newest).select(["image_id", "shard"])
     live_shards = set(live["shard"].to_pylist())
-    for embeddings in corpus.tables(EMBEDDINGS_TABLE):
-        names = embeddings.names()
-        if names and live_shards <= names:
-            rows = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in sorted(names)])
-            now = rows.join(live, ["image_id", "shard"], join_type="inner")
-            unread = now.filter(pc.is_null(now["content_hash"]))["image_id"]
-            before = rows.filter(pc.is_in(rows["image_id"], unread))["content_hash"]
-            return pa.chunked_array([*now["content_hash"].chunks, *before.chunks], rows.schema.field("content_hash").type)
-    return None
+    tables = [(embeddings, names) for embeddings in corpus.tables(EMBEDDINGS_TABLE) if (names := embeddings.names())]
+    if not any(live_shards <= names for _, names in tables):
+        return None
+    rows = pa.concat_tables(_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for embeddings, names in tables for name in sorted(names))
+    now = rows.join(live, ["image_id", "shard"], join_type="inner")
+    unread = now.filter(pc.is_null(now["content_hash"]))["image_id"]
+    before = rows.filter(pc.is_in(rows["image_id"], unread))["content_hash"]
+    return pa.chunked_array([*now["content_hash"].chunks, *before.chunks], rows.schema.field("content_hash").type)
 
 
 def _rewriting(shards: Shards, name: str, left: pa.Table) -> Callable[[], None]:

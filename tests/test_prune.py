@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gsec_core import prune
+from gsec_core import pipeline, prune
 from gsec_core.images import content_hash
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, run_stage
@@ -168,6 +168,18 @@ def test_an_image_that_cannot_be_read_for_now_keeps_its_description(tmp_path: Pa
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
     assert described(log) == {path.name for path in source.iterdir()} | {"000.jpg"}
+
+
+def test_an_image_that_another_encoder_read_keeps_its_description(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "store")
+    log = describe_all(run_stages(config, encode.STAGE), source)
+    write_pictures(source, [20])
+    context = Context.of(pipeline.request(config, redo=("encode",))[0], config)
+    os.rename(source / "000.jpg", tmp_path / "away.jpg")
+    assert run_stage(context, encode.STAGE)["missing"] == 1
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert "000.jpg" in described(log)
 
 
 def test_a_description_younger_than_a_day_stays(tmp_path: Path, source: Path) -> None:

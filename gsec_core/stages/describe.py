@@ -127,7 +127,6 @@ def _ask(captioner: Captioner, subjects: Iterable[Subject], batch: _Batch, progr
 
     def take(row: Row) -> None:
         rows[row["content_hash"]] = row
-        progress(1)
         if row["status"] != MISSING:
             batch.add(row)
 
@@ -146,6 +145,7 @@ def _ask(captioner: Captioner, subjects: Iterable[Subject], batch: _Batch, progr
                 continue
             under_way -= 1
             take(future.result())
+            progress(1)  # last: whoever watches may end it here
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         batch.commit()  # before the wait, which somebody may cut short

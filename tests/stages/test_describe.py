@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,13 +37,16 @@ class Fake:
         self.first = first
         self.answer = lambda subject: Answer(f"This image contains {subject.uri}.", subject.uri, ("small",), DESCRIBED)
         self.asked: list[str] = []
+        self._counting = threading.Lock()
 
     def check(self) -> None:
         raise Refused("describe.url: nobody is there.")
 
     def describe(self, subject: Subject) -> Answer:
-        self.asked.append(subject.uri)
-        self.first(len(self.asked), subject)
+        with self._counting:
+            self.asked.append(subject.uri)
+            number = len(self.asked)
+        self.first(number, subject)
         assert content_hash(subject.read()) == subject.content_hash
         return self.answer(subject)
 
@@ -85,7 +88,7 @@ def place(encoded: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config_of(place: Path, *, count: int = 4, representatives: int = IMAGES, clusters: int = 2, **describe: object) -> PipelineConfig:
+def config_of(place: Path, *, count: int | None = 4, representatives: int = IMAGES, clusters: int = 2, **describe: object) -> PipelineConfig:
     micro_clusters = {"count": count, "representatives": representatives}
     return settings(place / "in", place / "store", corpus="discs", clusters=clusters, prototypes=micro_clusters, describe=describe)
 
@@ -169,7 +172,36 @@ def test_whether_anybody_answers_can_be_known_before(place: Path, captioner: Fak
         describe.check(context)
 
 
+def test_a_captioner_that_is_needed_is_checked_before_anything_costly(place: Path, captioner: Fake) -> None:
+    with pytest.raises(Refused, match="nobody is there"):
+        pipeline.check_captioner(run_stages(config_of(place)))
+    with pytest.raises(Refused, match="nobody is there"):
+        pipeline.check_captioner(run_stages(config_of(place), *BEFORE))
+
+
+@pytest.mark.parametrize("clusters", [2, 3], ids=["the same run", "a run with other clusters"])
+def test_what_is_described_does_not_need_its_captioner(place: Path, captioner: Fake, clusters: int) -> None:
+    run(config_of(place))
+    # A run with other clusters has no baseline yet, and its descriptions do not wait for one.
+    pipeline.check_captioner(run_stages(config_of(place, clusters=clusters)))
+
+
 # Paid once
+
+
+def test_the_same_run_again_asks_nothing(place: Path, captioner: Fake) -> None:
+    run(config_of(place))
+    captioner.asked.clear()
+    _, made = run(config_of(place))
+    assert (captioner.asked, made) == ([], {})
+
+
+def test_several_at_once_ask_about_every_image_once(place: Path, install: Install) -> None:
+    together = threading.Barrier(4)
+    captioner = install(Fake(concurrency=4, first=lambda number, subject: together.wait(10) and None))
+    context, made = run(config_of(place))
+    assert sorted(captioner.asked) == sorted(path.name for path in (place / "in").iterdir())
+    assert made["asked"] == made["described"] == in_log(context) == IMAGES
 
 
 def test_other_clusters_ask_nothing(place: Path, captioner: Fake) -> None:
@@ -177,6 +209,27 @@ def test_other_clusters_ask_nothing(place: Path, captioner: Fake) -> None:
     captioner.asked.clear()
     _, made = run(config_of(place, clusters=3))
     assert (captioner.asked, made) == ([], {}), "the whole table was there"
+
+
+def test_other_clusters_with_other_prototypes_ask_for_new_representatives_only(place: Path, captioner: Fake) -> None:
+    """Without a fixed number there are three micro-clusters a cluster."""
+    run(config_of(place, clusters=2, count=None, representatives=1))
+    before = set(captioner.asked)
+    captioner.asked.clear()
+    context, made = run(config_of(place, clusters=3, count=None, representatives=1))
+    wanted = set(context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")["uri"].to_pylist())
+    assert (len(before), len(wanted)) == (6, 9)
+    assert sorted(captioner.asked) == sorted(wanted - before)
+    assert (made["asked"], made["known"]) == (len(wanted - before), len(wanted & before))
+    assert made["known"] > 0, "or this would show nothing"
+
+
+def test_another_prompt_asks_anew(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, _ = run(config_of(place))
+    monkeypatch.setattr(describe, "captioner_identity", lambda config: {"name": "fake", "prompt": "another"})
+    after, made = run(config_of(place))
+    assert before.run.id != after.run.id
+    assert (made["asked"], made["known"], in_log(after)) == (IMAGES, 0, 2 * IMAGES)
 
 
 def test_other_prototypes_ask_for_new_representatives_only(place: Path, captioner: Fake) -> None:
@@ -267,23 +320,63 @@ def test_whatever_ends_it_early_the_answers_that_there_are_stay(place: Path, ins
     assert all(row["status"] == DESCRIBED for row in rows(context))
 
 
-def lost_at_first(number: int, subject: Subject) -> None:
-    """The first question finds the server lost; the others take their time."""
-    if number == 1:
-        raise Unreachable("lost")
-    time.sleep(0.2)
+@pytest.fixture
+def given_up(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set at the first commit: here that is when no more is asked, and what is under way is not waited for yet."""
+    append, event = CaptionsLog.append, threading.Event()
+
+    def commit(self: CaptionsLog, rows: list[Row]) -> None:
+        append(self, rows)
+        event.set()
+
+    monkeypatch.setattr(CaptionsLog, "append", commit)
+    return event
 
 
-def test_a_lost_server_is_not_asked_on(place: Path, install: Install) -> None:
-    captioner = install(Fake(concurrency=3, first=lost_at_first))
+def test_a_lost_server_is_not_asked_on(place: Path, install: Install, given_up: threading.Event) -> None:
+    def first(number: int, subject: Subject) -> None:
+        if number == 1:
+            raise Unreachable("lost")
+        assert given_up.wait(10)
+
+    captioner = install(Fake(concurrency=3, first=first))
     unfinished(config_of(place), Unreachable)
     assert len(captioner.asked) <= 4, "a thread may take up one more before it is told"
 
 
-def test_requests_under_way_are_waited_for_and_kept(place: Path, install: Install) -> None:
-    captioner = install(Fake(concurrency=3, first=lost_at_first))
-    context = unfinished(config_of(place), Unreachable)
-    assert in_log(context) == len(captioner.asked) - 1 > 0
+@pytest.mark.parametrize("error", [Unreachable("lost"), Refused("the key is wrong"), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+def test_requests_under_way_are_waited_for_and_kept(place: Path, install: Install, given_up: threading.Event, error: BaseException) -> None:
+    together = threading.Barrier(4)
+
+    def first(number: int, subject: Subject) -> None:
+        if number <= 4:
+            together.wait(10)
+        if number >= 4:
+            raise error
+        assert given_up.wait(10)
+
+    asked = install(Fake(concurrency=4, first=first)).asked
+    context = unfinished(config_of(place), type(error))
+    assert in_log(context) == 3
+    captioner = install(Fake(concurrency=4))
+    made = run_stage(context, describe.STAGE)
+    assert (made["known"], made["asked"]) == (3, IMAGES - 3)
+    assert set(captioner.asked).isdisjoint(asked[:3])
+
+
+def test_whoever_watches_may_end_it_and_no_answer_is_lost(place: Path, captioner: Fake) -> None:
+    context = run_stages(config_of(place), *BEFORE)
+    begin(context, describe.STAGE)
+    told: list[int] = []
+
+    def interrupt(by: int) -> None:
+        told.append(by)
+        if sum(told) >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(context, describe.STAGE, describe.STAGE.steps[0], ["all"], interrupt)
+    assert 3 <= in_log(context) == len(captioner.asked) < IMAGES
 
 
 def test_killed_between_commits_only_what_was_not_committed_is_asked_again(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,17 +406,22 @@ def test_commits_have_as_many_rows_as_the_setting_says(place: Path, captioner: F
     assert sorted(captions.read(name).num_rows for name in captions.names()) == [2, 5, 5]
 
 
-def test_few_answers_are_committed_after_some_seconds(place: Path, captioner: Fake) -> None:
-    context = run_stages(config_of(place, commit_seconds=0.05), *BEFORE)
+def test_few_answers_are_committed_after_some_seconds(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, committed, waited = CaptionsLog.append, threading.Event(), []
 
-    def wait_for_a_commit(number: int, subject: Subject) -> None:
-        until = time.monotonic() + 10
-        while number == 3 and not context.corpus.captions.names():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+    def commit(self: CaptionsLog, rows: list[Row]) -> None:
+        append(self, rows)
+        if rows:
+            committed.set()
 
-    captioner.first = wait_for_a_commit
-    run_stage(context, describe.STAGE)
+    def first(number: int, subject: Subject) -> None:
+        if number == 3:
+            waited.append(committed.wait(10))
+
+    monkeypatch.setattr(CaptionsLog, "append", commit)
+    captioner.first = first
+    run(config_of(place, commit_seconds=0.05))
+    assert waited == [True]
 
 
 # Images that cannot be read, descriptions that nobody gives
@@ -342,6 +440,20 @@ def test_an_image_that_changed_since_it_was_encoded_is_missing(place: Path, capt
     context = run_stages(config_of(place), *BEFORE)
     shutil.copy(place / "in" / "004.jpg", place / "in" / "003.jpg")
     assert run_stage(context, describe.STAGE)["missing"] == 1
+    changed = {row["content_hash"] for row in rows(context) if row["status"] == MISSING}
+    assert len(changed) == 1
+    assert not changed & {key for table in context.corpus.captions.read_all(context.corpus.captions.names()) for key in table["content_hash"].to_pylist()}
+
+
+def test_an_image_that_is_back_is_asked_about_by_the_next_run_that_wants_it(place: Path, captioner: Fake) -> None:
+    context = run_stages(config_of(place), *BEFORE)
+    os.rename(place / "in" / "003.jpg", place / "away.jpg")
+    run_stage(context, describe.STAGE)
+    os.rename(place / "away.jpg", place / "in" / "003.jpg")
+    captioner.asked.clear()
+    assert run(config_of(place))[1] == {}, "this run has its table"
+    _, made = run(config_of(place), redo=("prototypes",))
+    assert (captioner.asked, made["described"], made["missing"]) == (["003.jpg"], IMAGES, 0)
 
 
 def test_an_image_that_is_gone_is_read_from_its_twin(place: Path, captioner: Fake) -> None:
@@ -378,6 +490,26 @@ def test_no_description_at_all_is_never_enough(place: Path, captioner: Fake) -> 
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "the model refuses")
     with pytest.raises(GsecError, match="at least one"):
         run(config_of(place, min_coverage=0))
+
+
+def test_what_failed_for_good_is_not_asked_again(place: Path, captioner: Fake) -> None:
+    captioner.answer = lambda subject: Answer(None, None, (), FAILED, "empty") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
+    run(config_of(place))
+    captioner.asked.clear()
+    _, made = run(config_of(place), redo=("prototypes",))
+    assert (captioner.asked, made["known"], made["failed"]) == ([], IMAGES, 1)
+
+
+def test_descriptions_of_a_table_that_changed_are_looked_up_anew(place: Path) -> None:
+    file = place / "descriptions.csv"
+    config = config_of(place, captioner=f"table:{file}:text")
+    for text in ("a disc", "a large disc"):
+        file.write_text("uri,text\n" + "".join(f"{seed:03d}.jpg,{text} {seed}\n" for seed in range(IMAGES - 1)))
+        context, made = run(config)
+        uris = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")["uri"].to_pylist()
+        expected = [f"{text} {int(uri[:3])}" if uri != f"{IMAGES - 1:03d}.jpg" else None for uri in uris]
+        assert [row["text"] for row in rows(context)] == expected
+        assert (made["asked"], made["free"], made["failed"]) == (IMAGES, IMAGES - 1, 1)
 
 
 # Damage
