@@ -34,7 +34,9 @@ def run(config: PipelineConfig) -> Context:
 def scores_of(context: Context, label_of: Callable[[str, bytes], object]) -> dict[str, Scores]:
     """Labelling -> scores."""
     (_, consensus, _), (_, kmeans, _) = labellings(context)
-    truth = np.array([str(label_of(uri, hash)) for uri, hash in zip(consensus["uri"].to_pylist(), consensus["content_hash"].to_pylist(), strict=True)])
+    labels = [label_of(uri, hash) for uri, hash in zip(consensus["uri"].to_pylist(), consensus["content_hash"].to_pylist(), strict=True)]
+    known = np.array([label is not None for label in labels])
+    truth = np.array([str(label) for label in labels if label is not None])
     both = np.concatenate([unit_rows(load_embeddings(context)), unit_rows(fuse.load_counterparts(context))], 1)
     config = context.config.baseline
     fused = SphericalKMeans(context.config.clusters, n_init=config.n_init, max_iter=config.max_iter, random_state=config.random_state).fit(both)
@@ -46,7 +48,7 @@ def scores_of(context: Context, label_of: Callable[[str, bytes], object]) -> dic
         "GSEC, one member": np.concatenate(single),
         "GSEC, consensus": consensus["cluster"].to_numpy(),
     }
-    return {name: score(truth, labels) for name, labels in found.items()}
+    return {name: score(truth, labels[known]) for name, labels in found.items()}
 
 
 def main() -> None:
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--captioner", default="tagger")
     parser.add_argument("--encoder", default="lite")
     parser.add_argument("--preset", default="default")
+    parser.add_argument("--tol", type=float, default=1e-3)
     parser.add_argument("--prototypes", type=int)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
@@ -74,7 +77,7 @@ def main() -> None:
                     "baseline": {"random_state": seed},
                     "prototypes": {"random_state": seed, "count": options.prototypes},
                     "describe": {"captioner": options.captioner},
-                    "train": {"random_state": seed, "preset": options.preset},
+                    "train": {"random_state": seed, "preset": options.preset, "tol": options.tol},
                 }
             )
             for name, scores in scores_of(run(config), label_of).items():

@@ -22,6 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from gsec_core import pipeline
+from gsec_core.arrays import to_column
 from gsec_core.config import PipelineConfig, load_config
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, begin, run_stage
@@ -84,7 +85,7 @@ def _images(uris: np.ndarray, ids: list[bytes]) -> pa.Table:
 
 def _unit(rows: np.ndarray) -> pa.Array:
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=vector(rows.shape[1]))
+    return to_column(rows, vector(rows.shape[1]))
 
 
 def anonymous_mib() -> float:

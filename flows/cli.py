@@ -70,8 +70,8 @@ def stage(
     if (run is None) == (config is None):
         raise Refused("gsec stage: give either --run ID or --config FILE.")
     settings = _config(config, set_, store=store)
-    if run is not None and output_settings(settings) != output_settings(_config(None, None)):
-        raise Refused("gsec stage --run: the settings that change the output are the run's own. Give others with --config.")
+    if run is not None:
+        _refuse_other_output(settings, "gsec stage --run", "Give others with --config.")
     from flows import commands
 
     return commands.run_one_stage(name, settings, run, redo, _out(as_json))
@@ -125,7 +125,9 @@ def assign(
     """Assign new images to the clusters of a run. The run and its corpus stay as they are."""
     from flows import commands
 
-    return commands.assign(_config(None, set_, source=source, store=store, corpus=corpus), run, _out(as_json))
+    settings = _config(None, set_, source=source, store=store, corpus=corpus)
+    _refuse_other_output(settings, "gsec assign", "Leave them out.")
+    return commands.assign(settings, run, _out(as_json))
 
 
 @app.command
@@ -168,6 +170,11 @@ def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: "Callable
     from flows import commands
 
     return commands.run(config, redo, _out(as_json), then)
+
+
+def _refuse_other_output(settings: PipelineConfig, command: str, remedy: str) -> None:
+    if output_settings(settings) != output_settings(_config(None, None)):
+        raise Refused(f"{command}: the settings that change the output are the run's own. {remedy}")
 
 
 def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from flows import terminal
-from gsec_core import pipeline, quality
+from gsec_core import pipeline
 from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
-from gsec_core.stages import base
+from gsec_core.stages import base, describe
 from gsec_core.store import Run, Store
 
 DONE, DONE_WITH_REJECTS = 0, 3
@@ -58,13 +58,15 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
         _check_prefect()
         from flows.ingest import ingest
 
-        made, counts = ingest(config, [])
+        made, counts = ingest(config, [], None if run_id is None else found.request().get("of_run"))
         terminal.err.print(f"ingest: {_words(counts)}", markup=False)
         result: dict[str, Any] = {"run_id": made, **counts}
     else:
         pipeline.stage(name)
         if run_id is None:
             found = _run_of(config)
+        if name not in found.request()["stages"]:
+            raise Refused(f"run {found.id} has no stage {name}; it has {', '.join(found.request()['stages'])}.")
         _check_inputs(found, config, name)
         if redo:
             found = _redone(store, found, config, name)
@@ -81,9 +83,7 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
 def _summary_of(finished: Run, config: PipelineConfig) -> dict[str, Any] | None:
     """The summary of a finished run; None if a shard of it is damaged, which the flow mends."""
     try:
-        context = base.Context.of(finished, config)
-        pipeline.clusters(context).read("all")
-        return pipeline.summary(context)
+        return pipeline.summary(base.Context.of(finished, config))
     except BadShard:
         return None
 
@@ -124,6 +124,8 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
     from tasks.progress import watched
 
     _check_prefect()
+    if name == describe.STAGE.name:
+        pipeline.check_captioner(base.Context.of(found, config))
     with terminal.watcher() as watcher, watched(watcher):
         try:
             return run_flow(config, found.id, name)
@@ -144,7 +146,7 @@ def _redone(store: Store, old: Run, config: PipelineConfig, name: str) -> Run:
     request = old.request()
     corpus = store.corpus(request["corpus"])
     corpus.redo(name)
-    return pipeline.run_of(store, corpus, config, request["generation"])
+    return pipeline.run_of(store, corpus, config, request["generation"], request.get("of_run"))
 
 
 def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
@@ -152,13 +154,13 @@ def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
     for stage, complete in pipeline.begun(base.Context.of(run, config), until=name):
         if not complete:
             first = f"gsec stage {stage.name} --run {run.id}"
-            raise Refused(f"stage {name} reads what stage {stage.name} writes, and that is not complete in run {run.id}. First: {first}")
+            raise Refused(f"stage {name} comes after stage {stage.name}, which is not complete in run {run.id}. First: {first}")
 
 
 def _show(context: base.Context, summary: dict[str, Any]) -> None:
-    terminal.err.print(terminal.table(f"run {summary['run_id']}", pipeline.clusters(context).read("all").to_pylist()))
-    if context.of_run is None:
-        terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", quality.without_labels(context)))
+    terminal.err.print(terminal.table(f"clusters of run {(context.of_run or context).run.id}", summary["cluster_rows"]))
+    if summary["labellings"]:
+        terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", summary["labellings"]))
     assigned = summary["images"] - summary["rejected"] - summary["missing"]
     terminal.err.print(f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing")
     terminal.err.print(f"assignments    {summary['assignments']}\ncluster table  {summary['cluster_table']}", markup=False)

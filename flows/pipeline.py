@@ -41,13 +41,12 @@ def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = N
             for stage in context.run.request()["stages"]:
                 add(made.setdefault(stage, {}), run_flow(config, run_id, stage))
             summary = pipeline.summary(context)
-            clusters = pipeline.clusters(context).read("all").to_pylist()
             break
         except BadShard as error:
             again = set_bad_aside(config, error, set_aside)
             get_run_logger().warning("damaged, set aside and to be made anew: %s", ", ".join(again))
             set_aside += again
-    shown(create_table_artifact, clusters, key="clusters", description=f"Clusters of run {run_id}")
+    shown(create_table_artifact, summary["cluster_rows"], key="clusters", description=f"Clusters of run {run_id}")
     summary |= {"changes": changes, "made": made, "set_aside": set_aside}
     warning = pipeline.too_many_rejects(context, summary)
     return Completed(name=WITH_REJECTS, message=warning, data=summary) if warning else Completed(data=summary)

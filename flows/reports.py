@@ -1,4 +1,4 @@
-"""The commands that look: status, doctor, prune. They import neither torch nor Prefect, but for doctor's checks of them."""
+"""The commands that look. Status and prune import neither torch nor Prefect; evaluate and doctor what they need."""
 
 import importlib
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from flows import terminal
 from gsec_core import prune as pruning
 from gsec_core import status as state
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import GsecError, Refused
+from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.store import Run, Store
 
 Json = Callable[[dict[str, Any]], None]
@@ -44,7 +44,12 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
     store = Store.open(url)
     run = store.run(run_id) if run_id is not None else _newest_finished(store)
     context = Context.of(run, run.config())
-    rows = quality.with_labels(context, keyed.read_keyed(labels, column, setting="--labels").lookup)
+    if context.of_run is not None:
+        raise Refused(f"--run {run.id}: it assigns images to the clusters of run {context.of_run.run.id} and has no labelling of its own. Name that one.")
+    try:
+        rows = quality.with_labels(context, keyed.read_keyed(labels, column, setting="--labels").lookup)
+    except BadShard as error:
+        raise GsecError(f"{error}. The next gsec run of its source mends it.") from None
     config = context.config
     if as_json:
         as_json({"run_id": run.id, "encoder": config.encode.encoder, "captioner": config.describe.captioner, "scores": rows})
@@ -56,7 +61,7 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
 
 def _newest_finished(store: Store) -> Run:
     for run in reversed(store.runs()):
-        if run.is_finished():
+        if run.is_finished() and not run.request().get("of_run"):
             return run
     raise Refused(f"--store {store.url}: it holds no finished run. `gsec status` shows what there is.")
 

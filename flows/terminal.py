@@ -61,7 +61,8 @@ class Lines:
             if time.monotonic() - self._shown < SECONDS_BETWEEN_LINES and done < units:
                 return
             rate = done / max(time.monotonic() - self._began[stage], 1e-9)
-            self._say(f"{stage}: {done} of {units} {self._names[stage]}, {rate:.0f}/s, {(units - done) / rate:.0f} s left")
+            left = f", {rate:.0f}/s, {(units - done) / rate:.0f} s left" if rate else ""
+            self._say(f"{stage}: {done} of {units} {self._names[stage]}{left}")
 
     def _say(self, text: str) -> None:
         self._shown = time.monotonic()

@@ -86,7 +86,7 @@ class FuseConfig(_Settings):
 class TrainConfig(_Settings):
     """The ensemble: parameters of the estimator `gsec_core.GSEC`."""
 
-    preset: Literal["default", "published"] = Field("default", description="`published` has the paper's settings: one member, 6,000 steps, gamma 50.")
+    preset: Literal["default", "published"] = Field("default", description="`published` has the paper's settings: one member, at most 6,000 steps, gamma 50.")
     n_members: int | None = Field(None, ge=1, le=1000, description="Outer members; not given: the preset's.")
     ensemble_size: int = Field(32, ge=1, le=1024, description="BatchEnsemble members of each inner head.")
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Outer steps; not given: the preset's.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from gsec_core import quality
 from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import Refused
 from gsec_core.sources import open_source, source_name
@@ -57,9 +58,10 @@ class Place:
 
 
 def open_place(config: PipelineConfig) -> Place:
-    """Raises Refused if the store cannot be written or the names cannot be."""
+    """Raises Refused if the store cannot be written, or a name or a setting of the training cannot be."""
     if config.source is None:
         raise Refused("source: say where the images are: a folder, a Parquet file or glob, or WebDataset tars.")
+    train.plan_of(config)  # what cannot be trained is not to be encoded first
     store = Store.open(config.store)
     store.check_writable()
     source = open_source(config.source, image_column=config.ingest.image_column)
@@ -77,7 +79,7 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
     carried out.
     """
     place = open_place(config)
-    check_redo(redo)
+    check_redo(redo, of_run)
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
         place.corpus.redo(name)
@@ -92,8 +94,13 @@ def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int
 
 def identity(config: PipelineConfig, of_run: str | None = None) -> dict[str, Any]:
     """What of a request, and of this version of gsec, changes the output: for each stage its version and settings."""
-    wanted = {s.name: [s.version, dict(s.settings(config))] for s in (STAGES if of_run is None else ASSIGN_STAGES)}
+    wanted = {name: [stage(name).version, dict(stage(name).settings(config))] for name in _names(of_run)}
     return wanted if of_run is None else wanted | {assign.STAGE.name: [assign.STAGE.version, {"run": of_run}]}
+
+
+def _names(of_run: str | None) -> list[str]:
+    """The stages of a run that makes clusters, or that assigns to those of another."""
+    return [s.name for s in (STAGES if of_run is None else ASSIGN_STAGES)]
 
 
 def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> Run | None:
@@ -102,7 +109,7 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
     Raises as `request` does.
     """
     place = open_place(config)
-    check_redo(redo)
+    check_redo(redo, of_run)
     changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run))
     return run if changes.none and not redo and run.exists() and run.is_finished() else None
@@ -113,12 +120,16 @@ def _at_least(config: PipelineConfig, of_run: str | None) -> int:
 
 
 def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
-    """The settings of a run, for the source that ``config`` names. Raises Refused if that is the run's own corpus."""
+    """The settings of a run, for the source that ``config`` names.
+
+    Raises Refused if that is the run's own corpus, or if nothing can be assigned by the run.
+    """
     if config.source is None:
         raise Refused("gsec assign: say where the new images are: a folder, a Parquet file or glob, or WebDataset tars.")
     name = config.corpus or source_name(config.source)
     if name == run.request()["corpus"]:
         raise Refused(f"gsec assign: {config.source} is the source of run {run.id} itself. For its new images use gsec run, or give another --corpus.")
+    assign.check_model(Context.of(run, config))
     return with_runtime(run.config(), config).model_copy(update={"source": config.source, "store": config.store, "corpus": name})
 
 
@@ -148,16 +159,17 @@ def check_captioner(context: Context) -> None:
             return
 
 
-def check_redo(names: Sequence[str]) -> None:
-    """Raises Refused for a stage that there is not, or that cannot be redone."""
+def check_redo(names: Sequence[str], of_run: str | None = None) -> None:
+    """Raises Refused for a stage that such a run does not have, or that cannot be redone."""
     for name in names:
         if name == "ingest":
             raise Refused("--redo ingest: every run lists its source anew; there is nothing to redo.")
-        stage(name)
+        if name not in _names(of_run):
+            raise Refused(f"--redo {name}: there is no such stage. The stages are {', '.join(_names(of_run))}.")
 
 
 def summary(context: Context) -> dict[str, Any]:
-    """What a finished run has to say: counts, and where its tables are."""
+    """What a finished run has to say: counts, where its tables are, its clusters, and how the consensus is beside k-means."""
     live = encode.encoded_rows(context)
     counts = {status: live["status"].to_pylist().count(status) for status in (OK, REJECTED, MISSING)}
     return {
@@ -169,6 +181,8 @@ def summary(context: Context) -> dict[str, Any]:
         "assignments": context.run.files.location(assignments(context).directory),
         "cluster_table": clusters(context).location("all"),
         "report": None,
+        "cluster_rows": clusters(context).read("all").to_pylist(),
+        "labellings": None if context.of_run else quality.without_labels(context),
     }
 
 
@@ -201,6 +215,7 @@ def provenance(config: PipelineConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": {package: version(package) for package in packages},
-        "device": config.encode.device,
+        "device": {"encode": config.encode.device, "train": config.train.device},
+        "captioner_url": config.describe.url,
         "threads": config.threads,
     }

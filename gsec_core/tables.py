@@ -177,11 +177,10 @@ FEATURES = pa.schema(
 )
 
 
-def neighbors_schema(count: int, text: bool) -> pa.Schema:
+def neighbors_schema(count: int) -> pa.Schema:
     """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
     kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
-    halves = [_column("image_neighbors", kind, "by the image half")] + [_column("text_neighbors", kind, "by the text half")] * text
-    return pa.schema([IMAGE_ID, *halves])
+    return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), _column("text_neighbors", kind, "by the text half")])
 
 
 MEMBERS = pa.schema(

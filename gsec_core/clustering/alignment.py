@@ -21,11 +21,13 @@ def co_assignment(posteriors: Iterable[NDArray[np.float32]]) -> NDArray[np.float
 
     ``posteriors``: blocks of (rows, members, clusters).
     """
-    total: Any = 0.0
+    total: Any = None
     for block in posteriors:
         flat = block.reshape(len(block), -1)
-        total = total + (flat.T @ flat).astype(np.float64)
         shape = block.shape[1:]
+        if total is None:
+            total = np.zeros((flat.shape[1],) * 2)
+        total += flat.T @ flat
     return np.asarray(total).reshape(*shape, *shape)
 
 

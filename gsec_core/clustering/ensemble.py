@@ -14,7 +14,7 @@ from gsec_core.clustering.bilevel import Member
 from gsec_core.clustering.features import Features, Rows
 
 _SAMPLE_ROWS = 65_536
-_SAMPLE_ROWS_PER_CLUSTER = 256
+_SAMPLE_ROWS_PER_CLUSTER = 64
 """Rows by which label spaces are aligned: more do not change a matching, and the tables cost (members x clusters)^2 a row."""
 
 _BLOCK_VALUES = 2**24

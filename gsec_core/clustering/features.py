@@ -23,7 +23,7 @@ class Half(NamedTuple):
     mean: NDArray[np.float32]
     """(d,)."""
     scale: NDArray[np.float32]
-    """(d,): the standard deviation, 1 where a dimension is constant."""
+    """(d,): the standard deviation, 1 where a dimension is constant or beyond single precision."""
 
 
 def fit_half(X: NDArray[Any]) -> Half:
@@ -31,7 +31,7 @@ def fit_half(X: NDArray[Any]) -> Half:
     mean = sum(block.sum(0) for block in _blocks(X)) / len(X)
     variance = sum(np.square(block - mean).sum(0) for block in _blocks(X)) / len(X)
     scale = np.sqrt(variance)
-    return Half(mean.astype(np.float32), np.where(scale < 1e-8, 1, scale).astype(np.float32))
+    return Half(mean.astype(np.float32), np.where((scale < 1e-8) | (scale > np.finfo(np.float32).max), 1, scale).astype(np.float32))
 
 
 class Features:

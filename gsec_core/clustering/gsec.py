@@ -15,6 +15,7 @@ from gsec_core.clustering.ensemble import Ensemble, joined
 from gsec_core.clustering.features import Features, Half, fit_half
 from gsec_core.clustering.neighbors import N_NEIGHBORS, NeighborIndex, neighbor_count
 from gsec_core.devices import resolve
+from gsec_core.errors import Refused
 
 PRESETS = {
     "default": Training(n_members=4, block_size=4, max_steps=300, gamma=10.0, weighs_halves=True),
@@ -23,7 +24,11 @@ PRESETS = {
 """``published``: the settings of the paper's code, the same for all data sets. ``default`` is provisional: fewer steps,
 a weaker balance term and an ensemble; its values were chosen on development sets."""
 
-_FLOATS = [np.float16, np.float32, np.float64]
+MOST_GRAM_BYTES = 2**33
+"""Of the products of all members' posteriors: 32,768 members times clusters."""
+
+_FLOATS = [np.float32, np.float16]
+"""What is taken as it is; other numbers become the first."""
 
 
 def half_index(features: Features, number: int, *, n_threads: int = 0) -> NeighborIndex:
@@ -61,8 +66,8 @@ class Plan:
         return Neighbors(image, text[0] if text else None)
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
-        """The members of a block; ``progress`` is told of every outer step. See `bilevel.train_block`."""
-        members = train_block(
+        """All members of a block, wanted or not, as its width changes none of them; ``progress`` is told of every outer step. See `bilevel.train_block`."""
+        return train_block(
             features,
             neighbors,
             self.training,
@@ -74,7 +79,6 @@ class Plan:
             device=self.device,
             progress=progress,
         )
-        return members[: self.n_members - block * self.training.block_size]  # the width of a block does not change with the number of members
 
     def align(self, features: Features, members: Sequence[Member]) -> tuple[Ensemble, NDArray[np.float32]]:
         """See `Ensemble.aligned`."""
@@ -153,7 +157,7 @@ class GSEC(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.halves_ = [fit_half(matrix) for matrix in (images, texts) if matrix is not None]
         features = plan.features(images, texts, self.halves_)
         neighbors = plan.neighbors(features)
-        self.members_ = [member for block in range(plan.n_blocks) for member in plan.train(features, neighbors, block)]
+        self.members_ = [member for block in range(plan.n_blocks) for member in plan.train(features, neighbors, block)][: plan.n_members]
         self.ensemble_, self.member_agreement_ = plan.align(features, self.members_)
         found = joined(list(self.ensemble_.assign_all(features, plan.device)))
         self.labels_, self.confidence_, self.agreement_ = found.labels, found.confidence, found.agreement
@@ -192,6 +196,13 @@ class GSEC(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         for name, value in (("n_clusters", self.n_clusters), ("n_members", n_members), ("ensemble_size", self.ensemble_size), ("max_steps", max_steps)):
             if value < 1:
                 raise ValueError(f"{name} = {value}: it must be at least 1.")
+        gram_bytes = 8 * (n_members * self.n_clusters) ** 2
+        if gram_bytes > MOST_GRAM_BYTES:
+            raise ValueError(f"n_members = {n_members}: aligning them in {self.n_clusters} clusters would take {gram_bytes / 2**30:.0f} GiB. Ask for fewer.")
+        try:
+            device = resolve(self.device, "device")
+        except Refused as error:
+            raise ValueError(str(error)) from None
         return Plan(
             n_clusters=self.n_clusters,
             training=replace(training, max_steps=max_steps),
@@ -200,7 +211,7 @@ class GSEC(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             tol=self.tol,
             text_weight=self.text_weight if training.weighs_halves else 0.5,
             random_state=self.random_state,
-            device=resolve(self.device, "device"),
+            device=device,
         )
 
     def _validated(self, X: ArrayLike, text: ArrayLike | None, *, reset: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:

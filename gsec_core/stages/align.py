@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from gsec_core.clustering.ensemble import Ensemble, joined
 from gsec_core.devices import set_threads
+from gsec_core.errors import GsecError
 from gsec_core.stages import train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import assignment_table, cluster_table, load_embeddings, parts, rows_of_parts, usable
@@ -21,10 +22,11 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     """Match the members' clusters, and number the consensus's by size."""
     set_threads(context.config.threads)
     features = train.load_features(context)
-    ensemble, agreement = train.plan_of(context.config).align(features, train.load_members(context))
+    members, digest = train.load_members(context)
+    ensemble, agreement = train.plan_of(context.config).align(features, members)
     progress(len(features))
     columns = [np.arange(len(agreement)), list(ensemble.permutations), agreement]
-    yield Finished("all", (pa.table(columns, schema=ALIGNMENT),), {})
+    yield Finished("all", (pa.table(columns, schema=ALIGNMENT),), {"members_digest": digest})
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -42,9 +44,13 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 
 def load_ensemble(context: Context) -> Ensemble:
-    """The members of the run, aligned."""
-    permutations = context.shards(STAGE, ALIGNMENT_TABLE).read("all")["permutation"].to_pylist()
-    return Ensemble.of(train.load_members(context), np.array(permutations, np.int32))
+    """The members of the run, aligned. Raises GsecError if they are not those that were aligned."""
+    alignment = context.shards(STAGE, ALIGNMENT_TABLE)
+    members, digest = train.load_members(context)
+    if alignment.facts("all")["members_digest"] != digest:
+        # Damaged members that were made anew on another machine may differ, and their clusters be called otherwise.
+        raise GsecError(f"run {context.run.id}: its members were made anew and differ from those that were aligned. Align anew: gsec run with --redo align.")
+    return Ensemble.of(members, np.array(alignment.read("all")["permutation"].to_pylist(), np.int32))
 
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -56,11 +62,11 @@ def summarise(context: Context, names: Sequence[str], progress: Progress) -> Ite
 STAGE = Stage(
     name="align",
     version=1,
-    settings=lambda config: {},
+    settings=lambda config: {"n_members": train.plan_of(config).n_members},
     inputs=lambda context: [train.STAGE.fingerprint(context)],
     steps=(
-        Step((ALIGNMENT_TABLE,), lambda context: ["all"], align, lambda context, names: usable(context).rows.num_rows),
-        Step((ASSIGNMENTS_TABLE,), lambda context: usable(context).part_names, assign, rows_of_parts),
-        Step((CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0),
+        Step((ALIGNMENT_TABLE,), lambda context: ["all"], align, lambda context, names: usable(context).rows.num_rows, whole=True),
+        Step((ASSIGNMENTS_TABLE,), lambda context: usable(context).part_names, assign, rows_of_parts, whole=True),
+        Step((CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0, whole=True),
     ),
 )

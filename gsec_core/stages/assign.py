@@ -33,20 +33,30 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def model_of(context: Context) -> Context:
-    """The run that the images are assigned by. Raises Refused if it is not complete."""
-    model = context.of_run
-    assert model is not None, "only a run of another has this stage"
-    for stage in (fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE):
+    """The run that the images are assigned by. Raises as `check_model` does."""
+    assert context.of_run is not None, "only a run of another has this stage"
+    check_model(context.of_run)
+    return context.of_run
+
+
+def check_model(model: Context) -> None:
+    """Raises Refused if nothing can be assigned by a run: it is not complete, or its encoder is no longer what it was."""
+    if model.of_run is not None:
+        raise Refused(f"--run {model.run.id}: it has no clusters of its own, but assigns to those of run {model.of_run.run.id}. Name that one.")
+    for stage in (encode.STAGE, fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE):
         if not model.run.is_complete(stage.name):
-            raise Refused(
-                f"--run {model.run.id}: its stage {stage.name} is not complete. Finish it first: gsec run, or gsec stage {stage.name} --run {model.run.id}."
-            )
-    return model
+            first = f"gsec run, or gsec stage {stage.name} --run {model.run.id}"
+            raise Refused(f"--run {model.run.id}: its stage {stage.name} is not complete. Finish it first: {first}.")
+    record = model.run.stage(encode.STAGE.name)
+    if record is None or record["fingerprint"] != encode.STAGE.fingerprint(model):
+        raise Refused(f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put it back, or run gsec run anew.")
 
 
 def _inputs(context: Context) -> list[str]:
     record = model_of(context).run.stage(align.STAGE.name)
     assert record is not None, "a complete stage has begun"
+    if not usable(context).rows.num_rows:
+        raise Refused(f"gsec assign: none of {usable(context).live} images is usable; the reasons are in the column `reason` of the embeddings.")
     return [encode.STAGE.fingerprint(context), usable(context).digest, record["fingerprint"]]
 
 

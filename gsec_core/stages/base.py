@@ -4,11 +4,12 @@ A stage is a list of steps; a step plans shard names and yields finished shards.
 step's tables, what is to do is the plan minus it. There is no other record of progress.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import pyarrow as pa
 
@@ -18,12 +19,28 @@ from gsec_core.sources import open_source
 from gsec_core.sources.base import Source
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
 
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
 Progress = Callable[[int], None]
 """Told now and then that so many more units (images; outer steps of training) are worked on, committed or not."""
 
 
 def silent(by: int) -> None:
     """A Progress that nobody watches."""
+
+
+def once(load: Callable[[*Args], T]) -> Callable[[*Args], T]:
+    """``load``, with its last result kept. Slices of one process that begin together load once, not once each."""
+    lock = threading.Lock()
+    kept = lru_cache(maxsize=1)(load)
+
+    @wraps(load)
+    def locked(*args: *Args) -> T:
+        with lock:
+            return kept(*args)
+
+    return locked
 
 
 class Finished(NamedTuple):
@@ -95,7 +112,7 @@ class Step:
     units: Callable[[Context, Sequence[str]], int]
     """How many units of progress the named shards are."""
     whole: bool = False
-    """Whether the work on one shard is the work on all: then one slice does all that is missing."""
+    """Whether one slice does all that is missing: the work on one shard is that on all, or keeps every thread busy by itself."""
     unit: str = "images"
     """What a unit of progress is, in the plural."""
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
+from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.stages import encode
@@ -29,15 +30,14 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     )
     with config_context(assume_finite=True):  # they are, and the check would make a flag for each value
         centres = estimator.fit(X).cluster_centers_
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(centres.reshape(-1)), type=centres_schema(X.shape[1]).field("centre").type)
+    vectors = to_column(centres, centres_schema(X.shape[1]).field("centre").type)
     progress(len(X))
     yield Finished("all", (pa.table([np.arange(len(centres)), vectors], schema=centres_schema(X.shape[1])),), {})
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Every image of the named parts to its nearest centre; k-means has no members, so agreement is null."""
-    vectors = context.shards(STAGE, BASELINE_CENTRES_TABLE).read("all")["centre"].combine_chunks()
-    centres = vectors.values.to_numpy().reshape(len(vectors), -1)
+    centres = to_matrix(context.shards(STAGE, BASELINE_CENTRES_TABLE).read("all"), "centre")
     embeddings = load_embeddings(context)
     for part in parts(context, names):
         with threadpool_limits(context.config.threads or None):

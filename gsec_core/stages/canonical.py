@@ -1,12 +1,10 @@
 """What every stage after encode shares: the usable images in canonical order, their vectors, tables about all of them."""
 
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
 from tempfile import TemporaryFile, gettempdir
-from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,31 +14,16 @@ import xxhash
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from gsec_core.arrays import to_matrix
 from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import encode
-from gsec_core.stages.base import Context
+from gsec_core.stages.base import Context, once
 from gsec_core.store import Shards
 from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK
 
-T = TypeVar("T")
-Args = TypeVarTuple("Args")
-
 PART_ROWS = 65_536
 """Images a shard of the tables in canonical order."""
-
-
-def once(load: Callable[[*Args], T]) -> Callable[[*Args], T]:
-    """``load``, with its last result kept. Slices of one process that begin together load once, not once each."""
-    lock = threading.Lock()
-    kept = lru_cache(maxsize=1)(load)
-
-    @wraps(load)
-    def locked(*args: *Args) -> T:
-        with lock:
-            return kept(*args)
-
-    return locked
 
 
 @dataclass(frozen=True)
@@ -128,7 +111,7 @@ def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.floa
     places = {part.name: slice(part.start, part.stop) for part in parts(context, usable(context).part_names)}
     matrix: NDArray[np.float16] | None = None
     for name, table in shards.read_each(places, [column]):
-        values = values_of(table, column)
+        values = to_matrix(table, column)
         if matrix is None:
             matrix = _scratch(context, usable(context).rows.num_rows, values.shape[1])
         matrix[places[name]] = values
@@ -142,21 +125,14 @@ def _load_vectors(context: Context, column: str) -> NDArray[np.float16]:
         shard: frame
         for (shard,), frame in pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position").partition_by("shard", as_dict=True).items()
     }
-    matrix = _scratch(context, rows.num_rows, values_of(embeddings.read(context.generation.shard_names[0], [column]), column).shape[1])
+    matrix = _scratch(context, rows.num_rows, to_matrix(embeddings.read(context.generation.shard_names[0], [column]), column).shape[1])
     for name, table in embeddings.read_each(sorted(wanted), ["image_id", column]):
         here = pl.DataFrame(table.select(["image_id"])).with_row_index("row").join(wanted[name], on="image_id")
-        values = values_of(table, column)[here["row"].to_numpy()]
+        values = to_matrix(table, column)[here["row"].to_numpy()]
         if not np.isfinite(values).all():
             raise GsecError(f"encode: embeddings in {embeddings.location(name)} are not finite. Encode anew with --redo encode and encode.precision = fp32.")
         matrix[here["position"].to_numpy()] = values
     return matrix
-
-
-def values_of(table: pa.Table, column: str) -> NDArray[np.float16]:
-    """The vectors of a column, (rows, length); zeros where they are null."""
-    vectors = table[column].combine_chunks()
-    values: NDArray[np.float16] = vectors.values.to_numpy(zero_copy_only=False).reshape(-1, vectors.type.list_size)
-    return values
 
 
 def _scratch(context: Context, rows: int, width: int) -> NDArray[np.float16]:

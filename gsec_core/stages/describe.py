@@ -24,8 +24,7 @@ from gsec_core.config import DescribeConfig, PipelineConfig
 from gsec_core.errors import GsecError
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages import prototypes
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import once
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.encode import fetch
 from gsec_core.store.captions import CaptionsLog, Row
 from gsec_core.store.runs import now

@@ -9,13 +9,12 @@ the main thread. Every forward pass has the same batch shape, so that an embeddi
 
 import json
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -26,12 +25,13 @@ from numpy.typing import NDArray
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from gsec_core import images
+from gsec_core.arrays import to_column
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.errors import GsecError
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.store import Shards
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
 
@@ -248,7 +248,7 @@ def _vectors(values: Sequence[NDArray[np.float16] | None], length: int) -> pa.Ar
         if value is not None:
             flat[index] = value
     mask = pa.array([value is None for value in values], pa.bool_())
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=vector(length), mask=mask)
+    return to_column(flat, vector(length), mask)
 
 
 def _copy_known(embeddings: Shards, thumbnails: Shards, builder: _Builder, rows: list[Prepared]) -> int:
@@ -276,18 +276,9 @@ def _vector_at(column: pa.ChunkedArray, row: int) -> NDArray[np.float16]:
     return values
 
 
-_once = threading.Lock()
-"""Slices of one process that start together load one encoder and one index, not one each."""
-
-
+@once
 def known_contents(embeddings: Shards, thumbnails: Shards, generation: int) -> Mapping[bytes, Place]:
-    """Where every content is that this encoder has seen and whose rows are whole. Read once a process and generation."""
-    with _once:
-        return _known(embeddings, thumbnails, generation)
-
-
-@lru_cache(maxsize=1)
-def _known(embeddings: Shards, thumbnails: Shards, generation: int) -> Mapping[bytes, Place]:
+    """Where every content is that this encoder has seen and whose rows are whole, as of a generation."""
     known: dict[bytes, Place] = {}
     # A writer killed between its two tables leaves one of them; the shard counts as not there.
     for name, table in embeddings.read_each(sorted(embeddings.names() & thumbnails.names()), ["image_id", "content_hash", "status"]):
@@ -318,7 +309,7 @@ def _check_restored(builder: _Builder, rows: Sequence[Prepared]) -> None:
         )
 
 
-@lru_cache(maxsize=1)
+@once
 def _load(identity: str, name: str, precision: str, device: str, threads: int) -> Encoder:
     return load_encoder(name, precision=precision, device=device, threads=threads)
 
@@ -326,8 +317,7 @@ def _load(identity: str, name: str, precision: str, device: str, threads: int) -
 def loaded_encoder(config: PipelineConfig) -> Encoder:
     """The encoder of these settings, loaded once a process."""
     identity = json.dumps(encoder_identity(config.encode.encoder), sort_keys=True)
-    with _once:
-        return _load(identity, config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
+    return _load(identity, config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:

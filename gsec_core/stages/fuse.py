@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.fusion import Counterparts, softmax_counterparts
 from gsec_core.config import output_settings
 from gsec_core.stages import describe, encode
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import load_joint, load_parts, once, parts, rows_of_parts, usable, values_of
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.canonical import load_joint, load_parts, parts, rows_of_parts, usable
 from gsec_core.tables import (
     CAPTION_EMBEDDINGS_TABLE,
     COUNTERPARTS_TABLE,
@@ -35,7 +36,7 @@ def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     texts = counted["text"].combine_chunks().dictionary_encode()  # equal ones are encoded once
     vectors = encode.loaded_encoder(context.config).encode_texts(texts.dictionary.to_pylist()).astype(np.float16)[texts.indices.to_numpy()]
     schema = caption_embeddings_schema(vectors.shape[1])
-    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("embedding").type)
+    embeddings = to_column(vectors, schema.field("embedding").type)
     columns = [np.arange(len(vectors)), counted["prototype"], counted["band"], counted["text"], embeddings]
     yield Finished("all", (pa.table(columns, schema=schema),), {"captions": len(vectors)})
 
@@ -51,7 +52,7 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
                 blocks.append(block._replace(vectors=block.vectors.astype(np.float16)))
                 progress(len(block.best))
         vectors, best, weight = (np.concatenate(column) for column in zip(*blocks, strict=True))
-        counterparts = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("counterpart").type)
+        counterparts = to_column(vectors, schema.field("counterpart").type)
         yield Finished(part.name, (pa.table([part.rows["image_id"], counterparts, best, weight], schema=schema),), {})
 
 
@@ -69,7 +70,7 @@ def _combined(context: Context, joint: NDArray[np.float16]) -> Iterator[Counterp
 @once
 def load_captions(context: Context) -> NDArray[np.float16]:
     """The embeddings of the run's descriptions, (M, dt), in memory."""
-    return values_of(context.shards(STAGE, CAPTION_EMBEDDINGS_TABLE).read("all", ["embedding"]), "embedding")
+    return to_matrix(context.shards(STAGE, CAPTION_EMBEDDINGS_TABLE).read("all", ["embedding"]), "embedding")
 
 
 def load_counterparts(context: Context) -> NDArray[np.float16]:
@@ -84,6 +85,6 @@ STAGE = Stage(
     inputs=lambda context: [encode.STAGE.fingerprint(context), describe.STAGE.fingerprint(context), usable(context).digest],
     steps=(
         Step((CAPTION_EMBEDDINGS_TABLE,), lambda context: ["all"], embed, lambda context, names: 0, whole=True),
-        Step((COUNTERPARTS_TABLE,), lambda context: usable(context).part_names, combine, rows_of_parts),
+        Step((COUNTERPARTS_TABLE,), lambda context: usable(context).part_names, combine, rows_of_parts, whole=True),
     ),
 )

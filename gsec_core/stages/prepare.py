@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.bilevel import Neighbors
 from gsec_core.clustering.features import Features, Half, fit_half
 from gsec_core.clustering.gsec import half_index
@@ -36,9 +37,9 @@ def search(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     wanted = parts(context, names)
     found, recalls = zip(*(_neighbors(context, features, number, wanted, progress) for number in range(len(HALVES))), strict=True)
     facts = {"recall": dict(zip(HALVES, recalls, strict=True))} if None not in recalls else {}
-    schema = neighbors_schema(found[0][0].shape[1], text=True)
+    schema = neighbors_schema(found[0][0].shape[1])
     for part, *halves in zip(wanted, *found, strict=True):
-        columns = [pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), type=schema.field(1).type) for half in halves]
+        columns = [to_column(half, schema.field(1).type) for half in halves]
         yield Finished(part.name, (pa.table([part.rows["image_id"], *columns], schema=schema),), facts)
 
 
@@ -61,8 +62,7 @@ def load_halves(context: Context) -> list[Half]:
 def load_neighbors(context: Context) -> Neighbors:
     """The neighbours of all images in canonical order."""
     table = pa.concat_tables(context.shards(STAGE, NEIGHBORS_TABLE).read_all(usable(context).part_names))
-    columns = [table[f"{half}_neighbors"].combine_chunks() for half in HALVES]
-    return Neighbors(*(column.values.to_numpy().reshape(len(column), -1) for column in columns))
+    return Neighbors(*(to_matrix(table, f"{half}_neighbors") for half in HALVES))
 
 
 def _matrices(context: Context) -> tuple[NDArray[np.float16], NDArray[np.float16]]:

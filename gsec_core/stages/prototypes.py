@@ -12,6 +12,7 @@ import pyarrow as pa
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
+from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.clustering.prototypes import prototype_count, representatives
 from gsec_core.config import output_settings
@@ -40,15 +41,14 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
         estimator.fit(X)
     centres = estimator.cluster_centers_
     schema = prototypes_schema(X.shape[1])
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(centres.reshape(-1)), type=schema.field("centre").type)
+    vectors = to_column(centres, schema.field("centre").type)
     progress(len(X))
     yield Finished("all", (pa.table([np.arange(len(centres)), vectors, np.bincount(estimator.labels_, minlength=len(centres))], schema=schema),), {})
 
 
 def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """The images that are described."""
-    vectors = context.shards(STAGE, PROTOTYPES_TABLE).read("all")["centre"].combine_chunks()
-    centres = vectors.values.to_numpy().reshape(len(vectors), -1)
+    centres = to_matrix(context.shards(STAGE, PROTOTYPES_TABLE).read("all"), "centre")
     labels, distances = [], []
     with threadpool_limits(context.config.threads or None):
         for block in cosines(load_embeddings(context), centres):

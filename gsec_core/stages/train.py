@@ -1,7 +1,8 @@
 """train: the members of the outer ensemble, a block at a time.
 
 Reads `embeddings`, `counterparts`, `features` and `neighbors`; writes `members`, one shard a block. A block depends on
-its number and the settings alone, so that a cut one starts again and more members only add blocks.
+its number and the settings alone, and not on how many members are wanted: a cut one starts again, and more members
+only add blocks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
+from gsec_core.arrays import to_matrix
 from gsec_core.clustering.bilevel import Member
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.gsec import GSEC, Plan
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.devices import set_threads
+from gsec_core.errors import Refused
 from gsec_core.stages import fuse, prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import load_embeddings
@@ -22,8 +26,11 @@ from gsec_core.tables import MEMBERS, MEMBERS_TABLE
 
 
 def plan_of(config: PipelineConfig) -> Plan:
-    """The steps of the estimator that the settings describe."""
-    return GSEC(config.clusters, device=config.train.device, **output_settings(config.train)).plan()
+    """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
+    try:
+        return GSEC(config.clusters, device=config.train.device, **output_settings(config.train)).plan()
+    except ValueError as error:
+        raise Refused(f"train.{error}") from None
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -34,9 +41,8 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     for block, name in enumerate(blocks(context)):
         if name in names:
             members = plan.train(features, neighbors, block, progress)
-            first = block * plan.training.block_size
             columns: dict[str, Any] = {
-                "member": np.arange(first, first + len(members)),
+                "member": block * plan.training.block_size + np.arange(len(members)),
                 "weights": [member.weights.ravel() for member in members],
                 "bias": [member.bias for member in members],
                 "steps": [member.steps for member in members],
@@ -51,14 +57,17 @@ def load_features(context: Context) -> Features:
     return plan_of(context.config).features(load_embeddings(context), fuse.load_counterparts(context), prepare.load_halves(context))
 
 
-def load_members(context: Context) -> list[Member]:
-    """Every member, in order."""
-    tables = context.shards(STAGE, MEMBERS_TABLE).read_all(blocks(context))
-    rows = pa.concat_tables(tables).to_pylist()
-    return [
-        Member(np.array(row["weights"], np.float32).reshape(len(row["bias"]), -1), np.array(row["bias"], np.float32), row["steps"], row["changed"], row["loss"])
-        for row in rows
-    ]
+def load_members(context: Context) -> tuple[list[Member], str]:
+    """The members that are wanted, in order, and a digest of them."""
+    members, digest = [], xxhash.xxh3_128()
+    for table in context.shards(STAGE, MEMBERS_TABLE).read_all(blocks(context)):
+        weights, bias = (to_matrix(table, name) for name in ("weights", "bias"))
+        facts = table.select(["steps", "changed", "loss"]).to_pylist()
+        members += [Member(w.reshape(len(b), -1), b, **fact) for w, b, fact in zip(weights, bias, facts, strict=True)]
+    members = members[: plan_of(context.config).n_members]
+    for member in members:
+        digest.update(member.weights.tobytes() + member.bias.tobytes())
+    return members, digest.hexdigest()
 
 
 def blocks(context: Context) -> list[str]:
@@ -67,7 +76,9 @@ def blocks(context: Context) -> list[str]:
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    return {"clusters": config.clusters, **output_settings(config.train)}
+    settings = output_settings(config.train)
+    del settings["n_members"]
+    return {"clusters": config.clusters, **settings}
 
 
 STAGE = Stage(
@@ -75,5 +86,5 @@ STAGE = Stage(
     version=1,
     settings=_settings,
     inputs=lambda context: [prepare.STAGE.fingerprint(context)],
-    steps=(Step((MEMBERS_TABLE,), blocks, work, lambda context, names: plan_of(context.config).training.max_steps * len(names), unit="steps"),),
+    steps=(Step((MEMBERS_TABLE,), blocks, work, lambda context, names: plan_of(context.config).training.max_steps * len(names), whole=True, unit="steps"),),
 )

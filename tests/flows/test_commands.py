@@ -138,7 +138,11 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str], home: Path) -> N
         (["run", "{folder}", "--store", "/proc/nothing"], "cannot be written"),
         (["run"], "say where the images are"),
         (["run", "{folder}", "--set", "describe.captioner=gpt"], "there is no such captioner"),
+        (["run", "{folder}", "--redo", "assign"], "there is no such stage"),
+        (["run", "{folder}", "--set", "train.device=cuda:99"], "train.device"),
         (["assign", "{folder}", "--run", "{run}", "--store", "{store}"], "is the source of run"),
+        (["assign", "{folder}", "--run", "{run}", "--store", "{store}", "--set", "train.tol=0.5"], "are the run's own"),
+        (["stage", "assign", "--run", "{run}", "--store", "{store}"], "has no stage assign"),
         (["assign", "{folder}", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["evaluate", "--labels", "nowhere.csv", "--store", "{store}"], "there is no file"),
         (["evaluate", "--labels", "x.csv", "--store", "{folder}"], "it holds no finished run"),
@@ -192,9 +196,11 @@ def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: di
     assert "20 images in 4 clusters" in done.stderr
 
 
-def test_a_damaged_shard_under_a_finished_run_is_made_anew_by_the_same_command(place: dict[str, str], home: Path) -> None:
+@pytest.mark.parametrize("damaged", ["cluster_table", "assignments"])
+def test_a_damaged_shard_under_a_finished_run_is_made_anew_by_the_same_command(damaged: str, place: dict[str, str], home: Path) -> None:
     command = ["run", place["folder"], "-k", "3", "--store", place["store"], "--json", *SMALL]
-    table = Path(last_json(gsec(*command, home=home, check=3))["cluster_table"])
+    table = Path(last_json(gsec(*command, home=home, check=3))[damaged])
+    table = table / "part-00000.parquet" if table.is_dir() else table
     whole = table.read_bytes()
     table.write_bytes(whole[:-20])
     done = gsec(*command, home=home, check=3)

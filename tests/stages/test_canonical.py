@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gsec_core.arrays import to_matrix
 from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import canonical, encode
 from gsec_core.stages.base import Context
@@ -81,7 +82,7 @@ def test_an_embedding_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     name = sorted(embeddings.names())[1]
     table = embeddings.read(name)
-    vectors = canonical.values_of(table, "embedding").copy()
+    vectors = to_matrix(table, "embedding").copy()
     vectors[3, 7] = np.nan
     column = encode._vectors(list(vectors), vectors.shape[1])
     embeddings.replace(name, table.set_column(table.column_names.index("embedding"), table.schema.field("embedding"), column), {})

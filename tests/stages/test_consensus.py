@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from gsec_core import GSEC, pipeline
 from gsec_core.clustering import ensemble, gsec
-from gsec_core.errors import Refused
-from gsec_core.stages import align, assign, baseline, fuse, prepare, train
+from gsec_core.errors import GsecError, Refused
+from gsec_core.stages import align, assign, baseline, encode, fuse, prepare, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, MEMBERS_TABLE
@@ -31,7 +32,7 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
 def test_the_stages_are_the_estimator(whole: Context) -> None:
     """Members, alignment and assignments as GSEC makes them of the same matrices."""
     fitted = GSEC(3, n_members=6, **TRAIN).fit(load_embeddings(whole), text=fuse.load_counterparts(whole))
-    for ours, theirs in zip(train.load_members(whole), fitted.members_, strict=True):
+    for ours, theirs in zip(train.load_members(whole)[0], fitted.members_, strict=True):
         assert ours.weights == pytest.approx(theirs.weights, abs=1e-5)
     rows = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
     assert np.array_equal(rows["cluster"].to_numpy(), fitted.labels_)
@@ -58,13 +59,14 @@ def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, 
         cluster(config)
     context, _, made = cluster(config)
     assert trained == [0, 1, 1], "the first block was there"
-    assert made["train"]["members"] == 2
+    assert made["train"]["members"] == 4, "of a block all, wanted or not"
     assert labels(context) == labels(whole)
     for name in ("block-0000", "block-0001"):
         assert context.shards(train.STAGE, MEMBERS_TABLE).read(name) == whole.shards(train.STAGE, MEMBERS_TABLE).read(name)
 
 
 def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = labels(whole)
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 16)
     config = settings(source, tmp_path, clusters=3, train={"n_members": 6})
     real, calls = ensemble.Ensemble.assign_all, []
@@ -81,7 +83,7 @@ def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, w
     monkeypatch.setattr(gsec.Plan, "align", lambda *args: pytest.fail("the permutations were there"))
     context, _, made = cluster(config)
     assert made["align"]["shards"] == 3, "two parts and the cluster table"
-    assert labels(context) == labels(whole)
+    assert labels(context) == truth
 
 
 def test_labels_depend_on_the_images_and_not_on_their_names_order_or_sharding(source: Path, whole: Context, tmp_path: Path) -> None:
@@ -192,3 +194,47 @@ def test_features_are_the_means_and_deviations_of_both_halves(whole: Context) ->
         assert half.mean == pytest.approx(matrix.mean(0), abs=1e-5)
         varied = matrix.std(0) > 1e-6
         assert half.scale[varied] == pytest.approx(matrix.std(0)[varied], rel=1e-3)
+
+
+def test_members_made_anew_that_differ_are_not_joined_to_the_permutations_of_others(source: Path, tmp_path: Path) -> None:
+    """As after damage, on a machine that computes otherwise."""
+    config = settings(source, tmp_path, clusters=3)
+    context, _, _ = cluster(config)
+    members = context.shards(train.STAGE, MEMBERS_TABLE)
+    table = members.read("block-0000")
+    other = table.set_column(2, "bias", pa.array([[1.0, 0.0, 0.0]] * table.num_rows, table.schema.field("bias").type))
+    members.replace("block-0000", other, {})
+    Path(context.shards(align.STAGE, ASSIGNMENTS_TABLE).location("part-00000")).unlink()
+    with pytest.raises(GsecError, match=r"were made anew and differ.*--redo align"):
+        run_stage(context, align.STAGE)
+    again, _, _ = cluster(config, redo=("align",))
+    assert len(labels(again)) == 40
+
+
+def test_more_members_only_add_blocks(source: Path, whole: Context) -> None:
+    """Six members are two blocks, and so are eight; nine are three."""
+    for count, trained in ((8, 0), (9, 1), (2, 0)):
+        context, _, made = cluster(settings(source, whole.run.files.url, clusters=3, train={"n_members": count}))
+        assert made["train"].get("shards", 0) == trained
+        assert context.shards(align.STAGE, ALIGNMENT_TABLE).read("all").num_rows == count
+
+
+def test_assigning_with_another_encoder_than_the_runs_is_refused(whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = write_pictures(tmp_path / "new", range(30, 33))
+    monkeypatch.setattr(encode, "encoder_identity", lambda name: {"name": name, "checkpoint": "another"})
+    with pytest.raises(Refused, match="its encoder, or its checkpoint, is no longer what encoded the run"):
+        assigned(fresh, whole, whole.run.files.url)
+
+
+def test_assigning_nothing_usable_is_refused(whole: Context, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "bad.jpg").write_text("no image")
+    with pytest.raises(Refused, match="none of 1 images is usable"):
+        assigned(tmp_path / "new", whole, whole.run.files.url)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_encoded(source: Path, tmp_path: Path) -> None:
+    for change, says in (({"device": "cuda:99"}, "train.device = "), ({"n_members": 1000}, "train.n_members = 1000: aligning them")):
+        with pytest.raises(Refused, match=says):
+            pipeline.request(settings(source, tmp_path / "store", clusters=40, train=change))
+    assert not list((tmp_path / "store").glob("*/images"))

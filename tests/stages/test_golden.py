@@ -102,7 +102,7 @@ def _prepared(context: Context) -> dict[str, object]:
 def _members(config: PipelineConfig) -> list[list[object]]:
     """After one outer step: with every further one AdamW enlarges what last bits differ by."""
     one_step = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})})
-    members = train.load_members(cluster(one_step)[0])
+    members, _ = train.load_members(cluster(one_step)[0])
     return [[member.steps, list(member.weights.shape), member.weights[:, ::200].ravel().astype(float).round(4).tolist()] for member in members]
 
 
