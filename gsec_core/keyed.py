@@ -131,7 +131,7 @@ def _read_parquet(raw: IO[bytes], column: str) -> _Read:
     schema = file.schema_arrow
     key = _key(schema)
     leaf = f"{_IMAGE}.bytes" if key == _IMAGE and pa.types.is_struct(schema.field(key).type) else key
-    return schema, file.iter_batches(batch_size=256, columns=[leaf, column])
+    return schema, file.iter_batches(batch_size=256, columns=[leaf, column], use_threads=False)
 
 
 def _key(schema: pa.Schema) -> str | None:

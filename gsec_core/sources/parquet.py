@@ -66,7 +66,7 @@ class ParquetSource(ContainerSource):
         footer = self._footer(path, version)
         try:
             with self._unchanged(path, version), self._fs.open(path, "rb") as raw, pq.ParquetFile(raw, metadata=footer.metadata) as file:
-                return file.read_row_group(group, columns=[footer.leaf]).flatten().column(0)
+                return file.read_row_group(group, columns=[footer.leaf], use_threads=False).flatten().column(0)
         except (OSError, pa.ArrowException) as error:
             # A bare OSError without a number is Arrow's own, of bytes that it cannot decode: no retry cures them.
             if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):

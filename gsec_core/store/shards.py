@@ -175,7 +175,8 @@ def _record(file: Any) -> dict[str, Any]:
 
 
 def _read_verified(file: Any, columns: Sequence[str] | None) -> pa.Table:
-    table = _open_verified(file).read(columns=None if columns is None else list(columns))
+    # In this thread: a thread of Arrow's that still holds a Python file when the interpreter ends aborts the process.
+    table = _open_verified(file).read(columns=None if columns is None else list(columns), use_threads=False)
     table.validate(full=True)
     return table.replace_schema_metadata(None)
 

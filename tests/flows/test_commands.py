@@ -32,6 +32,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, Pat
     return {"folder": folder, "store": top / "store", "run": last_json(done)["run_id"], "json": done.stdout.splitlines()[-1], "stderr": done.stderr}
 
 
+@pytest.fixture(autouse=True)
+def _one_server(place: dict[str, Path | str], server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first command, which started a temporary server of its own, all use one: starting one takes 10 s."""
+    monkeypatch.setenv("PREFECT_API_URL", server)
+
+
 def test_run_ends_with_3_and_a_warning_when_more_is_rejected_than_allowed(place: dict[str, str]) -> None:
     assert "1 of 21 images were rejected, more than max_rejects = 0.01 allows" in place["stderr"]
 
@@ -165,7 +171,7 @@ def test_a_wrong_request_is_refused_in_one_sentence_before_anything_starts(
 
 def flip_a_byte(place: dict[str, str]) -> Path:
     """Damage one embeddings shard, in the middle of its vectors."""
-    path = next(Path(place["store"]).glob("*/embeddings/*/[!_]*.parquet"))
+    path = next(Path(place["store"]).glob("in-*/embeddings/*/[!_]*.parquet"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
@@ -196,13 +202,13 @@ def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: di
     assert "20 images in 4 clusters" in done.stderr
 
 
-@pytest.mark.parametrize("damaged", ["cluster_table", "assignments"])
-def test_a_damaged_shard_under_a_finished_run_is_made_anew_by_the_same_command(damaged: str, place: dict[str, str], home: Path) -> None:
-    command = ["run", place["folder"], "-k", "3", "--store", place["store"], "--json", *SMALL]
-    table = Path(last_json(gsec(*command, home=home, check=3))[damaged])
-    table = table / "part-00000.parquet" if table.is_dir() else table
-    whole = table.read_bytes()
-    table.write_bytes(whole[:-20])
-    done = gsec(*command, home=home, check=3)
-    assert f"damaged, set aside and made anew: {table.relative_to(place['store'])}" in done.stderr
-    assert pq.read_table(table) == pq.read_table(io.BytesIO(whole))
+def test_damaged_shards_under_a_finished_run_are_made_anew_by_the_same_command(place: dict[str, str], home: Path) -> None:
+    result = json.loads(place["json"])
+    tables = [Path(result["cluster_table"]), Path(result["assignments"]) / "part-00000.parquet"]
+    whole = [table.read_bytes() for table in tables]
+    for table, data in zip(tables, whole, strict=True):
+        table.write_bytes(data[:-20])
+    done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
+    for table, data in zip(tables, whole, strict=True):
+        assert f"damaged, set aside and made anew: {table.relative_to(place['store'])}" in done.stderr
+        assert pq.read_table(table) == pq.read_table(io.BytesIO(data))

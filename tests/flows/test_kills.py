@@ -1,13 +1,16 @@
-"""A few seeded kills of the real command; `python -m tests.kills` does many."""
+"""Real kills of the real command as training and alignment work; `python -m tests.kills` does many, at any moment."""
 
 from pathlib import Path
 
+import pytest
+
 from ..command import SMALL
-from ..kills import prove
+from ..kills import prove_at
 from ..pictures import write_pictures
 
 
-def test_killed_and_started_again_it_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path) -> None:
-    source = write_pictures(tmp_path / "in", range(80))
-    rounds = prove(source, times=2, seed=2, settings=["-k", "5", *SMALL], directory=tmp_path)
-    assert sum(bool(attempt.killed) for round in rounds for attempt in round.attempts) == 2
+def test_killed_in_train_and_in_align_it_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    source = write_pictures(tmp_path / "in", range(40))
+    settings = ["-k", "5", *SMALL, "--set", "train.max_steps=150", "--set", "train.tol=0"]
+    prove_at(source, ["train", "align"], seed=2, settings=settings, directory=tmp_path)

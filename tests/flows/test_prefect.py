@@ -1,14 +1,9 @@
 """Prefect itself, as pinned: the flows' states on a temporary server, and a server that really schedules."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -22,6 +17,7 @@ from gsec_core import pipeline
 from gsec_core.errors import Refused
 
 from ..pictures import settings, write_pictures
+from .conftest import wait
 
 
 @pytest.fixture(scope="module")
@@ -78,58 +74,17 @@ def test_a_slice_is_retried_when_the_store_fails_for_a_moment(tmp_path: Path, mo
     assert not failures
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A Prefect server of its own, as an operator starts it; its scheduler looks every second."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
-    }
-    command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path / "server.log"
-    with log.open("w") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True) as process:
-        url = f"http://127.0.0.1:{port}/api"
-        try:
-            _wait(lambda: _answers(f"{url}/health"), 120, log)
-            with temporary_settings({PREFECT_API_URL: url}):
-                yield url
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
-
-
-def _wait(condition: object, seconds: float, log: Path) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.5)
-
-
 @flow
 def nightly() -> None:
     """Never run here; only scheduled."""
 
 
-def test_a_cron_deployment_yields_scheduled_runs(server: str, tmp_path: Path) -> None:
+def test_a_cron_deployment_yields_scheduled_runs(server: str) -> None:
     """With SQLAlchemy 2.1 Prefect's scheduler creates none, silently."""
-    with get_client(sync_client=True) as client:
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
         flow_id = client.create_flow(nightly)
         from prefect.client.schemas.actions import DeploymentScheduleCreate
         from prefect.client.schemas.schedules import CronSchedule
 
         client.create_deployment(flow_id, "nightly", schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)])
-        _wait(lambda: any(run.state and run.state.is_scheduled() for run in client.read_flow_runs()), 60, tmp_path / "server.log")
+        wait(lambda: any(run.state and run.state.is_scheduled() for run in client.read_flow_runs()), 60)

@@ -23,7 +23,7 @@ def test_a_second_run_does_nothing(tmp_path: Path) -> None:
     again, changes, made = cluster(config)
     assert again.run.id == context.run.id
     assert changes.none
-    assert made == {"encode": {}, "baseline": {}}
+    assert made == {stage.name: {} for stage in pipeline.STAGES}
 
 
 def test_new_changed_and_deleted_images(tmp_path: Path) -> None:

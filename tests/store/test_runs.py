@@ -10,6 +10,7 @@ import pytest
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
+from gsec_core.pipeline import STAGES
 from gsec_core.store import Run, Store, fingerprint
 
 from .examples import embeddings
@@ -89,7 +90,7 @@ def test_other_images_or_a_redo_make_another_run(store: Store, other: dict[str, 
 
 def test_a_request_says_what_was_asked(any_store: Store) -> None:
     asked = request(any_store, generation=3, redo={"encode": 2}).request()
-    assert (asked["corpus"], asked["generation"], asked["redo"], asked["stages"]) == ("birds", 3, {"encode": 2}, ["encode", "baseline"])
+    assert (asked["corpus"], asked["generation"], asked["redo"], asked["stages"]) == ("birds", 3, {"encode": 2}, [stage.name for stage in STAGES])
     assert PipelineConfig.model_validate(asked["config"]) == CONFIG
 
 
@@ -166,7 +167,7 @@ def test_a_stage_is_complete_when_each_of_its_shards_is_there(any_store: Store) 
 
 def test_a_run_is_finished_when_every_stage_it_wants_is_complete(store: Store) -> None:
     run = request(store)
-    for stage in ("encode", "baseline"):
+    for stage in (stage.name for stage in STAGES):
         assert not run.is_finished()
         run.begin_stage(stage, "f" * 32, {stage: ["a"]})
         store.corpus("birds").table(stage, "f" * 32).commit("a", embeddings(first=0))
