@@ -1,9 +1,9 @@
 """Which files of a store nobody needs any more.
 
-Kept are runs that are published, unfinished, or among the newest of their corpus; the tables they name; the
-generations they read and every corpus's newest. Embeddings and descriptions of live images are kept whoever made them:
-they are what costs. Nothing younger than a day is deleted, so that a run that has not written its request yet is safe, and files that
-were set aside are never deleted.
+Kept are runs that are published, unfinished, or among the newest of their corpus, and those whose clusters they assign
+to; the tables they name; the generations they read and every corpus's newest. Embeddings and descriptions of live images
+are kept whoever made them: they are what costs. Nothing younger than a day is deleted, so that a run that has not written
+its request yet is safe, and files that were set aside are never deleted.
 """
 
 from collections.abc import Callable, Iterator

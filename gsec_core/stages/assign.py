@@ -65,5 +65,5 @@ STAGE = Stage(
     version=1,
     settings=lambda config: {},
     inputs=_inputs,
-    steps=(Step((ASSIGNED_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts),),
+    steps=(Step((ASSIGNED_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts, whole=True),),
 )
