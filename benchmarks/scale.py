@@ -52,7 +52,7 @@ def write_corpus(directory: Path, images: int, clusters: int) -> str:
     store = Store.open(config.store)
     corpus = store.corpus("blobs")
     corpus.bind({"url": str(config.source)})
-    ids = [xxhash.xxh3_128_digest(uri) for uri in uris]
+    ids = [xxhash.xxh3_128_digest(uri.encode()) for uri in uris.tolist()]
     parts = [slice(start, start + SHARD_ROWS) for start in range(0, images, SHARD_ROWS)]
     listed = [_images(uris[part], ids[part]) for part in parts]
     assert corpus.add_generation(corpus.generation(), listed)

@@ -26,7 +26,7 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
             "agreement": _mean(clusters["agreement"], clusters["size"]),
             "largest": max(clusters["size"].to_pylist()),
             "smallest": min(clusters["size"].to_pylist()),
-            "same as consensus (ARI)": float(adjusted_rand_score(consensus[1]["cluster"].to_numpy(), assignments["cluster"].to_numpy())),
+            "ARI to consensus": float(adjusted_rand_score(consensus[1]["cluster"].to_numpy(), assignments["cluster"].to_numpy())),
         }
         for name, assignments, clusters in found
     ]
