@@ -33,6 +33,9 @@ Clusters = Annotated[int | None, Parameter(name=["--clusters", "-k"], help="Numb
 StoreUrl = Annotated[str | None, Parameter(name="--store", help="Where all tables are kept: a folder or any fsspec URL. Default: gsec-store.")]
 CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's name in the store. Default: made from the source.")]
 Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]
+Captioner = Annotated[
+    str | None, Parameter(name="--captioner", help="`tagger`, `openai:MODEL` of the server at describe.url, or `table:FILE:COLUMN`. Default: tagger.")
+]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML file of settings.")]
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Any setting, as section.name=value. May be repeated.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object as the last line of stdout.")]
@@ -46,13 +49,15 @@ def run(
     store: StoreUrl = None,
     corpus: CorpusName = None,
     encoder: Encoder = None,
+    captioner: Captioner = None,
     config: ConfigFile = None,
     set_: Set = None,
     redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do anew, with all that lies below it. May be repeated.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Cluster the images of a source: do what is missing of every stage."""
-    return _run(_config(config, set_, source=source, clusters=clusters, store=store, corpus=corpus, encoder=encoder), redo or [], as_json)
+    settings = _config(config, set_, source=source, clusters=clusters, store=store, corpus=corpus, encoder=encoder, captioner=captioner)
+    return _run(settings, redo or [], as_json)
 
 
 @app.command
@@ -90,13 +95,14 @@ def doctor(
     *,
     store: StoreUrl = None,
     encoder: Encoder = None,
+    captioner: Captioner = None,
     config: ConfigFile = None,
     verify: Annotated[bool, Parameter(negative="", help="Read every shard; set damaged ones aside, so that the next run makes them anew.")] = False,
 ) -> int:
-    """Check the environment, the store and the encoder, and say what to fix."""
+    """Check the environment, the store, the encoder and the captioner, and say what to fix."""
     from flows import reports
 
-    return reports.doctor(_config(config, None, store=store, encoder=encoder), verify)
+    return reports.doctor(_config(config, None, store=store, encoder=encoder, captioner=captioner), verify)
 
 
 @app.command
@@ -106,7 +112,7 @@ def prune(
     keep_runs: Annotated[int, Parameter(help="Newest runs of each corpus to keep.")] = 5,
     dry_run: Annotated[bool, Parameter(negative="", help="Show what would be deleted; delete nothing.")] = False,
 ) -> int:
-    """Delete tables and runs that nobody needs any more. Nothing younger than a day, no embedding of a live image."""
+    """Delete tables and runs that nobody needs any more. Nothing younger than a day; of live images no embedding and no description."""
     from flows import reports
 
     return reports.prune(_config(None, None, store=store).store, keep_runs, dry_run)
@@ -182,11 +188,13 @@ def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:
     return (lambda result: print(json.dumps(result), flush=True)) if as_json else None
 
 
-def _config(file: Path | None, settings: list[str] | None, encoder: str | None = None, **flags: Any) -> PipelineConfig:
+def _config(file: Path | None, settings: list[str] | None, encoder: str | None = None, captioner: str | None = None, **flags: Any) -> PipelineConfig:
     """Flags and ``--set`` over environment over file; flags that were not given say nothing."""
     values: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if encoder is not None:
         values["encode"] = {"encoder": encoder}
+    if captioner is not None:
+        values["describe"] = {"captioner": captioner}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not equals:

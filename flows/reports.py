@@ -72,6 +72,7 @@ def doctor(config: PipelineConfig, verify: bool) -> int:
         ("packages", _packages),
         ("store", lambda: _store(config)),
         ("encoder", lambda: _encoder(config)),
+        ("captioner", lambda: _captioner(config)),
         ("Prefect", _prefect),
     ]
     if verify:
@@ -118,6 +119,14 @@ def _encoder(config: PipelineConfig) -> str:
     encoder = loaded_encoder(config)
     joint = f", {encoder.joint_dim} shared with text" if encoder.joint_dim else ""
     return f"{config.encode.encoder}: {encoder.dim} dimensions{joint}"
+
+
+def _captioner(config: PipelineConfig) -> str:
+    from gsec_core.captioners import load_captioner
+
+    captioner = load_captioner(config.describe, device=config.encode.device, threads=config.threads)
+    captioner.check()
+    return f"{config.describe.captioner} can be asked, {captioner.concurrency} at once"
 
 
 def _prefect() -> str:

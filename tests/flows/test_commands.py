@@ -143,7 +143,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str], home: Path) -> N
         (["run", "{folder}", "--corpus", "A b"], "a corpus is named with"),
         (["run", "{folder}", "--store", "/proc/nothing"], "cannot be written"),
         (["run"], "say where the images are"),
-        (["run", "{folder}", "--set", "describe.captioner=gpt"], "there is no such captioner"),
+        (["run", "{folder}", "--captioner", "gpt"], "there is no such captioner"),
         (["run", "{folder}", "--redo", "assign"], "there is no such stage"),
         (["run", "{folder}", "--set", "train.device=cuda:99"], "train.device"),
         (["assign", "{folder}", "--run", "{run}", "--store", "{store}"], "is the source of run"),
@@ -182,6 +182,7 @@ def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place:
     path = flip_a_byte(place)
     done = gsec("doctor", "--verify", "--store", place["store"], home=home, check=1)
     assert f"FAIL  shards: 1 damaged: {path.relative_to(place['store'])}" in done.stdout
+    assert "ok    captioner: tagger can be asked" in done.stdout
     done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
     assert "encode: shards 1, there 2" in done.stderr
     assert verify(Store.open(str(place["store"]))) == []
