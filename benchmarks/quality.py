@@ -17,7 +17,7 @@ from gsec_core import keyed, pipeline
 from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
 from gsec_core.clustering.metrics import Scores, score
 from gsec_core.config import PipelineConfig, load_config
-from gsec_core.quality import labellings
+from gsec_core.quality import labellings, truth_of
 from gsec_core.stages import align, fuse, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings
@@ -34,9 +34,7 @@ def run(config: PipelineConfig) -> Context:
 def scores_of(context: Context, label_of: Callable[[str, bytes], object]) -> dict[str, Scores]:
     """Labelling -> scores."""
     (_, consensus, _), (_, kmeans, _) = labellings(context)
-    labels = [label_of(uri, hash) for uri, hash in zip(consensus["uri"].to_pylist(), consensus["content_hash"].to_pylist(), strict=True)]
-    known = np.array([label is not None for label in labels])
-    truth = np.array([str(label) for label in labels if label is not None])
+    truth, known = truth_of(consensus, label_of)
     both = np.concatenate([unit_rows(load_embeddings(context)), unit_rows(fuse.load_counterparts(context))], 1)
     config = context.config.baseline
     fused = SphericalKMeans(context.config.clusters, n_init=config.n_init, max_iter=config.max_iter, random_state=config.random_state).fit(both)

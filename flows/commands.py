@@ -124,10 +124,10 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
     from tasks.progress import watched
 
     _check_prefect()
-    if name == describe.STAGE.name:
-        pipeline.check_captioner(base.Context.of(found, config))
     with terminal.watcher() as watcher, watched(watcher):
         try:
+            if name == describe.STAGE.name:
+                pipeline.check_captioner(base.Context.of(found, config))
             return run_flow(config, found.id, name)
         except BadShard as error:
             set_bad_aside(config, error, [])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from gsec_core.clustering.metrics import score
@@ -37,17 +38,21 @@ def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> l
 
     ``label_of``: the label of a URI and a content hash, None where there is none. Raises Refused if no image has one.
     """
-    rows = []
-    for name, assignments, _ in labellings(context):
-        keys = zip(assignments["uri"].to_pylist(), assignments["content_hash"].to_pylist(), strict=True)
-        labels = [label_of(uri, content_hash) for uri, content_hash in keys]
-        known = np.array([label is not None for label in labels])
-        if not known.any():
-            raise Refused(f"--labels: none of the {len(labels)} images of run {context.run.id} has a label there. Are its URIs those of the assignments?")
-        truth = np.unique([str(label) for label in labels if label is not None], return_inverse=True)[1]
-        scores = score(truth, assignments["cluster"].to_numpy()[known])
-        rows.append({"labelling": name, "images": int(known.sum()), "unlabelled": int((~known).sum()), "ACC": scores.acc, "NMI": scores.nmi, "ARI": scores.ari})
-    return rows
+    found = labellings(context)
+    truth, known = truth_of(found[0][1], label_of)
+    if not known.any():
+        raise Refused(f"--labels: none of the {len(known)} images of run {context.run.id} has a label there. Are its URIs those of the assignments?")
+    counts = {"images": int(known.sum()), "unlabelled": int((~known).sum())}
+    scores = {name: score(truth, assignments["cluster"].to_numpy()[known]) for name, assignments, _ in found}
+    return [{"labelling": name, **counts, "ACC": scored.acc, "NMI": scored.nmi, "ARI": scored.ari} for name, scored in scores.items()]
+
+
+def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """The labels that there are, in the order of ``assignments``, and of which of its rows, (rows,)."""
+    keys = zip(assignments["uri"].to_pylist(), assignments["content_hash"].to_pylist(), strict=True)
+    labels = [label_of(uri, content_hash) for uri, content_hash in keys]
+    known = np.array([label is not None for label in labels])
+    return np.array([str(label) for label in labels if label is not None], np.str_), known
 
 
 def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:

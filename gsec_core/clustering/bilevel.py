@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gsec_core.clustering.batch_ensemble import BatchEnsembleHeads, linear, uniform
 from gsec_core.clustering.features import Features
+from gsec_core.clustering.kmeans import sample_rows
 
 PROBE_ROWS = 4096
 """Rows whose labels tell whether a member still moves."""
@@ -113,7 +114,7 @@ def train_block(
     heads = nn.ModuleList([BatchEnsembleHeads(d, n_clusters, ensemble_size, generators) for d in features.widths]).to(device)
     inner = _optimizer(heads, training.inner_lr, training.weight_decay)
     outer = _optimizer(encoder, training.outer_lr, training.weight_decay)
-    probe = _probe(len(features), random_state)
+    probe = sample_rows(len(features), PROBE_ROWS, random_state)
     watch = _Watch(features.rows(probe, device), training.block_size, tol)
     for step in range(training.max_steps):
         outer.param_groups[0]["lr"] = training.outer_lr + (training.last_lr - training.outer_lr) * step / training.max_steps
@@ -268,7 +269,3 @@ def _generator(random_state: int, member: int) -> torch.Generator:
     """A member's own source of random starts, whatever block it is in."""
     seed = np.random.SeedSequence([random_state, member]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed >> 1))
-
-
-def _probe(n: int, random_state: int) -> NDArray[np.int64]:
-    return np.sort(np.random.default_rng(random_state).choice(n, min(PROBE_ROWS, n), replace=False))

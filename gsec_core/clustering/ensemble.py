@@ -12,6 +12,7 @@ from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, m
 from gsec_core.clustering.batch_ensemble import linear
 from gsec_core.clustering.bilevel import Member
 from gsec_core.clustering.features import Features, Rows
+from gsec_core.clustering.kmeans import sample_rows
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64
@@ -57,7 +58,7 @@ class Ensemble:
         """Align ``members`` on ``features``. Returns the ensemble, and for each member the share of rows on which it agrees with the consensus."""
         clusters = len(members[0].bias)
         ensemble = cls.of(members, np.tile(np.arange(clusters, dtype=np.int32), (len(members), 1)))
-        sample = _sample(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * clusters), random_state)
+        sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * clusters), random_state)
         step = ensemble.block_rows
         blocks = (sample[start : start + step] for start in range(0, len(sample), step))
         permutations = align(co_assignment(np.exp(ensemble.log_posteriors(features, rows, device)) for rows in blocks))
@@ -112,9 +113,3 @@ class Ensemble:
 def joined(parts: Sequence[Assigned]) -> Assigned:
     """Blocks of rows as one."""
     return Assigned(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def _sample(n: int, most: int, random_state: int) -> NDArray[np.int64]:
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(random_state).choice(n, most, replace=False))

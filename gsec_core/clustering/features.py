@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK_ROWS = 16_384
+from gsec_core.clustering.kmeans import BLOCK_ROWS
+
 CLIP = 10.0
 """Deviations from the mean beyond which a value counts no more. The published code cuts there only if some value of the
 data is beyond 100, so that one image changes all others."""

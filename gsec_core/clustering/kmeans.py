@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 BLOCK_ROWS = 16_384
-"""Rows whose similarities to all centres are in memory at once."""
+"""Rows of which a copy, or the similarities to all centres, are in memory at once."""
 
 _SAMPLE_ROWS = 65_536
 
@@ -81,7 +81,7 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             seed=self.random_state,
             min_points_per_centroid=1,
         )
-        sample = _sample(len(X), max(_SAMPLE_ROWS, self.sample_per_cluster * self.n_clusters), self.random_state)
+        sample = sample_rows(len(X), max(_SAMPLE_ROWS, self.sample_per_cluster * self.n_clusters), self.random_state)
         kmeans.cp.max_points_per_centroid = len(sample)  # the sample is taken here, not by faiss
         kmeans.train(unit_rows(X[sample]))
         assert kmeans.centroids is not None
@@ -123,7 +123,8 @@ def unit_rows(X: NDArray[Any]) -> NDArray[np.float32]:
     return unit
 
 
-def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+def sample_rows(n: int, most: int, random_state: int) -> NDArray[np.int64]:
+    """Numbers of at most ``most`` random rows of ``n``, ascending; all rows if there are no more."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(random_state).choice(n, most, replace=False))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
+from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows, unit_rows
 
 N_NEIGHBORS = 3
 """Neighbours of an image in each half, as in Li et al. 2026, https://arxiv.org/abs/2605.12961."""
@@ -124,7 +124,7 @@ class NeighborIndex:
         return float((similar >= nearest.min(1, keepdims=True) - 1e-6).mean())
 
     def _drawn(self, most: int) -> NDArray[np.int64]:
-        return np.sort(np.random.default_rng(self._random_state).choice(self._n, min(most, self._n), replace=False))
+        return sample_rows(self._n, most, self._random_state)
 
     def _unit_at(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """The rows of these numbers, which ascend."""
