@@ -12,6 +12,9 @@ from gsec_core.sources.base import RejectedImage
 MAX_PIXELS = 178_956_970
 """Larger images are rejected by their header. It is Pillow's own limit against decompression bombs."""
 
+MAX_BYTES = 2**31
+"""Larger files are rejected by their listed size, as reading one would fill the memory: no image below the limit of pixels needs as much."""
+
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is opened, by Pillow's names. Its other readers stay shut: rarely fed, and EPS would start Ghostscript on foreign bytes."""
 

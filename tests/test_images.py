@@ -12,6 +12,8 @@ from PIL import Image
 from gsec_core.images import content_hash, decode, limit_ratio, thumbnail
 from gsec_core.sources.base import RejectedImage
 
+from .bad_files import bomb
+
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     buffer = io.BytesIO()
@@ -76,6 +78,29 @@ def test_a_bomb_is_rejected_by_its_header_alone() -> None:
         decode(png_header(13_378, 13_378))
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+def test_a_bomb_that_holds_all_that_its_header_says_is_not_unpacked() -> None:
+    script = """
+import io, re, sys
+from pathlib import Path
+from PIL import Image
+from gsec_core.images import decode
+from gsec_core.sources.base import RejectedImage
+data = sys.stdin.buffer.read()
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+before = peak()
+try:
+    decode(data)
+except RejectedImage as rejected:
+    print(rejected)
+assert peak() - before < 20, "megabytes"
+Image.MAX_IMAGE_PIXELS = None
+Image.open(io.BytesIO(data)).load()
+assert peak() - before > 150, "it is no bomb"
+"""
+    done = subprocess.run([sys.executable, "-c", script], input=bomb(), capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"larger than 178 megapixels\n", b"")
 
 
 def test_the_limit_itself_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,15 @@ import pyarrow as pa
 from gsec_core.errors import Refused
 from gsec_core.sources.base import LISTING, ImageRef
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+_DECODED = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".avifs", ".tif", ".tiff"),
+    *(".bmp", ".ico", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+)
+
+_NOT_DECODED = (".heic", ".heif", ".jxl")
+"""Listed all the same: photos that a phone made must show up as rejected, with a reason, and not be lost in silence."""
+
+IMAGE_EXTENSIONS = _DECODED + _NOT_DECODED
 
 
 def is_image_name(name: str) -> bool:
@@ -38,4 +46,4 @@ def no_images(url: str, paths: Iterable[str]) -> Refused:
             if path.lower().endswith(ending):
                 folder = "/".join([url.rstrip("/"), *path.split("/")[:-1]])
                 return Refused(f"Source {url} holds no image files but {ending} files: pass '{folder}/*{ending}'.")
-    return Refused(f"Source {url} holds no image files: there must be files that end in {' '.join(IMAGE_EXTENSIONS)}.")
+    return Refused(f"Source {url} holds no image files: there must be files that end in {' '.join(_DECODED)}.")

@@ -145,7 +145,7 @@ def _scratch(context: Context, rows: int, width: int) -> NDArray[np.float16]:
             # A write to a memory map that finds the disk full kills the process; here it is an error.
             os.posix_fallocate(file.fileno(), 0, max(1, rows * width * np.dtype(np.float16).itemsize))
         except OSError as error:
-            raise OSError(error.errno, error.strerror, folder or gettempdir()) from None
+            raise OSError(error.errno, f"{error.strerror}; make room there, or name another folder by the setting scratch", folder or gettempdir()) from None
         return np.memmap(file, np.float16, "r+", shape=(rows, width))
 
 
@@ -169,11 +169,7 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
     """
     labels = assignments["cluster"].to_numpy()
     sizes = np.bincount(labels, minlength=n_clusters)
-    sums = np.zeros((n_clusters, X.shape[1]), np.float64)
-    for start in range(0, len(X), PART_ROWS):
-        block = slice(start, start + PART_ROWS)
-        member = csr_array((np.ones(len(labels[block])), (labels[block], np.arange(len(labels[block])))), shape=(n_clusters, len(labels[block])))
-        sums += member @ unit_rows(X[block])
+    sums = cluster_sums(X, labels, n_clusters)
     centres = unit_rows(sums)
     # The mean cosine of unit rows to their mean direction is the length of their mean.
     cohesion = np.linalg.norm(sums, axis=1) / np.maximum(sizes, 1)
@@ -191,3 +187,13 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
         ],
         schema=CLUSTERS,
     )
+
+
+def cluster_sums(X: NDArray[np.float16], labels: NDArray[np.integer[Any]], n_clusters: int) -> NDArray[np.float64]:
+    """Of each cluster the sum of its images' unit vectors, (n_clusters, dim)."""
+    sums = np.zeros((n_clusters, X.shape[1]), np.float64)
+    for start in range(0, len(X), PART_ROWS):
+        block = slice(start, start + PART_ROWS)
+        member = csr_array((np.ones(len(labels[block])), (labels[block], np.arange(len(labels[block])))), shape=(n_clusters, len(labels[block])))
+        sums += member @ unit_rows(X[block])
+    return sums

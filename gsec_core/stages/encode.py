@@ -64,6 +64,8 @@ def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mappin
 
     Raises Unreachable if the source as a whole does not answer.
     """
+    if ref.size_bytes > images.MAX_BYTES:
+        return Prepared(status=REJECTED, reason=f"larger than {images.MAX_BYTES // 2**30} gigabytes")
     try:
         data = fetch(source, ref)
     except MissingImage as error:

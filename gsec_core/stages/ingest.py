@@ -12,7 +12,7 @@ import xxhash
 
 from gsec_core.config import IngestConfig
 from gsec_core.errors import BadShard, Refused
-from gsec_core.sources.base import Source
+from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.store import Corpus, Generation, Shards
 from gsec_core.store.corpus import newest_rows
 from gsec_core.tables import IMAGES, MISSING
@@ -45,7 +45,7 @@ class Changes:
 def ingest(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Shards, at_least: int) -> tuple[Generation, Changes]:
     """Bring the corpus up to date with its source, and say what changed.
 
-    ``embeddings`` is asked which images could not be read last time: these count as changed. Raises Refused if the
+    ``embeddings`` is asked which images could not be read last time: once one of these can be, they count as changed. Raises Refused if the
     source has fewer than ``at_least`` images, or lost more of them than ``config.max_shrink`` allows; then nothing is
     written.
     """
@@ -68,9 +68,12 @@ def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sh
         raise Refused(f"clusters = {at_least}: the source has only {len(listed)} images. Ask for fewer clusters or give more images.")
     base, live = _readable(corpus)
     both = listed.join(live, on="uri", suffix="_before")
-    unread = pl.Series(_missing(live, embeddings), dtype=pl.Binary)
     moved = (pl.col("size_bytes") != pl.col("size_bytes_before")) | (pl.col("version") != pl.col("version_before"))
-    changed = both.filter(moved | pl.col("image_id").is_in(unread.implode()))
+    unread = pl.col("image_id").is_in(pl.Series(_missing(live, embeddings), dtype=pl.Binary).implode())
+    again = both.filter(unread & ~moved)
+    if not _any_readable(source, again):  # a link that leads nowhere must not make every ingest a new generation
+        again = again.clear()
+    changed = pl.concat([both.filter(moved), again])
     added = listed.join(live, on="uri", how="anti")
     deleted = live.join(listed, on="uri", how="anti")
     _guard_against_shrinking(source, config, len(live), len(deleted))
@@ -121,6 +124,19 @@ def _readable(corpus: Corpus) -> tuple[Generation, pl.DataFrame]:
             corpus.images.set_aside(shard.name)
     live = newest_rows(tables, [shard.name for shard in shards])
     return replace(generation, shards=tuple(shards)), pl.DataFrame(live)
+
+
+def _any_readable(source: Source, images: pl.DataFrame) -> bool:
+    """Whether one of the images that could not be read can be now."""
+    for ref in map(ImageRef._make, images.select(ImageRef._fields).iter_rows()):
+        try:
+            source.fetch(ref)
+        except (MissingImage, OSError):
+            continue
+        except RejectedImage:  # which it was not before
+            pass
+        return True
+    return False
 
 
 def _missing(live: pl.DataFrame, embeddings: Shards) -> list[bytes]:

@@ -9,7 +9,7 @@ import ctypes
 import errno
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import PurePath
@@ -25,6 +25,13 @@ T = TypeVar("T")
 
 PROTOCOLS = ("file", "s3", "gs", "gcs", "memory")
 """The filesystems a store may live on. Chained protocols (``a::b``) and plain web addresses are not among them."""
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EACCES: "allow this user to read and write there",
+    errno.EROFS: "mount its disk for writing",
+}
 
 _TEMPORARY = ".tmp-"
 _ATTEMPTS = 10
@@ -78,11 +85,15 @@ class Files(Protocol):
 
 def open_files(url: str) -> Files:
     """Files below ``url``: a folder, or any URL of `PROTOCOLS`. Raises Refused for anything else."""
-    protocol = url.split("://", 1)[0] if "://" in url else "file"
+    protocol, separator, rest = url.partition("://")
+    if not separator:
+        protocol, rest = "file", url
+    if protocol != "file" and ("?" in rest or "@" in rest.partition("/")[0]):
+        raise Refused("--store: an address must not hold credentials, as it is recorded; give them in the environment.")
     if "::" in url or protocol not in PROTOCOLS:
         raise Refused(f"--store {url}: a store is a folder or one of {', '.join(p + '://' for p in PROTOCOLS)}.")
-    if protocol != "file" and ("?" in url or "@" in url.split("/")[2]):
-        raise Refused("--store: an address must not hold credentials, as it is recorded; give them in the environment.")
+    if not rest.strip("/") and protocol not in ("file", "memory"):
+        raise Refused(f"--store {url}: it names no bucket; write {protocol}://BUCKET/FOLDER.")
     if protocol == "file":
         return LocalFiles(os.path.abspath(url.removeprefix("file://")))
     try:
@@ -100,24 +111,26 @@ class LocalFiles:
 
     def create(self, path: str, data: bytes) -> bool:
         final = self.location(path)
-        temporary = self._write_temporary(final, data)
-        try:
-            created = _link_exclusively(temporary, final)
-        finally:
-            _unlink_if_there(temporary)
-        # Also when another writer won: its link may not be durable yet, and our caller goes on as if it were.
-        _sync_directory(os.path.dirname(final))
+        with _failures_of(final):
+            temporary = self._write_temporary(final, data)
+            try:
+                created = _link_exclusively(temporary, final)
+            finally:
+                _unlink_if_there(temporary)
+            # Also when another writer won: its link may not be durable yet, and our caller goes on as if it were.
+            _sync_directory(os.path.dirname(final))
         return created
 
     def replace(self, path: str, data: bytes) -> None:
         final = self.location(path)
-        temporary = self._write_temporary(final, data)
-        try:
-            os.rename(temporary, final)
-        except OSError:
-            _unlink_if_there(temporary)
-            raise
-        _sync_directory(os.path.dirname(final))
+        with _failures_of(final):
+            temporary = self._write_temporary(final, data)
+            try:
+                os.rename(temporary, final)
+            except OSError:
+                _unlink_if_there(temporary)
+                raise
+            _sync_directory(os.path.dirname(final))
 
     def move(self, path: str, to: str) -> None:
         os.rename(self.location(path), self.location(to))
@@ -128,7 +141,8 @@ class LocalFiles:
             return file.read()
 
     def open(self, path: str) -> IO[bytes]:
-        return open(self.location(path), "rb")
+        with _failures_of(self.location(path)):
+            return open(self.location(path), "rb")
 
     def files(self, directory: str) -> set[str]:
         return {name for name, is_file in self._entries(directory) if is_file and not name.startswith(".")}
@@ -156,7 +170,7 @@ class LocalFiles:
 
     def _entries(self, directory: str) -> list[tuple[str, bool]]:
         try:
-            with os.scandir(self.location(directory)) as entries:
+            with _failures_of(self.location(directory)), os.scandir(self.location(directory)) as entries:
                 return [(entry.name, entry.is_file()) for entry in entries]
         except FileNotFoundError:
             return []
@@ -275,6 +289,16 @@ def _s3_code(error: OSError) -> str:
     """What S3 calls the error: a lost race for a name is PreconditionFailed (412), an undecided one ConditionalRequestConflict (409)."""
     code: str = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
     return code
+
+
+@contextlib.contextmanager
+def _failures_of(path: str) -> Iterator[None]:
+    """Failures by the name of the file or directory that they are about, with what to do: a write tells neither."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        raise OSError(error.errno, f"{error.strerror}; {remedy}" if remedy else error.strerror, path) from error
 
 
 def _open_new(path: str) -> int:

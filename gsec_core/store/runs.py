@@ -9,7 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,9 +18,10 @@ from uuid import uuid4
 import xxhash
 
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import GsecError, Refused
+from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.store.corpus import Corpus
 from gsec_core.store.files import Files
+from gsec_core.store.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,19 @@ class Run:
         names = [name for name in self.files.files(self.directory) if name.startswith("stage-")]
         return {name.removeprefix("stage-").removesuffix(".json"): self._load(name) for name in names}
 
+    def table(self, name: str) -> tuple[Shards, list[str]]:
+        """Where a table of this run is, and the names of its shards. For readers of finished tables that need no stage.
+
+        Raises Refused unless every shard is there.
+        """
+        for record in self.stages().values():
+            if name in record["tables"]:
+                shards = Corpus(self.files, self.request()["corpus"]).table(name, record["fingerprint"])
+                planned: list[str] = record["tables"][name]
+                if set(planned) <= shards.names():
+                    return shards, planned
+        raise Refused(f"run {self.id} has no complete table {name}. Finish the run first: the same gsec run again, or gsec stage NAME --run {self.id}.")
+
     @contextmanager
     def attempt(self, provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Record that somebody works on the run. What the block puts into the yielded dict is recorded at its end.
@@ -102,7 +116,8 @@ class Run:
         try:
             yield facts
         except BaseException as error:
-            self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "failed", "error": f"{type(error).__name__}: {error}", **facts})
+            with suppress(OSError, Unreachable):  # on a full disk it stays without an end; what went wrong first is to be heard
+                self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "failed", "error": f"{type(error).__name__}: {error}", **facts})
             raise
         self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "done", **facts})
 

@@ -2,16 +2,30 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gsec_core.errors import Refused, Unreachable
+from gsec_core.images import FORMATS
 from gsec_core.sources import ImageRef, MissingImage, RejectedImage, open_source
+from gsec_core.sources.listing import IMAGE_EXTENSIONS
 
+from ..disks import as_anyone
 from .examples import Images, refs, uris, write_folder
 
 
 def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
     write_folder(tmp_path, dict.fromkeys(["a.JPG", "b.webp", ".c.jpg", ".git/d.jpg", "notes.txt", "jpg", "e.jpg/f.avif"], b"x"))
     assert uris(open_source(str(tmp_path))) == ["a.JPG", "b.webp", "e.jpg/f.avif"]
+
+
+def test_every_kind_of_file_that_is_decoded_is_listed() -> None:
+    Image.init()
+    assert {ending for ending, form in Image.registered_extensions().items() if form in FORMATS} <= set(IMAGE_EXTENSIONS)
+
+
+def test_photos_in_formats_that_are_not_decoded_are_listed_to_be_rejected_and_not_lost(tmp_path: Path) -> None:
+    write_folder(tmp_path, dict.fromkeys(["a.heic", "b.HEIF", "c.jxl"], b"x"))
+    assert uris(open_source(str(tmp_path))) == ["a.heic", "b.HEIF", "c.jxl"]
 
 
 def test_a_changed_file_has_a_new_version_and_is_read_as_it_is(tmp_path: Path) -> None:
@@ -77,17 +91,20 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
         source.fetch(refs(source)[0])
 
 
-def test_a_file_that_may_not_be_read_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_missing(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a.jpg": b"x"})
     source = open_source(str(tmp_path))
     (ref,) = refs(source)
-
-    def deny(*args: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("builtins.open", deny)  # root may read everything
+    (tmp_path / "a.jpg").chmod(0)
     with pytest.raises(MissingImage, match="permission denied"):
-        source.fetch(ref)
+        as_anyone(lambda: source.fetch(ref))
+
+
+def test_a_folder_that_may_not_be_read_is_refused_and_what_is_in_it_not_lost(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a.jpg": b"x", "inner/b.jpg": b"x"})
+    (tmp_path / "inner").chmod(0)
+    with pytest.raises(Refused, match=r"may not be read \(.*/inner'\): allow it for this user"):
+        as_anyone(open_source(str(tmp_path)).list)
 
 
 def test_other_failures_are_left_to_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

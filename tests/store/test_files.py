@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,6 +17,8 @@ from s3fs.errors import translate_boto_error
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.store import Store, files
 from gsec_core.store.files import Files, LocalFiles, RemoteFiles, open_files
+
+from ..disks import as_anyone
 
 # On every filesystem
 
@@ -217,6 +220,37 @@ def test_a_name_that_cannot_be_given_leaves_nothing(folder: LocalFiles, monkeypa
     assert everything_in(folder) == set()
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "No space left on device; make room on its disk: "),
+        (errno.EDQUOT, "Disk quota exceeded; make room, or have the quota raised: "),
+        (errno.EROFS, "Read-only file system; mount its disk for writing: "),
+        (errno.EIO, "Input/output error: "),
+    ],
+)
+def test_a_failed_write_names_the_file_and_what_to_do(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+    monkeypatch.setattr(files.os, "write", failing(code))
+    for write in WRITES:
+        with pytest.raises(OSError, match=re.escape(f"[Errno {code}] {words}'{folder.location('table/a')}'")):
+            write(folder, "table/a", b"bytes")
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_forbidden_directory_is_named_with_what_to_do(folder: LocalFiles, mode: int) -> None:
+    folder.create("table/other", b"")
+    (Path(folder.url) / "table").chmod(mode)
+    with pytest.raises(PermissionError, match=re.escape(f"Permission denied; allow this user to read and write there: '{folder.url}/table")):
+        as_anyone(lambda: (folder.files("table"), folder.create("table/a", b"bytes")))
+
+
+def test_a_file_that_may_not_be_read_is_named_with_what_to_do(folder: LocalFiles) -> None:
+    folder.create("table/a", b"")
+    (Path(folder.url) / "table" / "a").chmod(0)
+    with pytest.raises(PermissionError, match=re.escape(f"allow this user to read and write there: '{folder.location('table/a')}'")):
+        as_anyone(lambda: folder.read("table/a"))
+
+
 def test_a_disk_that_has_room_again_is_written(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
         full.setattr(files.os, "write", failing(errno.ENOSPC))
@@ -307,11 +341,10 @@ def test_a_directory_that_is_removed_as_empty_meanwhile_is_made_again(folder: Lo
     assert folder.read("table/a") == b"bytes"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(Refused, match=r"cannot be written .*Permission denied.* Choose another store"):
-        Store.open(str(tmp_path / "store")).check_writable()
+        as_anyone(Store.open(str(tmp_path / "store")).check_writable)
 
 
 def test_a_store_on_a_read_only_disk_is_refused(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
