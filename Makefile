@@ -1,14 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-real real-parts lint clean
+.PHONY: demo test test-real real-parts lint reference clean
 
 # The main job on the embedded default: on photographs that ship with libraries, or on SOURCE=folder (CLUSTERS=number).
 demo: .venv/demo
 	$(BIN)/gsec demo $(SOURCE) $(if $(CLUSTERS),--clusters $(CLUSTERS))
 
 test: .venv/dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore tests/real
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -16,12 +16,19 @@ lint: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests against servers and browsers that the Python environment does not bring. None yet.
-test-real: real-parts
-	@echo "test-real: no real parts are tested yet"
+# Tests against programs that the Python environment does not bring. A missing one is a failure there.
+test-real: .venv/dev real-parts
+	$(BIN)/pytest tests/real
 
-# Installs what test-real needs. Nothing yet.
+# Installs them; as root, or by sudo.
 real-parts:
+	@command -v chromium >/dev/null || { \
+		run=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$run apt-get update -q && $$run apt-get install -y -q --no-install-recommends chromium; }
+
+# The reference pages, from the code.
+reference: .venv/dev
+	$(BIN)/python -c 'from flows.reference import main; main()'
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv

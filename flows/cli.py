@@ -10,11 +10,11 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gsec_core.config import PipelineConfig, load_config, output_settings
+from gsec_core.config import PipelineConfig, load_config, output_settings, without_secrets
 from gsec_core.errors import GsecError, Refused
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ app = App(
 )
 
 Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]
-Clusters = Annotated[int | None, Parameter(name=["--clusters", "-k"], help="Number of clusters.")]
+Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Number of clusters.")]
 StoreUrl = Annotated[str | None, Parameter(name="--store", help="Where all tables are kept: a folder or any fsspec URL. Default: gsec-store.")]
 CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's name in the store. Default: made from the source.")]
 Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]
@@ -97,12 +97,14 @@ def doctor(
     encoder: Encoder = None,
     captioner: Captioner = None,
     config: ConfigFile = None,
+    set_: Set = None,
     verify: Annotated[bool, Parameter(negative="", help="Read every shard; set damaged ones aside, so that the next run makes them anew.")] = False,
 ) -> int:
-    """Check the environment, the store, the encoder and the captioner, and say what to fix."""
-    from flows import reports
+    """Check the environment, the store, the encoder, the captioner and Prefect, and say what to fix."""
+    settings = _config(config, set_, store=store, encoder=encoder, captioner=captioner)
+    from flows import doctor as checks
 
-    return reports.doctor(_config(config, None, store=store, encoder=encoder, captioner=captioner), verify)
+    return checks.doctor(settings, verify)
 
 
 @app.command
@@ -152,6 +154,35 @@ def evaluate(
 
 
 @app.command
+def export(
+    *,
+    to: Annotated[Path, Parameter(help="A folder; it need not exist. Files of an earlier export are replaced.")],
+    images: Annotated[Literal["links", "copies"] | None, Parameter(help="Also a folder a cluster with links to the images, or with copies.")] = None,
+    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
+    store: StoreUrl = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write a run's assignments with names (Parquet, CSV), its clusters (JSON, CSV), what was unusable (CSV), and images by cluster."""
+    from flows import reports
+
+    return reports.export(_config(None, None, store=store).store, to, images, run, _out(as_json))
+
+
+@app.command
+def report(
+    *,
+    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
+    to: Annotated[Path | None, Parameter(help="A folder to draw it into, from the run's tables. Default: none; the one in the store is named.")] = None,
+    store: StoreUrl = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say where a run's report is, or draw it into a folder."""
+    from flows import reports
+
+    return reports.report(_config(None, None, store=store).store, to, run, _out(as_json))
+
+
+@app.command
 def demo(
     source: Source | None = None,
     *,
@@ -197,7 +228,7 @@ def _config(file: Path | None, settings: list[str] | None, encoder: str | None =
         values["describe"] = {"captioner": captioner}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
-        if not equals:
+        if not (name and equals):
             raise Refused(f"--set {setting}: write it as section.name=value.")
         *sections, last = name.split(".")
         place = values
@@ -221,18 +252,24 @@ def _quiet_prefect() -> None:
         os.environ.setdefault(name, value)
 
 
+def _complain(what: str) -> None:
+    """One line, whatever a driver or a server has said."""
+    print(f"error: {without_secrets(' '.join(what.splitlines()))}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: every outcome becomes an exit code, every foreseen error one sentence."""
     _quiet_prefect()
     try:
-        code = app(arguments, exit_on_error=False, result_action="return_value")
-    except CycloptsError:
-        code = REFUSED  # cyclopts has said what is wrong
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        _complain(f"{error} See gsec --help.")
+        code = REFUSED
     except GsecError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         code = error.exit_code
     except OSError as error:
-        print(f"error: {error}. What was committed stays; a rerun continues.", file=sys.stderr)
+        _complain(f"{error}. What was committed stays; a rerun continues.")
         code = FAILED
     except KeyboardInterrupt:
         print("interrupted. What was committed stays; a rerun continues.", file=sys.stderr)

@@ -8,7 +8,7 @@ from flows import terminal
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
-from gsec_core.stages import base, describe
+from gsec_core.stages import base, describe, publish
 from gsec_core.store import Run, Store
 
 DONE, DONE_WITH_REJECTS = 0, 3
@@ -126,8 +126,8 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
     _check_prefect()
     with terminal.watcher() as watcher, watched(watcher):
         try:
-            if name == describe.STAGE.name:
-                pipeline.check_captioner(base.Context.of(found, config))
+            if name in (describe.STAGE.name, publish.STAGE.name):
+                pipeline.check_servers(base.Context.of(found, config))
             return run_flow(config, found.id, name)
         except BadShard as error:
             set_bad_aside(config, error, [])
@@ -157,13 +157,22 @@ def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
             raise Refused(f"stage {name} comes after stage {stage.name}, which is not complete in run {run.id}. First: {first}")
 
 
+MOST_SHOWN = 40
+"""Clusters that a terminal shows; the report and the cluster table have all."""
+
+
 def _show(context: base.Context, summary: dict[str, Any]) -> None:
-    terminal.err.print(terminal.table(f"clusters of run {(context.of_run or context).run.id}", summary["cluster_rows"]))
+    rows = [{key: value for key, value in row.items() if key != "description"} for row in summary["cluster_rows"]]
+    terminal.err.print(terminal.table(f"clusters of run {(context.of_run or context).run.id}", rows[:MOST_SHOWN]))
+    if len(rows) > MOST_SHOWN:
+        terminal.err.print(f"and {len(rows) - MOST_SHOWN:,} smaller clusters")
     if summary["labellings"]:
         terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", summary["labellings"]))
     assigned = summary["images"] - summary["rejected"] - summary["missing"]
     terminal.err.print(f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing")
-    terminal.err.print(f"assignments    {summary['assignments']}\ncluster table  {summary['cluster_table']}", markup=False)
+    for name in ("assignments", "cluster_table", "report"):
+        if summary[name]:
+            terminal.err.print(f"{name.replace('_', ' '):<14} {summary[name]}", markup=False)
 
 
 def _words(counts: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = N
     while True:
         try:
             context = slices.context(config, run_id)
-            pipeline.check_captioner(context)
+            pipeline.check_servers(context)
             for stage in context.run.request()["stages"]:
                 add(made.setdefault(stage, {}), run_flow(config, run_id, stage))
             summary = pipeline.summary(context)

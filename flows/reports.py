@@ -1,15 +1,17 @@
-"""The commands that look. Status and prune import neither torch nor Prefect; evaluate and doctor what they need."""
+"""The commands that look. Status, export and prune import neither torch nor Prefect; evaluate and report what they need."""
 
-import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 from flows import terminal
 from gsec_core import prune as pruning
 from gsec_core import status as state
-from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError, Refused
+from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
+from gsec_core.tables import REPORT_TABLE
 
 Json = Callable[[dict[str, Any]], None]
 
@@ -36,27 +38,85 @@ def status(url: str, as_json: Json | None) -> int:
     return 0
 
 
+def export(url: str, to: Path, images: Literal["links", "copies"] | None, run_id: str | None, as_json: Json | None) -> int:
+    """A run's result as files."""
+    from gsec_core import export as exporting
+
+    context = _context(url, run_id)
+    with _mended_by_a_run():
+        written = exporting.export(context, to, images)
+    if as_json:
+        as_json({"run_id": context.run.id, "to": str(to.resolve()), **written})
+        return 0
+    terminal.out.print(f"run {context.run.id} to {to}:", markup=False)
+    for name, count in written.items():
+        if name != exporting.LOST:
+            terminal.out.print(f"  {name}: {count:,} {'images' if name == exporting.IMAGES else 'rows'}", markup=False)
+    if written.get(exporting.LOST):
+        terminal.err.print(f"warning: {written[exporting.LOST]:,} images are no longer where they were and are not in {to / exporting.IMAGES}.", markup=False)
+    return 0
+
+
+def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) -> int:
+    """Where a run's report is, or a new drawing of it."""
+    from gsec_core.report import collect, pages
+    from gsec_core.stages import report as stage
+
+    context = _context(url, run_id)
+    if context.of_run is not None:
+        raise Refused(f"--run {context.run.id}: it assigns images to the clusters of run {context.of_run.run.id}, whose report shows them. Name that one.")
+    if to is None:
+        context.run.table(REPORT_TABLE)
+        place = stage.index(context)
+    else:
+        with _mended_by_a_run():
+            for page, data in pages.pages(collect.collect(context)):
+                (to / page).parent.mkdir(parents=True, exist_ok=True)
+                (to / page).write_bytes(data)
+        place = str(to.resolve() / "index.html")
+    if as_json:
+        as_json({"run_id": context.run.id, "report": place})
+    else:
+        terminal.out.print(place, markup=False)
+    return 0
+
+
 def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Json | None) -> int:
     """Scores of a run against a file of labels."""
     from gsec_core import keyed, quality
-    from gsec_core.stages.base import Context
 
-    store = Store.open(url)
-    run = store.run(run_id) if run_id is not None else _newest_finished(store)
-    context = Context.of(run, run.config())
+    context = _context(url, run_id)
     if context.of_run is not None:
-        raise Refused(f"--run {run.id}: it assigns images to the clusters of run {context.of_run.run.id} and has no labelling of its own. Name that one.")
-    try:
-        rows = quality.with_labels(context, keyed.read_keyed(labels, column, setting="--labels").lookup)
-    except BadShard as error:
-        raise GsecError(f"{error}. The next gsec run of its source mends it.") from None
+        raise Refused(
+            f"--run {context.run.id}: it assigns images to the clusters of run {context.of_run.run.id} and has no labelling of its own. Name that one."
+        )
+    with _mended_by_a_run():
+        label_of = keyed.read_keyed(labels, column, setting="--labels").lookup
+        scores, majorities = quality.with_labels(context, label_of), quality.majorities(context, label_of)
     config = context.config
     if as_json:
-        as_json({"run_id": run.id, "encoder": config.encode.encoder, "captioner": config.describe.captioner, "scores": rows})
+        facts = {"run_id": context.run.id, "encoder": config.encode.encoder, "captioner": config.describe.captioner}
+        as_json({**facts, "scores": scores, "clusters": majorities})
     else:
-        title = f"run {run.id}: encoder {config.encode.encoder}, captions by {config.describe.captioner}"
-        terminal.out.print(terminal.table(title, rows))
+        title = f"run {context.run.id}: encoder {config.encode.encoder}, captions by {config.describe.captioner}"
+        terminal.out.print(terminal.table(title, scores))
+        terminal.out.print(terminal.table("the most frequent label of each cluster", majorities))
     return 0
+
+
+def _context(url: str, run_id: str | None) -> Context:
+    """A run of a store; without an id the newest that is finished."""
+    store = Store.open(url)
+    run = store.run(run_id) if run_id is not None else _newest_finished(store)
+    return Context.of(run, run.config())
+
+
+@contextmanager
+def _mended_by_a_run() -> Iterator[None]:
+    try:
+        yield
+    except BadShard as error:
+        raise GsecError(f"{error}. The next gsec run of its source mends it.") from None
 
 
 def _newest_finished(store: Store) -> Run:
@@ -64,27 +124,6 @@ def _newest_finished(store: Store) -> Run:
         if run.is_finished() and not run.request().get("of_run"):
             return run
     raise Refused(f"--store {store.url}: it holds no finished run. `gsec status` shows what there is.")
-
-
-def doctor(config: PipelineConfig, verify: bool) -> int:
-    """One line a check; 1 if one of them fails."""
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("packages", _packages),
-        ("store", lambda: _store(config)),
-        ("encoder", lambda: _encoder(config)),
-        ("captioner", lambda: _captioner(config)),
-        ("Prefect", _prefect),
-    ]
-    if verify:
-        checks.append(("shards", lambda: _shards(config)))
-    failed = 0
-    for name, check in checks:
-        try:
-            terminal.out.print(f"ok    {name}: {check()}", markup=False)
-        except Exception as error:  # noqa: BLE001 - what is wrong is what a check is to say
-            failed += 1
-            terminal.out.print(f"FAIL  {name}: {error}", markup=False)
-    return 1 if failed else 0
 
 
 def prune(url: str, keep_runs: int, dry_run: bool) -> int:
@@ -96,53 +135,3 @@ def prune(url: str, keep_runs: int, dry_run: bool) -> int:
         terminal.out.print(f"{'would delete' if dry_run else 'deleted'}  {deletion.path}: {deletion.why}", markup=False)
     terminal.out.print(f"{len(deletions)} files {'would be' if dry_run else 'were'} deleted or rewritten.")
     return 0
-
-
-def _packages() -> str:
-    from gsec_core.pipeline import provenance
-
-    versions = provenance(PipelineConfig())["versions"]
-    for module in ("torch", "torchvision", "faiss", "pyarrow", "polars"):
-        importlib.import_module(module)
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _store(config: PipelineConfig) -> str:
-    store = Store.open(config.store)
-    store.check_writable()
-    return f"{store.url} can be written; {len(store.corpora())} corpora, {len(store.runs())} runs"
-
-
-def _encoder(config: PipelineConfig) -> str:
-    from gsec_core.stages.encode import loaded_encoder
-
-    encoder = loaded_encoder(config)
-    joint = f", {encoder.joint_dim} shared with text" if encoder.joint_dim else ""
-    return f"{config.encode.encoder}: {encoder.dim} dimensions{joint}"
-
-
-def _captioner(config: PipelineConfig) -> str:
-    from gsec_core.captioners import load_captioner
-
-    captioner = load_captioner(config.describe, device=config.encode.device, threads=config.threads)
-    captioner.check()
-    return f"{config.describe.captioner} can be asked, {captioner.concurrency} at once"
-
-
-def _prefect() -> str:
-    """The versions that pip picks by itself can leave Prefect broken; a flow that runs is the only proof."""
-    from prefect import flow
-    from prefect.settings import PREFECT_API_URL
-
-    @flow(name="gsec-doctor", persist_result=False)
-    def nothing() -> str:
-        return "a flow ran"
-
-    return f"{nothing()} on {PREFECT_API_URL.value() or 'a temporary server of this process'}"
-
-
-def _shards(config: PipelineConfig) -> str:
-    damaged = state.verify(Store.open(config.store))
-    if damaged:
-        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them anew; of a captions log it asks first.")
-    return "every shard of every table is as it was written"

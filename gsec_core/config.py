@@ -5,13 +5,19 @@ changed setting makes new tables and an unmarked new field can never make two di
 Values come from flags, then ``GSEC_*`` environment variables (``GSEC_ENCODE__BATCH_SIZE=32``), then a TOML file.
 """
 
+import difflib
 import json
-from collections.abc import Mapping
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from gsec_core.errors import Refused
 from gsec_core.sources.address import normalise_url
@@ -35,7 +41,7 @@ class IngestConfig(_Settings):
 class EncodeConfig(_Settings):
     """How images become embeddings."""
 
-    encoder: str = Field("lite", min_length=1, description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint.")
+    encoder: str = Field("lite", description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass. bf16 is faster where the processor has it.")
     batch_size: int = Field(64, ge=1, le=4096, description="Images a forward pass; the last batch is padded to it.")
     thumbnail_size: int = Field(96, ge=16, le=96, description="Longest side of the stored thumbnails, in pixels.")
@@ -64,7 +70,7 @@ class PrototypesConfig(_Settings):
 class DescribeConfig(_Settings):
     """Who describes the representatives, and how it is asked."""
 
-    captioner: str = Field("tagger", min_length=1, description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, as vLLM), or `table:FILE:COLUMN`.")
+    captioner: str = Field("tagger", description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, as vLLM), or `table:FILE:COLUMN`.")
     image_size: int = Field(448, ge=32, le=4096, description="openai: longest side of the image that is sent, in pixels; never enlarged.")
     max_tokens: int = Field(96, ge=16, le=4096, description="openai: length of an answer.")
     url: Annotated[str, RUNTIME] = Field("http://localhost:8000/v1", description="openai: the server. Its key, if it wants one, is GSEC_CAPTIONER_KEY.")
@@ -96,6 +102,12 @@ class TrainConfig(_Settings):
     device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
 
 
+class PublishConfig(_Settings):
+    """How clusters get their names."""
+
+    namer: str = Field("terms", description="`terms`: from the descriptions' words; `openai:MODEL`: by a language model at describe.url.")
+
+
 class PipelineConfig(_Settings):
     """One run: where images come from, where tables go, how many clusters, and each stage's settings."""
 
@@ -116,6 +128,7 @@ class PipelineConfig(_Settings):
     describe: DescribeConfig = DescribeConfig()
     fuse: FuseConfig = FuseConfig()
     train: TrainConfig = TrainConfig()
+    publish: PublishConfig = PublishConfig()
 
 
 def output_settings(settings: BaseModel) -> dict[str, Any]:
@@ -151,33 +164,113 @@ def _is_runtime(field: FieldInfo) -> bool:
 def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
     """Flags (``overrides``, nested by section) over environment over ``file`` over defaults.
 
-    Raises Refused naming the setting, its value and what is allowed.
+    Raises Refused naming the setting, its value, where it is from, and what to give.
     """
-    from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
-
-    if file is not None and not file.is_file():
-        raise Refused(f"--config {file}: there is no such file.")
-
-    class Sources(BaseSettings, PipelineConfig):
-        model_config = SettingsConfigDict(env_prefix="GSEC_", env_nested_delimiter="__", toml_file=file, extra="forbid", frozen=True)
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
+    given: list[tuple[str, Mapping[str, Any]]] = [] if file is None else [(f" (from {file})", _from_toml(file))]
+    given += [(f" (from {variable})", _nested(setting, os.environ[variable])) for variable, setting in _from_environment()]
+    given.append(("", overrides or {}))
+    values: Mapping[str, Any] = {}
+    for _, more in given:
+        values = _over(values, more)
     try:
-        return PipelineConfig.model_validate(Sources(**dict(overrides or {})).model_dump())
+        return PipelineConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        remedy = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"][:1].lower() + first["msg"][1:]
-        raise Refused(f"{setting} = {json.dumps(first['input'], default=str)}: {remedy}.") from None
-    except ValueError as error:  # a file that is not TOML, an environment value that is not JSON
-        raise Refused(f"The configuration could not be read: {error}") from None
+        raise Refused(_in_the_users_words(error.errors()[0], given)) from None
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with ``***`` for what may be secret in the addresses it holds: credentials and queries."""
+    return _QUERY.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
+
+
+# A secret key may hold slashes: after a colon everything up to the "@" is secret.
+_CREDENTIALS = re.compile(r"://[^/@:\s]*(?::[^@\s]*)?@")
+_QUERY = re.compile(r"""(://[^\s?"']*\?)[^\s"'),;]+""")
+
+_PREFIX, _SECRETS = "GSEC_", {"GSEC_CAPTIONER_KEY"}
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text that is not empty"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _from_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise Refused(f"--config {file}: it cannot be read ({error.strerror}). Give a TOML file of settings.") from None
+    except ValueError as error:
+        raise Refused(f"--config {file}: it is not TOML ({error}). Write `clusters = 10`, texts in quotes, sections as `[encode]`.") from None
+
+
+def _from_environment() -> Iterator[tuple[str, str]]:
+    """Variables and their settings. What an orchestrator names GSEC_* for its services passes, unless it looks like a misspelt setting."""
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if name.startswith(_PREFIX) and name not in _SECRETS:
+            setting = name.removeprefix(_PREFIX).replace("__", ".").lower()
+            if setting in _fields(PipelineConfig) or _near(setting, 0.8) or ("." in setting and _siblings(setting)):
+                yield variable, setting
+
+
+def _nested(setting: str, value: object) -> dict[str, Any]:
+    first, _, rest = setting.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, section by section."""
+    both = [name for name, value in above.items() if isinstance(value, Mapping) and isinstance(below.get(name), Mapping)]
+    return {**below, **above, **{name: _over(below[name], above[name]) for name in both}}
+
+
+def _in_the_users_words(error: ErrorDetails, given: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    setting = ".".join(map(str, error["loc"]))
+    origin = next((place for place, values in reversed(given) if _holds(values, setting)), "")
+    if error["type"] == "extra_forbidden":  # its value is not shown: it may be a key that was taken for a setting
+        near, there = _near(setting, 0.6), ", ".join(_siblings(setting))
+        return f"{setting}{origin}: there is no such setting; {f'did you mean {near}?' if near else f'there are {there}.'}"
+    value = without_secrets(json.dumps(error["input"], default=str, ensure_ascii=False))
+    return f"{setting} = {value if len(value) <= 80 else f'{value[:79]}…'}{origin}: {_remedy(setting)}."
+
+
+def _holds(values: object, setting: str) -> bool:
+    first, _, rest = setting.partition(".")
+    return isinstance(values, Mapping) and first in values and (not rest or _holds(values[first], rest))
+
+
+def _remedy(setting: str) -> str:
+    field = _fields(PipelineConfig)[setting]
+    if _is_section(field):
+        return f"it is a section; give its settings, as {next(name for name in _fields(PipelineConfig) if name.startswith(f'{setting}.'))}"
+    kinds = [_KINDS.get(kind, f"`{kind}`") for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    bounds = [f"{words} {getattr(bound, name):,}" for bound in field.metadata for name, words in _BOUNDS.items() if hasattr(bound, name)]
+    return f"give {' or '.join(kinds)}{', ' if bounds else ''}{' and '.join(bounds)}"
+
+
+def _near(setting: str, cutoff: float) -> str | None:
+    """The setting that was probably meant: of the same section, or of any if it is named without one or with a wrong one."""
+    section, _, last = setting.rpartition(".")
+    if section and _siblings(setting):
+        setting, spellings = last, {name.rpartition(".")[2]: name for name in _siblings(setting)}
+    else:
+        spellings = {spelling: name for name in _fields(PipelineConfig) for spelling in (name.rpartition(".")[2], name)}
+    return next((spellings[near] for near in difflib.get_close_matches(setting, spellings, 1, cutoff)), None)
+
+
+def _siblings(setting: str) -> list[str]:
+    """All settings of the section that this one is, or would be, in."""
+    return [name for name in _fields(PipelineConfig) if name.rpartition(".")[0] == setting.rpartition(".")[0]]
+
+
+def _fields(settings: type[BaseModel], section: str = "") -> dict[str, FieldInfo]:
+    """Settings and sections by their full names."""
+    fields: dict[str, FieldInfo] = {}
+    for name, field in settings.model_fields.items():
+        fields[section + name] = field
+        if _is_section(field):
+            fields |= _fields(cast(type[BaseModel], field.annotation), f"{section}{name}.")
+    return fields
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)

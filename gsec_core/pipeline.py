@@ -3,22 +3,27 @@
 What is here needs no orchestrator; `flows` chain the same parts as a DAG.
 """
 
+import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
-from gsec_core import quality
+from gsec_core import namers, quality
+from gsec_core.captioners.chat import checked_url
 from gsec_core.config import PipelineConfig, with_runtime
+from gsec_core.devices import resolve
+from gsec_core.encoders import check_encoder
 from gsec_core.errors import Refused
 from gsec_core.sources import open_source, source_name
 from gsec_core.sources.base import Source
-from gsec_core.stages import align, assign, base, baseline, describe, encode, fuse, prepare, prototypes, train
+from gsec_core.stages import align, assign, base, baseline, describe, encode, fuse, prepare, prototypes, publish, report, train
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.ingest import Changes, compare, ingest
 from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
-from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
+from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
 STAGES: tuple[Stage, ...] = (
     encode.STAGE,
@@ -29,6 +34,8 @@ STAGES: tuple[Stage, ...] = (
     prepare.STAGE,
     train.STAGE,
     align.STAGE,
+    publish.STAGE,
+    report.STAGE,
 )
 """In the order they run; ingest comes before them and has no tables of a run."""
 
@@ -57,18 +64,34 @@ class Place:
     """What this request's encoder has done so far."""
 
 
-def open_place(config: PipelineConfig) -> Place:
-    """Raises Refused if the store cannot be written, or a name or a setting of the training cannot be."""
+def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
+    """Raises Refused for a setting that some stage would stumble over, before anything is written, listed or loaded."""
     if config.source is None:
         raise Refused("source: say where the images are: a folder, a Parquet file or glob, or WebDataset tars.")
-    train.plan_of(config)  # what cannot be trained is not to be encoded first
+    identity(config, of_run)  # names of encoders, captioners and files
+    checked_url(config.describe.url)  # recorded with every attempt, whoever describes
+    resolve(config.encode.device, "encode.device")
+    train.plan_of(config)
+    check_scratch(config)
     store = Store.open(config.store)
-    store.check_writable()
     source = open_source(config.source, image_column=config.ingest.image_column)
     corpus = store.corpus(config.corpus or source_name(config.source))
+    store.check_writable()
     counter = corpus.redo_counters().get(encode.STAGE.name, 0)
     encoded = fingerprint(encode.STAGE.name, encode.STAGE.version, encode.STAGE.settings(config), [], counter)
-    return Place(store, corpus, source, corpus.table(EMBEDDINGS_TABLE, encoded))
+    embeddings = corpus.table(EMBEDDINGS_TABLE, encoded)
+    if not embeddings.names():  # an encoder that has encoded exists; to ask takes seconds
+        check_encoder(config.encode.encoder)
+    return Place(store, corpus, source, embeddings)
+
+
+def check_scratch(config: PipelineConfig) -> None:
+    """Raises Refused unless disposable files can be made."""
+    try:
+        TemporaryFile(dir=config.scratch).close()
+    except OSError as error:
+        place = f"scratch = {json.dumps(config.scratch or gettempdir())}"
+        raise Refused(f"{place}: no file can be made there ({error.strerror}). Make the folder, or name another.") from None
 
 
 def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> tuple[Run, Changes]:
@@ -78,7 +101,7 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
     ``config`` is then what `assignment_config` gives. Raises Refused before anything is written if the request cannot be
     carried out.
     """
-    place = open_place(config)
+    place = open_place(config, of_run)
     check_redo(redo, of_run)
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
@@ -108,7 +131,7 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
 
     Raises as `request` does.
     """
-    place = open_place(config)
+    place = open_place(config, of_run)
     check_redo(redo, of_run)
     changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run))
@@ -148,10 +171,12 @@ def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, b
             return
 
 
-def check_captioner(context: Context) -> None:
-    """Raises Refused if descriptions are to be made and nobody answers: before anything costly is done for them."""
+def check_servers(context: Context) -> None:
+    """Raises Refused if descriptions or names are to be made and nobody answers: before anything costly is done for them."""
     if describe.STAGE.name not in context.run.request()["stages"]:
         return
+    if context.config.publish.namer != namers.TERMS and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
+        namers.load_namer(context.config).check()
     for needed in (encode.STAGE, prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
         base.begin(context, needed)
         if not context.run.is_complete(needed.name):
@@ -180,8 +205,8 @@ def summary(context: Context) -> dict[str, Any]:
         "clusters": context.config.clusters,
         "assignments": context.run.files.location(assignments(context).directory),
         "cluster_table": clusters(context).location("all"),
-        "report": None,
-        "cluster_rows": clusters(context).read("all").to_pylist(),
+        "report": None if context.of_run else report.index(context),
+        "cluster_rows": cluster_rows(context),
         "labellings": None if context.of_run else quality.without_labels(context),
     }
 
@@ -196,6 +221,12 @@ def assignments(context: Context) -> Shards:
 def clusters(context: Context) -> Shards:
     """The cluster table that the run's assignments refer to."""
     return (context.of_run or context).shards(align.STAGE, CLUSTERS_TABLE)
+
+
+def cluster_rows(context: Context) -> list[dict[str, Any]]:
+    """The cluster table with the clusters' names, a dictionary a row."""
+    names = (context.of_run or context).shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name", "description"]).to_pylist()
+    return [{"cluster": row.pop("cluster"), **name, **row} for row, name in zip(clusters(context).read("all").to_pylist(), names, strict=True)]
 
 
 def too_many_rejects(context: Context, counts: dict[str, Any]) -> str | None:
@@ -216,6 +247,6 @@ def provenance(config: PipelineConfig) -> dict[str, Any]:
         "machine": platform.machine(),
         "versions": {package: version(package) for package in packages},
         "device": {"encode": config.encode.device, "train": config.train.device},
-        "captioner_url": config.describe.url,
+        "captioner_url": checked_url(config.describe.url),
         "threads": config.threads,
     }

@@ -161,7 +161,8 @@ def _file(store: Store, path: str, why: str) -> Deletion:
 
 
 def _files_of(store: Store, directory: str, why: str) -> list[Deletion]:
-    """All files of a directory but those that were set aside; a run's request first, so that half of a run is none."""
+    """All files of a directory, and below it, but those that were set aside; a run's request first, so that half of a run is none."""
     names = store.files.files(directory) | store.files.leftovers(directory)
     ordered = sorted((name for name in names if not Shards.is_aside(name)), key=lambda name: (name != "request.json", name))
-    return [_file(store, f"{directory}/{name}", why) for name in ordered]
+    below = [deletion for name in sorted(store.files.directories(directory)) for deletion in _files_of(store, f"{directory}/{name}", why)]
+    return [*(_file(store, f"{directory}/{name}", why) for name in ordered), *below]

@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from gsec_core.clustering.metrics import score
 from gsec_core.errors import Refused
-from gsec_core.stages import align, baseline
+from gsec_core.stages import align, baseline, publish
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
-from gsec_core.tables import ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTERS_TABLE
+from gsec_core.tables import ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
 
 
 def without_labels(context: Context) -> list[dict[str, Any]]:
@@ -45,6 +46,29 @@ def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> l
     counts = {"images": int(known.sum()), "unlabelled": int((~known).sum())}
     scores = {name: score(truth, assignments["cluster"].to_numpy()[known]) for name, assignments, _ in found}
     return [{"labelling": name, **counts, "ACC": scored.acc, "NMI": scored.nmi, "ARI": scored.ari} for name, scored in scores.items()]
+
+
+def majorities(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
+    """One row a cluster of the consensus: its name, the most frequent label of its images, and that label's share of those that have one."""
+    _, assignments, clusters = labellings(context)[0]
+    truth, known = truth_of(assignments, label_of)
+    counts = pl.DataFrame({"cluster": assignments["cluster"].to_numpy()[known], "label": truth}).group_by("cluster", "label").len()
+    best = {
+        row["cluster"]: row
+        for row in counts.sort("len", "label", descending=[True, False]).unique("cluster", keep="first", maintain_order=True).iter_rows(named=True)
+    }
+    labelled = dict(counts.group_by("cluster").agg(pl.col("len").sum()).iter_rows())
+    names = context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name"])["name"].to_pylist()
+    return [
+        {
+            "cluster": cluster,
+            "name": name,
+            "size": size,
+            "label": best[cluster]["label"] if cluster in best else None,
+            "share": best[cluster]["len"] / labelled[cluster] if cluster in best else None,
+        }
+        for cluster, (name, size) in enumerate(zip(names, clusters["size"].to_pylist(), strict=True))
+    ]
 
 
 def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pyarrow.compute as pc
+import xxhash
 
 from gsec_core.errors import BadShard, GsecError
-from gsec_core.store import Corpus, Run, Store
-from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED
+from gsec_core.store import Corpus, Run, Shards, Store
+from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE
 
 
 def corpora(store: Store) -> list[dict[str, Any]]:
@@ -111,4 +112,24 @@ def verify(store: Store) -> list[str]:
                     damaged.append(str(error))
                     if shards not in (corpus.images, corpus.captions):
                         shards.set_aside(name)
+        for shards in corpus.tables(REPORT_TABLE):
+            damaged += _verify_pages(shards)
+    return damaged
+
+
+def _verify_pages(shards: Shards) -> list[str]:
+    """Compare a report's pages with its table. Both the page that is not as it was drawn and the table go: the next run draws what is missing."""
+    damaged = []
+    for row in [row for name in shards.names() for row in shards.read(name).to_pylist()]:
+        path = f"{shards.directory}/{row['page']}"
+        try:
+            if xxhash.xxh3_128_digest(shards.files.read(path)) == row["digest"]:
+                continue
+            shards.files.remove(path)
+        except FileNotFoundError:
+            pass  # as good as damaged
+        damaged.append(f"{path}: the page is not as it was drawn")
+    if damaged:
+        for name in shards.names():
+            shards.files.remove(shards.path(name))
     return damaged

@@ -203,6 +203,38 @@ ALIGNMENT = pa.schema(
 )
 
 
+CLUSTER_NAMES = pa.schema(
+    [
+        _column("cluster", pa.int32(), "0 is the largest cluster"),
+        _column("name", pa.string(), "unlike that of every other cluster"),
+        _column("description", pa.string(), "one sentence; null where nothing is known", nullable=True),
+        _column("terms", pa.list_(pa.field("element", pa.string(), nullable=False)), "what its descriptions say and others' do not, most distinctive first"),
+        _column("described", pa.int32(), "descriptions of its own images; where it is 0, those that its images resemble name it"),
+        _column("namer", pa.string(), "who named it: terms, or a language model"),
+    ]
+)
+
+LAYOUT = pa.schema(
+    [
+        IMAGE_ID,
+        URI,
+        _column("cluster", pa.int32(), "0 is the largest cluster"),
+        _column("role", pa.string(), "why it is shown: representative, most confident, least confident, or sample"),
+        _column("x", pa.float32(), "on the map, where only distances mean something"),
+        _column("y", pa.float32(), "on the map"),
+    ]
+)
+"""The images that a report shows: a sample of at most 5,000."""
+
+REPORT = pa.schema(
+    [
+        _column("page", pa.string(), "file beside the table"),
+        _column("size_bytes", pa.int64(), "bytes"),
+        _column("digest", pa.binary(16), "xxh3-128 of the file's bytes"),
+    ]
+)
+
+
 EMBEDDINGS_TABLE = "embeddings"
 THUMBNAILS_TABLE = "thumbnails"
 BASELINE_CENTRES_TABLE = "baseline_centres"
@@ -221,3 +253,35 @@ ALIGNMENT_TABLE = "alignment"
 ASSIGNMENTS_TABLE = "assignments"
 CLUSTERS_TABLE = "clusters"
 ASSIGNED_TABLE = "assigned"
+CLUSTER_NAMES_TABLE = "cluster_names"
+LAYOUT_TABLE = "layout"
+REPORT_TABLE = "report"
+
+
+def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 3) -> dict[str, pa.Schema]:
+    """Every table of a store by its name, in the order in which they are made; by default as the embedded encoder has them."""
+    text = joint_dim or dim
+    return {
+        "images": IMAGES,
+        EMBEDDINGS_TABLE: embeddings_schema(dim, joint_dim),
+        THUMBNAILS_TABLE: THUMBNAILS,
+        BASELINE_CENTRES_TABLE: centres_schema(dim),
+        BASELINE_TABLE: ASSIGNMENTS,
+        BASELINE_CLUSTERS_TABLE: CLUSTERS,
+        PROTOTYPES_TABLE: prototypes_schema(dim),
+        REPRESENTATIVES_TABLE: REPRESENTATIVES,
+        CAPTIONS_TABLE: CAPTIONS,
+        REPRESENTATIVE_CAPTIONS_TABLE: REPRESENTATIVE_CAPTIONS,
+        CAPTION_EMBEDDINGS_TABLE: caption_embeddings_schema(text),
+        COUNTERPARTS_TABLE: counterparts_schema(text),
+        FEATURES_TABLE: FEATURES,
+        NEIGHBORS_TABLE: neighbors_schema(neighbors),
+        MEMBERS_TABLE: MEMBERS,
+        ALIGNMENT_TABLE: ALIGNMENT,
+        ASSIGNMENTS_TABLE: ASSIGNMENTS,
+        CLUSTERS_TABLE: CLUSTERS,
+        CLUSTER_NAMES_TABLE: CLUSTER_NAMES,
+        LAYOUT_TABLE: LAYOUT,
+        REPORT_TABLE: REPORT,
+        ASSIGNED_TABLE: ASSIGNMENTS,
+    }

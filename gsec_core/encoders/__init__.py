@@ -14,7 +14,7 @@ from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.encoders.open_clip import OpenClipEncoder
 from gsec_core.errors import Refused
 
-__all__ = ["Embedded", "Encoder", "encoder_identity", "load_encoder"]
+__all__ = ["Embedded", "Encoder", "check_encoder", "encoder_identity", "load_encoder"]
 
 _EncoderClass = type[LiteEncoder] | type[OpenClipEncoder]
 
@@ -34,6 +34,12 @@ def load_encoder(name: str, *, precision: str, device: str, threads: int) -> Enc
     if device == "cpu":
         _keep_freed_memory()
     return encoder(reference, precision=precision, device=device)
+
+
+def check_encoder(name: str) -> None:
+    """Raises Refused unless the name is one: of a model, and of a tag or checkpoint of it. Loads no weights."""
+    encoder, reference = _find(name)
+    encoder.check(reference)
 
 
 def encoder_identity(name: str) -> dict[str, object]:

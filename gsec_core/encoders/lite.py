@@ -44,6 +44,11 @@ class LiteEncoder:
             raise Refused(f'encode.encoder = "lite:{reference}": `lite` has no variants; write `lite` alone.')
         return None
 
+    @classmethod
+    def check(cls, reference: str) -> None:
+        """As `checkpoint`: there is nothing more to go wrong."""
+        cls.checkpoint(reference)
+
     def __init__(self, reference: str, *, precision: str, device: str) -> None:
         import torch
 

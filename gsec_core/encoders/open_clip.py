@@ -42,6 +42,14 @@ class OpenClipEncoder:
             raise _refused(reference, f"{path / 'open_clip_config.json'} does not exist")
         return path if model == FOLDER or path.is_file() else None
 
+    @classmethod
+    def check(cls, reference: str) -> None:
+        """Raises Refused unless open_clip knows the model and its tag, or the checkpoint is there. Asks no hub."""
+        local = cls.checkpoint(reference)
+        model, _, weights = reference.partition(":")
+        if model != FOLDER:
+            _options(reference, model.replace("/", "-"), None if local else weights)
+
     def __init__(self, reference: str, *, precision: str, device: str) -> None:
         import open_clip
         import torch
@@ -109,6 +117,8 @@ def _options(reference: str, name: str, tag: str | None) -> dict[str, Any]:
         raise _refused(reference, f"open_clip has no model {name}" + (f"; near it are {', '.join(near)}" if near else ""))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is not None:
+        if "/" in tag:
+            raise _refused(reference, f"there is no file {tag}")
         if not open_clip.is_pretrained_cfg(name, tag):
             raise _refused(reference, f"{tag} is neither a file nor a tag of {name}, whose tags are {', '.join(tags) or 'none'}")
         # Weights trained with QuickGELU run under the plain model's name with a mere warning, and give wrong embeddings.

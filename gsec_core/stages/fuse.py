@@ -31,14 +31,19 @@ from gsec_core.tables import (
 
 def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Every description as a vector; stage describe sees to it that there is one."""
-    captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all", ["prototype", "band", "text", "status"])
-    counted = captions.filter(pc.and_(pc.is_in(captions["status"], pa.array([DESCRIBED, FREE])), pc.is_valid(captions["text"])))
+    counted = counted_captions(context)
     texts = counted["text"].combine_chunks().dictionary_encode()  # equal ones are encoded once
     vectors = encode.loaded_encoder(context.config).encode_texts(texts.dictionary.to_pylist()).astype(np.float16)[texts.indices.to_numpy()]
     schema = caption_embeddings_schema(vectors.shape[1])
     embeddings = to_column(vectors, schema.field("embedding").type)
     columns = [np.arange(len(vectors)), counted["prototype"], counted["band"], counted["text"], embeddings]
     yield Finished("all", (pa.table(columns, schema=schema),), {"captions": len(vectors)})
+
+
+def counted_captions(context: Context) -> pa.Table:
+    """The rows of `representative_captions` that hold a description, in order; a row's place is the description's number."""
+    captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all")
+    return captions.filter(pc.and_(pc.is_in(captions["status"], pa.array([DESCRIBED, FREE])), pc.is_valid(captions["text"])))
 
 
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:

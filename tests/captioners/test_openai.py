@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gsec_core.captioners import Answer, Captioner, captioner_identity, load_captioner, openai
+from gsec_core.captioners import Answer, Captioner, captioner_identity, chat, load_captioner
 from gsec_core.captioners.template import PROMPT
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused, Unreachable
@@ -25,7 +25,7 @@ OTHER_SECRET = "sk-of-another-service"
 
 @pytest.fixture(autouse=True)
 def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "RETRIES", 1)
+    monkeypatch.setattr(chat, "RETRIES", 1)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
@@ -156,7 +156,7 @@ class TestErrors:
 
     def test_the_library_retries_five_times(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
-        assert captioner(server)._client.max_retries == 5  # type: ignore[attr-defined]
+        assert captioner(server)._chat._client.max_retries == 5  # type: ignore[attr-defined]
 
     @pytest.mark.parametrize("response", [error(500, "boom"), Response(200, b"<html>", {"Content-Type": "text/html"}), as_json({"choices": []})])
     def test_a_fault_at_one_image_of_a_healthy_server_is_a_failure(self, server: Server, response: Response) -> None:
@@ -319,7 +319,7 @@ class TestKey:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         caplog.set_level(logging.DEBUG)
         asking = captioner(server)
-        said = [repr(asking), str(vars(asking)["_client"])]
+        said = [repr(asking), repr(vars(asking)), repr(vars(vars(asking)["_chat"])["_client"])]
 
         def echo(status: int) -> Any:
             return lambda request: error(status, f"{'x' * 180} {request.headers['authorization']}")
@@ -331,7 +331,7 @@ class TestKey:
                     said.append(str(ask()))
                 except (Refused, Unreachable):
                     said.append(traceback.format_exc())
-        assert len(said) == 14
+        assert len(said) == 15
         assert "***" in str(said)
         for text in (*said, caplog.text):
             assert SECRET[:8] not in text

@@ -52,7 +52,7 @@ def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> N
 
 def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -> None:
     made = ("ingest: images 21, added 21", "encode: shards 3", "describe: shards 1", "members 4")
-    for text in (*made, "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing"):
+    for text in (*made, "publish: shards 2", "report: shards 1", "name", "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing"):
         assert text in place["stderr"]
 
 
@@ -71,10 +71,10 @@ def test_status_reads_the_store_alone(place: dict[str, str], home: Path) -> None
     assert place["run"] in gsec("status", "--store", place["store"], home=home).stdout
 
 
-def test_status_and_prune_import_neither_torch_nor_prefect(place: dict[str, str], home: Path) -> None:
+def test_status_export_and_prune_import_neither_torch_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
     import subprocess
 
-    for command in (["status"], ["prune", "--dry-run"]):
+    for command in (["status"], ["export", "--to", str(tmp_path / "out"), "--images", "copies"], ["prune", "--dry-run"]):
         code = f"""
 import sys
 from flows.cli import main
@@ -108,7 +108,42 @@ def test_evaluate_scores_consensus_and_kmeans_against_a_file_of_labels(place: di
     scores = last_json(gsec(*arguments, "--json", home=home))["scores"]
     assert [(row["labelling"], row["images"], row["unlabelled"]) for row in scores] == [("consensus", 18, 2), ("k-means", 18, 2)]
     assert all(0 < row["ACC"] <= 1 for row in scores)
-    assert "consensus" in gsec(*arguments, home=home).stdout
+    shown = gsec(*arguments, home=home).stdout
+    assert "consensus" in shown
+    assert "the most frequent label of each cluster" in shown
+    clusters = last_json(gsec(*arguments, "--json", home=home))["clusters"]
+    assert [row["cluster"] for row in clusters] == [0, 1, 2]
+    assert all(row["label"] in ("even", "odd") and 0.5 <= row["share"] <= 1 and row["name"] for row in clusters)
+
+
+def test_a_run_names_its_report_and_report_names_it_again_or_draws_it_elsewhere(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+    report = Path(json.loads(place["json"])["report"])
+    assert place["run"] in report.read_text()
+    assert f"report         {report}" in place["stderr"]
+    arguments = ["report", "--run", place["run"], "--store", place["store"]]
+    assert gsec(*arguments, home=home).stdout.strip() == str(report)
+    drawn = last_json(gsec(*arguments, "--to", tmp_path / "drawn", "--json", home=home))
+    assert drawn == {"run_id": place["run"], "report": str(tmp_path / "drawn" / "index.html")}
+    assert (tmp_path / "drawn" / "index.html").read_bytes() == report.read_bytes()
+
+
+def test_export_says_what_it_wrote(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+    done = gsec("export", "--to", tmp_path / "out", "--images", "links", "--run", place["run"], "--store", place["store"], home=home)
+    for line in ("assignments.parquet: 20 rows", "clusters.json: 3 rows", "unusable.csv: 1 rows", "images: 20 images"):
+        assert line in done.stdout
+    result = last_json(gsec("export", "--to", tmp_path / "out", "--run", place["run"], "--store", place["store"], "--json", home=home))
+    assert (result["to"], result["assignments.csv"]) == (str(tmp_path / "out"), 20)
+
+
+def test_what_was_assigned_is_exported_with_the_names_of_the_runs_clusters(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+    fresh = write_pictures(tmp_path / "new", range(30, 34))
+    made = last_json(gsec("assign", fresh, "--run", place["run"], "--store", place["store"], "--json", home=home))
+    done = gsec("export", "--to", tmp_path / "out", "--run", made["run_id"], "--store", place["store"], "--images", "copies", home=home)
+    assert "images: 4 images" in done.stdout
+    assert {path.parent.name for path in (tmp_path / "out" / "images").glob("*/*")} <= {
+        f"{row['cluster']} {row['name']}" for row in json.loads((tmp_path / "out" / "clusters.json").read_text())["clusters"]
+    }
+    assert "whose report shows them" in gsec("report", "--run", made["run_id"], "--store", place["store"], home=home, check=2).stderr
 
 
 def test_a_stage_alone_says_what_to_run_first(place: dict[str, str], home: Path, tmp_path: Path) -> None:
@@ -133,11 +168,11 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str], home: Path) -> N
     [
         (["run", "nowhere", "-k", "3"], "nowhere is not there"),
         (["run", "{folder}", "-k", "30"], "clusters = 30: the source has only 21 images"),
-        (["run", "{folder}", "-k", "1"], "clusters = 1: input should be greater than or equal to 2"),
-        (["run", "{folder}", "-k", "x"], "Invalid value"),
+        (["run", "{folder}", "-k", "1"], 'clusters = "1": give a whole number, at least 2'),
+        (["run", "{folder}", "-k", "2.7"], 'clusters = "2.7": give a whole number'),
         (["run", "{folder}", "--encoder", "lit"], "there is no such encoder"),
         (["run", "{folder}", "--store", "http://x/y"], "a store is a folder or one of"),
-        (["run", "{folder}", "--set", "encode.batch=3"], 'encode.batch = "3": there is no such setting'),
+        (["run", "{folder}", "--set", "encode.batch=3"], "encode.batch: there is no such setting; did you mean encode.batch_size?"),
         (["run", "{folder}", "--redo", "ingest"], "there is nothing to redo"),
         (["run", "{folder}", "--redo", "caption"], "there is no such stage"),
         (["run", "{folder}", "--corpus", "A b"], "a corpus is named with"),

@@ -174,16 +174,16 @@ def test_whether_anybody_answers_can_be_known_before(place: Path, captioner: Fak
 
 def test_a_captioner_that_is_needed_is_checked_before_anything_costly(place: Path, captioner: Fake) -> None:
     with pytest.raises(Refused, match="nobody is there"):
-        pipeline.check_captioner(run_stages(config_of(place)))
+        pipeline.check_servers(run_stages(config_of(place)))
     with pytest.raises(Refused, match="nobody is there"):
-        pipeline.check_captioner(run_stages(config_of(place), *BEFORE))
+        pipeline.check_servers(run_stages(config_of(place), *BEFORE))
 
 
 @pytest.mark.parametrize("clusters", [2, 3], ids=["the same run", "a run with other clusters"])
 def test_what_is_described_does_not_need_its_captioner(place: Path, captioner: Fake, clusters: int) -> None:
     run(config_of(place))
     # A run with other clusters has no baseline yet, and its descriptions do not wait for one.
-    pipeline.check_captioner(run_stages(config_of(place, clusters=clusters)))
+    pipeline.check_servers(run_stages(config_of(place, clusters=clusters)))
 
 
 # Paid once

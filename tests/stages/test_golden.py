@@ -13,14 +13,16 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 from gsec_core.config import PipelineConfig
-from gsec_core.stages import align, baseline, describe, encode, fuse, prepare, prototypes, train
+from gsec_core.stages import align, baseline, describe, encode, fuse, prepare, prototypes, publish, train
 from gsec_core.stages.base import Context
 from gsec_core.tables import (
     ALIGNMENT_TABLE,
     BASELINE_CLUSTERS_TABLE,
+    CLUSTER_NAMES_TABLE,
     CLUSTERS_TABLE,
     COUNTERPARTS_TABLE,
     EMBEDDINGS_TABLE,
+    LAYOUT_TABLE,
     REPRESENTATIVE_CAPTIONS_TABLE,
     REPRESENTATIVES_TABLE,
 )
@@ -66,6 +68,7 @@ def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -
             "sizes": context.shards(align.STAGE, CLUSTERS_TABLE).read("all")["size"].to_pylist(),
             "members": context.shards(align.STAGE, ALIGNMENT_TABLE).read("all").num_rows,
         },
+        "publish": {"version": publish.STAGE.version, "names": _names(context), "shown": _roles(context)},
     }
     if os.environ.get("GSEC_WRITE_GOLDEN"):  # after a version was raised
         flat = re.sub(r"\[\s*([^\[\]{}]*?)\s*\]", lambda match: f"[{' '.join(match[1].split())}]", json.dumps(found, indent=1))
@@ -88,6 +91,16 @@ def _captions(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
 def _counterparts(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
     rows = context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read("part-00000").to_pylist()
     return [[uris[row["image_id"]], round(row["weight"], 4), np.array(row["counterpart"], np.float64)[::48].round(4).tolist()] for row in rows[:3]]
+
+
+def _names(context: Context) -> list[list[object]]:
+    rows = context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all").to_pylist()
+    return [[row["name"], row["description"], row["terms"], row["described"], row["namer"]] for row in rows]
+
+
+def _roles(context: Context) -> list[str]:
+    roles: list[str] = context.shards(publish.STAGE, LAYOUT_TABLE).read("all")["role"].to_pylist()
+    return roles
 
 
 def _prepared(context: Context) -> dict[str, object]:

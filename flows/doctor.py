@@ -1,0 +1,219 @@
+"""`gsec doctor`: whether everything that a run needs is there, a line a check. A check that fails stops no other.
+
+What may be missing or broken is imported by the check that says so.
+"""
+
+import importlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from tempfile import gettempdir
+from uuid import uuid4
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from flows import terminal
+from gsec_core.config import PipelineConfig, without_secrets
+from gsec_core.devices import resolve
+from gsec_core.errors import GsecError
+from gsec_core.sources.address import is_local
+
+LEAST_FREE = 2**30
+"""Bytes of memory, and of the store's and the scratch folder's disks: with less not even a small run ends well."""
+
+_SHOWN = ("gsec", "torch", "torchvision", "open_clip_torch", "faiss-cpu", "pyarrow", "prefect", "fastapi", "sqlalchemy")
+_COMPILED = ("torch", "torchvision", "faiss", "pyarrow", "polars")
+
+
+def doctor(config: PipelineConfig, verify: bool) -> int:
+    """Print a line a check; 1 if one of them fails."""
+    checks: dict[str, Callable[[], str]] = {
+        "packages": packages,
+        "machine": lambda: machine(config),
+        "store": lambda: store(config),
+        "scratch": lambda: scratch(config),
+        "encoder": lambda: encoder(config),
+        "captioner": lambda: captioner(config),
+        "namer": lambda: namer(config),
+        "Prefect": prefect,
+    }
+    if verify:
+        checks["shards"] = lambda: shards(config)
+    failed = 0
+    for name, check in checks.items():
+        try:
+            line = f"ok    {name}: {check()}"
+        except GsecError as error:
+            line = f"FAIL  {name}: {error}"
+        except Exception as error:  # noqa: BLE001 - what is wrong is what a check is to say
+            line = f"FAIL  {name}: {type(error).__name__}: {error}. This was not foreseen: please report it."
+        failed += line.startswith("FAIL")
+        terminal.out.print(without_secrets(" ".join(line.splitlines())), markup=False)
+    return 1 if failed else 0
+
+
+def packages() -> str:
+    """The versions that pip picks by itself, or that another project has brought in, may be ones that do not work together."""
+    wrong = {}
+    for requirement in map(Requirement, requires("gsec") or ()):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong[str(requirement)] = f"{requirement.name} is not installed"
+        else:
+            if not requirement.specifier.contains(found, prereleases=True):
+                wrong[str(requirement)] = f"{requirement.name} is {found}"
+    if wrong:
+        raise GsecError(f"{', '.join(wrong.values())}. Install what gsec works with: pip install {' '.join(map(json.dumps, wrong))}")
+    for module in _COMPILED:
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            raise GsecError(f"{module} cannot be imported ({error}). Install gsec into a new environment of its own.") from None
+    return f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in _SHOWN)}"
+
+
+def machine(config: PipelineConfig) -> str:
+    """Cores, memory and GPU, and that the devices of the settings are there."""
+    devices = {setting: resolve(value, setting) for setting, value in (("encode.device", config.encode.device), ("train.device", config.train.device))}
+    said = [f"{os.cpu_count()} cores, threads = {config.threads or f'0, which is {os.cpu_count()}'}", _memory()]
+    said += [f"{setting} = {device}{_gpu(device)}" for setting, device in devices.items()]
+    return ", ".join(said)
+
+
+def _memory() -> str:
+    try:
+        [kib] = re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    except (OSError, ValueError):  # not Linux
+        return "free memory unknown"
+    free = int(kib) * 1024
+    if free < LEAST_FREE:
+        raise GsecError(f"only {_gib(free)} of memory are free. End other programs, or use a larger machine.")
+    return f"{_gib(free)} memory free"
+
+
+def _gpu(device: str) -> str:
+    if device == "cpu":
+        return ""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return f" ({torch.cuda.get_device_name(device)}, {_gib(free)} of {_gib(total)} free)"
+
+
+def store(config: PipelineConfig) -> str:
+    """It can be written, a name that is taken stays as it is, and there is room."""
+    from gsec_core.store import Store
+
+    opened = Store.open(config.store)
+    opened.check_writable()
+    said = [f"{opened.url} can be written", f"{len(opened.corpora())} corpora, {len(opened.runs())} runs"]
+    if is_local(opened.url):
+        said.append(_room(opened.url, "--store"))
+    probe = f".probe-{uuid4().hex}"  # in the store's own folder, which is removed with it if it was made for it
+    made = opened.files.create(probe, b"first"), opened.files.create(probe, b"second")
+    kept = opened.files.read(probe)
+    opened.files.remove(probe)
+    if (made, kept) != ((True, False), b"first"):
+        raise GsecError(f"--store {opened.url}: a file that was there could be written over, so that runs could damage each other. Choose another store.")
+    return ", ".join(said)
+
+
+def scratch(config: PipelineConfig) -> str:
+    """Disposable files can be made, and there is room."""
+    from gsec_core import pipeline
+
+    pipeline.check_scratch(config)
+    folder = config.scratch or gettempdir()
+    return f"{folder} can be written, {_room(folder, 'scratch =')}"
+
+
+def _room(folder: str, setting: str) -> str:
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE:
+        raise GsecError(f"{setting} {folder}: only {_gib(free)} are free there. Make room, or name another folder.")
+    return f"{_gib(free)} free"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def encoder(config: PipelineConfig) -> str:
+    """It loads, and makes one picture and one text to unit vectors."""
+    import numpy as np
+    from PIL import Image
+
+    from gsec_core.stages.encode import loaded_encoder
+
+    loaded = loaded_encoder(config)
+    pixels = loaded.preprocess(Image.effect_noise((64, 48), 60).convert("RGB"))
+    vectors = {"picture": loaded.encode_images(pixels[None]).image, "text": loaded.encode_texts(["a photo of a cat"])}
+    for what, vector in vectors.items():
+        length = float(np.linalg.norm(vector))
+        if not abs(length - 1) < 1e-3:
+            raise GsecError(
+                f"encode.encoder = {json.dumps(config.encode.encoder)}: a {what} becomes a vector of length {length:.3f} in place of 1. "
+                "Try encode.precision = fp32; if it is that, its weights are damaged."
+            )
+    joint = f", {loaded.joint_dim} shared with text" if loaded.joint_dim else ""
+    return f"{config.encode.encoder} has {loaded.dim} dimensions{joint}"
+
+
+def captioner(config: PipelineConfig) -> str:
+    """It can be asked; a server answers about a plain picture."""
+    from gsec_core.captioners import load_captioner
+
+    loaded = load_captioner(config.describe, device=config.encode.device, threads=config.threads)
+    loaded.check()
+    return f"{config.describe.captioner} can be asked, {loaded.concurrency} at once"
+
+
+def namer(config: PipelineConfig) -> str:
+    """It can be asked."""
+    from gsec_core.namers import load_namer
+
+    load_namer(config).check()
+    return f"{config.publish.namer} can be asked"
+
+
+def prefect() -> str:
+    """The server answers and is not too old; a flow that runs is the only proof that the installed versions work together."""
+    from prefect import __version__, flow
+    from prefect.client.base import ServerType
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    @flow(name="gsec-doctor", persist_result=False)
+    def nothing() -> str:
+        return "a flow ran"
+
+    url = PREFECT_API_URL.value()
+    if url is None:
+        return f"{nothing()} on a temporary server of this process; set PREFECT_API_URL to use one that stays"
+    with get_client(sync_client=True, httpx_settings={"timeout": 10}) as client:
+        if client.api_healthcheck() is not None:
+            raise GsecError(f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it (prefect server start), or unset the variable.")
+        its = __version__ if client.server_type == ServerType.CLOUD else client.api_version()
+    if Version(its).release[:2] < Version(__version__).release[:2]:
+        raise GsecError(f"PREFECT_API_URL = {url}: the server is Prefect {its}, too old for {__version__} here. Upgrade the server.")
+    return f"{nothing()} on {url}, Prefect {its}"
+
+
+def shards(config: PipelineConfig) -> str:
+    """Every shard's checksums."""
+    from gsec_core import status as state
+    from gsec_core.store import Store
+
+    damaged = state.verify(Store.open(config.store))
+    if damaged:
+        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them anew; of a captions log it asks first.")
+    return "every shard of every table is as it was written"

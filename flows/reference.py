@@ -1,0 +1,109 @@
+"""The reference pages, from the code itself: `make reference` writes ``docs/reference``; a test says when they are old."""
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pyarrow as pa
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.pipeline import ALL_STAGES
+from gsec_core.tables import schemas
+
+DIRECTORY = Path(__file__).parent.parent / "docs" / "reference"
+
+_MADE = "<!-- made by `make reference` -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """File name -> Markdown."""
+    return {"commands.md": _MADE + commands(), "settings.md": _MADE + settings(), "tables.md": _MADE + tables()}
+
+
+def commands() -> str:
+    """Every command and its options."""
+    from flows.cli import app
+
+    text: str = app.generate_docs(usage_name="gsec")
+    return text.rstrip() + "\n"
+
+
+def settings() -> str:
+    """Every setting, section by section."""
+    lines = [
+        "# Settings",
+        "",
+        "`--set SECTION.NAME=VALUE`, `GSEC_SECTION__NAME=VALUE` in the environment, or a TOML file (`--config`); the first of these counts.",
+        "What does not change the output can be changed in any rerun; another value of the others makes a new run, which does what lies below.",
+    ]
+    top = {name: field for name, field in PipelineConfig.model_fields.items() if not _section(field)}
+    lines += ["", "## The run", "", *_rows(PipelineConfig, top, "")]
+    for name, field in PipelineConfig.model_fields.items():
+        section = _section(field)
+        if section is not None:
+            lines += ["", f"## {name}", "", str(section.__doc__), "", *_rows(section, section.model_fields, f"{name}.")]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(model: type[BaseModel], fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
+    changing = output_settings(model())
+    yield "| setting | takes | default | changes the output | |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, field in fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        meaning = _cell(str(field.description))
+        yield f"| `{prefix}{name}` | {_kind(field)} | {default} | {'yes' if name in changing else ''} | {meaning} |"
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _kind(field: FieldInfo) -> str:
+    is_union = get_origin(field.annotation) in (Union, types.UnionType)
+    kinds: list[Any] = [kind for kind in (get_args(field.annotation) if is_union else [field.annotation]) if kind is not types.NoneType]
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    shown = [" or ".join(f"`{value}`" for value in get_args(kind)) if get_origin(kind) is Literal else names[kind] for kind in kinds]
+    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [f"{sign} {getattr(bound, name):,}" for bound in field.metadata for name, sign in bounds.items() if hasattr(bound, name)]
+    return ", ".join([*shown, *limits])
+
+
+def tables() -> str:
+    """Every table and its columns."""
+    maker = {table: stage.name for stage in ALL_STAGES for step in stage.steps for table in step.tables} | {"images": "ingest", "captions": "describe"}
+    lines = ["# Tables", "", "Parquet shards at `STORE/CORPUS/TABLE/FINGERPRINT/`, with page checksums. Vector lengths are those of the encoder `lite`."]
+    for name, schema in schemas().items():
+        lines += ["", f"## {name}", "", f"Made by stage `{maker[name]}`.", "", "| column | type | |", "| --- | --- | --- |"]
+        lines += [f"| `{field.name}` | {_type(field)} | {_cell(field.metadata[b'meaning'].decode())} |" for field in schema]
+    return "\n".join(lines) + "\n"
+
+
+def _type(field: Any) -> str:
+    kind = field.type
+    if pa.types.is_fixed_size_list(kind):
+        shown = f"{_NAMES.get(str(kind.value_type), kind.value_type)}[{kind.list_size}]"
+    elif pa.types.is_list(kind):
+        shown = f"list of {_NAMES.get(str(kind.value_type), kind.value_type)}"
+    else:
+        shown = _NAMES.get(str(kind), str(kind))
+    return shown + (", may be null" if field.nullable else "")
+
+
+_NAMES = {"halffloat": "float16", "float": "float32", "fixed_size_binary[16]": "binary(16)"}
+"""Arrow's names that others know otherwise."""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> None:
+    """Write the pages."""
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (DIRECTORY / name).write_text(text)

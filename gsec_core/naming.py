@@ -1,0 +1,195 @@
+"""Names of clusters, from the descriptions of their images.
+
+A term's weight in a cluster is class-based TF-IDF (Grootendorst 2022, https://arxiv.org/abs/2203.05794): it is frequent there
+and rare elsewhere.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+VERSION = 1
+"""Raised when equal descriptions give other names."""
+
+TERMS = 8
+"""Distinctive terms kept of a cluster."""
+
+LONGEST_NAME = 80
+"""Characters."""
+
+_WORD = re.compile(r"[^\W_]+(?:[-'’.][^\W_]+)*")
+_STOP_WORDS = ENGLISH_STOP_WORDS | {"image", "images", "picture", "photo", "photograph", "contains", "characterised", "characterized", "shows"}
+_AFTER_HEAD = {"of", "with", "in", "on", "for", "from", "at", "and", "or"}
+"""What follows these in a noun phrase is not its head: a loaf of bread is a loaf."""
+
+
+class Description(NamedTuple):
+    """What was said of one image."""
+
+    text: str
+    object: str | None
+    attributes: tuple[str, ...]
+
+
+class Name(NamedTuple):
+    """What a cluster is called."""
+
+    name: str
+    """Unlike that of every other cluster, whatever the case of its letters."""
+    description: str | None
+    """One sentence; None without descriptions."""
+    terms: tuple[str, ...]
+    """The most distinctive first."""
+
+
+class _Term(NamedTuple):
+    text: str
+    """As it is mostly spelt."""
+    said: int
+    """Descriptions of the cluster that have it."""
+    weight: float
+
+
+def name_clusters(said: Sequence[Sequence[Description]]) -> list[Name]:
+    """A name for each cluster by what was said of its images. Equal descriptions, in whatever order, give equal names.
+
+    A name is the most distinctive object; two of them, if the first is in fewer than half of the descriptions; a distinctive
+    word, if no description names an object; ``cluster 7`` without any.
+    """
+    weighed = zip(said, _weigh(said, _objects), _weigh(said, _attributes), _weigh(said, _words_and_pairs), strict=True)
+    found = [_name(*cluster) for cluster in weighed]
+    names = unique([(name.name, name.terms) for name in found])
+    return [name._replace(name=shown) for name, shown in zip(found, names, strict=True)]
+
+
+def _name(descriptions: Sequence[Description], objects: Sequence[_Term], attributes: Sequence[_Term], terms: Sequence[_Term]) -> Name:
+    best = _apart(terms, TERMS)
+    heads = _apart(objects, 3) or best[:1]
+    enough = 1 if heads and 2 * heads[0].said >= len(descriptions) else 2
+    name = ", ".join(term.text for term in heads[:enough])[:LONGEST_NAME]
+    if not descriptions:
+        sentence = None
+    elif objects:
+        often = [term for term in _apart(attributes, 3) if term.said > 1]
+        sentence = f"Mostly {_listed(heads)}{f'; often {_listed(often)}' if often else ''}."
+    else:  # the description that says most of what is distinctive
+        weight = {_key(term.text): term.weight for term in terms}
+        sentence = max((sum(weight.get(key, 0.0) for key in sorted(set(map(_key, _words_and_pairs(said))))), said.text) for said in descriptions)[1]
+    return Name(name, sentence, tuple(term.text for term in best))
+
+
+def unique(wanted: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Names made unlike each other: the first cluster keeps a name, a later one adds a term of its own, or its number."""
+    taken: set[str] = set()
+    names = []
+    for cluster, (wish, terms) in enumerate(wanted):
+        wish = wish or f"cluster {cluster}"
+        more = (f"{wish}, {term}" for term in terms if not _overlap(term, wish))
+        name = next(name for name in chain([wish], more, _numbered(wish, cluster)) if _key(name) not in taken)
+        taken.add(_key(name))
+        names.append(name)
+    return names
+
+
+def _numbered(wish: str, cluster: int) -> Iterator[str]:
+    name = f"{wish} {cluster}"
+    while True:
+        yield name
+        name += "'"
+
+
+def _weigh(said: Sequence[Sequence[Description]], terms_of: Callable[[Description], list[str]]) -> list[list[_Term]]:
+    """For each cluster its terms, the heaviest first, without those that other clusters have as often: "colours" may be everywhere."""
+    spelt: dict[str, Counter[str]] = {}
+    counts: list[Counter[str]] = []
+    for descriptions in said:
+        counts.append(Counter())
+        for description in descriptions:
+            terms = {_key(term): term for term in terms_of(description)}  # how often one description says it means nothing
+            counts[-1].update(terms.keys())
+            for key, term in terms.items():
+                spelt.setdefault(key, Counter())[term] += 1
+    spelling = {key: min(spellings, key=lambda term: (-spellings[term], term)) for key, spellings in spelt.items()}
+    overall = _together(counts)
+    return [
+        sorted(
+            (_Term(spelling[key], count[key], weight) for key, weight in weights.items() if count[key] * overall.total() >= overall[key] * count.total()),
+            key=lambda term: (-term.weight, -len(term.text), term.text),
+        )
+        for count, weights in zip(counts, c_tf_idf(counts), strict=True)
+    ]
+
+
+def c_tf_idf(counts: Sequence[Mapping[str, int]]) -> list[dict[str, float]]:
+    """Of each class the weights of its terms: its share of the class's terms times log(1 + mean terms a class / count over all)."""
+    overall = _together(counts)
+    mean = sum(overall.values()) / max(1, len(counts))
+    return [{term: n / sum(count.values()) * math.log(1 + mean / overall[term]) for term, n in count.items()} for count in counts]
+
+
+def _together(counts: Sequence[Mapping[str, int]]) -> Counter[str]:
+    overall: Counter[str] = Counter()
+    for count in counts:
+        overall.update(count)
+    return overall
+
+
+def _apart(terms: Sequence[_Term], most: int) -> list[_Term]:
+    """The heaviest terms of which none says again what one before it said."""
+    found: list[_Term] = []
+    for term in terms:
+        if len(found) == most:
+            break
+        if not any(_overlap(term.text, other.text) for other in found):
+            found.append(term)
+    return found
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether all words of one of the terms are in the other."""
+    a, b = set(_words(_key(one))), set(_words(_key(other)))
+    return a <= b or b <= a
+
+
+def _objects(description: Description) -> list[str]:
+    """What the object may be called: an "Egyptian cat" is also a "cat", and a "slice of lemon pie" a "slice"."""
+    words = _words(description.object or "")
+    head = next((index for index, word in enumerate(words) if index and word.lower() in _AFTER_HEAD), len(words))
+    names = [" ".join(words)] + [" ".join(words[start:head]) for start in range(head)]
+    return [name for name in names if _tells(name)]
+
+
+def _attributes(description: Description) -> list[str]:
+    return list(description.attributes)
+
+
+def _words_and_pairs(description: Description) -> list[str]:
+    """Words, and pairs of neighbours, of object and attributes where the template was kept, else of the text."""
+    found = []
+    for phrase in [description.object, *description.attributes] if description.object else [description.text]:
+        words = _words(phrase)
+        found += [word for word in words if _tells(word)]
+        found += [f"{one} {other}" for one, other in pairwise(words) if _tells(one) and _tells(other)]
+    return found
+
+
+def _tells(term: str) -> bool:
+    return len(term) > 1 and term.lower() not in _STOP_WORDS
+
+
+def _listed(terms: Sequence[_Term]) -> str:
+    *first, last = (term.text for term in terms)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text)
+
+
+def _key(term: str) -> str:
+    return term.casefold()

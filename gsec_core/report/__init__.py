@@ -1,0 +1,1 @@
+"""The report of a run: HTML pages that open from disk, drawn from tables that the user has too."""

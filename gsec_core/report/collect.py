@@ -1,0 +1,161 @@
+"""What a report says, read from a run's tables."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gsec_core import quality
+from gsec_core.captioners.template import PROMPT
+from gsec_core.report.content import Cluster, Content, Shown, Unusable
+from gsec_core.stages import align, describe, encode, publish
+from gsec_core.stages.base import Context
+from gsec_core.stages.canonical import usable
+from gsec_core.tables import (
+    ASSIGNMENTS_TABLE,
+    CLUSTER_NAMES_TABLE,
+    CLUSTERS_TABLE,
+    LAYOUT_TABLE,
+    MISSING,
+    OK,
+    REJECTED,
+    REPORT_TABLE,
+    REPRESENTATIVE_CAPTIONS_TABLE,
+    THUMBNAILS_TABLE,
+)
+
+FIRST = 200
+"""Images without a cluster, and groups of duplicates, that are listed one by one; all are counted."""
+
+BINS = 20
+"""Bars of the histogram of confidence."""
+
+OF_A_GROUP = 1_000
+"""Images of a group of duplicates that are listed."""
+
+
+def collect(context: Context) -> Content:
+    """Everything that the report of a run says. Raises Refused if a stage of it has not run."""
+    request = context.run.request()
+    names = usable(context).part_names
+    assignments = pl.DataFrame(pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(names)))
+    live = pl.DataFrame(encode.encoded_rows(context))
+    counts = Counter(live["status"])
+    without = live.filter(pl.col("status") != OK).sort("status", "uri")
+    reasons = without.group_by("status", "reason").len().sort("len", "status", "reason", descending=[True, False, False])
+    return Content(
+        run_id=context.run.id,
+        created=request["created"],
+        asked=tuple(_asked(context)),
+        counts={
+            "images": len(live),
+            "assigned": len(assignments),
+            "rejected": counts[REJECTED],
+            "missing": counts[MISSING],
+            "clusters": context.config.clusters,
+            "duplicates": int(assignments["is_duplicate"].sum()),
+        },
+        clusters=tuple(_clusters(context, assignments)),
+        shown=tuple(_shown(context, assignments)),
+        confidences=tuple(np.histogram(assignments["confidence"].to_numpy(), BINS, (0, 1))[0].tolist()),
+        labellings=tuple(quality.without_labels(context)),
+        reasons=tuple(reasons.iter_rows()),
+        unusable=tuple(Unusable(*row) for row in without.head(FIRST).select("uri", "status", "reason").iter_rows()),
+        duplicates=tuple(_duplicates(assignments)),
+        timings=tuple(_timings(context)),
+        made_with=tuple(_made_with(context)),
+        configuration=context.config.model_dump(mode="json"),
+    )
+
+
+def _asked(context: Context) -> Iterator[tuple[str, str]]:
+    config = context.config
+    yield "source", config.source or "unknown"
+    yield "corpus", f"{context.corpus.name}, generation {context.generation.number}"
+    yield "clusters", str(config.clusters)
+    yield "encoder", config.encode.encoder
+    yield "captioner", config.describe.captioner
+    yield "question", _question(config.describe.captioner)
+    yield "namer", config.publish.namer
+
+
+def _question(captioner: str) -> str:
+    if captioner.startswith("table:"):
+        return "whatever the table of descriptions answers"
+    if captioner.startswith("openai:"):
+        return f"{PROMPT.partition('. ')[0]}."
+    return "Which of ImageNet's thousand classes is it, and what are its colour, light and texture?"
+
+
+def _clusters(context: Context, assignments: pl.DataFrame) -> Iterator[Cluster]:
+    confidence = dict(assignments.group_by("cluster").agg(pl.col("confidence").mean()).iter_rows())
+    rows = context.shards(align.STAGE, CLUSTERS_TABLE).read("all").to_pylist()
+    for row, named in zip(rows, context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all").to_pylist(), strict=True):
+        yield Cluster(
+            cluster=row["cluster"],
+            name=named["name"],
+            description=named["description"] or "",
+            terms=tuple(named["terms"]),
+            size=row["size"],
+            confidence=confidence.get(row["cluster"]),
+            cohesion=row["cohesion"],
+            separation=row["separation"],
+            agreement=row["agreement"],
+        )
+
+
+def _shown(context: Context, assignments: pl.DataFrame) -> Iterator[Shown]:
+    layout = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all")).select("image_id", "role", "x", "y")
+    captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all", ["image_id", "text"]).to_pylist()
+    caption_of = {row["image_id"]: row["text"] for row in captions}
+    thumbnails = dict(_thumbnails(context, layout["image_id"]))
+    for row in layout.join(assignments, on="image_id", maintain_order="left").iter_rows(named=True):
+        yield Shown(
+            **{name: row[name] for name in ("uri", "cluster", "role", "confidence", "margin", "agreement", "x", "y")},
+            caption=caption_of.get(row["image_id"]),
+            thumbnail=thumbnails.get(row["image_id"]),
+        )
+
+
+def _thumbnails(context: Context, image_ids: pl.Series) -> Iterator[tuple[bytes, bytes]]:
+    """From the store alone: the source may be gone."""
+    wanted = image_ids.to_arrow().cast(pa.binary(16))
+    rows = usable(context).rows
+    shards = sorted(set(rows.filter(pc.is_in(rows["image_id"], wanted))["shard"].to_pylist()))
+    for _, table in context.shards(encode.STAGE, THUMBNAILS_TABLE).read_each(shards):
+        here = table.filter(pc.is_in(table["image_id"], wanted))
+        yield from zip(here["image_id"].to_pylist(), here["thumbnail"].to_pylist(), strict=True)
+
+
+def _duplicates(assignments: pl.DataFrame) -> Iterator[tuple[str, ...]]:
+    groups = assignments.filter("is_duplicate").group_by("content_hash", maintain_order=True).agg(pl.col("uri").sort().head(OF_A_GROUP)).head(FIRST)
+    yield from sorted(tuple(uris) for uris in groups["uri"])
+
+
+def _timings(context: Context) -> Iterator[Mapping[str, Any]]:
+    """What the shards' footers say of how long each took: the sum over all, whoever made them and whenever."""
+    for name, record in context.run.stages().items():
+        if REPORT_TABLE in record["tables"]:
+            continue  # it is under way
+        seconds = shards = 0.0
+        for table, planned in record["tables"].items():
+            if table == THUMBNAILS_TABLE:
+                continue  # made together with the embeddings
+            there = context.corpus.table(table, record["fingerprint"])
+            facts = [there.facts(shard) for shard in planned if shard in there.names()]
+            seconds += sum(fact["seconds"] for fact in facts)
+            shards += len(facts)
+        yield {"stage": name, "shards": int(shards), "seconds": round(seconds, 1)}
+
+
+def _made_with(context: Context) -> Iterator[tuple[str, str]]:
+    """What the newest attempt recorded; a run in a process of somebody's own has none."""
+    for attempt in context.run.attempts()[-1:]:
+        start = attempt["start"]
+        yield "Python", start["python"]
+        yield "machine", start["machine"]
+        yield from start["versions"].items()

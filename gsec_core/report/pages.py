@@ -1,0 +1,223 @@
+"""The HTML pages of a report. They open from disk, load nothing, and stay small however many images and clusters there are."""
+
+import base64
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from gsec_core.report import charts, pictures, text
+from gsec_core.report.colours import colour
+from gsec_core.report.content import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, Cluster, Content, Shown
+from gsec_core.report.pictures import Picture
+
+MAX_BYTES = 20_000_000
+"""Of the index. The limits below keep it: each list is bounded, each text is cut, and pictures shrink until they fit."""
+
+MAX_INLINE = 50
+"""Clusters whose galleries stand in the index; if there are more, each has a page."""
+
+MAX_LISTED = 5_000
+"""Clusters in the table, and images on the map."""
+
+_GALLERY_BYTES = _SHEETS_BYTES = 5_000_000
+
+_ROLES = (
+    (REPRESENTATIVE, "Representatives", "described ones first, the nearest to the centre"),
+    (MOST_CONFIDENT, "Most confident", "surest to belong here"),
+    (LEAST_CONFIDENT, "Least confident", "where the cluster frays"),
+)
+_A_ROLE = 12
+"""Images of each role in a gallery."""
+
+_NAME, _DESCRIPTION, _WHOLE, _TERMS, _URI, _SHORT, _CAPTION, _VALUE = 120, 480, 2000, 240, 300, 90, 300, 1000
+"""Bytes of page for each text."""
+
+_DUPLICATES, _OF_A_GROUP, _LINES = 50, 12, 200
+"""Groups, images in one, and rows of every other list."""
+
+_MAP_SIDE = 10_000
+"""Places on the map are whole numbers up to this."""
+
+
+def pages(content: Content) -> Iterator[tuple[str, bytes]]:
+    """Path in the report's folder and bytes of each page; the index, ``index.html``, comes last, so that all it links to is there.
+
+    Equal contents give equal bytes.
+    """
+    templates = _templates()
+    listed = content.clusters[:MAX_LISTED]
+    inline = len(content.clusters) <= MAX_INLINE
+    galleries = _galleries(content)
+    if not inline:
+        page = templates.get_template("cluster.html.j2")
+        for before, cluster, after in zip((None, *listed), listed, (*listed[1:], None), strict=False):
+            roles = _with_pictures([galleries[cluster.cluster]])[0]
+            yield _path(cluster.cluster), _encoded(page.render(content=content, cluster=cluster, roles=roles, before=before, after=after))
+    inlined = _with_pictures([galleries[cluster.cluster] for cluster in listed]) if inline else []
+    index = templates.get_template("index.html.j2")
+    yield "index.html", _encoded(index.render(**_index(content, listed), galleries=list(zip(listed, inlined, strict=False))))
+
+
+def _index(content: Content, listed: Sequence[Cluster]) -> dict[str, Any]:
+    inline = len(content.clusters) <= MAX_INLINE
+    count = min(len(content.shown), MAX_LISTED)
+    onmap = [content.shown[place * len(content.shown) // count] for place in range(count)]
+    sheets = pictures.sheets([shown.thumbnail for shown in onmap], _SHEETS_BYTES)
+    sizes = [cluster.size for cluster in content.clusters]
+    return {
+        "content": content,
+        "listed": listed,
+        "inline": inline,
+        "targets": {cluster.cluster: f"#cluster-{cluster.cluster}" if inline else _path(cluster.cluster) for cluster in listed},
+        "largest": max([1, *sizes]),
+        "sizes": charts.ranked(sizes),
+        "confidences": charts.histogram(content.confidences),
+        "onmap": onmap,
+        "sheets": sheets,
+        "map": _map(content, onmap, sheets),
+        "settings": list(_flat(content.configuration)),
+        "limits": {"groups": _DUPLICATES, "group": _OF_A_GROUP, "lines": _LINES},
+    }
+
+
+def _map(content: Content, onmap: Sequence[Shown], sheets: pictures.Sheets) -> dict[str, Any]:
+    """What the map's script reads: columns of the points, and their clusters."""
+    xs, ys = _scaled([shown.x for shown in onmap], [shown.y for shown in onmap])
+    numbers = {shown.cluster for shown in onmap}
+    return {
+        "x": xs,
+        "y": ys,
+        "cluster": [shown.cluster for shown in onmap],
+        "confidence": [_finite(shown.confidence) for shown in onmap],
+        "uri": [text.cut_middle(shown.uri, _URI) for shown in onmap],
+        "width": [width for width, _ in sheets.sizes],
+        "height": [height for _, height in sheets.sizes],
+        "tile": sheets.tile,
+        "clusters": {
+            str(cluster.cluster): [_FILTERS["name"](cluster.name), colour(cluster.cluster)] for cluster in content.clusters if cluster.cluster in numbers
+        },
+    }
+
+
+def _scaled(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Places moved into a square of whole numbers, equally scaled on both axes."""
+    xs, ys = ([value if math.isfinite(value) else 0.0 for value in values] for values in (xs, ys))
+    span = max([max(values) - min(values) for values in (xs, ys) if values], default=0.0)
+
+    def scaled(values: Sequence[float]) -> list[int]:
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        return [round(_MAP_SIDE * (0.5 + (value - (low + high) / 2) / (span or 1.0))) for value in values]
+
+    return scaled(xs), scaled(ys)
+
+
+def _galleries(content: Content) -> Mapping[int, dict[str, list[Shown]]]:
+    """Cluster -> role -> the images to show, at most a dozen."""
+    found: defaultdict[int, dict[str, list[Shown]]] = defaultdict(lambda: {role: [] for role, *_ in _ROLES})
+    for shown in content.shown:
+        of_role = found[shown.cluster].get(shown.role)
+        if of_role is not None and len(of_role) < _A_ROLE:
+            of_role.append(shown)
+    return found
+
+
+def _with_pictures(galleries: Sequence[Mapping[str, Sequence[Shown]]]) -> list[list[tuple[str, str, str, list[tuple[Shown, Picture | None]]]]]:
+    """For each gallery its roles that have images: role, title, explanation, images with their pictures."""
+    every = [shown for roles in galleries for of_role in roles.values() for shown in of_role]
+    made = iter(pictures.gallery([shown.thumbnail for shown in every], _GALLERY_BYTES))
+    return [[(role, title, says, [(shown, next(made)) for shown in roles[role]]) for role, title, says in _ROLES if roles[role]] for roles in galleries]
+
+
+def _path(cluster: int) -> str:
+    return f"clusters/{cluster:05d}.html"
+
+
+def _flat(settings: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str]]:
+    """``section.name`` and value of each setting."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{section}{name}.")
+        else:
+            yield f"{section}{name}", "not set" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _finite(value: float | None) -> float | None:
+    return round(value, 4) if value is not None and math.isfinite(value) else None
+
+
+def _figure(value: object, digits: int = 3) -> str:
+    """A number for a reader: whole ones with separators, others with ``digits`` decimals, a dash for none."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:,.{digits}f}"
+    return "–" if value is None or isinstance(value, float) else text.prose(str(value), _VALUE)
+
+
+def _share(part: int, whole: int) -> str:
+    percent = 100 * part / whole if whole else 0.0
+    return "< 0.1%" if 0 < percent < 0.1 else f"{percent:.1f}%"
+
+
+def _duration(seconds: object) -> str:
+    if not isinstance(seconds, int | float):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "name": lambda value: text.prose(value, _NAME) or "unnamed",
+    "description": lambda value: text.prose(value, _DESCRIPTION),
+    "whole": lambda value: text.prose(value, _WHOLE),
+    "caption": lambda value: text.prose(value, _CAPTION),
+    "terms": lambda value: text.prose(", ".join(value), _TERMS),
+    "uri": lambda value: text.cut_middle(value, _URI),
+    "short": lambda value: text.cut_middle(value, _SHORT),
+    "file": lambda value: text.cut_middle(value.rstrip("/").rpartition("/")[2], _SHORT),
+    "value": lambda value: "–" if value is None else text.cut(str(value), _VALUE),
+    "finite": _finite,
+    "figure": _figure,
+    "duration": _duration,
+}
+"""How the templates write values; each text gets no more room than its place has."""
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gsec_core.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    environment.filters |= _FILTERS
+    environment.globals |= {"colour": colour, "share": _share, "path": _path, "asset": _asset, "digest": _digest}
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    """A style sheet or script of this package, to stand in a page as it is."""
+    return Markup(_source(name))
+
+
+def _digest(name: str) -> str:
+    """By which a page's policy allows this style sheet or script and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(_source(name).encode()).digest()).decode()
+
+
+@cache
+def _source(name: str) -> str:
+    return resources.files("gsec_core.report").joinpath("templates", name).read_text("utf-8")
+
+
+def _encoded(page: str) -> bytes:
+    return page.encode()

@@ -1,0 +1,64 @@
+// The cluster table: a click on a heading sorts, the search field hides what does not match, here and in the galleries.
+"use strict";
+(() => {
+  const body = document.getElementById("rows");
+  const search = document.getElementById("search");
+  const matches = document.getElementById("match-count");
+  const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+
+  const rows = Array.from(body.rows, (row) => ({
+    row,
+    number: row.dataset.cluster,
+    words: ["name", "description", "terms"].map((part) => row.querySelector("." + part).textContent).join("\n").toLowerCase(),
+    gallery: document.getElementById("cluster-" + row.dataset.cluster),
+  }));
+
+  function valueOf(row, column) {
+    const cell = row.cells[column];
+    if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
+    return cell.classList.contains("number") ? null : cell.textContent.trim() || null;
+  }
+
+  function sort(heading, direction) {
+    const column = heading.cellIndex;
+    const sign = direction === "ascending" ? 1 : -1;
+    const keyed = rows.map((entry) => [valueOf(entry.row, column), entry]);
+    keyed.sort(([a, first], [b, second]) => {
+      if (a === null || b === null) return (a === null) - (b === null) || first.number - second.number;  // what is not there comes last either way
+      return sign * (typeof a === "number" ? a - b : collator.compare(a, b)) || first.number - second.number;
+    });
+    body.replaceChildren(...keyed.map(([, entry]) => entry.row));
+    for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", direction);
+  }
+
+  for (const button of document.querySelectorAll("#table thead button")) {
+    button.addEventListener("click", () => {
+      const heading = button.closest("th");
+      const now = heading.getAttribute("aria-sort");
+      sort(heading, now ? (now === "ascending" ? "descending" : "ascending") : button.dataset.first);
+    });
+  }
+
+  function filter() {
+    const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const found = rows.filter(({ row, number, words, gallery }) => {
+      const match = wanted.every((word) => words.includes(word) || word.replace("#", "") === number);
+      row.hidden = !match;
+      if (gallery) gallery.hidden = !match;
+      return match;
+    });
+    matches.textContent = wanted.length ? `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} match` : `${rows.length.toLocaleString("en")} clusters`;
+    document.getElementById("none").hidden = found.length > 0;
+    document.dispatchEvent(new CustomEvent("clusters-found", { detail: wanted.length ? new Set(found.map((entry) => Number(entry.number))) : null }));
+  }
+
+  search.addEventListener("input", filter);
+  search.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    search.value = "";
+    filter();
+  });
+  search.form.addEventListener("submit", (event) => event.preventDefault());
+  if (search.value) filter();  // kept by the browser over a reload
+})();

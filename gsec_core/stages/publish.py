@@ -1,0 +1,103 @@
+"""publish: what makes the clusters readable.
+
+Reads `assignments` and `representative_captions`; writes `cluster_names` (a row a cluster) and `layout` (the images that
+a report shows, and where on its map).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from gsec_core import layout, namers
+from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
+from gsec_core.naming import Description
+from gsec_core.stages import align, fuse
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import cluster_sums, load_embeddings, usable
+from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, COUNTERPARTS_TABLE, LAYOUT, LAYOUT_TABLE
+
+BORROWED = 3
+"""Descriptions that a cluster without any of its own is named by."""
+
+
+def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """A name, a sentence and terms for every cluster, from the descriptions of its images."""
+    said, own = descriptions(context)
+    named = namers.load_namer(context.config).name(said, progress)
+    columns = [np.arange(len(said)), *zip(*(found.name for found in named), strict=True), own, [found.namer for found in named]]
+    yield Finished("all", (pa.table([pa.array(column, field.type) for column, field in zip(columns, CLUSTER_NAMES, strict=True)], schema=CLUSTER_NAMES),), {})
+
+
+def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
+    """What was said of each cluster's images, and how many descriptions are its own.
+
+    A cluster of which no image was described has the descriptions that weigh most for most of its images.
+    """
+    captions = fuse.counted_captions(context).select(["image_id", "text", "object", "attributes"])
+    assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["image_id", "cluster"])
+    cluster_of = pl.DataFrame(pa.concat_tables(assignments))
+    numbered = pl.DataFrame(captions).with_row_index("caption")
+    own = numbered.join(cluster_of, on="image_id", maintain_order="left").select("cluster", "caption")
+    counts = np.bincount(own["cluster"].to_numpy(), minlength=context.config.clusters)
+    weighed = pl.DataFrame(pa.concat_tables(context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read_all(usable(context).part_names, ["caption"])))
+    borrowed = (
+        pl.DataFrame({"cluster": cluster_of["cluster"], "caption": weighed["caption"].cast(pl.UInt32)})
+        .filter(pl.Series(counts == 0)[cluster_of["cluster"]])
+        .group_by("cluster", "caption")
+        .len()
+        .sort("cluster", "len", "caption", descending=[False, True, False])
+        .group_by("cluster", maintain_order=True)
+        .head(BORROWED)
+    )
+    said: list[list[Description]] = [[] for _ in range(context.config.clusters)]
+    texts = [Description(row["text"], row["object"], tuple(row["attributes"])) for row in captions.to_pylist()]
+    for cluster, caption in [*own.iter_rows(), *borrowed.select("cluster", "caption").iter_rows()]:
+        said[cluster].append(texts[caption])
+    return said, counts.tolist()
+
+
+def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The images that are shown, and their places: by the image embeddings alone, whatever the clusters."""
+    rows = usable(context).rows
+    assignments = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster", "confidence"]))
+    labels, confidence = assignments["cluster"].to_numpy(), assignments["confidence"].to_numpy()
+    X = load_embeddings(context)
+    hashes = pl.Series(rows["content_hash"])  # in canonical order equal ones are neighbours
+    distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
+    described = pc.is_in(rows["image_id"], fuse.counted_captions(context)["image_id"]).to_numpy()
+    with threadpool_limits(context.config.threads or None):
+        shown = layout.choose(labels, confidence, _centrality(context, labels), described, distinct, context.config.clusters)
+        taken = shown["row"].to_numpy()
+        points = layout.place(X[np.sort(taken)])[np.argsort(np.argsort(taken))]
+    progress(len(shown))
+    images = rows.take(taken)
+    columns = [images["image_id"], images["uri"], shown["cluster"], shown["role"], points[:, 0], points[:, 1]]
+    yield Finished("all", (pa.table([pa.array(column) for column in columns], schema=LAYOUT),), {"shown": len(shown)})
+
+
+def _centrality(context: Context, labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Cosine of every image to the centre of its cluster, (n,)."""
+    X = load_embeddings(context)
+    centres = unit_rows(cluster_sums(X, labels, context.config.clusters))
+    found = np.empty(len(X), np.float32)
+    for start in range(0, len(X), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        found[block] = np.einsum("ij,ij->i", unit_rows(X[block]), centres[labels[block]])
+    return found
+
+
+STAGE = Stage(
+    name="publish",
+    version=1,
+    settings=lambda config: {"namer": namers.namer_identity(config)},
+    inputs=lambda context: [align.STAGE.fingerprint(context)],
+    steps=(
+        Step((CLUSTER_NAMES_TABLE,), lambda context: ["all"], name, lambda context, names: context.config.clusters, whole=True, unit="names"),
+        Step((LAYOUT_TABLE,), lambda context: ["all"], lay_out, lambda context, names: 0, whole=True),
+    ),
+)

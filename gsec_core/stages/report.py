@@ -1,0 +1,43 @@
+"""report: the run's pages, drawn from its tables.
+
+Reads all that a report shows; writes `report` (a row a page) and the pages beside it, ``index.html`` first to open. It is
+the run's own: another run with equal tables may have another source, or other rejects.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import xxhash
+
+from gsec_core.report.collect import collect
+from gsec_core.report.pages import pages
+from gsec_core.stages import baseline, publish
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.tables import REPORT, REPORT_TABLE
+
+
+def draw(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """All pages. The table is committed after them, so that it names none that is not there."""
+    directory = context.shards(STAGE, REPORT_TABLE).directory
+    rows = []
+    for page, data in pages(collect(context)):
+        path = f"{directory}/{page}"
+        if not context.run.files.create(path, data):
+            data = context.run.files.read(path)  # a killed attempt has drawn it
+        rows.append({"page": page, "size_bytes": len(data), "digest": xxhash.xxh3_128_digest(data)})
+    yield Finished("all", (pa.Table.from_pylist(rows, schema=REPORT),), {"pages": len(rows)})
+
+
+def index(context: Context) -> str:
+    """What a user opens."""
+    shards = context.shards(STAGE, REPORT_TABLE)
+    return shards.files.location(f"{shards.directory}/index.html")
+
+
+STAGE = Stage(
+    name="report",
+    version=1,
+    settings=lambda config: {},
+    inputs=lambda context: [publish.STAGE.fingerprint(context), baseline.STAGE.fingerprint(context), context.run.id],
+    steps=(Step((REPORT_TABLE,), lambda context: ["all"], draw, lambda context, names: 0, whole=True),),
+)

@@ -1,0 +1,31 @@
+"""The reference is what the code says, and the code is what the reference says."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from flows import reference
+from gsec_core.store import Store
+from gsec_core.tables import CAPTIONS_TABLE, schemas
+
+from ..pictures import cluster, settings, write_pictures
+
+
+@pytest.mark.parametrize("name", ["commands.md", "settings.md", "tables.md"])
+def test_the_pages_are_of_this_version(name: str) -> None:
+    assert (reference.DIRECTORY / name).read_text() == reference.pages()[name], "run make reference"
+
+
+def test_every_table_of_a_run_is_as_the_reference_says(tmp_path: Path) -> None:
+    context, _, _ = cluster(settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store"))
+    corpus = Store.open(str(tmp_path / "store")).corpora()[0]
+    described = schemas()
+    found: dict[str, pa.Schema] = {"images": corpus.images.read(min(corpus.images.names())).schema}
+    found[CAPTIONS_TABLE] = corpus.captions.read(min(corpus.captions.names())).schema
+    for record in context.run.stages().values():
+        for table, names in record["tables"].items():
+            found[table] = corpus.table(table, record["fingerprint"]).read(names[0]).schema
+    assert found.keys() | {"assigned"} == described.keys()
+    for table, schema in found.items():
+        assert schema == described[table].remove_metadata(), table

@@ -1,0 +1,258 @@
+"""Chromium, and what must hold for every report that it opens."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request, expect, sync_playwright
+
+from gsec_core.report.pages import MAX_INLINE, MAX_LISTED
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, without a window. A machine that has none fails."""
+    path = shutil.which("chromium")
+    assert path, "no chromium on the path: install Debian's package chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class _Watch:
+    """What a page did that a report must not do."""
+
+    folder: str
+    wrongs: list[str] = field(default_factory=list)
+
+    def over(self, page: Page) -> None:
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.wrongs.append(f"uncaught: {error}"))
+        page.on("dialog", self._dialog)
+        page.on("request", self._request)
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.wrongs.append(f"error on the console: {message.text}")
+
+    def _dialog(self, dialog: Dialog) -> None:
+        self.wrongs.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def _request(self, request: Request) -> None:
+        if not request.url.startswith(("data:", self.folder)):
+            self.wrongs.append(f"request: {request.url[:200]}")
+
+
+@contextmanager
+def opened(browser: Browser, path: Path, *, width: int = 1280, dark: bool = False, scripts: bool = True, touch: bool = False) -> Iterator[Page]:
+    """A page of a report. Fails at the end if it complained, opened a dialog, or asked for anything outside of the report's folder."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 800},
+        color_scheme="dark" if dark else "light",
+        java_script_enabled=scripts,
+        has_touch=touch,
+        reduced_motion="reduce",
+    )
+    folder = path.resolve().parent
+    watch = _Watch((folder.parent if folder.name == "clusters" else folder).as_uri() + "/")
+    page = context.new_page()
+    watch.over(page)
+    page.goto(path.resolve().as_uri())
+    yield page
+    context.close()
+    assert not watch.wrongs, "\n".join(watch.wrongs)
+
+
+def check_report(browser: Browser, index: Path, clusters: int) -> None:
+    """Everything that can be done with a report of ``clusters`` clusters, some of them with kept thumbnails, does what it says."""
+    with opened(browser, index) as page:
+        listed = min(clusters, MAX_LISTED)
+        expect(page.locator("h1")).to_contain_text(f"in {clusters:,} cluster")
+        expect(page.locator("#rows tr")).to_have_count(listed)
+        check_search(page)
+        check_sorting(page)
+        check_pointing(page)
+        check_keys(page)
+        check_galleries(page, clusters)
+    for dark in (False, True):
+        with opened(browser, index, width=360, dark=dark) as page:
+            assert overflow(page) <= 0
+
+
+def check_search(page: Page) -> None:
+    """The field hides the rows that do not hold the words, and shows all again when it is cleared."""
+    rows, field = page.locator("#rows tr:visible"), page.get_by_role("searchbox")
+    every = rows.count()
+    last = page.locator("#rows tr").last
+    number, name = last.get_attribute("data-cluster"), last.locator(".name").inner_text()
+    field.fill(f"#{number}")
+    expect(page.locator(f"#row-{number}")).to_be_visible()
+    assert 1 <= rows.count() <= every
+    field.fill(name.upper())
+    expect(page.locator(f"#row-{number}")).to_be_visible()
+    assert all(name.lower() in row.lower() for row in rows.all_inner_texts())
+    expect(page.locator("#match-count")).to_have_text(f"{rows.count():,} of {every:,} match")
+    field.fill("no cluster is called so")
+    expect(rows).to_have_count(0)
+    expect(page.locator("#gallery-list article:visible")).to_have_count(0)
+    field.press("Escape")
+    expect(rows).to_have_count(every)
+
+
+def check_sorting(page: Page) -> None:
+    """Each press of a heading orders the rows by it, the other way round the second time."""
+    for column in ("Name", "Description", "Terms", "Size", "Share", "Confidence", "Cohesion", "Separation", "Agreement", "No."):
+        heading = page.locator("#table thead th").filter(has=page.get_by_role("button", name=column, exact=True))
+        for _ in range(2):
+            heading.get_by_role("button").click()
+            order = heading.get_attribute("aria-sort")
+            assert order in ("ascending", "descending")
+            values = _column(page, heading)
+            there = [value for value in values if value is not None]
+            assert values[: len(there)] == there, "what is not there comes last"
+            assert there == sorted(there, reverse=order == "descending")
+        expect(page.locator("#table th[aria-sort]")).to_have_count(1)
+    heading.get_by_role("button").click()
+
+
+def check_pointing(page: Page) -> None:
+    """The map has coloured points; under the pointer it says what an image is and shows it."""
+    x, y = coloured_point(page)
+    page.mouse.move(x, y)
+    tip = page.locator("#map-tip")
+    expect(tip).to_be_visible()
+    expect(tip.locator("#map-tip-facts")).to_contain_text(re.compile(r"No\. \d+ · confidence"))
+    assert tip.locator("#map-tip-name").inner_text()
+    assert tip.locator("#map-tip-uri").inner_text()
+    assert thumbnail_colours(page) > 3
+    page.mouse.move(1, 1)
+    expect(tip).to_be_hidden()
+
+
+def check_keys(page: Page) -> None:
+    """Without a pointer: the map is reached by Tab, arrows step through it, Escape hides, Enter opens the cluster's gallery."""
+    page.locator("[data-zoom=reset]").focus()
+    page.keyboard.press("Tab")
+    expect(page.locator("#map-canvas")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    tip = page.locator("#map-tip")
+    expect(tip).to_be_visible()
+    said = set()
+    for key in ("ArrowRight", "ArrowUp", "ArrowLeft", "ArrowLeft", "ArrowDown"):
+        page.keyboard.press(key)
+        said.add(tip.locator("#map-tip-uri").inner_text())
+    assert len(said) > 1 or page.evaluate("JSON.parse(document.getElementById('map-data').textContent).x.length") < 5
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    target = tip.locator("#map-tip-name").get_attribute("href")
+    assert target
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/*{target}")
+    if "#" not in target:
+        page.go_back()
+
+
+def check_galleries(page: Page, clusters: int) -> None:
+    """Each listed cluster has a gallery, in the index or on a page that leads on and back."""
+    if clusters <= MAX_INLINE:
+        expect(page.locator("#gallery-list article")).to_have_count(clusters)
+        for picture in page.locator("#gallery-list img").all()[:40]:
+            assert loaded(picture)
+        return
+    index = page.url
+    page.locator("#rows .name a").first.click()
+    first = page.locator("h1").inner_text()
+    pictures = page.locator(".gallery img").all()
+    assert all(loaded(picture) for picture in pictures)
+    page.get_by_role("link", name="Next").first.click()
+    assert page.url.endswith("/clusters/00001.html")
+    page.get_by_role("link", name="Previous").first.click()
+    expect(page.locator("h1")).to_have_text(first)
+    page.get_by_role("link", name="All clusters").first.click()
+    expect(page.locator("#row-0")).to_be_in_viewport()
+    assert page.url.startswith(index.partition("#")[0])
+
+
+def coloured_point(page: Page) -> tuple[float, float]:
+    """Where a coloured pixel of the map is, in the viewport. Fails if it has none."""
+    page.locator("#map-canvas").scroll_into_view_if_needed()
+    found: list[float] | None = page.locator("#map-canvas").evaluate(
+        """async canvas => {
+            await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+            const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            const places = [];
+            for (let i = 0; i < data.length; i += 4) {
+                const [r, g, b, a] = data.slice(i, i + 4);
+                if (a > 150 && Math.max(r, g, b) - Math.min(r, g, b) > 40) places.push(i / 4);
+            }
+            if (!places.length) return null;
+            const place = places[places.length >> 1], box = canvas.getBoundingClientRect();
+            return [box.left + place % width * box.width / width, box.top + Math.floor(place / width) * box.width / width];
+        }"""
+    )
+    assert found, "the map has no coloured pixel"
+    return found[0], found[1]
+
+
+def drawn(page: Page) -> str:
+    """What the map shows, once it has drawn what it was told."""
+    shows: str = page.locator("#map-canvas").evaluate(
+        """async canvas => {
+            for (let frame = 0; frame < 4; frame++) await new Promise(requestAnimationFrame);
+            return canvas.toDataURL();
+        }"""
+    )
+    return shows
+
+
+def thumbnail_colours(page: Page) -> int:
+    """How many different colours the thumbnail at the map's pointer has."""
+    count: int = page.locator("#map-tip canvas").evaluate(
+        """async canvas => {
+            const colours = new Set();
+            for (let tries = 0; tries < 60 && colours.size < 2; tries++) {
+                await new Promise(requestAnimationFrame);
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                for (let i = 0; i < data.length; i += 4) if (data[i + 3]) colours.add(data[i] << 16 | data[i + 1] << 8 | data[i + 2]);
+            }
+            return colours.size;
+        }"""
+    )
+    return count
+
+
+def loaded(picture: Locator) -> bool:
+    """Whether an image element, once in view, shows something."""
+    picture.scroll_into_view_if_needed()
+    shows: bool = picture.evaluate("async image => { await image.decode(); return image.naturalWidth > 0; }")
+    return shows
+
+
+def overflow(page: Page) -> int:
+    """By how many pixels the page is wider than the window."""
+    pixels: int = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    return pixels
+
+
+def _column(page: Page, heading: Locator) -> list[Any]:
+    """What the rows are ordered by: numbers, or words as Intl would compare them; None where nothing stands."""
+    values: list[Any] = page.evaluate(
+        """column => {
+            const cells = Array.from(document.getElementById("rows").rows, row => row.cells[column]);
+            if (cells.some(cell => cell.classList.contains("number") || cell.dataset.value !== undefined))
+                return cells.map(cell => cell.dataset.value === undefined ? null : Number(cell.dataset.value));
+            const words = cells.map(cell => cell.textContent.trim() || null);
+            const distinct = [...new Set(words.filter(Boolean))].sort(new Intl.Collator("en", { numeric: true, sensitivity: "base" }).compare);
+            return words.map(word => word === null ? null : distinct.indexOf(word));
+        }""",
+        heading.evaluate("heading => heading.cellIndex"),
+    )
+    return values

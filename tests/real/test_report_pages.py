@@ -1,0 +1,209 @@
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from gsec_core.report.content import Content
+from gsec_core.report.pages import pages
+from gsec_core.report.text import visible
+from tests.real.browser import check_report, coloured_point, drawn, loaded, opened, overflow, thumbnail_colours
+from tests.report.contents import HOSTILE, content, hostile
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _written(content(12, shown=600), tmp_path_factory.mktemp("few"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _written(content(1000, shown=5000), tmp_path_factory.mktemp("many"))
+
+
+def test_a_report_of_few_clusters_does_what_it_says(browser: Browser, few: Path) -> None:
+    check_report(browser, few, clusters=12)
+
+
+def test_a_report_of_many_clusters_does_what_it_says(browser: Browser, many: Path) -> None:
+    check_report(browser, many, clusters=1000)
+
+
+@pytest.mark.parametrize("clusters", [12, 60])
+def test_hostile_texts_show_as_texts_and_nothing_runs(browser: Browser, tmp_path: Path, clusters: int) -> None:
+    index = _written(hostile(clusters), tmp_path)
+    for path in [index, *sorted(index.parent.glob("clusters/*"))[:16]]:
+        for width in (1280, 360):
+            with opened(browser, path, width=width) as page:
+                shown = page.locator("body").inner_text()
+                assert any(bad.strip() and bad in shown for bad in HOSTILE)
+                assert overflow(page) <= 0
+    with opened(browser, index) as page:
+        shown = page.locator("body").inner_text()
+        for bad in HOSTILE[:7]:
+            assert bad in shown
+        page.get_by_role("searchbox").fill("<script>")
+        page.locator("#map-canvas").focus()
+        for _ in range(15):
+            page.keyboard.press("ArrowRight")
+            said = page.locator("#map-tip-uri").inner_text()
+            assert page.locator("#map-tip-uri").evaluate("e => e.childElementCount") == 0
+            assert any(said == visible(bad).strip() for bad in HOSTILE)
+        assert page.locator("svg[onload], img[onerror], b:has-text('alert')").count() == 0
+
+
+def test_the_policy_stops_a_script_that_is_not_ours(browser: Browser, few: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "index.html"
+    bad.write_text(few.read_text().replace("<main", "<script>document.title = 'mine'</script><img src=x onerror=\"document.title = 'mine'\"><main", 1))
+    with pytest.raises(AssertionError, match="Content Security Policy"), opened(browser, bad):
+        pass
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_grounds_follow_the_reader_s_scheme(browser: Browser, few: Path, dark: bool) -> None:
+    with opened(browser, few, dark=dark) as page:
+        red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"))
+        assert (red < 64) == dark
+        coloured_point(page)
+
+
+def test_the_map_zooms_moves_and_comes_back(browser: Browser, few: Path) -> None:
+    with opened(browser, few) as page:
+        whole = drawn(page)
+        page.locator("#map-canvas").focus()
+        seen = []
+        for key in ("+", "-", "+"):
+            page.keyboard.press(key)
+            seen.append(drawn(page))
+        assert seen == [seen[0], whole, seen[0]]
+        assert seen[0] != whole
+        x, y = coloured_point(page)
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 60, y + 40, steps=4)
+        page.mouse.up()
+        page.mouse.move(2, 2)
+        moved = drawn(page)
+        assert moved not in (whole, seen[0])
+        page.mouse.move(x, y)
+        page.mouse.wheel(0, -300)
+        page.mouse.move(2, 2)
+        assert drawn(page) not in (whole, seen[0], moved)
+        page.get_by_role("button", name="Whole map").click()
+        assert drawn(page) == whole
+
+
+def test_a_page_scrolled_over_the_map_goes_on_scrolling(browser: Browser, few: Path) -> None:
+    with opened(browser, few) as page:
+        x, y = coloured_point(page)
+        before = page.evaluate("window.scrollY")
+        page.mouse.move(x, y)
+        page.mouse.wheel(0, 200)
+        page.wait_for_function("before => window.scrollY > before", arg=before)
+
+
+def test_choosing_pointing_at_or_finding_clusters_dims_the_others(browser: Browser, few: Path) -> None:
+    with opened(browser, few) as page:
+        everything = drawn(page)
+        page.get_by_label("Highlight").select_option("2")
+        chosen = drawn(page)
+        page.get_by_label("Highlight").select_option("")
+        assert drawn(page) == everything != chosen
+        page.get_by_role("searchbox").fill("teapot")
+        assert drawn(page) != everything
+        page.get_by_role("searchbox").fill("")
+        assert drawn(page) == everything
+        page.locator("#row-2 .name").hover()
+        assert drawn(page) == chosen
+
+
+def test_a_tap_shows_an_image_and_keeps_it_with_a_link_to_its_gallery(browser: Browser, few: Path) -> None:
+    with opened(browser, few, width=360, touch=True) as page:
+        x, y = coloured_point(page)
+        page.touchscreen.tap(x, y)
+        expect(page.locator("#map-tip")).to_be_visible()
+        assert thumbnail_colours(page) > 3
+        target = page.locator("#map-tip-name").get_attribute("href")
+        page.locator("#map-tip-name").click()
+        page.wait_for_url(f"**/*{target}")
+
+
+def test_a_page_of_a_cluster_leads_to_its_place_on_the_map(browser: Browser, many: Path) -> None:
+    with opened(browser, many.parent / "clusters" / "00007.html") as page:
+        page.get_by_role("link", name="on the map").click()
+        expect(page.get_by_label("Highlight")).to_have_value("7")
+        expect(page.locator("#map-canvas")).to_be_in_viewport()
+
+
+def test_everything_but_sorting_search_and_map_is_there_without_scripts(browser: Browser, few: Path) -> None:
+    with opened(browser, few, scripts=False) as page:
+        expect(page.locator("noscript .note")).to_have_text(re.compile("JavaScript is off"))
+        expect(page.locator("#rows tr:visible")).to_have_count(12)
+        expect(page.get_by_role("searchbox")).to_be_hidden()
+        assert page.locator("#gallery-list img").count() > 60
+
+
+def test_the_keyboard_reaches_the_content_first_and_then_everything_in_order(browser: Browser, few: Path) -> None:
+    with opened(browser, few) as page:
+        page.keyboard.press("Tab")
+        expect(page.get_by_text("Skip to the content")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("main")).to_be_focused()
+        levels = page.evaluate("Array.from(document.querySelectorAll('h1, h2, h3, h4'), heading => Number(heading.tagName[1]))")
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        names = page.evaluate(
+            "Array.from(document.querySelectorAll('a, button, input, select, canvas[tabindex]'), e => e.textContent.trim() || e.ariaLabel || e.id)"
+        )
+        assert all(names)
+
+
+def test_texts_stand_out_from_their_ground(browser: Browser, few: Path) -> None:
+    for dark in (False, True):
+        with opened(browser, few, dark=dark) as page:
+            assert page.evaluate(_LEAST_CONTRAST) >= 4.5
+
+
+def test_pictures_of_a_gallery_load_when_they_come_into_view(browser: Browser, few: Path) -> None:
+    with opened(browser, few) as page:
+        assert loaded(page.locator("#gallery-list img").last)
+
+
+def test_it_can_be_printed_whole(browser: Browser, few: Path) -> None:
+    with opened(browser, few) as page:
+        page.emulate_media(media="print")
+        expect(page.locator(".bar")).to_be_hidden()
+        table = page.locator(".scroll").first
+        assert table.evaluate("e => e.scrollHeight - e.clientHeight") <= 1
+
+
+def _written(some: Content, folder: Path) -> Path:
+    for path, page in pages(some):
+        to = folder / path
+        to.parent.mkdir(exist_ok=True)
+        to.write_bytes(page)
+    return folder / "index.html"
+
+
+_LEAST_CONTRAST = """() => {
+    const parse = colour => colour.match(/[\\d.]+/g).map(Number);
+    const luminance = ([r, g, b]) => {
+        const [x, y, z] = [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+    };
+    const ground = element => {
+        for (; element; element = element.parentElement) {
+            const colour = parse(getComputedStyle(element).backgroundColor);
+            if (colour.length < 4 || colour[3] > 0) return colour;
+        }
+    };
+    let least = 21;
+    for (const element of document.querySelectorAll("body *:not(script, noscript, style, option)")) {
+        if (![...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) continue;
+        const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(ground(element))];
+        least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+    }
+    return least;
+}"""

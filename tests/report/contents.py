@@ -1,0 +1,141 @@
+"""Synthetic reports."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from gsec_core.images import thumbnail
+from gsec_core.report.content import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE, Cluster, Content, Shown, Unusable
+from tests.pictures import picture
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "<img src=x onerror=alert(3)>",
+    "\"><svg onload='alert(4)'>",
+    "javascript:alert(5)",
+    "{{7*7}} {% raw %} ${7*7}",
+    "</style></textarea></title><!-- --><b>",
+    "first\nsecond\r\n\tthird\x00\x1b[31m",
+    "photo\u202egpj.exe",
+    "null",
+    "None",
+    "undefined",
+    " ",
+    "\ud800 half a pair",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \U0001f468‍👩‍👧 שלום",
+)
+"""Texts that a careless page would run, lose or be disturbed by."""
+
+_ROLES = (REPRESENTATIVE,) * 4 + (MOST_CONFIDENT,) * 3 + (LEAST_CONFIDENT,) * 3
+_NOUNS = ("lighthouse", "goldfinch", "teapot", "harbour", "violin", "glacier", "bicycle", "orchid", "tram", "heron", "bakery", "canyon")
+_LOOKS = ("a smooth surface", "muted colours", "soft light", "fine stripes", "a round outline", "a dark ground")
+
+
+def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Content:
+    """A report of ``clusters`` clusters that differ in size, with up to ``shown`` images."""
+    random = np.random.default_rng(clusters)
+    sizes = sorted((int(size) for size in random.pareto(1.5, clusters) * 100 + 10), reverse=True)
+    rows = tuple(_cluster(number, size, random) for number, size in enumerate(sizes))
+    files = [thumbnail(picture(seed), 96) for seed in range(40)] if thumbnails else [None]
+    centres = random.normal(0, 10, (clusters, 2))
+    images = [_shown(place, clusters, centres, files, random) for place in range(shown)]
+    images.sort(key=lambda image: image.cluster)
+    assigned = sum(sizes)
+    return Content(
+        run_id="photos-1a2b3c4d",
+        created="2026-02-03 04:05:06 UTC",
+        asked=(("source", "/data/photos"), ("question", f"{clusters} clusters"), ("encoder", "lite"), ("captioner", "tagger")),
+        counts={"images": assigned + 7, "assigned": assigned, "rejected": 5, "missing": 2, "clusters": clusters, "duplicates": 4},
+        clusters=rows,
+        shown=tuple(images),
+        confidences=tuple(range(20)),
+        labellings=(
+            {"labelling": "consensus", "cohesion": 0.61, "separation": 0.22, "agreement": 0.93, "largest": 9, "smallest": 3, "ARI to consensus": 1.0},
+            {"labelling": "k-means", "cohesion": 0.64, "separation": 0.24, "agreement": None, "largest": 8, "smallest": 2, "ARI to consensus": 0.71},
+        ),
+        reasons=(("rejected", "empty file", 4), ("rejected", "larger than 178 megapixels", 1), ("missing", "gone", 2)),
+        unusable=tuple(Unusable(f"broken/{place}.jpg", "rejected", "empty file") for place in range(5)),
+        duplicates=(("a/1.jpg", "b/1.jpg"), ("a/2.jpg", "copy of 2.jpg")),
+        timings=({"stage": "ingest", "shards": 1, "seconds": 0.4}, {"stage": "encode", "shards": 19, "seconds": 125.0}),
+        made_with=(("gsec", "0.1.0"), ("torch", "2.9.0"), ("processor", "x86_64, 2 cores")),
+        configuration={"source": "/data/photos", "clusters": clusters, "encode": {"encoder": "lite", "batch_size": 64}, "prototypes": {"count": None}},
+    )
+
+
+def hostile(clusters: int = 12) -> Content:
+    """The same with hostile texts wherever a text can stand."""
+    plain = content(clusters, shown=clusters * 10)
+
+    def text(place: int) -> str:
+        return HOSTILE[place % len(HOSTILE)]
+
+    return replace(
+        plain,
+        run_id=text(0),
+        created=text(1),
+        asked=tuple((text(place), text(place + 1)) for place in range(len(HOSTILE))),
+        clusters=tuple(
+            replace(row, name=text(row.cluster), description=text(row.cluster + 1), terms=(text(row.cluster + 2), text(row.cluster + 3)))
+            for row in plain.clusters
+        ),
+        shown=tuple(replace(image, uri=text(place), caption=text(place + 1)) for place, image in enumerate(plain.shown)),
+        labellings=({"labelling": text(0), text(2): text(3)},),
+        reasons=tuple((text(place), text(place + 1), 1) for place in range(len(HOSTILE))),
+        unusable=tuple(Unusable(text(place), text(place + 1), text(place + 2)) for place in range(len(HOSTILE))),
+        duplicates=(HOSTILE,),
+        timings=({"stage": text(0), "shards": text(1), "seconds": text(2)},),
+        made_with=tuple((text(place), text(place + 1)) for place in range(len(HOSTILE))),
+        configuration={text(place): {text(place + 1): text(place + 2)} for place in range(len(HOSTILE))},
+    )
+
+
+def worst(clusters: int, shown: int = 5000) -> Content:
+    """The most that a report can be asked to hold: noise, which no JPEG makes small, and long texts that must all be escaped."""
+    random = np.random.default_rng(0)
+    from PIL import Image
+
+    noise = [thumbnail(Image.fromarray(random.integers(0, 256, (96, 96, 3), np.uint8)), 96) for _ in range(50)]
+    plain = content(clusters, shown, thumbnails=False)
+    long = "<&'\"\\>" * 700
+    per = max(1, shown // clusters)
+    roles = (REPRESENTATIVE, MOST_CONFIDENT, LEAST_CONFIDENT)
+    return replace(
+        plain,
+        run_id=long,
+        created=long,
+        asked=((long, long),) * 1000,
+        clusters=tuple(replace(row, name=long, description=long, terms=(long,) * 20) for row in plain.clusters),
+        shown=tuple(
+            replace(
+                image, uri=f"{long}{place}", caption=long, thumbnail=noise[place % len(noise)], cluster=min(place // per, clusters - 1), role=roles[place % 3]
+            )
+            for place, image in enumerate(plain.shown)
+        ),
+        labellings=plain.labellings * 500,
+        reasons=((long, long, 1),) * 1000,
+        unusable=(Unusable(long, long, long),) * 1000,
+        duplicates=((long,) * 1000,) * 1000,
+        timings=({"stage": long, "shards": 1, "seconds": 1.0},) * 1000,
+        made_with=((long, long),) * 1000,
+        configuration={f"{long}{place}": long for place in range(1000)},
+    )
+
+
+def _cluster(number: int, size: int, random: np.random.Generator) -> Cluster:
+    noun = _NOUNS[number % len(_NOUNS)]
+    name = noun if number < len(_NOUNS) else f"{noun} {number // len(_NOUNS)}"
+    looks = tuple(str(look) for look in random.choice(_LOOKS, 3, replace=False))
+    figures = [float(value) for value in random.uniform(0.2, 0.99, 4)]
+    return Cluster(number, name, f"Mostly {noun}s with {looks[0]}, {looks[1]} and {looks[2]}.", (noun, *looks), size, *figures)
+
+
+def _shown(place: int, clusters: int, centres: np.ndarray, files: list[bytes] | list[None], random: np.random.Generator) -> Shown:
+    cluster, turn = place % clusters, place // clusters
+    role = _ROLES[turn] if turn < len(_ROLES) else SAMPLE
+    x, y = centres[cluster] + random.normal(0, 1.5, 2)
+    caption = f"This image contains a {_NOUNS[cluster % len(_NOUNS)]} characterised by soft light." if role == REPRESENTATIVE else None
+    confidence = float(random.uniform(0.3, 1))
+    return Shown(
+        f"photos/{cluster:04d}/{place:06d}.jpg", cluster, role, confidence, confidence / 2, 0.75, caption, float(x), float(y), files[place % len(files)]
+    )

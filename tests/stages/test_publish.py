@@ -1,0 +1,147 @@
+"""Names, the map's images and the report of a run."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from gsec_core import pipeline
+from gsec_core.captioners import chat
+from gsec_core.errors import Refused
+from gsec_core.pipeline import STAGES
+from gsec_core.report.collect import collect
+from gsec_core.stages import base, publish, report
+from gsec_core.stages.base import Context
+from gsec_core.status import verify
+from gsec_core.store import Store
+from gsec_core.tables import CLUSTER_NAMES_TABLE, LAYOUT_TABLE, REPORT_TABLE
+
+from ..captioners.server import Server, reply
+from ..pictures import cluster, settings, write_pictures
+
+Rows = list[dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 pictures, one of them twice and one that is none, clustered once."""
+    top = tmp_path_factory.mktemp("publish")
+    folder = write_pictures(top / "in", range(30))
+    (folder / "copy.jpg").write_bytes((folder / "000.jpg").read_bytes())
+    (folder / "bad.jpg").write_text("no image")
+    cluster(settings(folder, top / "store", clusters=3))
+    return top
+
+
+def run(place: Path, redo: tuple[str, ...] = (), **more: object) -> tuple[Context, dict[str, dict[str, float]]]:
+    context, _, made = cluster(settings(place / "in", place / "store", **{"clusters": 3, **more}), redo)
+    return context, made
+
+
+def rows(context: Context, table: str) -> Rows:
+    found: Rows = context.run.table(table)[0].read("all").to_pylist()
+    return found
+
+
+def test_every_cluster_has_a_name_unlike_the_others(place: Path) -> None:
+    names = rows(run(place)[0], CLUSTER_NAMES_TABLE)
+    assert [row["cluster"] for row in names] == [0, 1, 2]
+    assert len({str(row["name"]).casefold() for row in names}) == 3
+    assert not [row for row in names if str(row["name"]).startswith("cluster ")], "all were described"
+    assert all(str(row["description"]).startswith("Mostly ") and row["namer"] == "terms" for row in names)
+
+
+def test_the_same_run_done_anew_gives_the_same_names_and_map(place: Path) -> None:
+    before, after = run(place)[0], run(place, redo=("publish",))[0]
+    assert before.shards(publish.STAGE, LAYOUT_TABLE) != after.shards(publish.STAGE, LAYOUT_TABLE)
+    for table in (CLUSTER_NAMES_TABLE, LAYOUT_TABLE):
+        assert rows(before, table) == rows(after, table)
+
+
+def test_the_map_shows_each_content_once(place: Path) -> None:
+    shown = rows(run(place)[0], LAYOUT_TABLE)
+    assert len({row["image_id"] for row in shown}) == len(shown) == 30, "the copy is not shown again"
+    assert all(0 <= row[axis] <= 1 for row in shown for axis in ("x", "y"))  # type: ignore[operator]
+
+
+def test_a_cluster_of_which_nothing_was_described_is_named_by_what_its_images_resemble(place: Path) -> None:
+    context, _ = run(place, prototypes={"count": 1, "representatives": 1})
+    said, own = publish.descriptions(context)
+    assert sorted(own) == [0, 0, 1]
+    assert all(said), "each has words all the same"
+    assert [row["described"] for row in rows(context, CLUSTER_NAMES_TABLE)] == own
+
+
+def test_a_language_model_names_and_nothing_above_is_made_anew(place: Path) -> None:
+    run(place)
+    with Server() as server:
+        server.answer = lambda request: reply(json.dumps({"name": "things", "description": "Things on a ground."}))
+        context, made = run(place, publish={"namer": "openai:tiny"}, describe={"url": server.url})
+    assert {name for name, sums in made.items() if sums} == {"publish", "report"}
+    names = rows(context, CLUSTER_NAMES_TABLE)
+    assert names[0]["name"] == "things"
+    assert {row["namer"] for row in names} == {"tiny"}
+    assert {row["description"] for row in names} == {"Things on a ground."}
+
+
+def test_a_run_that_wants_names_of_a_server_that_is_away_is_refused_before_it_encodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "RETRIES", 0)
+    config = settings(
+        write_pictures(tmp_path / "in", range(9)), tmp_path / "store", publish={"namer": "openai:tiny"}, describe={"url": "http://127.0.0.1:9/v1"}
+    )
+    context = Context.of(pipeline.request(config)[0], config)
+    with pytest.raises(Refused, match="Start the server"):
+        pipeline.check_servers(context)
+
+
+def test_the_report_is_beside_its_table_and_says_what_the_tables_say(place: Path) -> None:
+    context, _ = run(place)
+    index = Path(pipeline.summary(context)["report"])
+    text = index.read_text()
+    assert [row["page"] for row in rows(context, REPORT_TABLE)] == ["index.html"]
+    for name in (str(row["name"]) for row in rows(context, CLUSTER_NAMES_TABLE)):
+        assert name in text
+    assert "bad.jpg" in text
+    assert "not an image in a known format" in text
+    assert "copy.jpg" in text, "a duplicate"
+
+
+def test_thumbnails_come_from_the_store_when_the_source_is_gone(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(12))
+    context, _, _ = cluster(settings(folder, tmp_path / "store"))
+    for path in folder.iterdir():
+        path.unlink()
+    assert all(shown.thumbnail and shown.thumbnail.startswith(b"\xff\xd8") for shown in collect(context).shown)
+
+
+def test_a_report_that_was_killed_half_way_is_finished_with_the_pages_that_are_there(tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store")
+    context = Context.of(pipeline.request(config)[0], config)
+    for stage in STAGES[:-1]:
+        base.run_stage(context, stage)
+    base.begin(context, report.STAGE)
+    shards = context.shards(report.STAGE, REPORT_TABLE)
+    context.run.files.create(f"{shards.directory}/index.html", b"drawn before the kill")
+    base.run_stage(context, report.STAGE)
+    assert Path(report.index(context)).read_bytes() == b"drawn before the kill"
+    assert verify(Store.open(str(tmp_path / "store"))) == []
+
+
+def test_a_damaged_page_is_found_and_drawn_anew(place: Path) -> None:
+    context, _ = run(place)
+    index = Path(report.index(context))
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-1])
+    store = Store.open(str(place / "store"))
+    assert verify(store) == [f"{index.relative_to(place / 'store')}: the page is not as it was drawn"]
+    assert not context.run.is_finished()
+    run(place)
+    assert len(index.read_bytes()) == len(whole)
+    assert verify(store) == []
+
+
+def test_readers_of_parquet_read_the_reports_table_beside_its_pages(place: Path) -> None:
+    context, _ = run(place)
+    path = Path(report.index(context)).with_name("all.parquet")
+    assert pq.read_table(path)["size_bytes"].to_pylist() == [Path(report.index(context)).stat().st_size]

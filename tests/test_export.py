@@ -1,0 +1,143 @@
+"""A run's result as files for other programs."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gsec_core import pipeline
+from gsec_core.errors import Refused
+from gsec_core.export import export, safe_name, write_csv
+from gsec_core.stages.base import Context
+from gsec_core.tables import CLUSTER_NAMES_TABLE
+
+from .pictures import cluster, picture, settings, write_pictures
+from .sources.examples import write_parquet
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context]:
+    """A folder with 12 pictures, one of the same name below it, and a bad one; clustered."""
+    top = tmp_path_factory.mktemp("export")
+    folder = write_pictures(top / "in", range(12))
+    (folder / "more").mkdir()
+    picture(50).save(folder / "more" / "000.jpg")
+    (folder / "bad.jpg").write_text("no image")
+    context, _, _ = cluster(settings(folder, top / "store"))
+    return folder, context
+
+
+def test_assignments_have_the_names_of_their_clusters(place: tuple[Path, Context], tmp_path: Path) -> None:
+    written = export(place[1], tmp_path / "out")
+    assert written == {"assignments.parquet": 13, "clusters.json": 2, "assignments.csv": 13, "clusters.csv": 2, "unusable.csv": 1}
+    names = {row["cluster"]: row["name"] for row in place[1].run.table(CLUSTER_NAMES_TABLE)[0].read("all").to_pylist()}
+    exact = pl.read_parquet(tmp_path / "out" / "assignments.parquet")
+    assert all(names[cluster] == name for cluster, name in exact.select("cluster", "name").iter_rows())
+    cells = list(csv.DictReader((tmp_path / "out" / "assignments.csv").open(newline="")))
+    assert [cell["uri"] for cell in cells] == exact["uri"].to_list()
+    assert [bytes.fromhex(cell["image_id"]) for cell in cells] == exact["image_id"].to_list()
+    assert {row["uri"]: row["status"] for row in csv.DictReader((tmp_path / "out" / "unusable.csv").open(newline=""))} == {"bad.jpg": "rejected"}
+
+
+def test_the_clusters_as_json(place: tuple[Path, Context], tmp_path: Path) -> None:
+    export(place[1], tmp_path)
+    found = json.loads((tmp_path / "clusters.json").read_text())
+    assert (found["run_id"], found["encoder"], found["captioner"]) == (place[1].run.id, "lite", "tagger")
+    assert [row["cluster"] for row in found["clusters"]] == [0, 1]
+    assert sum(row["size"] for row in found["clusters"]) == 13
+    assert all(row["name"] and row["terms"] for row in found["clusters"])
+
+
+@pytest.mark.parametrize("kind", ["links", "copies"])
+def test_images_by_cluster(place: tuple[Path, Context], tmp_path: Path, kind: str) -> None:
+    folder, context = place
+    written = export(context, tmp_path, kind)  # type: ignore[arg-type]
+    assert (written["images"], written["lost"]) == (13, 0)
+    files = list((tmp_path / "images").glob("*/*"))
+    assert sorted(path.read_bytes() for path in files) == sorted(path.read_bytes() for path in folder.rglob("*.jpg") if path.name != "bad.jpg")
+    assert all(path.is_symlink() == (kind == "links") for path in files)
+    by_name = {f"{row['cluster']} {row['name']}" for row in pl.read_parquet(tmp_path / "assignments.parquet").iter_rows(named=True)}
+    assert {path.parent.name for path in files} == by_name
+
+
+def test_a_second_export_replaces_tables_and_refuses_to_mix_images(place: tuple[Path, Context], tmp_path: Path) -> None:
+    export(place[1], tmp_path, "links")
+    (tmp_path / "assignments.csv").write_text("old")
+    export(place[1], tmp_path)
+    assert (tmp_path / "assignments.csv").read_text() != "old"
+    with pytest.raises(Refused, match=r"^--images copies: .*images is there already"):
+        export(place[1], tmp_path, "copies")
+
+
+def test_images_of_a_container_are_copied_with_an_ending_and_cannot_be_linked(tmp_path: Path) -> None:
+    images = {f"{seed}": png(picture(seed)) for seed in range(6)}
+    source = write_parquet(tmp_path / "x.parquet", images)
+    context, _, _ = cluster(settings(source, tmp_path / "store"))
+    with pytest.raises(Refused, match=r"^--images links: .*Use --images copies"):
+        export(context, tmp_path / "out", "links")
+    assert not (tmp_path / "out").exists()
+    export(context, tmp_path / "out", "copies")
+    files = list((tmp_path / "out" / "images").glob("*/*"))
+    assert sorted(path.read_bytes() for path in files) == sorted(images.values())
+    assert all(path.suffix == ".png" for path in files)
+
+
+def test_images_that_are_gone_are_counted(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(8))
+    context, _, _ = cluster(settings(folder, tmp_path / "store"))
+    (folder / "003.jpg").unlink()
+    for kind in ("links", "copies"):
+        written = export(context, tmp_path / kind, kind)  # type: ignore[arg-type]
+        assert (written["images"], written["lost"]) == (7, 1)
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(8)), tmp_path / "store")
+    run, _ = pipeline.request(config)
+    with pytest.raises(Refused, match="has no complete table"):
+        export(Context.of(run, config), tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", " =1+1", "\u200b=1", "＝1+1", "=cmd|' /C calc'!A0"])
+def test_a_cell_that_a_spreadsheet_would_run_is_text(text: str) -> None:
+    _, (cell, number) = csv_of(pl.DataFrame({"text": [text], "number": [-1.5]}))
+    assert cell == f"'{text}"
+    assert float(number) == -1.5
+
+
+@pytest.mark.parametrize("text", ["a=1", "1-2", 'quote"comma,', "line\nbreak", "", "<script>alert(1)</script>"])
+def test_other_cells_come_back_as_they_were(text: str) -> None:
+    assert csv_of(pl.DataFrame({"text": [text]}))[1] == [text]
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def csv_of(table: pl.DataFrame) -> list[list[str]]:
+    buffer = io.BytesIO()
+    write_csv(table, buffer)
+    return list(csv.reader(io.StringIO(buffer.getvalue().decode(), newline="")))
+
+
+@given(st.text(max_size=300))
+def test_any_text_becomes_a_file_name(text: str) -> None:
+    text = text.encode(errors="ignore").decode()
+    name = safe_name(text)
+    assert 0 < len(name.encode()) <= 130
+    assert os.path.basename(name) == name
+    assert name not in (".", "..")
+    assert not name.startswith((".", "-"))
+
+
+def test_a_long_name_keeps_its_ending() -> None:
+    assert safe_name("x" * 300 + ".jpeg").endswith("x.jpeg")

@@ -1,0 +1,96 @@
+"""Names from descriptions alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gsec_core.naming import LONGEST_NAME, Description, c_tf_idf, name_clusters, unique
+
+
+def described(object: str, *attributes: str) -> Description:
+    return Description(f"This image contains a {object} characterised by {', '.join(attributes)}.", object, attributes)
+
+
+def free(text: str) -> Description:
+    return Description(text, None, ())
+
+
+PETS = [
+    [
+        described("tabby cat", "grey fur", "bright tones"),
+        described("Egyptian cat", "big ears", "bright tones"),
+        described("tiger cat", "bright tones", "grey fur"),
+    ],
+    [described("beagle", "long ears", "bright tones"), described("beagle", "brown fur"), described("toy poodle", "curly fur", "bright tones")],
+]
+
+
+def test_a_cluster_is_called_by_the_head_that_its_objects_share() -> None:
+    assert [name.name for name in name_clusters(PETS)] == ["cat", "beagle"]
+
+
+def test_its_sentence_says_objects_and_what_is_often_said_of_them() -> None:
+    cats, dogs = name_clusters(PETS)
+    assert cats.description == "Mostly cat; often grey fur and bright tones."
+    assert dogs.description == "Mostly beagle and toy poodle."
+
+
+def test_terms_are_what_the_others_do_not_have() -> None:
+    cats, dogs = name_clusters(PETS)
+    assert cats.terms[0] == "cat"
+    assert dogs.terms[0] == "beagle"
+    assert "grey fur" in cats.terms
+    assert not {"bright", "tones", "bright tones"} & {*dogs.terms}, "they are said of the cats more often"
+
+
+def test_a_name_has_two_objects_when_the_first_is_in_fewer_than_half_of_the_descriptions() -> None:
+    mixed = [described(thing, "red") for thing in ("van", "van", "ship", "ship", "plane", "lamp")]
+    assert name_clusters([mixed, PETS[0]])[0].name == "ship, van"
+
+
+def test_of_a_noun_phrase_the_head_is_taken() -> None:
+    said = [[described("loaf of bread", "brown"), described("loaf of rye bread", "dark")], [described("slice of bread", "white")]]
+    assert [name.name for name in name_clusters(said)] == ["loaf", "slice of bread"]
+
+
+def test_free_text_gives_its_most_telling_word_and_its_most_typical_sentence() -> None:
+    said = [[free("A lighthouse at the sea"), free("The lighthouse in fog"), free("A boat")], [free("A street at night"), free("A street")]]
+    coast, street = name_clusters(said)
+    assert (coast.name, street.name) == ("lighthouse", "street")
+    assert coast.description == "The lighthouse in fog"
+
+
+def test_without_descriptions_a_cluster_has_its_number() -> None:
+    nothing, _, blank = name_clusters([[], PETS[0], [free("...")]])
+    assert (nothing.name, nothing.description, nothing.terms) == ("cluster 0", None, ())
+    assert blank.name == "cluster 2"
+
+
+def test_of_equal_names_the_first_stays_and_the_others_add_what_is_their_own() -> None:
+    said = [[described("cat", "black fur")], [described("cat", "white fur")], [described("Cat", "white fur")]]
+    assert [name.name for name in name_clusters(said)] == ["cat", "cat, white fur", "cat 2"]
+
+
+def test_a_number_that_is_taken_is_not_taken_twice() -> None:
+    names = unique([("cat", ()), ("cat 2", ()), ("cat", ())])
+    assert len({*names}) == 3
+
+
+def test_weights_are_those_of_the_paper() -> None:
+    first, second = c_tf_idf([{"cat": 3, "fur": 1}, {"dog": 1, "fur": 3}])
+    assert first["cat"] == pytest.approx(3 / 4 * 0.8472978603872037)  # log(1 + 4 / 3)
+    assert second["fur"] == pytest.approx(3 / 4 * 0.6931471805599453)  # log(1 + 4 / 4)
+
+
+words = st.text(st.sampled_from("abc XYZ,.<=\n'é"), max_size=30)
+descriptions = st.builds(Description, words, st.none() | words, st.lists(words, max_size=3).map(tuple))
+
+
+@given(st.lists(st.lists(descriptions, max_size=4), max_size=6), st.randoms())
+def test_names_are_unlike_short_and_do_not_depend_on_the_order_of_descriptions(said: list[list[Description]], random: "object") -> None:
+    names = name_clusters(said)
+    assert len({name.name.casefold() for name in names}) == len(said)
+    assert all(0 < len(name.name) <= 2 * LONGEST_NAME and name.name.isprintable() for name in names)
+    for cluster in said:
+        random.shuffle(cluster)  # type: ignore[attr-defined]
+    assert name_clusters(said) == names

@@ -1,0 +1,282 @@
+"""Every setting with wrong values: one sentence that names it, and what to give, before anything is written, listed or loaded.
+
+The settings are found by reflection, so that a new one must come with its own wrong values.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from flows.cli import main
+from gsec_core.config import PipelineConfig, load_config
+from gsec_core.errors import Refused
+
+from .command import gsec
+
+SECRET = "hunter2"
+
+
+def fields(settings: type[BaseModel] = PipelineConfig, section: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting by its full name."""
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{section}{name}.")
+        else:
+            yield section + name, field
+
+
+def kind(field: FieldInfo) -> Any:
+    """int, float, bool, str or Literal."""
+    if get_origin(field.annotation) is Literal:
+        return Literal
+    [kind] = set(get_args(field.annotation) or (field.annotation,)) - {NoneType}
+    return kind
+
+
+SETTINGS = dict(fields())
+NUMBERS = [name for name, field in SETTINGS.items() if kind(field) in (int, float)]
+
+
+def beyond(field: FieldInfo) -> list[object]:
+    """The nearest values, or their neighbours, that are out of the range of a number."""
+    step = 1 if kind(field) is int else 0.001
+    ends = {"ge": -step, "gt": 0, "le": step, "lt": 0}
+    return [getattr(bound, name) + by for bound in field.metadata for name, by in ends.items() if hasattr(bound, name)]
+
+
+NONSENSE: dict[str, list[tuple[str, str]]] = {
+    "source": [
+        ("", "give a folder, a .parquet file or a .tar file"),
+        ("{here}/nowhere", "nowhere is not there: check the path"),
+        ("{here}/a.tar.gz", "unpack it"),
+        (f"http://me:{SECRET}@host/x", "copy it to a folder, or use one of"),
+        ("a::b", "give a plain path or URL"),
+        ("s3://", "write s3://BUCKET/FOLDER"),
+    ],
+    "store": [
+        ("", "give text that is not empty"),
+        ("{here}/file/store", "Choose another store"),
+        (f"http://me:{SECRET}@host/x", "must not hold credentials"),
+        ("http://host/x", "a store is a folder or one of"),
+        ("s3://", "names no bucket"),
+        (f"s3://me:{SECRET}@bucket", "give them in the environment"),
+        ("a::b", "a store is a folder or one of"),
+    ],
+    "corpus": [("A B", "a corpus is named with a-z"), ("runs", "not published or runs"), ("../x", "a corpus is named with a-z")],
+    "scratch": [("{here}/nowhere", "Make the folder, or name another"), ("{here}/file", "Make the folder, or name another")],
+    "ingest.image_column": [("picture", "it has other")],
+    "encode.encoder": [
+        ("", "there are `lite` and `open_clip:MODEL:PRETRAINED`"),
+        ("foo", "there are `lite` and `open_clip:MODEL:PRETRAINED`"),
+        ("lite:x", "write `lite` alone"),
+        ("open_clip:ViT-B-32", "write `open_clip:MODEL:PRETRAINED`"),
+        ("open_clip:ViT-B-33:openai", "near it are ViT-B-32"),
+        ("open_clip:ViT-B-32:nowhere", "whose tags are openai, "),
+        ("open_clip:ViT-B-32:{here}/x.pt", "there is no file"),
+        ("open_clip:local-dir:{here}", "open_clip_config.json does not exist"),
+    ],
+    "encode.device": [("gpu7", "there are `auto`, `cpu`, `cuda` and `cuda:N`"), ("cuda:99", "`auto` takes the CPU")],
+    "train.device": [("gpu7", "there are `auto`, `cpu`, `cuda` and `cuda:N`"), ("cuda:99", "`auto` takes the CPU")],
+    "describe.captioner": [
+        ("", "there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`"),
+        ("gpt", "there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`"),
+        ("openai:", "there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`"),
+        ("table:x.txt", "write `table:FILE:COLUMN`"),
+        ("table:{here}/nowhere.csv:text", "there is no file"),
+        (f"table:s3://me:{SECRET}@bucket/x.csv", "without credentials"),
+    ],
+    "describe.url": [("ftp://x", "give http://HOST:PORT/v1"), (f"http://me:{SECRET}@host/v1", "without credentials"), ("", "give http://HOST:PORT/v1")],
+    "publish.namer": [("llm", "there are `terms` and `openai:MODEL`"), ("openai:", "there are `terms` and `openai:MODEL`"), ("", "there are `terms`")],
+}
+"""Of every setting that is text, values that name nothing, and what the sentence says to do."""
+
+ALSO_CALLED = {"source": "Source", "store": "--store", "corpus": "--corpus"}
+"""By their flags, or as what they are."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where commands run; it has one file that no folder can be made below."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+def refusal(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a refused command says. It says one line."""
+    with pytest.raises(SystemExit) as exit:
+        main(list(arguments))
+    said = capsys.readouterr()
+    assert exit.value.code == 2, said.err
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    [line] = said.err.splitlines()
+    return line.removeprefix("error: ")
+
+
+def in_plain_words(sentence: str) -> bool:
+    return not any(word in sentence.lower() for word in ("input should", "valid", "parse", "traceback", "pydantic", SECRET))
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_another_type_is_refused_with_the_file_it_is_from(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "gsec.toml"
+    file.write_text(f"{name} = [1]\n")
+    with pytest.raises(Refused) as refused:
+        load_config(file)
+    assert str(refused.value).startswith(f"{name} = [1] (from {file}): give ")
+    assert in_plain_words(str(refused.value))
+
+
+@pytest.mark.parametrize("name", [name for name, field in SETTINGS.items() if kind(field) is not str])
+def test_a_word_that_means_nothing_is_refused_with_the_variable_it_is_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = f"GSEC_{name.replace('.', '__').upper()}"
+    monkeypatch.setenv(variable, "many")
+    with pytest.raises(Refused) as refused:
+        load_config()
+    assert str(refused.value).startswith(f'{name} = "many" (from {variable}): give ')
+    assert in_plain_words(str(refused.value))
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_out_of_range_is_refused_with_the_range(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    field = SETTINGS[name]
+    for value in beyond(field):
+        sentence = refusal("run", "nowhere", "--set", f"{name}={value}", capsys=capsys)
+        assert sentence.startswith(f'{name} = "{value}": give a {"whole " if kind(field) is int else ""}number, ')
+        assert " and " in sentence, "both ends of the range"
+        assert in_plain_words(sentence)
+    assert files(here) == [here / "file"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_finite_number_is_refused(name: str) -> None:
+    for value in (math.nan, math.inf, -math.inf, "nan", "inf", "", "1e999", "0,5"):
+        with pytest.raises(Refused, match=rf"^{name} = .*: give a (whole )?number, "):
+            load_config(overrides=nested(name, value))
+
+
+def nested(name: str, value: object) -> dict[str, Any]:
+    section, _, last = name.rpartition(".")
+    return {section: {last: value}} if section else {last: value}
+
+
+def test_every_setting_that_is_text_has_values_that_name_nothing() -> None:
+    assert sorted(NONSENSE) == sorted(name for name, field in SETTINGS.items() if kind(field) is str)
+
+
+@pytest.mark.parametrize(("name", "value", "remedy"), [(name, *case) for name, cases in NONSENSE.items() for case in cases])
+def test_a_name_that_names_nothing_is_refused_before_the_source_is_listed(
+    name: str, value: str, remedy: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "nowhere"  # whatever comes after listing would be that it is not there
+    if name == "ingest.image_column":
+        source = parquet_without_images(here)
+    before = files(here)
+    value = value.format(here=here)
+    given = [value] if name == "source" else [source, "--set", f"{name}={value}"]
+    sentence = refusal("run", *given, capsys=capsys)
+    assert name in sentence or ALSO_CALLED.get(name, name).lower() in sentence.lower()
+    assert remedy in sentence
+    assert in_plain_words(sentence)
+    assert files(here) == before, "nothing is written"
+
+
+def parquet_without_images(folder: Path) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"other": [1]}), folder / "images.parquet")
+    return str(folder / "images.parquet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "thread=2"], "thread: there is no such setting; did you mean threads?"),
+        (["--set", "batch_size=2"], "batch_size: there is no such setting; did you mean encode.batch_size?"),
+        (["--set", "encode.batch=2"], "encode.batch: there is no such setting; did you mean encode.batch_size?"),
+        (["--set", "fuse.zzz=2"], "fuse.zzz: there is no such setting; there are fuse.tau, fuse.max_lost_weight."),
+        (["--set", "encoding.batch_size=2"], "encoding: there is no such setting; did you mean encode"),
+        (["--set", f"describe.api_key={SECRET}"], "describe.api_key: there is no such setting; "),
+        (["--set", "encode=lite"], 'encode = "lite": it is a section; give its settings, as encode.encoder.'),
+        (["--set", "encode.encoder.x=2"], 'encode.encoder = {"x": "2"}: give text'),
+        (["--set", "clusters"], "--set clusters: write it as section.name=value."),
+        (["--set", "=2"], "--set =2: write it as section.name=value."),
+        (["--config", "nowhere.toml"], "--config nowhere.toml: it cannot be read (No such file or directory). Give a TOML file"),
+        (["--config", "file.toml"], "--config file.toml: it is not TOML (Invalid value (at line 1, column 12)). Write `clusters = 10`"),
+        (["-k", "auto"], "auto"),
+        (["--bogus"], "--bogus"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused_with_what_may_be_meant(arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "file.toml").write_text("clusters = ten\n")
+    sentence = refusal("run", "nowhere", *arguments, capsys=capsys)
+    assert says in sentence
+    assert SECRET not in sentence
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("GSEC_CLUSTER", "cluster (from GSEC_CLUSTER): there is no such setting; did you mean clusters?"),
+        ("GSEC_BATCH_SIZE", "batch_size (from GSEC_BATCH_SIZE): there is no such setting; did you mean encode.batch_size?"),
+        ("GSEC_ENCODE_BATCH_SIZE", "encode_batch_size (from GSEC_ENCODE_BATCH_SIZE): there is no such setting; did you mean encode.batch_size?"),
+        ("GSEC_ENCODE__BATCHSIZE", "encode.batchsize (from GSEC_ENCODE__BATCHSIZE): there is no such setting; did you mean encode.batch_size?"),
+        ("GSEC_FUSE__ZZZ", "fuse.zzz (from GSEC_FUSE__ZZZ): there is no such setting; there are fuse.tau, fuse.max_lost_weight."),
+        ("GSEC_ENCODE", 'encode = "32" (from GSEC_ENCODE): it is a section; give its settings, as encode.encoder.'),
+    ],
+)
+def test_a_misspelt_variable_is_refused(variable: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "32")
+    with pytest.raises(Refused) as refused:
+        load_config()
+    assert str(refused.value) == says
+
+
+def test_variables_of_others_and_the_key_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("GSEC_CAPTIONER_KEY", "GSEC_STORE_SERVICE_HOST", "GSEC_PORT_8000_TCP", "GSEC_VLLM_PORT"):
+        monkeypatch.setenv(variable, "tcp://10.0.0.1:8000")
+    assert load_config() == PipelineConfig()
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "gsec.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(Refused, match=r"gsec\.toml: it is not TOML"):
+        load_config(tmp_path / "gsec.toml")
+
+
+def test_flags_go_over_variables_over_the_file_over_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gsec.toml"
+    file.write_text("clusters = 3\nthreads = 3\n[encode]\nbatch_size = 3\nworkers = 3\nthumbnail_size = 33\n")
+    monkeypatch.setenv("GSEC_THREADS", "4")
+    monkeypatch.setenv("GSEC_ENCODE__WORKERS", "4")
+    monkeypatch.setenv("gsec_encode__batch_size", "4")
+    config = load_config(file, {"encode": {"batch_size": "5"}})
+    assert (config.clusters, config.threads, config.max_workers) == (3, 4, 1)
+    assert (config.encode.batch_size, config.encode.workers, config.encode.thumbnail_size) == (5, 4, 33)
+
+
+def test_a_wrong_value_that_is_overruled_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSEC_CLUSTERS", "many")
+    assert load_config(overrides={"clusters": 5}).clusters == 5
+
+
+def test_a_long_value_is_cut(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    assert len(refusal("run", "nowhere", "--set", f"clusters={'9' * 5000}", capsys=capsys)) < 200
+
+
+def test_the_command_itself_says_one_line_and_ends_with_2(tmp_path: Path) -> None:
+    done = gsec("run", tmp_path, "--store", tmp_path / "store", "--set", "encode.device=gpu7", home=tmp_path, check=2)
+    assert done.stderr == 'error: encode.device = "gpu7": there are `auto`, `cpu`, `cuda` and `cuda:N`.\n'
+    assert list(tmp_path.iterdir()) == []
