@@ -65,8 +65,7 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
         pipeline.stage(name)
         if run_id is None:
             found = _run_of(config)
-        if name not in found.request()["stages"]:
-            raise Refused(f"run {found.id} has no stage {name}; it has {', '.join(found.request()['stages'])}.")
+        found.check_stage(name)
         _check_inputs(found, config, name)
         if redo:
             found = _redone(store, found, config, name)

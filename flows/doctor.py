@@ -129,9 +129,9 @@ def store(config: PipelineConfig) -> str:
 
 def scratch(config: PipelineConfig) -> str:
     """Disposable files can be made, and there is room."""
-    from gsec_core import pipeline
+    from gsec_core.stages.canonical import scratch_file
 
-    pipeline.check_scratch(config)
+    scratch_file(config).close()
     folder = config.scratch or gettempdir()
     return f"{folder} can be written, {_room(folder, 'scratch =')}"
 

@@ -1,5 +1,6 @@
 """The whole DAG as one flow: ingest, then every stage as a flow of its own, then the summary."""
 
+import re
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -20,6 +21,10 @@ from tasks.progress import shown
 
 WITH_REJECTS = "CompletedWithRejects"
 """State of a run that is done but has more rejects than its settings allow."""
+
+
+MOST_ROWS = 1_000
+"""Clusters that the dashboard shows; the report and the cluster table have all."""
 
 
 @flow(name="gsec", persist_result=False)
@@ -46,10 +51,21 @@ def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = N
             again = set_bad_aside(config, error, set_aside)
             get_run_logger().warning("damaged, set aside and to be made anew: %s", ", ".join(again))
             set_aside += again
-    shown(create_table_artifact, summary["cluster_rows"], key="clusters", description=f"Clusters of run {run_id}")
+    largest = [{key: _plain(value) for key, value in row.items()} for row in summary["cluster_rows"][:MOST_ROWS]]
+    where = summary["report"] or "that of the run whose clusters they are"
+    about = f"The {len(largest)} largest of {summary['clusters']} clusters of run {run_id}. Report: {where}"
+    shown(create_table_artifact, largest, key="clusters", description=about)
     summary |= {"changes": changes, "made": made, "set_aside": set_aside}
     warning = pipeline.too_many_rejects(context, summary)
     return Completed(name=WITH_REJECTS, message=warning, data=summary) if warning else Completed(data=summary)
+
+
+def _plain(value: object) -> object:
+    """A text that the dashboard shows as text. It takes cells for Markdown and HTML: a caption could have it fetch a picture from anywhere.
+
+    An invisible word joiner behind what would begin a tag or an address; entities the dashboard shows as they are written.
+    """
+    return re.sub(r"[<\]]|:(?=//)", "\\g<0>\u2060", value) if isinstance(value, str) else value
 
 
 def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) -> list[str]:

@@ -3,22 +3,24 @@
 Reads the run's tables and, for copies of images, its source. Imports no torch.
 """
 
+import functools
 import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
 import polars as pl
-import pyarrow.compute as pc
 from PIL import Image
 
 from gsec_core.errors import Refused
-from gsec_core.images import FORMATS
+from gsec_core.images import FORMATS, content_hash
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.sources.folder import LocalFolder
 from gsec_core.sources.listing import is_image_name
@@ -39,18 +41,21 @@ LOST = "lost"
 _FORMULA = r"^[\s\p{C}]*[=+\-@＝＋－＠]|^[\t\r\n]"
 """How a cell begins that a spreadsheet would run (OWASP, CSV injection)."""
 
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\u200b-\u200f\u2028-\u202e\u2066-\u2069]+')
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]+')
 """What some system does not take in a file name, or shows as something else."""
 
-_LONGEST = 120
-"""Bytes of a file name, so that it fits wherever it is copied."""
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Devices of Windows, whatever the ending."""
+
+_LONGEST, _LONGEST_ENDING = 120, 6
+"""Bytes of a file name, so that it fits wherever it is copied, and characters of its ending."""
 
 
 def export(context: Context, to: Path, images: Images | None = None) -> dict[str, int]:
     """Write a run's result into the folder ``to``. Returns the files and folders written, with the rows or images of each.
 
     Files that are there are replaced, each at once. ``images`` adds a folder a cluster with links to the images, of a source
-    that is a local folder, or with copies of them; `LOST` counts those that are not there any more. Raises Refused if the
+    that is a local folder, or with copies of them; `LOST` counts those that are not there any more or, of copies, are others by now. Raises Refused if the
     run is not finished, if there is a folder of images already, or if links are wanted of what are no files; OSError if the
     disk is full.
     """
@@ -125,48 +130,69 @@ def _write_images(context: Context, source: Source, assignments: pl.DataFrame, t
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     digits = len(str(context.config.clusters - 1))
-    live = context.live.filter(pc.is_in(context.live["image_id"], assignments["image_id"].to_arrow().cast(context.live.schema.field("image_id").type)))
-    refs = {row["image_id"]: ImageRef(row["uri"], row["size_bytes"], row["version"]) for row in live.to_pylist()}
-    lost = 0
-    for (cluster, name), rows in assignments.partition_by("cluster", "name", as_dict=True, maintain_order=True).items():
-        folder = partial / safe_name(f"{cluster:0{digits}d} {name}")
-        folder.mkdir(parents=True)
-        taken: set[str] = set()
-        for uri, image_id in rows.select("uri", "image_id").iter_rows():
-            try:
-                target = os.path.join(source.url, inside(uri))
-                data = None if links and os.path.lexists(target) else fetch(source, refs[image_id])
-            except (MissingImage, RejectedImage):
-                lost += 1
-                continue
-            path = folder / _file_name(uri, image_id, data, taken)
-            if data is None:
-                path.symlink_to(target)
-            else:
-                path.write_bytes(data)
+    listed = assignments.join(pl.DataFrame(context.live.select(["image_id", "size_bytes", "version"])), on="image_id", maintain_order="left")
+    place = functools.partial(_link if links else _copy, source)
+    found = 0
+    with ThreadPoolExecutor(context.config.encode.workers or os.cpu_count(), thread_name_prefix="export") as pool:
+        for (cluster, name), rows in listed.partition_by("cluster", "name", as_dict=True, maintain_order=True).items():
+            folder = partial / safe_name(f"{cluster:0{digits}d} {name}")
+            folder.mkdir(parents=True)
+            refs = list(map(ImageRef._make, rows.select(ImageRef._fields).iter_rows()))
+            paths = [folder / name for name in file_names([ref.uri for ref in refs])]
+            found += sum(pool.map(place, refs, rows["content_hash"], paths))
     partial.mkdir(exist_ok=True)  # a run may have assigned nothing
     partial.rename(to)
-    return {to.name: len(assignments) - lost, LOST: lost}
+    return {to.name: found, LOST: len(assignments) - found}
 
 
-def _file_name(uri: str, image_id: bytes, data: bytes | None, taken: set[str]) -> str:
-    """The last part of the URI, with an ending that programs know, unlike the others of its folder whatever the case of its letters."""
-    name = safe_name(uri.rpartition("/")[2])
-    if data is not None and not is_image_name(name):
+def _link(source: Source, ref: ImageRef, hash: bytes, path: Path) -> bool:
+    """False if the file is not there any more."""
+    target = os.path.join(source.url, inside(ref.uri))
+    if not os.path.exists(target):
+        return False
+    path.symlink_to(target)
+    return True
+
+
+def _copy(source: Source, ref: ImageRef, hash: bytes, path: Path) -> bool:
+    """False if what was clustered is not there any more."""
+    try:
+        data = fetch(source, ref)
+    except (MissingImage, RejectedImage):
+        return False
+    if content_hash(data) != hash:
+        return False
+    if not is_image_name(path.name):  # a row of a Parquet file
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            name = f"{name}.{(image.format or 'image').lower()}"
-    if name.lower() in taken:
-        stem, dot, ending = name.rpartition(".")
-        name = f"{stem}-{image_id.hex()[:12]}{dot}{ending}"
-    taken.add(name.lower())
-    return name
+            path = path.with_name(f"{path.name}.{(image.format or 'image').lower()}")
+    path.write_bytes(data)
+    return True
+
+
+def file_names(uris: Sequence[str]) -> list[str]:
+    """The last parts of URIs as names of files in one folder, unlike each other on every system."""
+    taken: dict[str, int] = {}
+    names = []
+    for uri in uris:
+        first = name = safe_name(uri.rpartition("/")[2])
+        stem, ending = os.path.splitext(first)
+        while _folded(name) in taken:
+            taken[_folded(first)] += 1
+            name = f"{stem} {taken[_folded(first)]}{ending}"
+        taken[_folded(name)] = 1
+        names.append(name)
+    return names
 
 
 def safe_name(text: str) -> str:
     """A file name on every system: short, visible, and no path."""
-    name = _UNSAFE.sub("_", text).strip(" ")
-    if len(name.encode()) > _LONGEST:
-        stem, dot, ending = name.rpartition(".")
-        ending = f"{dot}{ending}" if dot and len(ending) <= 5 else ""
-        name = (stem if ending else name).encode()[: _LONGEST - len(ending)].decode(errors="ignore") + ending
-    return "_" + name if not name.strip(".") or name.startswith((".", "-")) else name
+    stem, ending = os.path.splitext(_UNSAFE.sub("_", text).strip(". "))
+    if len(ending) > _LONGEST_ENDING:
+        stem, ending = stem + ending, ""
+    stem = stem.encode()[: _LONGEST - len(ending.encode())].decode(errors="ignore").rstrip(". ") or "_"
+    return f"{'_' if stem.startswith('-') or _RESERVED.fullmatch(stem) else ''}{stem}{ending}"
+
+
+def _folded(name: str) -> str:
+    """Equal for names that some system takes for one."""
+    return unicodedata.normalize("NFC", name).casefold()

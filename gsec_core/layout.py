@@ -67,7 +67,7 @@ def place(X: NDArray[Any]) -> NDArray[np.float32]:
 
     rows = np.ascontiguousarray(X, np.float32)
     components = min(_COMPONENTS, *rows.shape)
-    if components < 2:
+    if components < 2 or not np.ptp(rows, axis=0).any():  # of equal rows t-SNE would scale a spread of nothing, and crash
         return np.full((len(rows), 2), 0.5, np.float32)
     reduced = PCA(components, random_state=_SEED).fit_transform(rows)
     if len(rows) > 10:

@@ -61,7 +61,7 @@ class TermsNamer:
 
 
 class OpenAINamer:
-    """Asks once a cluster. One without descriptions, and one whose reply cannot be read, keeps the name that its terms give."""
+    """Asks once a cluster. One without descriptions, and one to which no name comes back, keeps the name that its terms give."""
 
     def __init__(self, model: str, config: PipelineConfig) -> None:
         self._chat = Chat(model, named=f'publish.namer = "openai:{model}"', url=config.describe.url, timeout=config.describe.timeout)
@@ -97,6 +97,16 @@ class OpenAINamer:
             return read(self._chat.ask(content, temperature=0, max_tokens=_MAX_TOKENS))
         except Declined:
             return None
+        except Faulty:
+            self._ask_anything()
+            return None
+
+    def _ask_anything(self) -> None:
+        """Raises Unreachable if the server fails whatever it is asked: then the question that it failed at is not to blame."""
+        try:
+            self._chat.ask("Say yes.", temperature=0, max_tokens=_MAX_TOKENS)
+        except Declined:
+            pass  # it answers
         except Faulty as error:
             raise Unreachable(f"{self._chat.setting}: the server fails when it is asked for a name ({error}).") from None
 
@@ -107,7 +117,7 @@ def read(reply: Reply) -> tuple[str, str] | None:
     try:
         found = json.loads(text[text.index("{") : text.rindex("}") + 1])
         name, sentence = tidy(found["name"]), tidy(found["description"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return (name, sentence[:_LONGEST_SENTENCE]) if 0 < len(name) <= LONGEST_NAME and sentence else None
 

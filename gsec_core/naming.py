@@ -116,20 +116,21 @@ def _weigh(said: Sequence[Sequence[Description]], terms_of: Callable[[Descriptio
                 spelt.setdefault(key, Counter())[term] += 1
     spelling = {key: min(spellings, key=lambda term: (-spellings[term], term)) for key, spellings in spelt.items()}
     overall = _together(counts)
-    return [
-        sorted(
-            (_Term(spelling[key], count[key], weight) for key, weight in weights.items() if count[key] * overall.total() >= overall[key] * count.total()),
-            key=lambda term: (-term.weight, -len(term.text), term.text),
-        )
-        for count, weights in zip(counts, c_tf_idf(counts), strict=True)
-    ]
+    total = overall.total()
+    found = []
+    for count, weights in zip(counts, c_tf_idf(counts), strict=True):
+        terms_here = count.total()
+        own = [_Term(spelling[key], count[key], weight) for key, weight in weights.items() if count[key] * total >= overall[key] * terms_here]
+        found.append(sorted(own, key=lambda term: (-term.weight, -len(term.text), term.text)))
+    return found
 
 
 def c_tf_idf(counts: Sequence[Mapping[str, int]]) -> list[dict[str, float]]:
     """Of each class the weights of its terms: its share of the class's terms times log(1 + mean terms a class / count over all)."""
     overall = _together(counts)
-    mean = sum(overall.values()) / max(1, len(counts))
-    return [{term: n / sum(count.values()) * math.log(1 + mean / overall[term]) for term, n in count.items()} for count in counts]
+    mean = overall.total() / max(1, len(counts))
+    totals = [sum(count.values()) for count in counts]
+    return [{term: n / total * math.log(1 + mean / overall[term]) for term, n in count.items()} for count, total in zip(counts, totals, strict=True)]
 
 
 def _together(counts: Sequence[Mapping[str, int]]) -> Counter[str]:
@@ -165,7 +166,7 @@ def _objects(description: Description) -> list[str]:
 
 
 def _attributes(description: Description) -> list[str]:
-    return list(description.attributes)
+    return [attribute for attribute in description.attributes if _words(attribute)]
 
 
 def _words_and_pairs(description: Description) -> list[str]:

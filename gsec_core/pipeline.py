@@ -3,12 +3,10 @@
 What is here needs no orchestrator; `flows` chain the same parts as a DAG.
 """
 
-import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 from gsec_core import namers, quality
@@ -21,6 +19,7 @@ from gsec_core.sources import open_source, source_name
 from gsec_core.sources.base import Source
 from gsec_core.stages import align, assign, base, baseline, describe, encode, fuse, prepare, prototypes, publish, report, train
 from gsec_core.stages.base import Context, Stage
+from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest
 from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
@@ -72,7 +71,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     checked_url(config.describe.url)  # recorded with every attempt, whoever describes
     resolve(config.encode.device, "encode.device")
     train.plan_of(config)
-    check_scratch(config)
+    scratch_file(config).close()
     store = Store.open(config.store)
     source = open_source(config.source, image_column=config.ingest.image_column)
     corpus = store.corpus(config.corpus or source_name(config.source))
@@ -83,15 +82,6 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     if not embeddings.names():  # an encoder that has encoded exists; to ask takes seconds
         check_encoder(config.encode.encoder)
     return Place(store, corpus, source, embeddings)
-
-
-def check_scratch(config: PipelineConfig) -> None:
-    """Raises Refused unless disposable files can be made."""
-    try:
-        TemporaryFile(dir=config.scratch).close()
-    except OSError as error:
-        place = f"scratch = {json.dumps(config.scratch or gettempdir())}"
-        raise Refused(f"{place}: no file can be made there ({error.strerror}). Make the folder, or name another.") from None
 
 
 def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> tuple[Run, Changes]:

@@ -78,8 +78,9 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deleti
         if not by_image_shard and shards != corpus.captions and tuple(shards.directory.split("/")[1:]) not in named:
             yield from _files_of(store, shards.directory, "no kept run names this table")
             continue
-        for leftover in sorted(store.files.leftovers(shards.directory)):
-            yield _file(store, f"{shards.directory}/{leftover}", "left by a killed writer")
+        for folder in [shards.directory, *(f"{shards.directory}/{name}" for name in sorted(store.files.directories(shards.directory)))]:
+            for leftover in sorted(store.files.leftovers(folder)):
+                yield _file(store, f"{folder}/{leftover}", "left by a killed writer")
         for name in sorted(shards.names()) if by_image_shard else ():
             if name not in listed:
                 yield _file(store, shards.path(name), "its images are in no kept generation")
@@ -165,4 +166,4 @@ def _files_of(store: Store, directory: str, why: str) -> list[Deletion]:
     names = store.files.files(directory) | store.files.leftovers(directory)
     ordered = sorted((name for name in names if not Shards.is_aside(name)), key=lambda name: (name != "request.json", name))
     below = [deletion for name in sorted(store.files.directories(directory)) for deletion in _files_of(store, f"{directory}/{name}", why)]
-    return [*(_file(store, f"{directory}/{name}", why) for name in ordered), *below]
+    return [*below, *(_file(store, f"{directory}/{name}", why) for name in ordered)]

@@ -7,6 +7,7 @@ import xxhash
 
 from gsec_core.errors import BadShard, GsecError
 from gsec_core.store import Corpus, Run, Shards, Store
+from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE
 
 
@@ -118,18 +119,20 @@ def verify(store: Store) -> list[str]:
 
 
 def _verify_pages(shards: Shards) -> list[str]:
-    """Compare a report's pages with its table. Both the page that is not as it was drawn and the table go: the next run draws what is missing."""
-    damaged = []
-    for row in [row for name in shards.names() for row in shards.read(name).to_pylist()]:
-        path = f"{shards.directory}/{row['page']}"
-        try:
-            if xxhash.xxh3_128_digest(shards.files.read(path)) == row["digest"]:
-                continue
-            shards.files.remove(path)
-        except FileNotFoundError:
-            pass  # as good as damaged
-        damaged.append(f"{path}: the page is not as it was drawn")
-    if damaged:
-        for name in shards.names():
-            shards.files.remove(shards.path(name))
+    """Compare a report's pages with its table. If one is not as it was drawn, or the table was damaged, all goes and the next run draws it anew."""
+    files, directory = shards.files, shards.directory
+    drawn = {row["page"]: row["digest"] for name in shards.names() for row in shards.read(name).to_pylist()}
+    damaged = [f"{directory}/{page}: the page is not as it was drawn" for page, digest in drawn.items() if not _is(files, f"{directory}/{page}", digest)]
+    if damaged or (not drawn and any(map(Shards.is_aside, files.files(directory)))):
+        folders = [directory, *(f"{directory}/{name}" for name in files.directories(directory))]
+        tables = [shards.path(name) for name in shards.names()]  # first, so that a killed verify leaves no table without its pages
+        for path in [*tables, *(f"{folder}/{name}" for folder in folders for name in files.files(folder) if name.endswith(".html"))]:
+            files.remove(path)
     return damaged
+
+
+def _is(files: Files, path: str, digest: bytes) -> bool:
+    try:
+        return xxhash.xxh3_128_digest(files.read(path)) == digest
+    except FileNotFoundError:
+        return False

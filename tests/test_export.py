@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +15,7 @@ from PIL import Image
 
 from gsec_core import pipeline
 from gsec_core.errors import Refused
-from gsec_core.export import export, safe_name, write_csv
+from gsec_core.export import export, file_names, safe_name, write_csv
 from gsec_core.stages.base import Context
 from gsec_core.tables import CLUSTER_NAMES_TABLE
 
@@ -131,12 +132,33 @@ def csv_of(table: pl.DataFrame) -> list[list[str]]:
 
 @given(st.text(max_size=300))
 def test_any_text_becomes_a_file_name(text: str) -> None:
-    text = text.encode(errors="ignore").decode()
-    name = safe_name(text)
+    name = safe_name(text.encode(errors="ignore").decode())
     assert 0 < len(name.encode()) <= 130
     assert os.path.basename(name) == name
-    assert name not in (".", "..")
-    assert not name.startswith((".", "-"))
+    assert not name.startswith((".", "-", " "))
+    assert not name.endswith((".", " "))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("CON.jpg", "_CON.jpg"), ("a.", "a"), ("a\x85b.jpg", "a_b.jpg"), ("../x", "_x"), ("", "_"), ("console.jpg", "console.jpg")]
+)
+def test_names_that_some_system_does_not_take_are_changed(text: str, name: str) -> None:
+    assert safe_name(text) == name
+
+
+@given(st.lists(st.sampled_from(["a/x.jpg", "b/X.jpg", "x 2.jpg", "x 3.JPG", "\u00e9.jpg", "e\u0301.jpg", "x", "c/x", "x.jpg"]), max_size=12))
+def test_names_in_one_folder_are_unlike_on_every_system(uris: list[str]) -> None:
+    names = file_names(uris)
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(uris)
+    assert all(name.lower().endswith(".jpg") == uri.lower().endswith(".jpg") for name, uri in zip(names, uris, strict=True))
+
+
+def test_a_file_that_changed_since_is_not_copied_into_the_old_ones_cluster(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(8))
+    context, _, _ = cluster(settings(folder, tmp_path / "store"))
+    picture(99).save(folder / "003.jpg")
+    assert export(context, tmp_path / "out", "copies")["lost"] == 1
+    assert not list((tmp_path / "out").rglob("003.jpg"))
 
 
 def test_a_long_name_keeps_its_ending() -> None:

@@ -82,6 +82,10 @@ def test_neighbours_stay_together_on_the_map() -> None:
     assert points.max() <= 1
 
 
+def test_images_that_are_all_alike_lie_in_one_place() -> None:
+    assert (place(np.ones((50, 8), np.float16)) == 0.5).all()
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 11])
 def test_a_map_of_few_images(rows: int) -> None:
     points = place(np.eye(20, dtype=np.float16)[:rows])

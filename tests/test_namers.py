@@ -48,7 +48,15 @@ def test_the_model_sees_descriptions_and_terms_and_its_name_counts(server: Serve
 
 
 @pytest.mark.parametrize(
-    "text", ["no idea", "{}", '{"name": "", "description": "x"}', '{"name": 3, "description": "x"}', json.dumps({"name": "x" * 99, "description": "y"})]
+    "text",
+    [
+        "no idea",
+        "{}",
+        '{"name": "", "description": "x"}',
+        '{"name": 3, "description": "x"}',
+        json.dumps({"name": "x" * 99, "description": "y"}),
+        '{"name": ' + "[" * 5000 + "]" * 5000 + "}",
+    ],
 )
 def test_a_reply_that_is_no_name_leaves_the_name_of_the_terms(server: Server, text: str) -> None:
     server.answer = lambda request: reply(text)
@@ -74,6 +82,11 @@ def test_nothing_is_asked_of_a_cluster_without_descriptions(server: Server) -> N
 def test_a_request_that_the_server_declines_leaves_the_name_of_the_terms(server: Server) -> None:
     server.answer = lambda request: error(400)
     assert [by for *_, by in names(server, [CATS])] == ["terms"]
+
+
+def test_a_question_that_the_server_fails_at_leaves_the_name_of_the_terms(server: Server) -> None:
+    server.answer = lambda request: error(500) if "a cat" in request.body["messages"][0]["content"] else named("hounds")
+    assert [(name, by) for name, _, by in names(server, [CATS, DOGS])] == [("cat", "terms"), ("hounds", "tiny")]
 
 
 @pytest.mark.parametrize(("status", "raised"), [(500, Unreachable), (503, Unreachable), (401, Refused)])

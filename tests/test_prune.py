@@ -7,11 +7,11 @@ import pytest
 
 from gsec_core import pipeline, prune
 from gsec_core.images import content_hash
-from gsec_core.stages import encode
+from gsec_core.stages import encode, report
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
 from gsec_core.store.captions import CaptionsLog
-from gsec_core.tables import EMBEDDINGS_TABLE, FREE, THUMBNAILS_TABLE
+from gsec_core.tables import EMBEDDINGS_TABLE, FREE, REPORT_TABLE, THUMBNAILS_TABLE
 
 from .pictures import cluster, labels, settings, write_pictures
 from .stages.steps import run_stages
@@ -38,6 +38,20 @@ def carry_out(tmp_path: Path, keep_runs: int) -> list[str]:
 
 def contexts(tmp_path: Path, source: Path, clusters: range) -> list[Context]:
     return [cluster(settings(source, tmp_path / "store", clusters=count))[0] for count in clusters]
+
+
+def test_the_pages_of_a_report_go_with_its_run(tmp_path: Path, source: Path) -> None:
+    old, newest = contexts(tmp_path, source, range(2, 4))
+    directory = old.shards(report.STAGE, REPORT_TABLE).directory
+    old.run.files.create(f"{directory}/clusters/00000.html", b"as of many clusters")
+    leftover = tmp_path / "store" / newest.shards(report.STAGE, REPORT_TABLE).directory / "clusters" / ".tmp-x"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half a page")
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert not (tmp_path / "store" / directory).exists()
+    assert not leftover.exists()
+    assert Path(report.index(newest)).exists()
 
 
 def test_nothing_younger_than_a_day_is_deleted(tmp_path: Path, source: Path) -> None:

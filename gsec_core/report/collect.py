@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from gsec_core import quality
 from gsec_core.captioners.template import PROMPT
-from gsec_core.report.content import Cluster, Content, Shown, Unusable
+from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicates, Shown, Unusable
 from gsec_core.stages import align, describe, encode, publish
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
@@ -28,14 +28,8 @@ from gsec_core.tables import (
     THUMBNAILS_TABLE,
 )
 
-FIRST = 200
-"""Images without a cluster, and groups of duplicates, that are listed one by one; all are counted."""
-
 BINS = 20
 """Bars of the histogram of confidence."""
-
-OF_A_GROUP = 1_000
-"""Images of a group of duplicates that are listed."""
 
 
 def collect(context: Context) -> Content:
@@ -45,7 +39,7 @@ def collect(context: Context) -> Content:
     assignments = pl.DataFrame(pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(names)))
     live = pl.DataFrame(encode.encoded_rows(context))
     counts = Counter(live["status"])
-    without = live.filter(pl.col("status") != OK).sort("status", "uri")
+    without = live.filter(pl.col("status") != OK).sort("uri")
     reasons = without.group_by("status", "reason").len().sort("len", "status", "reason", descending=[True, False, False])
     return Content(
         run_id=context.run.id,
@@ -64,7 +58,7 @@ def collect(context: Context) -> Content:
         confidences=tuple(np.histogram(assignments["confidence"].to_numpy(), BINS, (0, 1))[0].tolist()),
         labellings=tuple(quality.without_labels(context)),
         reasons=tuple(reasons.iter_rows()),
-        unusable=tuple(Unusable(*row) for row in without.head(FIRST).select("uri", "status", "reason").iter_rows()),
+        unusable=tuple(Unusable(*row) for row in without.head(LINES).select("uri", "status", "reason").iter_rows()),
         duplicates=tuple(_duplicates(assignments)),
         timings=tuple(_timings(context)),
         made_with=tuple(_made_with(context)),
@@ -110,13 +104,13 @@ def _clusters(context: Context, assignments: pl.DataFrame) -> Iterator[Cluster]:
 
 def _shown(context: Context, assignments: pl.DataFrame) -> Iterator[Shown]:
     layout = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all")).select("image_id", "role", "x", "y")
-    captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all", ["image_id", "text"]).to_pylist()
-    caption_of = {row["image_id"]: row["text"] for row in captions}
+    captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all", ["content_hash", "text"]).to_pylist()
+    caption_of = {row["content_hash"]: row["text"] for row in captions}
     thumbnails = dict(_thumbnails(context, layout["image_id"]))
     for row in layout.join(assignments, on="image_id", maintain_order="left").iter_rows(named=True):
         yield Shown(
             **{name: row[name] for name in ("uri", "cluster", "role", "confidence", "margin", "agreement", "x", "y")},
-            caption=caption_of.get(row["image_id"]),
+            caption=caption_of.get(row["content_hash"]),
             thumbnail=thumbnails.get(row["image_id"]),
         )
 
@@ -125,29 +119,34 @@ def _thumbnails(context: Context, image_ids: pl.Series) -> Iterator[tuple[bytes,
     """From the store alone: the source may be gone."""
     wanted = image_ids.to_arrow().cast(pa.binary(16))
     rows = usable(context).rows
-    shards = sorted(set(rows.filter(pc.is_in(rows["image_id"], wanted))["shard"].to_pylist()))
-    for _, table in context.shards(encode.STAGE, THUMBNAILS_TABLE).read_each(shards):
-        here = table.filter(pc.is_in(table["image_id"], wanted))
+    rows = rows.filter(pc.is_in(rows["image_id"], wanted))
+    for shard, table in context.shards(encode.STAGE, THUMBNAILS_TABLE).read_each(sorted(set(rows["shard"].to_pylist()))):
+        alive = rows.filter(pc.equal(rows["shard"], shard))["image_id"]  # an older shard has the picture that the file held before
+        here = table.filter(pc.is_in(table["image_id"], alive))
         yield from zip(here["image_id"].to_pylist(), here["thumbnail"].to_pylist(), strict=True)
 
 
-def _duplicates(assignments: pl.DataFrame) -> Iterator[tuple[str, ...]]:
-    groups = assignments.filter("is_duplicate").group_by("content_hash", maintain_order=True).agg(pl.col("uri").sort().head(OF_A_GROUP)).head(FIRST)
-    yield from sorted(tuple(uris) for uris in groups["uri"])
+def _duplicates(assignments: pl.DataFrame) -> Iterator[Duplicates]:
+    groups = assignments.filter("is_duplicate").group_by("content_hash").agg(pl.len(), pl.col("uri").sort().head(OF_A_GROUP))
+    for count, uris in groups.sort(pl.col("uri").list.first()).head(GROUPS).select("len", "uri").iter_rows():
+        yield Duplicates(count, tuple(uris))
 
 
 def _timings(context: Context) -> Iterator[Mapping[str, Any]]:
     """What the shards' footers say of how long each took: the sum over all, whoever made them and whenever."""
-    for name, record in context.run.stages().items():
-        if REPORT_TABLE in record["tables"]:
-            continue  # it is under way
+    begun = context.run.stages()
+    for name in context.run.request()["stages"]:
+        record = begun.get(name)
+        if record is None or REPORT_TABLE in record["tables"]:
+            continue  # what draws this report is under way
         seconds = shards = 0.0
         for table, planned in record["tables"].items():
             if table == THUMBNAILS_TABLE:
                 continue  # made together with the embeddings
-            there = context.corpus.table(table, record["fingerprint"])
-            facts = [there.facts(shard) for shard in planned if shard in there.names()]
-            seconds += sum(fact["seconds"] for fact in facts)
+            found = context.corpus.table(table, record["fingerprint"])
+            done = found.names()
+            facts = [found.facts(shard) for shard in planned if shard in done]
+            seconds += sum(fact.get("seconds", 0) for fact in facts)
             shards += len(facts)
         yield {"stage": name, "shards": int(shards), "seconds": round(seconds, 1)}
 

@@ -6,7 +6,26 @@ from typing import Any
 
 from gsec_core.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
 
-__all__ = ["LEAST_CONFIDENT", "MOST_CONFIDENT", "REPRESENTATIVE", "SAMPLE", "Cluster", "Content", "Shown", "Unusable"]
+__all__ = [
+    "GROUPS",
+    "LEAST_CONFIDENT",
+    "LINES",
+    "MOST_CONFIDENT",
+    "OF_A_GROUP",
+    "REPRESENTATIVE",
+    "SAMPLE",
+    "Cluster",
+    "Content",
+    "Duplicates",
+    "Shown",
+    "Unusable",
+]
+
+LINES = 200
+"""Rows of a list that a page has at most: images without a cluster, settings, stages."""
+
+GROUPS, OF_A_GROUP = 50, 12
+"""Groups of duplicates that are listed, and images of one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,15 @@ class Unusable:
 
 
 @dataclass(frozen=True)
+class Duplicates:
+    """Images with equal bytes."""
+
+    count: int
+    uris: tuple[str, ...]
+    """The first of them."""
+
+
+@dataclass(frozen=True)
 class Content:
     """One report."""
 
@@ -76,8 +104,8 @@ class Content:
     """Status, reason and number of the images without a cluster, the most frequent first."""
     unusable: tuple[Unusable, ...]
     """The first of them."""
-    duplicates: tuple[tuple[str, ...], ...]
-    """The first groups of images with equal bytes, by URI; long groups cut."""
+    duplicates: tuple[Duplicates, ...]
+    """The first of them, by URI."""
     timings: tuple[Mapping[str, Any], ...]
     """A row a stage: stage, shards, seconds."""
     made_with: tuple[tuple[str, str], ...]

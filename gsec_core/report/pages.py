@@ -13,9 +13,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from gsec_core import layout
 from gsec_core.report import charts, pictures, text
 from gsec_core.report.colours import colour
-from gsec_core.report.content import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, Cluster, Content, Shown
+from gsec_core.report.content import GROUPS, LEAST_CONFIDENT, LINES, MOST_CONFIDENT, OF_A_GROUP, REPRESENTATIVE, Cluster, Content, Shown
 from gsec_core.report.pictures import Picture
 
 MAX_BYTES = 20_000_000
@@ -24,7 +25,7 @@ MAX_BYTES = 20_000_000
 MAX_INLINE = 50
 """Clusters whose galleries stand in the index; if there are more, each has a page."""
 
-MAX_LISTED = 5_000
+MAX_LISTED = layout.MOST
 """Clusters in the table, and images on the map."""
 
 _GALLERY_BYTES = _SHEETS_BYTES = 5_000_000
@@ -34,14 +35,9 @@ _ROLES = (
     (MOST_CONFIDENT, "Most confident", "surest to belong here"),
     (LEAST_CONFIDENT, "Least confident", "where the cluster frays"),
 )
-_A_ROLE = 12
-"""Images of each role in a gallery."""
 
 _NAME, _DESCRIPTION, _WHOLE, _TERMS, _URI, _SHORT, _CAPTION, _VALUE = 120, 480, 2000, 240, 300, 90, 300, 1000
 """Bytes of page for each text."""
-
-_DUPLICATES, _OF_A_GROUP, _LINES = 50, 12, 200
-"""Groups, images in one, and rows of every other list."""
 
 _MAP_SIDE = 10_000
 """Places on the map are whole numbers up to this."""
@@ -84,7 +80,7 @@ def _index(content: Content, listed: Sequence[Cluster]) -> dict[str, Any]:
         "sheets": sheets,
         "map": _map(content, onmap, sheets),
         "settings": list(_flat(content.configuration)),
-        "limits": {"groups": _DUPLICATES, "group": _OF_A_GROUP, "lines": _LINES},
+        "limits": {"groups": GROUPS, "group": OF_A_GROUP, "lines": LINES, "shown": MAX_LISTED},
     }
 
 
@@ -120,11 +116,11 @@ def _scaled(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[int], list[i
 
 
 def _galleries(content: Content) -> Mapping[int, dict[str, list[Shown]]]:
-    """Cluster -> role -> the images to show, at most a dozen."""
+    """Cluster -> role -> the images to show."""
     found: defaultdict[int, dict[str, list[Shown]]] = defaultdict(lambda: {role: [] for role, *_ in _ROLES})
     for shown in content.shown:
         of_role = found[shown.cluster].get(shown.role)
-        if of_role is not None and len(of_role) < _A_ROLE:
+        if of_role is not None and len(of_role) < layout.PER_ROLE:
             of_role.append(shown)
     return found
 

@@ -44,6 +44,7 @@ def check_model(model: Context) -> None:
     if model.of_run is not None:
         raise Refused(f"--run {model.run.id}: it has no clusters of its own, but assigns to those of run {model.of_run.run.id}. Name that one.")
     for stage in (encode.STAGE, fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE, publish.STAGE):
+        model.run.check_stage(stage.name)
         if not model.run.is_complete(stage.name):
             first = f"gsec run, or gsec stage {stage.name} --run {model.run.id}"
             raise Refused(f"--run {model.run.id}: its stage {stage.name} is not complete. Finish it first: {first}.")

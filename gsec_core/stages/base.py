@@ -92,9 +92,10 @@ class Context:
         return self.corpus.live_rows(self.generation)
 
     def shards(self, stage: "Stage", table: str) -> Shards:
-        """Where ``table`` of ``stage`` is in this run. Raises Refused if the stage has not begun."""
+        """Where ``table`` of ``stage`` is in this run. Raises Refused if the stage has not begun, or the run does not have it."""
         record = self.run.stage(stage.name)
         if record is None:
+            self.run.check_stage(stage.name)
             raise Refused(f"run {self.run.id} has no {table} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
         return self.corpus.table(table, record["fingerprint"])
 

@@ -1,10 +1,11 @@
 """What every stage after encode shares: the usable images in canonical order, their vectors, tables about all of them."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryFile, gettempdir
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from gsec_core.arrays import to_matrix
-from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.clustering.kmeans import cosines, unit_rows
+from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, once
@@ -135,17 +137,24 @@ def _load_vectors(context: Context, column: str) -> NDArray[np.float16]:
     return matrix
 
 
+def scratch_file(config: PipelineConfig) -> IO[bytes]:
+    """A disposable file without a name. Raises Refused if none can be made."""
+    try:
+        return TemporaryFile(dir=config.scratch)
+    except OSError as error:
+        place = json.dumps(config.scratch or gettempdir())
+        raise Refused(f"scratch = {place}: no file can be made there ({error.strerror}). Make the folder, or name another.") from None
+
+
 def _scratch(context: Context, rows: int, width: int) -> NDArray[np.float16]:
     """A matrix on disk, (rows, width), that is gone when nobody refers to it any more."""
-    folder = context.config.scratch
-    if folder is not None and not os.path.isdir(folder):
-        raise Refused(f"scratch = {folder}: there is no such folder. Make it, or name another.")
-    with TemporaryFile(dir=folder) as file:
+    with scratch_file(context.config) as file:
         try:
             # A write to a memory map that finds the disk full kills the process; here it is an error.
             os.posix_fallocate(file.fileno(), 0, max(1, rows * width * np.dtype(np.float16).itemsize))
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; make room there, or name another folder by the setting scratch", folder or gettempdir()) from None
+            place = context.config.scratch or gettempdir()
+            raise OSError(error.errno, f"{error.strerror}; make room there, or name another folder by the setting scratch", place) from None
         return np.memmap(file, np.float16, "r+", shape=(rows, width))
 
 
@@ -173,8 +182,7 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
     centres = unit_rows(sums)
     # The mean cosine of unit rows to their mean direction is the length of their mean.
     cohesion = np.linalg.norm(sums, axis=1) / np.maximum(sizes, 1)
-    between = centres @ centres.T
-    np.fill_diagonal(between, -1)
+    nearest = _nearest_other(centres)
     agreement = assignments.group_by("cluster").aggregate([("agreement", "mean")])
     mean_agreement = dict(zip(agreement["cluster"].to_pylist(), agreement["agreement_mean"].to_pylist(), strict=True))
     return pa.table(
@@ -182,11 +190,22 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
             np.arange(n_clusters),
             sizes,
             pa.array(cohesion, pa.float32(), mask=sizes == 0),
-            1 - between.max(axis=1),
+            1 - nearest,
             [mean_agreement.get(cluster) for cluster in range(n_clusters)],
         ],
         schema=CLUSTERS,
     )
+
+
+def _nearest_other(centres: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of each centre the largest cosine to another, (n_clusters,), block by block."""
+    found = []
+    start = 0
+    for block in cosines(centres, centres):
+        block[np.arange(len(block)), np.arange(start, start + len(block))] = -1
+        found.append(block.max(axis=1))
+        start += len(block)
+    return np.concatenate(found)
 
 
 def cluster_sums(X: NDArray[np.float16], labels: NDArray[np.integer[Any]], n_clusters: int) -> NDArray[np.float64]:

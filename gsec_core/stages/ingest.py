@@ -4,6 +4,7 @@ Reads the source's listing; writes `images` and a generation. Nothing is decoded
 """
 
 from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -16,6 +17,9 @@ from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.store import Corpus, Generation, Shards
 from gsec_core.store.corpus import newest_rows
 from gsec_core.tables import IMAGES, MISSING
+
+_PROBES = 32
+"""Images at once that are tried again: an object store takes its time to say that one is not there."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,19 @@ def _readable(corpus: Corpus) -> tuple[Generation, pl.DataFrame]:
 
 def _any_readable(source: Source, images: pl.DataFrame) -> bool:
     """Whether one of the images that could not be read can be now."""
-    for ref in map(ImageRef._make, images.select(ImageRef._fields).iter_rows()):
+
+    def readable(ref: ImageRef) -> bool:
         try:
             source.fetch(ref)
         except (MissingImage, OSError):
-            continue
+            return False
         except RejectedImage:  # which it was not before
-            pass
+            return True
         return True
-    return False
+
+    refs = list(map(ImageRef._make, images.select(ImageRef._fields).iter_rows()))
+    with ThreadPoolExecutor(_PROBES, thread_name_prefix="probe") as pool:
+        return any(any(pool.map(readable, refs[start : start + _PROBES])) for start in range(0, len(refs), _PROBES))
 
 
 def _missing(live: pl.DataFrame, embeddings: Shards) -> list[bytes]:

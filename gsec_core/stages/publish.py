@@ -69,7 +69,7 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     X = load_embeddings(context)
     hashes = pl.Series(rows["content_hash"])  # in canonical order equal ones are neighbours
     distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
-    described = pc.is_in(rows["image_id"], fuse.counted_captions(context)["image_id"]).to_numpy()
+    described = pc.is_in(rows["content_hash"], fuse.counted_captions(context)["content_hash"]).to_numpy()
     with threadpool_limits(context.config.threads or None):
         shown = layout.choose(labels, confidence, _centrality(context, labels), described, distinct, context.config.clusters)
         taken = shown["row"].to_numpy()

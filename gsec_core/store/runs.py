@@ -67,6 +67,13 @@ class Run:
         except FileNotFoundError:
             return None
 
+    def check_stage(self, stage: str) -> None:
+        """Raises Refused unless the run has this stage: it assigns, or an older gsec asked for it."""
+        stages = self.request()["stages"]
+        if stage not in stages:
+            older = "" if self.request().get("of_run") else " An older gsec made it: the same gsec run again makes one that has."
+            raise Refused(f"run {self.id} has no stage {stage}; it has {', '.join(stages)}.{older}")
+
     def shards_done(self, stage: str) -> tuple[int, int]:
         """How many shards a stage has and how many it will have; (0, 0) if it has not begun. Reads listings, no rows."""
         record = self.stage(stage)

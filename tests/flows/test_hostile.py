@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +25,7 @@ from ..pictures import picture, settings
 
 SCRIPT = "<script>alert(1)</script>"
 NAMES = ("a\"b'c.jpg", "two\nlines.jpg", "=1+1.jpg", f"{SCRIPT.replace('/', '')}.jpg", "{{7*7}}.jpg", "-rf.jpg", "\u202egpj.exe.jpg")
-CAPTIONS = (SCRIPT, "=1+1", "</script><img src=x onerror=alert(1)>")
+CAPTIONS = (SCRIPT, "=1+1 ![x](http://127.0.0.1:9/x.png)", "</script><img src=x onerror=alert(1)>")
 
 
 @dataclass
@@ -33,16 +35,20 @@ class Hostile:
     """What Prefect was given to show."""
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory, server: str) -> Hostile:
-    top = tmp_path_factory.mktemp("hostile")
+def write_hostile(top: Path) -> dict[str, Any]:
+    """Pictures with such names and a table of such descriptions; returns the settings of a run of them."""
     (top / "in").mkdir()
     for seed, name in enumerate(NAMES):
         picture(seed).save(top / "in" / name, "JPEG")
     (top / "in" / f"bad {SCRIPT.replace('/', '')}.jpg").write_text("no image")
     captions = [CAPTIONS[number % len(CAPTIONS)] for number in range(len(NAMES))]
     pq.write_table(pa.table({"uri": [to_uri(name) for name in NAMES], "said": captions}), top / "said.parquet")
-    config = settings(top / "in", top / "store", max_rejects=1.0, describe={"captioner": f"table:{top / 'said.parquet'}:said"})
+    return {"source": top / "in", "store": top / "store", "max_rejects": 1.0, "describe": {"captioner": f"table:{top / 'said.parquet'}:said"}}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory, server: str) -> Hostile:
+    config = settings(**write_hostile(tmp_path_factory.mktemp("hostile")))
     with temporary_settings({PREFECT_API_URL: server}):
         state = run_pipeline(config, [], return_state=True)
         summary = state.result()
@@ -64,7 +70,8 @@ def test_the_report_shows_them_as_text(hostile: Hostile) -> None:
 
 def test_the_artifact_holds_them_as_values(hostile: Hostile) -> None:
     rows = json.loads(hostile.artifact)
-    assert {row["description"] for row in rows} <= {*CAPTIONS}
+    assert {row["description"].replace("\u2060", "") for row in rows} <= {*CAPTIONS}
+    assert not any(re.search(r"<\w|</|\]\(", row["description"]) for row in rows), "the dashboard would take it for a tag or an address"
 
 
 def test_cells_that_a_spreadsheet_would_run_are_quoted_and_the_others_come_back(hostile: Hostile, tmp_path: Path) -> None:

@@ -6,12 +6,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from ..command import gsec, last_json
+from ..pictures import write_pictures
 from .browser import check_report, opened
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-test.parquet"
-"""10,000 photographs. They are not part of the project."""
-
-needs_cifar = pytest.mark.skipif(not CIFAR.exists(), reason=f"{CIFAR} is not there")
+"""10,000 photographs. They are not part of the project: where they are not, drawn pictures take their place."""
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +18,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.fixture(scope="module")
+def images(place: Path) -> Path:
+    """A source of 10,000 images."""
+    return CIFAR if CIFAR.exists() else write_pictures(place / "pictures", range(10_000))
+
+
 def test_the_demos_report(browser: Browser, place: Path) -> None:
     result = last_json(gsec("demo", "--directory", place / "demo", "--json", home=place / "prefect", timeout=600))
     check_report(browser, Path(result["report"]), clusters=result["clusters"])
 
 
-@needs_cifar
-def test_the_report_of_ten_thousand_images(browser: Browser, place: Path) -> None:
-    index = run(place, "-k", "10")
+def test_the_report_of_ten_thousand_images(browser: Browser, place: Path, images: Path) -> None:
+    index = run(place, images, "-k", "10")
     check_report(browser, index, clusters=10)
     assert index.stat().st_size < 20_000_000
     with opened(browser, index) as page:
@@ -34,18 +38,17 @@ def test_the_report_of_ten_thousand_images(browser: Browser, place: Path) -> Non
         expect(page.locator("#map")).to_contain_text("5,000 of 10,000")
 
 
-@needs_cifar
-def test_the_report_of_a_thousand_clusters(browser: Browser, place: Path) -> None:
+def test_the_report_of_a_thousand_clusters(browser: Browser, place: Path, images: Path) -> None:
     """Of the same images, so that they are encoded once; trained for a moment, as the report is what is looked at."""
-    index = run(place, "-k", "1000", "--set", "train.max_steps=10", "--set", "train.n_members=1", "--set", "baseline.n_init=1")
+    index = run(place, images, "-k", "1000", "--set", "train.max_steps=10", "--set", "train.n_members=1", "--set", "baseline.n_init=1")
     check_report(browser, index, clusters=1000)
     assert index.stat().st_size < 20_000_000
     assert len(list((index.parent / "clusters").iterdir())) == 1000
 
 
-def run(place: Path, *arguments: str) -> Path:
-    """The report of a run of CIFAR-10's test images."""
-    done = gsec("run", CIFAR, *arguments, "--store", place / "store", "--json", home=place / "prefect", timeout=1800)
+def run(place: Path, images: Path, *arguments: str) -> Path:
+    """The report of a run."""
+    done = gsec("run", images, *arguments, "--store", place / "store", "--json", home=place / "prefect", timeout=1800)
     return Path(last_json(done)["report"])
 
 

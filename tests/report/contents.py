@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from gsec_core.images import thumbnail
-from gsec_core.report.content import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE, Cluster, Content, Shown, Unusable
+from gsec_core.report.content import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE, Cluster, Content, Duplicates, Shown, Unusable
 from tests.pictures import picture
 
 HOSTILE = (
@@ -56,7 +56,7 @@ def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Co
         ),
         reasons=(("rejected", "empty file", 4), ("rejected", "larger than 178 megapixels", 1), ("missing", "gone", 2)),
         unusable=tuple(Unusable(f"broken/{place}.jpg", "rejected", "empty file") for place in range(5)),
-        duplicates=(("a/1.jpg", "b/1.jpg"), ("a/2.jpg", "copy of 2.jpg")),
+        duplicates=(Duplicates(2, ("a/1.jpg", "b/1.jpg")), Duplicates(50_000, ("a/2.jpg", "copy of 2.jpg"))),
         timings=({"stage": "ingest", "shards": 1, "seconds": 0.4}, {"stage": "encode", "shards": 19, "seconds": 125.0}),
         made_with=(("gsec", "0.1.0"), ("torch", "2.9.0"), ("processor", "x86_64, 2 cores")),
         configuration={"source": "/data/photos", "clusters": clusters, "encode": {"encoder": "lite", "batch_size": 64}, "prototypes": {"count": None}},
@@ -83,7 +83,7 @@ def hostile(clusters: int = 12) -> Content:
         labellings=({"labelling": text(0), text(2): text(3)},),
         reasons=tuple((text(place), text(place + 1), 1) for place in range(len(HOSTILE))),
         unusable=tuple(Unusable(text(place), text(place + 1), text(place + 2)) for place in range(len(HOSTILE))),
-        duplicates=(HOSTILE,),
+        duplicates=(Duplicates(len(HOSTILE), HOSTILE),),
         timings=({"stage": text(0), "shards": text(1), "seconds": text(2)},),
         made_with=tuple((text(place), text(place + 1)) for place in range(len(HOSTILE))),
         configuration={text(place): {text(place + 1): text(place + 2)} for place in range(len(HOSTILE))},
@@ -115,7 +115,7 @@ def worst(clusters: int, shown: int = 5000) -> Content:
         labellings=plain.labellings * 500,
         reasons=((long, long, 1),) * 1000,
         unusable=(Unusable(long, long, long),) * 1000,
-        duplicates=((long,) * 1000,) * 1000,
+        duplicates=(Duplicates(1000, (long,) * 1000),) * 1000,
         timings=({"stage": long, "shards": 1, "seconds": 1.0},) * 1000,
         made_with=((long, long),) * 1000,
         configuration={f"{long}{place}": long for place in range(1000)},

@@ -108,7 +108,7 @@ def test_the_index_of_a_hundred_thousand_clusters_stays_small_and_says_what_it_l
 def test_nothing_need_be_there() -> None:
     empty = Cluster(0, "", "", (), 0, None, None, float("nan"), None)
     for clusters in [(), (empty,), (empty,) * 60]:
-        nothing = Content("run", "now", (), {}, clusters, (), (), (), (), (), (), (), {})
+        nothing = Content("run", "now", (), {}, clusters, (), (), (), (), (), (), (), (), {})
         shown = _text(dict(pages(nothing))["index.html"])
         assert f"0 images in {len(clusters)} cluster" in shown
         assert "No image is shown" in shown
@@ -130,11 +130,15 @@ def test_places_that_are_no_numbers_do_not_spoil_the_map() -> None:
     assert set(data["confidence"]) == {None}
 
 
-def test_a_gallery_shows_a_dozen_of_each_role_and_the_map_shows_all() -> None:
+def test_of_a_large_group_of_duplicates_the_page_says_how_many_more_there_are() -> None:
+    assert "and 49,998 more" in _text(_index(content(1, shown=4)))
+
+
+def test_a_gallery_shows_six_of_each_role_and_the_map_shows_all() -> None:
     some = content(1, shown=60)
     roles = (REPRESENTATIVE, MOST_CONFIDENT, SAMPLE)
     page = _index(replace(some, shown=tuple(replace(image, role=roles[place // 20]) for place, image in enumerate(some.shown))))
-    assert page.count(b"<figure>\n<div") == 24
+    assert page.count(b"<figure>\n<div") == 12
     assert "60 of" in _text(page)
 
 

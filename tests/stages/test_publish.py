@@ -1,10 +1,13 @@
 """Names, the map's images and the report of a run."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from gsec_core import pipeline
 from gsec_core.captioners import chat
@@ -18,7 +21,7 @@ from gsec_core.store import Store
 from gsec_core.tables import CLUSTER_NAMES_TABLE, LAYOUT_TABLE, REPORT_TABLE
 
 from ..captioners.server import Server, reply
-from ..pictures import cluster, settings, write_pictures
+from ..pictures import cluster, picture, settings, write_pictures
 
 Rows = list[dict[str, object]]
 
@@ -128,6 +131,24 @@ def test_a_report_that_was_killed_half_way_is_finished_with_the_pages_that_are_t
     assert verify(Store.open(str(tmp_path / "store"))) == []
 
 
+def test_of_an_image_that_changed_the_new_picture_is_shown(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(12))
+    config = settings(folder, tmp_path / "store")
+    cluster(config)
+    for seed in range(6):
+        picture(seed + 50).save(folder / f"{seed:03d}.jpg", quality=90)
+    thumbnails = {shown.uri: shown.thumbnail for shown in collect(cluster(config)[0]).shown}
+    for seed in range(6):
+        with Image.open(folder / f"{seed:03d}.jpg") as image, Image.open(io.BytesIO(thumbnails[f"{seed:03d}.jpg"] or b"")) as shown:
+            assert np.abs(np.asarray(shown, float) - np.asarray(image, float)).mean() < 8, "as near as JPEG twice over is"
+
+
+def test_timings_are_those_of_the_stages_in_their_order(place: Path) -> None:
+    timings = collect(run(place)[0]).timings
+    assert [row["stage"] for row in timings] == [stage.name for stage in STAGES if stage is not report.STAGE]
+    assert all(row["shards"] > 0 for row in timings)
+
+
 def test_a_damaged_page_is_found_and_drawn_anew(place: Path) -> None:
     context, _ = run(place)
     index = Path(report.index(context))
@@ -139,6 +160,17 @@ def test_a_damaged_page_is_found_and_drawn_anew(place: Path) -> None:
     run(place)
     assert len(index.read_bytes()) == len(whole)
     assert verify(store) == []
+
+
+def test_pages_are_not_trusted_when_their_table_was_damaged(place: Path) -> None:
+    context, _ = run(place)
+    index = Path(report.index(context))
+    table, whole = index.with_name("all.parquet"), index.read_bytes()
+    table.write_bytes(table.read_bytes()[:-30])
+    index.write_bytes(whole[:1000])
+    assert len(verify(Store.open(str(place / "store")))) == 1
+    run(place)
+    assert len(index.read_bytes()) == len(whole)
 
 
 def test_readers_of_parquet_read_the_reports_table_beside_its_pages(place: Path) -> None:
