@@ -53,12 +53,15 @@ def export(url: str, to: Path, images: Literal["links", "copies"] | None, run_id
         if name != exporting.LOST:
             terminal.out.print(f"  {name}: {count:,} {'images' if name == exporting.IMAGES else 'rows'}", markup=False)
     if written.get(exporting.LOST):
-        terminal.err.print(f"warning: {written[exporting.LOST]:,} images are no longer where they were and are not in {to / exporting.IMAGES}.", markup=False)
+        terminal.err.print(
+            f"warning: {written[exporting.LOST]:,} images are no longer there as they were clustered, and not in {to / exporting.IMAGES}.", markup=False
+        )
     return 0
 
 
 def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) -> int:
     """Where a run's report is, or a new drawing of it."""
+    from gsec_core.export import make_folder
     from gsec_core.report import collect, pages
     from gsec_core.stages import report as stage
 
@@ -71,7 +74,7 @@ def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) 
     else:
         with _mended_by_a_run():
             for page, data in pages.pages(collect.collect(context)):
-                (to / page).parent.mkdir(parents=True, exist_ok=True)
+                make_folder((to / page).parent)
                 (to / page).write_bytes(data)
         place = str(to.resolve() / "index.html")
     if as_json:

@@ -36,7 +36,7 @@ IMAGES = "images"
 """The folder of links or copies."""
 
 LOST = "lost"
-"""Counts images that the source no longer has."""
+"""Counts images that the source no longer has as they were clustered."""
 
 _FORMULA = r"^[\s\p{C}]*[=+\-@＝＋－＠]|^[\t\r\n]"
 """How a cell begins that a spreadsheet would run (OWASP, CSV injection)."""
@@ -55,9 +55,9 @@ def export(context: Context, to: Path, images: Images | None = None) -> dict[str
     """Write a run's result into the folder ``to``. Returns the files and folders written, with the rows or images of each.
 
     Files that are there are replaced, each at once. ``images`` adds a folder a cluster with links to the images, of a source
-    that is a local folder, or with copies of them; `LOST` counts those that are not there any more or, of copies, are others by now. Raises Refused if the
-    run is not finished, if there is a folder of images already, or if links are wanted of what are no files; OSError if the
-    disk is full.
+    that is a local folder, or with copies of them; `LOST` counts those that are gone or, of copies, others by now. Raises
+    Refused if the run is not finished, if there is a folder of images already, or if links are wanted of what are no files;
+    OSError if the disk is full.
     """
     assignments, clusters = _assignments(context), _clusters(context)
     if images and (to / IMAGES).exists():
@@ -65,7 +65,7 @@ def export(context: Context, to: Path, images: Images | None = None) -> dict[str
     source = context.open_source() if images else None
     if images == "links" and not isinstance(source, LocalFolder):
         raise Refused(f"--images links: the images of {context.config.source} are no files of this machine. Use --images copies.")
-    to.mkdir(parents=True, exist_ok=True)
+    make_folder(to)
     with _replacing(to / "assignments.parquet") as file:
         assignments.write_parquet(file)
     with _replacing(to / "clusters.json") as file:
@@ -82,6 +82,14 @@ def export(context: Context, to: Path, images: Images | None = None) -> dict[str
     return written if source is None else written | _write_images(context, source, assignments, to / IMAGES, images == "links")
 
 
+def make_folder(to: Path) -> None:
+    """Make the folder that a user named, if it is not there. Raises Refused if it cannot be made."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--to {to}: no folder can be made there ({error.strerror}). Name another.") from None
+
+
 def write_csv(table: pl.DataFrame, file: IO[bytes]) -> None:
     """Texts in quotes, and with an apostrophe before those that a spreadsheet would take for a formula."""
     table.with_columns(pl.col(pl.String).str.replace(f"({_FORMULA})", "'$1")).write_csv(file, quote_style="non_numeric")
@@ -89,8 +97,7 @@ def write_csv(table: pl.DataFrame, file: IO[bytes]) -> None:
 
 def _assignments(context: Context) -> pl.DataFrame:
     """The schema of `assignments`, with the clusters' names beside their numbers."""
-    shards, names = context.run.table(ASSIGNED_TABLE if context.of_run else ASSIGNMENTS_TABLE)
-    rows = pl.concat([pl.DataFrame(table) for table in shards.read_all(names)])
+    rows = _read(context.run, ASSIGNED_TABLE if context.of_run else ASSIGNMENTS_TABLE)
     named = rows.join(_read(_model(context), CLUSTER_NAMES_TABLE).select("cluster", "name"), on="cluster", how="left", maintain_order="left")
     first = ["uri", "cluster", "name"]
     return named.select(*first, pl.exclude(*first))
@@ -145,7 +152,7 @@ def _write_images(context: Context, source: Source, assignments: pl.DataFrame, t
     return {to.name: found, LOST: len(assignments) - found}
 
 
-def _link(source: Source, ref: ImageRef, hash: bytes, path: Path) -> bool:
+def _link(source: Source, ref: ImageRef, digest: bytes, path: Path) -> bool:
     """False if the file is not there any more."""
     target = os.path.join(source.url, inside(ref.uri))
     if not os.path.exists(target):
@@ -154,13 +161,13 @@ def _link(source: Source, ref: ImageRef, hash: bytes, path: Path) -> bool:
     return True
 
 
-def _copy(source: Source, ref: ImageRef, hash: bytes, path: Path) -> bool:
+def _copy(source: Source, ref: ImageRef, digest: bytes, path: Path) -> bool:
     """False if what was clustered is not there any more."""
     try:
         data = fetch(source, ref)
     except (MissingImage, RejectedImage):
         return False
-    if content_hash(data) != hash:
+    if content_hash(data) != digest:
         return False
     if not is_image_name(path.name):  # a row of a Parquet file
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -90,6 +90,12 @@ def test_images_of_a_container_are_copied_with_an_ending_and_cannot_be_linked(tm
     assert all(path.suffix == ".png" for path in files)
 
 
+def test_a_target_that_is_a_file_is_refused(place: tuple[Path, Context], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(Refused, match=r"^--to .*out: no folder can be made there \(File exists\)"):
+        export(place[1], tmp_path / "out")
+
+
 def test_images_that_are_gone_are_counted(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(8))
     context, _, _ = cluster(settings(folder, tmp_path / "store"))
