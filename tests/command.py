@@ -1,11 +1,17 @@
-"""The `gsec` command as a user runs it: another process, its output read."""
+"""The `gsec` command as a user runs it, its output read."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from flows.cli import main
 
 GSEC = [str(Path(sys.executable).parent / "gsec")]
 
@@ -22,9 +28,20 @@ def environment(prefect_home: Path) -> dict[str, str]:
 
 
 def gsec(*arguments: str | Path, home: Path, check: int = 0, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; its exit code must be ``check``."""
-    done = subprocess.run([*GSEC, *map(str, arguments)], capture_output=True, text=True, env=environment(home), timeout=timeout, check=False)
-    assert done.returncode == check, f"exit {done.returncode} instead of {check}\n{done.stdout}\n{done.stderr}"
+    """Run a command to its end in a process of its own; its exit code must be ``check``."""
+    return _checked(subprocess.run([*GSEC, *map(str, arguments)], capture_output=True, text=True, env=environment(home), timeout=timeout, check=False), check)
+
+
+def gsec_here(*arguments: str | Path, check: int = 0) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has loaded already what takes a new one seconds."""
+    words = list(map(str, arguments))
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as exit:
+        main(words)
+    return _checked(subprocess.CompletedProcess(words, int(exit.value.code or 0), out.getvalue(), err.getvalue()), check)
+
+
+def _checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == code, f"exit {done.returncode} instead of {code}\n{done.stdout}\n{done.stderr}"
     return done
 
 

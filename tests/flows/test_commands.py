@@ -1,19 +1,21 @@
-"""The command line, each command as a process of its own, on one small store."""
+"""The command line on one small store."""
 
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
 from gsec_core.status import verify
 from gsec_core.store import Store
 
-from ..command import SMALL, environment, gsec, last_json
+from ..command import SMALL, environment, gsec, gsec_here, last_json
 from ..pictures import write_pictures
 
 
@@ -33,9 +35,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, Pat
 
 
 @pytest.fixture(autouse=True)
-def _one_server(place: dict[str, Path | str], server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first command, which started a temporary server of its own, all use one: starting one takes 10 s."""
-    monkeypatch.setenv("PREFECT_API_URL", server)
+def _one_server(place: dict[str, Path | str], server: str) -> Iterator[None]:
+    """After the first command, which was a process and started a temporary server of its own, all are of this process and use one."""
+    with temporary_settings({PREFECT_API_URL: server}):
+        yield
 
 
 def test_run_ends_with_3_and_a_warning_when_more_is_rejected_than_allowed(place: dict[str, str]) -> None:
@@ -56,19 +59,19 @@ def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -
         assert text in place["stderr"]
 
 
-def test_the_same_run_again_starts_nothing(place: dict[str, str], home: Path) -> None:
-    done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
+def test_the_same_run_again_starts_nothing(place: dict[str, str]) -> None:
+    done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
     assert "nothing to do" in done.stderr
     assert "starting" not in done.stderr
-    gsec("run", place["folder"], "-k", "3", "--store", place["store"], "--set", "max_rejects=0.1", *SMALL, home=home, check=0)
+    gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], "--set", "max_rejects=0.1", *SMALL, check=0)
 
 
-def test_status_reads_the_store_alone(place: dict[str, str], home: Path) -> None:
-    runs = last_json(gsec("status", "--store", place["store"], "--json", home=home))["runs"]
+def test_status_reads_the_store_alone(place: dict[str, str]) -> None:
+    runs = last_json(gsec_here("status", "--store", place["store"], "--json"))["runs"]
     [run] = [run for run in runs if run["run"] == place["run"]]
     assert run["state"] == "finished"
     assert run["images"] == {"listed": 21, "ok": 20, "rejected": 1, "missing": 0, "damaged_shards": 0}
-    assert place["run"] in gsec("status", "--store", place["store"], home=home).stdout
+    assert place["run"] in gsec_here("status", "--store", place["store"]).stdout
 
 
 def test_status_export_and_prune_import_neither_torch_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
@@ -90,74 +93,74 @@ print("imported:", [name for name in ("torch", "prefect") if name in sys.modules
         assert done.stdout.splitlines()[-1] == "imported: []"
 
 
-def test_new_images_are_assigned_and_the_same_command_again_has_nothing_to_do(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_new_images_are_assigned_and_the_same_command_again_has_nothing_to_do(place: dict[str, str], tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(15, 25))
     command = ["assign", fresh, "--run", place["run"][:8], "--store", place["store"], "--json"]
-    result = last_json(gsec(*command, home=home))
+    result = last_json(gsec_here(*command))
     assert (result["images"], result["clusters"]) == (10, 3)
     found = ds.dataset(result["assignments"]).to_table()
     assert sorted(found["uri"].to_pylist()) == sorted(path.name for path in fresh.iterdir())
     assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters are the run's"
-    assert "nothing to do" in gsec(*command, home=home).stderr
+    assert "nothing to do" in gsec_here(*command).stderr
 
 
-def test_evaluate_scores_consensus_and_kmeans_against_a_file_of_labels(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_evaluate_scores_consensus_and_kmeans_against_a_file_of_labels(place: dict[str, str], tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("uri,label\n" + "".join(f"{number:03d}.jpg,{'even' if number % 2 == 0 else 'odd'}\n" for number in range(18)))
     arguments = ["evaluate", "--labels", labels, "--run", place["run"], "--store", place["store"]]
-    scores = last_json(gsec(*arguments, "--json", home=home))["scores"]
+    scores = last_json(gsec_here(*arguments, "--json"))["scores"]
     assert [(row["labelling"], row["images"], row["unlabelled"]) for row in scores] == [("consensus", 18, 2), ("k-means", 18, 2)]
     assert all(0 < row["ACC"] <= 1 for row in scores)
-    shown = gsec(*arguments, home=home).stdout
+    shown = gsec_here(*arguments).stdout
     assert "consensus" in shown
     assert "the most frequent label of each cluster" in shown
-    clusters = last_json(gsec(*arguments, "--json", home=home))["clusters"]
+    clusters = last_json(gsec_here(*arguments, "--json"))["clusters"]
     assert [row["cluster"] for row in clusters] == [0, 1, 2]
     assert all(row["label"] in ("even", "odd") and 0.5 <= row["share"] <= 1 and row["name"] for row in clusters)
 
 
-def test_a_run_names_its_report_and_report_names_it_again_or_draws_it_elsewhere(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_a_run_names_its_report_and_report_names_it_again_or_draws_it_elsewhere(place: dict[str, str], tmp_path: Path) -> None:
     report = Path(json.loads(place["json"])["report"])
     assert place["run"] in report.read_text()
     assert f"report         {report}" in place["stderr"]
     arguments = ["report", "--run", place["run"], "--store", place["store"]]
-    assert gsec(*arguments, home=home).stdout.strip() == str(report)
-    drawn = last_json(gsec(*arguments, "--to", tmp_path / "drawn", "--json", home=home))
+    assert gsec_here(*arguments).stdout.strip() == str(report)
+    drawn = last_json(gsec_here(*arguments, "--to", tmp_path / "drawn", "--json"))
     assert drawn == {"run_id": place["run"], "report": str(tmp_path / "drawn" / "index.html")}
     assert (tmp_path / "drawn" / "index.html").read_bytes() == report.read_bytes()
 
 
-def test_export_says_what_it_wrote(place: dict[str, str], home: Path, tmp_path: Path) -> None:
-    done = gsec("export", "--to", tmp_path / "out", "--images", "links", "--run", place["run"], "--store", place["store"], home=home)
+def test_export_says_what_it_wrote(place: dict[str, str], tmp_path: Path) -> None:
+    done = gsec_here("export", "--to", tmp_path / "out", "--images", "links", "--run", place["run"], "--store", place["store"])
     for line in ("assignments.parquet: 20 rows", "clusters.json: 3 rows", "unusable.csv: 1 rows", "images: 20 images"):
         assert line in done.stdout
-    result = last_json(gsec("export", "--to", tmp_path / "out", "--run", place["run"], "--store", place["store"], "--json", home=home))
+    result = last_json(gsec_here("export", "--to", tmp_path / "out", "--run", place["run"], "--store", place["store"], "--json"))
     assert (result["to"], result["assignments.csv"]) == (str(tmp_path / "out"), 20)
 
 
-def test_what_was_assigned_is_exported_with_the_names_of_the_runs_clusters(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_what_was_assigned_is_exported_with_the_names_of_the_runs_clusters(place: dict[str, str], tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(30, 34))
-    made = last_json(gsec("assign", fresh, "--run", place["run"], "--store", place["store"], "--json", home=home))
-    done = gsec("export", "--to", tmp_path / "out", "--run", made["run_id"], "--store", place["store"], "--images", "copies", home=home)
+    made = last_json(gsec_here("assign", fresh, "--run", place["run"], "--store", place["store"], "--json"))
+    done = gsec_here("export", "--to", tmp_path / "out", "--run", made["run_id"], "--store", place["store"], "--images", "copies")
     assert "images: 4 images" in done.stdout
     assert {path.parent.name for path in (tmp_path / "out" / "images").glob("*/*")} <= {
         f"{row['cluster']} {row['name']}" for row in json.loads((tmp_path / "out" / "clusters.json").read_text())["clusters"]
     }
-    assert "whose report shows them" in gsec("report", "--run", made["run_id"], "--store", place["store"], home=home, check=2).stderr
+    assert "whose report shows them" in gsec_here("report", "--run", made["run_id"], "--store", place["store"], check=2).stderr
 
 
-def test_a_stage_alone_says_what_to_run_first(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_a_stage_alone_says_what_to_run_first(place: dict[str, str], tmp_path: Path) -> None:
     config = tmp_path / "gsec.toml"
     config.write_text(f'source = "{place["folder"]}"\nstore = "{tmp_path / "store"}"\nclusters = 3\n[encode]\nbatch_size = 8\n')
-    assert "Run stage ingest first" in gsec("stage", "encode", "--config", config, home=home, check=2).stderr
-    run = last_json(gsec("stage", "ingest", "--config", config, "--json", home=home))["run_id"]
-    assert f"First: gsec stage encode --run {run}" in gsec("stage", "baseline", "--config", config, home=home, check=2).stderr
-    assert last_json(gsec("stage", "encode", "--config", config, "--json", home=home))["ok"] == 20
-    assert last_json(gsec("stage", "baseline", "--run", run[:8], "--store", tmp_path / "store", "--json", home=home))["shards"] == 3
+    assert "Run stage ingest first" in gsec_here("stage", "encode", "--config", config, check=2).stderr
+    run = last_json(gsec_here("stage", "ingest", "--config", config, "--json"))["run_id"]
+    assert f"First: gsec stage encode --run {run}" in gsec_here("stage", "baseline", "--config", config, check=2).stderr
+    assert last_json(gsec_here("stage", "encode", "--config", config, "--json"))["ok"] == 20
+    assert last_json(gsec_here("stage", "baseline", "--run", run[:8], "--store", tmp_path / "store", "--json"))["shards"] == 3
 
 
-def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str], home: Path) -> None:
-    done = gsec("stage", "baseline", "--run", place["run"], "--store", place["store"], "--redo", "--json", home=home)
+def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
+    done = gsec_here("stage", "baseline", "--run", place["run"], "--store", place["store"], "--redo", "--json")
     result = last_json(done)
     assert result["run_id"] != place["run"]
     assert (result["shards"], result["there"]) == (3, 0)
@@ -213,38 +216,38 @@ def flip_a_byte(place: dict[str, str]) -> Path:
     return path
 
 
-def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place: dict[str, str], home: Path) -> None:
+def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place: dict[str, str]) -> None:
     path = flip_a_byte(place)
-    done = gsec("doctor", "--verify", "--store", place["store"], home=home, check=1)
+    done = gsec_here("doctor", "--verify", "--store", place["store"], check=1)
     assert f"FAIL  shards: 1 damaged: {path.relative_to(place['store'])}" in done.stdout
     assert "ok    captioner: tagger can be asked" in done.stdout
-    done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
+    done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
     assert "encode: shards 1, there 2" in done.stderr
     assert verify(Store.open(str(place["store"]))) == []
 
 
-def test_a_damaged_shard_that_a_stage_meets_is_set_aside_and_what_to_run_is_said(place: dict[str, str], home: Path) -> None:
+def test_a_damaged_shard_that_a_stage_meets_is_set_aside_and_what_to_run_is_said(place: dict[str, str]) -> None:
     path = flip_a_byte(place)
-    done = gsec("stage", "baseline", "--run", place["run"], "--store", place["store"], "--redo", home=home, check=1)
+    done = gsec_here("stage", "baseline", "--run", place["run"], "--store", place["store"], "--redo", check=1)
     assert "It was set aside" in done.stderr
     assert "Traceback" not in done.stderr
     assert not path.exists()
 
 
-def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: dict[str, str], home: Path) -> None:
+def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: dict[str, str]) -> None:
     path = flip_a_byte(place)
-    done = gsec("run", place["folder"], "-k", "4", "--store", place["store"], *SMALL, home=home, check=3)
+    done = gsec_here("run", place["folder"], "-k", "4", "--store", place["store"], *SMALL, check=3)
     assert f"damaged, set aside and made anew: {path.relative_to(place['store'])}" in done.stderr
     assert "20 images in 4 clusters" in done.stderr
 
 
-def test_damaged_shards_under_a_finished_run_are_made_anew_by_the_same_command(place: dict[str, str], home: Path) -> None:
+def test_damaged_shards_under_a_finished_run_are_made_anew_by_the_same_command(place: dict[str, str]) -> None:
     result = json.loads(place["json"])
     tables = [Path(result["cluster_table"]), Path(result["assignments"]) / "part-00000.parquet"]
     whole = [table.read_bytes() for table in tables]
     for table, data in zip(tables, whole, strict=True):
         table.write_bytes(data[:-20])
-    done = gsec("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, home=home, check=3)
+    done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
     for table, data in zip(tables, whole, strict=True):
         assert f"damaged, set aside and made anew: {table.relative_to(place['store'])}" in done.stderr
         assert pq.read_table(table) == pq.read_table(io.BytesIO(data))
