@@ -76,11 +76,14 @@ class OpenAINamer:
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
         by_terms = naming.name_clusters(said)
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="name") as pool:
-            replies = []
+        replies = []
+        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="name")
+        try:
             for reply in pool.map(self._ask, by_terms, said):
                 replies.append(reply)
                 progress(1)
+        finally:
+            pool.shutdown(cancel_futures=True)  # of a server that is gone nobody asks the rest
         found = [
             Named(name, TERMS) if reply is None else Named(name._replace(name=reply[0], description=reply[1]), self._chat.model)
             for name, reply in zip(by_terms, replies, strict=True)
