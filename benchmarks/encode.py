@@ -23,8 +23,9 @@ from PIL import Image, ImageEnhance
 
 from flows.demo import photographs
 from gsec_core import images, pipeline
-from gsec_core.config import PipelineConfig, load_config
+from gsec_core.config import PipelineConfig
 from gsec_core.encoders.base import Encoder
+from gsec_core.settings import load_config
 from gsec_core.sources import open_source
 from gsec_core.sources.base import ImageRef, Source
 from gsec_core.stages import encode

@@ -16,8 +16,9 @@ import numpy as np
 from gsec_core import keyed, pipeline
 from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
 from gsec_core.clustering.metrics import Scores, score
-from gsec_core.config import PipelineConfig, load_config
+from gsec_core.config import PipelineConfig
 from gsec_core.quality import labellings, truth_of
+from gsec_core.settings import load_config
 from gsec_core.stages import align, fuse, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings

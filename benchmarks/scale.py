@@ -23,7 +23,8 @@ import xxhash
 
 from gsec_core import pipeline
 from gsec_core.arrays import to_column
-from gsec_core.config import PipelineConfig, load_config
+from gsec_core.config import PipelineConfig
+from gsec_core.settings import load_config
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, begin, run_stage
 from gsec_core.store import Store

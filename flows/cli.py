@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gsec_core.config import PipelineConfig, load_config, output_settings, without_secrets
-from gsec_core.errors import GsecError, Refused
+from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.errors import GsecError, Refused, without_secrets
+from gsec_core.settings import load_config
 
 if TYPE_CHECKING:
     from gsec_core.stages.base import Context

@@ -19,9 +19,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from flows import terminal
-from gsec_core.config import PipelineConfig, without_secrets
+from gsec_core.config import PipelineConfig
 from gsec_core.devices import resolve
-from gsec_core.errors import GsecError
+from gsec_core.errors import GsecError, without_secrets
 from gsec_core.sources.address import is_local
 
 LEAST_FREE = 2**30

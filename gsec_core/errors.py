@@ -1,5 +1,7 @@
 """What can go wrong, by what it means for whoever runs gsec."""
 
+import re
+
 
 class GsecError(Exception):
     """A run could not be finished. Committed shards stay; a rerun continues. Exit code 1."""
@@ -29,3 +31,13 @@ class BadShard(GsecError):
 
 class Unreachable(GsecError):
     """A store or a source that does not answer. What was being worked on stays uncommitted."""
+
+
+# A secret key may hold slashes: after a colon everything up to the "@" is secret.
+_CREDENTIALS = re.compile(r"://[^/@:\s]*(?::[^@\s]*)?@")
+_QUERY = re.compile(r"""(://[^\s?"']*\?)[^\s"'),;]+""")
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with ``***`` for what may be secret in the addresses it holds: credentials and queries."""
+    return _QUERY.sub(r"\1***", _CREDENTIALS.sub("://***@", text))

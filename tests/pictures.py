@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from gsec_core import pipeline
-from gsec_core.config import PipelineConfig, load_config
+from gsec_core.config import PipelineConfig
+from gsec_core.settings import load_config
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.ingest import Changes
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from flows.cli import main
-from gsec_core.config import PipelineConfig, load_config
+from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
+from gsec_core.settings import load_config
 
 from .command import gsec
 

@@ -1,0 +1,125 @@
+"""Values of the settings: flags, then ``GSEC_*`` environment variables (``GSEC_ENCODE__BATCH_SIZE=32``), then a TOML file.
+
+What is wrong is said in the user's words: which setting, which value, where it is from, what to give.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import Refused, without_secrets
+
+_PREFIX, _SECRETS = "GSEC_", {"GSEC_CAPTIONER_KEY"}
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text that is not empty"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
+    """Flags (``overrides``, nested by section) over environment over ``file`` over defaults.
+
+    Raises Refused naming the setting, its value, where it is from, and what to give.
+    """
+    given: list[tuple[str, Mapping[str, Any]]] = [] if file is None else [(f" (from {file})", _from_toml(file))]
+    given += [(f" (from {variable})", _nested(setting, os.environ[variable])) for variable, setting in _from_environment()]
+    given.append(("", overrides or {}))
+    values: Mapping[str, Any] = {}
+    for _, more in given:
+        values = _over(values, more)
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise Refused(_in_the_users_words(error.errors()[0], given)) from None
+
+
+def _from_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise Refused(f"--config {file}: it cannot be read ({error.strerror}). Give a TOML file of settings.") from None
+    except ValueError as error:
+        raise Refused(f"--config {file}: it is not TOML ({error}). Write `clusters = 10`, texts in quotes, sections as `[encode]`.") from None
+
+
+def _from_environment() -> Iterator[tuple[str, str]]:
+    """Variables and their settings. What an orchestrator names GSEC_* for its services passes, unless it looks like a misspelt setting."""
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if name.startswith(_PREFIX) and name not in _SECRETS:
+            setting = name.removeprefix(_PREFIX).replace("__", ".").lower()
+            if setting in _fields(PipelineConfig) or _near(setting, 0.8) or ("." in setting and _siblings(setting)):
+                yield variable, setting
+
+
+def _nested(setting: str, value: object) -> dict[str, Any]:
+    first, _, rest = setting.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, section by section."""
+    both = [name for name, value in above.items() if isinstance(value, Mapping) and isinstance(below.get(name), Mapping)]
+    return {**below, **above, **{name: _over(below[name], above[name]) for name in both}}
+
+
+def _in_the_users_words(error: ErrorDetails, given: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    setting = ".".join(map(str, error["loc"]))
+    origin = next((place for place, values in reversed(given) if _holds(values, setting)), "")
+    if error["type"] == "extra_forbidden":  # its value is not shown: it may be a key that was taken for a setting
+        near, there = _near(setting, 0.6), ", ".join(_siblings(setting))
+        return f"{setting}{origin}: there is no such setting; {f'did you mean {near}?' if near else f'there are {there}.'}"
+    value = without_secrets(json.dumps(error["input"], default=str, ensure_ascii=False))
+    return f"{setting} = {value if len(value) <= 80 else f'{value[:79]}…'}{origin}: {_remedy(setting)}."
+
+
+def _holds(values: object, setting: str) -> bool:
+    first, _, rest = setting.partition(".")
+    return isinstance(values, Mapping) and first in values and (not rest or _holds(values[first], rest))
+
+
+def _remedy(setting: str) -> str:
+    field = _fields(PipelineConfig)[setting]
+    if _is_section(field):
+        return f"it is a section; give its settings, as {next(name for name in _fields(PipelineConfig) if name.startswith(f'{setting}.'))}"
+    kinds = [_KINDS.get(kind, f"`{kind}`") for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    bounds = [f"{words} {getattr(bound, name):,}" for bound in field.metadata for name, words in _BOUNDS.items() if hasattr(bound, name)]
+    return f"give {' or '.join(kinds)}{', ' if bounds else ''}{' and '.join(bounds)}"
+
+
+def _near(setting: str, cutoff: float) -> str | None:
+    """The setting that was probably meant: of the same section, or of any if it is named without one or with a wrong one."""
+    section, _, last = setting.rpartition(".")
+    if section and _siblings(setting):
+        setting, spellings = last, {name.rpartition(".")[2]: name for name in _siblings(setting)}
+    else:
+        spellings = {spelling: name for name in _fields(PipelineConfig) for spelling in (name.rpartition(".")[2], name)}
+    return next((spellings[near] for near in difflib.get_close_matches(setting, spellings, 1, cutoff)), None)
+
+
+def _siblings(setting: str) -> list[str]:
+    """All settings of the section that this one is, or would be, in."""
+    return [name for name in _fields(PipelineConfig) if name.rpartition(".")[0] == setting.rpartition(".")[0]]
+
+
+def _fields(settings: type[BaseModel], section: str = "") -> dict[str, FieldInfo]:
+    """Settings and sections by their full names."""
+    fields: dict[str, FieldInfo] = {}
+    for name, field in settings.model_fields.items():
+        fields[section + name] = field
+        if _is_section(field):
+            fields |= _fields(cast(type[BaseModel], field.annotation), f"{section}{name}.")
+    return fields
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
