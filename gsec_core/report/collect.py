@@ -109,7 +109,7 @@ def _shown(context: Context, assignments: pl.DataFrame) -> Iterator[Shown]:
     thumbnails = dict(_thumbnails(context, layout["image_id"]))
     for row in layout.join(assignments, on="image_id", maintain_order="left").iter_rows(named=True):
         yield Shown(
-            **{name: row[name] for name in ("uri", "cluster", "role", "confidence", "margin", "agreement", "x", "y")},
+            **{name: row[name] for name in ("uri", "cluster", "role", "confidence", "x", "y")},
             caption=caption_of.get(row["content_hash"]),
             thumbnail=thumbnails.get(row["image_id"]),
         )

@@ -4,23 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gsec_core.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
-
-__all__ = [
-    "GROUPS",
-    "LEAST_CONFIDENT",
-    "LINES",
-    "MOST_CONFIDENT",
-    "OF_A_GROUP",
-    "REPRESENTATIVE",
-    "SAMPLE",
-    "Cluster",
-    "Content",
-    "Duplicates",
-    "Shown",
-    "Unusable",
-]
-
 LINES = 200
 """Rows of a list that a page has at most: images without a cluster, settings, stages."""
 
@@ -53,8 +36,6 @@ class Shown:
     role: str
     """See `gsec_core.layout.choose`: representative, most confident, least confident or sample."""
     confidence: float
-    margin: float
-    agreement: float | None
     caption: str | None
     """Its own description, if it was described."""
     x: float

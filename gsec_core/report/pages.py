@@ -14,9 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from gsec_core import layout
+from gsec_core.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE
 from gsec_core.report import charts, pictures, text
 from gsec_core.report.colours import colour
-from gsec_core.report.content import GROUPS, LEAST_CONFIDENT, LINES, MOST_CONFIDENT, OF_A_GROUP, REPRESENTATIVE, Cluster, Content, Shown
+from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Shown
 from gsec_core.report.pictures import Picture
 
 MAX_BYTES = 20_000_000

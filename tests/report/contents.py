@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from gsec_core.images import thumbnail
-from gsec_core.report.content import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE, Cluster, Content, Duplicates, Shown, Unusable
+from gsec_core.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
+from gsec_core.report.content import Cluster, Content, Duplicates, Shown, Unusable
 from tests.pictures import picture
 
 HOSTILE = (
@@ -136,6 +137,4 @@ def _shown(place: int, clusters: int, centres: np.ndarray, files: list[bytes] | 
     x, y = centres[cluster] + random.normal(0, 1.5, 2)
     caption = f"This image contains a {_NOUNS[cluster % len(_NOUNS)]} characterised by soft light." if role == REPRESENTATIVE else None
     confidence = float(random.uniform(0.3, 1))
-    return Shown(
-        f"photos/{cluster:04d}/{place:06d}.jpg", cluster, role, confidence, confidence / 2, 0.75, caption, float(x), float(y), files[place % len(files)]
-    )
+    return Shown(f"photos/{cluster:04d}/{place:06d}.jpg", cluster, role, confidence, caption, float(x), float(y), files[place % len(files)])
