@@ -1,9 +1,9 @@
 """Scores against ground truth. They judge a result that is there; nothing in gsec is chosen by them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
@@ -25,6 +25,43 @@ def accuracy(truth: ArrayLike, labels: ArrayLike) -> float:
     table = contingency_matrix(truth, labels)
     rows, columns = linear_sum_assignment(-table)
     return float(table[rows, columns].sum() / table.sum())
+
+
+class BiasVariance(NamedTuple):
+    """Of several runs, after Domingos 2000 for 0/1 loss: the error of the runs' plurality, and how often a run differs from it."""
+
+    error: float
+    """Mean share of images that a run has wrong."""
+    bias: float
+    """Share of images that the plurality of the runs has wrong."""
+    variance: float
+    """Mean share of images on which a run differs from the plurality. It need not add up to the error: to differ where the plurality is wrong may help."""
+
+
+def bias_variance(runs: ArrayLike, truth: ArrayLike) -> BiasVariance:
+    """Bias and variance of ``runs`` (runs, n), each with clusters of its own names, against ``truth`` (n,).
+
+    Each run's clusters are matched to the classes as in `accuracy`; one that no class is left for is wrong everywhere. Of
+    equally frequent classes of an image the lower counts as the plurality. Raises ValueError if there is no run.
+    """
+    classes, true = np.unique(np.asarray(truth), return_inverse=True)
+    named = np.array([_classes(true, np.asarray(run), len(classes)) for run in np.asarray(runs)])
+    if not len(named):
+        raise ValueError("runs is empty: bias and variance are of at least one run.")
+    votes = np.stack([(named == label).sum(0) for label in range(len(classes) + 1)])
+    plurality = votes.argmax(0)
+    return BiasVariance(float((named != true).mean()), float((plurality != true).mean()), float((named != plurality).mean()))
+
+
+def _classes(true: NDArray[np.intp], labels: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
+    """The class that each label is matched to, ``n_classes`` where none is left."""
+    clusters, found = np.unique(labels, return_inverse=True)
+    table = contingency_matrix(true, found)
+    rows, columns = linear_sum_assignment(-table)
+    match = np.full(len(clusters), n_classes)
+    match[columns] = rows
+    named: NDArray[np.int64] = match[found]
+    return named
 
 
 def score(truth: ArrayLike, labels: ArrayLike) -> Scores:
