@@ -52,7 +52,7 @@ class PrototypesConfig(_Settings):
     """Micro-clusters of the image embeddings and the images that stand for them."""
 
     count: int | None = Field(None, ge=1, le=100_000, description="Micro-clusters; not given: max(3 clusters, min(images / 300, 4096)), at most one an image.")
-    representatives: int = Field(5, ge=1, le=50, description="Images described of each micro-cluster, spread from its core to its rim.")
+    representatives: int = Field(5, ge=0, le=50, description="Images described of each micro-cluster, spread from its core to its rim; 0 = all.")
     max_iter: int = Field(20, ge=1, le=1000, description="Iterations of k-means.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of k-means.")
 
@@ -75,19 +75,30 @@ class DescribeConfig(_Settings):
 class FuseConfig(_Settings):
     """How descriptions of few images become a text counterpart of every image."""
 
-    tau: float = Field(0.005, gt=0, le=10, description="Temperature of the softmax over the descriptions.")
-    max_lost_weight: float = Field(1e-4, ge=0, lt=1, description="Bound on the summed weight of the descriptions that are left out for an image; 0 = none is.")
+    counterpart: Literal["auto", "ridge", "softmax", "joint", "own"] = Field(
+        "auto",
+        description="`ridge`: a linear map from images to descriptions; `softmax`: their mean weighted by likeness in the joint space, as published; "
+        "`joint`: the image in the joint space, without descriptions; `own`: the image's own description, `ridge` where it has none.",
+    )
+    text_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Weight of the text half against the image half; not given: .5, but .15 with `joint` or by `tagger`.",
+    )
+    tau: float = Field(0.005, gt=0, le=10, description="softmax: temperature over the descriptions.")
+    max_lost_weight: float = Field(1e-4, ge=0, lt=1, description="softmax: bound on the summed weight of the descriptions that are left out; 0 = none is.")
 
 
 class TrainConfig(_Settings):
     """The ensemble: parameters of the estimator `gsec_core.GSEC`."""
 
-    preset: Literal["default", "published"] = Field("default", description="`published` has the paper's settings: one member, at most 6,000 steps, gamma 50.")
     n_members: int | None = Field(None, ge=1, le=1000, description="Outer members; not given: the preset's.")
     ensemble_size: int = Field(32, ge=1, le=1024, description="BatchEnsemble members of each inner head.")
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Outer steps; not given: the preset's.")
-    tol: float = Field(1e-3, ge=0, lt=1, description="Stop a member when this share of labels or less changed over its last 10 steps; 0 = never.")
-    text_weight: float = Field(0.5, ge=0, le=1, description="Weight of the text half against the image half; `published` weighs them equally.")
+    tol: float | None = Field(
+        None, ge=0, lt=1, description="Stop a member when this share of labels or less changed over its last 10 steps; 0 = never; not given: the preset's."
+    )
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of starts and mini-batches.")
     device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
 
@@ -107,6 +118,7 @@ class PipelineConfig(_Settings):
     store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
     corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store; made from the source if not given.")
     clusters: int = Field(10, ge=2, le=100_000, description="Number of clusters.")
+    preset: Literal["default", "published"] = Field("default", description="`published`: the features, counterparts and training of the paper's code.")
     max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
     threads: Annotated[int, RUNTIME] = Field(0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core. Equal counts, equal labels.")
     scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder of the disposable files that training reads; not given: the system's own.")

@@ -70,7 +70,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     identity(config, of_run)  # names of encoders, captioners and files
     checked_url(config.describe.url)  # recorded with every attempt, whoever describes
     resolve(config.encode.device, "encode.device")
-    train.plan_of(config)
+    prepare.plan_of(config)
     scratch_file(config).close()
     store = Store.open(config.store)
     source = open_source(config.source, image_column=config.ingest.image_column)

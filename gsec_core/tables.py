@@ -62,7 +62,7 @@ ASSIGNMENTS = pa.schema(
         URI,
         CONTENT_HASH,
         _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("confidence", pa.float32(), "mean aligned posterior of the cluster; for k-means the cosine to its centre"),
+        _column("confidence", pa.float32(), "mean aligned posterior of the cluster, smoothed over neighbours; for k-means the cosine to its centre"),
         _column("margin", pa.float32(), "confidence less that of the second best cluster"),
         _column("agreement", pa.float32(), "share of members that agree; null where there is one labelling only", nullable=True),
         _column("is_duplicate", pa.bool_(), "another live image has the same bytes"),
@@ -103,7 +103,7 @@ def prototypes_schema(dim: int) -> pa.Schema:
 
 
 PROTOTYPE = _column("prototype", pa.int32(), "the micro-cluster it stands for")
-BAND = _column("band", pa.int8(), "0 is its core, the last its rim")
+BAND = _column("band", pa.int32(), "0 is its core, the last its rim")
 
 REPRESENTATIVES = pa.schema([PROTOTYPE, BAND, IMAGE_ID, URI, CONTENT_HASH, _column("distance", pa.float32(), "1 - cosine to the centre")])
 
@@ -161,18 +161,26 @@ def counterparts_schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             IMAGE_ID,
-            _column("counterpart", vector(dim), "unit vector: the weighted mean of the descriptions' embeddings"),
-            _column("caption", pa.int32(), "number of the description with the largest weight"),
-            _column("weight", pa.float32(), "that weight; all weights of an image sum to 1"),
+            _column("counterpart", vector(dim), "unit vector: what stands for a description of the image"),
         ]
     )
 
+
+COUNTERPART_MODEL = pa.schema(
+    [
+        _column("kind", pa.string(), "ridge, softmax, joint or own"),
+        _column("text_weight", pa.float64(), "of the text half against the image half"),
+        _column("mean", _floats(), "ridge, own: mean embedding of all images", nullable=True),
+        _column("weights", _floats(), "ridge, own: the linear map, (dimensions of an image, of a description), row after row", nullable=True),
+    ]
+)
 
 FEATURES = pa.schema(
     [
         _column("half", pa.string(), "image or text"),
         _column("mean", _floats(), "of each dimension"),
-        _column("scale", _floats(), "standard deviation of each dimension; 1 where it is constant"),
+        _column("basis", _floats(), "principal axes, (dimensions, axes), row after row; null: the dimensions as they are", nullable=True),
+        _column("scale", _floats(), "what each axis is divided by"),
     ]
 )
 
@@ -202,6 +210,14 @@ ALIGNMENT = pa.schema(
     ]
 )
 
+
+HEAD = pa.schema(
+    [
+        _column("cluster", pa.int32(), "0 is the largest cluster"),
+        _column("weights", _floats(), "of the linear map that stands for the consensus for images that are not of the run, (dimensions of the features,)"),
+        _column("bias", pa.float32(), "added to it"),
+    ]
+)
 
 CLUSTER_NAMES = pa.schema(
     [
@@ -245,11 +261,13 @@ REPRESENTATIVES_TABLE = "representatives"
 CAPTIONS_TABLE = "captions"
 REPRESENTATIVE_CAPTIONS_TABLE = "representative_captions"
 CAPTION_EMBEDDINGS_TABLE = "caption_embeddings"
+COUNTERPART_MODEL_TABLE = "counterpart_model"
 COUNTERPARTS_TABLE = "counterparts"
 FEATURES_TABLE = "features"
 NEIGHBORS_TABLE = "neighbors"
 MEMBERS_TABLE = "members"
 ALIGNMENT_TABLE = "alignment"
+HEAD_TABLE = "head"
 ASSIGNMENTS_TABLE = "assignments"
 CLUSTERS_TABLE = "clusters"
 ASSIGNED_TABLE = "assigned"
@@ -258,7 +276,7 @@ LAYOUT_TABLE = "layout"
 REPORT_TABLE = "report"
 
 
-def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 3) -> dict[str, pa.Schema]:
+def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -> dict[str, pa.Schema]:
     """Every table of a store by its name, in the order in which they are made; by default as the embedded encoder has them."""
     text = joint_dim or dim
     return {
@@ -273,11 +291,13 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 3) ->
         CAPTIONS_TABLE: CAPTIONS,
         REPRESENTATIVE_CAPTIONS_TABLE: REPRESENTATIVE_CAPTIONS,
         CAPTION_EMBEDDINGS_TABLE: caption_embeddings_schema(text),
+        COUNTERPART_MODEL_TABLE: COUNTERPART_MODEL,
         COUNTERPARTS_TABLE: counterparts_schema(text),
         FEATURES_TABLE: FEATURES,
         NEIGHBORS_TABLE: neighbors_schema(neighbors),
         MEMBERS_TABLE: MEMBERS,
         ALIGNMENT_TABLE: ALIGNMENT,
+        HEAD_TABLE: HEAD,
         ASSIGNMENTS_TABLE: ASSIGNMENTS,
         CLUSTERS_TABLE: CLUSTERS,
         CLUSTER_NAMES_TABLE: CLUSTER_NAMES,

@@ -17,7 +17,15 @@ GSEC = [str(Path(sys.executable).parent / "gsec")]
 
 SMALL = [
     part
-    for setting in ("encode.batch_size=8", "ingest.shard_rows=8", "baseline.n_init=2", "train.ensemble_size=4", "train.max_steps=20", "threads=1")
+    for setting in (
+        "encode.batch_size=8",
+        "ingest.shard_rows=8",
+        "baseline.n_init=2",
+        "train.ensemble_size=4",
+        "train.max_steps=20",
+        "train.n_members=10",
+        "threads=1",
+    )
     for part in ("--set", setting)
 ]
 """Settings that make many small shards."""

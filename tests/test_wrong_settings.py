@@ -207,7 +207,7 @@ def parquet_without_images(folder: Path) -> str:
         (["--set", "thread=2"], "thread: there is no such setting; did you mean threads?"),
         (["--set", "batch_size=2"], "batch_size: there is no such setting; did you mean encode.batch_size?"),
         (["--set", "encode.batch=2"], "encode.batch: there is no such setting; did you mean encode.batch_size?"),
-        (["--set", "fuse.zzz=2"], "fuse.zzz: there is no such setting; there are fuse.tau, fuse.max_lost_weight."),
+        (["--set", "fuse.zzz=2"], "fuse.zzz: there is no such setting; there are fuse.counterpart, fuse.text_weight, fuse.tau, fuse.max_lost_weight."),
         (["--set", "encoding.batch_size=2"], "encoding: there is no such setting; did you mean encode"),
         (["--set", f"describe.api_key={SECRET}"], "describe.api_key: there is no such setting; "),
         (["--set", "encode=lite"], 'encode = "lite": it is a section; give its settings, as encode.encoder.'),
@@ -234,7 +234,10 @@ def test_what_cannot_be_understood_is_refused_with_what_may_be_meant(arguments: 
         ("GSEC_BATCH_SIZE", "batch_size (from GSEC_BATCH_SIZE): there is no such setting; did you mean encode.batch_size?"),
         ("GSEC_ENCODE_BATCH_SIZE", "encode_batch_size (from GSEC_ENCODE_BATCH_SIZE): there is no such setting; did you mean encode.batch_size?"),
         ("GSEC_ENCODE__BATCHSIZE", "encode.batchsize (from GSEC_ENCODE__BATCHSIZE): there is no such setting; did you mean encode.batch_size?"),
-        ("GSEC_FUSE__ZZZ", "fuse.zzz (from GSEC_FUSE__ZZZ): there is no such setting; there are fuse.tau, fuse.max_lost_weight."),
+        (
+            "GSEC_FUSE__ZZZ",
+            "fuse.zzz (from GSEC_FUSE__ZZZ): there is no such setting; there are fuse.counterpart, fuse.text_weight, fuse.tau, fuse.max_lost_weight.",
+        ),
         ("GSEC_ENCODE", 'encode = "32" (from GSEC_ENCODE): it is a section; give its settings, as encode.encoder.'),
     ],
 )

@@ -54,16 +54,16 @@ def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
 
 
 def aligned_mean(values: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Mean over members after alignment, (rows, clusters), of posteriors or their logarithms (rows, members, clusters)."""
+    """Mean over members after alignment, (rows, clusters), of posteriors (rows, members, clusters)."""
     mean = np.zeros((len(values), values.shape[2]), np.float32)
     for member, permutation in enumerate(permutations):
         mean[:, permutation] += values[:, member]
     return mean / np.float32(len(permutations))
 
 
-def member_labels(values: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Each member's aligned label of each row, (rows, members), of posteriors or their logarithms (rows, members, clusters)."""
-    return np.take_along_axis(permutations.T, values.argmax(2), axis=0)
+def member_labels(labels: NDArray[np.int64], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Each member's aligned label of each row, (rows, members), of its own ``labels``, (rows, members)."""
+    return np.take_along_axis(permutations.T, labels, axis=0)
 
 
 def _match(table: NDArray[np.float64]) -> NDArray[np.int32]:

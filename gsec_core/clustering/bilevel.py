@@ -1,15 +1,20 @@
-"""GSEC's bilevel training of one block of outer members.
+"""The bilevel training of one block of outer members.
 
 Outside, a task encoder proposes soft labels q of a mini-batch; inside, a BatchEnsemble head on each half of the
 features learns to predict them for a few steps; then the task encoder moves towards what the heads could learn.
-TURTLE's scheme (Gadetsky et al. 2024, https://arxiv.org/abs/2406.07236) with the losses of GSEC (Li et al. 2026,
-https://arxiv.org/abs/2605.12961). Its published training keeps the state that scores best against ground truth; this one
-keeps the last, and stops by itself when labels no longer change.
+The scheme is TURTLE's (Gadetsky et al. 2024, https://arxiv.org/abs/2406.07236), with the heads of GSEC (Li et al. 2026,
+https://arxiv.org/abs/2605.12961). Two designs are settings of it. GSEC's starts at random, its heads teach each other
+across halves, and its outer loss asks for clusters of equal size. Ours starts every member from a k-means of its own
+and asks instead that neighbours have the same label, with TEMI's loss (Adaloglou et al. 2023,
+https://arxiv.org/abs/2303.17896), which lets sizes differ.
+
+No labels take part: the published training keeps the state that scores best against ground truth, this one the last.
 
 The members of a block see the same mini-batches and share nothing else: losses are summed over them, gradients are
 clipped for each alone, and a member that has stopped is kept as it was.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,41 +27,59 @@ from torch import Tensor, nn
 from gsec_core.clustering.batch_ensemble import BatchEnsembleHeads, linear, uniform
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.starts import Start, kmeans_start
 
 PROBE_ROWS = 4096
 """Rows whose labels tell whether a member still moves."""
 PROBE_STEPS = 10
 
+_MARGINAL_DECAY = 0.9
+
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the training; the defaults are those of the published code, the same for all data sets."""
+    """Settings of the training, the same for all data sets."""
 
-    n_members: int = 1
-    block_size: int = 1
+    block_size: int
     """Members that are trained in one computation."""
-    max_steps: int = 6000
-    gamma: float = 50.0
-    """Weight of the balance term, the entropy of the batch's mean label."""
-    weighs_halves: bool = False
-    """Whether the text half counts by `text_weight` or just as the image half."""
-    batch_rows: int = 1000
-    inner_steps: int = 10
-    inner_lr: float = 1e-3
-    outer_lr: float = 1e-2
+    from_kmeans: bool
+    """Whether members start from k-means, or at random."""
+    max_steps: int
+    tol: float
+    """A member stops when at most this share of the probed labels changed over its last 10 steps; 0 = it never stops early."""
+    batch_rows: int
+    batch_rows_per_cluster: int
+    """A mini-batch has at least as many, up to `batch_rows_at_most`."""
+    batch_rows_at_most: int
+    inner_steps: int
+    inner_lr: float
+    outer_lr: float
     """Falls linearly to ``last_lr`` over ``max_steps``."""
-    last_lr: float = 1e-7
-    weight_decay: float = 1e-4
-    max_norm: float = 1.0
+    last_lr: float
+    inner_weight_decay: float
+    outer_weight_decay: float
+    max_norm: float
     """Gradients of a member longer than this are cut to it."""
-    distillation: float = 0.1
-    """Weight of the neighbour's other half as teacher."""
-    temperature: float = 2.0
-    """Of the distillation."""
-    cosine: float = 0.1
-    """Weight of the agreement of the halves' logits."""
-    entropy: float = -0.01
-    """Weight of the entropy of single images' labels. Below 0, as in the published code, it rewards doubt."""
+    heads: float
+    """Outer loss: weight of the cross-entropy between q and what the heads predict."""
+    balance: float
+    """Outer loss: weight of the entropy of the batch's mean label."""
+    pairs: float
+    """Outer loss: weight of the agreement of neighbours."""
+    beta: float
+    """Outer loss: exponent of the agreement of neighbours; below 1 keeps labels softer."""
+    distillation: float
+    """Inner loss: weight of the neighbour's other half as teacher."""
+    temperature: float
+    """Inner loss: of the distillation."""
+    cosine: float
+    """Inner loss: weight of the agreement of the halves' logits."""
+    entropy: float
+    """Inner loss: weight of the entropy of single images' labels. Below 0 it rewards doubt."""
+
+    def batch(self, n: int, n_clusters: int) -> int:
+        """Rows of a mini-batch of ``n``."""
+        return min(n, max(self.batch_rows, min(self.batch_rows_per_cluster * n_clusters, self.batch_rows_at_most)))
 
 
 class Member(NamedTuple):
@@ -80,14 +103,19 @@ class Neighbors(NamedTuple):
     image: NDArray[np.int32]
     text: NDArray[np.int32] | None
 
+    @property
+    def halves(self) -> list[NDArray[np.int32]]:
+        """Those there are."""
+        return [self.image] if self.text is None else [self.image, self.text]
+
 
 class _Batch(NamedTuple):
-    """A mini-batch on the device, each half standardised."""
+    """A mini-batch on the device."""
 
     halves: list[Tensor]
-    """Each (1 + neighbours, rows, d): the rows themselves, then their neighbours in this half."""
+    """Each (1 + neighbours, rows, p): the rows themselves, then their neighbours in this half, where heads are taught by them."""
     z: Tensor
-    """(rows, dimensions): the rows' halves side by side, weighted."""
+    """(rows, dimensions): the rows' halves side by side; where neighbours are to agree, then those of a neighbour of each."""
 
 
 def train_block(
@@ -97,7 +125,6 @@ def train_block(
     *,
     n_clusters: int,
     ensemble_size: int,
-    tol: float,
     random_state: int,
     block: int,
     device: str,
@@ -106,27 +133,33 @@ def train_block(
     """Train the members ``block * block_size`` and following.
 
     Depends on nothing but the arguments: a block that was cut is trained again from its start, with an equal result.
-    ``tol`` is the share of probed labels that may change over 10 steps for a member to count as settled; 0 = none stops early.
     ``progress`` is told of every outer step.
     """
-    generators = [_generator(random_state, block * training.block_size + member) for member in range(training.block_size)]
-    encoder = _TaskEncoder(features.dimensions, n_clusters, generators).to(device)
-    heads = nn.ModuleList([BatchEnsembleHeads(d, n_clusters, ensemble_size, generators) for d in features.widths]).to(device)
-    inner = _optimizer(heads, training.inner_lr, training.weight_decay)
-    outer = _optimizer(encoder, training.outer_lr, training.weight_decay)
+    seeds = [_seed(random_state, block * training.block_size + member) for member in range(training.block_size)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if training.from_kmeans:
+        starts = [kmeans_start(features, n_clusters, seed % 2**31) for seed in seeds]
+    else:
+        starts = [_random_start(features.dimensions, n_clusters, generator) for generator in generators]
+    encoder = _TaskEncoder(starts).to(device)
+    heads = nn.ModuleList([BatchEnsembleHeads(p, n_clusters, ensemble_size, generators) for p in features.widths]).to(device)
+    inner = _optimizer(heads, training.inner_lr, training.inner_weight_decay)
+    outer = _optimizer(encoder, training.outer_lr, training.outer_weight_decay)
     probe = sample_rows(len(features), PROBE_ROWS, random_state)
-    watch = _Watch(features.rows(probe, device), training.block_size, tol)
+    watch = _Watch(features.rows(probe, device), training.block_size, training.tol)
+    rows = training.batch(len(features), n_clusters)
     for step in range(training.max_steps):
         outer.param_groups[0]["lr"] = training.outer_lr + (training.last_lr - training.outer_lr) * step / training.max_steps
         random = np.random.default_rng([random_state, block, step])
-        batch = _draw(features, neighbors, training, random, device)
-        target = encoder(batch.z).softmax(-1).detach()
+        batch = _draw(features, neighbors, training, rows, random, device)
+        proposed = encoder(batch.z)
+        target = proposed[:rows].detach().softmax(-1)
         for views in _views(batch, training, random):
             logits = [head(view) for head, view in zip(heads, views, strict=True)]
             _descend(inner, inner_losses(logits, target, training, features.weights), training)
         with torch.no_grad():
             prediction = mean_logits([head(half[0]) for head, half in zip(heads, batch.halves, strict=True)], features.weights)
-        losses = outer_losses(encoder(batch.z), prediction, training.gamma)
+        losses = outer_losses(proposed, prediction, training, encoder.marginal)
         _descend(outer, losses, training)
         progress(1)
         if (step + 1) % PROBE_STEPS == 0 and watch.look(step + 1, encoder, losses):
@@ -142,27 +175,56 @@ def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def inner_losses(logits: Sequence[Tensor], target: Tensor, training: Training, weights: Sequence[float]) -> Tensor:
     """Loss of the heads of each member, (members,).
 
-    ``logits``: of each half, of the rows and then of a neighbour of each, (2 rows, members, clusters). ``target``: soft
-    labels q, (rows, members, clusters).
+    ``logits``: of each half, of the rows and then, where heads are taught by neighbours, of a neighbour of each,
+    ((2) rows, members, clusters). ``target``: soft labels q, (rows, members, clusters).
     """
     rows = len(target)
     own = [half[:rows] for half in logits]
     loss = _cross_entropy(target, mean_logits(own, weights))
-    for half in own:
-        loss = loss + training.entropy * _entropy(half)
-    if len(logits) == 2:
+    if training.entropy:
+        for half in own:
+            loss = loss + training.entropy * _entropy(half)
+    if len(logits) == 2 and training.distillation:
         (image, text), (image_neighbor, text_neighbor) = own, [half[rows:] for half in logits]
         distilled = _distillation(image, text_neighbor, training.temperature) + _distillation(text, image_neighbor, training.temperature)
-        cosine = torch.cosine_similarity(image, text, dim=-1).clamp(1e-6, 1)  # opposed logits get no gradient, as published
-        loss = loss + training.distillation * distilled - training.cosine * cosine.log().mean(0)
+        loss = loss + training.distillation * distilled
+    if len(logits) == 2 and training.cosine:
+        cosine = torch.cosine_similarity(own[0], own[1], dim=-1).clamp(1e-6, 1)  # opposed logits get no gradient, as published
+        loss = loss - training.cosine * cosine.log().mean(0)
     return loss
 
 
-def outer_losses(logits: Tensor, prediction: Tensor, gamma: float) -> Tensor:
-    """Loss of the task encoder of each member, (members,): what the heads predict, and balance. Arguments (rows, members, clusters)."""
-    q = logits.softmax(-1)
-    mean = q.mean(0)
-    return _cross_entropy(q, prediction) + gamma * torch.xlogy(mean, mean).sum(-1)
+def outer_losses(logits: Tensor, prediction: Tensor, training: Training, marginal: Tensor) -> Tensor:
+    """Loss of the task encoder of each member, (members,).
+
+    ``logits``: of the rows and then, where neighbours are to agree, of a neighbour of each, ((2) rows, members,
+    clusters). ``prediction``: the heads' logits, (rows, members, clusters). ``marginal``: running mean of the labels,
+    (members, clusters), moved here by this batch.
+    """
+    rows = len(prediction)
+    log_q = logits.log_softmax(-1)
+    q = log_q[:rows].exp()
+    loss = training.heads * _cross_entropy(q, prediction)
+    if training.balance:
+        mean = q.mean(0)
+        loss = loss + training.balance * torch.xlogy(mean, mean).sum(-1)
+    if training.pairs:
+        with torch.no_grad():
+            marginal.lerp_(q.mean(0), 1 - _MARGINAL_DECAY)
+        loss = loss + training.pairs * pair_losses(log_q[:rows], log_q[rows:], marginal, training.beta)
+    return loss
+
+
+def pair_losses(log_q: Tensor, log_neighbor: Tensor, marginal: Tensor, beta: float) -> Tensor:
+    """TEMI's loss of each member, (members,): -mean_i w_i log sum_c (q_ic q_jc)^beta / p_c for a neighbour j of i.
+
+    The weight w_i = sum_c q_ic q_jc, which gets no gradient, is how much the member itself believes in the pair.
+    ``log_q``, ``log_neighbor``: log labels, (rows, members, clusters). ``marginal``: p, (members, clusters).
+    """
+    both = log_q + log_neighbor
+    with torch.no_grad():
+        weight = both.exp().sum(-1)
+    return -(weight * (beta * both - marginal.clamp(min=1e-8).log()).logsumexp(-1)).mean(0)
 
 
 def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
@@ -183,10 +245,14 @@ def _distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 class _TaskEncoder(nn.Module):
     """A linear map from features to clusters for each member."""
 
-    def __init__(self, d: int, n_clusters: int, generators: Sequence[torch.Generator]) -> None:
+    marginal: Tensor
+    """(members, clusters): running mean of each member's labels."""
+
+    def __init__(self, starts: Sequence[Start]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.stack([uniform((n_clusters, d), d, generator) for generator in generators]))
-        self.bias = nn.Parameter(torch.stack([uniform((n_clusters,), d, generator) for generator in generators]))
+        weights, biases, sizes = zip(*starts, strict=True)
+        self.weight, self.bias = nn.Parameter(torch.stack(weights)), nn.Parameter(torch.stack(biases))
+        self.register_buffer("marginal", torch.stack(sizes))
 
     def forward(self, z: Tensor) -> Tensor:
         return linear(z, self.weight, self.bias)
@@ -223,15 +289,22 @@ class _Watch:
         return [self._settled.get(number, member) for number, member in enumerate(now)]
 
 
-def _draw(features: Features, neighbors: Neighbors, training: Training, random: np.random.Generator, device: str) -> _Batch:
+def _draw(features: Features, neighbors: Neighbors, training: Training, count: int, random: np.random.Generator, device: str) -> _Batch:
     n = len(features)
-    rows = np.sort(random.choice(n, min(training.batch_rows, n), replace=False))  # sorted, so that a file is read forwards
+    rows = np.sort(random.choice(n, count, replace=False))  # sorted, so that a file is read forwards
     halves = []
-    for number, found in enumerate([neighbors.image] if neighbors.text is None else [neighbors.image, neighbors.text]):
-        # Without a text half nobody is taught by neighbours.
-        wanted = rows[None] if neighbors.text is None else np.concatenate([rows[None], found[rows].T])
+    taught = bool(training.distillation) and neighbors.text is not None  # without a text half nobody is taught by neighbours
+    for number, found in enumerate(neighbors.halves):
+        wanted = np.concatenate([rows[None], found[rows].T]) if taught else rows[None]
         halves.append(features.half(number, wanted.ravel(), device).view(*wanted.shape, -1))
-    return _Batch(halves, features.joined([half[0] for half in halves]))
+    z = features.joined([half[0] for half in halves])
+    if training.pairs:
+        # Of which half the neighbour is, is drawn by the halves' weights.
+        kind = random.random(count) < features.weights[0]
+        column = random.integers(neighbors.image.shape[1], size=count)
+        pairs = np.where(kind, neighbors.image[rows, column], neighbors.halves[-1][rows, column])
+        z = torch.cat([z, features.rows(pairs.astype(np.int64), device)])
+    return _Batch(halves, z)
 
 
 def _views(batch: _Batch, training: Training, random: np.random.Generator) -> Iterator[list[Tensor]]:
@@ -253,19 +326,28 @@ def _descend(optimizer: torch.optim.Optimizer, losses: Tensor, training: Trainin
     """One step down the sum of the members' losses, with each member's gradient cut to ``max_norm`` by itself."""
     optimizer.zero_grad(set_to_none=True)
     losses.sum().backward()  # type: ignore[no-untyped-call]
+    if math.isfinite(training.max_norm):
+        _clip(optimizer, training.max_norm)
+    optimizer.step()
+
+
+def _clip(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
     gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
     norms = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
-    factors = (training.max_norm / (norms + 1e-6)).clamp(max=1)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
-    optimizer.step()
 
 
 def _optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def _generator(random_state: int, member: int) -> torch.Generator:
-    """A member's own source of random starts, whatever block it is in."""
-    seed = np.random.SeedSequence([random_state, member]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> 1))
+def _random_start(dimensions: int, n_clusters: int, generator: torch.Generator) -> Start:
+    weight, bias = uniform((n_clusters, dimensions), dimensions, generator), uniform((n_clusters,), dimensions, generator)
+    return Start(weight, bias, torch.full((n_clusters,), 1 / n_clusters))
+
+
+def _seed(random_state: int, member: int) -> int:
+    """A member's own source of randomness, whatever block it is in."""
+    return int(np.random.SeedSequence([random_state, member]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""The outer ensemble: trained members and the permutations that align their label spaces."""
+"""The outer ensemble: trained members with aligned label spaces, their consensus, and one head that stands for it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 from gsec_core.clustering.batch_ensemble import linear
-from gsec_core.clustering.bilevel import Member
+from gsec_core.clustering.bilevel import Member, Neighbors
 from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64
@@ -21,12 +24,16 @@ _SAMPLE_ROWS_PER_CLUSTER = 64
 _BLOCK_VALUES = 2**24
 """Values of features, and of posteriors, in memory at once."""
 
+_HEAD_STEPS = 200
+_HEAD_BATCH_ROWS = 1024
+_HEAD_LR = 0.01
+
 
 class Assigned(NamedTuple):
-    """What the ensemble says of some rows."""
+    """What is said of some rows."""
 
     labels: NDArray[np.int32]
-    """(rows,): the cluster of the largest mean aligned posterior."""
+    """(rows,): the cluster of the largest posterior."""
     confidence: NDArray[np.float32]
     """(rows,): that posterior."""
     margin: NDArray[np.float32]
@@ -38,8 +45,18 @@ class Assigned(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Head:
+    """One linear map that stands for the consensus where its rows' neighbours are not at hand: posteriors are softmax(z weights^T + bias)."""
+
+    weights: NDArray[np.float32]
+    """(clusters, dimensions of the features)."""
+    bias: NDArray[np.float32]
+    """(clusters,)."""
+
+
+@dataclass(frozen=True)
 class Ensemble:
-    """Members with aligned label spaces. Cluster 0 is the consensus's largest."""
+    """Members with aligned label spaces."""
 
     weights: NDArray[np.float32]
     """(members, clusters, dimensions of the features)."""
@@ -54,21 +71,48 @@ class Ensemble:
         return cls(np.stack([member.weights for member in members]), np.stack([member.bias for member in members]), permutations)
 
     @classmethod
-    def aligned(cls, members: Sequence[Member], features: Features, *, random_state: int, device: str) -> tuple["Ensemble", NDArray[np.float32]]:
-        """Align ``members`` on ``features``. Returns the ensemble, and for each member the share of rows on which it agrees with the consensus."""
+    def aligned(cls, members: Sequence[Member], features: Features, *, random_state: int, device: str) -> "Ensemble":
+        """Align ``members`` by what they say of a sample of ``features``."""
         clusters = len(members[0].bias)
         ensemble = cls.of(members, np.tile(np.arange(clusters, dtype=np.int32), (len(members), 1)))
         sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * clusters), random_state)
         step = ensemble.block_rows
-        blocks = (sample[start : start + step] for start in range(0, len(sample), step))
-        permutations = align(co_assignment(np.exp(ensemble.log_posteriors(features, rows, device)) for rows in blocks))
-        ensemble = replace(ensemble, permutations=permutations)
-        sizes, agreeing = np.zeros(clusters, np.int64), np.zeros(len(members), np.int64)
-        for found in ensemble.assign_all(features, device):
-            sizes += np.bincount(found.labels, minlength=clusters)
-            agreeing += (found.member_labels == found.labels[:, None]).sum(0)
-        rank = np.argsort(np.argsort(-sizes, kind="stable")).astype(np.int32)
-        return replace(ensemble, permutations=rank[permutations]), (agreeing / len(features)).astype(np.float32)
+        rows = (sample[start : start + step] for start in range(0, len(sample), step))
+        return replace(ensemble, permutations=align(co_assignment(ensemble.posteriors(features, part, device) for part in rows)))
+
+    def consensus(self, features: Features, neighbors: Neighbors, rounds: int, device: str, allocate: Allocate) -> Posteriors:
+        """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours."""
+        found = Posteriors.empty(len(features), self.bias.shape[1], allocate)
+        for rows in self.blocks(0, len(features)):
+            found.put(rows, aligned_mean(self.posteriors(features, rows, device), self.permutations))
+        return smooth(found, neighbors.halves, features.weights, rounds, allocate)
+
+    def by_size(self, consensus: Posteriors) -> "Ensemble":
+        """The same, with the clusters of ``consensus``, which is changed in place, numbered by size."""
+        sizes = sum(np.bincount(consensus.best(rows)[0], minlength=consensus.n_clusters) for rows in self.blocks(0, len(consensus.values)))
+        rank = np.argsort(np.argsort(-np.asarray(sizes), kind="stable")).astype(np.int32)
+        consensus.renamed(rank)
+        return replace(self, permutations=rank[self.permutations])
+
+    def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
+        """Distill ``consensus`` (Hinton et al. 2015), from the aligned members' mean as a start."""
+        weights, bias = (np.zeros(part.shape[1:], np.float32) for part in (self.weights, self.bias))
+        for w, b, permutation in zip(self.weights, self.bias, self.permutations, strict=True):
+            weights[permutation] += w / np.float32(len(self.weights))
+            bias[permutation] += b / np.float32(len(self.weights))
+        weight, offset = (torch.from_numpy(part).to(device).requires_grad_() for part in (weights, bias))
+        optimizer = torch.optim.Adam([weight, offset], fused=True)
+        rows_a_step = min(len(features), max(batch_rows, _HEAD_BATCH_ROWS))
+        for step in range(_HEAD_STEPS):
+            optimizer.param_groups[0]["lr"] = _HEAD_LR * (1 - step / _HEAD_STEPS)
+            rows = np.sort(np.random.default_rng([random_state, step]).choice(len(features), rows_a_step, replace=False))
+            logits = F.linear(features.rows(rows, device), weight, offset)
+            clusters, values = (torch.from_numpy(part[rows]).to(device) for part in (consensus.clusters, consensus.values))
+            loss = -(values * logits.log_softmax(1).gather(1, clusters.long())).sum(1).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return Head(weight.detach().cpu().numpy(), offset.detach().cpu().numpy())
 
     @property
     def block_rows(self) -> int:
@@ -76,38 +120,44 @@ class Ensemble:
         values_a_row: int = max(self.bias.size, self.weights.shape[2])
         return max(1, _BLOCK_VALUES // values_a_row)
 
-    def log_posteriors(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
+    def blocks(self, start: int, stop: int) -> Iterator[slice]:
+        """The rows from ``start`` to ``stop`` in parts of `block_rows`."""
+        return (slice(first, min(first + self.block_rows, stop)) for first in range(start, stop, self.block_rows))
+
+    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
+        """Of each member, not aligned: (rows, members, clusters), on the device."""
+        weights, bias = torch.from_numpy(self.weights).to(device), torch.from_numpy(self.bias).to(device)
+        return linear(features.rows(rows, device), weights, bias)
+
+    def posteriors(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
         """Of each member, not aligned: (rows, members, clusters)."""
-        with torch.no_grad():
-            weights, bias = torch.from_numpy(self.weights).to(device), torch.from_numpy(self.bias).to(device)
-            found: NDArray[np.float32] = linear(features.rows(rows, device), weights, bias).log_softmax(-1).cpu().numpy()
+        found: NDArray[np.float32] = self.logits(features, rows, device).softmax(-1).cpu().numpy()
         return found
 
-    def probabilities(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
-        """Mean aligned posteriors, (rows, clusters)."""
-        return aligned_mean(np.exp(self.log_posteriors(features, rows, device)), self.permutations)
+    def assigned(self, features: Features, consensus: Posteriors, device: str, start: int, stop: int) -> Iterator[Assigned]:
+        """What the consensus says of the rows from ``start`` to ``stop``, block by block, and how many members agree."""
+        for rows in self.blocks(start, stop):
+            yield self._with_members(features, rows, device, *consensus.best(rows))
 
-    def assign(self, features: Features, rows: Rows, device: str) -> Assigned:
-        """What the ensemble says of ``rows``.
+    def predicted(self, features: Features, head: Head, device: str) -> Iterator[Assigned]:
+        """What the head says of rows that the consensus does not hold, block by block, and how many members agree."""
+        for rows in self.blocks(0, len(features)):
+            found = Posteriors.empty(rows.stop - rows.start, self.bias.shape[1], np.empty)
+            found.put(slice(None), head_posteriors(head, features, rows, device))
+            yield self._with_members(features, rows, device, *found.best(slice(None)))
 
-        Sure members that disagree tie exactly, in single precision. Then the geometric mean decides among the best, so
-        that no label depends on how the clusters are numbered.
-        """
-        logs = self.log_posteriors(features, rows, device)
-        mean = aligned_mean(np.exp(logs), self.permutations)
-        best = mean.max(1)
-        labels = mean.argmax(1).astype(np.int32)
-        tied = np.flatnonzero((mean == best[:, None]).sum(1) > 1)
-        labels[tied] = np.where(mean[tied] == best[tied, None], aligned_mean(logs[tied], self.permutations), -np.inf).argmax(1)
-        mean[np.arange(len(mean)), labels] = 0  # what is left, if anything, is the second best
-        said = member_labels(logs, self.permutations)
-        return Assigned(labels, best, best - mean.max(1), (said == labels[:, None]).mean(1, dtype=np.float32), said)
+    def _with_members(
+        self, features: Features, rows: slice, device: str, labels: NDArray[np.int32], best: NDArray[np.float32], margin: NDArray[np.float32]
+    ) -> Assigned:
+        said = member_labels(self.logits(features, rows, device).argmax(-1).cpu().numpy(), self.permutations)
+        return Assigned(labels, best, margin, (said == labels[:, None]).mean(1, dtype=np.float32), said)
 
-    def assign_all(self, features: Features, device: str, start: int = 0, stop: int | None = None) -> Iterator[Assigned]:
-        """`assign` for the rows from ``start`` to ``stop``, block by block."""
-        stop = len(features) if stop is None else stop
-        for first in range(start, stop, self.block_rows):
-            yield self.assign(features, slice(first, min(first + self.block_rows, stop)), device)
+
+def head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
+    """(rows, clusters)."""
+    weights, bias = torch.from_numpy(head.weights).to(device), torch.from_numpy(head.bias).to(device)
+    found: NDArray[np.float32] = F.linear(features.rows(rows, device), weights, bias).softmax(-1).cpu().numpy()
+    return found
 
 
 def joined(parts: Sequence[Assigned]) -> Assigned:

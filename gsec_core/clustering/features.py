@@ -1,7 +1,7 @@
-"""Standardised features: an image half and, where there are counterparts, a text half."""
+"""Features: an image half and, where there are counterparts, a text half, each put on one scale."""
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,77 +9,117 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS
+from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows
 
 CLIP = 10.0
-"""Deviations from the mean beyond which a value counts no more. The published code cuts there only if some value of the
-data is beyond 100, so that one image changes all others."""
+"""Deviations from the mean beyond which a standardised value counts no more. The published code cuts there only if some
+value of the data is beyond 100, so that one image changes all others."""
+
+RADIUS = 10.0
+"""Root-mean-square norm of a half's rows on its principal axes."""
+
+_SAMPLE_ROWS = 65_536
+"""Rows that principal axes are fitted on."""
 
 Rows = slice | NDArray[np.int64]
 
 
 class Half(NamedTuple):
-    """What standardises one half."""
+    """What puts one half on its scale: (x - mean) basis / scale."""
 
     mean: NDArray[np.float32]
     """(d,)."""
+    basis: NDArray[np.float32] | None
+    """(d, p), orthonormal columns; None: the dimensions as they are, standardised and cut at `CLIP`."""
     scale: NDArray[np.float32]
-    """(d,): the standard deviation, 1 where a dimension is constant or beyond single precision."""
+    """(p,)."""
 
 
-def fit_half(X: NDArray[Any]) -> Half:
-    """Mean and standard deviation of each column of ``X`` (n, d), block by block in double precision."""
-    mean = sum(block.sum(0) for block in _blocks(X)) / len(X)
-    variance = sum(np.square(block - mean).sum(0) for block in _blocks(X)) / len(X)
-    scale = np.sqrt(variance)
-    return Half(mean.astype(np.float32), np.where((scale < 1e-8) | (scale > np.finfo(np.float32).max), 1, scale).astype(np.float32))
+def standardising(X: NDArray[Any]) -> Half:
+    """Mean and standard deviation of each column of ``X`` (n, d), in double precision; a constant column is divided by 1."""
+    mean = _mean(X)
+    scale = (_total((block.double() - mean).square().sum(0) for block in _blocks(X)) / len(X)).sqrt().numpy()
+    return Half(mean.float().numpy(), None, np.where((scale < 1e-8) | (scale > np.finfo(np.float32).max), 1, scale).astype(np.float32))
+
+
+def principal(X: NDArray[Any], components: int) -> Half:
+    """The first principal axes of ``X`` (n, d), neither whitened nor standardised, and one scale for all: rows have norm `RADIUS` on average.
+
+    Above 65,536 rows they are those of a random sample. There are at most ``components`` axes, d and n.
+    """
+    sample = X[sample_rows(len(X), _SAMPLE_ROWS, 0)]
+    mean = _mean(sample)
+    centred = (block - mean.float() for block in _blocks(sample))
+    covariance = _total((block.T @ block).double() for block in centred) / len(sample)
+    variances, axes = torch.linalg.eigh(covariance)
+    axes = axes.flip(1)[:, : min(components, len(X))]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # an axis has no sign of its own
+    norm = float(variances.flip(0)[: axes.shape[1]].clamp(min=0).sum().sqrt())
+    scale = norm / RADIUS if norm > 1e-8 else 1.0
+    return Half(mean.float().numpy(), axes.float().contiguous().numpy(), np.full(axes.shape[1], scale, np.float32))
+
+
+def project(X: NDArray[Any], half: Half) -> Iterator[NDArray[np.float32]]:
+    """The rows of ``X`` (n, d) on the half's scale, block by block: (rows, p)."""
+    mean, scale = torch.from_numpy(half.mean), torch.from_numpy(half.scale)
+    basis = None if half.basis is None else torch.from_numpy(half.basis)
+    for block in _blocks(X):
+        centred = block - mean
+        scaled = centred.div_(scale).clip_(-CLIP, CLIP) if basis is None else (centred @ basis).div_(scale)
+        yield scaled.numpy()
 
 
 class Features:
-    """Rows of one or two matrices, standardised when they are read.
+    """Rows of one or two halves.
 
     Parameters
     ----------
-    X : (n, d) floats of any precision; may be a memory map
-    text : (n, dt), or None: then the image half serves alone
-    halves : what standardises each
-    text_weight : share of the text half; .5 = both count the same
+    halves : float32 (n, p) each; may be memory maps
+    weights : share of each half, of sum 1
+    scales : what each half's rows are multiplied by where they stand side by side
     """
 
-    def __init__(self, X: NDArray[Any], text: NDArray[Any] | None, halves: Sequence[Half], text_weight: float) -> None:
-        self._matrices = [X] if text is None else [X, text]
-        self._halves = [tuple(torch.from_numpy(part) for part in half) for half in halves]
-        self.weights = (1.0,) if text is None else (1 - text_weight, text_weight)
-        """Of each half; they sum to 1."""
+    def __init__(self, halves: Sequence[NDArray[np.float32]], weights: Sequence[float], scales: Sequence[float]) -> None:
+        self.halves = list(halves)
+        self.weights = tuple(weights)
+        self._scales = tuple(scales)
 
     def __len__(self) -> int:
-        return len(self._matrices[0])
+        return len(self.halves[0])
 
     @property
     def widths(self) -> list[int]:
         """Dimensions of each half."""
-        return [matrix.shape[1] for matrix in self._matrices]
+        return [half.shape[1] for half in self.halves]
 
     @property
     def dimensions(self) -> int:
-        """Of both halves together."""
+        """Of all halves together."""
         return sum(self.widths)
 
     def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
-        """Rows of one half, standardised, float32 (rows, d)."""
-        mean, scale = (part.to(device) for part in self._halves[number])
-        picked = np.require(self._matrices[number][rows], requirements=["C", "W"])  # torch takes no array that is read-only
-        values = torch.from_numpy(picked).to(device).float()
-        return values.sub(mean).div_(scale).clip_(-CLIP, CLIP)
+        """Rows of one half, (rows, p)."""
+        picked = np.require(self.halves[number][rows], requirements=["C", "W"])  # torch takes no array that is read-only
+        return torch.from_numpy(picked).to(device)
 
     def joined(self, halves: Sequence[Tensor]) -> Tensor:
-        """Standardised halves side by side, (rows, dimensions), each scaled by the root of its weight; equal weights scale nothing."""
-        return torch.cat([half * math.sqrt(weight * len(halves)) for weight, half in zip(self.weights, halves, strict=True)], 1)
+        """Rows of each half side by side, (rows, dimensions), scaled."""
+        return torch.cat([half if scale == 1 else half * scale for half, scale in zip(halves, self._scales, strict=True)], 1)
 
     def rows(self, rows: Rows, device: str = "cpu") -> Tensor:
-        """Rows of both halves, joined."""
-        return self.joined([self.half(number, rows, device) for number in range(len(self._matrices))])
+        """Rows of all halves, joined."""
+        return self.joined([self.half(number, rows, device) for number in range(len(self.halves))])
 
 
-def _blocks(X: NDArray[Any]) -> Sequence[NDArray[np.float64]]:
-    return (X[start : start + BLOCK_ROWS].astype(np.float64) for start in range(0, len(X), BLOCK_ROWS))  # type: ignore[return-value]
+def _mean(X: NDArray[Any]) -> Tensor:
+    return _total(block.double().sum(0) for block in _blocks(X)) / len(X)
+
+
+def _total(parts: Iterator[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
+
+
+def _blocks(X: NDArray[Any]) -> Iterator[Tensor]:
+    """Rows as new float32 tensors."""
+    for start in range(0, len(X), BLOCK_ROWS):
+        yield torch.from_numpy(np.array(X[start : start + BLOCK_ROWS], np.float32))

@@ -1,35 +1,68 @@
-"""The text counterpart of an image: a weighted mean of descriptions of other images.
+"""The text counterpart of an image, made from descriptions of a few images.
 
-TAC's retrieval (Li et al. 2024, https://arxiv.org/abs/2310.11989) with generated sentences in place of nouns, as in
-Li et al. 2026, https://arxiv.org/abs/2605.12961.
+`Ridge` predicts it from the image's embedding, and so needs no space shared by images and text. `softmax_counterparts`
+is the published way: TAC's retrieval (Li et al. 2024, https://arxiv.org/abs/2310.11989) with generated sentences in
+place of nouns, as in Li et al. 2026, https://arxiv.org/abs/2605.12961.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve
 from scipy.sparse import csr_array
 
-from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
+
+PENALTY = 1.0
+"""Of ridge regression; the rows are unit vectors."""
 
 _BLOCK_VALUES = 2**25
 """Cosines in memory at once."""
 
 
-class Counterparts(NamedTuple):
-    """Of a block of rows."""
+@dataclass(frozen=True)
+class Ridge:
+    """A linear map from images to descriptions: with c the direction of x - mean, the counterpart of x is the direction of c weights."""
 
-    vectors: NDArray[np.float32]
-    """(rows, dt), unit length."""
-    best: NDArray[np.int32]
-    """(rows,): the description with the largest weight."""
-    weight: NDArray[np.float32]
-    """(rows,): that weight."""
+    mean: NDArray[np.float32]
+    """(d,): of all images."""
+    weights: NDArray[np.float32]
+    """(d, dt)."""
+
+    @classmethod
+    def fit(cls, X: NDArray[Any], described: NDArray[np.int64], T: NDArray[Any]) -> "Ridge":
+        """By ridge regression, in closed form, of the descriptions, centred, on the directions of their images from the mean image.
+
+        Parameters
+        ----------
+        X : (n, d) images, unit vectors of any precision; may be a memory map
+        described : (M,) the rows of ``X`` that ``T`` describes
+        T : (M, dt) descriptions
+
+        Raises ValueError if there is no description.
+        """
+        if not len(T):
+            raise ValueError("T has no rows: without a description there is no counterpart.")
+        mean = sum(X[start : start + BLOCK_ROWS].sum(0, dtype=np.float64) for start in range(0, len(X), BLOCK_ROWS)) / len(X)
+        rows = unit_rows(X[described] - mean.astype(np.float32)).astype(np.float64)
+        texts = np.asarray(T, np.float64) - np.asarray(T, np.float64).mean(0)
+        if len(rows) <= rows.shape[1]:
+            weights = rows.T @ solve(rows @ rows.T + PENALTY * np.eye(len(rows)), texts, assume_a="pos")
+        else:
+            weights = solve(rows.T @ rows + PENALTY * np.eye(rows.shape[1]), rows.T @ texts, assume_a="pos")
+        return cls(mean.astype(np.float32), weights.astype(np.float32))
+
+    def counterparts(self, X: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
+        """Of the rows of ``X`` (n, d), block by block: unit vectors (rows, dt)."""
+        for start in range(0, len(X), BLOCK_ROWS):
+            yield unit_rows(unit_rows(X[start : start + BLOCK_ROWS] - self.mean) @ self.weights)
 
 
-def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weight: float = 0.0) -> Iterator[Counterparts]:
-    """Counterparts of the rows of ``X``, block by block, in order.
+def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weight: float = 0.0) -> Iterator[NDArray[np.float32]]:
+    """Counterparts of the rows of ``X``, block by block, in order: unit vectors (rows, dt).
 
     With w_ij = softmax over all descriptions j of cos(x_i, t_j) / ``tau``, the counterpart of row i is the direction of
     sum_j w_ij t_j.
@@ -55,33 +88,23 @@ def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any]
     for start in range(0, len(X), step):
         cosines = unit_rows(X[start : start + step]) @ texts.T
         best = cosines.argmax(1)
-        if max_lost_weight:
-            sums, total = _summed(cosines, best, values, tau, np.log(max_lost_weight / len(T)))
-        else:
-            sums, total = _summed_all(cosines, best, values, tau)
-        yield Counterparts(unit_rows(sums), best.astype(np.int32), np.reciprocal(total))
+        least = np.log(max_lost_weight / len(T)) if max_lost_weight else -np.inf
+        yield unit_rows(_summed(cosines, best, values, tau, least))
 
 
-def _summed_all(
-    cosines: NDArray[np.float32], best: NDArray[np.int64], values: NDArray[np.float32], tau: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The weighted sums (rows, dt) and the sums of the weights (rows,), as multiples of the largest weight."""
-    weights = np.exp((cosines - _at(cosines, best)) / np.float32(tau))
-    return weights @ values, weights.sum(1)
-
-
-def _summed(
-    cosines: NDArray[np.float32], best: NDArray[np.int64], values: NDArray[np.float32], tau: float, least: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """As `_summed_all`, of the weights whose logarithm is at least ``least``."""
+def _summed(cosines: NDArray[np.float32], best: NDArray[np.int64], values: NDArray[np.float32], tau: float, least: float) -> NDArray[np.float32]:
+    """The sums (rows, dt), with weights that are multiples of the largest, of the weights whose logarithm is at least ``least``."""
     largest = _at(cosines, best)
+    sums: NDArray[np.float32]
+    if least == -np.inf:
+        sums = np.exp((cosines - largest) / np.float32(tau)) @ values
+        return sums
     kept = cosines >= largest + np.float32(tau * least)
     counts = kept.sum(1)
     columns = np.flatnonzero(kept) - np.repeat(np.arange(len(kept)) * kept.shape[1], counts)
     weights = np.exp((cosines[kept] - np.repeat(largest, counts)) / np.float32(tau))
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    sums: NDArray[np.float32] = csr_array((weights, columns, starts), shape=cosines.shape) @ values
-    return sums, np.add.reduceat(weights, starts[:-1])
+    sums = csr_array((weights, columns, np.concatenate([[0], np.cumsum(counts)])), shape=cosines.shape) @ values
+    return sums
 
 
 def _at(cosines: NDArray[np.float32], best: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -70,24 +70,9 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _fit(self, X: NDArray[Any]) -> None:
-        import faiss
-
-        kmeans = faiss.Kmeans(
-            X.shape[1],
-            self.n_clusters,
-            niter=self.max_iter,
-            nredo=self.n_init,
-            spherical=True,
-            seed=self.random_state,
-            min_points_per_centroid=1,
-        )
-        sample = sample_rows(len(X), max(_SAMPLE_ROWS, self.sample_per_cluster * self.n_clusters), self.random_state)
-        kmeans.cp.max_points_per_centroid = len(sample)  # the sample is taken here, not by faiss
-        kmeans.train(unit_rows(X[sample]))
-        assert kmeans.centroids is not None
-        assert kmeans.obj is not None
-        self.n_iter_ = len(kmeans.obj)
-        self.cluster_centers_ = unit_rows(kmeans.centroids)
+        sample = unit_rows(X[sample_rows(len(X), sample_size(self.n_clusters, self.sample_per_cluster), self.random_state)])
+        centres, self.n_iter_ = lloyd(sample, self.n_clusters, n_init=self.n_init, max_iter=self.max_iter, random_state=self.random_state, spherical=True)
+        self.cluster_centers_ = unit_rows(centres)
         labels = self.predict(X)
         order = np.argsort(-np.bincount(labels, minlength=self.n_clusters), kind="stable")
         self.cluster_centers_ = self.cluster_centers_[order]
@@ -106,6 +91,25 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def _validated(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         valid: NDArray[Any] = validate_data(self, X, dtype=[np.float16, np.float32, np.float64], reset=reset)
         return valid
+
+
+def lloyd(
+    X: NDArray[np.float32], n_clusters: int, *, n_init: int, max_iter: int, random_state: int, spherical: bool = False
+) -> tuple[NDArray[np.float32], int]:
+    """Lloyd's algorithm on all rows of ``X`` (n, d): centres (n_clusters, d) of the best start, and its iterations."""
+    import faiss
+
+    kmeans = faiss.Kmeans(X.shape[1], n_clusters, niter=max_iter, nredo=n_init, spherical=spherical, seed=random_state, min_points_per_centroid=1)
+    kmeans.cp.max_points_per_centroid = len(X)  # samples are taken before, not by faiss
+    kmeans.train(X)
+    assert kmeans.centroids is not None
+    assert kmeans.obj is not None
+    return kmeans.centroids, len(kmeans.obj)
+
+
+def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:
+    """Rows that centres are fitted on: more move them little."""
+    return max(_SAMPLE_ROWS, rows_per_cluster * n_clusters)
 
 
 def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

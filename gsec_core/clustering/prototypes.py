@@ -21,7 +21,7 @@ class Representatives(NamedTuple):
     """Members that stand for their micro-clusters, sorted by micro-cluster and band; each array is (representatives,)."""
 
     prototype: NDArray[np.int32]
-    band: NDArray[np.int8]
+    band: NDArray[np.int32]
     """0 is the core."""
     row: NDArray[np.int64]
     """Number of the member."""
@@ -46,4 +46,4 @@ def representatives(distances: ArrayLike, labels: ArrayLike, n_prototypes: int, 
     size, count = sizes[prototype], counts[prototype]
     middle = (band * size // count + (band + 1) * size // count) // 2
     first = np.cumsum(sizes) - sizes
-    return Representatives(prototype.astype(np.int32), band.astype(np.int8), order[first[prototype] + middle])
+    return Representatives(prototype.astype(np.int32), band.astype(np.int32), order[first[prototype] + middle])

@@ -1,12 +1,12 @@
 """assign: new images into the clusters of a run, which stays as it is.
 
-Reads this corpus's `embeddings`, and of the other run `caption_embeddings`, `features`, `members` and `alignment`;
-writes `assigned`, with the schema of `assignments`.
+Reads this corpus's `embeddings`, and of the other run `counterpart_model`, `caption_embeddings`, `features`, `members`,
+`alignment` and `head`; writes `assigned`, with the schema of `assignments`.
 """
 
 from collections.abc import Iterator, Sequence
 
-from gsec_core.clustering.ensemble import joined
+from gsec_core.clustering.ensemble import Assigned, joined
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
 from gsec_core.stages import align, encode, fuse, prepare, publish, train
@@ -19,14 +19,13 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     """Embed nothing anew: the counterpart, the features and the posteriors of every image of the named parts."""
     set_threads(context.config.threads)
     model = model_of(context)
-    plan, ensemble, halves = train.plan_of(model.config), align.load_ensemble(model), prepare.load_halves(model)
+    ensemble, head, device = align.load_ensemble(model), align.load_head(model), prepare.plan_of(model.config).device
     X, joint = load_embeddings(context), load_joint(context)
     for part in parts(context, names):
-        found = []
-        for start in range(part.start, part.stop, ensemble.block_rows):
-            rows = slice(start, min(start + ensemble.block_rows, part.stop))
-            features = plan.features(X[rows], fuse.counterparts_of(model, joint[rows]), halves)
-            found.append(ensemble.assign(features, slice(None), plan.device))
+        found: list[Assigned] = []
+        for rows in ensemble.blocks(part.start, part.stop):
+            features = prepare.features_of(model, X[rows], fuse.counterparts_of(model, X[rows], joint[rows]))
+            found += ensemble.predicted(features, head, device)
             progress(rows.stop - rows.start)
         whole = joined(found)
         yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement),), {})
@@ -63,7 +62,7 @@ def _inputs(context: Context) -> list[str]:
 
 STAGE = Stage(
     name="assign",
-    version=1,
+    version=2,
     settings=lambda config: {},
     inputs=_inputs,
     steps=(Step((ASSIGNED_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts, whole=True),),

@@ -1,6 +1,7 @@
 """What every stage after encode shares: the usable images in canonical order, their vectors, tables about all of them."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csr_array
 
 from gsec_core.arrays import to_matrix
@@ -115,7 +116,7 @@ def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.floa
     for name, table in shards.read_each(places, [column]):
         values = to_matrix(table, column)
         if matrix is None:
-            matrix = _scratch(context, usable(context).rows.num_rows, values.shape[1])
+            matrix = scratch_array(context.config, (usable(context).rows.num_rows, values.shape[1]), np.float16)
         matrix[places[name]] = values
     assert matrix is not None, "a table has at least one part"
     return matrix
@@ -127,7 +128,8 @@ def _load_vectors(context: Context, column: str) -> NDArray[np.float16]:
         shard: frame
         for (shard,), frame in pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position").partition_by("shard", as_dict=True).items()
     }
-    matrix = _scratch(context, rows.num_rows, to_matrix(embeddings.read(context.generation.shard_names[0], [column]), column).shape[1])
+    width = to_matrix(embeddings.read(context.generation.shard_names[0], [column]), column).shape[1]
+    matrix = scratch_array(context.config, (rows.num_rows, width), np.float16)
     for name, table in embeddings.read_each(sorted(wanted), ["image_id", column]):
         here = pl.DataFrame(table.select(["image_id"])).with_row_index("row").join(wanted[name], on="image_id")
         values = to_matrix(table, column)[here["row"].to_numpy()]
@@ -146,16 +148,16 @@ def scratch_file(config: PipelineConfig) -> IO[bytes]:
         raise Refused(f"scratch = {place}: no file can be made there ({error.strerror}). Make the folder, or name another.") from None
 
 
-def _scratch(context: Context, rows: int, width: int) -> NDArray[np.float16]:
-    """A matrix on disk, (rows, width), that is gone when nobody refers to it any more."""
-    with scratch_file(context.config) as file:
+def scratch_array(config: PipelineConfig, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
+    """An array on disk that is gone when nobody refers to it any more. Raises as `scratch_file` does, and OSError if the disk is full."""
+    with scratch_file(config) as file:
         try:
             # A write to a memory map that finds the disk full kills the process; here it is an error.
-            os.posix_fallocate(file.fileno(), 0, max(1, rows * width * np.dtype(np.float16).itemsize))
+            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * np.dtype(kind).itemsize))
         except OSError as error:
-            place = context.config.scratch or gettempdir()
+            place = config.scratch or gettempdir()
             raise OSError(error.errno, f"{error.strerror}; make room there, or name another folder by the setting scratch", place) from None
-        return np.memmap(file, np.float16, "r+", shape=(rows, width))
+        return np.memmap(file, kind, "r+", shape=shape)
 
 
 def assignment_table(

@@ -1,25 +1,30 @@
 """fuse: a text counterpart for every image, from the descriptions of a few.
 
-Reads `representative_captions` and `embeddings`; writes `caption_embeddings` (a row a description) and `counterparts`
-(a row an image).
+Reads `representative_captions` and `embeddings`; writes `caption_embeddings` (a row a description), `counterpart_model`
+(how counterparts are made, and how much they count) and `counterparts` (a row an image).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gsec_core.arrays import to_column, to_matrix
-from gsec_core.clustering.fusion import Counterparts, softmax_counterparts
-from gsec_core.config import output_settings
+from gsec_core.clustering.fusion import Ridge, softmax_counterparts
+from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import load_joint, load_parts, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, rows_of_parts, usable
 from gsec_core.tables import (
     CAPTION_EMBEDDINGS_TABLE,
+    COUNTERPART_MODEL,
+    COUNTERPART_MODEL_TABLE,
     COUNTERPARTS_TABLE,
     DESCRIBED,
     FREE,
@@ -27,6 +32,24 @@ from gsec_core.tables import (
     caption_embeddings_schema,
     counterparts_schema,
 )
+
+RIDGE, SOFTMAX, JOINT, OWN = "ridge", "softmax", "joint", "own"
+
+DESCRIBED_WEIGHT = 0.5
+"""Text weight where descriptions say what the embedding does not."""
+
+UNDESCRIBED_WEIGHT = 0.15
+"""Text weight of images in the joint space, or of sentences that come from an image's own classifier."""
+
+
+@dataclass(frozen=True)
+class CounterpartModel:
+    """How the run makes counterparts."""
+
+    kind: str
+    text_weight: float
+    ridge: Ridge | None
+    """For the kinds ridge and own."""
 
 
 def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -46,30 +69,88 @@ def counted_captions(context: Context) -> pa.Table:
     return captions.filter(pc.and_(pc.is_in(captions["status"], pa.array([DESCRIBED, FREE])), pc.is_valid(captions["text"])))
 
 
+@once
+def described_rows(context: Context) -> NDArray[np.int64]:
+    """Of each description the place of its image in canonical order, (M,)."""
+    places = pl.DataFrame(usable(context).rows.select(["image_id"])).with_row_index("place")
+    found = pl.DataFrame(counted_captions(context).select(["image_id"])).join(places, on="image_id", how="left", maintain_order="left")
+    rows: NDArray[np.int64] = found["place"].to_numpy().astype(np.int64)
+    return rows
+
+
+def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """How counterparts are made."""
+    kind, weight = resolved(context.config)
+    model: dict[str, Any] = {"kind": kind, "text_weight": weight, "mean": None, "weights": None}
+    if kind in (RIDGE, OWN):
+        with threadpool_limits(context.config.threads or None):
+            ridge = Ridge.fit(load_embeddings(context), described_rows(context), load_captions(context))
+        model |= {"mean": ridge.mean, "weights": ridge.weights.ravel()}
+    yield Finished("all", (pa.Table.from_pylist([model], COUNTERPART_MODEL),), {})
+
+
+def resolved(config: PipelineConfig) -> tuple[str, float]:
+    """The kind of counterpart and the text weight that the settings come to."""
+    sees_more = config.describe.captioner != "tagger"  # its sentences come from a classifier that the embedding knows
+    kind: str = config.fuse.counterpart
+    if kind == "auto" and config.preset == "published":
+        kind = SOFTMAX
+    elif kind == "auto" and not sees_more:
+        kind = JOINT
+    elif kind == "auto":
+        kind = RIDGE if config.prototypes.representatives else OWN
+    if config.fuse.text_weight is not None:
+        return kind, config.fuse.text_weight
+    return kind, DESCRIBED_WEIGHT if sees_more and kind != JOINT else UNDESCRIBED_WEIGHT
+
+
+@once
+def load_model(context: Context) -> CounterpartModel:
+    """How the run makes counterparts."""
+    [row] = context.shards(STAGE, COUNTERPART_MODEL_TABLE).read("all").to_pylist()
+    ridge = None
+    if row["mean"] is not None:
+        mean = np.array(row["mean"], np.float32)
+        ridge = Ridge(mean, np.array(row["weights"], np.float32).reshape(len(mean), -1))
+    return CounterpartModel(row["kind"], row["text_weight"], ridge)
+
+
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """The counterparts of the images of the named parts."""
-    X = load_joint(context)
-    schema = counterparts_schema(load_captions(context).shape[1])
+    X, joint = load_embeddings(context), load_joint(context)
+    described, own = described_rows(context), load_captions(context)
     for part in parts(context, names):
-        blocks = []
-        with threadpool_limits(context.config.threads or None):
-            for block in _combined(context, X[part.start : part.stop]):
-                blocks.append(block._replace(vectors=block.vectors.astype(np.float16)))
-                progress(len(block.best))
-        vectors, best, weight = (np.concatenate(column) for column in zip(*blocks, strict=True))
+        rows = slice(part.start, part.stop)
+        vectors = counterparts_of(context, X[rows], joint[rows], progress)
+        if load_model(context).kind == OWN:
+            here = np.flatnonzero((rows.start <= described) & (described < rows.stop))
+            vectors[described[here] - rows.start] = own[here]
+        schema = counterparts_schema(vectors.shape[1])
         counterparts = to_column(vectors, schema.field("counterpart").type)
-        yield Finished(part.name, (pa.table([part.rows["image_id"], counterparts, best, weight], schema=schema),), {})
+        yield Finished(part.name, (pa.table([part.rows["image_id"], counterparts], schema=schema),), {})
 
 
-def counterparts_of(context: Context, joint: NDArray[np.float16]) -> NDArray[np.float16]:
-    """The counterparts of other images by the run's descriptions: joint embeddings (n, d) to (n, dt), n above 0, as they would be stored."""
+def counterparts_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], progress: Progress = lambda rows: None) -> NDArray[np.float16]:
+    """The counterparts of images by the run's model, as they would be stored: (n, d) and joint embeddings (n, dj) to (n, dt), n above 0.
+
+    An image's own description is not looked for.
+    """
+    model, config = load_model(context), context.config.fuse
+    if model.kind == JOINT:
+        progress(len(joint))
+        return joint
+    blocks = []
     with threadpool_limits(context.config.threads or None):
-        return np.concatenate([block.vectors.astype(np.float16) for block in _combined(context, joint)])
-
-
-def _combined(context: Context, joint: NDArray[np.float16]) -> Iterator[Counterparts]:
-    config, captions = context.config.fuse, load_captions(context)
-    return softmax_counterparts(joint, captions, captions, config.tau, config.max_lost_weight)
+        if model.kind == SOFTMAX:
+            captions = load_captions(context)
+            found = softmax_counterparts(joint, captions, captions, config.tau, config.max_lost_weight)
+        else:
+            assert model.ridge is not None, "it is in the table"
+            found = model.ridge.counterparts(X)
+        for block in found:
+            blocks.append(block.astype(np.float16))
+            progress(len(block))
+    return np.concatenate(blocks)
 
 
 @once
@@ -83,13 +164,19 @@ def load_counterparts(context: Context) -> NDArray[np.float16]:
     return load_parts(context, context.shards(STAGE, COUNTERPARTS_TABLE), "counterpart")
 
 
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    kind, weight = resolved(config)
+    return {**output_settings(config.fuse), "counterpart": kind, "text_weight": weight}
+
+
 STAGE = Stage(
     name="fuse",
-    version=1,
-    settings=lambda config: output_settings(config.fuse),
+    version=2,
+    settings=_settings,
     inputs=lambda context: [encode.STAGE.fingerprint(context), describe.STAGE.fingerprint(context), usable(context).digest],
     steps=(
         Step((CAPTION_EMBEDDINGS_TABLE,), lambda context: ["all"], embed, lambda context, names: 0, whole=True),
+        Step((COUNTERPART_MODEL_TABLE,), lambda context: ["all"], fit, lambda context, names: 0, whole=True),
         Step((COUNTERPARTS_TABLE,), lambda context: usable(context).part_names, combine, rows_of_parts, whole=True),
     ),
 )

@@ -56,7 +56,7 @@ def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterat
             distances.append(1 - block.max(1))
             progress(len(block))
     distance = np.concatenate(distances)
-    found = representatives(distance, np.concatenate(labels), len(centres), context.config.prototypes.representatives)
+    found = representatives(distance, np.concatenate(labels), len(centres), context.config.prototypes.representatives or len(distance))
     images = usable(context).rows.take(found.row)
     columns = [found.prototype, found.band, images["image_id"], images["uri"], images["content_hash"], distance[found.row]]
     yield Finished("all", (pa.table(columns, schema=REPRESENTATIVES),), {})
@@ -78,7 +78,7 @@ def _images(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="prototypes",
-    version=1,
+    version=2,
     settings=lambda config: output_settings(config.prototypes),
     inputs=_inputs,
     steps=(

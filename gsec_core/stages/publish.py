@@ -17,9 +17,9 @@ from gsec_core import layout, namers
 from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
 from gsec_core.naming import Description
 from gsec_core.stages import align, fuse
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import cluster_sums, load_embeddings, usable
-from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, COUNTERPARTS_TABLE, LAYOUT, LAYOUT_TABLE
+from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, LAYOUT, LAYOUT_TABLE
 
 BORROWED = 3
 """Descriptions that a cluster without any of its own is named by."""
@@ -36,7 +36,7 @@ def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
     """What was said of each cluster's images, and how many descriptions are its own.
 
-    A cluster of which no image was described has the descriptions that weigh most for most of its images.
+    A cluster of which no image was described has those of the images nearest to its centre.
     """
     captions = fuse.counted_captions(context).select(["image_id", "text", "object", "attributes"])
     assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["image_id", "cluster"])
@@ -44,21 +44,21 @@ def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
     numbered = pl.DataFrame(captions).with_row_index("caption")
     own = numbered.join(cluster_of, on="image_id", maintain_order="left").select("cluster", "caption")
     counts = np.bincount(own["cluster"].to_numpy(), minlength=context.config.clusters)
-    weighed = pl.DataFrame(pa.concat_tables(context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read_all(usable(context).part_names, ["caption"])))
-    borrowed = (
-        pl.DataFrame({"cluster": cluster_of["cluster"], "caption": weighed["caption"].cast(pl.UInt32)})
-        .filter(pl.Series(counts == 0)[cluster_of["cluster"]])
-        .group_by("cluster", "caption")
-        .len()
-        .sort("cluster", "len", "caption", descending=[False, True, False])
-        .group_by("cluster", maintain_order=True)
-        .head(BORROWED)
-    )
+    borrowed = _nearest_descriptions(context, np.flatnonzero(counts == 0))
     said: list[list[Description]] = [[] for _ in range(context.config.clusters)]
     texts = [Description(row["text"], row["object"], tuple(row["attributes"])) for row in captions.to_pylist()]
-    for cluster, caption in [*own.iter_rows(), *borrowed.select("cluster", "caption").iter_rows()]:
+    for cluster, caption in [*own.iter_rows(), *borrowed]:
         said[cluster].append(texts[caption])
     return said, counts.tolist()
+
+
+def _nearest_descriptions(context: Context, clusters: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Of each of ``clusters`` the images that were described and are nearest to its centre: cluster and number of the description."""
+    if not len(clusters):
+        return []
+    centres = _centres(context)[clusters]
+    nearest = np.argsort(-(centres @ unit_rows(load_embeddings(context)[fuse.described_rows(context)]).T), axis=1, kind="stable")[:, :BORROWED]
+    return [(int(cluster), int(caption)) for cluster, found in zip(clusters, nearest, strict=True) for caption in found]
 
 
 def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -80,10 +80,17 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     yield Finished("all", (pa.table([pa.array(column) for column in columns], schema=LAYOUT),), {"shown": len(shown)})
 
 
+@once
+def _centres(context: Context) -> NDArray[np.float32]:
+    """Mean direction of the images of each cluster, (clusters, dim)."""
+    assignments = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster"]))
+    return unit_rows(cluster_sums(load_embeddings(context), assignments["cluster"].to_numpy(), context.config.clusters))
+
+
 def _centrality(context: Context, labels: NDArray[np.int32]) -> NDArray[np.float32]:
     """Cosine of every image to the centre of its cluster, (n,)."""
     X = load_embeddings(context)
-    centres = unit_rows(cluster_sums(X, labels, context.config.clusters))
+    centres = _centres(context)
     found = np.empty(len(X), np.float32)
     for start in range(0, len(X), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
@@ -93,7 +100,7 @@ def _centrality(context: Context, labels: NDArray[np.int32]) -> NDArray[np.float
 
 STAGE = Stage(
     name="publish",
-    version=1,
+    version=2,
     settings=lambda config: {"namer": namers.namer_identity(config)},
     inputs=lambda context: [align.STAGE.fingerprint(context)],
     steps=(

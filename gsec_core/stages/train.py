@@ -1,6 +1,6 @@
 """train: the members of the outer ensemble, a block at a time.
 
-Reads `embeddings`, `counterparts`, `features` and `neighbors`; writes `members`, one shard a block. A block depends on
+Reads what `prepare` made, and the embeddings and counterparts behind it; writes `members`, one shard a block. A block depends on
 its number and the settings alone, and not on how many members are wanted: a cut one starts again, and more members
 only add blocks.
 """
@@ -14,35 +14,24 @@ import xxhash
 
 from gsec_core.arrays import to_matrix
 from gsec_core.clustering.bilevel import Member
-from gsec_core.clustering.features import Features
-from gsec_core.clustering.gsec import GSEC, Plan
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.devices import set_threads
-from gsec_core.errors import Refused
-from gsec_core.stages import fuse, prepare
+from gsec_core.stages import prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import load_embeddings
+from gsec_core.stages.prepare import plan_of
 from gsec_core.tables import MEMBERS, MEMBERS_TABLE
-
-
-def plan_of(config: PipelineConfig) -> Plan:
-    """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
-    try:
-        return GSEC(config.clusters, device=config.train.device, **output_settings(config.train)).plan()
-    except ValueError as error:
-        raise Refused(f"train.{error}") from None
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Train the named blocks, one after the other: each keeps all threads busy."""
     set_threads(context.config.threads)
     plan = plan_of(context.config)
-    features, neighbors = load_features(context), prepare.load_neighbors(context)
+    features, neighbors = prepare.load_features(context), prepare.load_neighbors(context)
     for block, name in enumerate(blocks(context)):
         if name in names:
             members = plan.train(features, neighbors, block, progress)
             columns: dict[str, Any] = {
-                "member": block * plan.training.block_size + np.arange(len(members)),
+                "member": block * plan.preset.training.block_size + np.arange(len(members)),
                 "weights": [member.weights.ravel() for member in members],
                 "bias": [member.bias for member in members],
                 "steps": [member.steps for member in members],
@@ -52,11 +41,6 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
             yield Finished(name, (pa.table(columns, schema=MEMBERS),), {"members": len(members), "steps": sum(columns["steps"])})
 
 
-def load_features(context: Context) -> Features:
-    """Embeddings and counterparts of all images, as training sees them."""
-    return plan_of(context.config).features(load_embeddings(context), fuse.load_counterparts(context), prepare.load_halves(context))
-
-
 def load_members(context: Context) -> tuple[list[Member], str]:
     """The members that are wanted, in order, and a digest of them."""
     members, digest = [], xxhash.xxh3_128()
@@ -64,7 +48,7 @@ def load_members(context: Context) -> tuple[list[Member], str]:
         weights, bias = (to_matrix(table, name) for name in ("weights", "bias"))
         facts = table.select(["steps", "changed", "loss"]).to_pylist()
         members += [Member(w.reshape(len(b), -1), b, **fact) for w, b, fact in zip(weights, bias, facts, strict=True)]
-    members = members[: plan_of(context.config).n_members]
+    members = members[: plan_of(context.config).preset.n_members]
     for member in members:
         digest.update(member.weights.tobytes() + member.bias.tobytes())
     return members, digest.hexdigest()
@@ -78,13 +62,17 @@ def blocks(context: Context) -> list[str]:
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     settings = output_settings(config.train)
     del settings["n_members"]
-    return {"clusters": config.clusters, **settings}
+    return {"clusters": config.clusters, "preset": config.preset, **settings}
+
+
+def _steps(context: Context, names: Sequence[str]) -> int:
+    return plan_of(context.config).preset.training.max_steps * len(names)
 
 
 STAGE = Stage(
     name="train",
-    version=1,
+    version=2,
     settings=_settings,
     inputs=lambda context: [prepare.STAGE.fingerprint(context)],
-    steps=(Step((MEMBERS_TABLE,), blocks, work, lambda context, names: plan_of(context.config).training.max_steps * len(names), whole=True, unit="steps"),),
+    steps=(Step((MEMBERS_TABLE,), blocks, work, _steps, whole=True, unit="steps"),),
 )

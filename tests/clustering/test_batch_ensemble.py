@@ -1,6 +1,7 @@
 """The collapsed mean against `tabm`'s layer, which computes every member."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from gsec_core.clustering.batch_ensemble import BatchEnsembleHeads
 from gsec_core.clustering.bilevel import Training, inner_losses
+from gsec_core.clustering.gsec import PRESETS
 
+PUBLISHED = PRESETS["published"].training
 ROWS, D, OUTPUTS, K, MEMBERS = 50, 12, 7, 5, 3
 
 
@@ -60,7 +63,7 @@ def test_gradients_of_every_parameter_are_those_of_the_member_by_member_form() -
     assert_equal_gradients(head, layers)
 
 
-@pytest.mark.parametrize("training", [Training(), Training(entropy=0.5, cosine=2.0, distillation=3.0)])
+@pytest.mark.parametrize("training", [PUBLISHED, replace(PUBLISHED, entropy=0.5, cosine=2.0, distillation=3.0)])
 def test_so_they_are_through_the_whole_inner_loss(training: Training) -> None:
     image, text = heads(), heads()
     both = [member_by_member(image), member_by_member(text)]

@@ -1,5 +1,6 @@
 """The losses against torch's own functions, and what the members of a block may share."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsec_core.clustering.bilevel import Member, Neighbors, Training, inner_losses, outer_losses, train_block
-from gsec_core.clustering.features import Features, fit_half
+from gsec_core.clustering.bilevel import Member, Neighbors, Training, inner_losses, outer_losses, pair_losses, train_block
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.gsec import PRESETS
 
+PUBLISHED, DEFAULT = PRESETS["published"].training, PRESETS["default"].training
 ROWS, MEMBERS, CLUSTERS = 40, 3, 6
 
 
@@ -20,7 +23,7 @@ def logits(seed: int, rows: int = ROWS) -> Tensor:
 
 
 def test_inner_loss_is_the_published_sum() -> None:
-    training, q = Training(), logits(0).softmax(-1)
+    training, q = PUBLISHED, logits(0).softmax(-1)
     image, text = logits(1, 2 * ROWS), logits(2, 2 * ROWS)
     found = inner_losses([image, text], q, training, (0.5, 0.5))
     for m in range(MEMBERS):
@@ -36,18 +39,43 @@ def test_inner_loss_is_the_published_sum() -> None:
         assert found[m].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_outer_loss_is_cross_entropy_less_the_entropy_of_the_mean_label() -> None:
+def test_published_outer_loss_is_cross_entropy_less_the_entropy_of_the_mean_label() -> None:
     z, prediction = logits(0), logits(1)
     q = z.softmax(-1)
-    found = outer_losses(z, prediction, gamma=50)
+    found = outer_losses(z, prediction, PUBLISHED, torch.empty(0))
     for m in range(MEMBERS):
         balance = torch.distributions.Categorical(probs=q[:, m].mean(0)).entropy()
         assert found[m].item() == pytest.approx((F.cross_entropy(prediction[:, m], q[:, m]) - 50 * balance).item(), abs=1e-10)
 
 
+def test_default_outer_loss_is_half_the_cross_entropy_and_the_agreement_of_neighbours() -> None:
+    both, prediction = logits(0, 2 * ROWS), logits(1)
+    q, neighbor = both.softmax(-1)[:ROWS], both.softmax(-1)[ROWS:]
+    before = torch.full((MEMBERS, CLUSTERS), 1 / CLUSTERS, dtype=torch.float64)
+    marginal = before.clone()
+    found = outer_losses(both, prediction, DEFAULT, marginal)
+    assert torch.allclose(marginal, 0.9 * before + 0.1 * q.mean(0))
+    for m in range(MEMBERS):
+        expected = 0.5 * F.cross_entropy(prediction[:, m], q[:, m])
+        for i in range(ROWS):
+            weight = (q[i, m] * neighbor[i, m]).sum()
+            expected -= weight * ((q[i, m] * neighbor[i, m]) ** 0.6 / marginal[m]).sum().log() / ROWS
+        assert found[m].item() == pytest.approx(expected.item(), abs=1e-10)
+
+
+def test_the_belief_in_a_pair_weighs_it_and_gets_no_gradient() -> None:
+    log_q = logits(0).log_softmax(-1).requires_grad_()
+    neighbor = logits(1).log_softmax(-1)
+    marginal = torch.full((MEMBERS, CLUSTERS), 1 / CLUSTERS, dtype=torch.float64)
+    [found] = torch.autograd.grad(pair_losses(log_q, neighbor, marginal, 0.6).sum(), log_q)
+    weight = (log_q + neighbor).exp().sum(-1, keepdim=True)
+    shares = (0.6 * (log_q + neighbor)).softmax(-1)
+    assert torch.allclose(found, -0.6 * weight.detach() * shares / ROWS)
+
+
 def test_image_half_alone_has_no_cross_modal_terms() -> None:
     image, q = logits(1), logits(0).softmax(-1)
-    found = inner_losses([image], q, Training(entropy=0), (1.0,))
+    found = inner_losses([image], q, replace(PUBLISHED, entropy=0.0), (1.0,))
     assert found[0].item() == pytest.approx(F.cross_entropy(image[:, 0], q[:, 0]).item(), abs=1e-12)
 
 
@@ -55,42 +83,48 @@ def blobs(n: int = 600, text: bool = True) -> tuple[Features, Neighbors, NDArray
     random = np.random.default_rng(0)
     truth = random.integers(4, size=n)
     X, S = (3 * random.normal(size=(4, d))[truth] + random.normal(size=(n, d)) for d in (16, 12))
+    halves = [((half - half.mean(0)) / half.std(0)).astype(np.float32) for half in (X, S)][: 1 + text]
     # Neighbours of the same blob: what an index would find.
     same = np.array([random.choice(np.flatnonzero(truth == label), 3) for label in truth], np.int32)
-    features = Features(X, S if text else None, [fit_half(X), fit_half(S)][: 1 + text], 0.5)
-    return features, Neighbors(same, same if text else None), truth
+    return Features(halves, [1 / len(halves)] * len(halves), [1.0] * len(halves)), Neighbors(same, same if text else None), truth
 
 
-def train(features: Features, neighbors: Neighbors, block: int = 0, tol: float = 0, **changes: int) -> list[Member]:
-    training = replace(Training(max_steps=12, gamma=10, batch_rows=100), **changes)
-    return train_block(
-        features, neighbors, training, n_clusters=4, ensemble_size=8, tol=tol, random_state=0, block=block, device="cpu", progress=lambda steps: None
-    )
+SHORT = replace(PUBLISHED, max_steps=12, tol=0.0, balance=10.0, batch_rows=100)
+PAIRED = replace(DEFAULT, max_steps=12, batch_rows=100, block_size=1)
 
 
-def test_members_of_a_block_share_nothing_but_mini_batches() -> None:
+def train(
+    features: Features, neighbors: Neighbors, training: Training = SHORT, block: int = 0, progress: Callable[[int], None] = lambda steps: None
+) -> list[Member]:
+    return train_block(features, neighbors, training, n_clusters=4, ensemble_size=8, random_state=0, block=block, device="cpu", progress=progress)
+
+
+@pytest.mark.parametrize("training", [SHORT, PAIRED])
+def test_members_of_a_block_share_nothing_but_mini_batches(training: Training) -> None:
     features, neighbors, _ = blobs()
-    alone, *_ = train(features, neighbors, block_size=1)
-    first, second, third = train(features, neighbors, block_size=3)
+    [alone] = train(features, neighbors, training)
+    first, second, third = train(features, neighbors, replace(training, block_size=3))
     assert first.weights == pytest.approx(alone.weights, abs=1e-4)
     assert np.abs(second.weights - first.weights).max() > 0.1
     assert np.abs(third.weights - second.weights).max() > 0.1
 
 
-def test_a_block_is_the_same_again_and_another_block_is_another() -> None:
+@pytest.mark.parametrize("training", [SHORT, PAIRED])
+def test_a_block_is_the_same_again_and_another_block_is_another(training: Training) -> None:
     features, neighbors, _ = blobs()
-    [one], [again], [other] = train(features, neighbors), train(features, neighbors), train(features, neighbors, block=1)
+    [one], [again], [other] = (train(features, neighbors, training, block) for block in (0, 0, 1))
     assert np.array_equal(one.weights, again.weights)
     assert not np.array_equal(one.weights, other.weights)
 
 
+@pytest.mark.parametrize("training", [SHORT, PAIRED])
 @pytest.mark.parametrize("text", [True, False])
-def test_separated_blobs_are_found(text: bool) -> None:
+def test_separated_blobs_are_found(text: bool, training: Training) -> None:
     from sklearn.metrics import adjusted_rand_score
 
     features, neighbors, truth = blobs(text=text)
     scores = []
-    for member in train(features, neighbors, max_steps=60, block_size=4):
+    for member in train(features, neighbors, replace(training, max_steps=60, block_size=4)):
         labels = (features.rows(slice(None)).numpy() @ member.weights.T + member.bias).argmax(1)
         scores.append(adjusted_rand_score(truth, labels))
     assert max(scores) == 1
@@ -99,19 +133,16 @@ def test_separated_blobs_are_found(text: bool) -> None:
 def test_a_settled_member_stops_and_is_kept_while_others_go_on() -> None:
     features, neighbors, _ = blobs()
     told: list[int] = []
-    training = Training(max_steps=200, gamma=10, batch_rows=100, block_size=4)
-    members = train_block(features, neighbors, training, n_clusters=4, ensemble_size=8, tol=1e-3, random_state=0, block=0, device="cpu", progress=told.append)
+    whole = replace(SHORT, max_steps=200, block_size=4)
+    members = train(features, neighbors, replace(whole, tol=1e-3), progress=told.append)
     assert sum(told) == max(member.steps for member in members) < 200
     assert all(member.changed <= 1e-3 for member in members)
-    for member, never in zip(members, train(features, neighbors, max_steps=200, block_size=4), strict=True):
+    for member, never in zip(members, train(features, neighbors, whole), strict=True):
         assert never.steps == 200
         assert member.steps % 10 == 0
 
 
-def test_features_are_not_changed_by_reading_them() -> None:
-    X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    before = X.copy()
-    rows = Features(X, None, [fit_half(X)], 0.5).rows(slice(None)).numpy()
-    assert np.array_equal(X, before)
-    assert rows.mean(0) == pytest.approx([0, 0, 0], abs=1e-6)
-    assert rows.std(0) == pytest.approx([1, 1, 1], abs=1e-6)
+def test_mini_batches_grow_with_the_clusters_and_not_beyond_their_bound() -> None:
+    assert [DEFAULT.batch(10**6, clusters) for clusters in (10, 128, 1000, 50_000)] == [512, 512, 4000, 8192]
+    assert DEFAULT.batch(300, 10) == 300
+    assert PUBLISHED.batch(10**6, 1000) == 1000

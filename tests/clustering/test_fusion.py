@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from gsec_core.clustering import fusion
-from gsec_core.clustering.fusion import Counterparts, softmax_counterparts
+from gsec_core.clustering.fusion import PENALTY, Ridge, softmax_counterparts
 from gsec_core.clustering.kmeans import unit_rows
 
 
@@ -28,19 +28,13 @@ def dense(weights: NDArray[np.float64], T: NDArray[np.float16]) -> NDArray[np.fl
     return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
 
 
-def joined(blocks: list[Counterparts]) -> Counterparts:
-    return Counterparts(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))
-
-
 @pytest.mark.parametrize("tau", [0.005, 0.05, 1.0])
 def test_with_nothing_left_out_it_is_the_dense_formula(tau: float) -> None:
     X, T_joint, T = images_and_texts()
     weights = weights_of(X, T_joint, tau)
-    found = joined(list(softmax_counterparts(X, T_joint, T, tau)))
+    found = np.concatenate(list(softmax_counterparts(X, T_joint, T, tau)))
     # float32 cosines are off by some 1e-7, and tau divides that
-    np.testing.assert_allclose(found.vectors, dense(weights, T), atol=1e-6 / tau)
-    np.testing.assert_array_equal(found.best, weights.argmax(1))
-    np.testing.assert_allclose(found.weight, weights.max(1), atol=1e-6 / tau)
+    np.testing.assert_allclose(found, dense(weights, T), atol=1e-6 / tau)
 
 
 @pytest.mark.parametrize("max_lost_weight", [1e-6, 1e-4, 0.01, 0.5])
@@ -49,8 +43,8 @@ def test_what_is_left_out_weighs_no_more_than_the_bound(tau: float, max_lost_wei
     X, T_joint, _ = images_and_texts()
     weights = weights_of(X, T_joint, tau)
     # With one-hot texts a counterpart is the weights themselves, but for its length.
-    found = joined(list(softmax_counterparts(X, T_joint, np.eye(len(T_joint)), tau, max_lost_weight)))
-    kept = found.vectors > 0
+    found = np.concatenate(list(softmax_counterparts(X, T_joint, np.eye(len(T_joint)), tau, max_lost_weight)))
+    kept = found > 0
     assert not kept.all(), "nothing was left out"
     assert np.where(kept, 0, weights).sum(1).max() <= max_lost_weight
 
@@ -59,12 +53,11 @@ def test_what_is_left_out_weighs_no_more_than_the_bound(tau: float, max_lost_wei
 def test_a_counterpart_moves_with_the_bound_and_no_more(max_lost_weight: float) -> None:
     X, T_joint, T = images_and_texts()
     weights = weights_of(X, T_joint, 0.05)
-    found = joined(list(softmax_counterparts(X, T_joint, T, 0.05, max_lost_weight)))
+    found = np.concatenate(list(softmax_counterparts(X, T_joint, T, 0.05, max_lost_weight)))
     # The weights change by at most twice the bound in sum, each on a unit vector; scaling the sum to unit length divides by its length.
     lengths = np.linalg.norm(weights @ T.astype(np.float64), axis=1)
-    moved = np.linalg.norm(found.vectors - dense(weights, T), axis=1)
+    moved = np.linalg.norm(found - dense(weights, T), axis=1)
     assert (moved <= 2 * 2 * max_lost_weight / lengths + 1e-4).all()
-    np.testing.assert_allclose(found.weight, weights.max(1), atol=2 * max_lost_weight + 1e-4)
 
 
 @pytest.mark.parametrize("max_lost_weight", [0.0, 1e-4])
@@ -73,19 +66,47 @@ def test_blocks_of_rows_make_no_difference(max_lost_weight: float, monkeypatch: 
     [whole] = softmax_counterparts(X, T_joint, T, 0.005, max_lost_weight)
     monkeypatch.setattr(fusion, "_BLOCK_VALUES", 37 * len(T))
     blocks = list(softmax_counterparts(X, T_joint, T, 0.005, max_lost_weight))
-    assert [len(block.best) for block in blocks] == [37] * 8 + [4]
-    np.testing.assert_allclose(joined(blocks).vectors, whole.vectors, atol=1e-4)
-    np.testing.assert_array_equal(joined(blocks).best, whole.best)
+    assert [len(block) for block in blocks] == [37] * 8 + [4]
+    np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-4)
 
 
 def test_equal_descriptions_all_count() -> None:
     x = np.array([[1.0, 1.0]])
     T = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     [found] = softmax_counterparts(x, T, T, 0.1)
-    np.testing.assert_allclose(found.vectors, [[1 / np.sqrt(5), 2 / np.sqrt(5)]], atol=1e-6)
-    np.testing.assert_allclose(found.weight, [1 / 3], atol=1e-6)
+    np.testing.assert_allclose(found, [[1 / np.sqrt(5), 2 / np.sqrt(5)]], atol=1e-6)
 
 
 def test_no_description_is_an_error() -> None:
     with pytest.raises(ValueError, match="without a description"):
         next(softmax_counterparts(np.ones((2, 3)), np.empty((0, 3)), np.empty((0, 3)), 0.1))
+
+
+@pytest.mark.parametrize("described", [10, 200])
+def test_ridge_is_the_least_penalised_error(described: int) -> None:
+    """With more descriptions than dimensions and with fewer: where the error and its penalty are least their gradient is nothing."""
+    X, _, T = images_and_texts()
+    rows = np.arange(described)
+    ridge = Ridge.fit(X, rows, np.resize(T, (described, T.shape[1])))
+    texts = np.resize(T, (described, T.shape[1])).astype(np.float64)
+    images = unit_rows(X[rows] - X.astype(np.float64).mean(0)).astype(np.float64)
+    gradient = images.T @ (images @ ridge.weights - (texts - texts.mean(0))) + PENALTY * ridge.weights
+    assert np.abs(ridge.weights).max() > 0.01
+    np.testing.assert_allclose(gradient, 0, atol=1e-4)
+
+
+def test_ridge_carries_descriptions_to_images_without_a_common_space() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(3, size=300)
+    X = unit_rows(random.standard_normal((3, 40))[truth] + 0.3 * random.standard_normal((300, 40)))
+    T = unit_rows(random.standard_normal((3, 7)))
+    described = np.arange(0, 300, 10)
+    found = np.concatenate(list(Ridge.fit(X, described, T[truth[described]]).counterparts(X)))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    centred = unit_rows(T - T[truth[described]].mean(0))
+    assert ((found @ centred.T).argmax(1) == truth).mean() > 0.99
+
+
+def test_ridge_without_a_description_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without a description"):
+        Ridge.fit(np.ones((2, 3)), np.empty(0, np.int64), np.empty((0, 3)))

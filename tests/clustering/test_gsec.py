@@ -8,8 +8,6 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gsec_core import GSEC
-from gsec_core.clustering.ensemble import Ensemble
-from gsec_core.clustering.features import Features, Half
 from gsec_core.clustering.gsec import PRESETS
 
 SMALL = {"ensemble_size": 4, "max_steps": 60, "device": "cpu"}
@@ -40,16 +38,17 @@ def test_the_consensus_finds_blobs_of_unequal_size_and_numbers_them_by_size(fitt
     assert list(sizes) == sorted(sizes, reverse=True)
 
 
-def test_what_fit_says_of_its_rows_is_what_the_posteriors_say(fitted: GSEC) -> None:
+def test_the_head_says_what_fit_said_of_its_rows(fitted: GSEC) -> None:
     X, S, _ = blobs()
     posteriors = fitted.predict_proba(X, S)
     assert posteriors.sum(1) == pytest.approx(np.ones(len(X)), abs=1e-5)
-    assert np.array_equal(fitted.predict(X, S), fitted.labels_)
-    assert fitted.confidence_ == pytest.approx(posteriors.max(1), abs=1e-6)
+    assert np.array_equal(fitted.predict(X, S), posteriors.argmax(1))
+    assert (fitted.predict(X, S) == fitted.labels_).mean() > 0.98, "the head stands for the consensus"
+    assert (fitted.margin_ <= fitted.confidence_).all()
 
 
 def test_agreement_is_the_share_of_members_with_the_label(fitted: GSEC) -> None:
-    assert fitted.member_labels_.shape == (4, 300)
+    assert fitted.member_labels_.shape == (20, 300)
     same = fitted.member_labels_ == fitted.labels_
     assert fitted.agreement_ == pytest.approx(same.mean(0))
     assert fitted.member_agreement_ == pytest.approx(same.mean(1))
@@ -57,9 +56,9 @@ def test_agreement_is_the_share_of_members_with_the_label(fitted: GSEC) -> None:
 
 def test_more_members_change_none_of_those_there_were() -> None:
     X, S, _ = blobs()
-    two, six = (GSEC(4, n_members=count, **{**SMALL, "max_steps": 5}).fit(X, text=S) for count in (2, 6))
-    assert (len(two.members_), len(six.members_)) == (2, 6)
-    for few, many in zip(two.members_, six.members_, strict=False):
+    two, twelve = (GSEC(4, n_members=count, **{**SMALL, "max_steps": 5}).fit(X, text=S) for count in (2, 12))
+    assert (len(two.members_), len(twelve.members_)) == (2, 12)
+    for few, many in zip(two.members_, twelve.members_, strict=False):
         assert np.array_equal(few.weights, many.weights)
 
 
@@ -82,7 +81,7 @@ def test_the_text_half_counts_by_its_weight_and_not_by_the_published_preset() ->
     X, S, truth = blobs()
     noise = np.random.default_rng(1).normal(size=S.shape).astype(np.float32)
     settings = {**SMALL, "max_steps": 40}
-    assert adjusted_rand_score(truth, GSEC(4, text_weight=0.02, **settings).fit(X, text=noise).labels_) > 0.9
+    assert adjusted_rand_score(truth, GSEC(4, text_weight=0.02, **settings).fit(X, text=noise).labels_) > 0.8
     assert adjusted_rand_score(truth, GSEC(4, text_weight=0.98, **settings).fit(X, text=noise).labels_) < 0.5
     light, heavy = (GSEC(4, preset="published", text_weight=weight, **{**settings, "max_steps": 5}).fit(X, text=S) for weight in (0.1, 0.9))
     assert np.array_equal(light.members_[0].weights, heavy.members_[0].weights)
@@ -98,9 +97,10 @@ def test_without_text_the_image_half_serves_alone() -> None:
 
 def test_presets_are_what_they_say() -> None:
     published = GSEC(preset="published").plan()
-    assert (published.n_members, published.training.max_steps, published.training.gamma) == (1, 6000, 50)
-    assert (GSEC().plan().n_members, GSEC().plan().training.max_steps, GSEC().plan().training.gamma) == (4, 300, 10)
-    assert GSEC(preset="published", max_steps=7, n_members=3).plan().training.max_steps == 7
+    assert (published.preset.n_members, published.preset.training.max_steps, published.preset.training.balance) == (1, 6000, 50)
+    default = GSEC().plan()
+    assert (default.preset.n_members, default.preset.training.max_steps, default.preset.training.balance) == (20, 100, 0)
+    assert GSEC(preset="published", max_steps=7, n_members=3).plan().preset.training.max_steps == 7
     assert set(PRESETS) == {"default", "published"}
 
 
@@ -126,11 +126,14 @@ def test_text_of_another_length_is_refused() -> None:
         GSEC(4).fit(X, text=S[1:])
 
 
-def test_ties_of_sure_members_are_settled_whatever_the_clusters_are_called() -> None:
-    """Two members say one thing with certainty and two another: in single precision neither wins."""
-    weights = np.array([[[60.0], [0]], [[50], [0]], [[0], [40]], [[0], [40]]], np.float32)
-    features = Features(np.ones((1, 1), np.float32), None, [Half(np.zeros(1, np.float32), np.ones(1, np.float32))], 0.5)
-    for names in ([0, 1], [1, 0]):
-        found = Ensemble(weights, np.zeros((4, 2), np.float32), np.array([names] * 4, np.int32)).assign(features, slice(None), "cpu")
-        assert found.confidence[0] == 0.5
-        assert (found.labels[0], found.margin[0]) == (names[0], 0)
+@pytest.mark.parametrize(("clusters", "members", "block"), [(10, 20, 10), (500, 20, 8), (1000, 10, 4), (10_000, 1, 1)])
+def test_of_many_clusters_there_are_fewer_members_in_smaller_blocks(clusters: int, members: int, block: int) -> None:
+    preset = GSEC(clusters).plan().preset
+    assert (preset.n_members, preset.training.block_size) == (members, block)
+
+
+def test_the_published_preset_runs_too() -> None:
+    X, S, truth = blobs()
+    estimator = GSEC(4, preset="published", **SMALL).fit(X, text=S)
+    assert len(estimator.members_) == 1
+    assert adjusted_rand_score(truth, estimator.labels_) > 0.3

@@ -54,7 +54,7 @@ def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> N
 
 
 def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -> None:
-    made = ("ingest: images 21, added 21", "encode: shards 3", "describe: shards 1", "members 4")
+    made = ("ingest: images 21, added 21", "encode: shards 3", "describe: shards 1", "members 10")
     for text in (*made, "publish: shards 2", "report: shards 1", "name", "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing"):
         assert text in place["stderr"]
 

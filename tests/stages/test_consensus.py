@@ -10,7 +10,7 @@ import pytest
 from gsec_core import GSEC, pipeline
 from gsec_core.clustering import ensemble, gsec
 from gsec_core.errors import GsecError, Refused
-from gsec_core.stages import align, assign, baseline, encode, fuse, prepare, train
+from gsec_core.stages import align, assign, baseline, encode, fuse, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, MEMBERS_TABLE
@@ -26,12 +26,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A run with two blocks of members."""
-    return cluster(settings(source, tmp_path_factory.mktemp("whole"), clusters=3, train={"n_members": 6}))[0]
+    return cluster(settings(source, tmp_path_factory.mktemp("whole"), clusters=3, train={"n_members": 12}))[0]
 
 
 def test_the_stages_are_the_estimator(whole: Context) -> None:
     """Members, alignment and assignments as GSEC makes them of the same matrices."""
-    fitted = GSEC(3, n_members=6, **TRAIN).fit(load_embeddings(whole), text=fuse.load_counterparts(whole))
+    fitted = GSEC(3, text_weight=0.15, **{**TRAIN, "n_members": 12}).fit(load_embeddings(whole), text=fuse.load_counterparts(whole))
     for ours, theirs in zip(train.load_members(whole)[0], fitted.members_, strict=True):
         assert ours.weights == pytest.approx(theirs.weights, abs=1e-5)
     rows = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
@@ -41,7 +41,7 @@ def test_the_stages_are_the_estimator(whole: Context) -> None:
 
 
 def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(source, tmp_path, clusters=3, train={"n_members": 6})
+    config = settings(source, tmp_path, clusters=3, train={"n_members": 12})
     trained = []
     real = gsec.train_block
 
@@ -59,7 +59,7 @@ def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, 
         cluster(config)
     context, _, made = cluster(config)
     assert trained == [0, 1, 1], "the first block was there"
-    assert made["train"]["members"] == 4, "of a block all, wanted or not"
+    assert made["train"]["members"] == 10, "of a block all, wanted or not"
     assert labels(context) == labels(whole)
     for name in ("block-0000", "block-0001"):
         assert context.shards(train.STAGE, MEMBERS_TABLE).read(name) == whole.shards(train.STAGE, MEMBERS_TABLE).read(name)
@@ -68,8 +68,8 @@ def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, 
 def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = labels(whole)
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 16)
-    config = settings(source, tmp_path, clusters=3, train={"n_members": 6})
-    real, calls = ensemble.Ensemble.assign_all, []
+    config = settings(source, tmp_path, clusters=3, train={"n_members": 12})
+    real, calls = ensemble.Ensemble.assigned, []
 
     def cut(self: ensemble.Ensemble, *args: object, **kwargs: object) -> object:
         calls.append(args)
@@ -77,9 +77,9 @@ def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, w
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ensemble.Ensemble, "assign_all", cut)
+    monkeypatch.setattr(ensemble.Ensemble, "assigned", cut)
     with pytest.raises(KeyboardInterrupt):
-        cluster(config)  # sizes are counted, the first part is written, the second is cut
+        cluster(config)  # agreement is counted, the first part is written, the second is cut
     monkeypatch.setattr(gsec.Plan, "align", lambda *args: pytest.fail("the permutations were there"))
     context, _, made = cluster(config)
     assert made["align"]["shards"] == 3, "two parts and the cluster table"
@@ -93,7 +93,7 @@ def test_labels_depend_on_the_images_and_not_on_their_names_order_or_sharding(so
     for number, path in enumerate(sorted(source.iterdir(), reverse=True)):
         names[path.name] = f"{number % 7}-{number}.jpg"
         shutil.copy(path, other / names[path.name])
-    context, _, _ = cluster(settings(other, tmp_path / "store", clusters=3, train={"n_members": 6}, ingest={"shard_rows": 11}))
+    context, _, _ = cluster(settings(other, tmp_path / "store", clusters=3, train={"n_members": 12}, ingest={"shard_rows": 11}))
     # Canonical order is by content, so that equal images are equal rows.
     renamed = labels(context)
     assert {name: renamed[names[name]] for name in names} == labels(whole)
@@ -114,7 +114,7 @@ def test_the_cluster_table_is_what_the_assignments_say(whole: Context) -> None:
 
 def test_each_permutation_is_one_and_members_agree_as_the_table_says(whole: Context) -> None:
     rows = whole.shards(align.STAGE, ALIGNMENT_TABLE).read("all").to_pylist()
-    assert [row["member"] for row in rows] == list(range(6))
+    assert [row["member"] for row in rows] == list(range(12))
     assert all(sorted(row["permutation"]) == [0, 1, 2] for row in rows)
     assignments = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
     assert np.mean([row["agreement"] for row in rows]) == pytest.approx(np.mean(assignments["agreement"].to_numpy()), abs=1e-6)
@@ -123,21 +123,21 @@ def test_each_permutation_is_one_and_members_agree_as_the_table_says(whole: Cont
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"fuse": {"tau": 0.01}}, {"fuse", "prepare", "train", "align", "publish", "report"}),
+        ({"fuse": {"text_weight": 0.2}}, {"fuse", "prepare", "train", "align", "publish", "report"}),
         ({"train": {"tol": 0.5}}, {"train", "align", "publish", "report"}),
         ({"baseline": {"n_init": 3}}, {"baseline", "report"}),
         ({"prototypes": {"random_state": 5}}, {"prototypes", "describe", "fuse", "prepare", "train", "align", "publish", "report"}),
     ],
 )
 def test_a_changed_setting_redoes_what_lies_below_it(source: Path, whole: Context, change: dict[str, object], again: set[str]) -> None:
-    changed = {**change, "train": {"n_members": 6, **change.get("train", {})}}  # type: ignore[dict-item]
+    changed = {**change, "train": {"n_members": 12, **change.get("train", {})}}  # type: ignore[dict-item]
     _, _, made = cluster(settings(source, whole.run.files.url, clusters=3, **changed))
     assert {stage for stage, sums in made.items() if sums} == again
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in pipeline.STAGES if stage is not baseline.STAGE][1:])
 def test_every_stage_can_be_redone_and_gives_the_same(source: Path, whole: Context, stage: str) -> None:
-    config = settings(source, whole.run.files.url, clusters=3, train={"n_members": 6})
+    config = settings(source, whole.run.files.url, clusters=3, train={"n_members": 12})
     again, _, made = cluster(config, redo=(stage,))
     below = [name for name in (s.name for s in pipeline.STAGES) if name != "baseline"]
     assert {name for name, sums in made.items() if sums} == set(below[below.index(stage) :])
@@ -155,13 +155,14 @@ def assigned(source: Path, whole: Context, store: str) -> tuple[Context, dict[st
     return context, dict(zip(rows["uri"].to_pylist(), rows["cluster"].to_pylist(), strict=True))
 
 
-def test_assigned_images_get_the_cluster_that_their_bytes_have_in_the_run(source: Path, whole: Context, tmp_path: Path) -> None:
+def test_assigned_images_get_the_cluster_that_their_like_have_in_the_run(source: Path, whole: Context, tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(30, 50))
     before = {shards.directory: shards.names() for shards in whole.corpus.tables()}
     context, found = assigned(fresh, whole, whole.run.files.url)
     assert set(found) == {path.name for path in fresh.iterdir()}
     known = labels(whole)
-    assert {name: found[name] for name in found if name in known} == {name: known[name] for name in found if name in known}
+    same = [found[name] == known[name] for name in found if name in known]
+    assert np.mean(same) >= 0.9, "the head stands for the consensus"
     assert context.corpus.name != whole.corpus.name
     assert {shards.directory: shards.names() for shards in whole.corpus.tables()} == before, "the run's corpus was touched"
 
@@ -187,15 +188,6 @@ def test_assigning_by_an_unfinished_run_names_what_is_missing(source: Path, tmp_
         assigned(fresh, context, str(tmp_path / "store"))
 
 
-def test_features_are_the_means_and_deviations_of_both_halves(whole: Context) -> None:
-    image, text = prepare.load_halves(whole)
-    X, S = load_embeddings(whole).astype(np.float64), fuse.load_counterparts(whole).astype(np.float64)
-    for half, matrix in ((image, X), (text, S)):
-        assert half.mean == pytest.approx(matrix.mean(0), abs=1e-5)
-        varied = matrix.std(0) > 1e-6
-        assert half.scale[varied] == pytest.approx(matrix.std(0)[varied], rel=1e-3)
-
-
 def test_members_made_anew_that_differ_are_not_joined_to_the_permutations_of_others(source: Path, tmp_path: Path) -> None:
     """As after damage, on a machine that computes otherwise."""
     config = settings(source, tmp_path, clusters=3)
@@ -212,8 +204,8 @@ def test_members_made_anew_that_differ_are_not_joined_to_the_permutations_of_oth
 
 
 def test_more_members_only_add_blocks(source: Path, whole: Context) -> None:
-    """Six members are two blocks, and so are eight; nine are three."""
-    for count, trained in ((8, 0), (9, 1), (2, 0)):
+    """Twelve members are two blocks, and so are twenty; twenty-one are three."""
+    for count, trained in ((20, 0), (21, 1), (2, 0)):
         context, _, made = cluster(settings(source, whole.run.files.url, clusters=3, train={"n_members": count}))
         assert made["train"].get("shards", 0) == trained
         assert context.shards(align.STAGE, ALIGNMENT_TABLE).read("all").num_rows == count

@@ -1,14 +1,16 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from gsec_core.clustering.fusion import softmax_counterparts
+from gsec_core.clustering.fusion import Ridge, softmax_counterparts
+from gsec_core.config import PipelineConfig
 from gsec_core.stages import encode, fuse, prototypes
 from gsec_core.stages.base import Context, run_stage
-from gsec_core.stages.canonical import load_joint, usable
-from gsec_core.tables import CAPTION_EMBEDDINGS_TABLE, COUNTERPARTS_TABLE, DESCRIBED, FAILED, FREE
+from gsec_core.stages.canonical import load_embeddings, load_joint, usable
+from gsec_core.tables import CAPTION_EMBEDDINGS_TABLE, COUNTERPARTS_TABLE, DESCRIBED, FAILED, FREE, REPRESENTATIVES_TABLE
 
 from ..pictures import settings, write_pictures
 from .steps import WORDS, describe_with, run_stages
@@ -48,18 +50,67 @@ def test_every_description_has_the_embedding_of_its_text_equal_ones_too(source: 
     np.testing.assert_array_equal(fuse.load_captions(context)[1], fuse.load_captions(context)[5])
 
 
-def test_the_counterpart_of_every_image_is_the_weighted_mean_of_the_descriptions(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_softmax_counterparts_are_the_weighted_means_of_the_descriptions(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
-    context = described(source, tmp_path, fuse={"tau": 0.05, "max_lost_weight": 0})
+    context = described(source, tmp_path, fuse={"counterpart": "softmax", "tau": 0.05, "max_lost_weight": 0})
     describe_with(context)
     run_stage(context, fuse.STAGE)
     texts = fuse.load_captions(context)
     [expected] = softmax_counterparts(load_joint(context), texts, texts, 0.05)
-    np.testing.assert_allclose(fuse.load_counterparts(context), expected.vectors, atol=1e-3)
+    np.testing.assert_allclose(fuse.load_counterparts(context), expected, atol=1e-3)
     table = pa.concat_tables(context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read_all(usable(context).part_names))
     assert table["image_id"].to_pylist() == usable(context).rows["image_id"].to_pylist()
-    assert table["caption"].to_pylist() == expected.best.tolist()
-    np.testing.assert_allclose(table["weight"].to_numpy(), expected.weight, atol=1e-5)
+
+
+def test_ridge_counterparts_are_predicted_from_the_images_that_were_described(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
+    context = described(source, tmp_path, fuse={"counterpart": "ridge"})
+    describe_with(context)
+    run_stage(context, fuse.STAGE)
+    representatives = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")["image_id"].to_pylist()
+    rows = [usable(context).rows["image_id"].to_pylist().index(image_id) for image_id in representatives]
+    X = load_embeddings(context)
+    [expected] = Ridge.fit(X, np.array(rows), fuse.load_captions(context)).counterparts(X)
+    np.testing.assert_allclose(fuse.load_counterparts(context), expected, atol=1e-3)
+
+
+def test_own_counterparts_are_the_images_own_descriptions_and_ridge_for_the_others(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
+    config = settings(source, tmp_path / "store", prototypes={"count": 2, "representatives": 0}, fuse={"counterpart": "own"})
+    context = run_stages(config, encode.STAGE, prototypes.STAGE)
+    describe_with(context, ["a cat", "a dog", None], [DESCRIBED, DESCRIBED, FAILED])
+    run_stage(context, fuse.STAGE)
+    rows = fuse.described_rows(context)
+    assert len(rows) == 14, "all twenty are asked about, and every third is not described"
+    found = fuse.load_counterparts(context)
+    np.testing.assert_array_equal(found[rows], fuse.load_captions(context))
+    others = np.setdiff1d(np.arange(20), rows)
+    X = load_embeddings(context)
+    np.testing.assert_allclose(found[others], fuse.counterparts_of(context, X, load_joint(context))[others], atol=1e-3)
+
+
+def test_joint_counterparts_are_the_images_in_the_joint_space(source: Path, tmp_path: Path) -> None:
+    context = described(source, tmp_path)
+    describe_with(context)
+    run_stage(context, fuse.STAGE)
+    assert fuse.load_model(context).kind == "joint", "what a tagger says is not news"
+    np.testing.assert_array_equal(fuse.load_counterparts(context), load_joint(context))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "weight"),
+    [
+        ({}, "joint", 0.15),
+        ({"describe": {"captioner": "openai:m"}}, "ridge", 0.5),
+        ({"describe": {"captioner": "openai:m"}, "prototypes": {"representatives": 0}}, "own", 0.5),
+        ({"describe": {"captioner": "openai:m"}, "preset": "published"}, "softmax", 0.5),
+        ({"fuse": {"counterpart": "ridge"}}, "ridge", 0.15),
+        ({"describe": {"captioner": "openai:m"}, "fuse": {"counterpart": "joint"}}, "joint", 0.15),
+        ({"fuse": {"text_weight": 0.3}}, "joint", 0.3),
+    ],
+)
+def test_what_is_not_given_follows_from_who_describes(changes: dict[str, Any], kind: str, weight: float) -> None:
+    assert fuse.resolved(PipelineConfig.model_validate(changes)) == (kind, weight)
 
 
 def test_a_part_that_is_made_later_is_what_it_was(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +125,10 @@ def test_a_part_that_is_made_later_is_what_it_was(source: Path, tmp_path: Path, 
     assert counterparts.read("part-00001").equals(before)
 
 
-def test_other_images_get_the_counterparts_that_the_run_would_give_them(source: Path, tmp_path: Path) -> None:
-    context = described(source, tmp_path)
+@pytest.mark.parametrize("counterpart", ["ridge", "softmax", "joint"])
+def test_other_images_get_the_counterparts_that_the_run_would_give_them(source: Path, tmp_path: Path, counterpart: str) -> None:
+    context = described(source, tmp_path, fuse={"counterpart": counterpart})
     describe_with(context)
     run_stage(context, fuse.STAGE)
-    np.testing.assert_array_equal(fuse.counterparts_of(context, load_joint(context)), fuse.load_counterparts(context))
+    found = fuse.counterparts_of(context, load_embeddings(context), load_joint(context))
+    np.testing.assert_array_equal(found, fuse.load_counterparts(context))

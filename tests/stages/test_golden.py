@@ -90,7 +90,7 @@ def _captions(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
 
 def _counterparts(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
     rows = context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read("part-00000").to_pylist()
-    return [[uris[row["image_id"]], round(row["weight"], 4), np.array(row["counterpart"], np.float64)[::48].round(4).tolist()] for row in rows[:3]]
+    return [[uris[row["image_id"]], np.array(row["counterpart"], np.float64)[::48].round(4).tolist()] for row in rows[:3]]
 
 
 def _names(context: Context) -> list[list[object]]:
@@ -107,13 +107,14 @@ def _prepared(context: Context) -> dict[str, object]:
     halves = prepare.load_halves(context)
     return {
         "mean": [half.mean[::100].astype(float).round(4).tolist() for half in halves],
+        "axes": [None if half.basis is None else list(half.basis.shape) for half in halves],
         "scale": [half.scale[::100].astype(float).round(4).tolist() for half in halves],
         "neighbors": len(prepare.load_neighbors(context).image[0]),
     }
 
 
 def _members(config: PipelineConfig) -> list[list[object]]:
-    """After one outer step: with every further one AdamW enlarges what last bits differ by."""
+    """After one outer step: with every further one the optimiser enlarges what last bits differ by."""
     one_step = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})})
     members, _ = train.load_members(cluster(one_step)[0])
     return [[member.steps, list(member.weights.shape), member.weights[:, ::200].ravel().astype(float).round(4).tolist()] for member in members]

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 
 from gsec_core.stages import encode, fuse, prepare, prototypes
 from gsec_core.stages.base import Context, run_stage
@@ -19,8 +20,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"), range(20))
 
 
-def fused(source: Path, tmp_path: Path) -> Context:
-    context = run_stages(settings(source, tmp_path / "store", fuse={"tau": 0.05}), encode.STAGE, prototypes.STAGE)
+def fused(source: Path, tmp_path: Path, **more: object) -> Context:
+    context = run_stages(settings(source, tmp_path / "store", fuse={"counterpart": "softmax", "tau": 0.05}, **more), encode.STAGE, prototypes.STAGE)
     describe_with(context)
     run_stage(context, fuse.STAGE)
     return context
@@ -41,26 +42,35 @@ def cosines(X: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def test_each_half_has_the_mean_and_scale_of_its_vectors(source: Path, tmp_path: Path) -> None:
-    context = fused(source, tmp_path)
+def test_published_features_are_standardised_and_neighbors_the_nearest_of_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
+    context = fused(source, tmp_path, preset="published")
     run_stage(context, prepare.STAGE)
-    assert context.shards(prepare.STAGE, FEATURES_TABLE).read("all")["half"].to_pylist() == ["image", "text"]
-    for half, X in zip(prepare.load_halves(context), (load_embeddings(context), fuse.load_counterparts(context)), strict=True):
-        X = X.astype(np.float64)
-        np.testing.assert_allclose(half.mean, X.mean(0), atol=1e-6)
-        np.testing.assert_allclose(half.scale, np.where(X.std(0) < 1e-8, 1, X.std(0)), rtol=1e-4)
+    matrices = [standardised(X) for X in (load_embeddings(context), fuse.load_counterparts(context))]
+    for half, expected in zip(prepare.load_features(context).halves, matrices, strict=True):
+        np.testing.assert_allclose(half, expected, atol=2e-3)
+    assert_nearest(context, matrices, 3)
 
 
-def test_neighbors_are_the_nearest_by_each_half(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_features_are_principal_axes_and_neighbors_the_nearest_of_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = fused(source, tmp_path)
     run_stage(context, prepare.STAGE)
+    assert context.shards(prepare.STAGE, FEATURES_TABLE).read("all")["half"].to_pylist() == ["image", "text"]
+    features = prepare.load_features(context)
+    assert features.weights == pytest.approx((0.85, 0.15)), "a tagger's words weigh little"
+    for half, X in zip(features.halves, (load_embeddings(context), fuse.load_counterparts(context)), strict=True):
+        expected = PCA(half.shape[1]).fit_transform(X.astype(np.float64))
+        np.testing.assert_allclose(half @ half.T, expected @ expected.T * (100 / np.square(expected).sum(1).mean()), atol=0.1)
+    assert_nearest(context, [half.astype(np.float64) for half in features.halves], 1)
+
+
+def assert_nearest(context: Context, matrices: list[NDArray[np.float64]], count: int) -> None:
     found = prepare.load_neighbors(context)
-    assert found.text is not None
-    for rows, X in ((found.image, load_embeddings(context)), (found.text, fuse.load_counterparts(context))):
-        similar = cosines(standardised(X))
-        nearest = -np.sort(-similar, axis=1)[:, :3]
-        np.testing.assert_allclose(np.take_along_axis(similar, rows, 1), nearest, atol=1e-4)
+    for rows, X in zip(found.halves, matrices, strict=True):
+        similar = cosines(X)
+        nearest = -np.sort(-similar, axis=1)[:, :count]
+        np.testing.assert_allclose(np.take_along_axis(similar, rows, 1), nearest, atol=1e-3)
     table = pa.concat_tables(context.shards(prepare.STAGE, NEIGHBORS_TABLE).read_all(usable(context).part_names))
     assert table["image_id"].to_pylist() == usable(context).rows["image_id"].to_pylist()
 

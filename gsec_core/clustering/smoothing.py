@@ -1,0 +1,104 @@
+"""Soft labels of all rows, the largest of each, and their smoothing over neighbours."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from scipy.sparse import csr_array
+
+from gsec_core.clustering.kmeans import BLOCK_ROWS
+
+MOST_KEPT = 32
+"""Labels of a row that are kept; of few clusters all are."""
+
+MIX = 0.5
+"""Share of the neighbours in a round of smoothing."""
+
+Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
+"""Makes an array of a shape and a type, as `numpy.empty` does; in memory or in a file."""
+
+
+@dataclass(frozen=True)
+class Posteriors:
+    """Of each row its largest posteriors; the rest counts as 0."""
+
+    clusters: NDArray[np.int32]
+    """(n, kept): whose they are, ascending in each row."""
+    values: NDArray[np.float32]
+    """(n, kept): of sum 1 in each row."""
+    n_clusters: int
+
+    @classmethod
+    def empty(cls, n: int, n_clusters: int, allocate: Allocate) -> "Posteriors":
+        """Room for ``n`` rows."""
+        shape = (n, min(n_clusters, MOST_KEPT))
+        return cls(allocate(shape, np.int32), allocate(shape, np.float32), n_clusters)
+
+    def put(self, rows: slice, block: NDArray[np.float32]) -> None:
+        """Keep the largest of ``block`` (rows, n_clusters)."""
+        kept = self.values.shape[1]
+        if kept == self.n_clusters:
+            clusters = np.broadcast_to(np.arange(kept, dtype=np.int32), block.shape)
+        else:
+            clusters = np.sort(np.argpartition(block, -kept, axis=1)[:, -kept:], axis=1).astype(np.int32)
+        values = np.take_along_axis(block, clusters, 1)
+        self.clusters[rows] = clusters
+        self.values[rows] = values / values.sum(1, keepdims=True)
+
+    def block(self, rows: slice) -> NDArray[np.float32]:
+        """Rows with a value for every cluster, (rows, n_clusters)."""
+        dense = np.zeros((len(self.values[rows]), self.n_clusters), np.float32)
+        np.put_along_axis(dense, self.clusters[rows], self.values[rows], 1)
+        return dense
+
+    def best(self, rows: slice) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+        """Of each row the cluster with the largest posterior, this posterior, and how much it is above the second; of equal ones the lower cluster counts."""
+        values = np.array(self.values[rows])
+        place = values.argmax(1)[:, None]
+        best = np.take_along_axis(values, place, 1)
+        labels = np.take_along_axis(self.clusters[rows], place, 1)
+        np.put_along_axis(values, place, 0, 1)  # what is left, if anything, is the second best
+        return labels[:, 0], best[:, 0], best[:, 0] - values.max(1)
+
+    def renamed(self, names: NDArray[np.int32]) -> "Posteriors":
+        """In place: cluster c is called ``names[c]``."""
+        for rows in blocks(len(self.values)):
+            clusters = names[self.clusters[rows]]
+            order = np.argsort(clusters, axis=1)
+            self.clusters[rows] = np.take_along_axis(clusters, order, 1)
+            self.values[rows] = np.take_along_axis(self.values[rows], order, 1)
+        return self
+
+
+def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weights: Sequence[float], rounds: int, allocate: Allocate) -> Posteriors:
+    """``rounds`` times P <- (1 - `MIX`) P + `MIX` (mean of P over the neighbours of each kind, by weight), of which the largest of each row are kept.
+
+    Parameters
+    ----------
+    neighbors : of each kind, (n, k) row numbers
+    weights : of each kind, of sum 1
+    """
+    for _ in range(rounds):
+        n, kept = posteriors.values.shape
+        whole = csr_array((posteriors.values.ravel(), posteriors.clusters.ravel(), np.arange(0, n * kept + 1, kept)), shape=(n, posteriors.n_clusters))
+        smoother = Posteriors.empty(n, posteriors.n_clusters, allocate)
+        for rows in blocks(n):
+            mean = (_averaging([found[rows] for found in neighbors], weights, n) @ whole).toarray()
+            smoother.put(rows, (1 - MIX) * posteriors.block(rows) + MIX * mean)
+        posteriors = smoother
+    return posteriors
+
+
+def blocks(n: int) -> Iterable[slice]:
+    """Rows of which dense posteriors are in memory at once."""
+    return (slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS))
+
+
+def _averaging(neighbors: Sequence[NDArray[np.int32]], weights: Sequence[float], n: int) -> csr_array:
+    """The matrix (rows, n) that takes the weighted mean over neighbours; one that is a neighbour twice counts twice."""
+    columns = np.concatenate(neighbors, axis=1)
+    shares = np.concatenate([np.full(found.shape[1], weight / found.shape[1], np.float32) for found, weight in zip(neighbors, weights, strict=True)])
+    rows, k = columns.shape
+    return csr_array((np.tile(shares, rows), columns.ravel(), np.arange(0, rows * k + 1, k)), shape=(rows, n))

@@ -1,0 +1,70 @@
+"""Where the task encoder of a member begins: at random, or at a k-means of its own."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
+
+MAX_ITER = 50
+"""Iterations of k-means."""
+
+ENTROPY = 0.3
+"""Mean entropy of the labels at the start, as a share of the largest, log n_clusters."""
+
+_PROBE_ROWS = 4096
+_HALVINGS = 40
+
+
+class Start(NamedTuple):
+    """A task encoder: labels are softmax(z weight^T + bias)."""
+
+    weight: Tensor
+    """(n_clusters, dimensions)."""
+    bias: Tensor
+    """(n_clusters,)."""
+    sizes: Tensor
+    """(n_clusters,): share of the rows in each cluster."""
+
+
+def kmeans_start(features: Features, n_clusters: int, seed: int) -> Start:
+    """k-means of the joined features (of a sample of the member's own, where they are many), softened.
+
+    The label of z is softmax over c of -k |z - v_c|^2, centres v, with k such that the mean entropy is `ENTROPY`; the
+    part of the exponent that is the same for all c drops out, and what is left is linear in z.
+    """
+    sample = features.rows(sample_rows(len(features), sample_size(n_clusters), seed)).numpy()
+    with threadpool_limits(torch.get_num_threads()):
+        centres, _ = lloyd(sample, n_clusters, n_init=1, max_iter=MAX_ITER, random_state=seed)
+    logits = _linear(sample, centres)
+    sizes = np.bincount(logits.argmax(1), minlength=n_clusters) / len(sample)
+    hardness = _hardness(torch.from_numpy(logits[sample_rows(len(logits), _PROBE_ROWS, seed)]))
+    squares = np.square(centres).sum(1)
+    return Start(torch.from_numpy(2 * hardness * centres), torch.from_numpy(-hardness * squares), torch.from_numpy(sizes.astype(np.float32)))
+
+
+def _linear(X: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
+    """-|x - v|^2 + |x|^2 of rows and centres, (rows, n_clusters)."""
+    distances: NDArray[np.float32] = 2 * X @ centres.T - np.square(centres).sum(1)
+    return distances
+
+
+def _hardness(logits: Tensor) -> float:
+    """The factor of ``logits`` (rows, n_clusters) at which their labels have the mean entropy `ENTROPY`, by bisection of its logarithm."""
+    logits = logits - logits.max(1, keepdim=True).values
+    spread = float(-logits.mean()) or 1.0
+    low, high = 1e-4 / spread, 1e6 / spread
+    wanted = ENTROPY * float(np.log(logits.shape[1]))
+    for _ in range(_HALVINGS):
+        middle = (low * high) ** 0.5
+        labels = (middle * logits).softmax(1)
+        if float(-torch.xlogy(labels, labels).sum(1).mean()) > wanted:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+import torch
+
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.starts import ENTROPY, kmeans_start
+
+
+def blobs() -> Features:
+    random = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], [200, 80, 20])
+    X = 4 * random.normal(size=(3, 8))[truth] + random.normal(size=(300, 8))
+    return Features([X.astype(np.float32)], [1.0], [1.0])
+
+
+def test_labels_at_the_start_are_as_soft_as_wanted() -> None:
+    random = np.random.default_rng(0)
+    features = Features([random.normal(size=(500, 8)).astype(np.float32)], [1.0], [1.0])
+    start = kmeans_start(features, 5, 0)
+    q = (features.rows(slice(None)) @ start.weight.T + start.bias).softmax(1)
+    assert float(-torch.xlogy(q, q).sum(1).mean() / np.log(5)) == pytest.approx(ENTROPY, abs=0.01)
+
+
+def test_the_start_is_the_nearest_centre_and_knows_the_sizes() -> None:
+    features = blobs()
+    start = kmeans_start(features, 3, 1)
+    labels = (features.rows(slice(None)) @ start.weight.T + start.bias).argmax(1)
+    assert torch.bincount(labels, minlength=3) / 300 == pytest.approx(start.sizes)
+    assert sorted(torch.bincount(labels).tolist()) == [20, 80, 200]
+
+
+@pytest.mark.parametrize("rows", [4, 5])
+def test_rows_that_are_all_the_same_have_a_start(rows: int) -> None:
+    start = kmeans_start(Features([np.ones((rows, 2), np.float32)], [1.0], [1.0]), 3, 0)
+    assert torch.isfinite(start.weight).all()
+    assert torch.isfinite(start.bias).all()
