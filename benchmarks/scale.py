@@ -1,10 +1,14 @@
-"""Seconds and memory of every stage after encoding, at a size for which encoding would take hours.
+"""Seconds, memory and quality of the stages after captions, at a size for which encoding would take hours.
 
-    python -m benchmarks.scale --images 100000 --clusters 100
+    python -m benchmarks.scale --images 1281167 --clusters 1000 --members 4
 
-Writes a corpus whose embeddings are random blobs, as `encode` would have left them, and a table of descriptions; then runs each
-stage in a process of its own. Printed: seconds (the start of the process and its libraries left out) and the peak of
-anonymous memory, RssAnon of /proc/self/status, of which the libraries alone are the first line.
+Writes a corpus as `encode` and `describe` would have left it, and runs each stage in a process of its own. Printed: seconds (the
+start of the process and its libraries left out), the peak of anonymous memory, RssAnon of /proc/self/status, and how the
+consensus and k-means, one start with as many centres, agree with the planted clusters.
+
+The images are made up so that k-means of them is not the truth: vectors of 512 dimensions, in each cluster around three
+modes. What a cluster's modes have in common lies in one subspace, what they differ in, as much of it, in another; noise is
+everywhere. Descriptions, of up to 20,480 images, say the cluster and not the mode, and 30% of them another cluster.
 """
 
 import argparse
@@ -12,128 +16,197 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
+from sklearn.metrics import normalized_mutual_info_score
 
+from benchmarks.memory import anonymous_mib, peak
 from gsec_core import pipeline
 from gsec_core.arrays import to_column
 from gsec_core.config import PipelineConfig
 from gsec_core.settings import load_config
-from gsec_core.stages import encode
+from gsec_core.stages import align, baseline, describe, encode, fuse, prepare, prototypes, train
 from gsec_core.stages.base import Context, begin, run_stage
+from gsec_core.stages.canonical import usable
 from gsec_core.store import Store
-from gsec_core.tables import EMBEDDINGS_TABLE, IMAGES, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
+from gsec_core.tables import (
+    ASSIGNMENTS_TABLE,
+    BASELINE_TABLE,
+    CAPTION_EMBEDDINGS_TABLE,
+    DESCRIBED,
+    EMBEDDINGS_TABLE,
+    IMAGES,
+    REPRESENTATIVE_CAPTIONS,
+    REPRESENTATIVE_CAPTIONS_TABLE,
+    THUMBNAILS,
+    THUMBNAILS_TABLE,
+    caption_embeddings_schema,
+    embeddings_schema,
+    vector,
+)
 
-SHARD_ROWS = 2048
-WORDS = ("red", "green", "blue", "old", "new", "small", "large", "wooden", "round", "flat", "bright", "dark", "soft", "rough", "wet", "dry")
+DIMENSIONS = 512
+RANK = 64
+"""Of the subspace in which clusters differ, and of that in which modes do."""
+MODES = 3
+NOISE = 0.35
+"""Norm of the noise, as a share of that of the signal, in each of `RANK` dimensions."""
+RIGHT = 0.7
+MOST_DESCRIBED = 20_480
+SHARD_ROWS = 16_384
+MEASURED = (baseline.STAGE, fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE)
 
 
-def settings(directory: Path, clusters: int) -> PipelineConfig:
-    describe = {"captioner": f"table:{directory / 'captions.parquet'}:text"}
+def settings(directory: Path, options: argparse.Namespace) -> PipelineConfig:
     return load_config(
-        overrides={"source": str(directory / "images"), "store": str(directory / "store"), "corpus": "blobs", "clusters": clusters, "describe": describe}
+        overrides={
+            "source": str(directory / "images"),
+            "store": str(directory / "store"),
+            "corpus": "modes",
+            "clusters": options.clusters,
+            "baseline": {"n_init": 1},
+            "describe": {"captioner": "openai:made-up"},
+            "train": {"n_members": options.members, "random_state": options.seed},
+        }
     )
 
 
-def write_corpus(directory: Path, images: int, clusters: int) -> str:
-    """A run whose stage encode is complete. Returns its id."""
-    config = settings(directory, clusters)
+def write_corpus(directory: Path, options: argparse.Namespace) -> tuple[str, NDArray[np.int64]]:
+    """A run whose stages up to describe are complete, and whose descriptions are embedded. Returns its id, and the cluster of the image numbered so."""
+    config = settings(directory, options)
     (directory / "images").mkdir()
-    random = np.random.default_rng(0)
-    truth = random.choice(clusters, images, p=random.dirichlet(np.full(clusters, 3.0)))
-    uris = np.array([f"{number:08d}.jpg" for number in range(images)])
-    texts = [f"This image contains a thing {label} characterised by {', '.join(random.choice(WORDS, 2))} and {random.choice(WORDS)}." for label in truth]
-    pl.DataFrame({"uri": uris, "text": texts}).write_parquet(directory / "captions.parquet")
+    random = np.random.default_rng(options.seed)
+    images, clusters = options.images, options.clusters
+    truth = random.choice(clusters, images, p=random.dirichlet(np.full(clusters, 5.0)))
+    basis = np.linalg.qr(random.standard_normal((DIMENSIONS, 2 * RANK)))[0].T.astype(np.float32)
+    centres = random.standard_normal((clusters, RANK)).astype(np.float32) @ basis[:RANK]
+    modes = random.standard_normal((clusters, MODES, RANK)).astype(np.float32) @ basis[RANK:]
     store = Store.open(config.store)
-    corpus = store.corpus("blobs")
+    corpus = store.corpus("modes")
     corpus.bind({"url": str(config.source)})
+    uris = np.array([f"{number:08d}.jpg" for number in range(images)])
     ids = [xxhash.xxh3_128_digest(uri.encode()) for uri in uris.tolist()]
     parts = [slice(start, start + SHARD_ROWS) for start in range(0, images, SHARD_ROWS)]
-    listed = [_images(uris[part], ids[part]) for part in parts]
-    assert corpus.add_generation(corpus.generation(), listed)
-    run = pipeline.run_of(store, corpus, config, corpus.generation().number)
-    context = Context.of(run, config)
+    assert corpus.add_generation(corpus.generation(), [_images(uris[part], ids[part]) for part in parts])
+    context = Context.of(pipeline.run_of(store, corpus, config, corpus.generation().number), config)
     begin(context, encode.STAGE)
-    centres, joint_centres = random.normal(size=(clusters, 1280)), random.normal(size=(clusters, 384))
+    schema = embeddings_schema(DIMENSIONS, None)
     for name, part in zip(context.generation.shard_names, parts, strict=True):
         label = truth[part]
+        signal = centres[label] + modes[label, random.integers(MODES, size=len(label))]
+        noise = NOISE * np.sqrt(2) * random.standard_normal((len(label), DIMENSIONS), np.float32)
         columns = {
             "image_id": ids[part],
             "content_hash": ids[part],
-            "embedding": _unit(centres[label] + 2 * random.normal(size=(len(label), 1280))),
-            "joint": _unit(joint_centres[label] + 2 * random.normal(size=(len(label), 384))),
+            "embedding": _unit(signal + noise),
             "width": np.full(len(label), 640),
             "height": np.full(len(label), 480),
             "status": ["ok"] * len(label),
             "reason": pa.nulls(len(label), pa.string()),
         }
-        schema = embeddings_schema(1280, 384)
-        context.shards(encode.STAGE, EMBEDDINGS_TABLE).commit(name, pa.table({field.name: columns[field.name] for field in schema}, schema=schema))
+        context.shards(encode.STAGE, EMBEDDINGS_TABLE).commit(name, pa.table([columns[field.name] for field in schema], schema=schema))
         context.shards(encode.STAGE, THUMBNAILS_TABLE).commit(name, THUMBNAILS.empty_table())
-    return run.id
+    _describe(context, truth, random)
+    return context.run.id, truth
 
 
-def _images(uris: np.ndarray, ids: list[bytes]) -> pa.Table:
+def _describe(context: Context, truth: NDArray[np.int64], random: np.random.Generator) -> None:
+    """Descriptions of random images, as stages prototypes and describe would leave them, and their embeddings, as fuse would."""
+    clusters = context.config.clusters
+    rows = usable(context).rows
+    described = np.sort(random.choice(len(truth), min(MOST_DESCRIBED, len(truth) // 4), replace=False))
+    said = truth[_numbers(rows)[described]]
+    wrong = random.random(len(said)) >= RIGHT
+    said[wrong] = random.integers(clusters, size=wrong.sum())
+    meanings = random.standard_normal((clusters, DIMENSIONS)).astype(np.float32)
+    nobody = np.zeros(len(said), np.int64)
+    texts = [f"a thing {label}" for label in said]
+    given: dict[str, Any] = {
+        **{"prototype": nobody, "band": nobody, "text": texts, "object": pa.nulls(len(said), pa.string()), "attributes": [[]] * len(said)},
+        **{name: rows[name].take(pa.array(described)) for name in ("image_id", "content_hash")},
+        **{"status": [DESCRIBED] * len(said), "model": ["made-up"] * len(said)},
+    }
+    begin(context, prototypes.STAGE)
+    begin(context, describe.STAGE)
+    captions = pa.table([given[field.name] for field in REPRESENTATIVE_CAPTIONS], schema=REPRESENTATIVE_CAPTIONS)
+    context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).commit("all", captions)
+    begin(context, fuse.STAGE)
+    embedded = [np.arange(len(said)), nobody, nobody, texts, _unit(meanings[said])]
+    context.shards(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE).commit("all", pa.table(embedded, schema=caption_embeddings_schema(DIMENSIONS)))
+
+
+def _numbers(rows: pa.Table) -> NDArray[np.int64]:
+    """The numbers that the URIs are made of."""
+    return np.array([int(uri[:8]) for uri in rows["uri"].to_pylist()])
+
+
+def _images(uris: NDArray[np.str_], ids: list[bytes]) -> pa.Table:
     count = len(uris)
     return pa.table([ids, uris, np.full(count, 1), ["1"] * count, np.zeros(count, bool)], schema=IMAGES)
 
 
-def _unit(rows: np.ndarray) -> pa.Array:
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    return to_column(rows, vector(rows.shape[1]))
+def _unit(rows: NDArray[np.float32]) -> pa.Array:
+    unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    return to_column(unit, vector(unit.shape[1]))
 
 
-def anonymous_mib() -> float:
-    """Anonymous memory of this process now."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
-    return int(line.split()[1]) / 1024
-
-
-def measure(directory: Path, clusters: int, run: str, stage: str) -> None:
+def measure(directory: Path, options: argparse.Namespace, run: str, stage: str) -> None:
     """Run one stage in this process; print seconds and MiB as JSON."""
-    context = Context.of(Store.open(str(directory / "store")).run(run), settings(directory, clusters))
+    context = Context.of(Store.open(str(directory / "store")).run(run), settings(directory, options))
     libraries = anonymous_mib()
-    peak, over = libraries, threading.Event()
+    with peak() as memory:
+        started = time.monotonic()
+        run_stage(context, pipeline.stage(stage))
+        seconds = time.monotonic() - started
+    print(json.dumps({"seconds": seconds, "peak": memory.mib, "libraries": libraries}))
 
-    def watch() -> None:
-        nonlocal peak
-        while not over.wait(0.02):
-            peak = max(peak, anonymous_mib())
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.monotonic()
-    run_stage(context, pipeline.stage(stage))
-    seconds = time.monotonic() - started
-    over.set()
-    watcher.join()
-    print(json.dumps({"seconds": seconds, "peak": peak, "libraries": libraries}))
+def nmi(directory: Path, options: argparse.Namespace, run: str, truth: NDArray[np.int64]) -> tuple[float, float]:
+    """Of k-means and of the consensus with the planted clusters."""
+    context = Context.of(Store.open(str(directory / "store")).run(run), settings(directory, options))
+    found = []
+    for stage, table in ((baseline.STAGE, BASELINE_TABLE), (align.STAGE, ASSIGNMENTS_TABLE)):
+        rows = pa.concat_tables(context.shards(stage, table).read_all(usable(context).part_names, ["uri", "cluster"]))
+        found.append(float(normalized_mutual_info_score(truth[_numbers(rows)], rows["cluster"].to_numpy())))
+    return found[0], found[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--clusters", type=int, default=100)
+    parser.add_argument("--images", type=int, default=80_000)
+    parser.add_argument("--clusters", type=int, default=1000)
+    parser.add_argument("--members", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure", nargs=3, metavar=("DIRECTORY", "RUN", "STAGE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         directory, run, stage = options.measure
-        measure(Path(directory), options.clusters, run, stage)
+        measure(Path(directory), options, run, stage)
         return
     with tempfile.TemporaryDirectory() as name:
-        run = write_corpus(Path(name), options.images, options.clusters)
-        print(f"{options.images} images as blobs of 1280 + 384 dimensions, {options.clusters} clusters")
-        print("| stage | seconds | peak anonymous MiB |\n| --- | --- | --- |")
-        for stage in pipeline.STAGES[1:]:
-            command = [sys.executable, "-m", "benchmarks.scale", "--clusters", str(options.clusters), "--measure", name, run, stage.name]
-            done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-            print(f"| {stage.name} | {done['seconds']:.1f} | {done['peak']:.0f} (libraries {done['libraries']:.0f}) |", flush=True)
+        run, truth = write_corpus(Path(name), options)
+        print(
+            f"{options.images:,} images of {DIMENSIONS} + {DIMENSIONS} dimensions, {options.clusters} clusters, {options.members} members, seed {options.seed}"
+        )
+        print("| stage | seconds | times k-means | peak anonymous MiB |\n| --- | --- | --- | --- |")
+        seconds: dict[str, float] = {}
+        for stage in MEASURED:
+            passed = [f"--{key}={getattr(options, key)}" for key in ("images", "clusters", "members", "seed")]
+            command = [sys.executable, "-m", "benchmarks.scale", *passed, "--measure", name, run, stage.name]
+            done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+            seconds[stage.name] = done["seconds"]
+            times = done["seconds"] / seconds["baseline"]
+            print(f"| {stage.name} | {done['seconds']:.1f} | {times:.2f} | {done['peak']:.0f} (libraries {done['libraries']:.0f}) |", flush=True)
+        ours = sum(seconds[stage] for stage in ("prepare", "train", "align"))
+        print(f"\nprepare to align: {ours:.0f} s, {ours / seconds['baseline']:.1f} times k-means.")
+        kmeans, consensus = nmi(Path(name), options, run, truth)
+        print(f"NMI with the planted clusters: k-means {kmeans:.4f}, consensus {consensus:.4f}.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,166 @@
+"""The sets that quality is measured on: embeddings, what is said of the images, and labels that only score.
+
+Everything about a set is fixed, its long tail and its simulated captions too, so that what varies over seeds is the
+method. Simulated captions are sentences with a class name, right with a given probability, for the representatives only,
+as the stage `prototypes` chooses them.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from gsec_core import keyed, pipeline
+from gsec_core.clustering.fusion import Ridge
+from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.clustering.prototypes import prototype_count, representatives
+from gsec_core.settings import load_config
+from gsec_core.stages import encode, fuse
+from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.canonical import load_embeddings, load_joint, usable
+
+DATA_SEED = 0
+"""Of long tails, representatives and simulated captions."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """Descriptions of some images."""
+
+    rows: NDArray[np.int64]
+    """(M,): which images."""
+    T: NDArray[np.float32]
+    """(M, dt): embeddings of what is said."""
+
+
+@dataclass(frozen=True)
+class Set:
+    """Images as vectors, labels, and descriptions where there are any."""
+
+    name: str
+    X: NDArray[np.float16]
+    """(n, d) embeddings."""
+    joint: NDArray[np.float16]
+    """(n, dt) in the space of the descriptions."""
+    truth: NDArray[Any]
+    """(n,) labels. Nothing but the scorer sees them, and whoever simulates captions."""
+    described: Described | None
+
+    @property
+    def n_clusters(self) -> int:
+        return len(np.unique(self.truth))
+
+    def counterparts(self) -> tuple[NDArray[np.floating[Any]], float]:
+        """The text half of the default preset, and its weight."""
+        if self.described is None:
+            return self.joint, fuse.UNDESCRIBED_WEIGHT
+        if len(self.described.rows) == len(self.X):
+            return self.described.T[np.argsort(self.described.rows)], fuse.DESCRIBED_WEIGHT
+        ridge = Ridge.fit(self.X, self.described.rows, self.described.T)
+        return np.concatenate(list(ridge.counterparts(self.X))), fuse.DESCRIBED_WEIGHT
+
+    def long_tail(self, ratio: float = 10) -> NDArray[np.int64]:
+        """Rows of a subset whose class sizes fall geometrically, the first ``ratio`` times the last, in a random order of the classes."""
+        random = np.random.default_rng(DATA_SEED)
+        classes, counts = np.unique(self.truth, return_counts=True)
+        shares = ratio ** -np.linspace(0, 1, len(classes))
+        kept = [
+            random.choice(np.flatnonzero(self.truth == label), int(counts.min() * share), replace=False)
+            for label, share in zip(random.permutation(classes), shares, strict=True)
+        ]
+        return np.sort(np.concatenate(kept))
+
+    def subset(self, rows: NDArray[np.int64], name: str) -> "Set":
+        """Some images, without descriptions."""
+        return Set(name, self.X[rows], self.joint[rows], self.truth[rows], None)
+
+    def with_captions(self, name: str, right: float, sentence_of: Callable[[Any], NDArray[np.float32]]) -> "Set":
+        """With a simulated caption of each representative, the class's with probability ``right`` and else any other's."""
+        random = np.random.default_rng(DATA_SEED)
+        count = prototype_count(len(self.X), self.n_clusters)
+        kmeans = SphericalKMeans(count, n_init=1, max_iter=20, random_state=DATA_SEED, sample_per_cluster=64).fit(self.X)
+        distances = np.concatenate([1 - block.max(1) for block in kmeans.similarities(self.X)])
+        rows = representatives(distances, kmeans.labels_, kmeans.n_clusters, 5).row
+        classes, number = np.unique(self.truth, return_inverse=True)
+        said = number[rows]
+        wrong = random.random(len(rows)) >= right
+        said[wrong] = (said[wrong] + random.integers(1, len(classes), wrong.sum())) % len(classes)
+        return Set(name, self.X, self.joint, self.truth, Described(rows, np.stack([sentence_of(classes[label]) for label in said])))
+
+
+def embedded(source: str, store: str, encoder: str, name: str) -> tuple[Set, Context, list[str]]:
+    """The images of ``source``, a Parquet file with a column `label`, encoded by the pipeline into ``store``; with their URIs."""
+    config = load_config(overrides={"source": source, "store": store, "corpus": name, "clusters": 2, "encode": {"encoder": encoder}})
+    context = Context.of(pipeline.request(config)[0], config)
+    run_stage(context, encode.STAGE)
+    rows = usable(context).rows
+    label_of = keyed.read_keyed(source, "label", setting="label").lookup
+    uris, hashes = rows["uri"].to_pylist(), rows["content_hash"].to_pylist()
+    truth = np.array([label_of(uri, content_hash) for uri, content_hash in zip(uris, hashes, strict=True)])
+    return Set(name, np.array(load_embeddings(context)), np.array(load_joint(context)), truth, None), context, uris
+
+
+def cifar10(data: Path, store: str, encoder: str) -> Iterator[Set]:
+    """The test images: without captions, with simulated ones, and both with a long tail."""
+    file = data / "cifar10-test.parquet"
+    whole, context, _ = embedded(str(file), store, encoder, "cifar10")
+    names = json.loads(pq.read_schema(file).metadata[b"class_names"])
+    said = encode.loaded_encoder(context.config).encode_texts([f"This image contains a {name}." for name in names])
+
+    def sentence_of(label: Any) -> NDArray[np.float32]:
+        return said[int(label)]
+
+    tail = whole.subset(whole.long_tail(), "CIFAR-10 lt, no captions")
+    yield Set("CIFAR-10, no captions", whole.X, whole.joint, whole.truth, None)
+    yield tail
+    for right in (0.5, 0.7, 0.9):
+        yield whole.with_captions(f"CIFAR-10, simulated captions {right}", right, sentence_of)
+    yield tail.with_captions("CIFAR-10 lt, simulated captions 0.7", 0.7, sentence_of)
+
+
+def stamps(data: Path, store: str, encoder: str) -> Iterator[Set]:
+    """317 photographs and drawings in 11 unequal classes, each with a sentence that a person wrote."""
+    file = data / "stamps.parquet"
+    whole, context, uris = embedded(str(file), store, encoder, "stamps")
+    sentence_of = keyed.read_keyed(str(file), "description", setting="description").lookup
+    hashes = usable(context).rows["content_hash"].to_pylist()
+    sentences = [str(sentence_of(uri, content_hash)) for uri, content_hash in zip(uris, hashes, strict=True)]
+    T = encode.loaded_encoder(context.config).encode_texts(sentences)
+    yield Set("stamps, no captions", whole.X, whole.joint, whole.truth, None)
+    yield Set("stamps, human descriptions", whole.X, whole.joint, whole.truth, Described(np.arange(len(T)), T))
+
+
+def digits(data: Path, store: str, encoder: str) -> Iterator[Set]:
+    """Scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
+    found = load_digits()
+    yield _written("digits", (found.images * (255 / 16)).astype(np.uint8), found.target, store, encoder)
+
+
+def _written(name: str, images: NDArray[np.uint8], labels: NDArray[Any], store: str, encoder: str) -> Set:
+    """A set of grey images, by way of a Parquet file."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / f"{name}.parquet"
+        rows = [{"bytes": _png(image), "path": f"{number:06d}.png"} for number, image in enumerate(images)]
+        pq.write_table(pa.table({"image": rows, "label": labels}), file)
+        whole, _, _ = embedded(str(file), store, encoder, name)
+    return Set(f"{name}, no captions", whole.X, whole.joint, whole.truth, None)
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SOURCES: dict[str, Callable[[Path, str, str], Iterator[Set]]] = {"cifar10": cifar10, "stamps": stamps, "digits": digits}
+"""Each takes the folder with the shared images, a store that keeps the embeddings, and an encoder."""
