@@ -1,10 +1,11 @@
 """How good labellings are against labels that take no part: k-means in four forms, one member, the consensus, and the published method.
 
-    python -m benchmarks.quality --data FOLDER [--sets cifar10 stamps digits] [--seeds 10] [--published-steps 300]
+    python -m benchmarks.quality --data FOLDER [--sets cifar10 stamps digits fashion] [--seeds 10] [--published-steps 300]
 
-FOLDER holds `cifar10-test.parquet` and `stamps.parquet`. Prints a Markdown table a set: mean and standard deviation over seeds of
-ACC, NMI and ARI, bias and variance (`metrics.bias_variance`) over the seeds' runs, seconds a run, and the peak of anonymous memory above what was there
-before; then how the consensus stands to the best k-means. `--json FILE` keeps the single values.
+FOLDER holds `cifar10-test.parquet` and `stamps.parquet`; digits are scikit-learn's, fashion is Debian's package. Prints a
+Markdown table a set: mean and standard deviation over seeds of ACC, NMI and ARI, bias and variance (`metrics.bias_variance`)
+over the seeds' runs, seconds a run, and the peak of anonymous memory above what was there before; then how the consensus
+stands to the best k-means. `--json FILE` keeps the single values.
 
 - `k-means, image`, `equal`, `weighted`: ten starts, on the features of the default preset, the text half counting nothing, as
   much as the image half, and as much as in `default`. `k-means, spherical`: a run's own baseline, on the embeddings as they are.

@@ -5,6 +5,7 @@ method. Simulated captions are sentences with a class name, right with a given p
 as the stage `prototypes` chooses them.
 """
 
+import gzip
 import io
 import json
 import tempfile
@@ -28,6 +29,8 @@ from gsec_core.settings import load_config
 from gsec_core.stages import encode, fuse
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings, load_joint, usable
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 DATA_SEED = 0
 """Of long tails, representatives and simulated captions."""
@@ -146,6 +149,14 @@ def digits(data: Path, store: str, encoder: str) -> Iterator[Set]:
     yield _written("digits", (found.images * (255 / 16)).astype(np.uint8), found.target, store, encoder)
 
 
+def fashion(data: Path, store: str, encoder: str) -> Iterator[Set]:
+    """The 10,000 test images of Fashion-MNIST, as Debian's package `dataset-fashion-mnist` installs them."""
+    if not FASHION.exists():
+        raise SystemExit("Fashion-MNIST is not there: apt-get install dataset-fashion-mnist")
+    images, labels = (gzip.decompress((FASHION / f"t10k-{kind}-ubyte.gz").read_bytes()) for kind in ("images-idx3", "labels-idx1"))
+    yield _written("fashion", np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8), store, encoder)
+
+
 def _written(name: str, images: NDArray[np.uint8], labels: NDArray[Any], store: str, encoder: str) -> Set:
     """A set of grey images, by way of a Parquet file."""
     with tempfile.TemporaryDirectory() as directory:
@@ -162,5 +173,5 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-SOURCES: dict[str, Callable[[Path, str, str], Iterator[Set]]] = {"cifar10": cifar10, "stamps": stamps, "digits": digits}
+SOURCES: dict[str, Callable[[Path, str, str], Iterator[Set]]] = {"cifar10": cifar10, "stamps": stamps, "digits": digits, "fashion": fashion}
 """Each takes the folder with the shared images, a store that keeps the embeddings, and an encoder."""

@@ -16,7 +16,7 @@ from gsec_core.clustering.ensemble import Ensemble, Head, head_posteriors, joine
 from gsec_core.clustering.features import Features, Half, principal, project, standardising
 from gsec_core.clustering.neighbors import NeighborIndex
 from gsec_core.clustering.smoothing import Allocate, Posteriors
-from gsec_core.devices import resolve
+from gsec_core.devices import keep_freed_memory, resolve
 from gsec_core.errors import Refused
 
 
@@ -177,6 +177,8 @@ class Plan:
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         """All members of a block, wanted or not, as its width changes none of them; ``progress`` is told of every outer step. See `bilevel.train_block`."""
+        if self.device == "cpu":
+            keep_freed_memory()
         return train_block(
             features,
             neighbors,

@@ -1,6 +1,5 @@
 """Encoders by name: ``lite``, or ``open_clip:MODEL:PRETRAINED``."""
 
-import ctypes
 import hashlib
 import json
 from functools import lru_cache
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import xxhash
 
-from gsec_core.devices import resolve, set_threads
+from gsec_core.devices import keep_freed_memory, resolve, set_threads
 from gsec_core.encoders.base import Embedded, Encoder
 from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.encoders.open_clip import OpenClipEncoder
@@ -32,7 +31,7 @@ def load_encoder(name: str, *, precision: str, device: str, threads: int) -> Enc
     set_threads(threads)
     device = resolve(device, "encode.device")
     if device == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     return encoder(reference, precision=precision, device=device)
 
 
@@ -60,19 +59,6 @@ def _find(name: str) -> tuple[_EncoderClass, str]:
     if family not in _ENCODERS:
         raise Refused(f"encode.encoder = {json.dumps(name)}: there is no such encoder; there are `lite` and `open_clip:MODEL:PRETRAINED`.")
     return _ENCODERS[family], reference
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of large tensors instead of returning it to the system at every free.
-
-    Else each layer of each batch faults its pages in anew: half of the processor time of a forward pass. Other C
-    libraries have no mallopt, and are left as they are.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _digest(checkpoint: Path) -> str:
