@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.memory import peak
-from benchmarks.sets import SOURCES, Set
+from benchmarks.sets import SOURCES, TAU, Set
 from gsec_core import GSEC
 from gsec_core.clustering import bilevel
 from gsec_core.clustering.features import Features
@@ -71,7 +71,7 @@ def published(images: Set, seed: int, steps: int) -> tuple[Labels, Labels]:
         text = images.joint
     else:
         T = images.described.T
-        text = np.concatenate(list(softmax_counterparts(images.joint, T, T, 0.005)))
+        text = np.concatenate(list(softmax_counterparts(images.joint, T, T, TAU)))
     best: tuple[float, Labels | None] = (-1.0, None)
     estimator = GSEC(images.n_clusters, preset="published", max_steps=steps, tol=0, random_state=seed)
     plan = estimator.plan()
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SOURCES), choices=SOURCES)
     parser.add_argument("--only", help="sets whose name holds this")
     parser.add_argument("--encoder", default="lite")
-    parser.add_argument("--store", help="keeps the embeddings for a next time")
+    parser.add_argument("--work", type=Path, help="a folder that keeps the embeddings for a next time")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--published-steps", type=int, default=300, help="0 leaves it out; the published code takes 6,000")
     parser.add_argument("--json", type=Path)
@@ -192,7 +192,7 @@ def main() -> None:
     verdicts, ratios, kept = [], [], []
     with tempfile.TemporaryDirectory() as directory:
         for source in options.sets:
-            for images in SOURCES[source](options.data, options.store or directory, options.encoder):
+            for images in SOURCES[source](options.data, options.work or Path(directory), options.encoder):
                 if options.only and options.only not in images.name:
                     continue
                 table = table_of(images, options.seeds, options.published_steps)

@@ -8,7 +8,6 @@ as the stage `prototypes` chooses them.
 import gzip
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,18 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gsec_core import keyed, pipeline
-from gsec_core.clustering.fusion import Ridge
+from gsec_core.clustering.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.prototypes import prototype_count, representatives
 from gsec_core.settings import load_config
-from gsec_core.stages import encode, fuse
+from gsec_core.stages import encode
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings, load_joint, usable
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+TAU = 0.005
+"""Of the softmax counterpart."""
 
 DATA_SEED = 0
 """Of long tails, representatives and simulated captions."""
@@ -66,11 +68,14 @@ class Set:
     def counterparts(self) -> tuple[NDArray[np.floating[Any]], float]:
         """The text half of the default preset, and its weight."""
         if self.described is None:
-            return self.joint, fuse.UNDESCRIBED_WEIGHT
+            return self.joint, LEAST_WEIGHT
         if len(self.described.rows) == len(self.X):
-            return self.described.T[np.argsort(self.described.rows)], fuse.DESCRIBED_WEIGHT
-        ridge = Ridge.fit(self.X, self.described.rows, self.described.T)
-        return np.concatenate(list(ridge.counterparts(self.X))), fuse.DESCRIBED_WEIGHT
+            return self.described.T[np.argsort(self.described.rows)], MOST_WEIGHT
+        rows, T = self.described.rows, self.described.T
+        cosines = {"ridge": ridge_cosines(self.X, rows, T), "softmax": softmax_cosines(self.joint[rows], T, TAU)}
+        kind = best_predicted(cosines)
+        blocks = Ridge.fit(self.X, rows, T).counterparts(self.X) if kind == "ridge" else softmax_counterparts(self.joint, T, T, TAU)
+        return np.concatenate(list(blocks)), weight_by(cosines[kind])
 
     def long_tail(self, ratio: float = 10) -> NDArray[np.int64]:
         """Rows of a subset whose class sizes fall geometrically, the first ``ratio`` times the last, in a random order of the classes."""
@@ -101,9 +106,9 @@ class Set:
         return Set(name, self.X, self.joint, self.truth, Described(rows, np.stack([sentence_of(classes[label]) for label in said])))
 
 
-def embedded(source: str, store: str, encoder: str, name: str) -> tuple[Set, Context, list[str]]:
-    """The images of ``source``, a Parquet file with a column `label`, encoded by the pipeline into ``store``; with their URIs."""
-    config = load_config(overrides={"source": source, "store": store, "corpus": name, "clusters": 2, "encode": {"encoder": encoder}})
+def embedded(source: str, work: Path, encoder: str, name: str) -> tuple[Set, Context, list[str]]:
+    """The images of ``source``, a Parquet file with a column `label`, encoded by the pipeline into a store in the folder ``work``; with their URIs."""
+    config = load_config(overrides={"source": source, "store": str(work / "store"), "corpus": name, "clusters": 2, "encode": {"encoder": encoder}})
     context = Context.of(pipeline.request(config)[0], config)
     run_stage(context, encode.STAGE)
     rows = usable(context).rows
@@ -113,10 +118,10 @@ def embedded(source: str, store: str, encoder: str, name: str) -> tuple[Set, Con
     return Set(name, np.array(load_embeddings(context)), np.array(load_joint(context)), truth, None), context, uris
 
 
-def cifar10(data: Path, store: str, encoder: str) -> Iterator[Set]:
+def cifar10(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     """The test images: without captions, with simulated ones, and both with a long tail."""
     file = data / "cifar10-test.parquet"
-    whole, context, _ = embedded(str(file), store, encoder, "cifar10")
+    whole, context, _ = embedded(str(file), work, encoder, "cifar10")
     names = json.loads(pq.read_schema(file).metadata[b"class_names"])
     said = encode.loaded_encoder(context.config).encode_texts([f"This image contains a {name}." for name in names])
 
@@ -131,10 +136,10 @@ def cifar10(data: Path, store: str, encoder: str) -> Iterator[Set]:
     yield tail.with_captions("CIFAR-10 lt, simulated captions 0.7", 0.7, sentence_of)
 
 
-def stamps(data: Path, store: str, encoder: str) -> Iterator[Set]:
+def stamps(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     """317 photographs and drawings in 11 unequal classes, each with a sentence that a person wrote."""
     file = data / "stamps.parquet"
-    whole, context, uris = embedded(str(file), store, encoder, "stamps")
+    whole, context, uris = embedded(str(file), work, encoder, "stamps")
     sentence_of = keyed.read_keyed(str(file), "description", setting="description").lookup
     hashes = usable(context).rows["content_hash"].to_pylist()
     sentences = [str(sentence_of(uri, content_hash)) for uri, content_hash in zip(uris, hashes, strict=True)]
@@ -143,27 +148,27 @@ def stamps(data: Path, store: str, encoder: str) -> Iterator[Set]:
     yield Set("stamps, human descriptions", whole.X, whole.joint, whole.truth, Described(np.arange(len(T)), T))
 
 
-def digits(data: Path, store: str, encoder: str) -> Iterator[Set]:
+def digits(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     """Scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
     found = load_digits()
-    yield _written("digits", (found.images * (255 / 16)).astype(np.uint8), found.target, store, encoder)
+    yield _written("digits", (found.images * (255 / 16)).astype(np.uint8), found.target, work, encoder)
 
 
-def fashion(data: Path, store: str, encoder: str) -> Iterator[Set]:
+def fashion(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     """The 10,000 test images of Fashion-MNIST, as Debian's package `dataset-fashion-mnist` installs them."""
     if not FASHION.exists():
         raise SystemExit("Fashion-MNIST is not there: apt-get install dataset-fashion-mnist")
     images, labels = (gzip.decompress((FASHION / f"t10k-{kind}-ubyte.gz").read_bytes()) for kind in ("images-idx3", "labels-idx1"))
-    yield _written("fashion", np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8), store, encoder)
+    yield _written("fashion", np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8), work, encoder)
 
 
-def _written(name: str, images: NDArray[np.uint8], labels: NDArray[Any], store: str, encoder: str) -> Set:
+def _written(name: str, images: NDArray[np.uint8], labels: NDArray[Any], work: Path, encoder: str) -> Set:
     """A set of grey images, by way of a Parquet file."""
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / f"{name}.parquet"
+    file = work / f"{name}.parquet"
+    if not file.exists():
         rows = [{"bytes": _png(image), "path": f"{number:06d}.png"} for number, image in enumerate(images)]
         pq.write_table(pa.table({"image": rows, "label": labels}), file)
-        whole, _, _ = embedded(str(file), store, encoder, name)
+    whole, _, _ = embedded(str(file), work, encoder, name)
     return Set(f"{name}, no captions", whole.X, whole.joint, whole.truth, None)
 
 
@@ -173,5 +178,5 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-SOURCES: dict[str, Callable[[Path, str, str], Iterator[Set]]] = {"cifar10": cifar10, "stamps": stamps, "digits": digits, "fashion": fashion}
-"""Each takes the folder with the shared images, a store that keeps the embeddings, and an encoder."""
+SOURCES: dict[str, Callable[[Path, Path, str], Iterator[Set]]] = {"cifar10": cifar10, "stamps": stamps, "digits": digits, "fashion": fashion}
+"""Each takes the folder with the shared images, a folder that keeps what is made of them, and an encoder."""

@@ -51,7 +51,7 @@ class BaselineConfig(_Settings):
 class PrototypesConfig(_Settings):
     """Micro-clusters of the image embeddings and the images that stand for them."""
 
-    count: int | None = Field(None, ge=1, le=100_000, description="Micro-clusters; not given: max(3 clusters, min(images / 300, 4096)), at most one an image.")
+    count: int | None = Field(None, ge=1, le=100_000, description="Micro-clusters; not given: max(3 clusters, min(images / 60, 4096)), at most one an image.")
     representatives: int = Field(5, ge=0, le=50, description="Images described of each micro-cluster, spread from its core to its rim; 0 = all.")
     max_iter: int = Field(20, ge=1, le=1000, description="Iterations of k-means.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of k-means.")
@@ -78,13 +78,15 @@ class FuseConfig(_Settings):
     counterpart: Literal["auto", "ridge", "softmax", "joint", "own"] = Field(
         "auto",
         description="`ridge`: a linear map from images to descriptions; `softmax`: their mean weighted by likeness in the joint space, as published; "
-        "`joint`: the image in the joint space, without descriptions; `own`: the image's own description, `ridge` where it has none.",
+        "`joint`: the image in the joint space, without descriptions; `own`: the image's own description, `ridge` where it has none; "
+        "`auto`: whichever predicts descriptions that are held out, `own` if all images are described, `joint` by `tagger`.",
     )
     text_weight: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Weight of the text half against the image half; not given: .5, but .15 with `joint` or by `tagger`.",
+        description="Weight of the text half against the image half; not given: .15 to .5, the better descriptions that are held out are predicted; "
+        ".5 with `own`, .15 with `joint` or by `tagger`.",
     )
     tau: float = Field(0.005, gt=0, le=10, description="softmax: temperature over the descriptions.")
     max_lost_weight: float = Field(1e-4, ge=0, lt=1, description="softmax: bound on the summed weight of the descriptions that are left out; 0 = none is.")

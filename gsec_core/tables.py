@@ -170,6 +170,7 @@ COUNTERPART_MODEL = pa.schema(
     [
         _column("kind", pa.string(), "ridge, softmax, joint or own"),
         _column("text_weight", pa.float64(), "of the text half against the image half"),
+        _column("held_out_cosine", pa.float64(), "mean cosine of descriptions with their images' counterparts without them; null: not asked", nullable=True),
         _column("mean", _floats(), "ridge, own: mean embedding of all images", nullable=True),
         _column("weights", _floats(), "ridge, own: the linear map, (dimensions of an image, of a description), row after row", nullable=True),
     ]

@@ -5,7 +5,7 @@ is the published way: TAC's retrieval (Li et al. 2024, https://arxiv.org/abs/231
 place of nouns, as in Li et al. 2026, https://arxiv.org/abs/2605.12961.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve
 from scipy.sparse import csr_array
+from sklearn.model_selection import KFold
 
 from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
 
 PENALTY = 1.0
 """Of ridge regression; the rows are unit vectors."""
+
+LEAST_WEIGHT, MOST_WEIGHT = 0.15, 0.5
+"""Text weights of counterparts that say nothing new, and of such that say as much as the images."""
 
 _BLOCK_VALUES = 2**25
 """Cosines in memory at once."""
@@ -46,19 +50,78 @@ class Ridge:
         """
         if not len(T):
             raise ValueError("T has no rows: without a description there is no counterpart.")
-        mean = sum(X[start : start + BLOCK_ROWS].sum(0, dtype=np.float64) for start in range(0, len(X), BLOCK_ROWS)) / len(X)
-        rows = unit_rows(X[described] - mean.astype(np.float32)).astype(np.float64)
-        texts = np.asarray(T, np.float64) - np.asarray(T, np.float64).mean(0)
-        if len(rows) <= rows.shape[1]:
-            weights = rows.T @ solve(rows @ rows.T + PENALTY * np.eye(len(rows)), texts, assume_a="pos")
-        else:
-            weights = solve(rows.T @ rows + PENALTY * np.eye(rows.shape[1]), rows.T @ texts, assume_a="pos")
-        return cls(mean.astype(np.float32), weights.astype(np.float32))
+        mean = _mean(X)
+        return cls(mean, _ridge_weights(unit_rows(X[described] - mean), T))
 
     def counterparts(self, X: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
         """Of the rows of ``X`` (n, d), block by block: unit vectors (rows, dt)."""
         for start in range(0, len(X), BLOCK_ROWS):
             yield unit_rows(unit_rows(X[start : start + BLOCK_ROWS] - self.mean) @ self.weights)
+
+
+def _mean(X: NDArray[Any]) -> NDArray[np.float32]:
+    total = sum(X[start : start + BLOCK_ROWS].sum(0, dtype=np.float64) for start in range(0, len(X), BLOCK_ROWS))
+    mean: NDArray[np.float32] = (total / len(X)).astype(np.float32)
+    return mean
+
+
+def _ridge_weights(directions: NDArray[np.float32], T: NDArray[Any]) -> NDArray[np.float32]:
+    """Of the regression of ``T`` (M, dt), centred, on ``directions`` (M, d)."""
+    rows = directions.astype(np.float64)
+    texts = np.asarray(T, np.float64) - np.asarray(T, np.float64).mean(0)
+    if len(rows) <= rows.shape[1]:
+        weights = rows.T @ solve(rows @ rows.T + PENALTY * np.eye(len(rows)), texts, assume_a="pos")
+    else:
+        weights = solve(rows.T @ rows + PENALTY * np.eye(rows.shape[1]), rows.T @ texts, assume_a="pos")
+    return np.asarray(weights, np.float32)
+
+
+def ridge_cosines(X: NDArray[Any], described: NDArray[np.int64], T: NDArray[Any]) -> NDArray[np.float32]:
+    """How well `Ridge` predicts descriptions that it does not know; arguments as of `Ridge.fit`. See `_held_out_cosines`."""
+    directions = unit_rows(X[described] - _mean(X))
+    return _held_out_cosines(T, lambda known, held: directions[held] @ _ridge_weights(directions[known], T[known]))
+
+
+def softmax_cosines(X: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weight: float = 0.0) -> NDArray[np.float32]:
+    """How well `softmax_counterparts` predicts descriptions that it does not know: ``X`` (M, d) the described images, ``T`` (M, d). See `_held_out_cosines`."""
+
+    def predict(known: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = np.concatenate(list(softmax_counterparts(X[held], T[known], T[known], tau, max_lost_weight)))
+        return np.asarray(found - np.asarray(T[known], np.float32).mean(0))
+
+    return _held_out_cosines(T, predict)
+
+
+def _held_out_cosines(T: NDArray[Any], predict: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Of each of the descriptions ``T`` (M, dt) the cosine with what is predicted of its image from four fifths of the others, both from the mean of these.
+
+    ``predict`` gets the numbers of the descriptions that are known and of those that are held out. A single description has 0.
+    """
+    found = np.zeros(len(T), np.float32)
+    if len(T) < 2:
+        return found
+    for known, held in KFold(min(5, len(T)), shuffle=True, random_state=0).split(T):
+        directions = unit_rows(np.asarray(T[held], np.float32) - np.asarray(T[known], np.float32).mean(0))
+        found[held] = (directions * unit_rows(predict(known, held))).sum(1)
+    return found
+
+
+def best_predicted(cosines: Mapping[str, NDArray[np.float32]]) -> str:
+    """The kind of counterpart with the best held-out cosines (M,): the first, unless another's mean is larger by more than two standard errors."""
+    best, *others = cosines
+    for other in others:
+        difference = cosines[other] - cosines[best]
+        if difference.mean() > 2 * difference.std() / np.sqrt(len(difference)):
+            best = other
+    return best
+
+
+def weight_by(cosines: NDArray[np.float32]) -> float:
+    """The text weight by the held-out cosines (M,) of the counterparts: the better these predict a description, the more they count.
+
+    From `LEAST_WEIGHT` for those that predict nothing up to `MOST_WEIGHT`.
+    """
+    return float(np.clip(LEAST_WEIGHT + float(cosines.mean()), LEAST_WEIGHT, MOST_WEIGHT))
 
 
 def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weight: float = 0.0) -> Iterator[NDArray[np.float32]]:

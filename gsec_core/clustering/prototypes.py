@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MOST_DERIVED = 4096
-ROWS_PER_PROTOTYPE = 300
+ROWS_PER_PROTOTYPE = 60
 
 
 def prototype_count(n: int, n_clusters: int, count: int | None = None) -> int:
-    """How many micro-clusters to make of ``n`` rows: ``count``, or three a cluster, or one for 300 rows up to 4,096; at most ``n``.
+    """How many micro-clusters to make of ``n`` rows: ``count``, or three a cluster, or one for 60 rows up to 4,096; at most ``n``.
 
-    The rule of TAC (Li et al. 2024, https://arxiv.org/abs/2310.11989) but that it is the larger of the two, and bounded.
+    After TAC (Li et al. 2024, https://arxiv.org/abs/2310.11989), which makes one for 300 rows: more descriptions are what helps most.
     """
     return min(n, count or max(3 * n_clusters, min(round(n / ROWS_PER_PROTOTYPE), MOST_DERIVED)))
 

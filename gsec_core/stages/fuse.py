@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gsec_core.arrays import to_column, to_matrix
-from gsec_core.clustering.fusion import Ridge, softmax_counterparts
+from gsec_core.clustering.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
@@ -35,12 +35,6 @@ from gsec_core.tables import (
 
 RIDGE, SOFTMAX, JOINT, OWN = "ridge", "softmax", "joint", "own"
 
-DESCRIBED_WEIGHT = 0.5
-"""Text weight where descriptions say what the embedding does not."""
-
-UNDESCRIBED_WEIGHT = 0.15
-"""Text weight of images in the joint space, or of sentences that come from an image's own classifier."""
-
 
 @dataclass(frozen=True)
 class CounterpartModel:
@@ -48,6 +42,8 @@ class CounterpartModel:
 
     kind: str
     text_weight: float
+    held_out_cosine: float | None
+    """Of descriptions with what is predicted without them; None: not asked."""
     ridge: Ridge | None
     """For the kinds ridge and own."""
 
@@ -79,29 +75,44 @@ def described_rows(context: Context) -> NDArray[np.int64]:
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """How counterparts are made."""
-    kind, weight = resolved(context.config)
-    model: dict[str, Any] = {"kind": kind, "text_weight": weight, "mean": None, "weights": None}
-    if kind in (RIDGE, OWN):
-        with threadpool_limits(context.config.threads or None):
-            ridge = Ridge.fit(load_embeddings(context), described_rows(context), load_captions(context))
-        model |= {"mean": ridge.mean, "weights": ridge.weights.ravel()}
+    """How counterparts are made, and how much they count: by the settings and, where these leave it open, by descriptions that are held out."""
+    kinds, weight = open_choices(context.config)
+    config, X, described, T = context.config.fuse, load_embeddings(context), described_rows(context), load_captions(context)
+    with threadpool_limits(context.config.threads or None):
+        cosines = {}
+        if weight is None or len(kinds) > 1:
+            measures = {
+                RIDGE: lambda: ridge_cosines(X, described, T),
+                SOFTMAX: lambda: softmax_cosines(load_joint(context)[described], T, config.tau, config.max_lost_weight),
+            }
+            cosines = {kind: measures[kind]() for kind in kinds}
+        kind = best_predicted(cosines) if cosines else kinds[0]
+        ridge = Ridge.fit(X, described, T) if kind in (RIDGE, OWN) else None
+    model = {
+        "kind": kind,
+        "text_weight": weight_by(cosines[kind]) if weight is None else weight,
+        "held_out_cosine": float(cosines[kind].mean()) if cosines else None,
+        "mean": ridge and ridge.mean,
+        "weights": ridge and ridge.weights.ravel(),
+    }
     yield Finished("all", (pa.Table.from_pylist([model], COUNTERPART_MODEL),), {})
 
 
-def resolved(config: PipelineConfig) -> tuple[str, float]:
-    """The kind of counterpart and the text weight that the settings come to."""
+def open_choices(config: PipelineConfig) -> tuple[tuple[str, ...], float | None]:
+    """The kinds of counterpart that the settings leave, and the text weight; None: by held-out descriptions."""
     sees_more = config.describe.captioner != "tagger"  # its sentences come from a classifier that the embedding knows
-    kind: str = config.fuse.counterpart
-    if kind == "auto" and config.preset == "published":
-        kind = SOFTMAX
-    elif kind == "auto" and not sees_more:
-        kind = JOINT
-    elif kind == "auto":
-        kind = RIDGE if config.prototypes.representatives else OWN
+    kinds: tuple[str, ...] = (config.fuse.counterpart,)
+    if kinds == ("auto",) and config.preset == "published":
+        kinds = (SOFTMAX,)
+    elif kinds == ("auto",) and not sees_more:
+        kinds = (JOINT,)
+    elif kinds == ("auto",):
+        kinds = (RIDGE, SOFTMAX) if config.prototypes.representatives else (OWN,)
     if config.fuse.text_weight is not None:
-        return kind, config.fuse.text_weight
-    return kind, DESCRIBED_WEIGHT if sees_more and kind != JOINT else UNDESCRIBED_WEIGHT
+        return kinds, config.fuse.text_weight
+    if kinds == (JOINT,) or not sees_more:
+        return kinds, LEAST_WEIGHT
+    return kinds, MOST_WEIGHT if kinds == (OWN,) or config.preset == "published" else None
 
 
 @once
@@ -112,7 +123,7 @@ def load_model(context: Context) -> CounterpartModel:
     if row["mean"] is not None:
         mean = np.array(row["mean"], np.float32)
         ridge = Ridge(mean, np.array(row["weights"], np.float32).reshape(len(mean), -1))
-    return CounterpartModel(row["kind"], row["text_weight"], ridge)
+    return CounterpartModel(row["kind"], row["text_weight"], row["held_out_cosine"], ridge)
 
 
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -165,8 +176,8 @@ def load_counterparts(context: Context) -> NDArray[np.float16]:
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    kind, weight = resolved(config)
-    return {**output_settings(config.fuse), "counterpart": kind, "text_weight": weight}
+    kinds, weight = open_choices(config)
+    return {**output_settings(config.fuse), "counterpart": kinds, "text_weight": weight}
 
 
 STAGE = Stage(

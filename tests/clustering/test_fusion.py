@@ -4,7 +4,17 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from gsec_core.clustering import fusion
-from gsec_core.clustering.fusion import PENALTY, Ridge, softmax_counterparts
+from gsec_core.clustering.fusion import (
+    LEAST_WEIGHT,
+    MOST_WEIGHT,
+    PENALTY,
+    Ridge,
+    best_predicted,
+    ridge_cosines,
+    softmax_cosines,
+    softmax_counterparts,
+    weight_by,
+)
 from gsec_core.clustering.kmeans import unit_rows
 
 
@@ -110,3 +120,45 @@ def test_ridge_carries_descriptions_to_images_without_a_common_space() -> None:
 def test_ridge_without_a_description_is_an_error() -> None:
     with pytest.raises(ValueError, match="without a description"):
         Ridge.fit(np.ones((2, 3)), np.empty(0, np.int64), np.empty((0, 3)))
+
+
+def said_of_three(right: float, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Descriptions of ``images`` (n, d), a third of them of each kind, right with a probability; and the kinds in the space of texts."""
+    random = np.random.default_rng(1)
+    kinds = np.arange(len(images)) % 3
+    said = np.where(random.random(len(images)) < right, kinds, random.integers(3, size=len(images)))
+    T = unit_rows(random.standard_normal((3, 40)))
+    return unit_rows(T[said] + 0.02 * random.standard_normal((len(images), 40))), T[kinds]
+
+
+def test_the_better_held_out_descriptions_are_predicted_the_more_text_weighs() -> None:
+    random = np.random.default_rng(0)
+    X = unit_rows(np.tile(random.standard_normal((3, 30)), (40, 1)) + 0.3 * random.standard_normal((120, 30)))
+    cosines = [ridge_cosines(X, np.arange(120), said_of_three(right, X)[0]) for right in (0.0, 0.5, 1.0)]
+    weights = [weight_by(found) for found in cosines]
+    assert weights[0] < 0.25 < weights[1] <= weights[2] == MOST_WEIGHT
+    assert weight_by(np.full(9, -0.5, np.float32)) == LEAST_WEIGHT
+    assert cosines[2].mean() > 0.9
+
+
+def test_a_description_has_no_part_in_what_is_predicted_of_it() -> None:
+    random = np.random.default_rng(0)
+    X, T = (unit_rows(random.standard_normal((60, 200))) for _ in range(2))
+    assert abs(ridge_cosines(X, np.arange(60), T).mean()) < 0.05
+    known = unit_rows(unit_rows(X - X.mean(0)) @ Ridge.fit(X, np.arange(60), T).weights)
+    assert (known * unit_rows(T - T.mean(0))).sum(1).mean() > 0.5, "what takes part is predicted well"
+
+
+def test_softmax_is_taken_where_images_lie_among_texts_and_their_embeddings_say_nothing() -> None:
+    random = np.random.default_rng(0)
+    T, kinds = said_of_three(1.0, np.empty((120, 0)))
+    nothing, near = unit_rows(random.standard_normal(kinds.shape)), unit_rows(kinds + 0.05 * random.standard_normal(kinds.shape))
+    rows = np.arange(120)
+    assert best_predicted({"ridge": ridge_cosines(nothing, rows, T), "softmax": softmax_cosines(near, T, 0.005)}) == "softmax"
+    assert best_predicted({"ridge": ridge_cosines(near, rows, T), "softmax": softmax_cosines(nothing, T, 0.005)}) == "ridge"
+    assert best_predicted({"ridge": np.full(20, 0.3, np.float32), "softmax": np.tile(np.float32([0.1, 0.55]), 10)}) == "ridge"
+
+
+def test_a_single_description_predicts_nothing() -> None:
+    one = np.ones((1, 3), np.float32)
+    assert ridge_cosines(one, np.array([0]), one).tolist() == [0]

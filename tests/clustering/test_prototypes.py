@@ -9,8 +9,8 @@ from gsec_core.clustering.prototypes import prototype_count, representatives
 @pytest.mark.parametrize(
     ("n", "clusters", "count", "expected"),
     [
-        pytest.param(60_000, 10, None, 200, id="one for 300 images"),
-        pytest.param(5_000, 10, None, 30, id="three a cluster, where that is more"),
+        pytest.param(60_000, 10, None, 1000, id="one for 60 images"),
+        pytest.param(1_500, 10, None, 30, id="three a cluster, where that is more"),
         pytest.param(9_000_000, 10, None, 4096, id="no more than 4,096"),
         pytest.param(9_000_000, 5_000, None, 15_000, id="unless the clusters are so many"),
         pytest.param(20, 10, None, 20, id="no more than images"),

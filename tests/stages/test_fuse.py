@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gsec_core.clustering.fusion import Ridge, softmax_counterparts
+from gsec_core.clustering.fusion import Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import encode, fuse, prototypes
 from gsec_core.stages.base import Context, run_stage
@@ -98,19 +98,32 @@ def test_joint_counterparts_are_the_images_in_the_joint_space(source: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "weight"),
+    ("changes", "kinds", "weight"),
     [
-        ({}, "joint", 0.15),
-        ({"describe": {"captioner": "openai:m"}}, "ridge", 0.5),
-        ({"describe": {"captioner": "openai:m"}, "prototypes": {"representatives": 0}}, "own", 0.5),
-        ({"describe": {"captioner": "openai:m"}, "preset": "published"}, "softmax", 0.5),
-        ({"fuse": {"counterpart": "ridge"}}, "ridge", 0.15),
-        ({"describe": {"captioner": "openai:m"}, "fuse": {"counterpart": "joint"}}, "joint", 0.15),
-        ({"fuse": {"text_weight": 0.3}}, "joint", 0.3),
+        ({}, ["joint"], 0.15),
+        ({"describe": {"captioner": "openai:m"}}, ["ridge", "softmax"], None),
+        ({"describe": {"captioner": "openai:m"}, "prototypes": {"representatives": 0}}, ["own"], 0.5),
+        ({"describe": {"captioner": "openai:m"}, "preset": "published"}, ["softmax"], 0.5),
+        ({"fuse": {"counterpart": "ridge"}}, ["ridge"], 0.15),
+        ({"describe": {"captioner": "openai:m"}, "fuse": {"counterpart": "softmax"}}, ["softmax"], None),
+        ({"describe": {"captioner": "openai:m"}, "fuse": {"counterpart": "joint"}}, ["joint"], 0.15),
+        ({"fuse": {"text_weight": 0.3}}, ["joint"], 0.3),
     ],
 )
-def test_what_is_not_given_follows_from_who_describes(changes: dict[str, Any], kind: str, weight: float) -> None:
-    assert fuse.resolved(PipelineConfig.model_validate(changes)) == (kind, weight)
+def test_what_is_not_given_follows_from_who_describes(changes: dict[str, Any], kinds: list[str], weight: float | None) -> None:
+    assert fuse.open_choices(PipelineConfig.model_validate(changes)) == (tuple(kinds), weight)
+
+
+@pytest.mark.parametrize("given", [None, 0.3])
+def test_what_the_settings_leave_open_is_decided_by_held_out_descriptions(source: Path, tmp_path: Path, given: float | None) -> None:
+    context = described(source, tmp_path, describe={"captioner": "openai:m"}, fuse={"text_weight": given})
+    describe_with(context)
+    run_stage(context, fuse.STAGE)
+    X, rows, T = load_embeddings(context), fuse.described_rows(context), fuse.load_captions(context)
+    cosines = {"ridge": ridge_cosines(X, rows, T), "softmax": softmax_cosines(load_joint(context)[rows], T, 0.005, 1e-4)}
+    model, kind = fuse.load_model(context), best_predicted(cosines)
+    assert (model.kind, model.text_weight) == (kind, given or pytest.approx(weight_by(cosines[kind])))
+    assert model.held_out_cosine == pytest.approx(cosines[kind].mean())
 
 
 def test_a_part_that_is_made_later_is_what_it_was(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
