@@ -75,7 +75,7 @@ class Set:
         cosines = {"ridge": ridge_cosines(self.X, rows, T), "softmax": softmax_cosines(self.joint[rows], T, TAU)}
         kind = best_predicted(cosines)
         blocks = Ridge.fit(self.X, rows, T).counterparts(self.X) if kind == "ridge" else softmax_counterparts(self.joint, T, T, TAU)
-        return np.concatenate(list(blocks)), weight_by(cosines[kind])
+        return np.concatenate(list(blocks)), weight_by(float(cosines[kind].mean()))
 
     def long_tail(self, ratio: float = 10) -> NDArray[np.int64]:
         """Rows of a subset whose class sizes fall geometrically, the first ``ratio`` times the last, in a random order of the classes."""

@@ -30,7 +30,7 @@ app = App(
 )
 
 Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]
-Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Number of clusters.")]
+Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Number of clusters, or `auto`: as many as the images show.")]
 StoreUrl = Annotated[str | None, Parameter(name="--store", help="Where all tables are kept: a folder or any fsspec URL. Default: gsec-store.")]
 CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's name in the store. Default: made from the source.")]
 Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from flows import terminal
 from gsec_core import pipeline
-from gsec_core.config import PipelineConfig, with_runtime
+from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
-from gsec_core.stages import base, describe, publish
+from gsec_core.stages import base, count, describe, publish
 from gsec_core.store import Run, Store
 
 DONE, DONE_WITH_REJECTS = 0, 3
@@ -19,7 +19,13 @@ Json = Callable[[dict[str, Any]], None]
 def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Callable[[base.Context], None] | None = None, of_run: str | None = None) -> int:
     """The whole pipeline; ``then`` gets the context of a run that is done. Returns the exit code."""
     started = time.monotonic()
-    finished = pipeline.nothing_to_do(config, redo, of_run)
+    counting: Run | None = None
+    if config.clusters == AUTO and of_run is None:
+        now, later = pipeline.split_redo(redo)
+        counting = pipeline.nothing_to_do(config, now)
+        finished = counting and pipeline.nothing_to_do(pipeline.numbered_by(counting, config), later)
+    else:
+        finished = pipeline.nothing_to_do(config, redo, of_run)
     summary = _summary_of(finished, config) if finished is not None else None
     if summary is not None:
         terminal.err.print(f"run {summary['run_id']} is finished and nothing has changed: nothing to do.")
@@ -30,6 +36,8 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
     warning = pipeline.too_many_rejects(context, summary)
     if warning:
         terminal.err.print(f"warning: {warning}", markup=False)
+    if config.clusters == AUTO:
+        _show_counts(base.Context.of(counting or Store.open(config.store).run(summary["counting"]), config))
     _show(context, summary)
     if then is not None:
         then(context)
@@ -44,7 +52,7 @@ def assign(config: PipelineConfig, run_id: str, as_json: Json | None) -> int:
     return run(pipeline.assignment_config(of_run, config), [], as_json, of_run=of_run.id)
 
 
-JSON_KEYS = ("run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "seconds")
+JSON_KEYS = ("run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "remarks", "seconds")
 
 
 def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None) -> int:
@@ -54,7 +62,7 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
         found = store.run(run_id)
         config = with_runtime(found.config(), config)
     if name == "ingest":
-        pipeline.check_redo([name] if redo else [])
+        pipeline.check_redo([name] if redo else [], config)
         _check_prefect()
         from flows.ingest import ingest
 
@@ -167,11 +175,20 @@ def _show(context: base.Context, summary: dict[str, Any]) -> None:
         terminal.err.print(f"and {len(rows) - MOST_SHOWN:,} smaller clusters")
     if summary["labellings"]:
         terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", summary["labellings"]))
+    for remark in summary["remarks"]:
+        terminal.err.print(f"note: {remark}", markup=False)
     assigned = summary["images"] - summary["rejected"] - summary["missing"]
     terminal.err.print(f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing")
     for name in ("assignments", "cluster_table", "report"):
         if summary[name]:
             terminal.err.print(f"{name.replace('_', ' '):<14} {summary[name]}", markup=False)
+
+
+def _show_counts(context: base.Context) -> None:
+    rows = count.load_counts(context).to_pylist()
+    found = next(row["clusters"] for row in rows if row["suggested"])
+    near = [row for row in rows if row["clusters"] <= 2 * found]
+    terminal.err.print(terminal.table(f"how pure clusters are, by their number; {found} lie apart and more do not", near))
 
 
 def _words(counts: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def _mended_by_a_run() -> Iterator[None]:
 
 def _newest_finished(store: Store) -> Run:
     for run in reversed(store.runs()):
-        if run.is_finished() and not run.request().get("of_run"):
+        if run.is_finished() and "publish" in run.request()["stages"]:
             return run
     raise Refused(f"--store {store.url}: it holds no finished run. `gsec status` shows what there is.")
 

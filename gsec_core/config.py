@@ -10,7 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from gsec_core.errors import Refused
 from gsec_core.sources.address import normalise_url
+
+AUTO = "auto"
+"""The number of clusters is to be found."""
 
 RUNTIME = "runtime"
 """Marks a field that does not change the output: it is recorded as provenance only."""
@@ -119,7 +123,9 @@ class PipelineConfig(_Settings):
     )
     store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
     corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store; made from the source if not given.")
-    clusters: int = Field(10, ge=2, le=100_000, description="Number of clusters.")
+    clusters: Annotated[int, Field(ge=2, le=100_000)] | Literal["auto"] = Field(
+        10, description="Number of clusters; `auto`: the number that the images show, and a refusal with the reason where they show none."
+    )
     preset: Literal["default", "published"] = Field("default", description="`published`: the features, counterparts and training of the paper's code.")
     max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
     threads: Annotated[int, RUNTIME] = Field(0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core. Equal counts, equal labels.")
@@ -133,6 +139,13 @@ class PipelineConfig(_Settings):
     fuse: FuseConfig = FuseConfig()
     train: TrainConfig = TrainConfig()
     publish: PublishConfig = PublishConfig()
+
+    @property
+    def n_clusters(self) -> int:
+        """The number of clusters. Raises Refused if it is still to be found."""
+        if isinstance(self.clusters, str):
+            raise Refused("clusters = auto: this needs a number. gsec run with --clusters auto finds one; then give it here.")
+        return self.clusters
 
 
 def output_settings(settings: BaseModel) -> dict[str, Any]:

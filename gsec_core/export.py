@@ -136,7 +136,7 @@ def _write_images(context: Context, source: Source, assignments: pl.DataFrame, t
     """``to/CLUSTER NAME/IMAGE``; the folder appears when it is whole."""
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    digits = len(str(context.config.clusters - 1))
+    digits = len(str(context.config.n_clusters - 1))
     listed = assignments.join(pl.DataFrame(context.live.select(["image_id", "size_bytes", "version"])), on="image_id", maintain_order="left")
     place = functools.partial(_link if links else _copy, source)
     found = 0

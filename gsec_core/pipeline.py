@@ -11,13 +11,13 @@ from typing import Any
 
 from gsec_core import namers, quality
 from gsec_core.captioners.chat import checked_url
-from gsec_core.config import PipelineConfig, with_runtime
+from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.devices import resolve
 from gsec_core.encoders import check_encoder
 from gsec_core.errors import Refused
 from gsec_core.sources import open_source, source_name
 from gsec_core.sources.base import Source
-from gsec_core.stages import align, assign, base, baseline, describe, encode, fuse, prepare, prototypes, publish, report, train
+from gsec_core.stages import align, assign, base, baseline, count, describe, encode, fuse, prepare, prototypes, publish, report, train
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest
@@ -41,7 +41,10 @@ STAGES: tuple[Stage, ...] = (
 ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
 """Those of a run that assigns new images to the clusters of another."""
 
-ALL_STAGES = (*STAGES, assign.STAGE)
+COUNT_STAGES: tuple[Stage, ...] = (encode.STAGE, count.STAGE)
+"""Those of a run that finds the number of clusters for another."""
+
+ALL_STAGES = (*STAGES, assign.STAGE, count.STAGE)
 
 
 def stage(name: str) -> Stage:
@@ -67,10 +70,11 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     """Raises Refused for a setting that some stage would stumble over, before anything is written, listed or loaded."""
     if config.source is None:
         raise Refused("source: say where the images are: a folder, a Parquet file or glob, or WebDataset tars.")
-    identity(config, of_run)  # names of encoders, captioners and files
+    numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
+    identity(numbered, of_run)  # names of encoders, captioners and files
     checked_url(config.describe.url)  # recorded with every attempt, whoever describes
     resolve(config.encode.device, "encode.device")
-    prepare.plan_of(config)
+    prepare.plan_of(numbered)
     scratch_file(config).close()
     store = Store.open(config.store)
     source = open_source(config.source, image_column=config.ingest.image_column)
@@ -92,7 +96,7 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
     carried out.
     """
     place = open_place(config, of_run)
-    check_redo(redo, of_run)
+    check_redo(redo, config, of_run)
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
         place.corpus.redo(name)
@@ -107,13 +111,15 @@ def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int
 
 def identity(config: PipelineConfig, of_run: str | None = None) -> dict[str, Any]:
     """What of a request, and of this version of gsec, changes the output: for each stage its version and settings."""
-    wanted = {name: [stage(name).version, dict(stage(name).settings(config))] for name in _names(of_run)}
+    wanted = {name: [stage(name).version, dict(stage(name).settings(config))] for name in _names(config, of_run)}
     return wanted if of_run is None else wanted | {assign.STAGE.name: [assign.STAGE.version, {"run": of_run}]}
 
 
-def _names(of_run: str | None) -> list[str]:
-    """The stages of a run that makes clusters, or that assigns to those of another."""
-    return [s.name for s in (STAGES if of_run is None else ASSIGN_STAGES)]
+def _names(config: PipelineConfig, of_run: str | None) -> list[str]:
+    """The stages of a run that makes clusters, that finds how many there are, or that assigns to those of another."""
+    if of_run is not None:
+        return [s.name for s in ASSIGN_STAGES]
+    return [s.name for s in (COUNT_STAGES if config.clusters == AUTO else STAGES)]
 
 
 def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> Run | None:
@@ -122,14 +128,27 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
     Raises as `request` does.
     """
     place = open_place(config, of_run)
-    check_redo(redo, of_run)
+    check_redo(redo, config, of_run)
     changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run))
     return run if changes.none and not redo and run.exists() and run.is_finished() else None
 
 
+def split_redo(redo: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of the stages to do anew those of a run that finds the number of clusters, and the others."""
+    counting = {s.name for s in COUNT_STAGES}
+    return [name for name in redo if name in counting], [name for name in redo if name not in counting]
+
+
+def numbered_by(counting: Run, config: PipelineConfig) -> PipelineConfig:
+    """The settings with the number of clusters that a run found. Raises Refused if it cannot be told."""
+    return config.model_copy(update={"clusters": count.counted(Context.of(counting, config))})
+
+
 def _at_least(config: PipelineConfig, of_run: str | None) -> int:
-    return config.clusters if of_run is None else 1
+    if of_run is not None:
+        return 1
+    return 2 if config.clusters == AUTO else config.n_clusters
 
 
 def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
@@ -174,30 +193,32 @@ def check_servers(context: Context) -> None:
             return
 
 
-def check_redo(names: Sequence[str], of_run: str | None = None) -> None:
+def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None = None) -> None:
     """Raises Refused for a stage that such a run does not have, or that cannot be redone."""
     for name in names:
         if name == "ingest":
             raise Refused("--redo ingest: every run lists its source anew; there is nothing to redo.")
-        if name not in _names(of_run):
-            raise Refused(f"--redo {name}: there is no such stage. The stages are {', '.join(_names(of_run))}.")
+        if name not in _names(config, of_run):
+            raise Refused(f"--redo {name}: there is no such stage. The stages are {', '.join(_names(config, of_run))}.")
 
 
 def summary(context: Context) -> dict[str, Any]:
     """What a finished run has to say: counts, where its tables are, its clusters, and how the consensus is beside k-means."""
     live = encode.encoded_rows(context)
+    labellings = None if context.of_run else quality.without_labels(context)
     counts = {status: live["status"].to_pylist().count(status) for status in (OK, REJECTED, MISSING)}
     return {
         "run_id": context.run.id,
         "images": live.num_rows,
         "rejected": counts[REJECTED],
         "missing": counts[MISSING],
-        "clusters": context.config.clusters,
+        "clusters": context.config.n_clusters,
         "assignments": context.run.files.location(assignments(context).directory),
         "cluster_table": clusters(context).location("all"),
         "report": None if context.of_run else report.index(context),
         "cluster_rows": cluster_rows(context),
-        "labellings": None if context.of_run else quality.without_labels(context),
+        "labellings": labellings,
+        "remarks": quality.remarks(context, labellings) if labellings else [],
     }
 
 

@@ -6,6 +6,7 @@ are kept whoever made them: they are what costs. Nothing younger than a day is d
 its request yet is safe, and files that were set aside are never deleted.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gsec_core.config import AUTO
 from gsec_core.errors import BadShard
 from gsec_core.store import Corpus, Generation, Run, Shards, Store
 from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
@@ -55,11 +57,12 @@ def _is_older(store: Store, path: str, than: datetime) -> bool:
 def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
     kept = []
     published = store.published_runs()
-    newest: dict[str, int] = {}
+    newest: Counter[tuple[str, bool]] = Counter()
     for run in reversed(store.runs()):
-        corpus = run.request()["corpus"]
-        newest[corpus] = newest.get(corpus, 0) + 1
-        if newest[corpus] <= keep_runs or run.id in published or not run.is_finished():
+        request = run.request()
+        kind = request["corpus"], request["config"]["clusters"] == AUTO  # those that find a number for others count by themselves
+        newest[kind] += 1
+        if newest[kind] <= keep_runs or run.id in published or not run.is_finished():
             kept.append(run)
     of_runs = {run.request().get("of_run") for run in kept} - {run.id for run in kept}
     return kept + [run for run in store.runs() if run.id in of_runs]  # whose clusters a kept run's images are assigned to

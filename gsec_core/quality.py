@@ -1,6 +1,6 @@
 """How good a run's labelling is: beside plain k-means without labels, and against labels where somebody has them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,29 +9,68 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from gsec_core.clustering.metrics import score
+from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.metrics import purity, score
 from gsec_core.errors import Refused
-from gsec_core.stages import align, baseline, publish
+from gsec_core.stages import align, baseline, fuse, prepare, publish
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
 
+STABLE = 0.5
+"""Stability of a cluster below which it counts as dissolved (Hennig 2007)."""
+
+NEARLY_EQUAL = 0.95
+"""ARI of labellings that are the same but for few images."""
+
+PURITY_ROWS = 20_000
+"""Images whose neighbours are looked at."""
+
+MOST_NAMED = 20
+"""Clusters that a remark names."""
+
 
 def without_labels(context: Context) -> list[dict[str, Any]]:
-    """One row a labelling, consensus first: cohesion and agreement (means over images), separation (mean over clusters), sizes, and ARI with the consensus."""
+    """One row a labelling, consensus first: purity, cohesion and agreement (means over images), separation (mean over clusters), sizes, ARI with the consensus.
+
+    Purity is of the neighbours in both halves, the text half counting as much as its counterparts have earned.
+    """
     consensus, *_ = found = labellings(context)
+    neighbors, weight = prepare.load_neighbors(context).halves, fuse.weight_deserved(context)
+    rows = sample_rows(len(neighbors[0]), PURITY_ROWS, 0)
+    near = [half[rows] for half in neighbors]
     return [
         {
             "labelling": name,
+            "purity": float(np.average([purity(_clusters(assignments), half, rows)[1] for half in near], weights=[1 - weight, weight])),
             "cohesion": _mean(clusters["cohesion"], clusters["size"]),
             "separation": _mean(clusters["separation"]),
             "agreement": _mean(clusters["agreement"], clusters["size"]),
             "largest": max(clusters["size"].to_pylist()),
             "smallest": min(clusters["size"].to_pylist()),
-            "ARI to consensus": float(adjusted_rand_score(consensus[1]["cluster"].to_numpy(), assignments["cluster"].to_numpy())),
+            "ARI to consensus": float(adjusted_rand_score(_clusters(consensus[1]), _clusters(assignments))),
         }
         for name, assignments, clusters in found
     ]
+
+
+def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of a result is to know of it, in plain words; ``rows`` as `without_labels` gives them."""
+    consensus, kmeans = rows
+    said = []
+    if consensus["purity"] <= kmeans["purity"]:
+        said.append(
+            "The consensus adds nothing over plain k-means: neighbours of an image, by looks and by description, are in its cluster no more often "
+            f"(purity {consensus['purity']:.3f} against {kmeans['purity']:.3f})."
+        )
+    elif kmeans["ARI to consensus"] >= NEARLY_EQUAL:
+        said.append(f"The consensus is nearly the clustering of plain k-means (ARI {kmeans['ARI to consensus']:.3f}), and adds little to it.")
+    table = context.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["cluster", "stability"])
+    unsure = [row["cluster"] for row in table.to_pylist() if row["stability"] < STABLE]
+    if unsure:
+        shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
+        said.append(f"Of {len(unsure)} of the {table.num_rows} clusters the members do not agree that they are there (stability below {STABLE}): {shown}.")
+    return said
 
 
 def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
@@ -90,6 +129,11 @@ def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
         (name, pa.concat_tables(context.shards(stage, assignments).read_all(names)), context.shards(stage, clusters).read("all"))
         for name, (stage, assignments, clusters) in sources.items()
     ]
+
+
+def _clusters(assignments: pa.Table) -> NDArray[np.int32]:
+    found: NDArray[np.int32] = assignments["cluster"].to_numpy()
+    return found
 
 
 def _mean(values: pa.ChunkedArray, weights: pa.ChunkedArray | None = None) -> float | None:

@@ -62,9 +62,14 @@ ASSIGNMENTS = pa.schema(
         URI,
         CONTENT_HASH,
         _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("confidence", pa.float32(), "mean aligned posterior of the cluster, smoothed over neighbours; for k-means the cosine to its centre"),
+        _column(
+            "confidence",
+            pa.float32(),
+            "about the share of members that agree: mean aligned posterior, smoothed and calibrated; for k-means the cosine to its centre",
+        ),
         _column("margin", pa.float32(), "confidence less that of the second best cluster"),
         _column("agreement", pa.float32(), "share of members that agree; null where there is one labelling only", nullable=True),
+        _column("outlier", pa.float32(), "deviations by which it is farther from its cluster's centre than the cluster's images; null as above", nullable=True),
         _column("is_duplicate", pa.bool_(), "another live image has the same bytes"),
     ]
 )
@@ -87,6 +92,12 @@ CLUSTERS = pa.schema(
         _column("cohesion", pa.float32(), "mean cosine of its images to its centre; null if empty", nullable=True),
         _column("separation", pa.float32(), "1 - cosine to the nearest other centre"),
         _column("agreement", pa.float32(), "mean agreement of its images; null where there is one labelling only", nullable=True),
+        _column(
+            "stability",
+            pa.float32(),
+            "mean overlap (Jaccard) with the members' clusters; below .5 they do not agree that it is there; null as above",
+            nullable=True,
+        ),
     ]
 )
 
@@ -166,11 +177,20 @@ def counterparts_schema(dim: int) -> pa.Schema:
     )
 
 
+CLUSTER_COUNTS = pa.schema(
+    [
+        _column("clusters", pa.int32(), "a number that was tried"),
+        _column("purity", pa.float32(), "share of an image's neighbours that lie in its cluster, 0 for chance and 1 for all; mean over images"),
+        _column("low", pa.float32(), "the same as mean of a cluster; all but a tenth of the clusters have more"),
+        _column("suggested", pa.bool_(), "whether it is the number of clusters; of no row where that cannot be told"),
+    ]
+)
+
 COUNTERPART_MODEL = pa.schema(
     [
         _column("kind", pa.string(), "ridge, softmax, joint or own"),
         _column("text_weight", pa.float64(), "of the text half against the image half"),
-        _column("held_out_cosine", pa.float64(), "mean cosine of descriptions with their images' counterparts without them; null: not asked", nullable=True),
+        _column("held_out_cosine", pa.float64(), "ridge, softmax: mean cosine of descriptions with their images' counterparts without them", nullable=True),
         _column("mean", _floats(), "ridge, own: mean embedding of all images", nullable=True),
         _column("weights", _floats(), "ridge, own: the linear map, (dimensions of an image, of a description), row after row", nullable=True),
     ]
@@ -208,8 +228,21 @@ ALIGNMENT = pa.schema(
         _column("member", pa.int32(), "its number"),
         _column("permutation", pa.list_(pa.field("element", pa.int32(), nullable=False)), "the consensus cluster of each of its clusters"),
         _column("agreement", pa.float32(), "share of images on which it agrees with the consensus"),
+        _column("overlap", _floats(), "of each consensus cluster with its own: images in both, over those in either"),
     ]
 )
+
+
+def cluster_centres_schema(dim: int) -> pa.Schema:
+    """One row a cluster."""
+    return pa.schema(
+        [
+            _column("cluster", pa.int32(), "its number"),
+            _column("centre", _floats(dim), "unit vector in the space of the embeddings: mean direction of its images"),
+            _column("distance", pa.float32(), "1 - cosine of its images to it, mean"),
+            _column("deviation", pa.float32(), "and standard deviation"),
+        ]
+    )
 
 
 HEAD = pa.schema(
@@ -254,6 +287,7 @@ REPORT = pa.schema(
 
 EMBEDDINGS_TABLE = "embeddings"
 THUMBNAILS_TABLE = "thumbnails"
+CLUSTER_COUNTS_TABLE = "cluster_counts"
 BASELINE_CENTRES_TABLE = "baseline_centres"
 BASELINE_TABLE = "baseline"
 BASELINE_CLUSTERS_TABLE = "baseline_clusters"
@@ -269,6 +303,7 @@ NEIGHBORS_TABLE = "neighbors"
 MEMBERS_TABLE = "members"
 ALIGNMENT_TABLE = "alignment"
 HEAD_TABLE = "head"
+CLUSTER_CENTRES_TABLE = "cluster_centres"
 ASSIGNMENTS_TABLE = "assignments"
 CLUSTERS_TABLE = "clusters"
 ASSIGNED_TABLE = "assigned"
@@ -284,6 +319,7 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         "images": IMAGES,
         EMBEDDINGS_TABLE: embeddings_schema(dim, joint_dim),
         THUMBNAILS_TABLE: THUMBNAILS,
+        CLUSTER_COUNTS_TABLE: CLUSTER_COUNTS,
         BASELINE_CENTRES_TABLE: centres_schema(dim),
         BASELINE_TABLE: ASSIGNMENTS,
         BASELINE_CLUSTERS_TABLE: CLUSTERS,
@@ -299,6 +335,7 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         MEMBERS_TABLE: MEMBERS,
         ALIGNMENT_TABLE: ALIGNMENT,
         HEAD_TABLE: HEAD,
+        CLUSTER_CENTRES_TABLE: cluster_centres_schema(dim),
         ASSIGNMENTS_TABLE: ASSIGNMENTS,
         CLUSTERS_TABLE: CLUSTERS,
         CLUSTER_NAMES_TABLE: CLUSTER_NAMES,

@@ -16,13 +16,16 @@ TRAIN = {"ensemble_size": 4, "max_steps": 20, "n_members": 10}
 SETTINGS = {"clusters": 2, "threads": 1, "encode": {"batch_size": 8}, "ingest": {"shard_rows": 8}, "baseline": {"n_init": 2}, "train": TRAIN}
 
 
-def picture(seed: int) -> Image.Image:
-    """A plain ground with a disc on it; both colours, place and size by ``seed``."""
+def picture(seed: int, noise: int = 0) -> Image.Image:
+    """A plain ground with a disc on it; both colours, place and size by ``seed``, and by ``noise``, if it is not 0, a few grey levels everywhere."""
     random = np.random.default_rng(seed)
     pixels = np.empty((48, 64, 3), np.uint8)
     pixels[:] = random.integers(0, 255, 3)
     y, x = np.mgrid[:48, :64]
     pixels[(x - random.integers(16, 48)) ** 2 + (y - random.integers(12, 36)) ** 2 < random.integers(30, 300)] = random.integers(0, 255, 3)
+    if noise:
+        grain = np.random.default_rng(noise).integers(-9, 10, pixels.shape)
+        pixels = np.clip(pixels + grain, 0, 255).astype(np.uint8)
     return Image.fromarray(pixels)
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +25,8 @@ _SAMPLE_ROWS_PER_CLUSTER = 64
 
 _BLOCK_VALUES = 2**24
 """Values of features, and of posteriors, in memory at once."""
+
+_LOG_TEMPERATURES = (-3.0, 3.0)
 
 _HEAD_STEPS = 200
 _HEAD_BATCH_ROWS = 1024
@@ -64,11 +68,13 @@ class Ensemble:
     """(members, clusters)."""
     permutations: NDArray[np.int32]
     """(members, clusters): the consensus cluster of each member's each cluster."""
+    temperature: float = 1.0
+    """Of the consensus; see `calibrated`."""
 
     @classmethod
-    def of(cls, members: Sequence[Member], permutations: NDArray[np.int32]) -> "Ensemble":
-        """Members and the permutations that were found for them."""
-        return cls(np.stack([member.weights for member in members]), np.stack([member.bias for member in members]), permutations)
+    def of(cls, members: Sequence[Member], permutations: NDArray[np.int32], temperature: float = 1.0) -> "Ensemble":
+        """Members, and the permutations and the temperature that were found for them."""
+        return cls(np.stack([member.weights for member in members]), np.stack([member.bias for member in members]), permutations, temperature)
 
     @classmethod
     def aligned(cls, members: Sequence[Member], features: Features, *, random_state: int, device: str) -> "Ensemble":
@@ -81,11 +87,11 @@ class Ensemble:
         return replace(ensemble, permutations=align(co_assignment(ensemble.posteriors(features, part, device) for part in rows)))
 
     def consensus(self, features: Features, neighbors: Neighbors, rounds: int, device: str, allocate: Allocate) -> Posteriors:
-        """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours."""
+        """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours, at the ensemble's temperature."""
         found = Posteriors.empty(len(features), self.bias.shape[1], allocate)
         for rows in self.blocks(0, len(features)):
             found.put(rows, aligned_mean(self.posteriors(features, rows, device), self.permutations))
-        return smooth(found, neighbors.halves, features.weights, rounds, allocate)
+        return smooth(found, neighbors.halves, features.weights, rounds, allocate).sharpened(self.temperature)
 
     def by_size(self, consensus: Posteriors) -> "Ensemble":
         """The same, with the clusters of ``consensus``, which is changed in place, numbered by size."""
@@ -93,6 +99,31 @@ class Ensemble:
         rank = np.argsort(np.argsort(-np.asarray(sizes), kind="stable")).astype(np.int32)
         consensus.renamed(rank)
         return replace(self, permutations=rank[self.permutations])
+
+    def calibrated(self, features: Features, consensus: Posteriors, *, random_state: int, device: str) -> "Ensemble":
+        """The same, with the temperature at which ``consensus``, which is changed in place, says how many members agree.
+
+        Of all temperatures it gives the members' labels of a sample the largest likelihood: scaling after Guo et al. 2017, with the members in
+        place of the truth. A single member has nobody to agree with and is left as it is.
+        """
+        if len(self.bias) < 2:
+            return self
+        rows = sample_rows(len(features), _SAMPLE_ROWS, random_state)
+        values, clusters = np.maximum(consensus.values[rows], np.finfo(np.float32).tiny), consensus.clusters[rows]
+        votes = np.zeros_like(values)
+        for start in range(0, len(rows), self.block_rows):
+            part = slice(start, start + self.block_rows)
+            for said in self._labels(features, rows[part], device).T:
+                votes[part] += clusters[part] == said[:, None]
+        logs = np.log(values)
+
+        def loss(log_temperature: float) -> float:
+            scaled = logs * np.float32(np.exp(-log_temperature))
+            return float(-(votes * (scaled - logsumexp(scaled, axis=1, keepdims=True))).sum())
+
+        temperature = float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded").x))
+        consensus.sharpened(temperature)
+        return replace(self, temperature=temperature)
 
     def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
         """Distill ``consensus`` (Hinton et al. 2015), from the aligned members' mean as a start."""
@@ -149,8 +180,12 @@ class Ensemble:
     def _with_members(
         self, features: Features, rows: slice, device: str, labels: NDArray[np.int32], best: NDArray[np.float32], margin: NDArray[np.float32]
     ) -> Assigned:
-        said = member_labels(self.logits(features, rows, device).argmax(-1).cpu().numpy(), self.permutations)
+        said = self._labels(features, rows, device)
         return Assigned(labels, best, margin, (said == labels[:, None]).mean(1, dtype=np.float32), said)
+
+    def _labels(self, features: Features, rows: Rows, device: str) -> NDArray[np.int32]:
+        """What each member says, aligned: (rows, members)."""
+        return member_labels(self.logits(features, rows, device).argmax(-1).cpu().numpy(), self.permutations)
 
 
 def head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:

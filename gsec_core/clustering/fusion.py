@@ -116,12 +116,12 @@ def best_predicted(cosines: Mapping[str, NDArray[np.float32]]) -> str:
     return best
 
 
-def weight_by(cosines: NDArray[np.float32]) -> float:
-    """The text weight by the held-out cosines (M,) of the counterparts: the better these predict a description, the more they count.
+def weight_by(cosine: float) -> float:
+    """The text weight by the mean held-out cosine of the counterparts: the better these predict a description, the more they count.
 
     From `LEAST_WEIGHT` for those that predict nothing up to `MOST_WEIGHT`.
     """
-    return float(np.clip(LEAST_WEIGHT + float(cosines.mean()), LEAST_WEIGHT, MOST_WEIGHT))
+    return float(np.clip(LEAST_WEIGHT + cosine, LEAST_WEIGHT, MOST_WEIGHT))
 
 
 def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weight: float = 0.0) -> Iterator[NDArray[np.float32]]:

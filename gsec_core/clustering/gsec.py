@@ -195,7 +195,7 @@ class Plan:
         """The members with one label space, the consensus of all rows, and the head that stands for it; cluster 0 is the largest."""
         ensemble = Ensemble.aligned(members, features, random_state=self.random_state, device=self.device)
         consensus = self.consensus(features, neighbors, ensemble, allocate)
-        ensemble = ensemble.by_size(consensus)
+        ensemble = ensemble.by_size(consensus).calibrated(features, consensus, random_state=self.random_state, device=self.device)
         rows = self.preset.training.batch(len(features), self.n_clusters)
         return ensemble, consensus, ensemble.head(features, consensus, batch_rows=rows, random_state=self.random_state, device=self.device)
 
@@ -236,7 +236,7 @@ class GSEC(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     labels_ : int32 (n_samples,), cluster 0 is the largest
     member_labels_ : int32 (n_members, n_samples), aligned
-    confidence_ : float32 (n_samples,), the label's mean aligned posterior, smoothed
+    confidence_ : float32 (n_samples,), the label's mean aligned posterior, smoothed and calibrated: about the share of members that agree
     margin_ : float32 (n_samples,), how much that is above the second largest
     agreement_ : float32 (n_samples,), share of members that agree with the label
     member_agreement_ : float32 (n_members,), share of samples on which a member agrees with the labels

@@ -1,4 +1,4 @@
-"""Scores against ground truth. They judge a result that is there; nothing in gsec is chosen by them."""
+"""Scores against ground truth, which judge a result that is there and choose nothing; and purity, which needs none."""
 
 from typing import Any, NamedTuple
 
@@ -62,6 +62,23 @@ def _classes(true: NDArray[np.intp], labels: NDArray[Any], n_classes: int) -> ND
     match[columns] = rows
     named: NDArray[np.int64] = match[found]
     return named
+
+
+def purity(labels: NDArray[np.integer[Any]], neighbors: NDArray[np.integer[Any]], rows: NDArray[np.int64] | None = None) -> tuple[NDArray[np.float64], float]:
+    """How far clusters keep neighbours together: of each cluster (n_clusters,), and the mean over images. 1 is all neighbours within, 0 is chance.
+
+    Parameters
+    ----------
+    labels : (n,) from 0 on; of a cluster without an image the purity is 0
+    neighbors : (m, k) numbers of the neighbours of ``rows``
+    rows : (m,) row numbers; None: all rows
+    """
+    own = labels if rows is None else labels[rows]
+    sizes = np.bincount(labels)
+    shares, found = sizes / len(labels), np.bincount(own, minlength=len(sizes))
+    within = np.bincount(own, (labels[neighbors] == own[:, None]).mean(1), len(sizes)) / np.maximum(found, 1)
+    pure = np.where((found > 0) & (shares < 1), (within - shares) / np.maximum(1 - shares, 1e-12), 0)
+    return pure, float(pure @ found / len(own))
 
 
 def score(truth: ArrayLike, labels: ArrayLike) -> Scores:

@@ -62,6 +62,14 @@ class Posteriors:
         np.put_along_axis(values, place, 0, 1)  # what is left, if anything, is the second best
         return labels[:, 0], best[:, 0], best[:, 0] - values.max(1)
 
+    def sharpened(self, temperature: float) -> "Posteriors":
+        """In place: P becomes P^(1 / ``temperature``), of sum 1 in each row."""
+        for rows in blocks(len(self.values)):
+            values = np.array(self.values[rows])
+            values = (values / values.max(1, keepdims=True)) ** np.float32(1 / temperature)
+            self.values[rows] = values / values.sum(1, keepdims=True)
+        return self
+
     def renamed(self, names: NDArray[np.int32]) -> "Posteriors":
         """In place: cluster c is called ``names[c]``."""
         for rows in blocks(len(self.values)):

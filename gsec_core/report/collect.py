@@ -41,6 +41,7 @@ def collect(context: Context) -> Content:
     counts = Counter(live["status"])
     without = live.filter(pl.col("status") != OK).sort("uri")
     reasons = without.group_by("status", "reason").len().sort("len", "status", "reason", descending=[True, False, False])
+    labellings = quality.without_labels(context)
     return Content(
         run_id=context.run.id,
         created=request["created"],
@@ -50,13 +51,14 @@ def collect(context: Context) -> Content:
             "assigned": len(assignments),
             "rejected": counts[REJECTED],
             "missing": counts[MISSING],
-            "clusters": context.config.clusters,
+            "clusters": context.config.n_clusters,
             "duplicates": int(assignments["is_duplicate"].sum()),
         },
         clusters=tuple(_clusters(context, assignments)),
         shown=tuple(_shown(context, assignments)),
         confidences=tuple(np.histogram(assignments["confidence"].to_numpy(), BINS, (0, 1))[0].tolist()),
-        labellings=tuple(quality.without_labels(context)),
+        labellings=tuple(labellings),
+        remarks=tuple(quality.remarks(context, labellings)),
         reasons=tuple(reasons.iter_rows()),
         unusable=tuple(Unusable(*row) for row in without.head(LINES).select("uri", "status", "reason").iter_rows()),
         duplicates=tuple(_duplicates(assignments)),
@@ -70,7 +72,7 @@ def _asked(context: Context) -> Iterator[tuple[str, str]]:
     config = context.config
     yield "source", config.source or "unknown"
     yield "corpus", f"{context.corpus.name}, generation {context.generation.number}"
-    yield "clusters", str(config.clusters)
+    yield "clusters", str(config.n_clusters)
     yield "encoder", config.encode.encoder
     yield "captioner", config.describe.captioner
     yield "question", _question(config.describe.captioner)
@@ -99,6 +101,7 @@ def _clusters(context: Context, assignments: pl.DataFrame) -> Iterator[Cluster]:
             cohesion=row["cohesion"],
             separation=row["separation"],
             agreement=row["agreement"],
+            stability=row["stability"],
         )
 
 

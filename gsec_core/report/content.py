@@ -25,6 +25,7 @@ class Cluster:
     cohesion: float | None
     separation: float
     agreement: float | None
+    stability: float | None
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Content:
     """How many images have a confidence in each of as many equal parts of 0 to 1."""
     labellings: tuple[Mapping[str, Any], ...]
     """The consensus beside plain k-means; see `quality.without_labels`."""
+    remarks: tuple[str, ...]
+    """What of that a reader should know, in plain words; see `quality.remarks`."""
     reasons: tuple[tuple[str, str, int], ...]
     """Status, reason and number of the images without a cluster, the most frequent first."""
     unusable: tuple[Unusable, ...]

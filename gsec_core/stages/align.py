@@ -1,7 +1,7 @@
 """align: the members' label spaces brought in line, and the consensus of every image.
 
-Reads `members` and what they were trained on; writes `alignment` (a permutation a member) and `head` (what stands for the
-consensus for other images), `assignments` (a row an image) and `clusters`. The permutations are committed before the
+Reads `members` and what they were trained on; writes `alignment` (a permutation a member), `head` (what stands for the
+consensus for other images) and `cluster_centres`, then `assignments` (a row an image) and `clusters`. The permutations are committed before the
 first assignment, so that all parts are of one labelling.
 """
 
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gsec_core.arrays import to_matrix
+from gsec_core.arrays import to_column, to_matrix
+from gsec_core.clustering.centres import Centres
 from gsec_core.clustering.ensemble import Ensemble, Head, joined
 from gsec_core.clustering.smoothing import Posteriors
 from gsec_core.devices import set_threads
@@ -20,7 +21,7 @@ from gsec_core.stages import train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import assignment_table, cluster_table, load_embeddings, parts, rows_of_parts, scratch_array, usable
 from gsec_core.stages.prepare import load_features, load_neighbors, plan_of
-from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE
+from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
 
 
 def align(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -29,13 +30,25 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     features, plan = load_features(context), plan_of(context.config)
     members, digest = train.load_members(context)
     ensemble, consensus, head = plan.align(features, load_neighbors(context), members, lambda shape, kind: scratch_array(context.config, shape, kind))
-    agreeing = np.zeros(len(members), np.int64)
+    clusters = consensus.n_clusters
+    sizes, theirs, shared = np.zeros(clusters, np.int64), *np.zeros((2, len(members), clusters), np.int64)
+    labels = []
     for found in ensemble.assigned(features, consensus, plan.device, 0, len(features)):
-        agreeing += (found.member_labels == found.labels[:, None]).sum(0)
+        labels.append(found.labels)
+        sizes += np.bincount(found.labels, minlength=clusters)
+        for member, said in enumerate(found.member_labels.T):
+            theirs[member] += np.bincount(said, minlength=clusters)
+            shared[member] += np.bincount(said[said == found.labels], minlength=clusters)
         progress(len(found.labels))
-    alignment = [np.arange(len(members)), list(ensemble.permutations), (agreeing / len(features)).astype(np.float32)]
+    agreement = (shared.sum(1) / len(features)).astype(np.float32)
+    overlaps = (shared / np.maximum(sizes + theirs - shared, 1)).astype(np.float32)
+    alignment = [np.arange(len(members)), list(ensemble.permutations), agreement, list(overlaps)]
     weights = [np.arange(len(head.bias)), list(head.weights), head.bias]
-    yield Finished("all", (pa.table(alignment, schema=ALIGNMENT), pa.table(weights, schema=HEAD)), {"members_digest": digest})
+    X = load_embeddings(context)
+    schema, centres = cluster_centres_schema(X.shape[1]), Centres.of(X, np.concatenate(labels), clusters)
+    places = [np.arange(clusters), to_column(centres.directions, schema.field("centre").type), centres.distance, centres.deviation]
+    tables = pa.table(alignment, schema=ALIGNMENT), pa.table(weights, schema=HEAD), pa.table(places, schema=schema)
+    yield Finished("all", tables, {"members_digest": digest, "temperature": ensemble.temperature})
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -48,7 +61,8 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
             found.append(block)
             progress(len(block.labels))
         whole = joined(found)
-        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement),), {})
+        outliers = load_centres(context).outliers(load_embeddings(context)[part.start : part.stop], whole.labels)
+        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement, outliers),), {})
 
 
 @once
@@ -68,32 +82,51 @@ def load_head(context: Context) -> Head:
     """What stands for the consensus for images that are not of the run."""
     table = context.shards(STAGE, HEAD_TABLE).read("all")
     weights: NDArray[np.float32] = to_matrix(table, "weights")
-    return Head(np.array(weights), np.array(table["bias"]))  # copies: torch takes no array that is read-only
+    return Head(weights.copy(), table["bias"].to_numpy().copy())  # torch takes no array that is read-only
+
+
+@once
+def load_centres(context: Context) -> Centres:
+    """Where the clusters of the consensus lie among the embeddings."""
+    table = context.shards(STAGE, CLUSTER_CENTRES_TABLE).read("all")
+    return Centres(to_matrix(table, "centre"), table["distance"].to_numpy(), table["deviation"].to_numpy())
 
 
 def load_ensemble(context: Context) -> Ensemble:
     """The members of the run, aligned. Raises GsecError if they are not those that were aligned."""
     alignment = context.shards(STAGE, ALIGNMENT_TABLE)
+    facts = alignment.facts("all")
     members, digest = train.load_members(context)
-    if alignment.facts("all")["members_digest"] != digest:
+    if facts["members_digest"] != digest:
         # Damaged members that were made anew on another machine may differ, and their clusters be called otherwise.
         raise GsecError(f"run {context.run.id}: its members were made anew and differ from those that were aligned. Align anew: gsec run with --redo align.")
-    return Ensemble.of(members, np.array(alignment.read("all")["permutation"].to_pylist(), np.int32))
+    return Ensemble.of(members, np.array(alignment.read("all")["permutation"].to_pylist(), np.int32), facts["temperature"])
 
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """One row a cluster, from the assignments."""
     assignments = pa.concat_tables(context.shards(STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names))
-    yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.clusters),), {})
+    overlaps = to_matrix(context.shards(STAGE, ALIGNMENT_TABLE).read("all"), "overlap")
+    yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.n_clusters, overlaps.mean(0)),), {})
+
+
+def _images(context: Context, names: Sequence[str]) -> int:
+    return int(usable(context).rows.num_rows)
 
 
 STAGE = Stage(
     name="align",
-    version=2,
+    version=3,
     settings=lambda config: {"n_members": plan_of(config).preset.n_members},
     inputs=lambda context: [train.STAGE.fingerprint(context)],
     steps=(
-        Step((ALIGNMENT_TABLE, HEAD_TABLE), lambda context: ["all"], align, lambda context, names: usable(context).rows.num_rows, whole=True),
+        Step(
+            (ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE),
+            lambda context: ["all"],
+            align,
+            lambda context, names: usable(context).rows.num_rows,
+            whole=True,
+        ),
         Step((ASSIGNMENTS_TABLE,), lambda context: usable(context).part_names, assign, rows_of_parts, whole=True),
         Step((CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0, whole=True),
     ),

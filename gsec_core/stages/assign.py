@@ -1,7 +1,7 @@
 """assign: new images into the clusters of a run, which stays as it is.
 
 Reads this corpus's `embeddings`, and of the other run `counterpart_model`, `caption_embeddings`, `features`, `members`,
-`alignment` and `head`; writes `assigned`, with the schema of `assignments`.
+`alignment`, `head` and `cluster_centres`; writes `assigned`, with the schema of `assignments`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,8 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
             found += ensemble.predicted(features, head, device)
             progress(rows.stop - rows.start)
         whole = joined(found)
-        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement),), {})
+        outliers = align.load_centres(model).outliers(X[part.start : part.stop], whole.labels)
+        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement, outliers),), {})
 
 
 def model_of(context: Context) -> Context:

@@ -26,7 +26,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     config = context.config.baseline
     X = load_embeddings(context)
     estimator = SphericalKMeans(
-        context.config.clusters, n_init=config.n_init, max_iter=config.max_iter, random_state=config.random_state, n_threads=context.config.threads
+        context.config.n_clusters, n_init=config.n_init, max_iter=config.max_iter, random_state=config.random_state, n_threads=context.config.threads
     )
     with config_context(assume_finite=True):  # they are, and the check would make a flag for each value
         centres = estimator.fit(X).cluster_centers_
@@ -44,7 +44,7 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
             found = [_nearest_two(block) for block in cosines(embeddings[part.start : part.stop], centres)]
         labels, best, second = (np.concatenate(column) for column in zip(*found, strict=True))
         progress(len(labels))
-        yield Finished(part.name, (assignment_table(part, labels, best, best - second, None),), {})
+        yield Finished(part.name, (assignment_table(part, labels, best, best - second),), {})
 
 
 def _nearest_two(block: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
@@ -56,12 +56,12 @@ def _nearest_two(block: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """One row a cluster, from the assignments."""
     assignments = pa.concat_tables(context.shards(STAGE, BASELINE_TABLE).read_all(usable(context).part_names))
-    table = cluster_table(load_embeddings(context), assignments, context.config.clusters)
+    table = cluster_table(load_embeddings(context), assignments, context.config.n_clusters)
     yield Finished("all", (table,), {})
 
 
 def _settings(config: PipelineConfig) -> dict[str, object]:
-    return {"clusters": config.clusters, **output_settings(config.baseline)}
+    return {"clusters": config.n_clusters, **output_settings(config.baseline)}
 
 
 def _inputs(context: Context) -> list[str]:
@@ -71,7 +71,7 @@ def _inputs(context: Context) -> list[str]:
 
 STAGE = Stage(
     name="baseline",
-    version=1,
+    version=2,
     settings=_settings,
     inputs=_inputs,
     steps=(

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from numpy.typing import DTypeLike, NDArray
-from scipy.sparse import csr_array
 
 from gsec_core.arrays import to_matrix
+from gsec_core.clustering.centres import cluster_sums
 from gsec_core.clustering.kmeans import cosines, unit_rows
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
@@ -71,7 +71,7 @@ def usable(context: Context) -> Usable:
 
 def check_enough(context: Context) -> None:
     """Raises Refused if there are fewer usable images than clusters."""
-    clusters, found = context.config.clusters, usable(context)
+    clusters, found = context.config.n_clusters, usable(context)
     if found.rows.num_rows < clusters:
         raise Refused(f"clusters = {clusters}: only {found.rows.num_rows} of {found.live} images are usable. Ask for fewer clusters or give more images.")
 
@@ -165,16 +165,17 @@ def assignment_table(
     labels: NDArray[np.integer[Any]],
     confidence: NDArray[np.float32],
     margin: NDArray[np.float32],
-    agreement: NDArray[np.float32] | None,
+    agreement: NDArray[np.float32] | None = None,
+    outlier: NDArray[np.float32] | None = None,
 ) -> pa.Table:
-    """A table of schema ASSIGNMENTS for the images of a part; each array is (rows,). ``agreement`` is None where there is one labelling only."""
-    agreed = pa.nulls(len(labels), pa.float32()) if agreement is None else agreement
-    columns = [*(part.rows[name] for name in ("image_id", "uri", "content_hash")), labels, confidence, margin, agreed, part.rows["is_duplicate"]]
+    """A table of schema ASSIGNMENTS for the images of a part; each array is (rows,). The last two are given where there is an ensemble."""
+    of_ensemble = [pa.nulls(len(labels), pa.float32()) if values is None else values for values in (agreement, outlier)]
+    columns = [*(part.rows[name] for name in ("image_id", "uri", "content_hash")), labels, confidence, margin, *of_ensemble, part.rows["is_duplicate"]]
     return pa.table(columns, schema=ASSIGNMENTS)
 
 
-def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int) -> pa.Table:
-    """A table of schema CLUSTERS for embeddings ``X`` (n, dim) and their assignments, row by row.
+def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int, stability: NDArray[np.float32] | None = None) -> pa.Table:
+    """A table of schema CLUSTERS for embeddings ``X`` (n, dim) and their assignments, row by row; ``stability`` (n_clusters,) where there are members.
 
     A cluster's centre is the mean direction of its images.
     """
@@ -194,6 +195,7 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
             pa.array(cohesion, pa.float32(), mask=sizes == 0),
             1 - nearest,
             [mean_agreement.get(cluster) for cluster in range(n_clusters)],
+            pa.nulls(n_clusters, pa.float32()) if stability is None else pa.array(stability, pa.float32()),
         ],
         schema=CLUSTERS,
     )
@@ -208,13 +210,3 @@ def _nearest_other(centres: NDArray[np.float32]) -> NDArray[np.float32]:
         found.append(block.max(axis=1))
         start += len(block)
     return np.concatenate(found)
-
-
-def cluster_sums(X: NDArray[np.float16], labels: NDArray[np.integer[Any]], n_clusters: int) -> NDArray[np.float64]:
-    """Of each cluster the sum of its images' unit vectors, (n_clusters, dim)."""
-    sums = np.zeros((n_clusters, X.shape[1]), np.float64)
-    for start in range(0, len(X), PART_ROWS):
-        block = slice(start, start + PART_ROWS)
-        member = csr_array((np.ones(len(labels[block])), (labels[block], np.arange(len(labels[block])))), shape=(n_clusters, len(labels[block])))
-        sums += member @ unit_rows(X[block])
-    return sums

@@ -43,7 +43,7 @@ class CounterpartModel:
     kind: str
     text_weight: float
     held_out_cosine: float | None
-    """Of descriptions with what is predicted without them; None: not asked."""
+    """Of descriptions with what is predicted without them; None: nothing is predicted."""
     ridge: Ridge | None
     """For the kinds ridge and own."""
 
@@ -79,23 +79,31 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     kinds, weight = open_choices(context.config)
     config, X, described, T = context.config.fuse, load_embeddings(context), described_rows(context), load_captions(context)
     with threadpool_limits(context.config.threads or None):
-        cosines = {}
-        if weight is None or len(kinds) > 1:
-            measures = {
-                RIDGE: lambda: ridge_cosines(X, described, T),
-                SOFTMAX: lambda: softmax_cosines(load_joint(context)[described], T, config.tau, config.max_lost_weight),
-            }
-            cosines = {kind: measures[kind]() for kind in kinds}
+        measures = {
+            RIDGE: lambda: ridge_cosines(X, described, T),
+            SOFTMAX: lambda: softmax_cosines(load_joint(context)[described], T, config.tau, config.max_lost_weight),
+        }
+        cosines = {kind: measures[kind]() for kind in kinds if kind in measures}
         kind = best_predicted(cosines) if cosines else kinds[0]
         ridge = Ridge.fit(X, described, T) if kind in (RIDGE, OWN) else None
     model = {
         "kind": kind,
-        "text_weight": weight_by(cosines[kind]) if weight is None else weight,
+        "text_weight": weight_by(float(cosines[kind].mean())) if weight is None else weight,
         "held_out_cosine": float(cosines[kind].mean()) if cosines else None,
         "mean": ridge and ridge.mean,
         "weights": ridge and ridge.weights.ravel(),
     }
     yield Finished("all", (pa.Table.from_pylist([model], COUNTERPART_MODEL),), {})
+
+
+def weight_deserved(context: Context) -> float:
+    """The text weight that the counterparts have earned, whatever the settings say; what comes from an image's embedding alone earns the least."""
+    model = load_model(context)
+    if model.kind == OWN:
+        return MOST_WEIGHT
+    if model.held_out_cosine is None or context.config.describe.captioner == "tagger":
+        return LEAST_WEIGHT
+    return weight_by(model.held_out_cosine)
 
 
 def open_choices(config: PipelineConfig) -> tuple[tuple[str, ...], float | None]:
@@ -182,7 +190,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="fuse",
-    version=2,
+    version=3,
     settings=_settings,
     inputs=lambda context: [encode.STAGE.fingerprint(context), describe.STAGE.fingerprint(context), usable(context).digest],
     steps=(

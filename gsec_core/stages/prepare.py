@@ -29,7 +29,7 @@ HALVES = ("image", "text")
 def plan_of(config: PipelineConfig) -> Plan:
     """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
     try:
-        return GSEC(config.clusters, preset=config.preset, device=config.train.device, **output_settings(config.train)).plan()
+        return GSEC(config.n_clusters, preset=config.preset, device=config.train.device, **output_settings(config.train)).plan()
     except ValueError as error:
         raise Refused(f"train.{error}") from None
 

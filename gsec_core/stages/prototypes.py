@@ -64,7 +64,7 @@ def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 def count(context: Context) -> int:
     """How many micro-clusters the run has."""
-    return prototype_count(usable(context).rows.num_rows, context.config.clusters, context.config.prototypes.count)
+    return prototype_count(usable(context).rows.num_rows, context.config.n_clusters, context.config.prototypes.count)
 
 
 def _inputs(context: Context) -> list[str]:
@@ -78,7 +78,7 @@ def _images(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="prototypes",
-    version=2,
+    version=3,
     settings=lambda config: output_settings(config.prototypes),
     inputs=_inputs,
     steps=(

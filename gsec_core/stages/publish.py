@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gsec_core import layout, namers
-from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
+from gsec_core.clustering.centres import distances
+from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.naming import Description
 from gsec_core.stages import align, fuse
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import cluster_sums, load_embeddings, usable
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import load_embeddings, usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, LAYOUT, LAYOUT_TABLE
 
 BORROWED = 3
@@ -43,9 +44,9 @@ def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
     cluster_of = pl.DataFrame(pa.concat_tables(assignments))
     numbered = pl.DataFrame(captions).with_row_index("caption")
     own = numbered.join(cluster_of, on="image_id", maintain_order="left").select("cluster", "caption")
-    counts = np.bincount(own["cluster"].to_numpy(), minlength=context.config.clusters)
+    counts = np.bincount(own["cluster"].to_numpy(), minlength=context.config.n_clusters)
     borrowed = _nearest_descriptions(context, np.flatnonzero(counts == 0))
-    said: list[list[Description]] = [[] for _ in range(context.config.clusters)]
+    said: list[list[Description]] = [[] for _ in range(context.config.n_clusters)]
     texts = [Description(row["text"], row["object"], tuple(row["attributes"])) for row in captions.to_pylist()]
     for cluster, caption in [*own.iter_rows(), *borrowed]:
         said[cluster].append(texts[caption])
@@ -56,7 +57,7 @@ def _nearest_descriptions(context: Context, clusters: NDArray[np.int64]) -> list
     """Of each of ``clusters`` the images that were described and are nearest to its centre: cluster and number of the description."""
     if not len(clusters):
         return []
-    centres = _centres(context)[clusters]
+    centres = align.load_centres(context).directions[clusters]
     nearest = np.argsort(-(centres @ unit_rows(load_embeddings(context)[fuse.described_rows(context)]).T), axis=1, kind="stable")[:, :BORROWED]
     return [(int(cluster), int(caption)) for cluster, found in zip(clusters, nearest, strict=True) for caption in found]
 
@@ -70,8 +71,9 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     hashes = pl.Series(rows["content_hash"])  # in canonical order equal ones are neighbours
     distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
     described = pc.is_in(rows["content_hash"], fuse.counted_captions(context)["content_hash"]).to_numpy()
+    centrality = 1 - distances(X, labels, align.load_centres(context).directions)
     with threadpool_limits(context.config.threads or None):
-        shown = layout.choose(labels, confidence, _centrality(context, labels), described, distinct, context.config.clusters)
+        shown = layout.choose(labels, confidence, centrality, described, distinct, context.config.n_clusters)
         taken = shown["row"].to_numpy()
         points = layout.place(X[np.sort(taken)])[np.argsort(np.argsort(taken))]
     progress(len(shown))
@@ -80,31 +82,13 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     yield Finished("all", (pa.table([pa.array(column) for column in columns], schema=LAYOUT),), {"shown": len(shown)})
 
 
-@once
-def _centres(context: Context) -> NDArray[np.float32]:
-    """Mean direction of the images of each cluster, (clusters, dim)."""
-    assignments = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster"]))
-    return unit_rows(cluster_sums(load_embeddings(context), assignments["cluster"].to_numpy(), context.config.clusters))
-
-
-def _centrality(context: Context, labels: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Cosine of every image to the centre of its cluster, (n,)."""
-    X = load_embeddings(context)
-    centres = _centres(context)
-    found = np.empty(len(X), np.float32)
-    for start in range(0, len(X), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        found[block] = np.einsum("ij,ij->i", unit_rows(X[block]), centres[labels[block]])
-    return found
-
-
 STAGE = Stage(
     name="publish",
     version=2,
     settings=lambda config: {"namer": namers.namer_identity(config)},
     inputs=lambda context: [align.STAGE.fingerprint(context)],
     steps=(
-        Step((CLUSTER_NAMES_TABLE,), lambda context: ["all"], name, lambda context, names: context.config.clusters, whole=True, unit="names"),
+        Step((CLUSTER_NAMES_TABLE,), lambda context: ["all"], name, lambda context, names: context.config.n_clusters, whole=True, unit="names"),
         Step((LAYOUT_TABLE,), lambda context: ["all"], lay_out, lambda context, names: 0, whole=True),
     ),
 )

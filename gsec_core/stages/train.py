@@ -62,7 +62,7 @@ def blocks(context: Context) -> list[str]:
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     settings = output_settings(config.train)
     del settings["n_members"]
-    return {"clusters": config.clusters, "preset": config.preset, **settings}
+    return {"clusters": config.n_clusters, "preset": config.preset, **settings}
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from gsec_core.status import verify
 from gsec_core.store import Store
 
 from ..command import SMALL, environment, gsec, gsec_here, last_json
-from ..pictures import write_pictures
+from ..pictures import picture, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_run_ends_with_3_and_a_warning_when_more_is_rejected_than_allowed(place:
 
 def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> None:
     result = json.loads(place["json"])
-    assert list(result) == ["run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "seconds"]
+    assert list(result) == ["run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "remarks", "seconds"]
     assignments = ds.dataset(result["assignments"]).to_table()
     assert result["images"] == assignments.num_rows + result["rejected"] + result["missing"] == 21
     assert sum(pq.read_table(result["cluster_table"])["size"].to_pylist()) == 20
@@ -251,3 +251,34 @@ def test_damaged_shards_under_a_finished_run_are_made_anew_by_the_same_command(p
     for table, data in zip(tables, whole, strict=True):
         assert f"damaged, set aside and made anew: {table.relative_to(place['store'])}" in done.stderr
         assert pq.read_table(table) == pq.read_table(io.BytesIO(data))
+
+
+def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(3))
+    for original in sorted(folder.iterdir()):
+        for copy in range(29):
+            picture(int(original.stem), noise=copy + 1).save(folder / f"{original.stem}-{copy:02d}.jpg", quality=90)
+    command = ("run", folder, "-k", "auto", "--store", tmp_path / "store", "--json", *SMALL)
+    done = gsec_here(*command)
+    assert last_json(done)["clusters"] == 3
+    assert "3 lie apart and more do not" in done.stderr
+    assert "encode: shards 12, there 12" in done.stderr, "the clustering finds what was encoded to count"
+    again = gsec_here(*command)
+    assert "nothing to do" in again.stderr
+    assert "3 lie apart and more do not" in again.stderr
+    assert last_json(again)["run_id"] == last_json(done)["run_id"]
+    [counting, clustering] = last_json(gsec_here("status", "--store", tmp_path / "store", "--json"))["runs"]
+    assert (counting["clusters"], list(counting["stages"]), clustering["clusters"]) == ("auto", ["encode", "count"], 3)
+    assert (tmp_path / "store").as_posix() in gsec_here("report", "--store", tmp_path / "store").stdout, "the newest run that has clusters"
+
+
+def test_images_that_show_no_number_of_clusters_are_refused_with_the_curve(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(60))
+    for _ in range(2):
+        done = gsec_here("run", folder, "-k", "auto", "--store", tmp_path / "store", *SMALL, check=2)
+        assert "clusters = auto: it cannot be told how many there are: no number stands out" in done.stderr
+        assert "(purity, mean / low: 2: 0." in done.stderr
+        assert "Give a number with --clusters" in done.stderr
+    few = write_pictures(tmp_path / "few", range(20))
+    done = gsec_here("run", few, "-k", "auto", "--store", tmp_path / "store", *SMALL, check=2)
+    assert "clusters = auto: X has 20 rows" in done.stderr

@@ -52,9 +52,10 @@ def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Co
         shown=tuple(images),
         confidences=tuple(range(20)),
         labellings=(
-            {"labelling": "consensus", "cohesion": 0.61, "separation": 0.22, "agreement": 0.93, "largest": 9, "smallest": 3, "ARI to consensus": 1.0},
-            {"labelling": "k-means", "cohesion": 0.64, "separation": 0.24, "agreement": None, "largest": 8, "smallest": 2, "ARI to consensus": 0.71},
+            {"labelling": "consensus", "purity": 0.72, "cohesion": 0.61, "separation": 0.22, "agreement": 0.93, "largest": 9, "ARI to consensus": 1.0},
+            {"labelling": "k-means", "purity": 0.7, "cohesion": 0.64, "separation": 0.24, "agreement": None, "largest": 8, "ARI to consensus": 0.71},
         ),
+        remarks=("Of 1 of the clusters the members do not agree that it is there (stability below 0.5): 2.",),
         reasons=(("rejected", "empty file", 4), ("rejected", "larger than 178 megapixels", 1), ("missing", "gone", 2)),
         unusable=tuple(Unusable(f"broken/{place}.jpg", "rejected", "empty file") for place in range(5)),
         duplicates=(Duplicates(2, ("a/1.jpg", "b/1.jpg")), Duplicates(50_000, ("a/2.jpg", "copy of 2.jpg"))),
@@ -82,6 +83,7 @@ def hostile(clusters: int = 12) -> Content:
         ),
         shown=tuple(replace(image, uri=text(place), caption=text(place + 1)) for place, image in enumerate(plain.shown)),
         labellings=({"labelling": text(0), text(2): text(3)},),
+        remarks=HOSTILE,
         reasons=tuple((text(place), text(place + 1), 1) for place in range(len(HOSTILE))),
         unusable=tuple(Unusable(text(place), text(place + 1), text(place + 2)) for place in range(len(HOSTILE))),
         duplicates=(Duplicates(len(HOSTILE), HOSTILE),),
@@ -114,6 +116,7 @@ def worst(clusters: int, shown: int = 5000) -> Content:
             for place, image in enumerate(plain.shown)
         ),
         labellings=plain.labellings * 500,
+        remarks=(long,) * 1000,
         reasons=((long, long, 1),) * 1000,
         unusable=(Unusable(long, long, long),) * 1000,
         duplicates=(Duplicates(1000, (long,) * 1000),) * 1000,
@@ -127,7 +130,7 @@ def _cluster(number: int, size: int, random: np.random.Generator) -> Cluster:
     noun = _NOUNS[number % len(_NOUNS)]
     name = noun if number < len(_NOUNS) else f"{noun} {number // len(_NOUNS)}"
     looks = tuple(str(look) for look in random.choice(_LOOKS, 3, replace=False))
-    figures = [float(value) for value in random.uniform(0.2, 0.99, 4)]
+    figures = [float(value) for value in random.uniform(0.2, 0.99, 5)]
     return Cluster(number, name, f"Mostly {noun}s with {looks[0]}, {looks[1]} and {looks[2]}.", (noun, *looks), size, *figures)
 
 

@@ -1,0 +1,83 @@
+"""How many clusters there are, where that can be told: the largest number whose clusters still lie apart.
+
+A cluster lies apart if the neighbours of its images are in it. One Ward tree (Ward 1963) of a sample gives a clustering of every size
+without a start that could be a bad one; of each the share of neighbours that lie in the same cluster, less what chance
+gives, is their purity. Of clusters that lie apart it stays near 1 up to their number and falls at once beyond, where
+clusters are cut in two. Where it falls little by little images have no number of clusters, or features do not show it.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import cut_tree, linkage
+
+from gsec_core.clustering.features import principal, project
+from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.metrics import purity
+from gsec_core.clustering.neighbors import NeighborIndex
+
+MOST = 200
+"""Clusters that are looked for."""
+
+PURE, MOSTLY_PURE, IMPURE = 0.95, 0.9, 0.75
+"""Mean purity, and that of all but a tenth of the clusters, of the number that is found; and of more clusters at most."""
+
+BEYOND = 1.25
+"""Times the number that is found: where purity must have fallen."""
+
+_SAMPLE_ROWS = 5000
+_ROWS_PER_CLUSTER = 20
+_N_NEIGHBORS = 10
+_COMPONENTS = 128
+_GROWTH = 1.1
+
+
+class NumberOfClusters(NamedTuple):
+    """What was found, and the curve that shows why."""
+
+    n_clusters: int | None
+    """None: it cannot be told."""
+    counts: NDArray[np.int64]
+    """(m,): numbers of clusters, ascending."""
+    purity: NDArray[np.float64]
+    """(m,): mean over images, see `metrics.purity`."""
+    low: NDArray[np.float64]
+    """(m,): purity that all but a tenth of the clusters reach."""
+
+
+def suggest_n_clusters(X: NDArray[Any], *, random_state: int = 0) -> NumberOfClusters:
+    """The number of clusters of images ``X`` (n, d), floats of any precision; may be a memory map.
+
+    Of more than 5,000 images a random sample is looked at; up to 200 clusters are looked for, with 20 images each in the
+    mean. The limits were chosen on made-up clusters of known number and on the development sets, whose purity falls little by little.
+    Raises ValueError if there are fewer than 40 images.
+    """
+    sample = np.asarray(X[sample_rows(len(X), _SAMPLE_ROWS, random_state)])
+    counts = _counts(min(MOST, len(sample) // _ROWS_PER_CLUSTER))
+    if not len(counts):
+        raise ValueError(f"X has {len(X)} rows: their number of clusters cannot be told, there must be at least {2 * _ROWS_PER_CLUSTER}.")
+    half = principal(sample, _COMPONENTS)
+    rows = np.concatenate(list(project(sample, half)))
+    neighbors = NeighborIndex(lambda wanted: rows[wanted], len(rows)).search(0, len(rows), _N_NEIGHBORS)
+    cuts = cut_tree(linkage(rows, "ward"), counts).T
+    found = [purity(labels, neighbors) for labels in cuts]
+    means, low = np.array([mean for _, mean in found]), np.array([np.quantile(pure, 0.1) for pure, _ in found])
+    return NumberOfClusters(_largest_pure(counts, means, low), counts, means, low)
+
+
+def _counts(most: int) -> NDArray[np.int64]:
+    """From 2 to ``most``: each by one or a tenth more than the one before."""
+    found = [2]
+    while found[-1] < most:
+        found.append(max(found[-1] + 1, round(_GROWTH * found[-1])))
+    return np.array([count for count in found if count <= most], np.int64)
+
+
+def _largest_pure(counts: NDArray[np.int64], means: NDArray[np.float64], low: NDArray[np.float64]) -> int | None:
+    pure = np.flatnonzero((means >= PURE) & (low >= MOSTLY_PURE))
+    if not len(pure):
+        return None
+    found = counts[pure[-1]]
+    beyond = np.flatnonzero((counts > found) & (counts >= BEYOND * found))
+    return int(found) if len(beyond) and low[beyond[0]] <= IMPURE else None

@@ -1,0 +1,60 @@
+"""count: how many clusters there are, where `clusters = "auto"` leaves it open.
+
+Reads `embeddings`; writes `cluster_counts` (a row a number that was tried). It is a stage of a run of its own, before the run
+that it gives the number to.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from gsec_core.clustering.n_clusters import MOSTLY_PURE, PURE, suggest_n_clusters
+from gsec_core.devices import set_threads
+from gsec_core.errors import Refused
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.tables import CLUSTER_COUNTS, CLUSTER_COUNTS_TABLE
+
+
+def count(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The curve, and the number that it shows."""
+    set_threads(context.config.threads)
+    with threadpool_limits(context.config.threads or None):
+        try:
+            found = suggest_n_clusters(load_embeddings(context))
+        except ValueError as error:
+            raise Refused(f"clusters = auto: {error} Give a number with --clusters.") from None
+    columns = [found.counts, found.purity, found.low, np.equal(found.counts, found.n_clusters or 0)]
+    yield Finished("all", (pa.table(columns, schema=CLUSTER_COUNTS),), {"clusters": found.n_clusters or 0})
+
+
+def load_counts(context: Context) -> pa.Table:
+    """The curve: schema CLUSTER_COUNTS."""
+    return context.shards(STAGE, CLUSTER_COUNTS_TABLE).read("all")
+
+
+def counted(context: Context) -> int:
+    """The number that was found. Raises Refused if there is none to be told, with the curve in short."""
+    rows = load_counts(context).to_pylist()
+    for row in rows:
+        if row["suggested"]:
+            return int(row["clusters"])
+    shown = ", ".join(f"{row['clusters']}: {row['purity']:.2f} / {row['low']:.2f}" for row in rows[:: max(1, len(rows) // 8)])
+    pure = [row for row in rows if row["purity"] >= PURE and row["low"] >= MOSTLY_PURE]
+    if pure and pure[-1] is rows[-1]:
+        why = f"clusters lie apart up to {rows[-1]['clusters']}, the most that {usable(context).rows.num_rows} images are asked about, and there may be more"
+    else:
+        why = "no number stands out, clusters run into each other little by little the more they are"
+    raise Refused(f"clusters = auto: it cannot be told how many there are: {why} (purity, mean / low: {shown}). Give a number with --clusters.")
+
+
+STAGE = Stage(
+    name="count",
+    version=1,
+    settings=lambda config: {},
+    inputs=lambda context: [encode.STAGE.fingerprint(context), usable(context).digest],
+    steps=(Step((CLUSTER_COUNTS_TABLE,), lambda context: ["all"], count, lambda context, names: 0, whole=True),),
+)

@@ -1,0 +1,83 @@
+"""What is said of images and clusters besides their labels."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gsec_core import GSEC
+from gsec_core.clustering.centres import Centres
+from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.clustering.metrics import purity
+
+
+def overlapping() -> NDArray[np.float32]:
+    """Images of six clusters that run into each other."""
+    random = np.random.default_rng(0)
+    return (0.3 * random.standard_normal((6, 20))[np.arange(900) % 6] + 0.5 * random.standard_normal((900, 20))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> GSEC:
+    return GSEC(6, n_members=10, device="cpu").fit(overlapping())
+
+
+def error(confidence: NDArray[np.float32], agreement: NDArray[np.float32]) -> float:
+    """Mean difference in ten parts of the images, by confidence."""
+    parts = np.array_split(np.argsort(confidence), 10)
+    return float(np.mean([abs(confidence[part].mean() - agreement[part].mean()) for part in parts]))
+
+
+def test_confidence_says_how_many_members_agree(fitted: GSEC) -> None:
+    assert np.ptp(fitted.agreement_) > 0.3, "otherwise there is nothing to tell"
+    assert error(fitted.confidence_, fitted.agreement_) < 0.04
+
+
+def test_without_calibration_it_does_not(fitted: GSEC) -> None:
+    plan = fitted.plan()
+    features = plan.features([overlapping()], fitted.halves_, 0.5)
+    raw = plan.consensus(features, plan.neighbors(features), replace(fitted.ensemble_, temperature=1.0))
+    labels, confidence, _ = raw.best(slice(None))
+    np.testing.assert_array_equal(labels, fitted.labels_, "a temperature changes no label")
+    assert error(confidence, fitted.agreement_) > 0.1
+
+
+def test_the_head_that_new_images_meet_is_calibrated_too(fitted: GSEC) -> None:
+    assert fitted.predict_proba(overlapping()).max(1).mean() == pytest.approx(fitted.agreement_.mean(), abs=0.08)
+
+
+def test_a_single_member_agrees_with_itself_and_is_not_sharpened() -> None:
+    assert GSEC(6, n_members=1, max_steps=20, device="cpu").fit(overlapping()).ensemble_.temperature == 1
+
+
+def test_an_image_far_from_all_is_an_outlier() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    X = unit_rows(np.eye(30)[labels] + 0.05 * random.standard_normal((200, 30)))
+    centres = Centres.of(X, labels, 3)
+    scores = centres.outliers(X, labels)
+    assert scores.mean() == pytest.approx(0, abs=1e-3)
+    assert scores.std() == pytest.approx(1, abs=1e-2)
+    far = unit_rows(np.eye(30)[[0, 5]] + 0.05 * random.standard_normal((2, 30)))
+    ordinary, strange = centres.outliers(far, np.array([0, 0]))
+    assert strange > 20 > 5 > ordinary
+    assert (centres.directions[2] == 0).all(), "an empty cluster is nowhere"
+
+
+def test_a_cluster_of_one_image_has_no_outlier() -> None:
+    X = unit_rows(np.eye(3))
+    labels = np.arange(3)
+    assert Centres.of(X, labels, 3).outliers(X, labels).tolist() == [0, 0, 0]
+
+
+def test_purity_is_one_for_neighbours_within_and_nothing_by_chance() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 3], 100)
+    within = np.stack([random.permutation(np.flatnonzero(labels == label))[:5] for label in labels])
+    pure, mean = purity(labels, within)
+    assert (pure.tolist(), mean) == ([1, 1, 0, 1], 1)
+    assert purity(labels, random.integers(300, size=(300, 50)))[1] == pytest.approx(0, abs=0.02)
+    some = np.array([0, 5, 299])
+    assert purity(labels, within[some], some)[1] == 1
+    assert purity(np.zeros(9, int), np.zeros((9, 2), int))[1] == 0, "one cluster of all keeps nothing together that chance does not"

@@ -1,0 +1,64 @@
+"""What a run says of itself without labels."""
+
+import numpy as np
+import pytest
+
+from gsec_core import quality
+from gsec_core.stages import align
+from gsec_core.stages.base import Context
+from gsec_core.stages.canonical import load_embeddings
+from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE
+
+from ..pictures import cluster, settings, write_pictures
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    source = write_pictures(tmp_path_factory.mktemp("pictures"), range(40))
+    return cluster(settings(source, tmp_path_factory.mktemp("store"), clusters=6))[0]
+
+
+def test_stability_is_the_mean_overlap_with_the_members_clusters(run: Context) -> None:
+    table = run.shards(align.STAGE, CLUSTERS_TABLE).read("all")
+    members = run.shards(align.STAGE, ALIGNMENT_TABLE).read("all")
+    overlaps = np.array(members["overlap"].to_pylist())
+    np.testing.assert_allclose(table["stability"].to_numpy(), overlaps.mean(0), atol=1e-6)
+    assert ((overlaps >= 0) & (overlaps <= 1)).all()
+    assert (overlaps[members["agreement"].to_numpy() == 1] == 1).all()
+
+
+def test_images_farther_from_their_centre_are_more_of_an_outlier(run: Context) -> None:
+    rows = run.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
+    labels, outlier = rows["cluster"].to_numpy(), rows["outlier"].to_numpy()
+    X = load_embeddings(run).astype(np.float32)
+    largest = labels == 0
+    centre = X[largest].mean(0)
+    far = 1 - X[largest] @ centre / np.linalg.norm(centre)
+    assert np.corrcoef(far, outlier[largest])[0, 1] > 0.999
+    assert outlier[largest].mean() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("purity", "ari", "says"),
+    [(0.4, 0.3, ["adds nothing over plain k-means", "(purity 0.400 against 0.500)"]), (0.6, 0.97, ["nearly the clustering of plain k-means"]), (0.6, 0.3, [])],
+)
+def test_a_consensus_that_adds_nothing_is_told_in_plain_words(run: Context, purity: float, ari: float, says: list[str]) -> None:
+    said = " ".join(quality.remarks(run, [{"purity": purity}, {"purity": 0.5, "ARI to consensus": ari}]))
+    assert all(text in said for text in says)
+    assert ("k-means" in said) == bool(says)
+
+
+def test_clusters_that_the_members_do_not_agree_on_are_named(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    stability = run.shards(align.STAGE, CLUSTERS_TABLE).read("all")["stability"].to_numpy()
+    monkeypatch.setattr(quality, "STABLE", float(np.median(stability)))
+    [said] = quality.remarks(run, [{"purity": 0.6}, {"purity": 0.5, "ARI to consensus": 0.1}])
+    unsure = np.flatnonzero(stability < np.median(stability))
+    assert f"Of {len(unsure)} of the 6 clusters the members do not agree" in said
+    assert said.endswith(f": {', '.join(map(str, unsure))}.")
+
+
+def test_the_consensus_and_k_means_are_measured_alike(run: Context) -> None:
+    consensus, kmeans = quality.without_labels(run)
+    assert list(consensus) == list(kmeans)
+    assert -0.2 < kmeans["purity"] < 1
+    assert consensus["purity"] != kmeans["purity"]
