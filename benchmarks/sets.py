@@ -8,8 +8,8 @@ as the stage `prototypes` chooses them.
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,17 @@ def stamps(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     yield Set("stamps, human descriptions", whole.X, whole.joint, whole.truth, Described(np.arange(len(T)), T))
 
 
+def all_wrong(images: Set) -> Set:
+    """With descriptions that say anything: those of other images, in a random order."""
+    assert images.described is not None, "there is something to mix up"
+    order = np.random.default_rng(DATA_SEED).permutation(len(images.described.T))
+    return replace(images, described=Described(images.described.rows, images.described.T[order]))
+
+
 def digits(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     """Scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
     found = load_digits()
-    yield _written("digits", (found.images * (255 / 16)).astype(np.uint8), found.target, work, encoder)
+    yield written("digits", [_png(image) for image in (found.images * (255 / 16)).astype(np.uint8)], found.target, work, encoder)
 
 
 def fashion(data: Path, work: Path, encoder: str) -> Iterator[Set]:
@@ -159,14 +166,15 @@ def fashion(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     if not FASHION.exists():
         raise SystemExit("Fashion-MNIST is not there: apt-get install dataset-fashion-mnist")
     images, labels = (gzip.decompress((FASHION / f"t10k-{kind}-ubyte.gz").read_bytes()) for kind in ("images-idx3", "labels-idx1"))
-    yield _written("fashion", np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8), work, encoder)
+    pictures = [_png(image) for image in np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)]
+    yield written("fashion", pictures, np.frombuffer(labels, np.uint8, offset=8), work, encoder)
 
 
-def _written(name: str, images: NDArray[np.uint8], labels: NDArray[Any], work: Path, encoder: str) -> Set:
-    """A set of grey images, by way of a Parquet file."""
+def written(name: str, images: Sequence[bytes], labels: NDArray[Any], work: Path, encoder: str) -> Set:
+    """A set of image files, by way of a Parquet file."""
     file = work / f"{name}.parquet"
     if not file.exists():
-        rows = [{"bytes": _png(image), "path": f"{number:06d}.png"} for number, image in enumerate(images)]
+        rows = [{"bytes": image, "path": f"{number:06d}"} for number, image in enumerate(images)]
         pq.write_table(pa.table({"image": rows, "label": labels}), file)
     whole, _, _ = embedded(str(file), work, encoder, name)
     return Set(f"{name}, no captions", whole.X, whole.joint, whole.truth, None)

@@ -1,9 +1,9 @@
 """The reference pages, from the code itself: `make reference` writes ``docs/reference``; a test says when they are old."""
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -66,11 +66,23 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 def _kind(field: FieldInfo) -> str:
     is_union = get_origin(field.annotation) in (Union, types.UnionType)
     kinds: list[Any] = [kind for kind in (get_args(field.annotation) if is_union else [field.annotation]) if kind is not types.NoneType]
+    return ", ".join([" or ".join(_kind_of(kind) for kind in kinds), *_limits(field.metadata)])
+
+
+def _kind_of(kind: Any) -> str:
     names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    shown = [" or ".join(f"`{value}`" for value in get_args(kind)) if get_origin(kind) is Literal else names[kind] for kind in kinds]
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(kind))
+    if get_origin(kind) is Annotated:
+        kind, bounded = get_args(kind)
+        return ", ".join([names[kind], *_limits(bounded.metadata)])
+    return names[kind]
+
+
+def _limits(metadata: Sequence[Any]) -> Iterator[str]:
     bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    limits = [f"{sign} {getattr(bound, name):,}" for bound in field.metadata for name, sign in bounds.items() if hasattr(bound, name)]
-    return ", ".join([*shown, *limits])
+    for bound in metadata:
+        yield from (f"{sign} {getattr(bound, name):,}" for name, sign in bounds.items() if hasattr(bound, name))
 
 
 def tables() -> str:

@@ -120,13 +120,7 @@ STAGE = Stage(
     settings=lambda config: {"n_members": plan_of(config).preset.n_members},
     inputs=lambda context: [train.STAGE.fingerprint(context)],
     steps=(
-        Step(
-            (ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE),
-            lambda context: ["all"],
-            align,
-            lambda context, names: usable(context).rows.num_rows,
-            whole=True,
-        ),
+        Step((ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE), lambda context: ["all"], align, _images, whole=True),
         Step((ASSIGNMENTS_TABLE,), lambda context: usable(context).part_names, assign, rows_of_parts, whole=True),
         Step((CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0, whole=True),
     ),

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import xxhash
 
-from gsec_core.config import PipelineConfig
+from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.store.corpus import Corpus
 from gsec_core.store.files import Files
@@ -68,10 +68,15 @@ class Run:
             return None
 
     def check_stage(self, stage: str) -> None:
-        """Raises Refused unless the run has this stage: it assigns, or an older gsec asked for it."""
+        """Raises Refused unless the run has this stage: it assigns, finds the number of clusters, or an older gsec asked for it."""
         stages = self.request()["stages"]
         if stage not in stages:
-            older = "" if self.request().get("of_run") else " An older gsec made it: the same gsec run again makes one that has."
+            request = self.request()
+            older = " An older gsec made it: the same gsec run again makes one that has."
+            if request.get("of_run"):
+                older = ""
+            elif request["config"]["clusters"] == AUTO:
+                older = " It finds the number of clusters for another run: name that one, or give the number."
             raise Refused(f"run {self.id} has no stage {stage}; it has {', '.join(stages)}.{older}")
 
     def shards_done(self, stage: str) -> tuple[int, int]:
