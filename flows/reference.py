@@ -1,15 +1,14 @@
 """The reference pages, from the code itself: `make reference` writes ``docs/reference``; a test says when they are old."""
 
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.config import PipelineConfig, accepts, output_settings
 from gsec_core.pipeline import ALL_STAGES
 from gsec_core.tables import schemas
 
@@ -64,25 +63,11 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _kind(field: FieldInfo) -> str:
-    is_union = get_origin(field.annotation) in (Union, types.UnionType)
-    kinds: list[Any] = [kind for kind in (get_args(field.annotation) if is_union else [field.annotation]) if kind is not types.NoneType]
-    return ", ".join([" or ".join(_kind_of(kind) for kind in kinds), *_limits(field.metadata)])
-
-
-def _kind_of(kind: Any) -> str:
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    if get_origin(kind) is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(kind))
-    if get_origin(kind) is Annotated:
-        kind, bounded = get_args(kind)
-        return ", ".join([names[kind], *_limits(bounded.metadata)])
-    return names[kind]
-
-
-def _limits(metadata: Sequence[Any]) -> Iterator[str]:
-    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    for bound in metadata:
-        yield from (f"{sign} {getattr(bound, name):,}" for name, sign in bounds.items() if hasattr(bound, name))
+    names: dict[object, str] = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    return " or ".join(
+        ", ".join([names.get(kind, f"`{kind}`"), *(f"{signs[name]} {value:,}" for name, value in bounds.items())]) for kind, bounds in accepts(field)
+    )
 
 
 def tables() -> str:

@@ -5,7 +5,8 @@ changed setting makes new tables and an unmarked new field can never make two di
 `gsec_core.settings` reads their values.
 """
 
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -123,7 +124,7 @@ class PipelineConfig(_Settings):
     )
     store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
     corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store; made from the source if not given.")
-    clusters: Annotated[int, Field(ge=2, le=100_000)] | Literal["auto"] = Field(
+    clusters: Literal["auto"] | Annotated[int, Field(ge=2, le=100_000)] = Field(
         10, description="Number of clusters; `auto`: the number that the images show, and a refusal with the reason where they show none."
     )
     preset: Literal["default", "published"] = Field("default", description="`published`: the features, counterparts and training of the paper's code.")
@@ -158,6 +159,22 @@ def output_settings(settings: BaseModel) -> dict[str, Any]:
         elif not _is_runtime(field):
             values[name] = value
     return values
+
+
+def accepts(field: FieldInfo) -> list[tuple[object, dict[str, float]]]:
+    """What a setting takes, beside not being given: each a type with its bounds (ge, gt, le, lt), or a value."""
+    found: list[tuple[object, dict[str, float]]] = []
+    is_union = get_origin(field.annotation) in (Union, UnionType)
+    for kind in get_args(field.annotation) if is_union else [field.annotation]:
+        metadata = field.metadata
+        if get_origin(kind) is Annotated:
+            kind, bounded = get_args(kind)
+            metadata = bounded.metadata
+        if get_origin(kind) is Literal:
+            found += [(value, {}) for value in get_args(kind)]
+        elif kind is not NoneType:
+            found.append((kind, {name: getattr(bound, name) for bound in metadata for name in ("ge", "gt", "le", "lt") if hasattr(bound, name)}))
+    return found
 
 
 def with_runtime(recorded: PipelineConfig, now: PipelineConfig) -> PipelineConfig:

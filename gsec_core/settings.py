@@ -9,19 +9,18 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from gsec_core.config import PipelineConfig
+from gsec_core.config import PipelineConfig, accepts
 from gsec_core.errors import Refused, without_secrets
 
 _PREFIX, _SECRETS = "GSEC_", {"GSEC_CAPTIONER_KEY"}
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text that is not empty"}
+_KINDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text that is not empty"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -73,13 +72,19 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_the_users_words(error: ErrorDetails, given: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    setting = ".".join(map(str, error["loc"]))
+    setting = _setting(error["loc"], extra=error["type"] == "extra_forbidden")
     origin = next((place for place, values in reversed(given) if _holds(values, setting)), "")
     if error["type"] == "extra_forbidden":  # its value is not shown: it may be a key that was taken for a setting
         near, there = _near(setting, 0.6), ", ".join(_siblings(setting))
         return f"{setting}{origin}: there is no such setting; {f'did you mean {near}?' if near else f'there are {there}.'}"
     value = without_secrets(json.dumps(error["input"], default=str, ensure_ascii=False))
     return f"{setting} = {value if len(value) <= 80 else f'{value[:79]}…'}{origin}: {_remedy(setting)}."
+
+
+def _setting(place: Sequence[int | str], extra: bool) -> str:
+    """The setting at a place; of one that takes values of several kinds the place also says which kind it is not."""
+    names = [".".join(map(str, place[:length])) for length in range(len(place), 0, -1)]
+    return names[0] if extra else next(name for name in names if name in _fields(PipelineConfig))
 
 
 def _holds(values: object, setting: str) -> bool:
@@ -91,9 +96,12 @@ def _remedy(setting: str) -> str:
     field = _fields(PipelineConfig)[setting]
     if _is_section(field):
         return f"it is a section; give its settings, as {next(name for name in _fields(PipelineConfig) if name.startswith(f'{setting}.'))}"
-    kinds = [_KINDS.get(kind, f"`{kind}`") for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
-    bounds = [f"{words} {getattr(bound, name):,}" for bound in field.metadata for name, words in _BOUNDS.items() if hasattr(bound, name)]
-    return f"give {' or '.join(kinds)}{', ' if bounds else ''}{' and '.join(bounds)}"
+    return f"give {' or '.join(_described(*accepted) for accepted in accepts(field))}"
+
+
+def _described(kind: object, bounds: Mapping[str, float]) -> str:
+    shown = [f"{_BOUNDS[name]} {value:,}" for name, value in bounds.items()]
+    return f"{_KINDS.get(kind, f'`{kind}`')}{', ' if shown else ''}{' and '.join(shown)}"
 
 
 def _near(setting: str, cutoff: float) -> str | None:

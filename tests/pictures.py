@@ -50,7 +50,7 @@ def cluster(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context
     """Everything that a run does, without an orchestrator: its context, what ingest found, and what each stage made."""
     run, changes = pipeline.request(config, redo)
     context = Context.of(run, config)
-    made = {stage.name: run_stage(context, stage) for stage in pipeline.STAGES}
+    made = {name: run_stage(context, pipeline.stage(name)) for name in run.request()["stages"]}
     return context, changes, made
 
 

@@ -6,15 +6,14 @@ The settings are found by reflection, so that a new one must come with its own w
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from flows.cli import main
-from gsec_core.config import PipelineConfig
+from gsec_core.config import PipelineConfig, accepts
 from gsec_core.errors import Refused
 from gsec_core.settings import load_config
 
@@ -32,23 +31,21 @@ def fields(settings: type[BaseModel] = PipelineConfig, section: str = "") -> Ite
             yield section + name, field
 
 
-def kind(field: FieldInfo) -> Any:
-    """int, float, bool, str or Literal."""
-    if get_origin(field.annotation) is Literal:
-        return Literal
-    [kind] = set(get_args(field.annotation) or (field.annotation,)) - {NoneType}
-    return kind
+def kinds(field: FieldInfo) -> list[object]:
+    """int, float, bool, str or values."""
+    return [kind for kind, _ in accepts(field)]
 
 
 SETTINGS = dict(fields())
-NUMBERS = [name for name, field in SETTINGS.items() if kind(field) in (int, float)]
+NUMBERS = [name for name, field in SETTINGS.items() if {int, float} & set(kinds(field))]
 
 
 def beyond(field: FieldInfo) -> list[object]:
     """The nearest values, or their neighbours, that are out of the range of a number."""
-    step = 1 if kind(field) is int else 0.001
+    [(number, bounds)] = [(kind, bounds) for kind, bounds in accepts(field) if kind in (int, float)]
+    step = 1 if number is int else 0.001
     ends = {"ge": -step, "gt": 0, "le": step, "lt": 0}
-    return [getattr(bound, name) + by for bound in field.metadata for name, by in ends.items() if hasattr(bound, name)]
+    return [value + ends[name] for name, value in bounds.items()]
 
 
 NONSENSE: dict[str, list[tuple[str, str]]] = {
@@ -139,7 +136,7 @@ def test_another_type_is_refused_with_the_file_it_is_from(name: str, tmp_path: P
     assert in_plain_words(str(refused.value))
 
 
-@pytest.mark.parametrize("name", [name for name, field in SETTINGS.items() if kind(field) is not str])
+@pytest.mark.parametrize("name", [name for name, field in SETTINGS.items() if str not in kinds(field)])
 def test_a_word_that_means_nothing_is_refused_with_the_variable_it_is_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variable = f"GSEC_{name.replace('.', '__').upper()}"
     monkeypatch.setenv(variable, "many")
@@ -154,7 +151,8 @@ def test_a_number_out_of_range_is_refused_with_the_range(name: str, here: Path, 
     field = SETTINGS[name]
     for value in beyond(field):
         sentence = refusal("run", "nowhere", "--set", f"{name}={value}", capsys=capsys)
-        assert sentence.startswith(f'{name} = "{value}": give a {"whole " if kind(field) is int else ""}number, ')
+        assert sentence.startswith(f'{name} = "{value}": give ')
+        assert f" a {'whole ' if int in kinds(field) else ''}number, " in sentence
         assert " and " in sentence, "both ends of the range"
         assert in_plain_words(sentence)
     assert files(here) == [here / "file"]
@@ -163,7 +161,7 @@ def test_a_number_out_of_range_is_refused_with_the_range(name: str, here: Path, 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_what_is_no_finite_number_is_refused(name: str) -> None:
     for value in (math.nan, math.inf, -math.inf, "nan", "inf", "", "1e999", "0,5"):
-        with pytest.raises(Refused, match=rf"^{name} = .*: give a (whole )?number, "):
+        with pytest.raises(Refused, match=rf"^{name} = .*: give (`auto` or )?a (whole )?number, "):
             load_config(overrides=nested(name, value))
 
 
@@ -173,7 +171,7 @@ def nested(name: str, value: object) -> dict[str, Any]:
 
 
 def test_every_setting_that_is_text_has_values_that_name_nothing() -> None:
-    assert sorted(NONSENSE) == sorted(name for name, field in SETTINGS.items() if kind(field) is str)
+    assert sorted(NONSENSE) == sorted(name for name, field in SETTINGS.items() if str in kinds(field))
 
 
 @pytest.mark.parametrize(("name", "value", "remedy"), [(name, *case) for name, cases in NONSENSE.items() for case in cases])
@@ -216,7 +214,7 @@ def parquet_without_images(folder: Path) -> str:
         (["--set", "=2"], "--set =2: write it as section.name=value."),
         (["--config", "nowhere.toml"], "--config nowhere.toml: it cannot be read (No such file or directory). Give a TOML file"),
         (["--config", "file.toml"], "--config file.toml: it is not TOML (Invalid value (at line 1, column 12)). Write `clusters = 10`"),
-        (["-k", "auto"], "auto"),
+        (["-k", "ten"], 'clusters = "ten": give `auto` or a whole number, at least 2 and at most 100,000.'),
         (["--bogus"], "--bogus"),
     ],
 )

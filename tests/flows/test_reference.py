@@ -18,12 +18,13 @@ def test_the_pages_are_of_this_version(name: str) -> None:
 
 
 def test_every_table_of_a_run_is_as_the_reference_says(tmp_path: Path) -> None:
-    context, _, _ = cluster(settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store"))
+    folder = write_pictures(tmp_path / "in", range(40))
+    context, counting = (cluster(settings(folder, tmp_path / "store", clusters=clusters))[0] for clusters in (2, "auto"))
     corpus = Store.open(str(tmp_path / "store")).corpora()[0]
-    described = schemas(neighbors=1)  # of twelve images
+    described = schemas(neighbors=1)  # of forty images
     found: dict[str, pa.Schema] = {"images": corpus.images.read(min(corpus.images.names())).schema}
     found[CAPTIONS_TABLE] = corpus.captions.read(min(corpus.captions.names())).schema
-    for record in context.run.stages().values():
+    for record in (context.run.stages() | counting.run.stages()).values():
         for table, names in record["tables"].items():
             found[table] = corpus.table(table, record["fingerprint"]).read(names[0]).schema
     assert found.keys() | {"assigned"} == described.keys()
