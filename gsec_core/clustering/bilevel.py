@@ -169,7 +169,10 @@ def train_block(
 
 def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The halves' logits, each (rows, members, clusters), as one: their weighted mean."""
-    return torch.stack([weight * half for weight, half in zip(weights, logits, strict=True)]).sum(0)
+    mean = weights[0] * logits[0]
+    for weight, half in zip(weights[1:], logits[1:], strict=True):
+        mean = mean.add(half, alpha=weight)
+    return mean
 
 
 def inner_losses(logits: Sequence[Tensor], target: Tensor, training: Training, weights: Sequence[float]) -> Tensor:
@@ -179,13 +182,14 @@ def inner_losses(logits: Sequence[Tensor], target: Tensor, training: Training, w
     ((2) rows, members, clusters). ``target``: soft labels q, (rows, members, clusters).
     """
     rows = len(target)
-    own = [half[:rows] for half in logits]
+    parts = [_parts(half, rows) for half in logits]
+    own = [part[0] for part in parts]
     loss = _cross_entropy(target, mean_logits(own, weights))
     if training.entropy:
         for half in own:
             loss = loss + training.entropy * _entropy(half)
     if len(logits) == 2 and training.distillation:
-        (image, text), (image_neighbor, text_neighbor) = own, [half[rows:] for half in logits]
+        (image, image_neighbor), (text, text_neighbor) = parts
         distilled = _distillation(image, text_neighbor, training.temperature) + _distillation(text, image_neighbor, training.temperature)
         loss = loss + training.distillation * distilled
     if len(logits) == 2 and training.cosine:
@@ -202,8 +206,8 @@ def outer_losses(logits: Tensor, prediction: Tensor, training: Training, margina
     (members, clusters), moved here by this batch.
     """
     rows = len(prediction)
-    log_q = logits.log_softmax(-1)
-    q = log_q[:rows].exp()
+    log_q, *log_neighbor = _parts(logits.log_softmax(-1), rows)
+    q = log_q.exp()
     loss = training.heads * _cross_entropy(q, prediction)
     if training.balance:
         mean = q.mean(0)
@@ -211,7 +215,7 @@ def outer_losses(logits: Tensor, prediction: Tensor, training: Training, margina
     if training.pairs:
         with torch.no_grad():
             marginal.lerp_(q.mean(0), 1 - _MARGINAL_DECAY)
-        loss = loss + training.pairs * pair_losses(log_q[:rows], log_q[rows:], marginal, training.beta)
+        loss = loss + training.pairs * pair_losses(log_q, *log_neighbor, marginal, training.beta)
     return loss
 
 
@@ -225,6 +229,11 @@ def pair_losses(log_q: Tensor, log_neighbor: Tensor, marginal: Tensor, beta: flo
     with torch.no_grad():
         weight = both.exp().sum(-1)
     return -(weight * (beta * both - marginal.clamp(min=1e-8).log()).logsumexp(-1)).mean(0)
+
+
+def _parts(logits: Tensor, rows: int) -> Sequence[Tensor]:
+    """The rows and, where there are as many more, their neighbours. A slice of either would get a gradient of full size, and so would a split of the rows alone."""
+    return logits.split(rows) if len(logits) > rows else [logits]
 
 
 def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 MOST_DERIVED = 4096
 ROWS_PER_PROTOTYPE = 60
 
+_DECIMALS = 5
+"""Distances that differ by less are equal: both members of a pair are equally far from their centre, but for how a machine rounds."""
+
 
 def prototype_count(n: int, n_clusters: int, count: int | None = None) -> int:
     """How many micro-clusters to make of ``n`` rows: ``count``, or three a cluster, or one for 60 rows up to 4,096; at most ``n``.
@@ -38,7 +41,7 @@ def representatives(distances: ArrayLike, labels: ArrayLike, n_prototypes: int, 
     labels : (n,) integers below ``n_prototypes``
     """
     distances, labels = np.asarray(distances), np.asarray(labels)
-    order = np.lexsort((distances, labels))  # stable, so rows decide what is equal
+    order = np.lexsort((distances.round(_DECIMALS), labels))  # stable, so rows decide what is equal
     sizes = np.bincount(labels, minlength=n_prototypes)
     counts = np.minimum(sizes, bands)
     prototype = np.repeat(np.arange(n_prototypes), counts)

@@ -78,7 +78,7 @@ def _images(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="prototypes",
-    version=3,
+    version=4,
     settings=lambda config: output_settings(config.prototypes),
     inputs=_inputs,
     steps=(

@@ -41,6 +41,7 @@ def test_an_empty_micro_cluster_has_no_representative() -> None:
 
 def test_members_at_equal_distance_are_in_the_order_of_their_rows() -> None:
     assert representatives(np.zeros(9), np.zeros(9, int), 1, bands=3).row.tolist() == [1, 4, 7]
+    assert representatives([0.3001, 0.3 + 1e-7, 0.3], np.zeros(3, int), 1, bands=3).row.tolist() == [1, 2, 0], "rounding decides nothing"
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5, 50])
