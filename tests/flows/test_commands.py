@@ -171,8 +171,8 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
     [
         (["run", "nowhere", "-k", "3"], "nowhere is not there"),
         (["run", "{folder}", "-k", "30"], "clusters = 30: the source has only 21 images"),
-        (["run", "{folder}", "-k", "1"], 'clusters = "1": give a whole number, at least 2'),
-        (["run", "{folder}", "-k", "2.7"], 'clusters = "2.7": give a whole number'),
+        (["run", "{folder}", "-k", "1"], 'clusters = "1": give `auto` or a whole number, at least 2'),
+        (["run", "{folder}", "-k", "2.7"], 'clusters = "2.7": give `auto` or a whole number'),
         (["run", "{folder}", "--encoder", "lit"], "there is no such encoder"),
         (["run", "{folder}", "--store", "http://x/y"], "a store is a folder or one of"),
         (["run", "{folder}", "--set", "encode.batch=3"], "encode.batch: there is no such setting; did you mean encode.batch_size?"),
