@@ -215,7 +215,7 @@ def outer_losses(logits: Tensor, prediction: Tensor, training: Training, margina
     if training.pairs:
         with torch.no_grad():
             marginal.lerp_(q.mean(0), 1 - _MARGINAL_DECAY)
-        loss = loss + training.pairs * pair_losses(log_q, *log_neighbor, marginal, training.beta)
+        loss = loss + training.pairs * pair_losses(log_q, log_neighbor[0], marginal, training.beta)
     return loss
 
 
@@ -232,8 +232,8 @@ def pair_losses(log_q: Tensor, log_neighbor: Tensor, marginal: Tensor, beta: flo
 
 
 def _parts(logits: Tensor, rows: int) -> Sequence[Tensor]:
-    """The rows and, where there are as many more, their neighbours. A slice of either would get a gradient of full size, and so would a split of the rows alone."""
-    return logits.split(rows) if len(logits) > rows else [logits]
+    """The rows and, where there are as many more, their neighbours. A slice would get a gradient of full size, and so would a split that is no cut."""
+    return torch.split(logits, rows) if len(logits) > rows else [logits]
 
 
 def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
