@@ -66,6 +66,9 @@ class DescribeConfig(_Settings):
     """Who describes the representatives, and how it is asked."""
 
     captioner: str = Field("tagger", description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, as vLLM), or `table:FILE:COLUMN`.")
+    criterion: str | None = Field(
+        None, description="openai: the one aspect to describe, as `the kind of place`; not given: the main object. Each makes a clustering of its own."
+    )
     image_size: int = Field(448, ge=32, le=4096, description="openai: longest side of the image that is sent, in pixels; never enlarged.")
     max_tokens: int = Field(96, ge=16, le=4096, description="openai: length of an answer.")
     url: Annotated[str, RUNTIME] = Field("http://localhost:8000/v1", description="openai: the server. Its key, if it wants one, is GSEC_CAPTIONER_KEY.")

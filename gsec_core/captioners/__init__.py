@@ -6,6 +6,7 @@ from gsec_core.captioners.base import Answer, Captioner, Subject
 from gsec_core.captioners.openai import OpenAICaptioner, openai_identity
 from gsec_core.captioners.table import TableCaptioner, table_identity
 from gsec_core.captioners.tagger import Tagger, tagger_identity
+from gsec_core.captioners.template import LONGEST_CRITERION, tidy
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused
 
@@ -32,13 +33,23 @@ def captioner_identity(config: DescribeConfig) -> dict[str, object]:
 
     Raises Refused and Unreachable as `load_captioner`.
     """
-    match _parts(config.captioner):
+    family, reference = _parts(config.captioner)
+    if config.criterion is not None:
+        _check_criterion(config.criterion, family)
+    match family, reference:
         case "openai", model:
             return openai_identity(model, config)
         case "table", reference:
             return table_identity(reference)
         case _:
             return tagger_identity()
+
+
+def _check_criterion(criterion: str, family: str) -> None:
+    if not criterion.strip() or criterion != tidy(criterion) or len(criterion) > LONGEST_CRITERION:
+        raise Refused(f"describe.criterion: name one aspect on one line of at most {LONGEST_CRITERION} characters, as `the kind of place`.")
+    if family != "openai":
+        raise Refused(f"describe.criterion: only a model can be asked about one aspect, and describe.captioner = {family} is none. Name an openai:MODEL.")
 
 
 def _parts(name: str) -> tuple[str, str]:

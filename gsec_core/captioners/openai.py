@@ -13,7 +13,7 @@ from gsec_core import images
 from gsec_core.captioners import template
 from gsec_core.captioners.base import Answer, Subject
 from gsec_core.captioners.chat import Chat, Declined, Faulty, checked_url
-from gsec_core.captioners.template import PROMPT, failed, parse
+from gsec_core.captioners.template import failed, parse, prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import RejectedImage
@@ -35,6 +35,7 @@ class OpenAICaptioner:
         self.model = model
         self.concurrency = config.concurrency
         self._chat = Chat(model, named=f'describe.captioner = "openai:{model}"', url=config.url, timeout=config.timeout)
+        self._prompt = prompt(config.criterion)
         self._image_size = config.image_size
         self._max_tokens = config.max_tokens
 
@@ -82,7 +83,7 @@ class OpenAICaptioner:
             raise Unreachable(f"{self._chat.setting}: the server fails at any image ({error}).") from None
 
     def _request(self, image: str, temperature: float) -> Answer:
-        content = [{"type": "text", "text": PROMPT}, {"type": "image_url", "image_url": {"url": image}}]
+        content = [{"type": "text", "text": self._prompt}, {"type": "image_url", "image_url": {"url": image}}]
         reply = self._chat.ask(content, temperature, self._max_tokens)
         if reply.refusal:
             return failed(f"the model refuses: {reply.refusal}")
@@ -115,7 +116,7 @@ def openai_identity(model: str, config: DescribeConfig) -> dict[str, object]:
         "name": f"openai:{model}",
         "version": VERSION,
         "template": template.VERSION,
-        "prompt": PROMPT,
+        "prompt": prompt(config.criterion),
         "temperatures": [TEMPERATURE, SECOND_TEMPERATURE],
         "max_tokens": config.max_tokens,
         "image_size": config.image_size,

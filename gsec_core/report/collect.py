@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gsec_core import quality
-from gsec_core.captioners.template import PROMPT
+from gsec_core.captioners.template import prompt
+from gsec_core.config import DescribeConfig
 from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicates, Shown, Unusable
 from gsec_core.stages import align, describe, encode, publish
 from gsec_core.stages.base import Context
@@ -75,15 +76,15 @@ def _asked(context: Context) -> Iterator[tuple[str, str]]:
     yield "clusters", str(config.n_clusters)
     yield "encoder", config.encode.encoder
     yield "captioner", config.describe.captioner
-    yield "question", _question(config.describe.captioner)
+    yield "question", _question(config.describe)
     yield "namer", config.publish.namer
 
 
-def _question(captioner: str) -> str:
-    if captioner.startswith("table:"):
+def _question(config: DescribeConfig) -> str:
+    if config.captioner.startswith("table:"):
         return "whatever the table of descriptions answers"
-    if captioner.startswith("openai:"):
-        return f"{PROMPT.partition('. ')[0]}."
+    if config.captioner.startswith("openai:"):
+        return f"{prompt(config.criterion).partition('. ')[0]}."
     return "Which of ImageNet's thousand classes is it, and what are its colour, light and texture?"
 
 

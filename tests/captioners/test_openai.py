@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gsec_core.captioners import Answer, Captioner, captioner_identity, chat, load_captioner
-from gsec_core.captioners.template import PROMPT
+from gsec_core.captioners.template import prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import MissingImage
@@ -44,8 +44,31 @@ def test_an_image_is_described(server: Server) -> None:
     [request] = server.requests
     text, image = request.body["messages"][0]["content"]
     assert (request.path, request.body["model"], request.body["temperature"], request.body["max_tokens"]) == ("/v1/chat/completions", "tiny", 0, 96)
-    assert (text, image["type"], len(request.body["messages"])) == ({"type": "text", "text": PROMPT}, "image_url", 1)
+    assert (text, image["type"], len(request.body["messages"])) == ({"type": "text", "text": prompt(None)}, "image_url", 1)
     assert "seed" not in request.body
+
+
+def test_a_criterion_is_what_is_asked_about_and_makes_answers_of_its_own(server: Server) -> None:
+    captioner(server, criterion="the kind of place").describe(subject())
+    text = server.requests[0].body["messages"][0]["content"][0]["text"]
+    assert text.startswith("Describe one aspect of this image and leave out all others: the kind of place. Answer with exactly one sentence")
+    assert "For <object> name the kind of place, as exact" in text
+    identities = [captioner_identity(DescribeConfig(captioner="openai:tiny", criterion=criterion)) for criterion in (None, "the kind of place", "the colour")]
+    assert len({str(identity) for identity in identities}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "criterion", "says"),
+    [
+        ("tagger", "the colour", "only a model can be asked about one aspect, and describe.captioner = tagger is none"),
+        ("openai:tiny", " ", "name one aspect on one line of at most 200 characters"),
+        ("openai:tiny", "the colour\nof it", "name one aspect on one line of at most 200 characters"),
+        ("openai:tiny", "x" * 201, "name one aspect on one line of at most 200 characters"),
+    ],
+)
+def test_a_criterion_that_cannot_be_asked_about_is_refused(name: str, criterion: str, says: str) -> None:
+    with pytest.raises(Refused, match=rf"^describe\.criterion: {says}"):
+        captioner_identity(DescribeConfig(captioner=name, criterion=criterion))
 
 
 @pytest.mark.parametrize(("size", "sent"), [((40, 30), (40, 30)), ((1200, 300), (128, 32)), ((1, 5000), (1, 128))])

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gsec_core.captioners import Answer
-from gsec_core.captioners.template import PROMPT, TOO_LONG, excerpt, failed, parse, sentence
+from gsec_core.captioners.template import TOO_LONG, excerpt, failed, parse, prompt, sentence
 from gsec_core.encoders.lite import class_names
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
@@ -83,7 +83,7 @@ def test_a_reply_outside_the_template_is_kept_as_it_is(reply: str) -> None:
         ("As an AI language model, I have no eyes.", "refusal"),
         ("x" * TOO_LONG, "600 characters"),
         (f"This image contains a cat characterised by {'grey ' * 120}fur.", "characters"),
-        (PROMPT.partition("else: ")[2][:90], "repeats the template"),
+        (prompt(None).partition("else: ")[2][:90], "repeats the template"),
     ],
 )
 def test_no_answer(reply: str, reason: str) -> None:
