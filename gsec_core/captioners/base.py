@@ -33,6 +33,11 @@ class Captioner(Protocol):
     """Who answers; a column of the captions."""
     concurrency: int
 
+    @property
+    def form(self) -> str:
+        """What makes an answer a sentence of the template; for the record. May ask. Raises as `describe`."""
+        ...
+
     def check(self) -> None:
         """Raises Refused, naming the setting and the remedy, if nothing can be asked: no server, wrong key, no such model."""
         ...

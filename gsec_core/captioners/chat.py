@@ -74,14 +74,20 @@ class Chat:
             listed = ", ".join(excerpt(name) for name in served[:20]) or "none"
             raise Refused(f"{self.named}: {self._url} has no such model; its models are: {listed}.")
 
-    def ask(self, content: Any, temperature: float, max_tokens: int) -> Reply:
-        """One request. ``content`` is a user's message as the API has it.
+    def ask(self, content: Any, temperature: float, max_tokens: int, pattern: str | None = None) -> Reply:
+        """One request. ``content`` is a user's message as the API has it; ``pattern`` a regular expression that the reply is to be held to.
+
+        vLLM does that. Other servers decline such a request, or take it and do not.
 
         Raises Declined, Faulty, Refused if nothing will ever be answered as it is set up, Unreachable if nothing is for now.
         """
         with self._in_our_words():
             completion = self._client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": content}], temperature=temperature, max_tokens=max_tokens
+                model=self.model,
+                messages=[{"role": "user", "content": content}],
+                temperature=temperature,
+                max_tokens=max_tokens,
+                extra_body=None if pattern is None else {"structured_outputs": {"regex": pattern}},
             )
             choice = completion.choices[0]
             refusal = choice.message.refusal

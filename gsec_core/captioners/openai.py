@@ -5,6 +5,8 @@ it has computed of it.
 """
 
 import base64
+import re
+import threading
 from functools import cached_property
 
 from PIL import Image
@@ -13,7 +15,7 @@ from gsec_core import images
 from gsec_core.captioners import template
 from gsec_core.captioners.base import Answer, Subject
 from gsec_core.captioners.chat import Chat, Declined, Faulty, checked_url
-from gsec_core.captioners.template import failed, parse, prompt
+from gsec_core.captioners.template import SENTENCE_PATTERN, failed, parse, prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import RejectedImage
@@ -35,9 +37,15 @@ class OpenAICaptioner:
         self.model = model
         self.concurrency = config.concurrency
         self._chat = Chat(model, named=f'describe.captioner = "openai:{model}"', url=config.url, timeout=config.timeout)
+        self._held: bool | None = None
+        self._holding = threading.Lock()
         self._prompt = prompt(config.criterion)
         self._image_size = config.image_size
         self._max_tokens = config.max_tokens
+
+    @property
+    def form(self) -> str:
+        return "held to the template by the server" if self._server_holds_template() else "by the prompt alone: the server does not hold replies to a pattern"
 
     def check(self) -> None:
         """Raises Refused unless the server is there, takes the key, has the model, and answers when asked about a plain picture."""
@@ -82,9 +90,24 @@ class OpenAICaptioner:
         except Faulty as error:
             raise Unreachable(f"{self._chat.setting}: the server fails at any image ({error}).") from None
 
+    def _server_holds_template(self) -> bool:
+        """Found out once, by a plain picture. Raises Refused and Unreachable as `describe`."""
+        with self._holding:
+            if self._held is None:
+                try:
+                    reply = self._chat.ask(self._content(self._plain_picture), TEMPERATURE, self._max_tokens, SENTENCE_PATTERN)
+                    self._held = re.fullmatch(SENTENCE_PATTERN, reply.text) is not None
+                except (Declined, Faulty):
+                    self._held = False  # whether it answers at all is asked next
+            return self._held
+
+    def _content(self, image: str) -> list[dict[str, object]]:
+        """The text first: what a server has computed of it serves for every image."""
+        return [{"type": "text", "text": self._prompt}, {"type": "image_url", "image_url": {"url": image}}]
+
     def _request(self, image: str, temperature: float) -> Answer:
-        content = [{"type": "text", "text": self._prompt}, {"type": "image_url", "image_url": {"url": image}}]
-        reply = self._chat.ask(content, temperature, self._max_tokens)
+        pattern = SENTENCE_PATTERN if self._server_holds_template() else None
+        reply = self._chat.ask(self._content(image), temperature, self._max_tokens, pattern)
         if reply.refusal:
             return failed(f"the model refuses: {reply.refusal}")
         if reply.finish == "content_filter":

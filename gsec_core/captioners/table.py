@@ -16,6 +16,7 @@ class TableCaptioner:
     """Looks every image up by its URI, or by its bytes where the file holds images: see `gsec_core.keyed`."""
 
     concurrency = 1
+    form = "as it was written"
 
     def __init__(self, reference: str) -> None:
         file, column = file_and_column(reference)

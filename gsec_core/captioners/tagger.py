@@ -31,6 +31,7 @@ class Tagger:
 
     model = "tagger"
     concurrency = 1
+    form = "filled in"
 
     def __init__(self, *, device: str, threads: int) -> None:
         import torch

@@ -25,6 +25,10 @@ _CRITERION_PROMPT = (
     f"{_WRITING}"
 )
 
+_WORDS = "[A-Za-z0-9][A-Za-z0-9 '-]{1,40}"
+SENTENCE_PATTERN = f"This image contains (a|an|several) {_WORDS} characterised by {_WORDS}, {_WORDS} and {_WORDS}\\."
+"""What a server may hold replies to, bounded in length: a model that wanders would never end. `parse` reads whatever matches."""
+
 LONGEST_CRITERION = 200
 """Characters."""
 

@@ -57,6 +57,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
         "asked": sum(row["status"] != MISSING for row in asked.values()),
         "known": len(wanted & known.keys()),
         **{status: counts[status] for status in _STATUSES},
+        "form": captioner.form if asked else None,
     }
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in REPRESENTATIVE_CAPTIONS]
     yield Finished("all", (pa.table(columns, schema=REPRESENTATIVE_CAPTIONS),), facts)

@@ -27,6 +27,12 @@ class Request(NamedTuple):
         return Image.open(io.BytesIO(base64.b64decode(data)))
 
     @property
+    def pattern(self) -> str | None:
+        """What the reply is to be held to."""
+        found: str | None = self.body.get("structured_outputs", {}).get("regex")
+        return found
+
+    @property
     def is_plain(self) -> bool:
         """Whether it asks about a picture of one grey."""
         return self.picture.convert("RGB").getcolors(1) is not None and self.picture.getpixel((0, 0)) == (128, 128, 128)
@@ -66,6 +72,9 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.models: Callable[[Request], Response] = lambda request: as_json({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+        self.probe: Callable[[Request], Response] = lambda request: error(400, "structured_outputs: Extra inputs are not permitted")
+        """Answers a plain picture that comes with a pattern; such requests are in ``probes`` and not in ``requests``."""
+        self.probes: list[Request] = []
         self.answer: Callable[[Request], Response] = lambda request: reply()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
@@ -106,8 +115,9 @@ class Server:
 
             def _respond(self, body: Any) -> None:
                 request = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
-                server.requests.append(request)
-                known = {("GET", "/v1/models"): server.models, ("POST", "/v1/chat/completions"): server.answer}
+                probe = request.method == "POST" and request.pattern is not None and request.is_plain
+                (server.probes if probe else server.requests).append(request)
+                known = {("GET", "/v1/models"): server.models, ("POST", "/v1/chat/completions"): server.probe if probe else server.answer}
                 status, data, headers = known.get((self.command, self.path), lambda _: error(404))(request)
                 try:
                     self.send_response(status)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gsec_core.captioners import Answer, Captioner, captioner_identity, chat, load_captioner
-from gsec_core.captioners.template import prompt
+from gsec_core.captioners.template import SENTENCE_PATTERN, prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import MissingImage
@@ -107,6 +107,46 @@ def test_many_threads_share_a_captioner(server: Server) -> None:
     for thread in threads:
         thread.join()
     assert answers == [DESCRIBED] * 8
+
+
+class TestPattern:
+    """Whether the server holds replies to the template is found out, not believed."""
+
+    def test_a_server_that_holds_replies_to_a_pattern_is_given_it_with_every_image(self, server: Server) -> None:
+        server.probe = lambda request: reply(GOOD)
+        asking = captioner(server)
+        assert [asking.describe(subject()).status for _ in range(3)] == [DESCRIBED] * 3
+        assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN] * 3
+        assert len(server.probes) == 1
+        assert asking.form == "held to the template by the server"
+
+    @pytest.mark.parametrize(
+        "response",
+        [
+            pytest.param(error(400, "structured_outputs: Extra inputs are not permitted"), id="declines it"),
+            pytest.param(reply("A plain grey picture."), id="takes no notice"),
+            pytest.param(reply(f"{GOOD} It is grey."), id="says more"),
+            pytest.param(error(500, "no grammar backend"), id="fails at it"),
+        ],
+    )
+    def test_one_that_does_not_is_asked_by_the_prompt_alone(self, server: Server, response: Response) -> None:
+        server.probe = lambda request: response
+        asking = captioner(server)
+        assert asking.describe(subject()).status == DESCRIBED
+        assert [request.pattern for request in server.requests] == [None]
+        assert asking.form.startswith("by the prompt alone")
+
+    def test_one_that_is_not_there_when_it_is_asked_is_asked_again(self, server: Server) -> None:
+        asking = captioner(server)
+        server.probe = lambda request: error(503)
+        with pytest.raises(Unreachable):
+            asking.describe(subject())
+        server.probe = lambda request: reply(GOOD)
+        asking.describe(subject())
+        assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN]
+
+    def test_how_replies_are_held_makes_no_other_answers(self) -> None:
+        assert "pattern" not in str(captioner_identity(DescribeConfig(captioner="openai:tiny")))
 
 
 class TestReplies:

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gsec_core.captioners import Answer
-from gsec_core.captioners.template import TOO_LONG, excerpt, failed, parse, prompt, sentence
+from gsec_core.captioners.template import SENTENCE_PATTERN, TOO_LONG, excerpt, failed, parse, prompt, sentence
 from gsec_core.encoders.lite import class_names
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
@@ -32,6 +32,14 @@ CAT = ("cat", ("grey fur", "green eyes", "a long tail"))
 def test_what_models_make_of_the_template_is_read(reply: str) -> None:
     answer = parse(reply)
     assert (answer.object, answer.attributes, answer.status, answer.reason) == (*CAT, DESCRIBED, None)
+
+
+@given(st.from_regex(SENTENCE_PATTERN, fullmatch=True))
+def test_whatever_matches_the_pattern_is_described(text: str) -> None:
+    answer = parse(text)
+    assert answer.status == DESCRIBED
+    assert answer.object
+    assert 3 <= len(answer.attributes) <= 4, "an attribute may hold an and"
 
 
 def test_the_text_is_the_sentence_alone() -> None:

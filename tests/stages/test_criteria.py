@@ -63,11 +63,7 @@ def test_two_questions_about_one_corpus(tmp_path: Path, server: Server) -> None:
         assert adjusted_rand_score([uri.split("-")[place] for uri in found], list(found.values())) == 1
         questions[criterion] = dict(collect(context).asked)["question"]
     assert made[COLOUR]["describe"]["asked"] == made[SHAPE]["describe"]["asked"] == 4 * EACH
-    assert {stage: sums for stage, sums in made[SHAPE].items() if stage in ("encode", "baseline", "prototypes")} == {
-        "encode": {},
-        "baseline": {},
-        "prototypes": {},
-    }
+    assert not any(made[SHAPE][stage] for stage in ("encode", "baseline", "prototypes")), "done for the first question"
     assert all(criterion in question for criterion, question in questions.items())
 
     asked = len(server.asked)

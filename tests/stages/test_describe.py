@@ -31,6 +31,7 @@ class Fake:
     """A captioner that remembers what it was asked; ``first`` is called before every answer, with the number of the question."""
 
     model = "fake"
+    form = "made up"
 
     def __init__(self, concurrency: int = 1, first: Callable[[int, Subject], None] = lambda number, subject: None) -> None:
         self.concurrency = concurrency
