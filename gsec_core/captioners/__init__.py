@@ -46,7 +46,7 @@ def captioner_identity(config: DescribeConfig) -> dict[str, object]:
 
 
 def _check_criterion(criterion: str, family: str) -> None:
-    if not criterion.strip() or criterion != tidy(criterion) or len(criterion) > LONGEST_CRITERION:
+    if not criterion or criterion != tidy(criterion) or len(criterion) > LONGEST_CRITERION:
         raise Refused(f"describe.criterion: name one aspect on one line of at most {LONGEST_CRITERION} characters, as `the kind of place`.")
     if family != "openai":
         raise Refused(f"describe.criterion: only a model can be asked about one aspect, and describe.captioner = {family} is none. Name an openai:MODEL.")

@@ -57,7 +57,8 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
         "asked": sum(row["status"] != MISSING for row in asked.values()),
         "known": len(wanted & known.keys()),
         **{status: counts[status] for status in _STATUSES},
-        "form": captioner.form if asked else None,
+        # Known by then, so that a server which is gone at the end fails nothing that is answered.
+        "form": captioner.form if any(row["status"] in (DESCRIBED, FREE) for row in asked.values()) else None,
     }
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in REPRESENTATIVE_CAPTIONS]
     yield Finished("all", (pa.table(columns, schema=REPRESENTATIVE_CAPTIONS),), facts)
