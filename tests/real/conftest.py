@@ -1,14 +1,30 @@
-"""One browser for all."""
+"""One browser for all, and one vLLM server."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser
 
 from .browser import chromium
+from .vllm_server import PYTHON, VllmServer
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """Running. A test that stops or kills it starts it again, for those after it."""
+    if not PYTHON.with_name("vllm").exists():
+        # Under `make test-real` everything has to be there; whoever runs pytest by hand may want the rest.
+        missing = f"no vLLM in {PYTHON.parents[1]}: run `make real-parts`"
+        pytest.fail(missing) if os.environ.get("GSEC_REAL") else pytest.skip(missing)
+    server = VllmServer(tmp_path_factory.mktemp("vllm"))
+    server.start()
+    yield server
+    server.stop()
+    assert not server.processes()
