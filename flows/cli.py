@@ -54,11 +54,14 @@ def run(
     config: ConfigFile = None,
     set_: Set = None,
     redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do anew, with all that lies below it. May be repeated.")] = None,
+    retry_failed: Annotated[bool, Parameter(negative="", help="Ask again for the descriptions that failed for good, and no others.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Cluster the images of a source: do what is missing of every stage."""
+    from gsec_core.stages.describe import RETRY
+
     settings = _config(config, set_, source=source, clusters=clusters, store=store, corpus=corpus, encoder=encoder, captioner=captioner)
-    return _run(settings, redo or [], as_json)
+    return _run(settings, [*(redo or []), *([RETRY] if retry_failed else [])], as_json)
 
 
 @app.command
@@ -70,9 +73,19 @@ def stage(
     store: StoreUrl = None,
     set_: Set = None,
     redo: Annotated[bool, Parameter(negative="", help="Do the stage anew. Makes a new run; the old one keeps its tables.")] = False,
+    retry_failed: Annotated[bool, Parameter(negative="", help="describe: ask again for what failed for good, and nothing else. Makes a new run.")] = False,
+    plan: Annotated[bool, Parameter(negative="", help="describe: say how many calls and about how many tokens are left; ask nothing.")] = False,
+    export_batch: Annotated[Path | None, Parameter(help="describe: write what is left to ask into this file, for `vllm run-batch`; ask nothing.")] = None,
+    import_batch: Annotated[Path | None, Parameter(help="describe: put the replies of such a batch into the log.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Do what is missing of one stage, with the settings of a run or of a file."""
+    instead = {"--redo": redo, "--retry-failed": retry_failed, "--plan": plan, "--export-batch": export_batch, "--import-batch": import_batch}
+    given = [flag for flag, value in instead.items() if value]
+    if len(given) > 1:
+        raise Refused(f"gsec stage: {' and '.join(given)} are different things to do. Give one.")
+    if given and given != ["--redo"] and name != "describe":
+        raise Refused(f"gsec stage {name} {given[0]}: only describe has this.")
     if (run is None) == (config is None):
         raise Refused("gsec stage: give either --run ID or --config FILE.")
     settings = _config(config, set_, store=store)
@@ -80,7 +93,9 @@ def stage(
         _refuse_other_output(settings, "gsec stage --run", "Give others with --config.")
     from flows import commands
 
-    return commands.run_one_stage(name, settings, run, redo, _out(as_json))
+    if plan or export_batch or import_batch:
+        return commands.describe_offline(settings, run, export_batch, import_batch, _out(as_json))
+    return commands.run_one_stage(name, settings, run, redo, _out(as_json), retry_failed)
 
 
 @app.command

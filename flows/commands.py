@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from flows import terminal
 from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
-from gsec_core.stages import base, count, describe, publish
+from gsec_core.stages import base, count, describe, offline, publish
 from gsec_core.store import Run, Store
 
 DONE, DONE_WITH_REJECTS = 0, 3
@@ -55,7 +56,7 @@ def assign(config: PipelineConfig, run_id: str, as_json: Json | None) -> int:
 JSON_KEYS = ("run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "remarks", "seconds")
 
 
-def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None) -> int:
+def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
     """What is missing of one stage, of the run ``run_id`` or of the run that ``config`` asks for. Returns the exit code."""
     store = Store.open(config.store)
     if run_id is not None:
@@ -75,8 +76,10 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
             found = _run_of(config)
         found.check_stage(name)
         _check_inputs(found, config, name)
-        if redo:
-            found = _redone(store, found, config, name)
+        if retry_failed and not describe.count_failed(base.Context.of(found, config)):
+            terminal.err.print("no description failed: there is nothing to ask again.")
+        elif redo or retry_failed:
+            found = _redone(store, found, config, describe.RETRY if retry_failed else name)
             _check_inputs(found, config, name)
         sums = _stage_flow(config, found, name)
         terminal.err.print(f"{name}: {_words(sums)}", markup=False)
@@ -84,6 +87,29 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
     terminal.err.print(f"run {result['run_id']}", markup=False)
     if as_json:
         as_json(result)
+    return DONE
+
+
+def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | None, import_: Path | None, as_json: Json | None) -> int:
+    """What of describe asks no server: the requests into a file, replies from one, or how much is left to ask. Returns the exit code."""
+    name = describe.STAGE.name
+    found = _run_of(config) if run_id is None else Store.open(config.store).run(run_id)
+    config = with_runtime(found.config(), config)
+    found.check_stage(name)
+    _check_inputs(found, config, name)
+    context = base.Context.of(found, config)
+    if export is not None:
+        done: dict[str, Any] = offline.export(context, export)
+        terminal.err.print(f"{export}: {_words(done)}. Then: vllm run-batch -i {export} -o REPLIES --model MODEL", markup=False)
+    elif import_ is not None:
+        done = offline.import_(context, import_)
+        terminal.err.print(f"{import_}: {_words(done)}. What is left asks gsec stage describe --run {found.id}", markup=False)
+    else:
+        done = describe.plan(context)
+        tokens = f"about {done['prompt_tokens']:,} tokens of prompts and {done['completion_tokens']:,} of replies ({done['basis']})"
+        terminal.err.print(f"describe: {done['calls']:,} calls are left, {tokens}", markup=False)
+    if as_json:
+        as_json({"run_id": found.id, **done})
     return DONE
 
 

@@ -174,7 +174,7 @@ def captioner(config: PipelineConfig) -> str:
 
     loaded = load_captioner(config.describe, device=config.encode.device, threads=config.threads)
     loaded.check()
-    return f"{config.describe.captioner} can be asked, {loaded.concurrency} at once; sentences: {loaded.form}"
+    return f"{config.describe.captioner} can be asked, {loaded.concurrency} images at once; sentences: {loaded.form}"
 
 
 def namer(config: PipelineConfig) -> str:

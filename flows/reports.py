@@ -19,14 +19,16 @@ Json = Callable[[dict[str, Any]], None]
 def status(url: str, as_json: Json | None) -> int:
     """Corpora and runs of a store."""
     store = Store.open(url)
-    corpora, runs = state.corpora(store), state.runs(store)
+    corpora, descriptions, runs = state.corpora(store), state.descriptions(store), state.runs(store)
     if as_json:
-        as_json({"store": store.url, "corpora": corpora, "runs": runs})
+        as_json({"store": store.url, "corpora": corpora, "descriptions": descriptions, "runs": runs})
         return 0
     if not corpora:
         terminal.out.print(f"{store.url} holds no corpus yet.", markup=False)
         return 0
     terminal.out.print(terminal.table("corpora", corpora))
+    if descriptions:
+        terminal.out.print(terminal.table("descriptions", descriptions))
     for run in runs:
         stages = ", ".join(f"{name} {stage['done']}/{stage['planned']}" for name, stage in run["stages"].items())
         images = ", ".join(f"{count} {status}" for status, count in run["images"].items() if count)

@@ -69,14 +69,25 @@ class DescribeConfig(_Settings):
     criterion: str | None = Field(
         None, description="openai: the one aspect to describe, as `the kind of place`; not given: the main object. Each makes a clustering of its own."
     )
+    template: str | None = Field(
+        None, description="openai: a TOML file with a `prompt` and a `pattern` of your own in place of GSEC's sentence; see docs/describe.md."
+    )
     image_size: int = Field(448, ge=32, le=4096, description="openai: longest side of the image that is sent, in pixels; never enlarged.")
     max_tokens: int = Field(96, ge=16, le=4096, description="openai: length of an answer.")
-    url: Annotated[str, RUNTIME] = Field("http://localhost:8000/v1", description="openai: the server. Its key, if it wants one, is GSEC_CAPTIONER_KEY.")
-    concurrency: Annotated[int, RUNTIME] = Field(16, ge=1, le=1024, description="openai: requests under way at once.")
+    url: Annotated[str, RUNTIME] = Field(
+        "http://localhost:8000/v1",
+        description="openai: the server, or several with commas between them, which share the work. Their key, if they want one, is GSEC_CAPTIONER_KEY.",
+    )
+    concurrency: Annotated[int, RUNTIME] = Field(16, ge=1, le=1024, description="openai: requests under way at once, at each server.")
     timeout: Annotated[float, RUNTIME] = Field(120, gt=0, le=3600, description="openai: seconds until a request counts as lost.")
+    patience: Annotated[float, RUNTIME] = Field(
+        300, ge=0, le=86_400, description="openai: seconds to wait for a server that was lost or is busy, before the stage ends."
+    )
     commit_rows: Annotated[int, RUNTIME] = Field(64, ge=1, le=65536, description="Answers a commit of the captions log.")
     commit_seconds: Annotated[float, RUNTIME] = Field(30, gt=0, le=3600, description="Seconds after which answers are committed, however few.")
-    min_coverage: Annotated[float, RUNTIME] = Field(0.5, ge=0, le=1, description="Share of the representatives that must have a description.")
+    min_coverage: Annotated[float, RUNTIME] = Field(
+        0.5, ge=0, le=1, description="Share of the micro-clusters of which an image at least must have a description."
+    )
     accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Go on when a part of the captions log is damaged: what it held is asked again.")
 
 

@@ -76,6 +76,12 @@ def limit_ratio(image: Image.Image, most: int = 8) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def padded(image: Image.Image, most: int) -> Image.Image:
+    """An image whose longest side is over ``most`` times its shortest, with white beside it up to that ratio; others as they are."""
+    width, height = (max(side, -(-max(image.size) // most)) for side in image.size)
+    return image if (width, height) == image.size else ImageOps.pad(image, (width, height), color="white")
+
+
 def _as_shown(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from gsec_core import naming
-from gsec_core.captioners.chat import Chat, Declined, Faulty, Reply, checked_url
+from gsec_core.captioners import background
+from gsec_core.captioners.chat import Chat, Declined, Probe
+from gsec_core.captioners.servers import Reply, checked_urls
 from gsec_core.captioners.template import tidy
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import Refused, Unreachable
+from gsec_core.errors import Refused
 from gsec_core.naming import LONGEST_NAME, Description, Name
 
 TERMS = "terms"
@@ -45,7 +46,7 @@ class Namer(Protocol):
         ...
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
-        """A name for each cluster by what was said of its images, all unlike; ``progress`` hears of each. Raises Refused or Unreachable if nobody answers."""
+        """A name for each cluster by what was said of its images, all unlike; ``progress`` hears of each. Raises GsecError if nobody answers."""
         ...
 
 
@@ -64,26 +65,24 @@ class OpenAINamer:
     """Asks once a cluster. One without descriptions, and one to which no name comes back, keeps the name that its terms give."""
 
     def __init__(self, model: str, config: PipelineConfig) -> None:
-        self._chat = Chat(model, named=f'publish.namer = "openai:{model}"', url=config.describe.url, timeout=config.describe.timeout)
-        self._concurrency = config.describe.concurrency
+        probe = Probe("Say yes.", _MAX_TOKENS, "Name a model that chats.")
+        self._chat = Chat(model, named=f'publish.namer = "openai:{model}"', config=config.describe, probe=probe)
 
     def check(self) -> None:
         """Raises Refused unless the server is there, takes the key and has the model."""
-        try:
-            self._chat.check()
-        except Unreachable as error:
-            raise Refused(f"{error} Start the server, or correct the address.") from None
+        background.start(self._chat.check()).result()
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
         by_terms = naming.name_clusters(said)
         replies = []
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="name")
+        asked = [background.start(self._ask(name, quoted)) for name, quoted in zip(by_terms, said, strict=True)]
         try:
-            for reply in pool.map(self._ask, by_terms, said):
-                replies.append(reply)
+            for future in asked:
+                replies.append(future.result())
                 progress(1)
         finally:
-            pool.shutdown(cancel_futures=True)  # of a server that is gone nobody asks the rest
+            for future in asked:  # of a server that is gone nobody asks the rest
+                future.cancel()
         found = [
             Named(name, TERMS) if reply is None else Named(name._replace(name=reply[0], description=reply[1]), self._chat.model)
             for name, reply in zip(by_terms, replies, strict=True)
@@ -91,27 +90,15 @@ class OpenAINamer:
         names = naming.unique([(named.name.name, named.name.terms) for named in found])
         return [named._replace(name=named.name._replace(name=shown)) for named, shown in zip(found, names, strict=True)]
 
-    def _ask(self, name: Name, said: Sequence[Description]) -> tuple[str, str] | None:
+    async def _ask(self, name: Name, said: Sequence[Description]) -> tuple[str, str] | None:
         if not said:
             return None
         quoted = "\n".join(f"- {description.text}" for description in said[:_QUOTED])
         content = f"{PROMPT}\n\nDescriptions:\n{quoted}\n\nWords: {', '.join(name.terms)}"
         try:
-            return read(self._chat.ask(content, temperature=0, max_tokens=_MAX_TOKENS))
+            return read(await self._chat.ask(content, 0, _MAX_TOKENS))
         except Declined:
             return None
-        except Faulty:
-            self._ask_anything()
-            return None
-
-    def _ask_anything(self) -> None:
-        """Raises Unreachable if the server fails whatever it is asked: then the question that it failed at is not to blame."""
-        try:
-            self._chat.ask("Say yes.", temperature=0, max_tokens=_MAX_TOKENS)
-        except Declined:
-            pass  # it answers
-        except Faulty as error:
-            raise Unreachable(f"{self._chat.setting}: the server fails when it is asked for a name ({error}).") from None
 
 
 def read(reply: Reply) -> tuple[str, str] | None:
@@ -136,7 +123,7 @@ def namer_identity(config: PipelineConfig) -> dict[str, object]:
     model = _model(config.publish.namer)
     if model is None:
         return {"name": TERMS, "version": naming.VERSION}
-    checked_url(config.describe.url)
+    checked_urls(config.describe.url)
     return {"name": config.publish.namer, "version": VERSION, "terms": naming.VERSION, "prompt": PROMPT}
 
 

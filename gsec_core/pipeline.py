@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from gsec_core import namers, quality
-from gsec_core.captioners.chat import checked_url
+from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.devices import resolve
 from gsec_core.encoders import check_encoder
@@ -72,7 +72,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
         raise Refused("source: say where the images are: a folder, a Parquet file or glob, or WebDataset tars.")
     numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
     identity(numbered, of_run)  # names of encoders, captioners and files
-    checked_url(config.describe.url)  # recorded with every attempt, whoever describes
+    checked_urls(config.describe.url)  # recorded with every attempt, whoever describes
     resolve(config.encode.device, "encode.device")
     prepare.plan_of(numbered)
     scratch_file(config).close()
@@ -91,7 +91,8 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
 def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> tuple[Run, Changes]:
     """Bring the corpus up to date with its source and make, or find again, the run of this request.
 
-    ``redo`` names stages that are to be done anew. With ``of_run`` the images are assigned to the clusters of that run;
+    ``redo`` names stages that are to be done anew; `describe.RETRY` among them asks for descriptions that failed, if any
+    did. With ``of_run`` the images are assigned to the clusters of that run;
     ``config`` is then what `assignment_config` gives. Raises Refused before anything is written if the request cannot be
     carried out.
     """
@@ -99,7 +100,8 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
     check_redo(redo, config, of_run)
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
-        place.corpus.redo(name)
+        if name != describe.RETRY or describe.count_failed(Context.of(run_of(place.store, place.corpus, config, generation.number, of_run), config)):
+            place.corpus.redo(name)
     return run_of(place.store, place.corpus, config, generation.number, of_run), changes
 
 
@@ -198,6 +200,8 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
     for name in names:
         if name == "ingest":
             raise Refused("--redo ingest: every run lists its source anew; there is nothing to redo.")
+        if name == describe.RETRY and describe.STAGE.name in _names(config, of_run):
+            continue
         if name not in _names(config, of_run):
             raise Refused(f"--redo {name}: there is no such stage. The stages are {', '.join(_names(config, of_run))}.")
 
@@ -258,6 +262,6 @@ def provenance(config: PipelineConfig) -> dict[str, Any]:
         "machine": platform.machine(),
         "versions": {package: version(package) for package in packages},
         "device": {"encode": config.encode.device, "train": config.train.device},
-        "captioner_url": checked_url(config.describe.url),
+        "captioner_urls": checked_urls(config.describe.url),
         "threads": config.threads,
     }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from gsec_core.config import AUTO
 from gsec_core.errors import BadShard
 from gsec_core.store import Corpus, Generation, Run, Shards, Store
+from gsec_core.store.captions import PARTS, merge
 from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
 
 GRACE = timedelta(hours=24)
@@ -27,9 +29,13 @@ KEEP_RUNS = 5
 """Newest runs of each corpus that are kept."""
 
 
+MANY, LARGE = 16, 4096
+"""So many parts of a captions log become one, if they have less than so many rows each."""
+
+
 @dataclass(frozen=True)
 class Deletion:
-    """One thing to delete and why."""
+    """One thing to delete, or to write anew, and why."""
 
     path: str
     why: str
@@ -43,8 +49,10 @@ def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
     dropped = sorted(store.files.directories("runs") - {run.id for run in kept})
     found = [deletion for id in dropped for deletion in _files_of(store, f"runs/{id}", "the run is old")]
     for corpus in store.corpora():
-        found += _of_corpus(store, corpus, [run for run in kept if run.request()["corpus"] == corpus.name])
-    return [deletion for deletion in found if _is_older(store, deletion.path, oldest)]
+        found += _of_corpus(store, corpus, [run for run in kept if run.request()["corpus"] == corpus.name], oldest)
+    return [deletion for deletion in found if _is_older(store, deletion.path, oldest)] + [
+        merging for corpus in store.corpora() for merging in _mergings(store, corpus.captions, oldest)
+    ]
 
 
 def _is_older(store: Store, path: str, than: datetime) -> bool:
@@ -68,7 +76,7 @@ def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
     return kept + [run for run in store.runs() if run.id in of_runs]  # whose clusters a kept run's images are assigned to
 
 
-def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deletion]:
+def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], oldest: datetime) -> Iterator[Deletion]:
     numbers = {run.request()["generation"] for run in kept} | {max(corpus.generation_numbers(), default=0)}
     generations = [corpus.generation(number) for number in sorted(numbers - {0})]
     listed = {name for generation in generations for name in generation.shard_names}
@@ -90,6 +98,7 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run]) -> Iterator[Deleti
     if generations:
         yield from _thumbnails_of_deleted(corpus, generations[-1], listed)
         yield from _captions_of_deleted(corpus, generations[-1])
+    yield from _merged(store, corpus.captions, oldest)
 
 
 def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str]) -> Iterator[Deletion]:
@@ -129,6 +138,37 @@ def _captions_of_deleted(corpus: Corpus, newest: Generation) -> Iterator[Deletio
         if left.num_rows < captions.num_rows:
             why = f"{captions.num_rows - left.num_rows} descriptions of deleted images"
             yield Deletion(corpus.captions.path(name), why, _rewriting(corpus.captions, name, left))
+
+
+def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
+    """Parts of a captions log whose rows stand in a merged one that is there for a day, so that whoever listed the parts has read them."""
+    names = captions.names()
+    for name in sorted(names):
+        try:
+            parts = captions.facts(name).get(PARTS, ())
+            if parts and _is_older(store, captions.path(name), oldest):
+                captions.read(name)  # only what can be read makes its parts needless
+        except BadShard:
+            continue
+        for part in sorted(names & set(parts)):
+            yield _file(store, captions.path(part), f"its descriptions are in {name}")
+
+
+def _mergings(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
+    """Many small parts of a captions log become a large one."""
+    small = []
+    taken: set[str] = set()
+    for name in sorted(captions.names()):
+        try:
+            facts = captions.facts(name)
+        except BadShard:
+            continue  # as above
+        taken |= set(facts.get(PARTS, ()))
+        if facts["rows"] < LARGE and _is_older(store, captions.path(name), oldest):
+            small.append(name)
+    small = [name for name in small if name not in taken]
+    if len(small) >= MANY:
+        yield Deletion(captions.directory, f"{len(small)} small parts of the captions log become one; they go a day later", partial(merge, captions, small))
 
 
 def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None:

@@ -1,12 +1,13 @@
 """What a store holds and how far its runs are, read from the store alone."""
 
+from contextlib import suppress
 from typing import Any
 
 import pyarrow.compute as pc
 import xxhash
 
 from gsec_core.errors import BadShard, GsecError
-from gsec_core.store import Corpus, Run, Shards, Store
+from gsec_core.store import Corpus, Run, Shards, Store, captions
 from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE
 
@@ -14,6 +15,15 @@ from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TAB
 def corpora(store: Store) -> list[dict[str, Any]]:
     """One row a corpus: its source, its newest generation, the listed rows."""
     return [_corpus(corpus) for corpus in store.corpora()]
+
+
+def descriptions(store: Store) -> list[dict[str, Any]]:
+    """One row a corpus and model: the answers in its captions log, and what they took. A damaged log has none; `verify` names its parts."""
+    found = []
+    for corpus in store.corpora():
+        with suppress(BadShard):
+            found += [{"corpus": corpus.name, **row} for row in captions.spent(corpus.captions)]
+    return found
 
 
 def runs(store: Store) -> list[dict[str, Any]]:

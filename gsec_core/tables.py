@@ -126,17 +126,24 @@ _ANSWER = [
     _column("object", pa.string(), "the main object, where the template was kept", nullable=True),
     _column("attributes", pa.list_(pa.field("element", pa.string(), nullable=False)), "as many as were given; empty where the template was not kept"),
 ]
+_COST = [
+    _column("requests", pa.int32(), "requests that had a reply; null where no server was asked", nullable=True),
+    _column("prompt_tokens", pa.int32(), "of all of them, as the server counts", nullable=True),
+    _column("completion_tokens", pa.int32(), "of all of them, as the server counts", nullable=True),
+    _column("seconds", pa.float32(), "from request to reply, of all of them", nullable=True),
+]
 _MODEL = _column("model", pa.string(), "who answered")
 
 CAPTIONS = pa.schema(
     [
         CONTENT_HASH,
         _MODEL,
-        _column("request", pa.string(), "hash of what was asked: prompt, sampling, image size, redo counter"),
+        _column("request", pa.string(), "hash of what was asked: prompt, sampling, image size, redo counters"),
         _column("written_at", pa.string(), "UTC; of several rows of one key the first counts"),
         *_ANSWER,
         _column("status", pa.string(), "described, free or failed"),
         _column("reason", pa.string(), "why it failed", nullable=True),
+        *_COST,
     ]
 )
 """A log of final answers, paid once. Its key is content_hash, model and request."""
@@ -149,7 +156,9 @@ REPRESENTATIVE_CAPTIONS = pa.schema(
         CONTENT_HASH,
         *_ANSWER,
         _column("status", pa.string(), "described, free, failed, or missing: its image could not be read"),
+        _column("reason", pa.string(), "why it failed or is missing", nullable=True),
         _MODEL,
+        *_COST,
     ]
 )
 

@@ -7,7 +7,7 @@ import pytest
 
 from gsec_core.captioners import chat
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import Refused, Unreachable
+from gsec_core.errors import GsecError, Refused
 from gsec_core.namers import Namer, load_namer, namer_identity
 from gsec_core.naming import Description, name_clusters
 
@@ -19,8 +19,7 @@ DOGS = [Description("This image contains a dog characterised by ears.", "dog", (
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(chat, "RETRIES", 1)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
     with Server() as started:
         yield started
 
@@ -30,7 +29,7 @@ def namer(server: Server) -> Namer:
 
 
 def _config(name: str, url: str = "http://127.0.0.1:9/v1") -> PipelineConfig:
-    return PipelineConfig.model_validate({"publish": {"namer": name}, "describe": {"url": url}})
+    return PipelineConfig.model_validate({"publish": {"namer": name}, "describe": {"url": url, "patience": 0.1}})
 
 
 def named(text: str) -> Response:
@@ -80,7 +79,7 @@ def test_nothing_is_asked_of_a_cluster_without_descriptions(server: Server) -> N
 
 
 def test_a_request_that_the_server_declines_leaves_the_name_of_the_terms(server: Server) -> None:
-    server.answer = lambda request: error(400)
+    server.says(error(400))
     assert [by for *_, by in names(server, [CATS])] == ["terms"]
 
 
@@ -89,7 +88,7 @@ def test_a_question_that_the_server_fails_at_leaves_the_name_of_the_terms(server
     assert [(name, by) for name, _, by in names(server, [CATS, DOGS])] == [("cat", "terms"), ("hounds", "tiny")]
 
 
-@pytest.mark.parametrize(("status", "raised"), [(500, Unreachable), (503, Unreachable), (401, Refused)])
+@pytest.mark.parametrize(("status", "raised"), [(500, GsecError), (503, GsecError), (401, Refused)])
 def test_a_server_that_answers_nobody_stops_the_stage(server: Server, status: int, raised: type[Exception]) -> None:
     server.answer = lambda request: error(status)
     with pytest.raises(raised, match=r"describe\.url"):
@@ -102,8 +101,7 @@ def test_a_model_that_is_not_served_is_refused_by_its_setting(server: Server) ->
     namer(server).check()
 
 
-def test_a_server_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "RETRIES", 0)
+def test_a_server_that_is_not_there_is_refused() -> None:
     with pytest.raises(Refused, match="Start the server"):
         load_namer(_config("openai:tiny")).check()
 

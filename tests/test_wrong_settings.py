@@ -90,6 +90,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         (f"table:s3://me:{SECRET}@bucket/x.csv", "without credentials"),
     ],
     "describe.criterion": [("the colour", "Name an openai:MODEL"), ("", "name one aspect on one line")],
+    "describe.template": [("nowhere.toml", "Name an openai:MODEL"), ("", "Name an openai:MODEL")],
     "describe.url": [("ftp://x", "give http://HOST:PORT/v1"), (f"http://me:{SECRET}@host/v1", "without credentials"), ("", "give http://HOST:PORT/v1")],
     "publish.namer": [("llm", "there are `terms` and `openai:MODEL`"), ("openai:", "there are `terms` and `openai:MODEL`"), ("", "there are `terms`")],
 }

@@ -2,15 +2,15 @@
 
 import json
 
-from gsec_core.captioners.base import Answer, Captioner, Subject
+from gsec_core.captioners.base import Answer, Captioner, Cost, Subject
 from gsec_core.captioners.openai import OpenAICaptioner, openai_identity
-from gsec_core.captioners.table import TableCaptioner, table_identity
-from gsec_core.captioners.tagger import Tagger, tagger_identity
+from gsec_core.captioners.table import TableCaptioner, table_identity, table_model
+from gsec_core.captioners.tagger import TAGGER, Tagger, tagger_identity
 from gsec_core.captioners.template import LONGEST_CRITERION, tidy
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused
 
-__all__ = ["Answer", "Captioner", "Subject", "captioner_identity", "load_captioner"]
+__all__ = ["Answer", "Captioner", "Cost", "Subject", "captioner_identity", "captioner_model", "load_captioner"]
 
 
 def load_captioner(config: DescribeConfig, *, device: str, threads: int) -> Captioner:
@@ -28,14 +28,24 @@ def load_captioner(config: DescribeConfig, *, device: str, threads: int) -> Capt
             return Tagger(device=device, threads=threads)
 
 
+def captioner_model(config: DescribeConfig) -> str:
+    """Who answers, as `Captioner.model`. Imports no framework."""
+    match _parts(config.captioner):
+        case "openai", model:
+            return model
+        case "table", reference:
+            return table_model(reference)
+        case _:
+            return TAGGER
+
+
 def captioner_identity(config: DescribeConfig) -> dict[str, object]:
     """What makes this captioner's answers its own, for fingerprints: JSON-able, without addresses and keys. Imports no framework.
 
     Raises Refused and Unreachable as `load_captioner`.
     """
     family, reference = _parts(config.captioner)
-    if config.criterion is not None:
-        _check_criterion(config.criterion, family)
+    _check_asked(config, family)
     match family, reference:
         case "openai", model:
             return openai_identity(model, config)
@@ -45,11 +55,13 @@ def captioner_identity(config: DescribeConfig) -> dict[str, object]:
             return tagger_identity()
 
 
-def _check_criterion(criterion: str, family: str) -> None:
-    if not criterion or criterion != tidy(criterion) or len(criterion) > LONGEST_CRITERION:
+def _check_asked(config: DescribeConfig, family: str) -> None:
+    criterion = config.criterion
+    if criterion is not None and (not criterion or criterion != tidy(criterion) or len(criterion) > LONGEST_CRITERION):
         raise Refused(f"describe.criterion: name one aspect on one line of at most {LONGEST_CRITERION} characters, as `the kind of place`.")
-    if family != "openai":
-        raise Refused(f"describe.criterion: only a model can be asked about one aspect, and describe.captioner = {family} is none. Name an openai:MODEL.")
+    for setting, value in (("criterion", criterion), ("template", config.template)):
+        if value is not None and family != "openai":
+            raise Refused(f"describe.{setting}: only a model can be asked, and describe.captioner = {family} is none. Name an openai:MODEL.")
 
 
 def _parts(name: str) -> tuple[str, str]:

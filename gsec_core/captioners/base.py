@@ -15,6 +15,24 @@ class Subject:
     """The image's bytes. Raises MissingImage if they are gone or others by now, Unreachable if the source does not answer."""
 
 
+class Cost(NamedTuple):
+    """What an answer took of a server, as it says."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    """From request to reply, of those that had one."""
+
+    def plus(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.seconds + other.seconds,
+        )
+
+
 class Answer(NamedTuple):
     """A final answer: it is logged, and the image is never asked about again."""
 
@@ -24,24 +42,27 @@ class Answer(NamedTuple):
     status: str
     """DESCRIBED, FREE or FAILED of `gsec_core.tables`."""
     reason: str | None = None
+    cost: Cost | None = None
+    """None where no server was asked, or none replied."""
 
 
 class Captioner(Protocol):
-    """Describes one image at a time. Called from as many threads as ``concurrency`` says."""
+    """Describes one image at a time; `describe` runs in the loop of `background`, ``concurrency`` times at once."""
 
     model: str
     """Who answers; a column of the captions."""
     concurrency: int
+    """Images to have in hand at once: asked about, or made ready to be."""
 
     @property
     def form(self) -> str:
-        """What makes an answer a sentence of the template; for the record. May ask. Raises as `describe`."""
+        """What makes an answer a sentence of the template; for the record, and known after `check` or an answer."""
         ...
 
     def check(self) -> None:
         """Raises Refused, naming the setting and the remedy, if nothing can be asked: no server, wrong key, no such model."""
         ...
 
-    def describe(self, subject: Subject) -> Answer:
-        """Raises Refused if nothing will ever be answered as it is set up, Unreachable if nothing is for now, and what ``subject.read`` raises."""
+    async def describe(self, subject: Subject) -> Answer:
+        """Raises Refused if nothing will ever be answered as it is set up, GsecError if nobody answers any more, and what ``subject.read`` raises."""
         ...

@@ -1,153 +1,311 @@
-"""A model behind a server with OpenAI's API, as vLLM has it: one request and its answer, and what goes wrong by what it means."""
+"""A model behind one or several servers with OpenAI's API, and the patience to get an answer of it. See `servers` for what a failure means."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any, NamedTuple
 
+import regex
+
+from gsec_core.captioners.servers import KEY, NO_KEY, Failure, Kind, Reply, Server, checked_urls, key
 from gsec_core.captioners.template import excerpt
-from gsec_core.errors import Refused, Unreachable
+from gsec_core.config import DescribeConfig
+from gsec_core.errors import GsecError, Refused
 
-if TYPE_CHECKING:
-    import openai
+FAULTS = 3
+"""So often a server fails at a request, and answers a plain one in between, until the request is to blame."""
 
-KEY = "GSEC_CAPTIONER_KEY"
-"""The environment variable with the server's key."""
+LOSSES = 2
+"""So often a server may be lost with a request under way; the next time the request is asked alone, and if it is lost again, is to blame."""
 
-RETRIES = 5
-"""Of one request, after what may pass: lost connections, timeouts, 408, 409, 429, 5xx. The waits double from half a second to eight."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
+"""Seconds; the waits between double, each less a random part, so that clients do not come back together."""
 
-_NO_KEY = "none"
-"""The client wants a key where a server may want none."""
+_ABOUT_IT = (Kind.DECLINED, Kind.FAULTY, Kind.SILENT)
+"""Failures that may be due to the request, which a plain one tells."""
+
+_KEPT = "What was answered is kept; when the server is back, a rerun goes on."
+
+Content = str | list[dict[str, Any]]
+"""Of a user's message, as the API has it."""
 
 
 class Declined(Exception):
-    """This request will never be answered."""
+    """This request is the cause that it has no answer, and will never have one."""
 
 
-class Faulty(Exception):
-    """The server failed at this request again and again. The request may be at fault, or the server."""
+class Probe(NamedTuple):
+    """What is asked to learn whether it is the request that fails, or the server."""
 
-
-class Reply(NamedTuple):
-    """What came back."""
-
-    text: str
-    finish: str | None
-    """``stop``, ``length`` if it was cut, ``content_filter``."""
-    refusal: str | None
+    plain: Content
+    """Whatever cannot be answered about this cannot be answered about anything."""
+    max_tokens: int
+    remedy: str
+    """What to do where nothing is answered about it."""
+    pattern: str | None = None
+    """A regular expression that replies are to be held to, if the server does that. vLLM does; others decline such a request, or take no notice."""
+    off_topic: Content = ""
+    """A question that nobody answers in the form of the pattern, unless held to it."""
 
 
 class Chat:
     """A model that is asked. ``named`` is the setting that names it, as messages show it: ``describe.captioner = "openai:MODEL"``."""
 
-    def __init__(self, model: str, *, named: str, url: str, timeout: float) -> None:
-        from openai import DefaultHttpxClient, OpenAI, Timeout
-
+    def __init__(self, model: str, *, named: str, config: DescribeConfig, probe: Probe) -> None:
         self.model = model
         self.named = named
-        self._url = checked_url(url)
-        self.setting = f'describe.url = "{self._url}"'
-        self._key = _key()
-        self._client = OpenAI(
-            api_key=self._key,
-            base_url=self._url,
-            max_retries=RETRIES,
-            timeout=Timeout(timeout, connect=min(10, timeout)),
-            http_client=DefaultHttpxClient(follow_redirects=False),  # key and images go to this server and to no other
-        )
-        # What the environment holds for OpenAI's own service (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) is not for this server.
-        self._client.organization = self._client.project = None
-        self._client._custom_headers = {}
+        self.at_once = config.concurrency
+        """Requests under way at each server."""
+        secret = key()
+        self._has_key = secret != NO_KEY
+        self._patience = config.patience
+        self._probe = probe
+        self.servers = [Server(url, key=secret, timeout=config.timeout) for url in checked_urls(config.url)]
+        self._changed = asyncio.Condition()
+        self._isolation = asyncio.Lock()
+        self._last_loss = ""
+        self._asking = 0
+        self._revivers: set[asyncio.Task[None]] = set()
 
-    def check(self) -> None:
-        """Raises Refused unless the server lists the model, Unreachable if it does not answer."""
-        try:
-            with self._in_our_words():
-                served = [str(model.id) for model in self._client.models.list()]
-        except (Declined, Faulty) as error:
-            raise Refused(
-                f"{self.setting} does not list its models ({error}): give the address of OpenAI's API on the server; it mostly ends in /v1."
-            ) from None
-        if self.model not in served:
-            listed = ", ".join(excerpt(name) for name in served[:20]) or "none"
-            raise Refused(f"{self.named}: {self._url} has no such model; its models are: {listed}.")
+    async def check(self) -> None:
+        """Raises Refused unless one server at least has the model and answers, and none is set up wrongly."""
+        outcomes = await asyncio.gather(*(self._check(server) for server in self.servers), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Failure):
+                raise outcome
+        lost = [f"{_setting(server)}: {failure}" for server, failure in zip(self.servers, outcomes, strict=True) if failure is not None]
+        if len(lost) == len(self.servers):
+            raise Refused(f"{'; '.join(lost)}. Start the server, or correct the address.")
 
-    def ask(self, content: Any, temperature: float, max_tokens: int, pattern: str | None = None) -> Reply:
-        """One request. ``content`` is a user's message as the API has it; ``pattern`` a regular expression that the reply is to be held to.
+    async def ask(self, content: Content, temperature: float, max_tokens: int) -> Reply:
+        """Ask until there is an answer, held to the probe's pattern where the server does that.
 
-        vLLM does that. Other servers decline such a request, or take it and do not.
-
-        Raises Declined, Faulty, Refused if nothing will ever be answered as it is set up, Unreachable if nothing is for now.
+        Raises Declined if this request will never have one, Refused if nothing will ever be answered as it is set up,
+        GsecError if the servers were gone or busy for longer than ``describe.patience``.
         """
-        with self._in_our_words():
-            completion = self._client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": content}],
-                temperature=temperature,
-                max_tokens=max_tokens,
-                extra_body=None if pattern is None else {"structured_outputs": {"regex": pattern}},
-            )
-            choice = completion.choices[0]
-            refusal = choice.message.refusal
-            return Reply(str(choice.message.content or ""), choice.finish_reason, excerpt(str(refusal)) if refusal else None)
+        async with self._round():
+            return await self._ask(content, temperature, max_tokens)
 
-    @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
-        """What goes wrong between here and the server, the client's own retries included, by what it means. None of it holds the key."""
-        import openai
+    async def _ask(self, content: Content, temperature: float, max_tokens: int) -> Reply:
+        faults = losses = 0
+        busy_since: float | None = None
+        waits = _waits()
+        while True:
+            alone = losses >= LOSSES
+            async with self._place(alone) as server:
+                held: bool | None = None
+                try:
+                    if self._probe.pattern is not None and server.holds is None:
+                        await self._ask_plainly(server)
+                    held = server.holds
+                    return await server.complete(self.body(content, temperature, max_tokens, held=bool(held)))
+                except Failure as failure:
+                    meant = await self._meant(server, failure)
+                if meant.kind in _ABOUT_IT:
+                    faults += 1
+                    if meant.kind == Kind.DECLINED and server.holds == held:  # otherwise it is another server than it was
+                        raise Declined(str(meant))
+                    if faults == FAULTS:
+                        raise Declined(f"the server fails at this, though not at others: {meant}")
+                elif meant.kind == Kind.GONE:
+                    self._lost(server, meant)
+                    losses += 1
+                    if alone:
+                        raise Declined(f"the server was lost {losses} times while this was asked, at last when nothing else was: {meant}")
+                elif meant.kind == Kind.BUSY:
+                    busy_since = busy_since or time.monotonic()
+                    left = busy_since + self._patience - time.monotonic()
+                    if left <= 0:
+                        raise GsecError(f"{_setting(server)}: the server answers {meant}, for describe.patience = {self._patience:g} s. {_KEPT}")
+                    # In its place, so that a server with a full queue is asked less.
+                    await asyncio.sleep(min(max(next(waits), meant.retry_after), left))
 
+    async def _meant(self, server: Server, failure: Failure) -> Failure:
+        """The failure of a request, after a look at what else the server answers. Raises Refused if something is set wrong."""
+        if failure.kind == Kind.SETTINGS:
+            raise self._refused(server, failure) from None
+        if failure.kind in _ABOUT_IT:
+            try:
+                await self._ask_plainly(server)
+            except Failure as plain:
+                if plain.kind in (Kind.DECLINED, Kind.SETTINGS):
+                    raise self._refused(server, plain) from None
+                return Failure(Kind.GONE, f"it fails at any request ({plain})")
+        elif failure.kind == Kind.BUSY and not await server.is_healthy():
+            return Failure(Kind.GONE, str(failure))
+        return failure
+
+    @asynccontextmanager
+    async def _round(self) -> AsyncIterator[None]:
+        """A round is as long as anything is asked. At its beginning every server is taken to be there; after it nobody waits for one."""
+        if not self._asking:
+            for server in self.servers:
+                server.gone_since = server.refusal = None
+        self._asking += 1
         try:
             yield
-        except openai.APIConnectionError as error:
-            raise Unreachable(f"{self.setting}: the server does not answer ({self._excerpt(error.__cause__ or error)}).") from None
-        except openai.APIStatusError as error:
-            raise self._meaning(error.status_code, self._said(error)) from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):  # the client takes a body of another form as it comes
-            raise Faulty("its reply is not of OpenAI's API") from None
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                for reviver in self._revivers:
+                    reviver.cancel()
 
-    def _meaning(self, status: int, said: str) -> Exception:
-        if status in (400, 413, 422):
-            return Declined(said)
-        if status == 500:
-            return Faulty(said)
-        if status in (408, 409, 429) or status > 500:
-            return Unreachable(f"{self.setting}: the server answers {said}.")
+    @asynccontextmanager
+    async def _place(self, alone: bool) -> AsyncIterator[Server]:
+        """A place at the server that has most free: one of ``at_once``, or all of one server's for a request that is to be asked alone."""
+        async with self._isolation if alone else nullcontext():
+            try:
+                server = await self._entered(alone)
+                try:
+                    yield server
+                finally:
+                    server.under_way -= 1
+            finally:
+                if alone:
+                    self._isolate(None)
+                await self._tell()
+
+    async def _entered(self, alone: bool) -> Server:
+        async with self._changed:
+            while (server := self._free(alone)) is None:
+                left = self._patience_left()
+                if left is not None and left <= 0:
+                    raise GsecError(f"{self._addresses}: no server answers, for describe.patience = {self._patience:g} s ({self._last_loss}). {_KEPT}")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._changed.wait()
+            server.under_way += 1
+            return server
+
+    def _free(self, alone: bool) -> Server | None:
+        """Raises Refused if a server that was lost came back and cannot be used."""
+        for server in self.servers:
+            if server.refusal is not None:
+                raise server.refusal
+        there = [server for server in self.servers if server.gone_since is None]
+        if alone:
+            chosen = next((server for server in there if server.isolated), there[0] if there else None)
+            self._isolate(chosen)
+            return chosen if chosen is not None and not chosen.under_way else None
+        free = [server for server in there if server.under_way < self.at_once and not server.isolated]
+        return min(free, key=lambda server: server.under_way, default=None)
+
+    def _isolate(self, chosen: Server | None) -> None:
+        for server in self.servers:
+            server.isolated = server is chosen
+
+    def _patience_left(self) -> float | None:
+        """Seconds until nobody waits any more for a server; None if one is there."""
+        since = [server.gone_since for server in self.servers]
+        gone = [moment for moment in since if moment is not None]
+        return max(gone) + self._patience - time.monotonic() if len(gone) == len(since) else None
+
+    def _lost(self, server: Server, why: Failure) -> None:
+        self._last_loss = str(why)
+        if server.gone_since is None:
+            server.gone_since = time.monotonic()
+            reviver = asyncio.create_task(self._revive(server))
+            self._revivers.add(reviver)
+            reviver.add_done_callback(self._revivers.discard)
+
+    async def _revive(self, server: Server) -> None:
+        """Wait until a server is back. It may be another one by then."""
+        for wait in _waits():
+            if await server.is_healthy():
+                server.holds = None
+                try:
+                    await self._ask_plainly(server)
+                    break
+                except Failure as failure:
+                    if failure.kind in (Kind.DECLINED, Kind.SETTINGS):
+                        server.refusal = self._refused(server, failure)
+                        break
+            await asyncio.sleep(wait)
+        server.gone_since = None
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _check(self, server: Server) -> None:
+        try:
+            served = await server.models()
+        except Failure as failure:
+            if failure.kind in (Kind.DECLINED, Kind.FAULTY):
+                raise Refused(
+                    f"{_setting(server)} does not list its models ({failure}): give the address of OpenAI's API on the server; it mostly ends in /v1."
+                ) from None
+            raise self._refused(server, failure) if failure.kind == Kind.SETTINGS else failure from None
+        if self.model not in served:
+            listed = ", ".join(excerpt(name) for name in served[:20]) or "none"
+            raise Refused(f"{self.named}: {server.url} has no such model; its models are: {listed}.")
+        try:
+            await self._ask_plainly(server)
+        except Failure as failure:
+            raise self._refused(server, failure) if failure.kind in (Kind.DECLINED, Kind.SETTINGS) else failure from None
+
+    async def _ask_plainly(self, server: Server) -> None:
+        """Find out whether the server answers, and whether it holds replies to the pattern. Raises Failure."""
+        wanted = time.monotonic()
+        async with server.asking:
+            if server.asked_at >= wanted:  # by another request that failed with this one
+                if server.plain_failure is not None:
+                    raise server.plain_failure
+                return
+            server.asked_at, server.plain_failure = time.monotonic(), None
+            try:
+                await self._probed(server)
+            except Failure as failure:
+                server.plain_failure = failure
+                raise
+
+    async def _probed(self, server: Server) -> None:
+        probe = self._probe
+        if probe.pattern is not None:
+            try:
+                reply = await server.complete(self.body(probe.off_topic, 0, probe.max_tokens, held=True))
+                # A reply that was cut is the beginning of one.
+                server.holds = regex.fullmatch(probe.pattern, reply.text, partial=reply.finish == "length") is not None
+            except Failure as failure:
+                if failure.kind not in (Kind.DECLINED, Kind.FAULTY):
+                    raise
+                server.holds = False
+        if not server.holds:
+            await server.complete(self.body(probe.plain, 0, probe.max_tokens, held=False))
+
+    def body(self, content: Content, temperature: float, max_tokens: int, *, held: bool) -> dict[str, Any]:
+        """Of a request, as the client wants it."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": temperature, "max_tokens": max_tokens}
+        return body | {"extra_body": {"structured_outputs": {"regex": self._probe.pattern}}} if held else body
+
+    def _refused(self, server: Server, failure: Failure) -> Refused:
+        """What of the settings is wrong."""
+        setting, status = _setting(server), failure.status or 0
+        if failure.kind == Kind.DECLINED:
+            return Refused(f"{self.named}: {server.url} declines any request ({failure}). {self._probe.remedy}")
         if status in (401, 403):
-            what = "the key in" if self._key != _NO_KEY else "requests without a key; put it into"
-            return Refused(f"{self.setting}: the server does not take {what} {KEY} ({said}).")
+            what = "the key in" if self._has_key else "requests without a key; put it into"
+            return Refused(f"{setting}: the server does not take {what} {KEY} ({failure}).")
         if status == 404:
-            return Refused(
-                f"{self.setting}: the server has no model {self.model}, or there is no OpenAI API at this address, which mostly ends in /v1 ({said})."
-            )
+            return Refused(f"{setting}: the server has no model {self.model}, or there is no OpenAI API at this address, which mostly ends in /v1 ({failure}).")
         if status < 400:
-            return Refused(f"{self.setting}: the server sends on to another address ({status}), where its key does not go; give the final address.")
-        return Refused(f"{self.setting}: the server takes no such requests ({said}); it must have OpenAI's chat completions.")
+            return Refused(f"{setting}: the server sends on to another address ({status}), where its key does not go; give the final address.")
+        return Refused(f"{setting}: the server takes no such requests ({failure}); it must have OpenAI's chat completions.")
 
-    def _said(self, error: "openai.APIStatusError") -> str:
-        body = error.body
-        message = (body.get("message") or body) if isinstance(body, dict) else body
-        return self._excerpt(f"{error.status_code}: {message}" if message else error.status_code)
-
-    def _excerpt(self, what: object) -> str:
-        return excerpt(str(what).replace(self._key, "***") if self._key != _NO_KEY else str(what))
+    @property
+    def _addresses(self) -> str:
+        return f'describe.url = "{",".join(server.url for server in self.servers)}"'
 
 
-def _key() -> str:
-    key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):  # no header can hold it, and the client's complaint would show it
-        raise Refused(f"{KEY}: the key holds line breaks or characters that are not ASCII; set it to the key alone.")
-    return key or _NO_KEY
+def _setting(server: Server) -> str:
+    return f'describe.url = "{server.url}"'
 
 
-def checked_url(url: str) -> str:
-    """Without a slash at its end. Credentials are refused and not shown: addresses are recorded and printed."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc and not parts.query and not parts.fragment
-    except ValueError:
-        good = False
-    if not good:
-        raise Refused(f"describe.url: give http://HOST:PORT/v1 or the like, without credentials and query; the server's key goes into {KEY}.")
-    return url.rstrip("/")
+def _waits() -> Iterator[float]:
+    wait = FIRST_WAIT
+    while True:
+        yield wait * random.uniform(0.5, 1)
+        wait = min(2 * wait, LONGEST_WAIT)

@@ -1,30 +1,33 @@
-"""A multimodal model behind a server with OpenAI's API, as vLLM has it.
+"""A multimodal model behind servers with OpenAI's API, as vLLM has it.
 
 One request an image, so that a bad image fails alone. The prompt stands before the image, so that a server can reuse what
 it has computed of it.
 """
 
+import asyncio
 import base64
-import re
-import threading
-from functools import cached_property
+from functools import reduce
+from typing import Any
 
 from PIL import Image
 
 from gsec_core import images
-from gsec_core.captioners import template
-from gsec_core.captioners.base import Answer, Subject
-from gsec_core.captioners.chat import Chat, Declined, Faulty, checked_url
-from gsec_core.captioners.template import SENTENCE_PATTERN, failed, parse, prompt
+from gsec_core.captioners import background, template
+from gsec_core.captioners.base import Answer, Cost, Subject
+from gsec_core.captioners.chat import Chat, Declined, Probe
+from gsec_core.captioners.servers import Reply, checked_urls
+from gsec_core.captioners.template import failed
 from gsec_core.config import DescribeConfig
-from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
 TEMPERATURE, SECOND_TEMPERATURE = 0.0, 0.7
 """The second is for asking again, when the first would give the same reply."""
 
-VERSION = 1
+MOST_RATIO = 8
+"""Images that are longer in one direction are sent with white beside them: models take no stripes of a pixel or two."""
+
+VERSION = 2
 """Raised when the same image is asked about otherwise in a way that `openai_identity` does not show."""
 
 _BEST_FIRST = (DESCRIBED, FREE, FAILED)
@@ -35,84 +38,67 @@ class OpenAICaptioner:
 
     def __init__(self, model: str, config: DescribeConfig) -> None:
         self.model = model
-        self.concurrency = config.concurrency
-        self._chat = Chat(model, named=f'describe.captioner = "openai:{model}"', url=config.url, timeout=config.timeout)
-        self._held: bool | None = None
-        self._holding = threading.Lock()
-        self._prompt = prompt(config.criterion)
+        self._template = template.load(config)
         self._image_size = config.image_size
         self._max_tokens = config.max_tokens
+        # Grey, as large as images are sent, so that a prompt which is too long for the model shows with it.
+        plain = _data_url(Image.new("RGB", (config.image_size, config.image_size), "grey"), config.image_size)
+        probe = Probe(
+            _content(self._template.prompt, plain),
+            config.max_tokens,
+            "Name a model that reads images, let the server allow longer prompts, or lower describe.image_size or describe.max_tokens.",
+            pattern=self._template.server_pattern,
+            off_topic=_content("Say yes.", plain),
+        )
+        self._chat = Chat(model, named=f'describe.captioner = "openai:{model}"', config=config, probe=probe)
+        self.concurrency = 2 * self._chat.at_once * len(self._chat.servers)
 
     @property
     def form(self) -> str:
-        return "held to the template by the server" if self._server_holds_template() else "by the prompt alone: the server does not hold replies to a pattern"
+        holding = {server.holds for server in self._chat.servers if server.holds is not None}
+        if holding == {True}:
+            return "held to the template by the server"
+        if holding == {True, False}:
+            return "held to the template by some of the servers, by the prompt alone at the others"
+        return "by the prompt alone: the server does not hold replies to a pattern"
 
     def check(self) -> None:
         """Raises Refused unless the server is there, takes the key, has the model, and answers when asked about a plain picture."""
-        try:
-            self._chat.check()
-            self._ask_about_plain_picture()
-        except Unreachable as error:
-            raise Refused(f"{error} Start the server, or correct the address.") from None
+        background.start(self._chat.check()).result()
 
-    def describe(self, subject: Subject) -> Answer:
+    async def describe(self, subject: Subject) -> Answer:
         """FAILED is what cannot be decoded, what the server declines, and what it fails at while it still answers for other images."""
         try:
-            image = self._data_url(images.decode(subject.read()))
-            first = self._ask(image, TEMPERATURE)
-            if first.status == DESCRIBED:
-                return first
-            second = self._ask(image, SECOND_TEMPERATURE)
-        except (RejectedImage, Declined) as error:
+            content = await asyncio.to_thread(self._content, subject)
+        except RejectedImage as error:
             return failed(str(error))
-        return min(first, second, key=lambda answer: _BEST_FIRST.index(answer.status))
-
-    def _ask(self, image: str, temperature: float) -> Answer:
+        answers: list[Answer] = []
         try:
-            return self._request(image, temperature)
-        except Faulty:
-            # A server that is going down fails at everything, and answers about its health until its end.
-            self._ask_about_plain_picture()
-        try:
-            return self._request(image, temperature)
-        except Faulty as error:
-            raise Declined(f"the server fails at this image, though not at others: {error}") from None
-
-    def _ask_about_plain_picture(self) -> None:
-        """Raises Refused or Unreachable if the server does not answer even that: a text-only model, too short a context, an engine that died."""
-        try:
-            self._request(self._plain_picture, TEMPERATURE)
+            for temperature in (TEMPERATURE, SECOND_TEMPERATURE):
+                answers.append(self.read(await self._chat.ask(content, temperature, self._max_tokens)))
+                if answers[-1].status == DESCRIBED:
+                    break
         except Declined as error:
-            raise Refused(
-                f"{self._chat.named}: the server declines any image ({error}). Name a model that reads images, "
-                "let the server allow longer prompts, or lower describe.image_size or describe.max_tokens."
-            ) from None
-        except Faulty as error:
-            raise Unreachable(f"{self._chat.setting}: the server fails at any image ({error}).") from None
+            answers.append(failed(str(error)))
+        costs = [answer.cost for answer in answers if answer.cost is not None]
+        return min(answers, key=lambda answer: _BEST_FIRST.index(answer.status))._replace(cost=reduce(Cost.plus, costs) if costs else None)
 
-    def _server_holds_template(self) -> bool:
-        """Found out once, by a plain picture. Raises Refused and Unreachable as `describe`."""
-        with self._holding:
-            if self._held is None:
-                try:
-                    reply = self._chat.ask(self._content(self._plain_picture), TEMPERATURE, self._max_tokens, SENTENCE_PATTERN)
-                    self._held = re.fullmatch(SENTENCE_PATTERN, reply.text) is not None
-                except (Declined, Faulty):
-                    self._held = False  # whether it answers at all is asked next
-            return self._held
+    def request(self, subject: Subject) -> dict[str, Any]:
+        """The first request about an image, as a server takes it, held to the template. Raises RejectedImage, and what ``subject.read`` raises."""
+        body = self._chat.body(self._content(subject), TEMPERATURE, self._max_tokens, held=True)
+        held: dict[str, Any] = body.pop("extra_body")
+        return body | held
 
-    def _content(self, image: str) -> list[dict[str, object]]:
-        """The text first: what a server has computed of it serves for every image."""
-        return [{"type": "text", "text": self._prompt}, {"type": "image_url", "image_url": {"url": image}}]
+    def read(self, reply: Reply) -> Answer:
+        """The answer that a reply is."""
+        return self._answer(reply)._replace(cost=Cost(1, reply.prompt_tokens, reply.completion_tokens, reply.seconds))
 
-    def _request(self, image: str, temperature: float) -> Answer:
-        pattern = SENTENCE_PATTERN if self._server_holds_template() else None
-        reply = self._chat.ask(self._content(image), temperature, self._max_tokens, pattern)
+    def _answer(self, reply: Reply) -> Answer:
         if reply.refusal:
             return failed(f"the model refuses: {reply.refusal}")
         if reply.finish == "content_filter":
             return failed("the server's content filter held the reply back")
-        answer = parse(reply.text)
+        answer = self._template.read(reply.text)
         return self._cut(answer) if reply.finish == "length" else answer
 
     def _cut(self, answer: Answer) -> Answer:
@@ -123,24 +109,30 @@ class OpenAICaptioner:
             return Answer(answer.text, None, (), FREE)
         return answer
 
-    def _data_url(self, image: Image.Image) -> str:
-        return f"data:image/jpeg;base64,{base64.b64encode(images.thumbnail(image, self._image_size)).decode()}"
+    def _content(self, subject: Subject) -> list[dict[str, Any]]:
+        return _content(self._template.prompt, _data_url(images.decode(subject.read()), self._image_size))
 
-    @cached_property
-    def _plain_picture(self) -> str:
-        """Grey, as large as images are sent, so that a prompt which is too long for the model shows with it."""
-        return self._data_url(Image.new("RGB", (self._image_size, self._image_size), "grey"))
+
+def _content(prompt: str, image: str) -> list[dict[str, Any]]:
+    """The text first: what a server has computed of it serves for every image."""
+    return [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": image}}]
+
+
+def _data_url(image: Image.Image, size: int) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(images.thumbnail(images.padded(image, MOST_RATIO), size)).decode()}"
 
 
 def openai_identity(model: str, config: DescribeConfig) -> dict[str, object]:
-    """What is asked for; the server is whoever answers. Raises Refused for an address that cannot be one."""
-    checked_url(config.url)
+    """What is asked for; the server is whoever answers. Raises Refused for an address or a file that cannot be one."""
+    checked_urls(config.url)
+    asked = template.load(config)
     return {
         "name": f"openai:{model}",
         "version": VERSION,
         "template": template.VERSION,
-        "prompt": prompt(config.criterion),
+        "prompt": asked.prompt,
         "temperatures": [TEMPERATURE, SECOND_TEMPERATURE],
         "max_tokens": config.max_tokens,
         "image_size": config.image_size,
+        **({"pattern": asked.own_pattern} if asked.own_pattern else {}),
     }

@@ -20,7 +20,7 @@ class TableCaptioner:
 
     def __init__(self, reference: str) -> None:
         file, column = file_and_column(reference)
-        self.model = f"table:{column}"
+        self.model = table_model(reference)
         self._descriptions = read_keyed(file, column, setting=_SETTING)
         odd = next((value for value in self._descriptions.values.values() if not isinstance(value, str)), None)
         if odd is not None:
@@ -29,7 +29,7 @@ class TableCaptioner:
     def check(self) -> None:
         """Nothing is left to go wrong: the file is read."""
 
-    def describe(self, subject: Subject) -> Answer:
+    async def describe(self, subject: Subject) -> Answer:
         description = self._descriptions.lookup(subject.uri, subject.content_hash)
         return parse(description) if isinstance(description, str) else failed("the table has no description of this image")
 
@@ -38,6 +38,11 @@ def table_identity(reference: str) -> dict[str, object]:
     """The file's content and the column. Raises Refused if there is no such file."""
     file, column = file_and_column(reference)
     return {"name": "table", "digest": file_digest(file, setting=_SETTING), "column": column, "template": VERSION}
+
+
+def table_model(reference: str) -> str:
+    """The column, whatever file it is in."""
+    return f"table:{file_and_column(reference)[1]}"
 
 
 def file_and_column(reference: str) -> tuple[str, str]:

@@ -3,6 +3,8 @@
 No language model and never called one; it lets everything after it work without a server.
 """
 
+import asyncio
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -14,6 +16,9 @@ from gsec_core.devices import resolve, set_threads
 from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, class_names, fold_batch_norms, lite0
 from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED
+
+TAGGER = "tagger"
+"""Its name, and that of its model."""
 
 VERSION = 1
 """Raised when equal images are described differently."""
@@ -29,7 +34,7 @@ _GREYS = 3
 class Tagger:
     """The most probable ImageNet class by EfficientNet-Lite0, the dominant colour, the brightness and the amount of detail."""
 
-    model = "tagger"
+    model = TAGGER
     concurrency = 1
     form = "filled in"
 
@@ -44,7 +49,10 @@ class Tagger:
     def check(self) -> None:
         """Nothing can be wrong: all that it needs is inside installed packages."""
 
-    def describe(self, subject: Subject) -> Answer:
+    async def describe(self, subject: Subject) -> Answer:
+        return await asyncio.to_thread(self._describe, subject)
+
+    def _describe(self, subject: Subject) -> Answer:
         try:
             image = images.decode(subject.read())
         except RejectedImage as error:
@@ -62,7 +70,7 @@ class Tagger:
 
 def tagger_identity() -> dict[str, object]:
     """Its name and version: nothing can be set."""
-    return {"name": Tagger.model, "version": VERSION}
+    return {"name": TAGGER, "version": VERSION}
 
 
 def properties(image: Image.Image) -> tuple[str, str, str]:

@@ -4,8 +4,14 @@ The template is GSEC's (https://arxiv.org/abs/2605.12961): an object and what ch
 """
 
 import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from gsec_core.captioners.base import Answer
+from gsec_core.config import DescribeConfig
+from gsec_core.errors import Refused
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
 _FORM = (
@@ -32,6 +38,9 @@ SENTENCE_PATTERN = f"This image contains (a|an|several) {_WORDS} characterised b
 LONGEST_CRITERION = 200
 """Characters."""
 
+LONGEST_PROMPT, LONGEST_PATTERN = 4_000, 2_000
+"""Characters of an operator's own."""
+
 VERSION = 1
 """Raised when equal replies are read differently."""
 
@@ -55,6 +64,67 @@ _REFUSAL = re.compile(
     r"|as an ai\b|sorry[,.!])",
     re.IGNORECASE,
 )
+
+
+_GROUP = re.compile(r"\(\?P<\w+>")
+
+
+@dataclass(frozen=True)
+class Template:
+    """What is asked about an image, and how the reply is read: GSEC's, or an operator's own."""
+
+    prompt: str
+    own_pattern: str | None = None
+    """A regular expression with the groups ``object`` and, if it has any, ``attributes``; None: GSEC's sentence."""
+
+    @property
+    def server_pattern(self) -> str:
+        """What a server may hold replies to. Servers know no names of groups."""
+        return SENTENCE_PATTERN if self.own_pattern is None else _GROUP.sub("(", self.own_pattern)
+
+    def read(self, reply: str) -> Answer:
+        """See `parse`; of an operator's own the whole reply must match."""
+        if self.own_pattern is None:
+            return parse(reply)
+        text = tidy(reply)
+        found = re.fullmatch(self.own_pattern, text)
+        if found is None or len(text) >= TOO_LONG or not found["object"]:
+            return _outside(text)
+        parts = found.groupdict()
+        return Answer(text, parts["object"].strip(), _attributes(parts.get("attributes") or ""), DESCRIBED)
+
+
+def load(config: DescribeConfig) -> Template:
+    """The template of these settings. Raises Refused for a file that holds none."""
+    if config.template is None:
+        return Template(prompt(config.criterion))
+    setting = f"describe.template = {config.template}"
+    if config.criterion is not None:
+        raise Refused(f"{setting}: its prompt says what to describe, and so does describe.criterion. Give one of them.")
+    try:
+        found = tomllib.loads(Path(config.template).read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{setting}: no TOML file can be read there ({error}).") from None
+    if set(found) != {"prompt", "pattern"} or not all(isinstance(value, str) and value.strip() for value in found.values()):
+        raise Refused(f"{setting}: the file holds two texts, `prompt` and `pattern`, and nothing else.")
+    return Template(_bounded(found, "prompt", LONGEST_PROMPT, setting), _checked_pattern(_bounded(found, "pattern", LONGEST_PATTERN, setting), setting))
+
+
+def _bounded(found: dict[str, Any], name: str, most: int, setting: str) -> str:
+    text = str(found[name])
+    if len(text) > most:
+        raise Refused(f"{setting}: its {name} has {len(text):,} characters; at most {most:,} are sent with every image.")
+    return text
+
+
+def _checked_pattern(pattern: str, setting: str) -> str:
+    try:
+        groups = set(re.compile(pattern).groupindex)
+    except re.error as error:
+        raise Refused(f"{setting}: its pattern is no regular expression ({error}).") from None
+    if "object" not in groups or groups - {"object", "attributes"}:
+        raise Refused(f"{setting}: its pattern must name what it is a description of, as (?P<object>...), and may name (?P<attributes>...); no other groups.")
+    return pattern
 
 
 def prompt(criterion: str | None) -> str:
@@ -84,6 +154,11 @@ def parse(reply: str) -> Answer:
             return failed("the description repeats the template")
         if object and 1 <= len(attributes) <= 5 and len(found[0]) < TOO_LONG:
             return Answer(found[0].strip(" ,'’"), object, attributes, DESCRIBED)
+    return _outside(text)
+
+
+def _outside(text: str) -> Answer:
+    """A reply that is not in the template."""
     if not re.search(r"\w", text):
         return failed("the description is empty")
     if _REFUSAL.match(text.replace("’", "'")):

@@ -20,6 +20,9 @@ from gsec_core.tables import (
     ASSIGNMENTS_TABLE,
     CLUSTER_NAMES_TABLE,
     CLUSTERS_TABLE,
+    DESCRIBED,
+    FAILED,
+    FREE,
     LAYOUT_TABLE,
     MISSING,
     OK,
@@ -77,7 +80,16 @@ def _asked(context: Context) -> Iterator[tuple[str, str]]:
     yield "encoder", config.encode.encoder
     yield "captioner", config.describe.captioner
     yield "question", _question(config.describe)
+    yield "descriptions", _told(describe.told(context))
     yield "namer", config.publish.namer
+
+
+def _told(counts: Mapping[str, float]) -> str:
+    said = ", ".join(f"{counts[status]:,} {status}" for status in (DESCRIBED, FREE, FAILED, MISSING) if counts[status])
+    if "requests" not in counts:
+        return said
+    seconds = counts["reply_seconds"] / counts["requests"]
+    return f"{said}; {counts['requests']:,} requests of {counts['prompt_tokens']:,} and {counts['completion_tokens']:,} tokens, {seconds:.1f} s each"
 
 
 def _question(config: DescribeConfig) -> str:

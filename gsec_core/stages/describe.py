@@ -5,10 +5,11 @@ rows of the log that this run uses. What follows is fingerprinted by that table,
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from gsec_core import images
-from gsec_core.captioners import Answer, Captioner, Subject, captioner_identity, load_captioner
+from gsec_core.captioners import Answer, Captioner, Cost, Subject, background, captioner_identity, captioner_model, load_captioner, template
 from gsec_core.config import DescribeConfig, PipelineConfig
 from gsec_core.errors import GsecError
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
@@ -33,40 +34,97 @@ from gsec_core.tables import DESCRIBED, FAILED, FREE, MISSING, REPRESENTATIVE_CA
 LOG_VERSION = 1
 """Raised when rows of the log no longer mean what they did; then every image is asked about anew."""
 
+RETRY = "describe-failed"
+"""The redo counter of descriptions that failed: raised, they are asked for again, and no others."""
+
+UNDER_WAY = 30.0
+"""Seconds that answers under way are waited for when the stage is ended early: they are paid for."""
+
 _STATUSES = (DESCRIBED, FREE, FAILED, MISSING)
+_COSTS = ("requests", "prompt_tokens", "completion_tokens")
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Ask for every description that the log does not have, then say which this run uses."""
     config = context.config.describe
     captioner = loaded_captioner(context.config)
-    representatives = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()
-    log = CaptionsLog(context.corpus.captions, captioner.model, _request(context))
-    wanted = {row["content_hash"] for row in representatives}
+    representatives = _representatives(context)
+    log = captions_log(context)
     known = log.rows(accept_loss=config.accept_loss)
-    unknown = [row for row in representatives if row["content_hash"] not in known]
+    wanted = {row["content_hash"] for row in representatives}
     progress(len(wanted & known.keys()))
-    asked = _ask(captioner, _subjects(context, unknown), _Batch(log, config), progress) if unknown else {}
+    todo = list(subjects(context, wanted - known.keys()))
+    asked = _ask(captioner, todo, Commits(log, config), progress) if todo else {}
     # Another run may have answered meanwhile: the first row counts, for every reader.
     found = {**known, **asked, **log.rows(accept_loss=config.accept_loss)} if asked else known
     rows = [{**found[row["content_hash"]], **{key: row[key] for key in ("prototype", "band", "image_id")}, "model": captioner.model} for row in representatives]
+    _check_coverage(config, rows)
     counts = Counter(row["status"] for row in rows)
-    _check_coverage(config, rows, counts)
     facts = {
         "representatives": len(rows),
         "asked": sum(row["status"] != MISSING for row in asked.values()),
         "known": len(wanted & known.keys()),
         **{status: counts[status] for status in _STATUSES},
+        **spent(asked.values()),
         # Known by then, so that a server which is gone at the end fails nothing that is answered.
         "form": captioner.form if any(row["status"] in (DESCRIBED, FREE) for row in asked.values()) else None,
     }
-    columns = [pa.array([row[field.name] for row in rows], field.type) for field in REPRESENTATIVE_CAPTIONS]
+    columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in REPRESENTATIVE_CAPTIONS]
     yield Finished("all", (pa.table(columns, schema=REPRESENTATIVE_CAPTIONS),), facts)
 
 
-def _subjects(context: Context, representatives: Sequence[Mapping[str, Any]]) -> Iterator[Subject]:
-    """Each content once, to be read from whichever of the representatives still has it."""
+def captions_log(context: Context) -> CaptionsLog:
+    """Where the answers to this run's question are."""
+    model = captioner_model(context.config.describe)
+    *before, request = [_request(context, retry) for retry in range(context.redo.get(RETRY, 0) + 1)]
+    return CaptionsLog(context.corpus.captions, model, request, tuple(before))
+
+
+def unanswered(context: Context) -> set[bytes]:
+    """The content hashes that a run would ask about. Raises as `Context.shards` does if the images are not chosen yet."""
+    return {row["content_hash"] for row in _representatives(context)} - captions_log(context).rows().keys()
+
+
+def count_failed(context: Context) -> int:
+    """Descriptions that this run wants and that failed; 0 if it does not know yet which it wants."""
+    if not context.run.is_complete(prototypes.STAGE.name):
+        return 0
+    wanted = {row["content_hash"] for row in _representatives(context)}
+    return sum(row["status"] == FAILED for key, row in captions_log(context).rows().items() if key in wanted)
+
+
+def plan(context: Context) -> dict[str, Any]:
+    """What is left to ask: ``calls``, at least; ``prompt_tokens`` and ``completion_tokens``, about; and by what these are told."""
+    config = context.config.describe
+    calls = len(unanswered(context))
+    if not config.captioner.startswith("openai:"):
+        return {"calls": calls, "prompt_tokens": 0, "completion_tokens": 0, "basis": "no server is asked"}
+    paid = [row for row in captions_log(context).rows().values() if row.get("prompt_tokens")]
+    if paid:
+        prompt, completion = (sum(row[key] for row in paid) / len(paid) for key in ("prompt_tokens", "completion_tokens"))
+        basis = f"what {len(paid)} descriptions took so far"
+    else:
+        prompt = len(template.load(config).prompt) / LETTERS_A_TOKEN + (config.image_size / PIXELS_A_TOKEN) ** 2
+        completion = config.max_tokens
+        basis = (
+            f"at most, by rule of thumb: a token for {LETTERS_A_TOKEN} letters, and one for {PIXELS_A_TOKEN} x {PIXELS_A_TOKEN} pixels of describe.image_size"
+        )
+    return {"calls": calls, "prompt_tokens": math.ceil(calls * prompt), "completion_tokens": math.ceil(calls * completion), "basis": basis}
+
+
+LETTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28
+"""What common models make of texts and images, for a first estimate."""
+
+
+def _representatives(context: Context) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()
+    return rows
+
+
+def subjects(context: Context, wanted: set[bytes]) -> Iterator[Subject]:
+    """Each content once, in the order of the representatives, to be read from whichever of these still has it."""
     source = context.open_source()
+    representatives = [row for row in _representatives(context) if row["content_hash"] in wanted]
     live = context.live.filter(pc.is_in(context.live["image_id"], pa.array([row["image_id"] for row in representatives], pa.binary(16))))
     ref_of = {row["image_id"]: ImageRef(row["uri"], row["size_bytes"], row["version"]) for row in live.to_pylist()}
     refs: dict[bytes, list[ImageRef]] = {}
@@ -91,7 +149,7 @@ def _read(source: Source, refs: Sequence[ImageRef], content_hash: bytes) -> byte
     raise MissingImage(reason)
 
 
-class _Batch:
+class Commits:
     """Answers on their way to the log, committed when they are enough or have waited long enough."""
 
     def __init__(self, log: CaptionsLog, config: DescribeConfig) -> None:
@@ -116,66 +174,92 @@ class _Batch:
         self._committed = time.monotonic()
 
 
-def _ask(captioner: Captioner, subjects: Iterable[Subject], batch: _Batch, progress: Progress) -> dict[bytes, Row]:
+def _ask(captioner: Captioner, todo: Iterable[Subject], commits: Commits, progress: Progress) -> dict[bytes, Row]:
     """Ask about every image, as many at once as the captioner wants. Returns a row each; one that could not be read has status missing.
 
-    Whatever ends it early, the answers that there are, and those under way, go into the log before it is raised.
+    Whatever ends it early, the answers that there are, and those that come within some seconds, go into the log before it is raised.
     """
     rows: dict[bytes, Row] = {}
-    waiting = iter(subjects)
-    under_way = 0
+    waiting = iter(todo)
+    under_way: set[Future[Row]] = set()
     done: SimpleQueue[Future[Row]] = SimpleQueue()
 
-    def take(row: Row) -> None:
+    def take(future: Future[Row]) -> None:
+        row = future.result()
         rows[row["content_hash"]] = row
         if row["status"] != MISSING:
-            batch.add(row)
+            commits.add(row)
 
-    pool = ThreadPoolExecutor(captioner.concurrency, thread_name_prefix="describe")
     try:
         while True:
-            for subject in islice(waiting, 2 * captioner.concurrency - under_way):
-                pool.submit(_answer, captioner, subject).add_done_callback(done.put)
-                under_way += 1
+            for subject in islice(waiting, captioner.concurrency - len(under_way)):
+                future = background.start(_answer(captioner, subject))
+                under_way.add(future)
+                future.add_done_callback(done.put)
             if not under_way:
-                break
+                return rows
             try:
-                future = done.get(timeout=batch.patience)
+                future = done.get(timeout=commits.patience)
             except Empty:
-                batch.commit()
+                commits.commit()
                 continue
-            under_way -= 1
-            take(future.result())
+            under_way.discard(future)
+            take(future)
             progress(1)  # last: whoever watches may end it here
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        batch.commit()  # before the wait, which somebody may cut short
-        pool.shutdown()  # what is under way is paid for
-        while not done.empty():
-            future = done.get()
+        try:
+            commits.commit()  # before the wait, which somebody may cut short
+            wait(under_way, timeout=UNDER_WAY)
+        finally:
+            for future in under_way:
+                future.cancel()
+        for future in under_way:
             if not future.cancelled() and future.exception() is None:
-                take(future.result())
-        batch.commit()
-    return rows
+                take(future)
+        commits.commit()
 
 
-def _answer(captioner: Captioner, subject: Subject) -> Row:
+async def _answer(captioner: Captioner, subject: Subject) -> Row:
     try:
-        answer = captioner.describe(subject)
+        answer = await captioner.describe(subject)
     except MissingImage as error:
         answer = Answer(None, None, (), MISSING, str(error))
-    return {"content_hash": subject.content_hash, "written_at": now(), **answer._asdict()}
+    return row_of(subject.content_hash, answer)
 
 
-def _check_coverage(config: DescribeConfig, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> None:
-    described = counts[DESCRIBED] + counts[FREE]
-    if described and described / len(rows) >= config.min_coverage:
+def row_of(content_hash: bytes, answer: Answer) -> Row:
+    """An answer as the log has it."""
+    told = answer._asdict()
+    cost: Cost | None = told.pop("cost")
+    return {"content_hash": content_hash, "written_at": now(), **told, **(cost._asdict() if cost else dict.fromkeys(Cost._fields))}
+
+
+def spent(rows: Iterable[Row]) -> dict[str, float]:
+    """What answers took, summed; nothing if no server was asked for them."""
+    paid = [row for row in rows if row.get("requests")]
+    sums: dict[str, float] = {key: sum(row[key] for row in paid) for key in _COSTS}
+    return sums | {"reply_seconds": round(sum(row["seconds"] for row in paid), 1)} if paid else {}
+
+
+def told(context: Context) -> dict[str, float]:
+    """How many of a run's descriptions have which status, and what they took, whenever they were asked for."""
+    rows = context.shards(STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()
+    counts = Counter(row["status"] for row in rows)
+    return {**{status: counts[status] for status in _STATUSES}, **spent({row["content_hash"]: row for row in rows}.values())}
+
+
+def _check_coverage(config: DescribeConfig, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Micro-clusters and not images are counted: what matters is that every region of the images is spoken of."""
+    usable = [row for row in rows if row["status"] in (DESCRIBED, FREE)]
+    covered, all_of_them = (len({row["prototype"] for row in some}) for some in (usable, rows))
+    if covered and covered / all_of_them >= config.min_coverage:
         return
+    counts = Counter(row["status"] for row in rows)
     [(reason, _)] = Counter(row["reason"] for row in rows if row["reason"]).most_common(1) or [("no reason was given", 0)]
     raise GsecError(
-        f"describe: {described} of {len(rows)} representatives have a description, {counts[FAILED]} failed and {counts[MISSING]} could not be read; "
-        f"most often: {reason}. It takes at least one, and a share of describe.min_coverage = {config.min_coverage}. "
-        "Set another describe.captioner, ask anew with --redo describe, or lower describe.min_coverage."
+        f"describe: of {covered} of {all_of_them} micro-clusters an image has a description, at least one and a share of describe.min_coverage = "
+        f"{config.min_coverage} must; of {len(rows)} representatives {counts[FAILED]} failed and {counts[MISSING]} could not be read; most often: {reason}. "
+        "Ask for those that failed again with --retry-failed, set another describe.captioner, or lower describe.min_coverage."
     )
 
 
@@ -194,20 +278,25 @@ def _load(identity: str, config: DescribeConfig, device: str, threads: int) -> C
     return load_captioner(config, device=device, threads=threads)
 
 
-def _request(context: Context) -> str:
-    """What is asked, as a part of the log's key: not which server it is asked of, and another after --redo."""
-    asked = [captioner_identity(context.config.describe), LOG_VERSION, context.redo.get(STAGE.name, 0)]
+def _request(context: Context, retry: int) -> str:
+    """What is asked, as a part of the log's key: not which server it is asked of, and another after --redo and --retry-failed."""
+    asked = [captioner_identity(context.config.describe), LOG_VERSION, context.redo.get(STAGE.name, 0), *([retry] if retry else [])]
     return xxhash.xxh3_128_hexdigest(json.dumps(asked, sort_keys=True).encode())
 
 
+def _inputs(context: Context) -> list[str]:
+    retries = context.redo.get(RETRY, 0)
+    return [prototypes.STAGE.fingerprint(context), *([f"{RETRY}-{retries}"] if retries else [])]
+
+
 def _units(context: Context, names: Sequence[str]) -> int:
-    return len(set(context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all", ["content_hash"])["content_hash"].to_pylist()))
+    return len({row["content_hash"] for row in _representatives(context)})
 
 
 STAGE = Stage(
     name="describe",
-    version=1,
+    version=2,
     settings=lambda config: captioner_identity(config.describe),
-    inputs=lambda context: [prototypes.STAGE.fingerprint(context)],
+    inputs=_inputs,
     steps=(Step((REPRESENTATIVE_CAPTIONS_TABLE,), lambda context: ["all"], work, _units, whole=True, unit="descriptions"),),
 )

@@ -15,10 +15,14 @@ import xxhash
 
 from gsec_core.errors import BadShard, GsecError
 from gsec_core.store.shards import Shards
-from gsec_core.tables import CAPTIONS
+from gsec_core.tables import CAPTIONS, FAILED
 
 Row = dict[str, Any]
 """Of schema CAPTIONS; ``model`` and ``request`` are the log's to fill in."""
+
+
+PARTS = "merged"
+"""What the footer of a merged shard calls the names of its parts."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,14 @@ class CaptionsLog:
     shards: Shards
     model: str
     request: str
+    before: tuple[str, ...] = ()
+    """The same request, oldest first, as it was before its failures were to be asked again: of these the failures do not count."""
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Commit some rows; none is no commit, and the same rows again change nothing."""
         if rows:
             table = pa.Table.from_pylist([{**row, "model": self.model, "request": self.request} for row in rows], schema=CAPTIONS)
-            name = xxhash.xxh3_128_hexdigest(json.dumps(table.to_pylist(), default=bytes.hex).encode())
-            self.shards.commit(name, table)
+            self.shards.commit(_name(table), table)
 
     def rows(self, *, accept_loss: bool = False) -> dict[bytes, Row]:
         """Content hash -> row. Of several the one with the smallest (written_at, file name) counts, so that every reader has the same.
@@ -43,22 +48,61 @@ class CaptionsLog:
         counts as never asked.
         """
         while True:
-            found: dict[bytes, tuple[str, str, Row]] = {}
+            requests = (*self.before, self.request)
+            found: list[dict[bytes, tuple[str, str, Row]]] = [{} for _ in requests]
             try:
                 for name, table in self.shards.read_each(sorted(self.shards.names())):
-                    ours = table.filter(pc.and_(pc.equal(table["model"], self.model), pc.equal(table["request"], self.request)))
+                    ours = table.filter(pc.and_(pc.equal(table["model"], self.model), pc.is_in(table["request"], pa.array(requests))))
                     for row in ours.to_pylist():
+                        first = found[requests.index(row["request"])]
                         place = (row["written_at"], name, row)
-                        if row["content_hash"] not in found or place[:2] < found[row["content_hash"]][:2]:
-                            found[row["content_hash"]] = place
+                        if row["content_hash"] not in first or place[:2] < first[row["content_hash"]][:2]:
+                            first[row["content_hash"]] = place
             except FileNotFoundError:
-                continue  # set aside by another run since it was listed
+                continue  # set aside, or merged, by another process since it was listed
             except BadShard as error:
                 if not accept_loss:
                     raise _damaged(error) from None
                 for path in error.paths:
                     self.shards.set_aside(path.rpartition("/")[2].removesuffix(".parquet"))
-            return {content_hash: row for content_hash, (_, _, row) in found.items()}
+            *before, now = [{key: row for key, (_, _, row) in first.items()} for first in found]
+            for older in reversed(before):
+                now |= {key: row for key, row in older.items() if row["status"] != FAILED}
+            return now
+
+
+def merge(shards: Shards, names: Sequence[str]) -> None:
+    """Write one shard with the rows of several, which stay. Its footer names them, so that they can go when nobody reads them any more."""
+    table = pa.concat_tables(shards.read_all(names), promote_options="default").cast(CAPTIONS)
+    shards.commit(_name(table), table, {PARTS: list(names)})
+
+
+def spent(shards: Shards) -> list[dict[str, Any]]:
+    """What a log's answers took, by model: a row each, whatever was asked. Each answer counts once, however often a killed process wrote it.
+
+    Raises BadShard if a part of it is damaged.
+    """
+    rows = {(row["content_hash"], row["model"], row["request"]): row for table in shards.read_all(sorted(shards.names())) for row in table.to_pylist()}
+    found = []
+    for model in sorted({model for _, model, _ in rows}):
+        ours = [row for row in rows.values() if row["model"] == model]
+        requests, prompt, completion = (sum(row.get(key) or 0 for row in ours) for key in ("requests", "prompt_tokens", "completion_tokens"))
+        found.append(
+            {
+                "model": model,
+                "answers": len(ours),
+                "failed": sum(row["status"] == FAILED for row in ours),
+                "requests": requests,
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "seconds_a_reply": round(sum(row.get("seconds") or 0 for row in ours) / requests, 3) if requests else None,
+            }
+        )
+    return found
+
+
+def _name(table: pa.Table) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(table.to_pylist(), default=bytes.hex).encode())
 
 
 def _damaged(error: BadShard) -> GsecError:

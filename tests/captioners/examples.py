@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gsec_core.captioners import Subject
+from gsec_core.captioners import Answer, Captioner, Subject, background
 from gsec_core.images import content_hash
 
 STAMPS = Path(__file__).parents[3] / "shared" / "data" / "stamps.parquet"
@@ -26,3 +26,12 @@ def encoded(image: Image.Image | np.ndarray, **parameters: object) -> bytes:
 def subject(data: bytes | Callable[[], bytes] | None = None, uri: str = "a.png") -> Subject:
     data = png() if data is None else data
     return Subject(uri, content_hash(data), lambda: data) if isinstance(data, bytes) else Subject(uri, bytes(16), data)
+
+
+def describe(captioner: Captioner, subject: Subject) -> Answer:
+    return background.start(captioner.describe(subject)).result(30)
+
+
+def describe_all(captioner: Captioner, subjects: list[Subject]) -> list[Answer]:
+    """All at once."""
+    return [future.result(60) for future in [background.start(captioner.describe(subject)) for subject in subjects]]

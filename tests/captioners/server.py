@@ -4,7 +4,8 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -34,12 +35,15 @@ class Request(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it asks about a picture of one grey."""
+        """Whether it asks about a picture of one grey, or for a yes."""
+        if isinstance(content := self.body["messages"][0]["content"], str):
+            return content == "Say yes."
         return self.picture.convert("RGB").getcolors(1) is not None and self.picture.getpixel((0, 0)) == (128, 128, 128)
 
 
 class Response(NamedTuple):
     status: int
+    """0: the connection ends without an answer."""
     body: bytes
     headers: Mapping[str, str] = MappingProxyType({})
 
@@ -52,6 +56,9 @@ def error(status: int, message: str = "as told") -> Response:
     return as_json({"error": {"message": message, "type": "x", "code": status}}, status)
 
 
+GONE = Response(0, b"")
+
+
 def reply(text: str | None = GOOD, finish: str = "stop", refusal: str | None = None) -> Response:
     message = {"role": "assistant", "content": text, "refusal": refusal}
     return as_json(
@@ -61,23 +68,35 @@ def reply(text: str | None = GOOD, finish: str = "stop", refusal: str | None = N
             "created": 0,
             "model": "tiny",
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            "usage": {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42},
         }
     )
 
 
-class Server:
-    """Answers every picture with ``GOOD``, or as ``answer`` says; lists ``models``."""
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
 
-    def __init__(self) -> None:
+    def handle_error(self, *_: object) -> None:
+        """Whoever asked has given up."""
+
+
+class Server:
+    """Answers every picture with ``GOOD``, or as ``answer`` says; lists ``models``; says that it is ``healthy``."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.healthy = True
+        self.at_once = self.most_at_once = 0
+        """Requests about pictures that are not plain, under way now and at most."""
+        self._counting = threading.Lock()
         self.requests: list[Request] = []
         self.models: Callable[[Request], Response] = lambda request: as_json({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
         self.probe: Callable[[Request], Response] = lambda request: error(400, "structured_outputs: Extra inputs are not permitted")
         """Answers a plain picture that comes with a pattern; such requests are in ``probes`` and not in ``requests``."""
         self.probes: list[Request] = []
         self.answer: Callable[[Request], Response] = lambda request: reply()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Http(("127.0.0.1", port), self._handler())
+        self.port = self._http.server_port
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
 
@@ -94,14 +113,24 @@ class Server:
         self._thread.join()
 
     def says(self, *responses: Response | str) -> None:
-        """Answer the next requests with these, the last for ever."""
+        """Answer the next requests about pictures that are not plain with these, the last for ever."""
         left = [reply(response) if isinstance(response, str) else response for response in responses]
-        self.answer = lambda request: left.pop(0) if len(left) > 1 else left[0]
+        self.answer = lambda request: reply() if request.is_plain else left.pop(0) if len(left) > 1 else left[0]
 
     @property
     def asked(self) -> list[Request]:
         """The requests about pictures that are not plain."""
         return [request for request in self.requests if request.method == "POST" and not request.is_plain]
+
+    @contextmanager
+    def _under_way(self, request: Request) -> Iterator[None]:
+        counts = request.method == "POST" and not request.is_plain
+        with self._counting:
+            self.at_once += counts
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        yield
+        with self._counting:
+            self.at_once -= counts
 
     def _handler(server) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
@@ -116,9 +145,18 @@ class Server:
             def _respond(self, body: Any) -> None:
                 request = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
                 probe = request.method == "POST" and request.pattern is not None and request.is_plain
-                (server.probes if probe else server.requests).append(request)
-                known = {("GET", "/v1/models"): server.models, ("POST", "/v1/chat/completions"): server.probe if probe else server.answer}
-                status, data, headers = known.get((self.command, self.path), lambda _: error(404))(request)
+                if request.path != "/health":
+                    (server.probes if probe else server.requests).append(request)
+                known = {
+                    ("GET", "/health"): lambda _: Response(200 if server.healthy else 503, b""),
+                    ("GET", "/v1/models"): server.models,
+                    ("POST", "/v1/chat/completions"): server.probe if probe else server.answer,
+                }
+                with server._under_way(request):
+                    status, data, headers = known.get((self.command, self.path), lambda _: error(404))(request)
+                if not status:
+                    self.close_connection = True
+                    return
                 try:
                     self.send_response(status)
                     for name, value in {"Content-Length": str(len(data)), **headers}.items():

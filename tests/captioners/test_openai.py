@@ -4,33 +4,36 @@ import logging
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from gsec_core.captioners import Answer, Captioner, captioner_identity, chat, load_captioner
+from gsec_core.captioners import Answer, Captioner, background, captioner_identity, chat, load_captioner
 from gsec_core.captioners.template import SENTENCE_PATTERN, prompt
 from gsec_core.config import DescribeConfig
-from gsec_core.errors import Refused, Unreachable
+from gsec_core.errors import GsecError, Refused
 from gsec_core.sources.base import MissingImage
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
-from .examples import GOOD, encoded, png, subject
-from .server import Response, Server, as_json, error, reply
+from .examples import GOOD, describe, describe_all, encoded, png, subject
+from .server import GONE, Request, Response, Server, as_json, error, reply
 
 SECRET = "sk-4f9a8b7c6d5e"
 OTHER_SECRET = "sk-of-another-service"
 
 
 @pytest.fixture(autouse=True)
-def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "RETRIES", 1)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(chat, "LONGEST_WAIT", 0.05)
 
 
-def captioner(server: Server, **settings: Any) -> Captioner:
-    return load_captioner(DescribeConfig(captioner="openai:tiny", url=server.url, **settings), device="cpu", threads=1)
+def captioner(*servers: Server, **settings: Any) -> Captioner:
+    settings = {"url": ",".join(server.url for server in servers), "patience": 0.3, **settings}
+    return load_captioner(DescribeConfig(captioner="openai:tiny", **settings), device="cpu", threads=1)
 
 
 def fails_at_images(response: Response) -> Any:
@@ -39,18 +42,19 @@ def fails_at_images(response: Response) -> Any:
 
 
 def test_an_image_is_described(server: Server) -> None:
-    answer = captioner(server).describe(subject())
+    answer = describe(captioner(server), subject())
     assert (answer.text, answer.object, answer.status) == (GOOD, "red bus", DESCRIBED)
-    [request] = server.requests
+    [request] = server.asked
     text, image = request.body["messages"][0]["content"]
     assert (request.path, request.body["model"], request.body["temperature"], request.body["max_tokens"]) == ("/v1/chat/completions", "tiny", 0, 96)
+    assert answer.cost[:3] == (1, 30, 12)
     assert (text, image["type"], len(request.body["messages"])) == ({"type": "text", "text": prompt(None)}, "image_url", 1)
     assert "seed" not in request.body
 
 
 def test_a_criterion_is_what_is_asked_about_and_makes_answers_of_its_own(server: Server) -> None:
-    captioner(server, criterion="the kind of place").describe(subject())
-    text = server.requests[0].body["messages"][0]["content"][0]["text"]
+    describe(captioner(server, criterion="the kind of place"), subject())
+    text = server.asked[0].body["messages"][0]["content"][0]["text"]
     assert text.startswith("Describe one aspect of this image and leave out all others: the kind of place. Answer with exactly one sentence")
     assert "For <object> name the kind of place, as exact" in text
     identities = [captioner_identity(DescribeConfig(captioner="openai:tiny", criterion=criterion)) for criterion in (None, "the kind of place", "the colour")]
@@ -60,7 +64,7 @@ def test_a_criterion_is_what_is_asked_about_and_makes_answers_of_its_own(server:
 @pytest.mark.parametrize(
     ("name", "criterion", "says"),
     [
-        ("tagger", "the colour", "only a model can be asked about one aspect, and describe.captioner = tagger is none"),
+        ("tagger", "the colour", "only a model can be asked, and describe.captioner = tagger is none"),
         ("openai:tiny", " ", "name one aspect on one line of at most 200 characters"),
         ("openai:tiny", "the colour\nof it", "name one aspect on one line of at most 200 characters"),
         ("openai:tiny", "x" * 201, "name one aspect on one line of at most 200 characters"),
@@ -71,22 +75,24 @@ def test_a_criterion_that_cannot_be_asked_about_is_refused(name: str, criterion:
         captioner_identity(DescribeConfig(captioner=name, criterion=criterion))
 
 
-@pytest.mark.parametrize(("size", "sent"), [((40, 30), (40, 30)), ((1200, 300), (128, 32)), ((1, 5000), (1, 128))])
-def test_a_large_image_is_sent_smaller_and_a_small_one_as_it_is(server: Server, size: tuple[int, int], sent: tuple[int, int]) -> None:
-    captioner(server, image_size=128).describe(subject(png(size=size)))
-    assert (server.requests[0].picture.format, server.requests[0].picture.size) == ("JPEG", sent)
+@pytest.mark.parametrize(("size", "sent"), [((40, 30), (40, 30)), ((1200, 300), (128, 32)), ((1, 5000), (16, 128)), ((2000, 5), (128, 16))])
+def test_a_large_image_is_sent_smaller_a_small_one_as_it_is_and_a_stripe_with_white_beside_it(
+    server: Server, size: tuple[int, int], sent: tuple[int, int]
+) -> None:
+    describe(captioner(server, image_size=128), subject(png(size=size)))
+    assert (server.asked[0].picture.format, server.asked[0].picture.size) == ("JPEG", sent)
 
 
 def test_an_image_is_sent_as_a_viewer_shows_it(server: Server) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
-    captioner(server).describe(subject(encoded(Image.new("RGBA", (30, 20), (255, 0, 0, 0)), exif=exif)))
-    assert server.requests[0].picture.size == (20, 30)
-    assert server.requests[0].picture.getpixel((0, 0)) == (255, 255, 255)
+    describe(captioner(server), subject(encoded(Image.new("RGBA", (30, 20), (255, 0, 0, 0)), exif=exif)))
+    assert server.asked[0].picture.size == (20, 30)
+    assert server.asked[0].picture.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_what_is_no_image_is_not_asked_about(server: Server) -> None:
-    answer = captioner(server).describe(subject(b"no image"))
+    answer = describe(captioner(server), subject(b"no image"))
     assert (answer.status, server.requests) == (FAILED, [])
     assert "not an image" in (answer.reason or "")
 
@@ -96,17 +102,16 @@ def test_an_image_that_is_gone_is_the_callers_affair(server: Server) -> None:
         raise MissingImage("the file is gone")
 
     with pytest.raises(MissingImage):
-        captioner(server).describe(subject(gone))
+        describe(captioner(server), subject(gone))
 
 
-def test_many_threads_share_a_captioner(server: Server) -> None:
-    shared, answers = captioner(server, concurrency=8), []
-    threads = [threading.Thread(target=lambda: answers.append(shared.describe(subject()).status)) for _ in range(shared.concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [DESCRIBED] * 8
+def test_as_many_requests_are_under_way_as_the_setting_says_and_images_are_made_ready_meanwhile(server: Server) -> None:
+    together = threading.Barrier(4)
+    server.answer = lambda request: reply() if request.is_plain or together.wait(10) >= 0 else error(500)
+    asking = captioner(server, concurrency=4)
+    assert asking.concurrency == 8
+    assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(24)])} == {DESCRIBED}
+    assert server.most_at_once == 4
 
 
 class TestPattern:
@@ -115,7 +120,7 @@ class TestPattern:
     def test_a_server_that_holds_replies_to_a_pattern_is_given_it_with_every_image(self, server: Server) -> None:
         server.probe = lambda request: reply(GOOD)
         asking = captioner(server)
-        assert [asking.describe(subject()).status for _ in range(3)] == [DESCRIBED] * 3
+        assert [describe(asking, subject()).status for _ in range(3)] == [DESCRIBED] * 3
         assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN] * 3
         assert len(server.probes) == 1
         assert asking.form == "held to the template by the server"
@@ -126,24 +131,37 @@ class TestPattern:
             pytest.param(error(400, "structured_outputs: Extra inputs are not permitted"), id="declines it"),
             pytest.param(reply("A plain grey picture."), id="takes no notice"),
             pytest.param(reply(f"{GOOD} It is grey."), id="says more"),
+            pytest.param(reply("Yes, it", finish="length"), id="takes no notice and is cut"),
             pytest.param(error(500, "no grammar backend"), id="fails at it"),
         ],
     )
     def test_one_that_does_not_is_asked_by_the_prompt_alone(self, server: Server, response: Response) -> None:
         server.probe = lambda request: response
         asking = captioner(server)
-        assert asking.describe(subject()).status == DESCRIBED
-        assert [request.pattern for request in server.requests] == [None]
+        assert describe(asking, subject()).status == DESCRIBED
+        assert [request.pattern for request in server.requests] == [None, None], "a plain picture, and the image"
         assert asking.form.startswith("by the prompt alone")
 
-    def test_one_that_is_not_there_when_it_is_asked_is_asked_again(self, server: Server) -> None:
+    def test_a_reply_to_the_question_that_was_cut_may_be_the_beginning_of_a_sentence(self, server: Server) -> None:
+        server.probe = lambda request: reply(GOOD[:-20], finish="length")
         asking = captioner(server)
-        server.probe = lambda request: error(503)
-        with pytest.raises(Unreachable):
-            asking.describe(subject())
-        server.probe = lambda request: reply(GOOD)
-        asking.describe(subject())
+        asking.check()
+        assert asking.form == "held to the template by the server"
+
+    def test_one_that_is_busy_when_it_is_asked_is_asked_again(self, server: Server) -> None:
+        responses = [error(503), error(503), reply(GOOD)]
+        server.probe = lambda request: responses.pop(0)
+        describe(captioner(server), subject())
         assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN]
+
+    def test_one_that_declines_the_pattern_from_now_on_is_asked_without_and_no_image_is_blamed(self, server: Server) -> None:
+        server.probe = lambda request: reply(GOOD)
+        asking = captioner(server)
+        describe(asking, subject())
+        server.probe = server_without = lambda request: error(400, "structured_outputs: Extra inputs are not permitted")
+        server.answer = lambda request: server_without(request) if request.pattern else reply()
+        assert describe(asking, subject()).status == DESCRIBED
+        assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN, SENTENCE_PATTERN, None]
 
     def test_how_replies_are_held_makes_no_other_answers(self) -> None:
         assert "pattern" not in str(captioner_identity(DescribeConfig(captioner="openai:tiny")))
@@ -152,16 +170,16 @@ class TestPattern:
 class TestReplies:
     def test_one_outside_the_template_is_asked_for_once_more(self, server: Server) -> None:
         server.says("A bus.", GOOD)
-        assert captioner(server).describe(subject()).text == GOOD
+        assert describe(captioner(server), subject()).text == GOOD
         assert [request.body["temperature"] for request in server.asked] == [0, 0.7]
 
     def test_then_the_first_is_kept(self, server: Server) -> None:
         server.says("A bus.", "A red bus.", GOOD)
-        assert captioner(server).describe(subject()) == Answer("A bus.", None, (), FREE)
+        assert describe(captioner(server), subject())[:5] == Answer("A bus.", None, (), FREE)[:5]
 
     def test_some_text_goes_before_none(self, server: Server) -> None:
         server.says("I'm sorry, I can't.", "A bus.")
-        assert captioner(server).describe(subject()) == Answer("A bus.", None, (), FREE)
+        assert describe(captioner(server), subject())[:5] == Answer("A bus.", None, (), FREE)[:5]
 
     @pytest.mark.parametrize(
         ("response", "reason"),
@@ -176,57 +194,72 @@ class TestReplies:
     )
     def test_a_refusal_or_nothing_twice_is_a_failure(self, server: Server, response: Response, reason: str) -> None:
         server.says(response)
-        assert captioner(server).describe(subject()) == Answer(None, None, (), FAILED, reason)
-        assert len(server.requests) == 2
+        assert describe(captioner(server), subject())[:5] == Answer(None, None, (), FAILED, reason)[:5]
+        assert len(server.asked) == 2
 
     def test_a_cut_sentence_is_text_only(self, server: Server) -> None:
         server.says(reply(GOOD[:-9], finish="length"))
-        assert captioner(server).describe(subject()) == Answer(GOOD[:-9], None, (), FREE)
-        assert len(server.requests) == 2
+        assert describe(captioner(server), subject())[:5] == Answer(GOOD[:-9], None, (), FREE)[:5]
+        assert len(server.asked) == 2
 
     def test_a_reply_cut_after_the_sentence_counts(self, server: Server) -> None:
         server.says(reply(f"{GOOD} The background is", finish="length"))
-        assert captioner(server).describe(subject()).text == GOOD
-        assert len(server.requests) == 1
+        assert describe(captioner(server), subject()).text == GOOD
+        assert len(server.asked) == 1
 
 
 class TestErrors:
+    """The table of `servers`, row by row."""
+
     @pytest.mark.parametrize("status", [400, 413, 422])
-    def test_what_the_server_declines_is_a_failure_at_once(self, server: Server, status: int) -> None:
-        server.answer = fails_at_images(error(status, "too\n many pixels"))
-        assert captioner(server).describe(subject()) == Answer(None, None, (), FAILED, f"{status}: too many pixels")
-        assert len(server.requests) == 1
+    def test_what_the_server_declines_while_it_answers_others_is_a_failure_at_once(self, server: Server, status: int) -> None:
+        server.says(error(status, "too\n many pixels"))
+        assert describe(captioner(server), subject())[:5] == (None, None, (), FAILED, f"{status}: too many pixels")
+        assert len(server.asked) == 1
+
+    def test_what_the_server_declines_as_it_declines_all_is_refused(self, server: Server) -> None:
+        asking = captioner(server)
+        describe(asking, subject())
+        server.answer = lambda request: error(400, "At most 0 image(s) may be provided")
+        with pytest.raises(Refused, match=r"declines any request \(400: At most 0"):
+            describe(asking, subject())
 
     @pytest.mark.parametrize(("status", "words"), [(401, "GSEC_CAPTIONER_KEY"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "takes no such")])
-    def test_what_the_server_declines_for_every_image_is_refused(self, server: Server, status: int, words: str) -> None:
+    def test_what_is_set_wrong_is_refused_at_once(self, server: Server, status: int, words: str) -> None:
         server.says(error(status))
         with pytest.raises(Refused, match=rf"^describe\.url = .*{words}"):
-            captioner(server).describe(subject())
-        assert len(server.requests) == 1
+            describe(captioner(server), subject())
+        assert len(server.asked) == 1
 
-    @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+    @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
     def test_what_passes_is_tried_again(self, server: Server, status: int) -> None:
         server.says(error(status), GOOD)
-        assert captioner(server).describe(subject()).status == DESCRIBED
-        assert len(server.requests) == 2
+        assert describe(captioner(server), subject()).status == DESCRIBED
+        assert len(server.asked) == 2
 
-    @pytest.mark.parametrize("status", [408, 409, 429, 502, 503, 504])
-    def test_what_does_not_pass_is_unreachable(self, server: Server, status: int) -> None:
-        server.answer = fails_at_images(error(status, "queue full"))
-        with pytest.raises(Unreachable, match=rf"^describe\.url = .* answers {status}: queue full\.$"):
-            captioner(server).describe(subject())
-        assert len(server.requests) == 2
+    @pytest.mark.parametrize("status", [408, 409, 429, 503])
+    def test_a_server_that_stays_busy_ends_it_after_the_patience(self, server: Server, status: int) -> None:
+        server.says(error(status, "queue full"))
+        started = time.monotonic()
+        with pytest.raises(GsecError, match=rf"^describe\.url = .* answers {status}: queue full, for describe\.patience = 0\.3 s\. What was answered is kept"):
+            describe(captioner(server), subject())
+        assert 0.3 < time.monotonic() - started < 3
+        assert 3 < len(server.asked) < 40, "after waits that grow"
 
-    def test_the_library_retries_five_times(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.undo()
-        assert captioner(server)._chat._client.max_retries == 5  # type: ignore[attr-defined]
+    def test_a_busy_server_that_names_a_time_is_left_alone_until_then(self, server: Server) -> None:
+        server.says(Response(503, b"", {"Retry-After": "1"}), GOOD)
+        started = time.monotonic()
+        assert describe(captioner(server, patience=10), subject()).status == DESCRIBED
+        assert time.monotonic() - started > 1
 
     @pytest.mark.parametrize("response", [error(500, "boom"), Response(200, b"<html>", {"Content-Type": "text/html"}), as_json({"choices": []})])
-    def test_a_fault_at_one_image_of_a_healthy_server_is_a_failure(self, server: Server, response: Response) -> None:
-        server.answer = fails_at_images(response)
-        answer = captioner(server).describe(subject())
+    def test_a_fault_at_one_image_of_a_healthy_server_is_a_failure_the_third_time(self, server: Server, response: Response) -> None:
+        server.says(response)
+        answer = describe(captioner(server), subject())
         assert answer.status == FAILED
-        assert "the server fails at this image, though not at others: " in (answer.reason or "")
+        assert "the server fails at this, though not at others: " in (answer.reason or "")
+        plain_or_not = [request.is_plain for request in server.requests]
+        assert plain_or_not == [True, False, True, False, True, False, True]
 
     @pytest.mark.parametrize(
         "response",
@@ -244,45 +277,145 @@ class TestErrors:
             as_json({"choices": [{"message": "text"}]}),
         ],
     )
-    def test_a_fault_at_every_image_is_unreachable(self, server: Server, response: Response) -> None:
-        server.says(response)
-        with pytest.raises(Unreachable, match=r"^describe\.url = .*: the server fails at any image \(.+\)\.$"):
-            captioner(server).describe(subject())
+    def test_a_fault_at_every_image_ends_it_after_the_patience(self, server: Server, response: Response) -> None:
+        server.answer = lambda request: response
+        with pytest.raises(
+            GsecError, match=r"^describe\.url = .*: no server answers, for describe\.patience = 0\.3 s \(it fails at any request \(.+\)\)\."
+        ) as raised:
+            describe(captioner(server), subject())
+        assert raised.value.exit_code == 1
 
     def test_a_fault_that_is_over_when_the_server_is_looked_at_is_forgotten(self, server: Server) -> None:
-        server.says(error(500), error(500), GOOD, GOOD)
-        assert captioner(server).describe(subject()).status == DESCRIBED
+        server.says(error(500), error(500), GOOD)
+        assert describe(captioner(server), subject()).status == DESCRIBED
 
-    def test_a_server_that_is_gone_is_unreachable(self) -> None:
+    def test_a_server_that_stays_gone_ends_it_after_the_patience(self) -> None:
         with Server() as server:
             lost = captioner(server)
-        with pytest.raises(Unreachable, match=r"^describe\.url = .*: the server does not answer \(.*refused\)\.$"):
-            lost.describe(subject())
+        with pytest.raises(GsecError, match=r"^describe\.url = .*: no server answers, .* \(the server does not answer \(.+\)\)\."):
+            describe(lost, subject())
+
+    def test_a_server_that_comes_late_is_waited_for(self) -> None:
+        with Server() as first:
+            late = captioner(first, patience=30)
+        asked = [background.start(late.describe(subject(uri=str(number)))) for number in range(5)]
+        assert not wait(asked, timeout=0.3).done
+        with Server(first.port) as server:
+            assert [future.result(10).status for future in asked] == [DESCRIBED] * 5
+            assert len(server.asked) == 5
+
+    def test_a_server_that_ends_and_still_calls_itself_healthy_is_not_believed(self, server: Server) -> None:
+        """vLLM, told to end, answers 200 about its health and 500 to every request."""
+        ended = threading.Event()
+        server.answer = lambda request: reply() if ended.is_set() else error(500, "EngineCore died")
+        future = background.start(captioner(server, patience=30).describe(subject()))
+        assert not wait([future], timeout=0.3).done
+        ended.set()
+        assert future.result(10).status == DESCRIBED
+
+    def test_one_that_comes_back_with_another_model_is_refused(self, server: Server) -> None:
+        asking = captioner(server, patience=30)
+        describe(asking, subject())
+        server.healthy, server.answer = False, lambda request: error(404, "no such model") if server.healthy else error(503)
+        future = background.start(asking.describe(subject()))
+        assert not wait([future], timeout=0.3).done
+        server.healthy = True
+        with pytest.raises(Refused, match="has no model tiny"):
+            future.result(10)
 
     def test_a_connection_that_breaks_is_tried_again(self, server: Server) -> None:
-        server.says(Response(200, b"{", {"Content-Type": "application/json", "Content-Length": "1000", "Connection": "close"}), GOOD)
-        assert captioner(server).describe(subject()).status == DESCRIBED
+        server.says(Response(200, b"{", {"Content-Type": "application/json", "Content-Length": "1000", "Connection": "close"}), GONE, GOOD)
+        assert describe(captioner(server), subject()).status == DESCRIBED
 
-    def test_a_server_that_hangs_is_unreachable_after_the_timeout(self, server: Server) -> None:
+    def test_an_image_that_the_server_is_lost_at_each_time_is_asked_about_alone_and_then_to_blame(self, server: Server) -> None:
+        """Nothing that was under way with it is blamed, and nothing is under way with it when it is."""
+        at_once: list[int] = []
+
+        def answer(request: Request) -> Response:
+            if request.is_plain:
+                return reply()
+            if request.picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255):
+                at_once.append(server.at_once)
+                return GONE
+            time.sleep(0.01)
+            return reply()
+
+        server.answer = answer
+        pictures = [subject(png("white"), uri="fatal"), *(subject(uri=str(number)) for number in range(40))]
+        fatal, *others = describe_all(captioner(server, concurrency=8, patience=30), pictures)
+        assert (fatal.status, {answer.status for answer in others}) == (FAILED, {DESCRIBED})
+        assert "the server was lost 3 times while this was asked, at last when nothing else was" in (fatal.reason or "")
+        assert (len(at_once), at_once[-1]) == (3, 1)
+
+    def test_an_image_at_which_the_server_hangs_is_a_failure_the_third_time(self, server: Server) -> None:
         awake = threading.Event()
-        server.answer = lambda request: reply() if awake.wait(10) else error(500)
-        started = time.monotonic()
-        with pytest.raises(Unreachable, match=r"does not answer \(.*timed out"):
-            captioner(server, timeout=0.2).describe(subject())
+        server.answer = lambda request: reply() if request.is_plain or awake.wait(10) else error(500)
+        answer = describe(captioner(server, timeout=0.2), subject())
         awake.set()
-        assert time.monotonic() - started < 5
+        assert answer.status == FAILED
+        assert answer.reason == "the server fails at this, though not at others: the server does not answer: timed out"
 
     @pytest.mark.parametrize("status", [301, 302, 307, 308])
     def test_a_redirect_is_refused_and_the_other_host_asked_nothing(self, server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         with Server() as other:
             moved = Response(status, b"", {"Location": f"{other.url}/chat/completions"})
-            server.models = lambda request: moved
-            server.says(moved)
-            for ask in (lambda: captioner(server).describe(subject()), captioner(server).check):
+            server.models = server.answer = lambda request: moved
+            for ask in (lambda: describe(captioner(server), subject()), captioner(server).check):
                 with pytest.raises(Refused, match=rf"^describe\.url = .*sends on to another address \({status}\)"):
                     ask()
             assert other.requests == []
+
+
+class TestReplicas:
+    @pytest.fixture
+    def other(self) -> Iterator[Server]:
+        with Server() as running:
+            yield running
+
+    def test_they_share_the_work(self, server: Server, other: Server) -> None:
+        for replica in (server, other):
+            replica.answer = lambda request: time.sleep(0.01) or reply()
+        asking = captioner(server, other, concurrency=2)
+        assert asking.concurrency == 8
+        assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(40)])} == {DESCRIBED}
+        assert len(server.asked) + len(other.asked) == 40
+        assert min(len(server.asked), len(other.asked)) > 10
+
+    def test_one_that_is_not_there_is_done_without(self, server: Server) -> None:
+        with Server() as dead:
+            asking = captioner(dead, server, concurrency=2)
+        asking.check()
+        assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(20)])} == {DESCRIBED}
+        assert len(server.asked) == 20
+
+    def test_none_that_is_there_is_refused_with_the_reason_of_each(self) -> None:
+        with Server() as one, Server() as two:
+            asking = captioner(one, two)
+        with pytest.raises(Refused, match=rf"{one.port}.*does not answer.*{two.port}.*does not answer.*Start the server"):
+            asking.check()
+
+    def test_one_that_dies_is_done_without_and_used_again_when_it_is_back(self, server: Server) -> None:
+        dying = Server()
+        asking = captioner(server, dying, concurrency=2, patience=30)
+        server.answer = lambda request: time.sleep(0.02) or reply()
+        with dying:
+            dying.says(reply(), reply(), reply(), GONE)
+            futures = [background.start(asking.describe(subject(uri=str(number)))) for number in range(200)]
+            while len(dying.asked) < 4:
+                time.sleep(0.01)
+        with Server(dying.port) as back:
+            assert {future.result(30).status for future in futures} == {DESCRIBED}
+            assert back.asked
+        answered = len(server.asked) + 3 + len(back.asked)
+        assert answered == 200, "what was under way when it died was asked again, and nothing else"
+
+    def test_one_that_is_set_wrong_stops_at_once(self, server: Server, other: Server) -> None:
+        other.answer = lambda request: error(401)
+        with pytest.raises(Refused, match=rf"{other.port}.*does not take"):
+            captioner(server, other).check()
+        with pytest.raises(Refused, match=rf"{other.port}.*does not take"):
+            describe_all(captioner(server, other, concurrency=1), [subject(uri=str(number)) for number in range(4)])
 
 
 class TestCheck:
@@ -321,15 +454,15 @@ class TestCheck:
             captioner(server).check()
 
     def test_a_model_that_takes_no_image_is_refused_before_any_image_fails(self, server: Server) -> None:
-        server.says(error(400, "At most 0 image(s) may be provided"))
+        server.answer = lambda request: error(400, "At most 0 image(s) may be provided")
         with pytest.raises(
-            Refused, match=r'^describe\.captioner = "openai:tiny": the server declines any image \(400: At most 0 .*Name a model that reads images'
+            Refused, match=r'^describe\.captioner = "openai:tiny": http.* declines any request \(400: At most 0 .*Name a model that reads images'
         ):
             captioner(server).check()
 
     def test_a_server_that_fails_at_any_image_is_refused(self, server: Server) -> None:
-        server.says(error(500, "EngineCore died"))
-        with pytest.raises(Refused, match=r"^describe\.url = .*fails at any image \(500: EngineCore died\)\. Start the server"):
+        server.answer = lambda request: error(500, "EngineCore died")
+        with pytest.raises(Refused, match=r"^describe\.url = .*: 500: EngineCore died\. Start the server"):
             captioner(server).check()
 
     @pytest.mark.parametrize(
@@ -361,15 +494,15 @@ class TestKey:
         monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {OTHER_SECRET}\nX-Key: {OTHER_SECRET}")
         asking = captioner(server)
         asking.check()
-        asking.describe(subject())
+        describe(asking, subject())
         assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {SECRET}"}
         assert OTHER_SECRET not in str(server.requests)
 
     def test_without_one_nothing_of_another_service_is_sent(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GSEC_CAPTIONER_KEY", raising=False)
         monkeypatch.setenv("OPENAI_API_KEY", OTHER_SECRET)
-        captioner(server).describe(subject())
-        assert server.requests[0].headers["authorization"] == "Bearer none"
+        describe(captioner(server), subject())
+        assert server.asked[0].headers["authorization"] == "Bearer none"
 
     @pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET}é"])
     def test_one_that_cannot_be_sent_is_refused_and_not_shown(self, server: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
@@ -382,19 +515,19 @@ class TestKey:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         caplog.set_level(logging.DEBUG)
         asking = captioner(server)
-        said = [repr(asking), repr(vars(asking)), repr(vars(vars(asking)["_chat"])["_client"])]
+        said = [repr(asking), repr(vars(asking)), repr(vars(vars(asking)["_chat"])), *(repr(server._client) for server in vars(asking)["_chat"].servers)]
 
         def echo(status: int) -> Any:
             return lambda request: error(status, f"{'x' * 180} {request.headers['authorization']}")
 
         for status in (400, 401, 404, 429, 500, 502):
             server.answer = server.models = echo(status)
-            for ask in (lambda: asking.describe(subject()), asking.check):
+            for ask in (lambda: describe(asking, subject()), asking.check):
                 try:
                     said.append(str(ask()))
-                except (Refused, Unreachable):
+                except GsecError:
                     said.append(traceback.format_exc())
-        assert len(said) == 15
+        assert len(said) == 16
         assert "***" in str(said)
         for text in (*said, caplog.text):
             assert SECRET[:8] not in text

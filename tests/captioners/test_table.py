@@ -11,7 +11,7 @@ from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
-from .examples import GOOD, STAMPS, png, subject
+from .examples import GOOD, STAMPS, describe, png, subject
 
 
 def table(path: Path, column: str | None = None, **columns: Any) -> Captioner:
@@ -22,7 +22,7 @@ def table(path: Path, column: str | None = None, **columns: Any) -> Captioner:
 def test_descriptions_by_uri(tmp_path: Path) -> None:
     texts = [GOOD, "A red\nbus.", None, " ", "x" * 600]
     captioner = table(tmp_path / "x.parquet", "words", uri=["good", "free", "null", "blank", "long"], words=texts)
-    answers = {uri: captioner.describe(subject(uri=uri)) for uri in ("good", "free", "null", "blank", "long", "absent")}
+    answers = {uri: describe(captioner, subject(uri=uri)) for uri in ("good", "free", "null", "blank", "long", "absent")}
     assert [answer.status for answer in answers.values()] == [DESCRIBED, FREE, FAILED, FAILED, FAILED, FAILED]
     assert (answers["good"].text, answers["good"].object) == (GOOD, "red bus")
     assert answers["free"] == Answer("A red bus.", None, (), FREE)
@@ -34,7 +34,7 @@ def test_descriptions_by_uri(tmp_path: Path) -> None:
 def test_descriptions_by_the_images_bytes_without_reading_an_image(tmp_path: Path) -> None:
     captioner = table(tmp_path / "x.parquet", image=[png("red"), png("blue")], text=["A red ground.", "A blue ground."])
     [red, blue] = [Subject("elsewhere", subject(png(colour)).content_hash, pytest.fail) for colour in ("red", "blue")]
-    assert (captioner.describe(red).text, captioner.describe(blue).text) == ("A red ground.", "A blue ground.")
+    assert (describe(captioner, red).text, describe(captioner, blue).text) == ("A red ground.", "A blue ground.")
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_the_identity_is_the_files_content_and_the_column(tmp_path: Path) -> Non
 def test_descriptions_that_a_person_wrote() -> None:
     captioner = load_captioner(DescribeConfig(captioner=f"table:{STAMPS}:description"), device="cpu", threads=1)
     for row in pq.read_table(STAMPS).to_pylist()[::20]:
-        assert captioner.describe(subject(row["image"]["bytes"])) == Answer(" ".join(row["description"].split()), None, (), FREE)
+        assert describe(captioner, subject(row["image"]["bytes"])) == Answer(" ".join(row["description"].split()), None, (), FREE)

@@ -15,7 +15,7 @@ from gsec_core.encoders.lite import class_names
 from gsec_core.errors import Refused
 from gsec_core.tables import DESCRIBED, FAILED
 
-from .examples import encoded, png, subject
+from .examples import describe, encoded, png, subject
 
 
 @pytest.fixture(scope="session")
@@ -25,23 +25,23 @@ def tagger() -> Captioner:
 
 @pytest.mark.parametrize(("photo", "object"), [("chelsea", "tiger cat"), ("coffee", "espresso"), ("rocket", "missile")])
 def test_a_photo_is_described_in_the_template(tagger: Captioner, photo: str, object: str) -> None:
-    answer = tagger.describe(subject(encoded(getattr(data, photo)())))
+    answer = describe(tagger, subject(encoded(getattr(data, photo)())))
     assert (answer.object, len(answer.attributes), answer.status) == (object, 3, DESCRIBED)
     assert parse(answer.text or "") == answer
 
 
 def test_the_same_image_gives_the_same_answer(tagger: Captioner) -> None:
     image = subject(encoded(data.coffee()))
-    assert tagger.describe(image) == tagger.describe(image)
+    assert describe(tagger, image) == describe(tagger, image)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_any_size_is_described(tagger: Captioner, size: tuple[int, int]) -> None:
-    assert tagger.describe(subject(png(size=size))).object in class_names()
+    assert describe(tagger, subject(png(size=size))).object in class_names()
 
 
 def test_what_is_no_image_has_no_answer(tagger: Captioner) -> None:
-    answer = tagger.describe(subject(b"no image"))
+    answer = describe(tagger, subject(b"no image"))
     assert (answer.text, answer.status) == (None, FAILED)
     assert "not an image" in (answer.reason or "")
 
@@ -78,11 +78,11 @@ import socket, torch
 def refuse(*_): raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refuse
 from pathlib import Path
-from gsec_core.captioners import Subject, load_captioner
+from gsec_core.captioners import Subject, background, load_captioner
 from gsec_core.config import DescribeConfig
 tagger = load_captioner(DescribeConfig(), device="auto", threads=1)
 tagger.check()
-tagger.describe(Subject("a.png", bytes(16), Path({str(tmp_path / "a.png")!r}).read_bytes))
+background.start(tagger.describe(Subject("a.png", bytes(16), Path({str(tmp_path / "a.png")!r}).read_bytes))).result()
 assert torch.get_num_threads() == 1
 assert not {{"sentence_transformers", "openai"}} & set(__import__("sys").modules)
 """

@@ -14,7 +14,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
-from gsec_core.captioners import chat
+from gsec_core.captioners import servers
 
 from ..captioners.server import Server, error
 from ..command import GSEC, environment
@@ -35,8 +35,7 @@ class Said(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "RETRIES", 0)
-    monkeypatch.delenv(chat.KEY, raising=False)
+    monkeypatch.delenv(servers.KEY, raising=False)
 
 
 def doctor(*arguments: str | Path, capsys: pytest.CaptureFixture[str], prefect: str = NOBODY) -> Said:
@@ -58,7 +57,7 @@ def test_where_all_is_well_every_check_says_what_it_found(server: str, tmp_path:
         "store": rf"{tmp_path}/store can be written, 0 corpora, 0 runs, \d+\.\d GiB free",
         "scratch": r"can be written, \d+\.\d GiB free",
         "encoder": "lite has 1280 dimensions, 384 shared with text",
-        "captioner": "tagger can be asked, 1 at once",
+        "captioner": "tagger can be asked, 1 images at once",
         "namer": "terms can be asked",
         "Prefect": rf"a flow ran on {server}, Prefect 3\.8\.\d+",
     }
@@ -88,7 +87,7 @@ def test_every_check_that_fails_says_what_to_do_and_stops_no_other(tmp_path: Pat
 
 
 def test_a_wrong_key_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setenv(chat.KEY, SECRET)
+    monkeypatch.setenv(servers.KEY, SECRET)
     with Server() as captioner:
         captioner.models = lambda request: error(401, f"{SECRET} is no key")
         said = doctor("--store", tmp_path, "--encoder", "foo", "--captioner", "openai:tiny", "--set", f"describe.url={captioner.url}", capsys=capsys)
@@ -101,7 +100,7 @@ def test_a_captioner_is_asked_about_a_plain_picture(capsys: pytest.CaptureFixtur
         arguments = ["--store", tmp_path, "--encoder", "foo", "--set", f"describe.url={captioner.url}"]
         said = doctor(*arguments, "--captioner", "openai:tiny", capsys=capsys)
         form = "by the prompt alone: the server does not hold replies to a pattern"
-        assert said.lines["captioner"] == f"ok    captioner: openai:tiny can be asked, 16 at once; sentences: {form}"
+        assert said.lines["captioner"] == f"ok    captioner: openai:tiny can be asked, 32 images at once; sentences: {form}"
         assert [request.is_plain for request in captioner.requests if request.method == "POST"] == [True]
         said = doctor(*arguments, "--captioner", "openai:large", capsys=capsys)
     assert "has no such model; its models are: tiny" in said.lines["captioner"]

@@ -1,15 +1,17 @@
 """Descriptions: each is paid once, whatever ends a run early, and what cannot be had is said."""
 
+import asyncio
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gsec_core import pipeline
-from gsec_core.captioners.base import Answer, Subject
+from gsec_core.captioners.base import Answer, Cost, Subject
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
 from gsec_core.images import content_hash
@@ -43,7 +45,10 @@ class Fake:
     def check(self) -> None:
         raise Refused("describe.url: nobody is there.")
 
-    def describe(self, subject: Subject) -> Answer:
+    async def describe(self, subject: Subject) -> Answer:
+        return await asyncio.to_thread(self._describe, subject)
+
+    def _describe(self, subject: Subject) -> Answer:
         with self._counting:
             self.asked.append(subject.uri)
             number = len(self.asked)
@@ -62,6 +67,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     def installed(captioner: Fake) -> Fake:
         monkeypatch.setattr(describe, "loaded_captioner", lambda config: captioner)
         monkeypatch.setattr(describe, "captioner_identity", lambda config: {"name": "fake"})
+        monkeypatch.setattr(describe, "captioner_model", lambda config: "fake")
         return captioner
 
     return installed
@@ -282,7 +288,7 @@ def test_an_answer_that_another_run_wrote_first_is_the_one_that_counts(place: Pa
 
     def other_run(number: int, subject: Subject) -> None:
         first = {"content_hash": subject.content_hash, "written_at": "2020-01-01T00:00:00.000+00:00", "text": "first", "attributes": [], "status": FREE}
-        CaptionsLog(context.corpus.captions, "fake", describe._request(context)).append([first])
+        describe.captions_log(context).append([first])
 
     captioner.first = other_run
     run_stage(context, describe.STAGE)
@@ -308,9 +314,7 @@ def unfinished(config: PipelineConfig, error: type[BaseException]) -> Context:
     return context
 
 
-@pytest.mark.parametrize(
-    "error", [Unreachable("lost"), Refused("the key is wrong"), RuntimeError("a fault"), KeyboardInterrupt()], ids=lambda e: type(e).__name__
-)
+@pytest.mark.parametrize("error", [Unreachable("lost"), Refused("the key is wrong"), RuntimeError("a fault")], ids=lambda e: type(e).__name__)
 def test_whatever_ends_it_early_the_answers_that_there_are_stay(place: Path, install: Install, error: BaseException) -> None:
     install(Fake(first=fail_at(6, error)))
     context = unfinished(config_of(place), type(error))
@@ -345,7 +349,7 @@ def test_a_lost_server_is_not_asked_on(place: Path, install: Install, given_up: 
     assert len(captioner.asked) <= 4, "a thread may take up one more before it is told"
 
 
-@pytest.mark.parametrize("error", [Unreachable("lost"), Refused("the key is wrong"), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("error", [Unreachable("lost"), Refused("the key is wrong")], ids=lambda e: type(e).__name__)
 def test_requests_under_way_are_waited_for_and_kept(place: Path, install: Install, given_up: threading.Event, error: BaseException) -> None:
     together = threading.Barrier(4)
 
@@ -395,6 +399,7 @@ def test_killed_between_commits_only_what_was_not_committed_is_asked_again(place
     monkeypatch.undo()
     monkeypatch.setattr(describe, "loaded_captioner", lambda config: captioner)
     monkeypatch.setattr(describe, "captioner_identity", lambda config: {"name": "fake"})
+    monkeypatch.setattr(describe, "captioner_model", lambda config: "fake")
     captioner.asked.clear()
     made = run_stage(context, describe.STAGE)
     assert commits == [3, 3]
@@ -479,12 +484,77 @@ def test_an_unmounted_source_makes_no_image_missing(place: Path, captioner: Fake
 def test_too_few_descriptions_stop_the_run_and_are_kept(place: Path, captioner: Fake) -> None:
     refused = Answer(None, None, (), FAILED, "the model refuses")
     captioner.answer = lambda subject: Answer("text", None, (), FREE) if subject.uri < "004.jpg" else refused
-    message = rf"4 of {IMAGES} representatives.*8 failed.*most often: the model refuses.*describe.min_coverage = 0.5.*--redo describe"
+    message = (
+        rf"of 4 of {IMAGES} micro-clusters.*describe.min_coverage = 0.5 must; of {IMAGES} representatives 8 failed"
+        r".*most often: the model refuses.*--retry-failed"
+    )
     with pytest.raises(GsecError, match=message) as raised:
-        run(config_of(place))
+        run(config_of(place, count=IMAGES))
     assert raised.value.exit_code == 1
-    _, made = run(config_of(place, min_coverage=0.3))
+    _, made = run(config_of(place, count=IMAGES, min_coverage=0.3))
     assert (made["asked"], made["known"], made["failed"]) == (0, IMAGES, 8)
+
+
+def test_a_micro_cluster_is_covered_by_one_description(place: Path, captioner: Fake) -> None:
+    config = config_of(place, min_coverage=1)
+    context = run_stages(config, *BEFORE)
+    by_prototype = {row["prototype"]: row["uri"] for row in context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()}
+    assert len(by_prototype) < IMAGES, "or this would show nothing"
+    refused = Answer(None, None, (), FAILED, "the model refuses")
+    captioner.answer = lambda subject: Answer("text", None, (), FREE) if subject.uri in by_prototype.values() else refused
+    assert run_stage(context, describe.STAGE)["free"] == len(by_prototype)
+
+
+def test_what_failed_is_asked_again_when_told_so_and_nothing_else(place: Path, captioner: Fake) -> None:
+    captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri < "004.jpg" else Answer("text", None, (), FREE)
+    before, made = run(config_of(place))
+    assert made["failed"] == 4
+    captioner.asked.clear()
+    captioner.answer = lambda subject: Answer(None, None, (), FAILED, "still") if subject.uri == "000.jpg" else Answer("better", None, (), FREE)
+    after, made = run(config_of(place), redo=(describe.RETRY,))
+    assert sorted(captioner.asked) == ["000.jpg", "001.jpg", "002.jpg", "003.jpg"]
+    assert (made["asked"], made["known"], made["failed"]) == (4, IMAGES - 4, 1)
+    assert Counter(row["text"] for row in rows(after)) == {"text": IMAGES - 4, "better": 3, None: 1}
+    assert Counter(row["text"] for row in rows(before)) == {"text": IMAGES - 4, None: 4}, "the run before keeps its own"
+    captioner.asked.clear()
+    assert run(config_of(place))[0].run.id == after.run.id, "from now on that is the run"
+    captioner.answer = lambda subject: Answer("at last", None, (), FREE)
+    again, made = run(config_of(place), redo=(describe.RETRY,))
+    assert (captioner.asked, made["failed"]) == (["000.jpg"], 0)
+    assert run(config_of(place), redo=(describe.RETRY,))[0].run.id == again.run.id, "nothing failed, so there is nothing to ask again"
+
+
+def test_what_is_left_to_ask_is_told_before_it_is_asked(place: Path, captioner: Fake) -> None:
+    context = run_stages(config_of(place, captioner="openai:fake"), *BEFORE)
+    first = describe.plan(context)
+    assert (first["calls"], first["completion_tokens"]) == (IMAGES, IMAGES * 96)
+    assert "rule of thumb" in first["basis"]
+    captioner.answer = lambda subject: Answer("text", None, (), FREE, cost=Cost(1, 300, 20, 0.5))
+    captioner.first = fail_at(4)
+    with pytest.raises(Unreachable):
+        run_stage(context, describe.STAGE)
+    left = IMAGES - in_log(context)
+    assert describe.plan(context) == {
+        "calls": left,
+        "prompt_tokens": left * 300,
+        "completion_tokens": left * 20,
+        "basis": f"what {IMAGES - left} descriptions took so far",
+    }
+    captioner.first = lambda number, subject: None
+    made = run_stage(context, describe.STAGE)
+    assert {key: made[key] for key in ("requests", "prompt_tokens", "completion_tokens", "reply_seconds")} == {
+        "requests": left,
+        "prompt_tokens": left * 300,
+        "completion_tokens": left * 20,
+        "reply_seconds": left / 2,
+    }
+    assert describe.told(context)["prompt_tokens"] == IMAGES * 300
+    assert describe.plan(context)["calls"] == 0
+
+
+def test_nothing_is_known_to_be_left_before_the_images_are_chosen(place: Path, captioner: Fake) -> None:
+    with pytest.raises(Refused, match="Run stage prototypes first"):
+        describe.plan(run_stages(config_of(place), encode.STAGE))
 
 
 def test_no_description_at_all_is_never_enough(place: Path, captioner: Fake) -> None:

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from gsec_core import pipeline
-from gsec_core.captioners import chat
 from gsec_core.errors import Refused
 from gsec_core.pipeline import STAGES
 from gsec_core.report.collect import collect
@@ -88,8 +87,7 @@ def test_a_language_model_names_and_nothing_above_is_made_anew(place: Path) -> N
     assert {row["description"] for row in names} == {"Things on a ground."}
 
 
-def test_a_run_that_wants_names_of_a_server_that_is_away_is_refused_before_it_encodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "RETRIES", 0)
+def test_a_run_that_wants_names_of_a_server_that_is_away_is_refused_before_it_encodes(tmp_path: Path) -> None:
     config = settings(
         write_pictures(tmp_path / "in", range(9)), tmp_path / "store", publish={"namer": "openai:tiny"}, describe={"url": "http://127.0.0.1:9/v1"}
     )

@@ -31,6 +31,10 @@ def answer(image: int, text: str = "a bird", at: int = 0) -> Row:
         "attributes": ("small", "blue"),
         "status": DESCRIBED,
         "reason": None,
+        "requests": 1,
+        "prompt_tokens": 300,
+        "completion_tokens": 20,
+        "seconds": 0.5,
     }
 
 
