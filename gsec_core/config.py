@@ -78,7 +78,7 @@ class DescribeConfig(_Settings):
         "http://localhost:8000/v1",
         description="openai: the server, or several with commas between them, which share the work. Their key, if they want one, is GSEC_CAPTIONER_KEY.",
     )
-    concurrency: Annotated[int, RUNTIME] = Field(16, ge=1, le=1024, description="openai: requests under way at once, at each server.")
+    concurrency: Annotated[int, RUNTIME] = Field(64, ge=1, le=1024, description="openai: requests under way at once, at each server.")
     timeout: Annotated[float, RUNTIME] = Field(120, gt=0, le=3600, description="openai: seconds until a request counts as lost.")
     patience: Annotated[float, RUNTIME] = Field(
         300, ge=0, le=86_400, description="openai: seconds to wait for a server that was lost or is busy, before the stage ends."

@@ -145,12 +145,13 @@ def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deleti
     names = captions.names()
     for name in sorted(names):
         try:
-            parts = captions.facts(name).get(PARTS, ())
-            if parts and _is_older(store, captions.path(name), oldest):
-                captions.read(name)  # only what can be read makes its parts needless
+            parts = names & set(captions.facts(name).get(PARTS, ()))
+            if not parts or not _is_older(store, captions.path(name), oldest):
+                continue
+            captions.read(name)  # only what can be read makes its parts needless
         except BadShard:
             continue
-        for part in sorted(names & set(parts)):
+        for part in sorted(parts):
             yield _file(store, captions.path(part), f"its descriptions are in {name}")
 
 

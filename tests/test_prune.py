@@ -211,3 +211,39 @@ def test_a_damaged_part_of_the_captions_log_is_left_as_it_is(tmp_path: Path, sou
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
     assert Path(captions.location(name)).read_bytes() == b"damaged"
+
+
+def test_many_small_parts_of_the_captions_log_become_one_and_go_a_day_later(tmp_path: Path, source: Path) -> None:
+    context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
+    log = CaptionsLog(context.corpus.captions, "a model", "a request")
+    for path in sorted(source.iterdir()):
+        log.append([{"content_hash": content_hash(path.read_bytes()), "written_at": "2026", "text": path.name, "attributes": [], "status": FREE}])
+    parts, before = log.shards.names(), described(log)
+    assert len(parts) == 20
+    assert carry_out(tmp_path, 1) == [], "not while they are young"
+    grow_old(tmp_path)
+    assert carry_out(tmp_path, 1) == [log.shards.directory]
+    assert (len(log.shards.names()), described(log)) == (21, before)
+    assert carry_out(tmp_path, 1) == [], "whoever listed the parts may still read them"
+    grow_old(tmp_path)
+    assert carry_out(tmp_path, 1) == sorted(log.shards.path(part) for part in parts)
+    assert (len(log.shards.names()), described(log)) == (1, before)
+    grow_old(tmp_path)
+    assert carry_out(tmp_path, 1) == []
+
+
+def test_the_parts_of_a_merged_log_that_is_damaged_stay(tmp_path: Path, source: Path) -> None:
+    context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
+    log = CaptionsLog(context.corpus.captions, "a model", "a request")
+    for path in sorted(source.iterdir()):
+        log.append([{"content_hash": content_hash(path.read_bytes()), "written_at": "2026", "text": path.name, "attributes": [], "status": FREE}])
+    parts = log.shards.names()
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    [merged] = log.shards.names() - parts
+    data = bytearray(Path(log.shards.location(merged)).read_bytes())
+    data[30] ^= 1
+    Path(log.shards.location(merged)).write_bytes(data)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert parts <= log.shards.names()

@@ -1,11 +1,15 @@
 """The client against a server on a real socket that behaves and misbehaves."""
 
+import io
 import logging
+import struct
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import wait
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +93,43 @@ def test_an_image_is_sent_as_a_viewer_shows_it(server: Server) -> None:
     describe(captioner(server), subject(encoded(Image.new("RGBA", (30, 20), (255, 0, 0, 0)), exif=exif)))
     assert server.asked[0].picture.size == (20, 30)
     assert server.asked[0].picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_files_that_cannot_be_decoded_are_rows_with_reasons_among_the_others(server: Server) -> None:
+    """As many as that, in one pass; an animation counts by its first frame."""
+    header = io.BytesIO()
+    Image.new("1", (1, 1)).save(header, "PNG")
+    huge = bytearray(header.getvalue())
+    huge[16:24] = struct.pack(">II", 20_000, 20_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    bad = {"corrupt.png": png()[:60], "huge.png": bytes(huge), "text.png": b"not an image", "empty.png": b""}
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    animated = io.BytesIO()
+    frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
+    good = {"animated.gif": animated.getvalue(), "stripe.png": png(size=(2000, 5))} | {f"{number}.png": png((number, 9, 9)) for number in range(58)}
+    subjects = [subject(data, uri) for uri, data in sorted((bad | good).items())]
+    answers = dict(zip(sorted(bad | good), describe_all(captioner(server), subjects), strict=True))
+    assert {answer.status for uri, answer in answers.items() if uri in good} == {DESCRIBED}
+    assert {uri: answer.reason for uri, answer in answers.items() if answer.status == FAILED} == {
+        "corrupt.png": "truncated or damaged, or a variant that cannot be decoded",
+        "huge.png": "larger than 178 megapixels",
+        "text.png": "not an image in a known format, or one with a damaged header",
+        "empty.png": "empty file",
+    }
+    assert len(server.asked) == 60
+    reds = [request.picture.convert("RGB").getpixel((5, 5)) for request in server.asked if request.picture.size == (20, 20)]
+    assert [red > 200 > 50 > blue for red, _, blue in reds] == [True]  # type: ignore[misc]
+
+
+def test_an_operators_own_template_is_asked_and_is_an_identity_of_its_own(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("prompt = 'Which bus?'\npattern = 'This image contains (?P<object>.*?) characterised by (?P<attributes>.*)\\.'\n")
+    answer = describe(captioner(server, template=str(file)), subject())
+    assert (answer.object, answer.attributes[0]) == ("a red bus", "two decks")
+    assert server.asked[0].body["messages"][0]["content"][0]["text"] == "Which bus?"
+    identities = [captioner_identity(DescribeConfig(captioner="openai:tiny", template=template)) for template in (None, str(file))]
+    assert identities[0] != identities[1]
+    assert str(file) not in str(identities[1]), "what it says counts, not where it is"
 
 
 def test_what_is_no_image_is_not_asked_about(server: Server) -> None:

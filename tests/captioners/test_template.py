@@ -1,12 +1,16 @@
+import json
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gsec_core.captioners import Answer
-from gsec_core.captioners.template import SENTENCE_PATTERN, TOO_LONG, excerpt, failed, parse, prompt, sentence
+from gsec_core.captioners.template import SENTENCE_PATTERN, TOO_LONG, Template, excerpt, failed, load, parse, prompt, sentence
+from gsec_core.config import DescribeConfig
 from gsec_core.encoders.lite import class_names
+from gsec_core.errors import Refused
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
 CAT = ("cat", ("grey fur", "green eyes", "a long tail"))
@@ -143,3 +147,68 @@ def test_articles(noun: str) -> None:
 def test_reasons_and_excerpts_are_one_line() -> None:
     assert failed("a\nb\0c").reason == "a b c"
     assert len(excerpt("x\n" * 1000)) == 200
+
+
+# An operator's own
+
+DISH = r"A dish of (?P<object>[a-z ]{2,40}) with (?P<attributes>[a-z ,]{2,80})\."
+
+
+def own(folder: Path, prompt: str = "Which dish is it?", pattern: str = DISH, more: str = "") -> DescribeConfig:
+    file = folder / "dishes.toml"
+    file.write_text(f"prompt = {json.dumps(prompt)}\npattern = {json.dumps(pattern)}\n{more}")
+    return DescribeConfig(captioner="openai:tiny", template=str(file))
+
+
+def test_an_operators_own_prompt_is_asked_and_the_reply_taken_apart_by_the_names_in_the_pattern(tmp_path: Path) -> None:
+    template = load(own(tmp_path))
+    assert (template.prompt, template.server_pattern) == ("Which dish is it?", r"A dish of ([a-z ]{2,40}) with ([a-z ,]{2,80})\.")
+    answer = template.read("A dish of fried rice\nwith peas, egg and spring onions.")
+    assert (answer.object, answer.attributes, answer.status) == ("fried rice", ("peas", "egg", "spring onions"), DESCRIBED)
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        ("This image contains a cat characterised by grey fur, green eyes and a long tail.", FREE),
+        ("Well: A dish of fried rice with peas.", FREE),
+        ("", FAILED),
+        ("I'm sorry, I can't.", FAILED),
+        ("x" * TOO_LONG, FAILED),
+    ],
+)
+def test_a_reply_outside_it_counts_as_one_outside_the_template(tmp_path: Path, reply: str, status: str) -> None:
+    assert load(own(tmp_path)).read(reply).status == status
+
+
+@given(st.text())
+def test_no_reply_raises(reply: str) -> None:
+    assert Template("Which dish is it?", DISH).read(reply).status in (DESCRIBED, FREE, FAILED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"prompt": ""}, "holds two texts, `prompt` and `pattern`"),
+        ({"more": "other = 1"}, "holds two texts, `prompt` and `pattern`"),
+        ({"more": "torn"}, "no TOML file can be read there"),
+        ({"prompt": "x" * 4001}, "its prompt has 4,001 characters; at most 4,000"),
+        ({"pattern": f"(?P<object>x){'y' * 2000}"}, "its pattern has 2,013 characters; at most 2,000"),
+        ({"pattern": "(?P<object>x"}, "its pattern is no regular expression"),
+        ({"pattern": "x"}, "its pattern must name what it is a description of"),
+        ({"pattern": "(?P<object>x)(?P<colour>y)"}, "no other groups"),
+    ],
+)
+def test_a_file_that_holds_no_template_is_refused(tmp_path: Path, settings: dict[str, str], says: str) -> None:
+    with pytest.raises(Refused, match=rf"^describe\.template = .*dishes\.toml: .*{says}"):
+        load(own(tmp_path, **settings))
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refused, match="no TOML file can be read there"):
+        load(DescribeConfig(captioner="openai:tiny", template="nowhere.toml"))
+
+
+def test_it_is_given_in_place_of_a_criterion(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="Give one of them"):
+        load(own(tmp_path).model_copy(update={"criterion": "the dish"}))

@@ -46,9 +46,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-def wait(condition: Callable[[], bool], seconds: float, log: Path | None = None) -> None:
+def wait(condition: Callable[[], bool], seconds: float, log: Path | None = None, pause: float = 0.5) -> None:
     """Until something is so; an AssertionError with the log if it is not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, log.read_text() if log else f"not within {seconds:.0f} s"
-        time.sleep(0.5)
+        time.sleep(pause)

@@ -100,7 +100,7 @@ def test_a_captioner_is_asked_about_a_plain_picture(capsys: pytest.CaptureFixtur
         arguments = ["--store", tmp_path, "--encoder", "foo", "--set", f"describe.url={captioner.url}"]
         said = doctor(*arguments, "--captioner", "openai:tiny", capsys=capsys)
         form = "by the prompt alone: the server does not hold replies to a pattern"
-        assert said.lines["captioner"] == f"ok    captioner: openai:tiny can be asked, 32 images at once; sentences: {form}"
+        assert said.lines["captioner"] == f"ok    captioner: openai:tiny can be asked, 128 images at once; sentences: {form}"
         assert [request.is_plain for request in captioner.requests if request.method == "POST"] == [True]
         said = doctor(*arguments, "--captioner", "openai:large", capsys=capsys)
     assert "has no such model; its models are: tiny" in said.lines["captioner"]

@@ -8,7 +8,7 @@ import pytest
 from gsec_core.errors import BadShard, GsecError
 from gsec_core.status import verify
 from gsec_core.store import Shards, Store
-from gsec_core.store.captions import CaptionsLog, Row
+from gsec_core.store.captions import PARTS, CaptionsLog, Row, merge, spent
 from gsec_core.tables import DESCRIBED, FAILED
 
 
@@ -130,3 +130,54 @@ def test_verify_names_damage_and_leaves_it_where_it_is(any_store: Store) -> None
     [found] = verify(any_store)
     assert name in found
     assert corpus.captions.names() == {name}
+
+
+# Failures asked again
+
+
+def test_of_a_question_asked_again_what_had_not_failed_counts_and_what_had_is_replaced(shards: Shards) -> None:
+    first, again = CaptionsLog(shards, "m", "r0"), CaptionsLog(shards, "m", "r1", before=("r0",))
+    failed = {**answer(2), "text": None, "status": FAILED}
+    first.append([answer(1, "one"), failed])
+    assert texts(again) == {1: "one"}
+    again.append([answer(2, "two", at=5)])
+    assert texts(again) == {1: "one", 2: "two"}
+    assert first.rows()[failed["content_hash"]]["status"] == FAILED, "the first question keeps its own"
+
+
+def test_what_failed_again_is_final_until_it_is_asked_once_more(shards: Shards) -> None:
+    failed = {**answer(2), "text": None, "status": FAILED}
+    for request, before in (("r0", ()), ("r1", ("r0",))):
+        CaptionsLog(shards, "m", request, before).append([failed])
+    assert list(CaptionsLog(shards, "m", "r1", ("r0",)).rows()) == [failed["content_hash"]]
+    assert CaptionsLog(shards, "m", "r2", ("r0", "r1")).rows() == {}
+
+
+# Merging, and what was paid
+
+
+def test_merged_parts_say_what_they_said_apart(any_store: Store) -> None:
+    log = CaptionsLog(any_store.corpus("birds").captions, "m", "r")
+    for image in range(5):
+        log.append([answer(image, f"bird {image}")])
+    log.append([answer(3, "a later bird", at=9)])
+    before, parts = texts(log), log.shards.names()
+    merge(log.shards, sorted(parts))
+    assert texts(log) == before
+    [merged] = log.shards.names() - parts
+    assert log.shards.facts(merged)[PARTS] == sorted(parts)
+    for part in parts:
+        log.shards.files.remove(log.shards.path(part))
+    assert texts(log) == before
+
+
+def test_an_answer_is_paid_once_however_often_it_is_written(shards: Shards, log: CaptionsLog) -> None:
+    log.append([answer(1), answer(2)])
+    log.append([answer(2, at=7), {**answer(3), "text": None, "status": FAILED}])
+    free = {**answer(4), "requests": None, "prompt_tokens": None, "completion_tokens": None, "seconds": None}
+    CaptionsLog(shards, "tagger", "r").append([free])
+    merge(shards, sorted(shards.names()))
+    assert spent(shards) == [
+        {"model": "a model", "answers": 3, "failed": 1, "requests": 3, "prompt_tokens": 900, "completion_tokens": 60, "seconds_a_reply": 0.5},
+        {"model": "tagger", "answers": 1, "failed": 0, "requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "seconds_a_reply": None},
+    ]

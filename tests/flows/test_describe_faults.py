@@ -1,0 +1,145 @@
+"""The command, and a server of descriptions that is lost, wrong or killed around it: each image is paid once."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.dataset as ds
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from gsec_core.stages import baseline, encode, prototypes
+
+from ..captioners.server import Request, Response, Server, error, reply
+from ..command import GSEC, environment, gsec_here, last_json
+from ..pictures import settings, write_pictures
+from ..stages.steps import run_stages
+from .conftest import wait
+
+IMAGES = 40
+AT_ONCE, COMMIT = 4, 8
+
+
+@pytest.fixture(autouse=True)
+def _prefect(server: str) -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: server}):
+        yield
+
+
+@pytest.fixture
+def mllm() -> Iterator[Server]:
+    """It takes its time."""
+
+    def answer(request: Request) -> Response:
+        time.sleep(0.02)
+        return reply()
+
+    with Server() as running:
+        running.answer = answer
+        yield running
+
+
+class Place(NamedTuple):
+    """A store with one run, in which all images wait to be described."""
+
+    store: Path
+    run: str
+
+    def stage(self, mllm: Server, *more: str) -> list[str]:
+        runtime = {"concurrency": AT_ONCE, "commit_rows": COMMIT, "url": mllm.url, "patience": 1}
+        words = [part for name, value in runtime.items() for part in ("--set", f"describe.{name}={value}")]
+        return ["stage", "describe", "--run", self.run, "--store", str(self.store), "--json", *words, *more]
+
+    @property
+    def statuses(self) -> Counter[str]:
+        """Of the answers in the log."""
+        return Counter(status for log in self.store.glob("*/captions/log") for status in ds.dataset(log).to_table()["status"].to_pylist())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    config = settings(
+        write_pictures(tmp_path / "in", range(IMAGES)),
+        tmp_path / "store",
+        prototypes={"representatives": 0},
+        describe={"captioner": "openai:tiny", "min_coverage": 0},
+        encode={"batch_size": IMAGES},
+        ingest={"shard_rows": IMAGES},
+    )
+    return Place(tmp_path / "store", run_stages(config, encode.STAGE, baseline.STAGE, prototypes.STAGE).run.id)
+
+
+def test_a_killed_client_asks_again_for_what_it_had_not_committed_and_no_more(place: Place, mllm: Server, server: str) -> None:
+    environs = {**environment(place.store.parent), "PREFECT_API_URL": server}
+    with subprocess.Popen([*GSEC, *place.stage(mllm)], env=environs, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        wait(lambda: len(mllm.asked) >= IMAGES // 2 or process.poll() is not None, 120, pause=0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    asked, committed = len(mllm.asked), place.statuses.total()
+    assert IMAGES // 2 <= asked < IMAGES, "or it was killed too late to show anything"
+    assert asked - committed <= AT_ONCE + COMMIT
+    mllm.requests.clear()
+    made = last_json(gsec_here(*place.stage(mllm)))
+    assert (made["known"], made["asked"], made["described"]) == (committed, IMAGES - committed, IMAGES)
+    assert len(mllm.asked) == IMAGES - committed
+
+
+def test_a_server_that_stays_away_ends_it_with_everything_kept_and_a_rerun_goes_on(place: Place, mllm: Server) -> None:
+    alive = threading.Semaphore(IMAGES // 2)
+    mllm.answer = lambda request: reply() if alive.acquire(blocking=False) else error(500, "EngineCore died")
+    said = gsec_here(*place.stage(mllm), check=1).stderr
+    assert "no server answers, for describe.patience = 1 s (it fails at any request (500: EngineCore died)). What was answered is kept" in said
+    answered = place.statuses["described"]
+    assert IMAGES // 2 - 3 <= answered < IMAGES // 2, "two plain pictures at the start, before and after the connection is checked"
+    mllm.requests.clear()
+    mllm.answer = lambda request: reply()
+    gsec_here(*place.stage(mllm))
+    assert len(mllm.asked) == IMAGES - answered
+
+
+@pytest.mark.parametrize(("status", "says"), [(401, "does not take requests without a key"), (404, "mostly ends in /v1")])
+def test_what_is_set_wrong_ends_it_before_a_row_is_written(place: Place, mllm: Server, status: int, says: str) -> None:
+    mllm.models = mllm.answer = lambda request: error(status)
+    assert says in gsec_here(*place.stage(mllm), check=2).stderr
+    assert place.statuses.total() == 0
+
+
+def test_a_key_that_is_withdrawn_meanwhile_ends_it_and_no_image_is_blamed(place: Place, mllm: Server) -> None:
+    mllm.answer = lambda request: error(401) if len(mllm.asked) > IMAGES // 2 else reply()
+    assert "does not take requests without a key" in gsec_here(*place.stage(mllm), check=2).stderr
+    assert set(place.statuses) == {"described"}
+    mllm.answer = lambda request: reply()
+    assert last_json(gsec_here(*place.stage(mllm)))["described"] == IMAGES
+
+
+def test_what_is_left_is_planned_and_exported_and_what_failed_is_asked_again(place: Place, mllm: Server) -> None:
+    assert last_json(gsec_here(*place.stage(mllm, "--plan")))["calls"] == IMAGES
+    batch = place.store.parent / "batch.jsonl"
+    done = gsec_here(*place.stage(mllm, "--export-batch", str(batch)))
+    assert last_json(done)["requests"] == len(batch.read_text().splitlines()) == IMAGES
+    assert "vllm run-batch" in done.stderr
+    assert "none of its 0 lines" in gsec_here(*place.stage(mllm, "--import-batch", "/dev/null"), check=2).stderr
+    assert mllm.requests == []
+    for wrong, says in (
+        (place.stage(mllm, "--plan", "--redo"), "are different things to do"),
+        (["stage", "encode", "--run", place.run, "--plan"], "only describe has this"),
+    ):
+        assert says in gsec_here(*wrong, check=2).stderr
+
+    mllm.answer = lambda request: reply("I cannot.") if not request.is_plain and sum(request.picture.getpixel((60, 2))) > 380 else reply()  # type: ignore[arg-type]
+    failed = last_json(gsec_here(*place.stage(mllm)))["failed"]
+    assert 0 < failed < IMAGES
+    mllm.requests.clear()
+    mllm.answer = lambda request: reply()
+    again = last_json(gsec_here(*place.stage(mllm, "--retry-failed")))
+    assert (again["asked"], again["failed"], len(mllm.asked)) == (failed, 0, failed)
+    assert again["run_id"] != place.run
+    assert "no description failed" in gsec_here(*place._replace(run=again["run_id"]).stage(mllm, "--retry-failed")).stderr
+    [row] = last_json(gsec_here("status", "--store", str(place.store), "--json"))["descriptions"]
+    assert (row["model"], row["answers"], row["failed"]) == ("tiny", IMAGES + failed, failed)
+    assert (row["requests"], row["prompt_tokens"]) == (IMAGES + 2 * failed, 30 * (IMAGES + 2 * failed)), "a refusal is asked about twice"
