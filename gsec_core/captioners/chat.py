@@ -1,6 +1,7 @@
 """A model behind one or several servers with OpenAI's API, and the patience to get an answer of it. See `servers` for what a failure means."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,8 @@ from gsec_core.captioners.servers import KEY, NO_KEY, Failure, Kind, Reply, Serv
 from gsec_core.captioners.template import excerpt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import GsecError, Refused
+
+_log = logging.getLogger(__name__)
 
 FAULTS = 3
 """So often a server fails at a request, and answers a plain one in between, until the request is to blame."""
@@ -78,6 +81,8 @@ class Chat:
         lost = [f"{_setting(server)}: {failure}" for server, failure in zip(self.servers, outcomes, strict=True) if failure is not None]
         if len(lost) == len(self.servers):
             raise Refused(f"{'; '.join(lost)}. Start the server, or correct the address.")
+        for one in lost:
+            _log.warning("%s. It is done without.", one)
 
     async def ask(self, content: Content, temperature: float, max_tokens: int) -> Reply:
         """Ask until there is an answer, held to the probe's pattern where the server does that.
@@ -206,6 +211,7 @@ class Chat:
         self._last_loss = str(why)
         if server.gone_since is None:
             server.gone_since = time.monotonic()
+            _log.warning("%s: the server is lost: %s. It is looked for.", _setting(server), why)
             reviver = asyncio.create_task(self._revive(server))
             self._revivers.add(reviver)
             reviver.add_done_callback(self._revivers.discard)
@@ -223,6 +229,7 @@ class Chat:
                         server.refusal = self._refused(server, failure)
                         break
             await asyncio.sleep(wait)
+        _log.warning("%s: the server is back.", _setting(server))
         server.gone_since = None
         await self._tell()
 

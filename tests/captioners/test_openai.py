@@ -423,10 +423,11 @@ class TestReplicas:
         assert len(server.asked) + len(other.asked) == 40
         assert min(len(server.asked), len(other.asked)) > 10
 
-    def test_one_that_is_not_there_is_done_without(self, server: Server) -> None:
+    def test_one_that_is_not_there_is_done_without_and_named(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
         with Server() as dead:
             asking = captioner(dead, server, concurrency=2)
         asking.check()
+        assert f'describe.url = "{dead.url}": the server does not answer' in caplog.text
         assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(20)])} == {DESCRIBED}
         assert len(server.asked) == 20
 
