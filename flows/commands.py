@@ -76,10 +76,13 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
             found = _run_of(config)
         found.check_stage(name)
         _check_inputs(found, config, name)
-        if retry_failed and not describe.count_failed(base.Context.of(found, config)):
+        corpus = store.corpus(found.request()["corpus"])
+        if retry_failed and not describe.retry(corpus, config.describe):
             terminal.err.print("no description failed: there is nothing to ask again.")
-        elif redo or retry_failed:
-            found = _redone(store, found, config, describe.RETRY if retry_failed else name)
+        if redo:
+            corpus.redo(name)
+        if redo or retry_failed:
+            found = pipeline.run_of(store, corpus, config, found.request()["generation"], found.request().get("of_run"))
             _check_inputs(found, config, name)
         sums = _stage_flow(config, found, name)
         terminal.err.print(f"{name}: {_words(sums)}", markup=False)
@@ -173,13 +176,6 @@ def _run_of(config: PipelineConfig) -> Run:
     if not generation.number:
         raise Refused(f"corpus {place.corpus.name} has no images yet. Run stage ingest first: gsec stage ingest --config FILE.")
     return pipeline.run_of(place.store, place.corpus, config, generation.number)
-
-
-def _redone(store: Store, old: Run, config: PipelineConfig, name: str) -> Run:
-    request = old.request()
-    corpus = store.corpus(request["corpus"])
-    corpus.redo(name)
-    return pipeline.run_of(store, corpus, config, request["generation"], request.get("of_run"))
 
 
 def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:

@@ -13,10 +13,8 @@ from prefect.states import Completed
 from flows.ingest import ingest
 from flows.stages import run_flow
 from gsec_core import pipeline
-from gsec_core.captioners import captioner_model
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import BadShard, GsecError
-from gsec_core.stages import describe
 from gsec_core.stages.base import Context, add
 from gsec_core.store import Store
 from tasks import slices
@@ -58,9 +56,9 @@ def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = N
     where = summary["report"] or "that of the run whose clusters they are"
     about = f"The {len(largest)} largest of {summary['clusters']} clusters of run {run_id}. Report: {where}"
     shown(create_table_artifact, largest, key="clusters", description=about)
-    if of_run is None:
+    if summary["descriptions"]:
         about = f"The descriptions of run {run_id}, and what they took, whenever they were asked for."
-        shown(create_table_artifact, [{"model": captioner_model(context.config.describe), **describe.told(context)}], key="descriptions", description=about)
+        shown(create_table_artifact, [summary["descriptions"]], key="descriptions", description=about)
     summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
     warning = pipeline.too_many_rejects(context, summary)
     return Completed(name=WITH_REJECTS, message=warning, data=summary) if warning else Completed(data=summary)

@@ -137,6 +137,6 @@ def prune(url: str, keep_runs: int, dry_run: bool) -> int:
     for deletion in deletions:
         if not dry_run:
             deletion.carry_out()
-        terminal.out.print(f"{'would delete' if dry_run else 'deleted'}  {deletion.path}: {deletion.why}", markup=False)
+        terminal.out.print(f"{'would be pruned' if dry_run else 'pruned'}  {deletion.path}: {deletion.why}", markup=False)
     terminal.out.print(f"{len(deletions)} files {'would be' if dry_run else 'were'} deleted or rewritten.")
     return 0

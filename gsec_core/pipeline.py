@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from gsec_core import namers, quality
+from gsec_core.captioners import captioner_model
 from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.devices import resolve
@@ -100,7 +101,9 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
     check_redo(redo, config, of_run)
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
-        if name != describe.RETRY or describe.count_failed(Context.of(run_of(place.store, place.corpus, config, generation.number, of_run), config)):
+        if name == describe.RETRY:
+            describe.retry(place.corpus, config.describe)
+        else:
             place.corpus.redo(name)
     return run_of(place.store, place.corpus, config, generation.number, of_run), changes
 
@@ -223,6 +226,7 @@ def summary(context: Context) -> dict[str, Any]:
         "cluster_rows": cluster_rows(context),
         "labellings": labellings,
         "remarks": quality.remarks(context, labellings) if labellings else [],
+        "descriptions": None if context.of_run else {"model": captioner_model(context.config.describe), **describe.told(context)},
     }
 
 

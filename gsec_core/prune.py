@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from gsec_core.config import AUTO
 from gsec_core.errors import BadShard
 from gsec_core.store import Corpus, Generation, Run, Shards, Store
-from gsec_core.store.captions import PARTS, merge
+from gsec_core.store.captions import PARTS, merge, readable
 from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
 
 GRACE = timedelta(hours=24)
@@ -29,8 +29,8 @@ KEEP_RUNS = 5
 """Newest runs of each corpus that are kept."""
 
 
-MANY, LARGE = 16, 4096
-"""So many parts of a captions log become one, if they have less than so many rows each."""
+MANY, LARGE, MOST_MERGED = 16, 4096, 65_536
+"""So many parts of a captions log become one, if they have less than so many rows each, up to so many together."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,7 @@ def _captions_of_deleted(corpus: Corpus, newest: Generation) -> Iterator[Deletio
     alive = _live_contents(corpus, newest)
     if alive is None:
         return
-    for name in sorted(corpus.captions.names()):
-        try:
-            captions = corpus.captions.read(name)
-        except BadShard:
-            continue  # what is to become of it decides who runs describe
+    for name, captions in readable(corpus.captions):
         left = captions.filter(pc.is_in(captions["content_hash"], alive))
         if left.num_rows < captions.num_rows:
             why = f"{captions.num_rows - left.num_rows} descriptions of deleted images"
@@ -149,7 +145,7 @@ def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deleti
             if not parts or not _is_older(store, captions.path(name), oldest):
                 continue
             captions.read(name)  # only what can be read makes its parts needless
-        except BadShard:
+        except (BadShard, FileNotFoundError):
             continue
         for part in sorted(parts):
             yield _file(store, captions.path(part), f"its descriptions are in {name}")
@@ -157,19 +153,19 @@ def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deleti
 
 def _mergings(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
     """Many small parts of a captions log become a large one."""
-    small = []
-    taken: set[str] = set()
+    small, rows, merged = [], 0, set()
     for name in sorted(captions.names()):
         try:
             facts = captions.facts(name)
-        except BadShard:
-            continue  # as above
-        taken |= set(facts.get(PARTS, ()))
-        if facts["rows"] < LARGE and _is_older(store, captions.path(name), oldest):
+        except (BadShard, FileNotFoundError):
+            continue
+        merged |= set(facts.get(PARTS, ()))
+        if facts["rows"] < LARGE and rows < MOST_MERGED and _is_older(store, captions.path(name), oldest):
             small.append(name)
-    small = [name for name in small if name not in taken]
+            rows += facts["rows"]
+    small = [name for name in small if name not in merged]
     if len(small) >= MANY:
-        yield Deletion(captions.directory, f"{len(small)} small parts of the captions log become one; they go a day later", partial(merge, captions, small))
+        yield Deletion(captions.directory, f"its {len(small)} small parts become one, and go a day later", partial(merge, captions, small))
 
 
 def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None:
@@ -190,7 +186,11 @@ def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None
 
 
 def _rewriting(shards: Shards, name: str, left: pa.Table) -> Callable[[], None]:
-    return lambda: shards.replace(name, left, shards.facts(name))
+    def rewrite() -> None:
+        with suppress(FileNotFoundError):  # another prune was here
+            shards.replace(name, left, shards.facts(name))
+
+    return rewrite
 
 
 def _with_shard(name: str, table: pa.Table) -> pa.Table:

@@ -1,6 +1,5 @@
 """What a store holds and how far its runs are, read from the store alone."""
 
-from contextlib import suppress
 from typing import Any
 
 import pyarrow.compute as pc
@@ -18,12 +17,8 @@ def corpora(store: Store) -> list[dict[str, Any]]:
 
 
 def descriptions(store: Store) -> list[dict[str, Any]]:
-    """One row a corpus and model: the answers in its captions log, and what they took. A damaged log has none; `verify` names its parts."""
-    found = []
-    for corpus in store.corpora():
-        with suppress(BadShard):
-            found += [{"corpus": corpus.name, **row} for row in captions.spent(corpus.captions)]
-    return found
+    """One row a corpus and model: the answers in its captions log, as far as it can be read, and what they took."""
+    return [{"corpus": corpus.name, **row} for corpus in store.corpora() for row in captions.spent(corpus.captions)]
 
 
 def runs(store: Store) -> list[dict[str, Any]]:
@@ -119,6 +114,8 @@ def verify(store: Store) -> list[str]:
             for name in sorted(shards.names()):
                 try:
                     shards.read(name)
+                except FileNotFoundError:
+                    continue  # pruned, or set aside, meanwhile
                 except BadShard as error:
                     damaged.append(str(error))
                     if shards not in (corpus.images, corpus.captions):

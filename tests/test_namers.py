@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gsec_core.captioners import chat
+from gsec_core.captioners import pool
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
 from gsec_core.namers import Namer, load_namer, namer_identity
@@ -19,7 +19,7 @@ DOGS = [Description("This image contains a dog characterised by ears.", "dog", (
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pool, "FIRST_WAIT", 0.01)
     with Server() as started:
         yield started
 

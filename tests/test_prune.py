@@ -232,6 +232,23 @@ def test_many_small_parts_of_the_captions_log_become_one_and_go_a_day_later(tmp_
     assert carry_out(tmp_path, 1) == []
 
 
+def test_a_damaged_part_of_the_log_keeps_no_others_from_being_merged(tmp_path: Path, source: Path) -> None:
+    context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
+    log = CaptionsLog(context.corpus.captions, "a model", "a request")
+    for path in sorted(source.iterdir()):
+        log.append([{"content_hash": content_hash(path.read_bytes()), "written_at": "2026", "text": path.name, "attributes": [], "status": FREE}])
+    bad = max(log.shards.names())
+    data = bytearray(Path(log.shards.location(bad)).read_bytes())
+    data[30] ^= 1
+    Path(log.shards.location(bad)).write_bytes(data)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert bad in log.shards.names()
+    assert len(log.shards.names()) == 2
+
+
 def test_the_parts_of_a_merged_log_that_is_damaged_stay(tmp_path: Path, source: Path) -> None:
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     log = CaptionsLog(context.corpus.captions, "a model", "a request")

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_starting = threading.Lock()
+
 _READERS = 32
 """Threads that read and decode images: a remote store answers slowly, and to many at once."""
 
@@ -22,8 +24,13 @@ def start(work: Coroutine[Any, Any, T]) -> "Future[T]":
     return asyncio.run_coroutine_threadsafe(work, _loop())
 
 
-@cache
 def _loop() -> asyncio.AbstractEventLoop:
+    with _starting:
+        return _the_loop()
+
+
+@cache
+def _the_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     loop.set_default_executor(ThreadPoolExecutor(_READERS, thread_name_prefix="read"))
     threading.Thread(target=loop.run_forever, name="requests", daemon=True).start()

@@ -2,34 +2,25 @@
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import regex
 
+from gsec_core.captioners.pool import KEPT, Place, Pool, waits
 from gsec_core.captioners.servers import KEY, NO_KEY, Failure, Kind, Reply, Server, checked_urls, key
-from gsec_core.captioners.template import excerpt
+from gsec_core.captioners.template import MATCH_SECONDS, excerpt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import GsecError, Refused
 
-_log = logging.getLogger(__name__)
-
 FAULTS = 3
-"""So often a server fails at a request, and answers a plain one in between, until the request is to blame."""
+"""So often a server fails at a request, and answers a plain one after each, until the request is to blame."""
 
 LOSSES = 2
-"""So often a server may be lost with a request under way; the next time the request is asked alone, and if it is lost again, is to blame."""
+"""So often a request may be lost in company, with the server or by its silence; then it is asked alone, and if it is lost again, is to blame."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
-"""Seconds; the waits between double, each less a random part, so that clients do not come back together."""
-
-_ABOUT_IT = (Kind.DECLINED, Kind.FAULTY, Kind.SILENT)
-"""Failures that may be due to the request, which a plain one tells."""
-
-_KEPT = "What was answered is kept; when the server is back, a rerun goes on."
+_log = logging.getLogger(__name__)
 
 Content = str | list[dict[str, Any]]
 """Of a user's message, as the API has it."""
@@ -53,33 +44,46 @@ class Probe(NamedTuple):
     """A question that nobody answers in the form of the pattern, unless held to it."""
 
 
+@dataclass
+class _Known:
+    """What plain requests have told of a server."""
+
+    holds: bool | None = None
+    """Whether it holds replies to the pattern; None while nobody has asked."""
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked_at: float = 0.0
+    """When the last plain request began that came to an end, and how it failed."""
+    failure: Failure | None = None
+
+
 class Chat:
     """A model that is asked. ``named`` is the setting that names it, as messages show it: ``describe.captioner = "openai:MODEL"``."""
 
     def __init__(self, model: str, *, named: str, config: DescribeConfig, probe: Probe) -> None:
+        secret = key()
         self.model = model
         self.named = named
-        self.at_once = config.concurrency
-        """Requests under way at each server."""
-        secret = key()
+        self.in_hand = 2 * config.concurrency * len(checked_urls(config.url))
+        """Requests to have ready: as many as are under way, and as many again."""
         self._has_key = secret != NO_KEY
         self._patience = config.patience
         self._probe = probe
-        self.servers = [Server(url, key=secret, timeout=config.timeout) for url in checked_urls(config.url)]
-        self._changed = asyncio.Condition()
-        self._isolation = asyncio.Lock()
-        self._last_loss = ""
-        self._asking = 0
-        self._revivers: set[asyncio.Task[None]] = set()
+        self._servers = {Server(url, key=secret, timeout=config.timeout): _Known() for url in checked_urls(config.url)}
+        self._pool = Pool(list(self._servers), at_once=config.concurrency, patience=config.patience, revived=self._revived)
+
+    @property
+    def holds(self) -> set[bool]:
+        """Whether replies are held to the pattern, by the servers that were asked."""
+        return {known.holds for known in self._servers.values() if known.holds is not None}
 
     async def check(self) -> None:
         """Raises Refused unless one server at least has the model and answers, and none is set up wrongly."""
-        outcomes = await asyncio.gather(*(self._check(server) for server in self.servers), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._check, self._servers), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, Failure):
                 raise outcome
-        lost = [f"{_setting(server)}: {failure}" for server, failure in zip(self.servers, outcomes, strict=True) if failure is not None]
-        if len(lost) == len(self.servers):
+        lost = [f"{server.setting}: {failure}" for server, failure in zip(self._servers, outcomes, strict=True) if failure is not None]
+        if len(lost) == len(self._servers):
             raise Refused(f"{'; '.join(lost)}. Start the server, or correct the address.")
         for one in lost:
             _log.warning("%s. It is done without.", one)
@@ -90,48 +94,55 @@ class Chat:
         Raises Declined if this request will never have one, Refused if nothing will ever be answered as it is set up,
         GsecError if the servers were gone or busy for longer than ``describe.patience``.
         """
-        async with self._round():
-            return await self._ask(content, temperature, max_tokens)
-
-    async def _ask(self, content: Content, temperature: float, max_tokens: int) -> Reply:
         faults = losses = 0
-        busy_since: float | None = None
-        waits = _waits()
-        while True:
-            alone = losses >= LOSSES
-            async with self._place(alone) as server:
-                held: bool | None = None
-                try:
-                    if self._probe.pattern is not None and server.holds is None:
-                        await self._ask_plainly(server)
-                    held = server.holds
-                    return await server.complete(self.body(content, temperature, max_tokens, held=bool(held)))
-                except Failure as failure:
-                    meant = await self._meant(server, failure)
-                if meant.kind in _ABOUT_IT:
-                    faults += 1
-                    if meant.kind == Kind.DECLINED and server.holds == held:  # otherwise it is another server than it was
-                        raise Declined(str(meant))
-                    if faults == FAULTS:
-                        raise Declined(f"the server fails at this, though not at others: {meant}")
-                elif meant.kind == Kind.GONE:
-                    self._lost(server, meant)
-                    losses += 1
-                    if alone:
-                        raise Declined(f"the server was lost {losses} times while this was asked, at last when nothing else was: {meant}")
-                elif meant.kind == Kind.BUSY:
-                    busy_since = busy_since or time.monotonic()
-                    left = busy_since + self._patience - time.monotonic()
-                    if left <= 0:
-                        raise GsecError(f"{_setting(server)}: the server answers {meant}, for describe.patience = {self._patience:g} s. {_KEPT}")
-                    # In its place, so that a server with a full queue is asked less.
-                    await asyncio.sleep(min(max(next(waits), meant.retry_after), left))
+        wait = waits()
+        async with self._pool.round():
+            while True:
+                alone = losses >= LOSSES
+                async with self._pool.place(alone=alone) as place:
+                    known = self._servers[place.server]
+                    held: bool | None = None
+                    try:
+                        if self._probe.pattern is not None and known.holds is None:
+                            await self._ask_plainly(place.server)
+                        held = known.holds
+                        reply = await place.server.complete(self.body(content, temperature, max_tokens, held=bool(held)))
+                        self._pool.answered(place)
+                        return reply
+                    except Failure as failure:
+                        meant = await self._meant(place.server, failure)
+                    pause = 0.0
+                    match meant.kind:
+                        case Kind.DECLINED | Kind.FAULTY:
+                            # Where it is found out now that the server holds no replies, or does, it may have failed at that: it is asked the other way.
+                            if meant.kind == Kind.DECLINED and known.holds == held:
+                                raise Declined(str(meant))
+                            faults += 1
+                            if faults == FAULTS:
+                                raise Declined(f"the server fails at this, though not at others: {meant}")
+                            pause = next(wait)
+                        case Kind.GONE | Kind.SILENT:
+                            if meant.kind == Kind.GONE:
+                                self._pool.lost(place, meant)
+                            self._pool.slower(place)
+                            losses += meant.sent
+                            if meant.sent and alone:
+                                raise Declined(f"silent or gone {losses} times when this was asked, at last alone: {meant}")
+                        case Kind.BUSY:
+                            self._pool.slower(place)
+                            pause = self._pause(place, meant, next(wait))
+                    await asyncio.sleep(pause)  # in its place, so that the server is asked less
+
+    def body(self, content: Content, temperature: float, max_tokens: int, *, held: bool) -> dict[str, Any]:
+        """Of a request, as the client wants it."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": temperature, "max_tokens": max_tokens}
+        return body | {"extra_body": {"structured_outputs": {"regex": self._probe.pattern}}} if held else body
 
     async def _meant(self, server: Server, failure: Failure) -> Failure:
         """The failure of a request, after a look at what else the server answers. Raises Refused if something is set wrong."""
         if failure.kind == Kind.SETTINGS:
             raise self._refused(server, failure) from None
-        if failure.kind in _ABOUT_IT:
+        if failure.kind in (Kind.DECLINED, Kind.FAULTY, Kind.SILENT):
             try:
                 await self._ask_plainly(server)
             except Failure as plain:
@@ -142,100 +153,19 @@ class Chat:
             return Failure(Kind.GONE, str(failure))
         return failure
 
-    @asynccontextmanager
-    async def _round(self) -> AsyncIterator[None]:
-        """A round is as long as anything is asked. At its beginning every server is taken to be there; after it nobody waits for one."""
-        if not self._asking:
-            for server in self.servers:
-                server.gone_since = server.refusal = None
-        self._asking += 1
+    def _pause(self, place: Place, busy: Failure, wait: float) -> float:
+        """Seconds to leave a busy server alone. Raises GsecError if it answered nobody for as long as the patience."""
+        left = self._patience - self._pool.busy_for(place)
+        if left <= 0:
+            raise GsecError(f"{place.server.setting}: the server answers {busy}, for describe.patience = {self._patience:g} s. {KEPT}")
+        return min(max(wait, busy.retry_after), left)
+
+    async def _revived(self, server: Server) -> None:
+        self._servers[server].holds = None  # it may be another one
         try:
-            yield
-        finally:
-            self._asking -= 1
-            if not self._asking:
-                for reviver in self._revivers:
-                    reviver.cancel()
-
-    @asynccontextmanager
-    async def _place(self, alone: bool) -> AsyncIterator[Server]:
-        """A place at the server that has most free: one of ``at_once``, or all of one server's for a request that is to be asked alone."""
-        async with self._isolation if alone else nullcontext():
-            try:
-                server = await self._entered(alone)
-                try:
-                    yield server
-                finally:
-                    server.under_way -= 1
-            finally:
-                if alone:
-                    self._isolate(None)
-                await self._tell()
-
-    async def _entered(self, alone: bool) -> Server:
-        async with self._changed:
-            while (server := self._free(alone)) is None:
-                left = self._patience_left()
-                if left is not None and left <= 0:
-                    raise GsecError(f"{self._addresses}: no server answers, for describe.patience = {self._patience:g} s ({self._last_loss}). {_KEPT}")
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(left):
-                        await self._changed.wait()
-            server.under_way += 1
-            return server
-
-    def _free(self, alone: bool) -> Server | None:
-        """Raises Refused if a server that was lost came back and cannot be used."""
-        for server in self.servers:
-            if server.refusal is not None:
-                raise server.refusal
-        there = [server for server in self.servers if server.gone_since is None]
-        if alone:
-            chosen = next((server for server in there if server.isolated), there[0] if there else None)
-            self._isolate(chosen)
-            return chosen if chosen is not None and not chosen.under_way else None
-        free = [server for server in there if server.under_way < self.at_once and not server.isolated]
-        return min(free, key=lambda server: server.under_way, default=None)
-
-    def _isolate(self, chosen: Server | None) -> None:
-        for server in self.servers:
-            server.isolated = server is chosen
-
-    def _patience_left(self) -> float | None:
-        """Seconds until nobody waits any more for a server; None if one is there."""
-        since = [server.gone_since for server in self.servers]
-        gone = [moment for moment in since if moment is not None]
-        return max(gone) + self._patience - time.monotonic() if len(gone) == len(since) else None
-
-    def _lost(self, server: Server, why: Failure) -> None:
-        self._last_loss = str(why)
-        if server.gone_since is None:
-            server.gone_since = time.monotonic()
-            _log.warning("%s: the server is lost: %s. It is looked for.", _setting(server), why)
-            reviver = asyncio.create_task(self._revive(server))
-            self._revivers.add(reviver)
-            reviver.add_done_callback(self._revivers.discard)
-
-    async def _revive(self, server: Server) -> None:
-        """Wait until a server is back. It may be another one by then."""
-        for wait in _waits():
-            if await server.is_healthy():
-                server.holds = None
-                try:
-                    await self._ask_plainly(server)
-                    break
-                except Failure as failure:
-                    if failure.kind in (Kind.DECLINED, Kind.SETTINGS):
-                        server.refusal = self._refused(server, failure)
-                        break
-            await asyncio.sleep(wait)
-        _log.warning("%s: the server is back.", _setting(server))
-        server.gone_since = None
-        await self._tell()
-
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+            await self._ask_plainly(server)
+        except Failure as failure:
+            raise self._refused(server, failure) if failure.kind in (Kind.DECLINED, Kind.SETTINGS) else failure from None
 
     async def _check(self, server: Server) -> None:
         try:
@@ -243,54 +173,44 @@ class Chat:
         except Failure as failure:
             if failure.kind in (Kind.DECLINED, Kind.FAULTY):
                 raise Refused(
-                    f"{_setting(server)} does not list its models ({failure}): give the address of OpenAI's API on the server; it mostly ends in /v1."
+                    f"{server.setting} does not list its models ({failure}): give the address of OpenAI's API on the server; it mostly ends in /v1."
                 ) from None
             raise self._refused(server, failure) if failure.kind == Kind.SETTINGS else failure from None
         if self.model not in served:
             listed = ", ".join(excerpt(name) for name in served[:20]) or "none"
             raise Refused(f"{self.named}: {server.url} has no such model; its models are: {listed}.")
-        try:
-            await self._ask_plainly(server)
-        except Failure as failure:
-            raise self._refused(server, failure) if failure.kind in (Kind.DECLINED, Kind.SETTINGS) else failure from None
+        await self._revived(server)
 
     async def _ask_plainly(self, server: Server) -> None:
         """Find out whether the server answers, and whether it holds replies to the pattern. Raises Failure."""
-        wanted = time.monotonic()
-        async with server.asking:
-            if server.asked_at >= wanted:  # by another request that failed with this one
-                if server.plain_failure is not None:
-                    raise server.plain_failure
-                return
-            server.asked_at, server.plain_failure = time.monotonic(), None
-            try:
-                await self._probed(server)
-            except Failure as failure:
-                server.plain_failure = failure
-                raise
+        known, wanted = self._servers[server], time.monotonic()
+        async with known.asking:
+            if known.asked_at < wanted:  # otherwise another request that failed with this one has asked
+                started, failure = time.monotonic(), None
+                try:
+                    await self._probed(server, known)
+                except Failure as error:
+                    failure = error
+                known.asked_at, known.failure = started, failure
+            if known.failure is not None:
+                raise known.failure
 
-    async def _probed(self, server: Server) -> None:
+    async def _probed(self, server: Server, known: _Known) -> None:
         probe = self._probe
         if probe.pattern is not None:
             try:
                 reply = await server.complete(self.body(probe.off_topic, 0, probe.max_tokens, held=True))
-                # A reply that was cut is the beginning of one.
-                server.holds = regex.fullmatch(probe.pattern, reply.text, partial=reply.finish == "length") is not None
+                known.holds = _matches(probe.pattern, reply)
             except Failure as failure:
                 if failure.kind not in (Kind.DECLINED, Kind.FAULTY):
                     raise
-                server.holds = False
-        if not server.holds:
+                known.holds = False
+        if not known.holds:
             await server.complete(self.body(probe.plain, 0, probe.max_tokens, held=False))
-
-    def body(self, content: Content, temperature: float, max_tokens: int, *, held: bool) -> dict[str, Any]:
-        """Of a request, as the client wants it."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": temperature, "max_tokens": max_tokens}
-        return body | {"extra_body": {"structured_outputs": {"regex": self._probe.pattern}}} if held else body
 
     def _refused(self, server: Server, failure: Failure) -> Refused:
         """What of the settings is wrong."""
-        setting, status = _setting(server), failure.status or 0
+        setting, status = server.setting, failure.status or 0
         if failure.kind == Kind.DECLINED:
             return Refused(f"{self.named}: {server.url} declines any request ({failure}). {self._probe.remedy}")
         if status in (401, 403):
@@ -302,17 +222,10 @@ class Chat:
             return Refused(f"{setting}: the server sends on to another address ({status}), where its key does not go; give the final address.")
         return Refused(f"{setting}: the server takes no such requests ({failure}); it must have OpenAI's chat completions.")
 
-    @property
-    def _addresses(self) -> str:
-        return f'describe.url = "{",".join(server.url for server in self.servers)}"'
 
-
-def _setting(server: Server) -> str:
-    return f'describe.url = "{server.url}"'
-
-
-def _waits() -> Iterator[float]:
-    wait = FIRST_WAIT
-    while True:
-        yield wait * random.uniform(0.5, 1)
-        wait = min(2 * wait, LONGEST_WAIT)
+def _matches(pattern: str, reply: Reply) -> bool:
+    """Whether a reply is of the pattern; one that was cut is if it is the beginning of such."""
+    try:
+        return regex.fullmatch(pattern, reply.text, partial=reply.finish == "length", timeout=MATCH_SECONDS, concurrent=True) is not None
+    except TimeoutError:
+        return False

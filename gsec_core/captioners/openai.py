@@ -51,14 +51,13 @@ class OpenAICaptioner:
             off_topic=_content("Say yes.", plain),
         )
         self._chat = Chat(model, named=f'describe.captioner = "openai:{model}"', config=config, probe=probe)
-        self.concurrency = 2 * self._chat.at_once * len(self._chat.servers)
+        self.concurrency = self._chat.in_hand
 
     @property
     def form(self) -> str:
-        holding = {server.holds for server in self._chat.servers if server.holds is not None}
-        if holding == {True}:
+        if self._chat.holds == {True}:
             return "held to the template by the server"
-        if holding == {True, False}:
+        if self._chat.holds == {True, False}:
             return "held to the template by some of the servers, by the prompt alone at the others"
         return "by the prompt alone: the server does not hold replies to a pattern"
 

@@ -6,22 +6,29 @@ What a failure means, and what `chat.Chat` does about it:
 kind           what the server does                                                then
 =============  ==================================================================  =========================================================
 this image     declines it (400, 413, 422), and answers about a plain picture      a final answer
-               fails at it (500, a body of another form, silence) three times,     a final answer
-               and answers about a plain picture before and after each
-               is gone the third time it is asked, this time about nothing else    a final answer
+               fails at it (500, 502, 504, a body of another form) three times,    a final answer
+               and answers about a plain picture after each
+               is silent or gone twice when it is asked among others, and once     a final answer
+               more when it is asked alone
 configuration  does not take the key (401, 403), has no such model or address      the stage ends at once, nothing is logged, exit code 2
                (404), sends on elsewhere, takes no such requests (other 4xx)
                declines the plain picture too
-transient      is busy (408, 409, 425, 429, 503)                                   again after waits that grow, `describe.patience` in all
-               is gone (no connection, 502, 504), fails at the plain picture too   again when its /health and a plain picture pass; after
-                                                                                   `describe.patience` without any server the stage ends, exit
-                                                                                   code 1
+transient      is busy (408, 409, 425, 429, 503)                                   less at once, and again after waits that grow; after
+                                                                                   `describe.patience` without any answer the stage ends,
+                                                                                   exit code 1
+               is silent, and answers about a plain picture                        again, with less at once
+               is gone (no connection), fails at the plain picture too             again when its /health and a plain picture pass; after
+                                                                                   `describe.patience` without any server the stage ends,
+                                                                                   exit code 1
 =============  ==================================================================  =========================================================
 """
 
 import asyncio
 import os
+import ssl
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -64,8 +71,8 @@ KINDS = {
     429: Kind.BUSY,
     503: Kind.BUSY,
     500: Kind.FAULTY,
-    502: Kind.GONE,
-    504: Kind.GONE,
+    502: Kind.FAULTY,
+    504: Kind.FAULTY,
 }
 """By status. Of others those from 500 on say that the server is gone, and the rest that something is set wrong."""
 
@@ -76,9 +83,11 @@ DECLINING = {status for status, kind in KINDS.items() if kind == Kind.DECLINED}
 class Failure(Exception):
     """A request that got no answer."""
 
-    def __init__(self, kind: Kind, said: str, status: int | None = None, retry_after: float = 0.0) -> None:
+    def __init__(self, kind: Kind, said: str, status: int | None = None, retry_after: float = 0.0, sent: bool = True) -> None:
         super().__init__(said)
         self.kind = kind
+        self.sent = sent
+        """Whether the server had the request, which then may be the cause."""
         self.status = status
         self.retry_after = retry_after
         """Seconds that the server asks to wait."""
@@ -97,31 +106,22 @@ class Reply(NamedTuple):
 
 
 class Server:
-    """One address. Its state is kept by `chat.Chat`; all of it is of one event loop."""
+    """One address."""
 
     def __init__(self, url: str, *, key: str, timeout: float) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         self.url = url
-        self.under_way = 0
-        self.isolated = False
-        """Whether a request that it may be lost by is asked alone, or is about to be: then no other begins."""
-        self.gone_since: float | None = None
-        self.refusal: Refused | None = None
-        """What it said when it was back, if it cannot be used as it is set up."""
-        self.holds: bool | None = None
-        """Whether it holds replies to a pattern; None while nobody has asked."""
-        self.asking = asyncio.Lock()
-        """Held while it is asked plainly; ``asked_at`` says when that last began, ``plain_failure`` how it failed."""
-        self.asked_at = 0.0
-        self.plain_failure: Failure | None = None
+        self.setting = f'describe.url = "{url}"'
         self._key = key
+        self._timeout = timeout
         self._client = AsyncOpenAI(
             api_key=key,
             base_url=url,
             max_retries=0,
             timeout=Timeout(timeout, connect=min(_CONNECT, timeout)),
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False),  # key and images go to this server and to no other
+            # Key and images go to this server and to no other: to none that it sends on to, and to no proxy of the environment.
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False, trust_env=False, verify=_certificates()),
         )
         # What the environment holds for OpenAI's own service (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) is not for this server.
         self._client.organization = self._client.project = None
@@ -130,50 +130,49 @@ class Server:
     async def complete(self, body: dict[str, Any]) -> Reply:
         """One request, tried once; ``body`` as the API has it. Raises Failure."""
         started = time.monotonic()
-        try:
+        async with self._failing_in_our_words():
             completion = await self._client.chat.completions.create(**body)
-            return _reply(completion, time.monotonic() - started)
-        except Exception as error:  # noqa: BLE001 - sorted by kind; what is foreign is raised as it is
-            raise self._failure(error) from None
+            reply = _reply(completion, time.monotonic() - started)
+            return reply._replace(text=self._masked(reply.text), refusal=reply.refusal and self._masked(reply.refusal))
 
     async def models(self) -> list[str]:
         """What it serves. Raises Failure."""
-        try:
-            return [str(model.id) async for model in self._client.models.list()]
-        except Exception as error:  # noqa: BLE001 - as above
-            raise self._failure(error) from None
+        async with self._failing_in_our_words():
+            return [self._masked(str(model.id)) async for model in self._client.models.list()]
 
     async def is_healthy(self) -> bool:
         """Whether it says so, or has no such address and says nothing. vLLM, as it ends, still says so."""
-        import openai
-
         root = urlsplit(self.url)
         try:
-            await self._client.get(f"{root.scheme}://{root.netloc}/health", cast_to=object)
-        except openai.APIStatusError as error:
-            return error.status_code < 500
-        except openai.OpenAIError:
-            return False
-        except ValueError:
-            return True  # its body is no JSON, as vLLM's
+            async with self._failing_in_our_words():
+                await self._client.get(f"{root.scheme}://{root.netloc}/health", cast_to=object)
+        except Failure as failure:
+            # A body that is no JSON, as vLLM's, is no failure here.
+            return failure.status < 500 if failure.status is not None else failure.kind == Kind.FAULTY
         return True
 
-    def _failure(self, error: Exception) -> Exception:
-        """What goes wrong between here and the server, by its kind. None of it holds the key."""
+    @asynccontextmanager
+    async def _failing_in_our_words(self) -> AsyncIterator[None]:
+        """What goes wrong between here and the server, as a Failure of its kind; none of it holds the key.
+
+        The client's own timeout is of each read, so that a body which drips would be waited for for ever.
+        """
         import openai
 
-        match error:
-            case openai.APITimeoutError():
-                return Failure(Kind.SILENT, "the server does not answer: timed out")
-            case openai.APIConnectionError():
-                return Failure(Kind.GONE, f"the server does not answer ({self._excerpt(error.__cause__ or error)})")
-            case openai.APIStatusError():
-                status = error.status_code
-                kind = KINDS.get(status, Kind.SETTINGS if status < 500 else Kind.GONE)
-                return Failure(kind, self._said(error), status, _seconds(error.response.headers.get("retry-after", "")))
-            case openai.OpenAIError() | ValueError() | TypeError() | AttributeError() | LookupError():  # the client takes a body of another form as it comes
-                return Failure(Kind.FAULTY, "its reply is not of OpenAI's API")
-        return error
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise Failure(Kind.SILENT, "the server does not answer: timed out", sent=not _is_connecting(error)) from None
+        except openai.APIConnectionError as error:
+            said = f"the server does not answer ({self._excerpt(error.__cause__ or error)})"
+            raise Failure(Kind.GONE, said, sent=not _is_connecting(error)) from None
+        except openai.APIStatusError as error:
+            status = error.status_code
+            kind = KINDS.get(status, Kind.SETTINGS if status < 500 else Kind.GONE)
+            raise Failure(kind, self._said(error), status, _seconds(error.response.headers.get("retry-after", ""))) from None
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError, RecursionError):  # the client takes a body of another form as it comes
+            raise Failure(Kind.FAULTY, "its reply is not of OpenAI's API") from None
 
     def _said(self, error: "openai.APIStatusError") -> str:
         body = error.body
@@ -181,7 +180,10 @@ class Server:
         return self._excerpt(f"{error.status_code}: {message}" if message else error.status_code)
 
     def _excerpt(self, what: object) -> str:
-        return excerpt(str(what).replace(self._key, "***") if self._key != NO_KEY else str(what))
+        return excerpt(self._masked(str(what)))
+
+    def _masked(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key != NO_KEY else text
 
 
 def reply_of(body: object) -> Reply:
@@ -198,10 +200,26 @@ def _reply(completion: "ChatCompletion", seconds: float) -> Reply:
         text=str(choice.message.content or ""),
         finish=choice.finish_reason,
         refusal=excerpt(str(refusal)) if refusal else None,
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
+        prompt_tokens=_count(usage and usage.prompt_tokens),
+        completion_tokens=_count(usage and usage.completion_tokens),
         seconds=seconds,
     )
+
+
+def _count(said: object) -> int:
+    """Of tokens; the client takes whatever a server says."""
+    return said if isinstance(said, int) and 0 <= said < 2**31 else 0
+
+
+def _is_connecting(error: BaseException) -> bool:
+    """Whether it went wrong before anything was sent."""
+    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+
+
+def _certificates() -> ssl.SSLContext | bool:
+    """Those of SSL_CERT_FILE, for servers with a certificate of one's own making."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
 
 
 def key() -> str:

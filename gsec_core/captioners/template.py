@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from gsec_core.captioners.base import Answer
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused
@@ -37,6 +39,9 @@ SENTENCE_PATTERN = f"This image contains (a|an|several) {_WORDS} characterised b
 
 LONGEST_CRITERION = 200
 """Characters."""
+
+MATCH_SECONDS = 1.0
+"""What a reply may take to be matched."""
 
 LONGEST_PROMPT, LONGEST_PATTERN = 4_000, 2_000
 """Characters of an operator's own."""
@@ -87,11 +92,16 @@ class Template:
         if self.own_pattern is None:
             return parse(reply)
         text = tidy(reply)
-        found = re.fullmatch(self.own_pattern, text)
-        if found is None or len(text) >= TOO_LONG or not found["object"]:
-            return _outside(text)
-        parts = found.groupdict()
-        return Answer(text, parts["object"].strip(), _attributes(parts.get("attributes") or ""), DESCRIBED)
+        parts = self._parts(text) if len(text) < TOO_LONG else {}
+        object = (parts.get("object") or "").strip()
+        return Answer(text, object, _attributes(parts.get("attributes") or ""), DESCRIBED) if object else _outside(text)
+
+    def _parts(self, text: str) -> dict[str, str | None]:
+        try:
+            found = regex.fullmatch(self.own_pattern, text, timeout=MATCH_SECONDS, concurrent=True)
+        except TimeoutError:  # a pattern can take ages over a text; then it does not match
+            return {}
+        return dict(found.groupdict()) if found else {}
 
 
 def load(config: DescribeConfig) -> Template:
@@ -102,7 +112,7 @@ def load(config: DescribeConfig) -> Template:
     if config.criterion is not None:
         raise Refused(f"{setting}: its prompt says what to describe, and so does describe.criterion. Give one of them.")
     try:
-        found = tomllib.loads(Path(config.template).read_text())
+        found = tomllib.loads(Path(config.template).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Refused(f"{setting}: no TOML file can be read there ({error}).") from None
     if set(found) != {"prompt", "pattern"} or not all(isinstance(value, str) and value.strip() for value in found.values()):
@@ -119,9 +129,10 @@ def _bounded(found: dict[str, Any], name: str, most: int, setting: str) -> str:
 
 def _checked_pattern(pattern: str, setting: str) -> str:
     try:
-        groups = set(re.compile(pattern).groupindex)
-    except re.error as error:
-        raise Refused(f"{setting}: its pattern is no regular expression ({error}).") from None
+        groups = set(regex.compile(pattern).groupindex)
+        regex.compile(Template("", pattern).server_pattern)
+    except regex.error as error:
+        raise Refused(f"{setting}: its pattern is no regular expression, or one that needs the names of its groups ({error}).") from None
     if "object" not in groups or groups - {"object", "attributes"}:
         raise Refused(f"{setting}: its pattern must name what it is a description of, as (?P<object>...), and may name (?P<attributes>...); no other groups.")
     return pattern

@@ -22,11 +22,12 @@ import xxhash
 from gsec_core import images
 from gsec_core.captioners import Answer, Captioner, Cost, Subject, background, captioner_identity, captioner_model, load_captioner, template
 from gsec_core.config import DescribeConfig, PipelineConfig
-from gsec_core.errors import GsecError
+from gsec_core.errors import GsecError, Refused
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages import prototypes
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.encode import fetch
+from gsec_core.store import Corpus
 from gsec_core.store.captions import CaptionsLog, Row
 from gsec_core.store.runs import now
 from gsec_core.tables import DESCRIBED, FAILED, FREE, MISSING, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
@@ -35,10 +36,13 @@ LOG_VERSION = 1
 """Raised when rows of the log no longer mean what they did; then every image is asked about anew."""
 
 RETRY = "describe-failed"
-"""The redo counter of descriptions that failed: raised, they are asked for again, and no others."""
+"""What stands for the descriptions that failed among the stages that are to be done anew."""
 
 UNDER_WAY = 30.0
 """Seconds that answers under way are waited for when the stage is ended early: they are paid for."""
+
+LETTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28
+"""What common models make of texts and images, for a first estimate."""
 
 _STATUSES = (DESCRIBED, FREE, FAILED, MISSING)
 _COSTS = ("requests", "prompt_tokens", "completion_tokens")
@@ -75,22 +79,26 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 def captions_log(context: Context) -> CaptionsLog:
     """Where the answers to this run's question are."""
-    model = captioner_model(context.config.describe)
-    *before, request = [_request(context, retry) for retry in range(context.redo.get(RETRY, 0) + 1)]
-    return CaptionsLog(context.corpus.captions, model, request, tuple(before))
+    return _log(context.corpus, context.config.describe, context.redo)
+
+
+def answers(context: Context) -> dict[bytes, Row]:
+    """What the log has of this run's question, by content hash."""
+    return captions_log(context).rows(accept_loss=context.config.describe.accept_loss)
 
 
 def unanswered(context: Context) -> set[bytes]:
     """The content hashes that a run would ask about. Raises as `Context.shards` does if the images are not chosen yet."""
-    return {row["content_hash"] for row in _representatives(context)} - captions_log(context).rows().keys()
+    return {row["content_hash"] for row in _representatives(context)} - answers(context).keys()
 
 
-def count_failed(context: Context) -> int:
-    """Descriptions that this run wants and that failed; 0 if it does not know yet which it wants."""
-    if not context.run.is_complete(prototypes.STAGE.name):
-        return 0
-    wanted = {row["content_hash"] for row in _representatives(context)}
-    return sum(row["status"] == FAILED for key, row in captions_log(context).rows().items() if key in wanted)
+def retry(corpus: Corpus, config: DescribeConfig) -> bool:
+    """From now on what failed of a question is asked again. False if nothing failed, and then nothing is changed."""
+    redo = corpus.redo_counters()
+    if not any(row["status"] == FAILED for row in _log(corpus, config, redo).rows(accept_loss=config.accept_loss).values()):
+        return False
+    corpus.redo(_retries(config, redo))
+    return True
 
 
 def plan(context: Context) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def plan(context: Context) -> dict[str, Any]:
     calls = len(unanswered(context))
     if not config.captioner.startswith("openai:"):
         return {"calls": calls, "prompt_tokens": 0, "completion_tokens": 0, "basis": "no server is asked"}
-    paid = [row for row in captions_log(context).rows().values() if row.get("prompt_tokens")]
+    paid = [row for row in answers(context).values() if row.get("prompt_tokens")]
     if paid:
         prompt, completion = (sum(row[key] for row in paid) / len(paid) for key in ("prompt_tokens", "completion_tokens"))
         basis = f"what {len(paid)} descriptions took so far"
@@ -110,10 +118,6 @@ def plan(context: Context) -> dict[str, Any]:
             f"at most, by rule of thumb: a token for {LETTERS_A_TOKEN} letters, and one for {PIXELS_A_TOKEN} x {PIXELS_A_TOKEN} pixels of describe.image_size"
         )
     return {"calls": calls, "prompt_tokens": math.ceil(calls * prompt), "completion_tokens": math.ceil(calls * completion), "basis": basis}
-
-
-LETTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28
-"""What common models make of texts and images, for a first estimate."""
 
 
 def _representatives(context: Context) -> list[dict[str, Any]]:
@@ -183,6 +187,7 @@ def _ask(captioner: Captioner, todo: Iterable[Subject], commits: Commits, progre
     waiting = iter(todo)
     under_way: set[Future[Row]] = set()
     done: SimpleQueue[Future[Row]] = SimpleQueue()
+    refused = False
 
     def take(future: Future[Row]) -> None:
         row = future.result()
@@ -206,10 +211,13 @@ def _ask(captioner: Captioner, todo: Iterable[Subject], commits: Commits, progre
             under_way.discard(future)
             take(future)
             progress(1)  # last: whoever watches may end it here
+    except Refused:
+        refused = True  # nothing that is under way will be answered otherwise
+        raise
     finally:
         try:
             commits.commit()  # before the wait, which somebody may cut short
-            wait(under_way, timeout=UNDER_WAY)
+            wait(under_way, timeout=0 if refused else UNDER_WAY)
         finally:
             for future in under_way:
                 future.cancel()
@@ -238,7 +246,7 @@ def spent(rows: Iterable[Row]) -> dict[str, float]:
     """What answers took, summed; nothing if no server was asked for them."""
     paid = [row for row in rows if row.get("requests")]
     sums: dict[str, float] = {key: sum(row[key] for row in paid) for key in _COSTS}
-    return sums | {"reply_seconds": round(sum(row["seconds"] for row in paid), 1)} if paid else {}
+    return sums | {"reply_seconds": round(sum(row["seconds"] or 0 for row in paid), 1)} if paid else {}
 
 
 def told(context: Context) -> dict[str, float]:
@@ -278,15 +286,26 @@ def _load(identity: str, config: DescribeConfig, device: str, threads: int) -> C
     return load_captioner(config, device=device, threads=threads)
 
 
-def _request(context: Context, retry: int) -> str:
-    """What is asked, as a part of the log's key: not which server it is asked of, and another after --redo and --retry-failed."""
-    asked = [captioner_identity(context.config.describe), LOG_VERSION, context.redo.get(STAGE.name, 0), *([retry] if retry else [])]
+def _log(corpus: Corpus, config: DescribeConfig, redo: Mapping[str, int]) -> CaptionsLog:
+    asked = _request(config, redo)
+    *before, request = [asked, *(f"{asked}.{number}" for number in range(1, redo.get(_retries(config, redo), 0) + 1))]
+    return CaptionsLog(corpus.captions, captioner_model(config), request, tuple(before))
+
+
+def _request(config: DescribeConfig, redo: Mapping[str, int]) -> str:
+    """What is asked, as a part of the log's key: not which server it is asked of, and another after --redo."""
+    asked = [captioner_identity(config), LOG_VERSION, redo.get(STAGE.name, 0)]
     return xxhash.xxh3_128_hexdigest(json.dumps(asked, sort_keys=True).encode())
 
 
+def _retries(config: DescribeConfig, redo: Mapping[str, int]) -> str:
+    """The counter of --retry-failed, which is of one question: others have failures of their own."""
+    return f"{RETRY}-{_request(config, redo)}"
+
+
 def _inputs(context: Context) -> list[str]:
-    retries = context.redo.get(RETRY, 0)
-    return [prototypes.STAGE.fingerprint(context), *([f"{RETRY}-{retries}"] if retries else [])]
+    name = _retries(context.config.describe, context.redo)
+    return [prototypes.STAGE.fingerprint(context), *([f"{name}-{context.redo[name]}"] if name in context.redo else [])]
 
 
 def _units(context: Context, names: Sequence[str]) -> int:

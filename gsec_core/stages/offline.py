@@ -5,9 +5,11 @@ What comes in is final as it would be online, but asked once: a reply outside th
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,11 @@ from uuid import uuid4
 from gsec_core.captioners import Answer, Subject
 from gsec_core.captioners.openai import OpenAICaptioner
 from gsec_core.captioners.servers import DECLINING, reply_of
-from gsec_core.captioners.template import failed
+from gsec_core.captioners.template import excerpt, failed
 from gsec_core.errors import Refused
 from gsec_core.sources.base import MissingImage, RejectedImage
 from gsec_core.stages.base import Context, Progress, silent
-from gsec_core.stages.describe import Commits, captions_log, loaded_captioner, row_of, subjects, unanswered
+from gsec_core.stages.describe import Commits, answers, captions_log, loaded_captioner, row_of, subjects, unanswered
 
 _AT_ONCE = 256
 """Images whose requests are in memory at once."""
@@ -29,16 +31,18 @@ _AT_ONCE = 256
 def export(context: Context, file: Path, progress: Progress = silent) -> dict[str, int]:
     """Write a line for every image that a run would ask about: ``requests``. Images that cannot be decoded are logged as ``failed``.
 
-    Raises Refused unless a model describes the images.
+    Raises Refused unless a model describes the images, and the file can be written.
     """
     captioner = _captioner(context)
     log = captions_log(context)
     counts: Counter[str] = Counter(requests=0, failed=0, missing=0)
     commits = Commits(log, context.config.describe)
     todo = subjects(context, unanswered(context))
-    temporary = file.with_name(f".{file.name}-{uuid4().hex}")
+    temporary = file.parent / f".gsec-batch-{uuid4().hex}"
     try:
-        with temporary.open("w") as out, ThreadPoolExecutor() as readers:
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+        with temporary.open("w", encoding="utf-8") as out, ThreadPoolExecutor() as readers:
             while some := list(islice(todo, _AT_ONCE)):
                 for subject, body in zip(some, readers.map(lambda one: _body(captioner, one), some), strict=True):
                     if isinstance(body, dict):
@@ -52,9 +56,12 @@ def export(context: Context, file: Path, progress: Progress = silent) -> dict[st
                         counts["failed"] += 1
                     progress(1)
         os.replace(temporary, file)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise Refused(f"--export-batch {file}: cannot be written ({error.strerror or error}).") from None
     finally:
         commits.commit()
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return dict(counts)
 
 
@@ -62,45 +69,53 @@ def import_(context: Context, file: Path, progress: Progress = silent) -> dict[s
     """Put the replies of a batch into the log.
 
     Counts ``answers``; ``failed``, of these; ``known``, which the log had; ``unanswered``, lines whose request failed for a reason that
-    may pass; ``foreign``, lines that are no replies to this run's question. Raises Refused if there is no such file, or it has no line of this run.
+    may pass; ``foreign``, lines that are no replies to this run's question. Raises Refused if there is no such file, if a line is no JSON (those before it
+    count), or if no line is of this run.
     """
     captioner = _captioner(context)
     log = captions_log(context)
-    asked = unanswered(context)
+    wanted = {key.hex() for key in unanswered(context)}
+    known = {key.hex(): row for key, row in answers(context).items()}
     counts: Counter[str] = Counter(answers=0, failed=0, known=0, unanswered=0, foreign=0)
     commits = Commits(log, context.config.describe)
-    # A request is to blame for being declined only where others are answered.
-    declined: list[tuple[bytes, str]] = []
+    declined: dict[str, str] = {}
+
+    def take(key: str, answer: Answer) -> None:
+        wanted.discard(key)
+        declined.pop(key, None)
+        # How long it took a batch does not say.
+        commits.add({**row_of(bytes.fromhex(key), answer), "seconds": None})
+        counts["answers"] += 1
+        counts["failed"] += answer.text is None
+
+    answering = any(row["text"] is not None for row in known.values())
     try:
         for line in _lines(file):
             progress(1)
-            key = _key(line, log.request)
-            if key is None:
+            request, _, key = str(line.get("custom_id")).partition("-")
+            if request != log.request or not re.fullmatch("[0-9a-f]{32}", key):
                 counts["foreign"] += 1
-            elif key not in asked:
-                counts["known"] += 1
-            else:
-                response = line.get("response") or {}
-                status = response.get("status_code")
-                if status in DECLINING:
-                    declined.append((key, f"{status}: {_message(line)}"))
-                    continue
-                answer = _answer(captioner, response) if status == 200 else None
-                if answer is None:
-                    counts["unanswered"] += 1
-                    continue
-                asked.discard(key)
-                commits.add(row_of(key, answer))
-                counts["answers"] += 1
-                counts["failed"] += answer.text is None
-        for key, reason in declined:
-            if not counts["answers"]:
-                counts["unanswered"] += 1
                 continue
-            commits.add(row_of(key, failed(reason)))
-            counts["answers"] += 1
-            counts["failed"] += 1
+            if key not in wanted:
+                counts["known"] += 1
+                continue
+            response = line.get("response")
+            status = response.get("status_code") if isinstance(response, dict) else None
+            if isinstance(status, int) and status in DECLINING:
+                declined[key] = f"{status}: {_message(line)}"
+                continue
+            answer = _answer(captioner, response["body"]) if isinstance(response, dict) and status == 200 and "body" in response else None
+            if answer is None:
+                counts["unanswered"] += 1
+            else:
+                answering = answering or answer.text is not None
+                take(key, answer)
     finally:
+        for key, reason in sorted(declined.items()):
+            if answering:  # a request is to blame for being declined only where others are answered
+                take(key, failed(reason))
+            else:
+                counts["unanswered"] += 1
         commits.commit()
     if not sum(counts[kind] for kind in ("answers", "known", "unanswered")):
         raise Refused(f"--import-batch {file}: none of its {counts['foreign']} lines answers a request of run {context.run.id}. Export its batch first.")
@@ -126,35 +141,31 @@ def _body(captioner: OpenAICaptioner, subject: Subject) -> dict[str, Any] | Answ
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        with file.open() as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
+                if not line.strip():
+                    continue
+                try:
                     found = json.loads(line)
-                    if not isinstance(found, dict):
-                        raise Refused(f"--import-batch {file}: line {number} is no JSON object.")
-                    yield found
+                except (ValueError, RecursionError) as error:
+                    raise Refused(f"--import-batch {file}: line {number} is no JSON ({error}). Lines before it are imported; a repeat skips them.") from None
+                if not isinstance(found, dict):
+                    raise Refused(f"--import-batch {file}: line {number} is no JSON object. Lines before it are imported; a repeat skips them.")
+                yield found
     except OSError as error:
         raise Refused(f"--import-batch {file}: cannot be read ({error}).") from None
-    except ValueError as error:
-        raise Refused(f"--import-batch {file}: line {number} is no JSON ({error}). Lines before it are imported; a repeat skips them.") from None
 
 
-def _key(line: dict[str, Any], request: str) -> bytes | None:
-    ours, _, key = str(line.get("custom_id")).partition("-")
+def _answer(captioner: OpenAICaptioner, body: object) -> Answer | None:
     try:
-        return bytes.fromhex(key) if ours == request else None
-    except ValueError:
-        return None
-
-
-def _answer(captioner: OpenAICaptioner, response: dict[str, Any]) -> Answer | None:
-    try:
-        return captioner.read(reply_of(response.get("body")))
+        return captioner.read(reply_of(body))
     except (ValueError, LookupError):  # a body of another form
         return None
 
 
 def _message(line: dict[str, Any]) -> str:
-    error = line.get("error") or (line.get("response") or {}).get("body") or {}
-    inner = error.get("error", error) if isinstance(error, dict) else error
-    return str(inner.get("message", inner) if isinstance(inner, dict) else inner)
+    found: Any = line.get("error") or line.get("response")
+    for name in ("body", "error", "message"):
+        if isinstance(found, dict) and found.get(name) is not None:
+            found = found[name]
+    return excerpt(str(found))

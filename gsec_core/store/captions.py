@@ -5,7 +5,8 @@ final answers are rows. Shards are small commits named by their rows; nothing bu
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,22 +72,34 @@ class CaptionsLog:
             return now
 
 
-def merge(shards: Shards, names: Sequence[str]) -> None:
+def readable(shards: Shards) -> Iterator[tuple[str, pa.Table]]:
+    """The parts of a log that can be read. Left out are damaged ones, of which who runs describe decides, and those that went meanwhile, being merged."""
+    for name in sorted(shards.names()):
+        with suppress(BadShard, FileNotFoundError):
+            yield name, shards.read(name)
+
+
+def merge(shards: Shards, names: Collection[str]) -> None:
     """Write one shard with the rows of several, which stay. Its footer names them, so that they can go when nobody reads them any more."""
-    table = pa.concat_tables(shards.read_all(names), promote_options="default").cast(CAPTIONS)
-    shards.commit(_name(table), table, {PARTS: list(names)})
+    parts = {name: table for name, table in readable(shards) if name in names}
+    if len(parts) > 1:
+        table = pa.concat_tables(parts.values(), promote_options="default").cast(CAPTIONS)
+        shards.commit(_name(table), table, {PARTS: list(parts)})
 
 
 def spent(shards: Shards) -> list[dict[str, Any]]:
-    """What a log's answers took, by model: a row each, whatever was asked. Each answer counts once, however often a killed process wrote it.
-
-    Raises BadShard if a part of it is damaged.
-    """
-    rows = {(row["content_hash"], row["model"], row["request"]): row for table in shards.read_all(sorted(shards.names())) for row in table.to_pylist()}
+    """What a log's answers took, by model: a row each, whatever was asked. Each answer counts once, however often a killed process wrote it."""
+    rows: dict[tuple[bytes, str, str], Row] = {}
+    for _, table in readable(shards):
+        for row in table.drop(["text", "object", "attributes"]).to_pylist():
+            key = row["content_hash"], row["model"], row["request"]
+            if key not in rows or row["written_at"] < rows[key]["written_at"]:
+                rows[key] = row
     found = []
     for model in sorted({model for _, model, _ in rows}):
         ours = [row for row in rows.values() if row["model"] == model]
         requests, prompt, completion = (sum(row.get(key) or 0 for row in ours) for key in ("requests", "prompt_tokens", "completion_tokens"))
+        timed = [row for row in ours if row.get("seconds")]  # a batch does not say
         found.append(
             {
                 "model": model,
@@ -95,7 +108,7 @@ def spent(shards: Shards) -> list[dict[str, Any]]:
                 "requests": requests,
                 "prompt_tokens": prompt,
                 "completion_tokens": completion,
-                "seconds_a_reply": round(sum(row.get("seconds") or 0 for row in ours) / requests, 3) if requests else None,
+                "seconds_a_reply": round(sum(row["seconds"] for row in timed) / sum(row["requests"] for row in timed), 3) if timed else None,
             }
         )
     return found

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +47,8 @@ class Response(NamedTuple):
     """0: the connection ends without an answer."""
     body: bytes
     headers: Mapping[str, str] = MappingProxyType({})
+    drip: float = 0.0
+    """Seconds between the bytes of the body."""
 
 
 def as_json(body: object, status: int = 200) -> Response:
@@ -59,7 +62,7 @@ def error(status: int, message: str = "as told") -> Response:
 GONE = Response(0, b"")
 
 
-def reply(text: str | None = GOOD, finish: str = "stop", refusal: str | None = None) -> Response:
+def reply(text: str | None = GOOD, finish: str = "stop", refusal: str | None = None, prompt_tokens: object = 30) -> Response:
     message = {"role": "assistant", "content": text, "refusal": refusal}
     return as_json(
         {
@@ -68,7 +71,7 @@ def reply(text: str | None = GOOD, finish: str = "stop", refusal: str | None = N
             "created": 0,
             "model": "tiny",
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42},
+            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 12, "total_tokens": 42},
         }
     )
 
@@ -153,7 +156,7 @@ class Server:
                     ("POST", "/v1/chat/completions"): server.probe if probe else server.answer,
                 }
                 with server._under_way(request):
-                    status, data, headers = known.get((self.command, self.path), lambda _: error(404))(request)
+                    status, data, headers, drip = known.get((self.command, self.path), lambda _: error(404))(request)
                 if not status:
                     self.close_connection = True
                     return
@@ -162,7 +165,10 @@ class Server:
                     for name, value in {"Content-Length": str(len(data)), **headers}.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(data)
+                    for byte in data if drip else ():
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(drip)
+                    self.wfile.write(b"" if drip else data)
                 except ConnectionError:  # whoever asked has given up
                     self.close_connection = True
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gsec_core.captioners import Answer, Captioner, background, captioner_identity, chat, load_captioner
+from gsec_core.captioners import Answer, Captioner, background, captioner_identity, load_captioner, pool
 from gsec_core.captioners.template import SENTENCE_PATTERN, prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import GsecError, Refused
@@ -31,8 +31,8 @@ OTHER_SECRET = "sk-of-another-service"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(chat, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(pool, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pool, "LONGEST_WAIT", 0.05)
 
 
 def captioner(*servers: Server, **settings: Any) -> Captioner:
@@ -249,6 +249,10 @@ class TestReplies:
         assert len(server.asked) == 1
 
 
+DEEP = Response(200, b"[" * 100_000 + b"]" * 100_000, {"Content-Type": "application/json"})
+"""JSON, which no parser likes."""
+
+
 class TestErrors:
     """The table of `servers`, row by row."""
 
@@ -293,7 +297,9 @@ class TestErrors:
         assert describe(captioner(server, patience=10), subject()).status == DESCRIBED
         assert time.monotonic() - started > 1
 
-    @pytest.mark.parametrize("response", [error(500, "boom"), Response(200, b"<html>", {"Content-Type": "text/html"}), as_json({"choices": []})])
+    @pytest.mark.parametrize(
+        "response", [error(500, "boom"), error(502), Response(200, b"<html>", {"Content-Type": "text/html"}), as_json({"choices": []}), DEEP]
+    )
     def test_a_fault_at_one_image_of_a_healthy_server_is_a_failure_the_third_time(self, server: Server, response: Response) -> None:
         server.says(response)
         answer = describe(captioner(server), subject())
@@ -385,7 +391,7 @@ class TestErrors:
         pictures = [subject(png("white"), uri="fatal"), *(subject(uri=str(number)) for number in range(40))]
         fatal, *others = describe_all(captioner(server, concurrency=8, patience=30), pictures)
         assert (fatal.status, {answer.status for answer in others}) == (FAILED, {DESCRIBED})
-        assert "the server was lost 3 times while this was asked, at last when nothing else was" in (fatal.reason or "")
+        assert "silent or gone 3 times when this was asked, at last alone" in (fatal.reason or "")
         assert (len(at_once), at_once[-1]) == (3, 1)
 
     def test_an_image_at_which_the_server_hangs_is_a_failure_the_third_time(self, server: Server) -> None:
@@ -394,7 +400,42 @@ class TestErrors:
         answer = describe(captioner(server, timeout=0.2), subject())
         awake.set()
         assert answer.status == FAILED
-        assert answer.reason == "the server fails at this, though not at others: the server does not answer: timed out"
+        assert answer.reason == "silent or gone 3 times when this was asked, at last alone: the server does not answer: timed out"
+
+    def test_a_server_that_is_only_slow_is_asked_less_at_once_and_no_image_is_blamed(self, server: Server) -> None:
+        """It shares its strength among the requests under way, so that too many take longer than the timeout, all of them."""
+
+        def answer(request: Request) -> Response:
+            time.sleep(0.03 * server.at_once)
+            return reply()
+
+        server.answer = answer
+        answers = describe_all(captioner(server, concurrency=32, timeout=0.5, patience=30), [subject(uri=str(number)) for number in range(60)])
+        assert {answer.status for answer in answers} == {DESCRIBED}
+
+    def test_a_server_that_takes_few_at_once_is_asked_few_at_once(self, server: Server) -> None:
+        def answer(request: Request) -> Response:
+            if not request.is_plain and server.at_once > 3:
+                return error(503, "queue full")
+            time.sleep(0.01)
+            return reply()
+
+        server.answer = answer
+        answers = describe_all(captioner(server, concurrency=64, patience=1), [subject(uri=str(number)) for number in range(150)])
+        assert {answer.status for answer in answers} == {DESCRIBED}
+
+    def test_a_reply_that_drips_is_not_waited_for_longer_than_the_timeout(self, server: Server) -> None:
+        server.answer = lambda request: reply() if request.is_plain else reply()._replace(drip=0.05)
+        started = time.monotonic()
+        answer = describe(captioner(server, timeout=0.3), subject())
+        assert (answer.status, time.monotonic() - started < 5) == (FAILED, True)
+
+    @pytest.mark.parametrize("tokens", ["many", 2**40, None, -1])
+    def test_odd_counts_of_tokens_are_none(self, server: Server, tokens: object) -> None:
+        server.says(reply(prompt_tokens=tokens))
+        answer = describe(captioner(server), subject())
+        assert answer.cost is not None
+        assert answer.cost[:3] == (1, 0, 12)
 
     @pytest.mark.parametrize("status", [301, 302, 307, 308])
     def test_a_redirect_is_refused_and_the_other_host_asked_nothing(self, server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,6 +471,11 @@ class TestReplicas:
         assert f'describe.url = "{dead.url}": the server does not answer' in caplog.text
         assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(20)])} == {DESCRIBED}
         assert len(server.asked) == 20
+
+    def test_those_that_are_not_there_blame_no_image(self, server: Server) -> None:
+        with Server() as one, Server() as two, Server() as three:
+            dead = [one, two, three]
+        assert describe(captioner(*dead, server), subject()).status == DESCRIBED
 
     def test_none_that_is_there_is_refused_with_the_reason_of_each(self) -> None:
         with Server() as one, Server() as two:
@@ -546,6 +592,21 @@ class TestKey:
         describe(captioner(server), subject())
         assert server.asked[0].headers["authorization"] == "Bearer none"
 
+    def test_a_server_that_repeats_it_is_not_quoted(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
+        server.says(reply(f"A bus with {SECRET} on it."))
+        assert describe(captioner(server), subject()).text == "A bus with *** on it."
+        server.models = lambda request: as_json({"object": "list", "data": [{"id": SECRET}]})
+        with pytest.raises(Refused, match=r"its models are: \*\*\*\."):
+            captioner(server).check()
+
+    def test_no_proxy_of_the_environment_sees_it(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Server() as proxy:
+            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+                monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+            assert describe(captioner(server), subject()).status == DESCRIBED
+            assert proxy.requests == []
+
     @pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET}é"])
     def test_one_that_cannot_be_sent_is_refused_and_not_shown(self, server: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", key)
@@ -557,7 +618,7 @@ class TestKey:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         caplog.set_level(logging.DEBUG)
         asking = captioner(server)
-        said = [repr(asking), repr(vars(asking)), repr(vars(vars(asking)["_chat"])), *(repr(server._client) for server in vars(asking)["_chat"].servers)]
+        said = [repr(asking), repr(vars(asking)), repr(vars(vars(asking)["_chat"])), *(repr(server._client) for server in vars(asking)["_chat"]._servers)]
 
         def echo(status: int) -> Any:
             return lambda request: error(status, f"{'x' * 180} {request.headers['authorization']}")

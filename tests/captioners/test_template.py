@@ -1,4 +1,5 @@
 import json
+import time
 import unicodedata
 from pathlib import Path
 
@@ -181,6 +182,12 @@ def test_a_reply_outside_it_counts_as_one_outside_the_template(tmp_path: Path, r
     assert load(own(tmp_path)).read(reply).status == status
 
 
+def test_a_pattern_that_takes_ages_over_a_reply_does_not_match_it() -> None:
+    started = time.monotonic()
+    assert Template("Which dish is it?", r"(?P<object>(\w+ ?)+)\.").read("fried rice with peas and egg and " * 6 + "!").status == FREE
+    assert time.monotonic() - started < 5
+
+
 @given(st.text())
 def test_no_reply_raises(reply: str) -> None:
     assert Template("Which dish is it?", DISH).read(reply).status in (DESCRIBED, FREE, FAILED)
@@ -195,6 +202,7 @@ def test_no_reply_raises(reply: str) -> None:
         ({"prompt": "x" * 4001}, "its prompt has 4,001 characters; at most 4,000"),
         ({"pattern": f"(?P<object>x){'y' * 2000}"}, "its pattern has 2,013 characters; at most 2,000"),
         ({"pattern": "(?P<object>x"}, "its pattern is no regular expression"),
+        ({"pattern": "(?P<object>.*?) and (?P=object)"}, "needs the names of its groups"),
         ({"pattern": "x"}, "its pattern must name what it is a description of"),
         ({"pattern": "(?P<object>x)(?P<colour>y)"}, "no other groups"),
     ],

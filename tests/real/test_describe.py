@@ -124,7 +124,8 @@ def test_a_full_queue_only_slows_it_down(guarded: VllmServer, monkeypatch: pytes
     asking = OpenAICaptioner("tiny", config(guarded, concurrency=32))
     asking.check()
     busy = 0
-    complete = asking._chat.servers[0].complete
+    [server] = asking._chat._servers
+    complete = server.complete
 
     async def counted(body: dict[str, Any]) -> Any:
         nonlocal busy
@@ -134,7 +135,7 @@ def test_a_full_queue_only_slows_it_down(guarded: VllmServer, monkeypatch: pytes
             busy += "503" in str(failure)
             raise
 
-    monkeypatch.setattr(asking._chat.servers[0], "complete", counted)
+    monkeypatch.setattr(server, "complete", counted)
     assert {answer.status for answer in describe_all(asking, [subject(encoded(seed)) for seed in range(64)])} == {"described"}
     assert busy > 0, "or the queue was never full"
 

@@ -28,11 +28,11 @@ def describe_with(context: Context, texts: Sequence[str | None] = WORDS, statuse
     given = {
         **{name: rows[name] for name in ("prototype", "band", "image_id", "content_hash")},
         "text": [texts[number % len(texts)] for number in range(rows.num_rows)],
-        "object": [None] * rows.num_rows,
         "attributes": [[]] * rows.num_rows,
         "status": [statuses[number % len(statuses)] for number in range(rows.num_rows)],
         "model": ["test"] * rows.num_rows,
     }
     base.begin(context, describe.STAGE)
-    table = pa.table([given[field.name] for field in REPRESENTATIVE_CAPTIONS], schema=REPRESENTATIVE_CAPTIONS)
+    nothing = [None] * rows.num_rows
+    table = pa.table([given.get(field.name, nothing) for field in REPRESENTATIVE_CAPTIONS], schema=REPRESENTATIVE_CAPTIONS)
     context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).commit("all", table)

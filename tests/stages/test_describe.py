@@ -349,19 +349,18 @@ def test_a_lost_server_is_not_asked_on(place: Path, install: Install, given_up: 
     assert len(captioner.asked) <= 4, "a thread may take up one more before it is told"
 
 
-@pytest.mark.parametrize("error", [Unreachable("lost"), Refused("the key is wrong")], ids=lambda e: type(e).__name__)
-def test_requests_under_way_are_waited_for_and_kept(place: Path, install: Install, given_up: threading.Event, error: BaseException) -> None:
+def test_requests_under_way_are_waited_for_and_kept(place: Path, install: Install, given_up: threading.Event) -> None:
     together = threading.Barrier(4)
 
     def first(number: int, subject: Subject) -> None:
         if number <= 4:
             together.wait(10)
         if number >= 4:
-            raise error
+            raise Unreachable("lost")
         assert given_up.wait(10)
 
     asked = install(Fake(concurrency=4, first=first)).asked
-    context = unfinished(config_of(place), type(error))
+    context = unfinished(config_of(place), Unreachable)
     assert in_log(context) == 3
     captioner = install(Fake(concurrency=4))
     made = run_stage(context, describe.STAGE)
@@ -522,6 +521,32 @@ def test_what_failed_is_asked_again_when_told_so_and_nothing_else(place: Path, c
     again, made = run(config_of(place), redo=(describe.RETRY,))
     assert (captioner.asked, made["failed"]) == (["000.jpg"], 0)
     assert run(config_of(place), redo=(describe.RETRY,))[0].run.id == again.run.id, "nothing failed, so there is nothing to ask again"
+
+
+def test_what_failed_is_asked_again_though_there_are_new_images_too(place: Path, captioner: Fake) -> None:
+    captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
+    run(config_of(place))
+    write_pictures(place / "in", [99])
+    captioner.asked.clear()
+    captioner.answer = lambda subject: Answer("better", None, (), FREE)
+    run(config_of(place), redo=(describe.RETRY,))
+    assert sorted(captioner.asked) == ["003.jpg", "099.jpg"]
+
+
+def test_another_question_keeps_its_own_failures(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
+    ask = {"one": {"name": "fake"}, "other": {"name": "fake", "prompt": "another"}}
+    found = {}
+    for question in ("one", "other", "retried"):
+        monkeypatch.setattr(describe, "captioner_identity", lambda config, question=question: ask.get(question, ask["one"]))
+        context, _ = run(config_of(place), redo=(describe.RETRY,) if question == "retried" else ())
+        found[question] = describe.STAGE.fingerprint(context)
+    monkeypatch.setattr(describe, "captioner_identity", lambda config: ask["other"])
+    captioner.asked.clear()
+    context, _ = run(config_of(place))
+    assert describe.STAGE.fingerprint(context) == found["other"]
+    assert captioner.asked == []
+    assert len(set(found.values())) == 3
 
 
 def test_what_is_left_to_ask_is_told_before_it_is_asked(place: Path, captioner: Fake) -> None:

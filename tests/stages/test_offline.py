@@ -134,6 +134,39 @@ def test_a_line_that_is_none_is_named_and_those_before_it_are_in(context: Contex
     assert len(describe.captions_log(context).rows()) == 1
 
 
+def test_a_request_that_was_declined_and_then_answered_has_one_row(context: Context, tmp_path: Path) -> None:
+    first, *others = exported(context, tmp_path / "batch.jsonl")
+    replies = [declined(first, 400), declined(first, 400), *map(replied, others), replied(first)]
+    counts = offline.import_(context, written(tmp_path / "out.jsonl", replies))
+    assert (counts["answers"], counts["failed"]) == (IMAGES, 0)
+
+
+def test_of_a_torn_file_what_was_declined_counts_too_and_the_whole_one_adds_the_rest(context: Context, tmp_path: Path) -> None:
+    first, *others = exported(context, tmp_path / "batch.jsonl")
+    file = written(tmp_path / "out.jsonl", [declined(first, 400), *map(replied, others[:3])])
+    file.write_bytes(file.read_bytes() + b"\x1f\x8b torn")
+    with pytest.raises(Refused, match="line 5 is no JSON"):
+        offline.import_(context, file)
+    assert len(describe.captions_log(context).rows()) == 4
+    counts = offline.import_(context, written(file, [declined(first, 400), *map(replied, others)]))
+    assert (counts["answers"], counts["known"]) == (IMAGES - 4, 4)
+
+
+@pytest.mark.parametrize("response", ["text", [1], {"status_code": [200]}, {"status_code": 200}, {"status_code": 200, "body": "text"}])
+def test_a_reply_of_another_form_is_none(context: Context, tmp_path: Path, response: object) -> None:
+    first, *_ = exported(context, tmp_path / "batch.jsonl")
+    counts = offline.import_(context, written(tmp_path / "out.jsonl", [{"custom_id": first["custom_id"], "response": response}]))
+    assert (counts["answers"], counts["unanswered"]) == (0, 1)
+
+
+@pytest.mark.parametrize("target", [".", "nowhere/batch.jsonl"])
+def test_a_file_that_cannot_be_written_is_refused_before_an_image_is_read(context: Context, tmp_path: Path, target: str) -> None:
+    for file in (tmp_path / "in").iterdir():
+        file.unlink()
+    with pytest.raises(Refused, match=r"^--export-batch .*: cannot be written"):
+        offline.export(context, tmp_path / target)
+
+
 def test_a_file_that_is_not_there_is_refused(context: Context, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=re.escape(f"--import-batch {tmp_path / 'nowhere'}: cannot be read")):
         offline.import_(context, tmp_path / "nowhere")
