@@ -1,5 +1,6 @@
 """The command, and a server of descriptions that is lost, wrong or killed around it: each image is paid once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -115,6 +116,17 @@ def test_a_key_that_is_withdrawn_meanwhile_ends_it_and_no_image_is_blamed(place:
     assert set(place.statuses) == {"described"}
     mllm.answer = lambda request: reply()
     assert last_json(gsec_here(*place.stage(mllm)))["described"] == IMAGES
+
+
+def test_a_batch_needs_no_server_at_all(place: Place) -> None:
+    with Server() as gone:
+        pass
+    batch, replies = place.store.parent / "batch.jsonl", place.store.parent / "replies.jsonl"
+    gsec_here(*place.stage(gone, "--export-batch", str(batch)))
+    answers = [{"custom_id": json.loads(line)["custom_id"], "response": {"status_code": 200, "body": json.loads(reply().body)}} for line in batch.open()]
+    replies.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    assert last_json(gsec_here(*place.stage(gone, "--import-batch", str(replies))))["answers"] == IMAGES
+    assert last_json(gsec_here(*place.stage(gone)))["described"] == IMAGES
 
 
 def test_what_is_left_is_planned_and_exported_and_what_failed_is_asked_again(place: Place, mllm: Server) -> None:
