@@ -93,7 +93,7 @@ class Pool:
         place.most = max(1, place.most // 2)
 
     def busy_for(self, place: Place) -> float:
-        """Seconds since the server was busy first, no answer in between. Raises GsecError if they are more than the patience."""
+        """Seconds since the server was busy first, no answer in between."""
         place.busy_since = place.busy_since or time.monotonic()
         return time.monotonic() - place.busy_since
 

@@ -104,10 +104,11 @@ def retry(corpus: Corpus, config: DescribeConfig) -> bool:
 def plan(context: Context) -> dict[str, Any]:
     """What is left to ask: ``calls``, at least; ``prompt_tokens`` and ``completion_tokens``, about; and by what these are told."""
     config = context.config.describe
-    calls = len(unanswered(context))
+    known = answers(context)
+    calls = len({row["content_hash"] for row in _representatives(context)} - known.keys())
     if not config.captioner.startswith("openai:"):
         return {"calls": calls, "prompt_tokens": 0, "completion_tokens": 0, "basis": "no server is asked"}
-    paid = [row for row in answers(context).values() if row.get("prompt_tokens")]
+    paid = [row for row in known.values() if row.get("prompt_tokens")]
     if paid:
         prompt, completion = (sum(row[key] for row in paid) / len(paid) for key in ("prompt_tokens", "completion_tokens"))
         basis = f"what {len(paid)} descriptions took so far"

@@ -21,14 +21,14 @@ from gsec_core.captioners.servers import DECLINING, reply_of
 from gsec_core.captioners.template import excerpt, failed
 from gsec_core.errors import Refused
 from gsec_core.sources.base import MissingImage, RejectedImage
-from gsec_core.stages.base import Context, Progress, silent
+from gsec_core.stages.base import Context
 from gsec_core.stages.describe import Commits, answers, captions_log, loaded_captioner, row_of, subjects, unanswered
 
 _AT_ONCE = 256
 """Images whose requests are in memory at once."""
 
 
-def export(context: Context, file: Path, progress: Progress = silent) -> dict[str, int]:
+def export(context: Context, file: Path) -> dict[str, int]:
     """Write a line for every image that a run would ask about: ``requests``. Images that cannot be decoded are logged as ``failed``.
 
     Raises Refused unless a model describes the images, and the file can be written.
@@ -54,7 +54,6 @@ def export(context: Context, file: Path, progress: Progress = silent) -> dict[st
                     else:
                         commits.add(row_of(subject.content_hash, body))
                         counts["failed"] += 1
-                    progress(1)
         os.replace(temporary, file)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise Refused(f"--export-batch {file}: cannot be written ({error.strerror or error}).") from None
@@ -65,7 +64,7 @@ def export(context: Context, file: Path, progress: Progress = silent) -> dict[st
     return dict(counts)
 
 
-def import_(context: Context, file: Path, progress: Progress = silent) -> dict[str, int]:
+def import_(context: Context, file: Path) -> dict[str, int]:
     """Put the replies of a batch into the log.
 
     Counts ``answers``; ``failed``, of these; ``known``, which the log had; ``unanswered``, lines whose request failed for a reason that
@@ -91,7 +90,6 @@ def import_(context: Context, file: Path, progress: Progress = silent) -> dict[s
     answering = any(row["text"] is not None for row in known.values())
     try:
         for line in _lines(file):
-            progress(1)
             request, _, key = str(line.get("custom_id")).partition("-")
             if request != log.request or not re.fullmatch("[0-9a-f]{32}", key):
                 counts["foreign"] += 1
