@@ -1,7 +1,7 @@
 """`gsec`: the command line. It runs the same flows that a deployment runs.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 3 done with more rejects than allowed, 2 refused,
-1 anything else.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 3 done but suspicious and so not
+published, 2 refused, 1 anything else.
 """
 
 import json
@@ -33,6 +33,9 @@ Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or Web
 Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Number of clusters, or `auto`: as many as the images show.")]
 StoreUrl = Annotated[str | None, Parameter(name="--store", help="Where all tables are kept: a folder or any fsspec URL. Default: gsec-store.")]
 CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's name in the store. Default: made from the source.")]
+Pipeline = Annotated[
+    str | None, Parameter(name="--pipeline", help="What the clustering is published as, and whose cluster keys it continues. Default: the corpus's name.")
+]
 Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]
 Captioner = Annotated[
     str | None, Parameter(name="--captioner", help="`tagger`, `openai:MODEL` of the server at describe.url, or `table:FILE:COLUMN`. Default: tagger.")
@@ -49,6 +52,7 @@ def run(
     clusters: Clusters = None,
     store: StoreUrl = None,
     corpus: CorpusName = None,
+    pipeline: Pipeline = None,
     encoder: Encoder = None,
     captioner: Captioner = None,
     config: ConfigFile = None,
@@ -60,7 +64,7 @@ def run(
     """Cluster the images of a source: do what is missing of every stage."""
     from gsec_core.stages.describe import RETRY
 
-    settings = _config(config, set_, source=source, clusters=clusters, store=store, corpus=corpus, encoder=encoder, captioner=captioner)
+    settings = _config(config, set_, source=source, clusters=clusters, store=store, corpus=corpus, pipeline=pipeline, encoder=encoder, captioner=captioner)
     return _run(settings, [*(redo or []), *([RETRY] if retry_failed else [])], as_json)
 
 
@@ -96,6 +100,19 @@ def stage(
     if plan or export_batch or import_batch:
         return commands.describe_offline(settings, run, export_batch, import_batch, _out(as_json))
     return commands.run_one_stage(name, settings, run, redo, _out(as_json), retry_failed)
+
+
+@app.command
+def publish(
+    *,
+    run: Annotated[str, Parameter(help="The finished run, by its id or the beginning of it.")],
+    store: StoreUrl = None,
+    as_json: AsJson = False,
+) -> int:
+    """Publish a run that was held back, after a look at it, or go back to one that was published before."""
+    from flows import reports
+
+    return reports.publish(_config(None, None, store=store).store, run, _out(as_json))
 
 
 @app.command

@@ -12,7 +12,7 @@ from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.stages import base, count, describe, offline, publish
 from gsec_core.store import Run, Store
 
-DONE, DONE_WITH_REJECTS = 0, 3
+DONE, HELD = 0, 3
 
 Json = Callable[[dict[str, Any]], None]
 
@@ -27,15 +27,14 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
         finished = counting and pipeline.nothing_to_do(pipeline.numbered_by(counting, config), later)
     else:
         finished = pipeline.nothing_to_do(config, redo, of_run)
-    summary = _summary_of(finished, config) if finished is not None else None
+    summary = _finished(finished, config) if finished is not None else None
     if summary is not None:
         terminal.err.print(f"run {summary['run_id']} is finished and nothing has changed: nothing to do.")
     else:
         summary = _run_flow(config, redo, of_run)
     context = base.Context.of(Store.open(config.store).run(summary["run_id"]), config)
     summary["seconds"] = round(time.monotonic() - started, 1)
-    warning = pipeline.too_many_rejects(context, summary)
-    if warning:
+    for warning in summary["warnings"]:
         terminal.err.print(f"warning: {warning}", markup=False)
     if config.clusters == AUTO:
         _show_counts(base.Context.of(counting or Store.open(config.store).run(summary["counting"]), config))
@@ -44,7 +43,7 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
         then(context)
     if as_json:
         as_json({key: summary[key] for key in JSON_KEYS})
-    return DONE_WITH_REJECTS if warning else DONE
+    return HELD if summary["held"] else DONE
 
 
 def assign(config: PipelineConfig, run_id: str, as_json: Json | None) -> int:
@@ -53,7 +52,21 @@ def assign(config: PipelineConfig, run_id: str, as_json: Json | None) -> int:
     return run(pipeline.assignment_config(of_run, config), [], as_json, of_run=of_run.id)
 
 
-JSON_KEYS = ("run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report", "remarks", "seconds")
+JSON_KEYS = (
+    "run_id",
+    "images",
+    "rejected",
+    "missing",
+    "clusters",
+    "assignments",
+    "cluster_table",
+    "report",
+    "moved",
+    "published",
+    "warnings",
+    "remarks",
+    "seconds",
+)
 
 
 def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
@@ -116,10 +129,10 @@ def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | 
     return DONE
 
 
-def _summary_of(finished: Run, config: PipelineConfig) -> dict[str, Any] | None:
-    """The summary of a finished run; None if a shard of it is damaged, which the flow mends."""
+def _finished(finished: Run, config: PipelineConfig) -> dict[str, Any] | None:
+    """What `pipeline.finish` says of a finished run; None if a shard of it is damaged, which the flow mends."""
     try:
-        return pipeline.summary(base.Context.of(finished, config))
+        return pipeline.finish(base.Context.of(finished, config))
     except BadShard:
         return None
 

@@ -22,8 +22,8 @@ from tasks.progress import shown
 
 T = TypeVar("T")
 
-WITH_REJECTS = "CompletedWithRejects"
-"""State of a run that is done but has more rejects than its settings allow."""
+HELD = "CompletedNotPublished"
+"""State of a run that is done but suspicious, as by more rejects than its settings allow, so that the clustering published before it stays."""
 
 
 MOST_ROWS = 1_000
@@ -50,8 +50,7 @@ def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = N
         config = all_stages(config, counting, made, set_aside, lambda context: pipeline.numbered_by(context.run, config))
     run_id, changes = ingest(config, redo, of_run)
     found.append(changes)
-    summary = all_stages(config, run_id, made, set_aside, pipeline.summary)
-    context = slices.context(config, run_id)
+    summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
     largest = [{key: _plain(value) for key, value in row.items()} for row in summary["cluster_rows"][:MOST_ROWS]]
     where = summary["report"] or "that of the run whose clusters they are"
     about = f"The {len(largest)} largest of {summary['clusters']} clusters of run {run_id}. Report: {where}"
@@ -60,8 +59,7 @@ def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = N
         about = f"The descriptions of run {run_id}, and what they took, whenever they were asked for."
         shown(create_table_artifact, [summary["descriptions"]], key="descriptions", description=about)
     summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
-    warning = pipeline.too_many_rejects(context, summary)
-    return Completed(name=WITH_REJECTS, message=warning, data=summary) if warning else Completed(data=summary)
+    return Completed(name=HELD, message=" ".join(summary["warnings"]), data=summary) if summary["held"] else Completed(data=summary)
 
 
 def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, float]], set_aside: list[str], then: Callable[[Context], T]) -> T:

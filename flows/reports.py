@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +20,17 @@ Json = Callable[[dict[str, Any]], None]
 def status(url: str, as_json: Json | None) -> int:
     """Corpora and runs of a store."""
     store = Store.open(url)
-    corpora, descriptions, runs = state.corpora(store), state.descriptions(store), state.runs(store)
+    corpora, published = state.corpora(store), state.published(store)
+    descriptions, runs = state.descriptions(store), state.runs(store)
     if as_json:
-        as_json({"store": store.url, "corpora": corpora, "descriptions": descriptions, "runs": runs})
+        as_json({"store": store.url, "corpora": corpora, "published": published, "descriptions": descriptions, "runs": runs})
         return 0
     if not corpora:
         terminal.out.print(f"{store.url} holds no corpus yet.", markup=False)
         return 0
     terminal.out.print(terminal.table("corpora", corpora))
+    if published:
+        terminal.out.print(terminal.table("published", published))
     if descriptions:
         terminal.out.print(terminal.table("descriptions", descriptions))
     for run in runs:
@@ -37,6 +41,23 @@ def status(url: str, as_json: Json | None) -> int:
         terminal.out.print(f"    shards: {stages}; images: {images or '-'}; {run['attempts']} attempts since {run['created']}", markup=False)
         if run["error"]:
             terminal.out.print(f"    last error: {run['error']}", markup=False)
+    return 0
+
+
+def publish(url: str, run_id: str, as_json: Json | None) -> int:
+    """A finished run as the published one of its pipeline, because somebody says so."""
+    from gsec_core import pipeline, publishing
+
+    context = _context(url, run_id)
+    context.run.check_stage("lineage")
+    if not context.run.is_finished():
+        raise Refused(f"--run {run_id}: it is not finished. The same gsec run again finishes it.")
+    with _mended_by_a_run():
+        made = publishing.publish_by_hand(context, pipeline.summary(context))
+    if as_json:
+        as_json(asdict(made))
+    else:
+        terminal.out.print(f"pipeline {made.pipeline} publishes run {made.run_id} (publication {made.number})", markup=False)
     return 0
 
 

@@ -128,6 +128,13 @@ class PublishConfig(_Settings):
     """How clusters get their names."""
 
     namer: str = Field("terms", description="`terms`: from the descriptions' words; `openai:MODEL`: by a language model at describe.url.")
+    max_moved: Annotated[float, RUNTIME] = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of the images in common with the published clustering that may be in other clusters. A run that moved more is published "
+        "only if its settings are others than those of the clustering before it; either way it warns.",
+    )
 
 
 class PipelineConfig(_Settings):
@@ -138,6 +145,9 @@ class PipelineConfig(_Settings):
     )
     store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
     corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store; made from the source if not given.")
+    pipeline: Annotated[str | None, RUNTIME] = Field(
+        None, description="The name that a run which passes its checks is published under, and whose cluster keys it continues; not given: the corpus's."
+    )
     clusters: Literal["auto"] | Annotated[int, Field(ge=2, le=100_000)] = Field(
         10, description="Number of clusters; `auto`: the number that the images show, and a refusal with the reason where they show none."
     )
@@ -193,7 +203,7 @@ def accepts(field: FieldInfo) -> list[tuple[object, dict[str, float]]]:
 
 def with_runtime(recorded: PipelineConfig, now: PipelineConfig) -> PipelineConfig:
     """The recorded settings in all that changes the output and in what they are about; devices, threads and limits of ``now``."""
-    kept = recorded.model_dump(include={"source", "store", "corpus"})
+    kept = recorded.model_dump(include={"source", "store", "corpus", "pipeline"})
     return PipelineConfig.model_validate({**_runtime_over(recorded, now), **kept})
 
 

@@ -28,7 +28,7 @@ from gsec_core.sources.uris import inside
 from gsec_core.stages.base import Context
 from gsec_core.stages.encode import encoded_rows, fetch
 from gsec_core.store import Run
-from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, OK
+from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, LINEAGE_TABLE, OK
 
 Images = Literal["links", "copies"]
 
@@ -96,15 +96,16 @@ def write_csv(table: pl.DataFrame, file: IO[bytes]) -> None:
 
 
 def _assignments(context: Context) -> pl.DataFrame:
-    """The schema of `assignments`, with the clusters' names beside their numbers."""
+    """The schema of `assignments`, with the clusters' keys and names beside their numbers."""
     rows = _read(context.run, ASSIGNED_TABLE if context.of_run else ASSIGNMENTS_TABLE)
-    named = rows.join(_read(_model(context), CLUSTER_NAMES_TABLE).select("cluster", "name"), on="cluster", how="left", maintain_order="left")
-    first = ["uri", "cluster", "name"]
+    named = rows.join(_clusters(context).select("cluster", "cluster_key", "name"), on="cluster", how="left", maintain_order="left")
+    first = ["uri", "cluster", "cluster_key", "name"]
     return named.select(*first, pl.exclude(*first))
 
 
 def _clusters(context: Context) -> pl.DataFrame:
-    return _read(_model(context), CLUSTER_NAMES_TABLE).join(_read(_model(context), CLUSTERS_TABLE), on="cluster", maintain_order="left")
+    keys, *more = (_read(_model(context), table) for table in (LINEAGE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE))
+    return functools.reduce(lambda left, right: left.join(right, on="cluster", maintain_order="left"), more, keys.select("cluster", "cluster_key"))
 
 
 def _model(context: Context) -> Run:

@@ -5,11 +5,11 @@ What is here needs no orchestrator; `flows` chain the same parts as a DAG.
 
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from gsec_core import namers, quality
+from gsec_core import namers, publishing, quality
 from gsec_core.captioners import captioner_model
 from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
@@ -18,11 +18,12 @@ from gsec_core.encoders import check_encoder
 from gsec_core.errors import Refused
 from gsec_core.sources import open_source, source_name
 from gsec_core.sources.base import Source
-from gsec_core.stages import align, assign, base, baseline, count, describe, encode, fuse, prepare, prototypes, publish, report, train
+from gsec_core.stages import align, assign, base, baseline, count, describe, encode, fuse, lineage, prepare, prototypes, publish, report, train
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest
 from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
+from gsec_core.store.publications import check_pipeline
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
 STAGES: tuple[Stage, ...] = (
@@ -35,6 +36,7 @@ STAGES: tuple[Stage, ...] = (
     train.STAGE,
     align.STAGE,
     publish.STAGE,
+    lineage.STAGE,
     report.STAGE,
 )
 """In the order they run; ingest comes before them and has no tables of a run."""
@@ -80,7 +82,9 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     store = Store.open(config.store)
     source = open_source(config.source, image_column=config.ingest.image_column)
     corpus = store.corpus(config.corpus or source_name(config.source))
+    check_pipeline(publishing.pipeline_of(config, corpus.name))
     store.check_writable()
+    publishing.published(store, config, corpus)
     counter = corpus.redo_counters().get(encode.STAGE.name, 0)
     encoded = fingerprint(encode.STAGE.name, encode.STAGE.version, encode.STAGE.settings(config), [], counter)
     embeddings = corpus.table(EMBEDDINGS_TABLE, encoded)
@@ -111,7 +115,12 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
 def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None) -> Run:
     """The run of these settings on a generation, with the redo counters of now: made, or found again."""
     config = config.model_copy(update={"corpus": corpus.name})
-    return store.request_run(config, corpus, generation, identity(config, of_run), of_run)
+    return store.request_run(config, corpus, generation, identity(config, of_run), of_run, _line(config, corpus, of_run))
+
+
+def _line(config: PipelineConfig, corpus: Corpus, of_run: str | None) -> str | None:
+    """The pipeline whose clusters the run continues; None for a run without clusters of its own."""
+    return None if of_run is not None or config.clusters == AUTO else publishing.pipeline_of(config, corpus.name)
 
 
 def identity(config: PipelineConfig, of_run: str | None = None) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
     place = open_place(config, of_run)
     check_redo(redo, config, of_run)
     changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
-    run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run))
+    run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run), _line(config, place.corpus, of_run))
     return run if changes.none and not redo and run.exists() and run.is_finished() else None
 
 
@@ -210,6 +219,19 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
             raise Refused(f"--redo {name}: there is no such stage. The stages are {', '.join(_names(config, of_run))}.")
 
 
+def finish(context: Context) -> dict[str, Any]:
+    """The last step of a finished run, whoever comes to it and however often: its `summary`, recorded, and its publication.
+
+    Adds ``published``, ``warnings`` and ``held``; see `publishing.Verdict`.
+    """
+    said = summary(context)
+    if context.of_run is None:
+        consensus = (said["labellings"] or [{}])[0]
+        counted = {name: said[name] for name in ("images", "rejected", "missing", "clusters", "moved", "descriptions")}
+        context.run.finish(counted | {"agreement": consensus.get("agreement"), "remarks": said["remarks"]})
+    return said | asdict(publishing.publish(context, said))
+
+
 def summary(context: Context) -> dict[str, Any]:
     """What a finished run has to say: counts, where its tables are, its clusters, and how the consensus is beside k-means."""
     live = encode.encoded_rows(context)
@@ -225,6 +247,7 @@ def summary(context: Context) -> dict[str, Any]:
         "cluster_table": clusters(context).location("all"),
         "report": None if context.of_run else report.index(context),
         "cluster_rows": cluster_rows(context),
+        "moved": None if context.of_run else lineage.moved(context),
         "labellings": labellings,
         "remarks": quality.remarks(context, labellings) if labellings else [],
         "descriptions": None if context.of_run else {"model": captioner_model(context.config.describe), **describe.told(context)},
@@ -244,19 +267,11 @@ def clusters(context: Context) -> Shards:
 
 
 def cluster_rows(context: Context) -> list[dict[str, Any]]:
-    """The cluster table with the clusters' names, a dictionary a row."""
-    names = (context.of_run or context).shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name", "description"]).to_pylist()
-    return [{"cluster": row.pop("cluster"), **name, **row} for row, name in zip(clusters(context).read("all").to_pylist(), names, strict=True)]
-
-
-def too_many_rejects(context: Context, counts: dict[str, Any]) -> str | None:
-    """The warning of a run with more rejects than ``max_rejects`` allows."""
-    if counts["rejected"] <= context.config.max_rejects * counts["images"]:
-        return None
-    return (
-        f"{counts['rejected']} of {counts['images']} images were rejected, more than max_rejects = {context.config.max_rejects} allows; "
-        "the reasons are in the column `reason` of the embeddings."
-    )
+    """The cluster table with the clusters' keys and names, a dictionary a row."""
+    model = context.of_run or context
+    names = model.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name", "description"]).to_pylist()
+    rows = zip(clusters(context).read("all").to_pylist(), lineage.keys_of(model.run).tolist(), names, strict=True)
+    return [{"cluster": row.pop("cluster"), "key": key, **name, **row} for row, key, name in rows]
 
 
 def provenance(config: PipelineConfig) -> dict[str, Any]:

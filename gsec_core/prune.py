@@ -1,7 +1,7 @@
 """Which files of a store nobody needs any more.
 
 Kept are runs that are published, unfinished, or among the newest of their corpus, and those whose clusters they assign
-to; the tables they name; the generations they read and every corpus's newest. Embeddings and descriptions of live images
+to or continue; the tables they name; the generations they read and every corpus's newest. Embeddings and descriptions of live images
 are kept whoever made them: they are what costs. Nothing younger than a day is deleted, so that a run that has not written
 its request yet is safe, and files that were set aside are never deleted.
 """
@@ -72,8 +72,9 @@ def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
         newest[kind] += 1
         if newest[kind] <= keep_runs or run.id in published or not run.is_finished():
             kept.append(run)
-    of_runs = {run.request().get("of_run") for run in kept} - {run.id for run in kept}
-    return kept + [run for run in store.runs() if run.id in of_runs]  # whose clusters a kept run's images are assigned to
+    needed = {run.request().get("of_run") for run in kept}  # whose clusters a kept run's images are assigned to
+    needed |= {(run.request().get("previous") or {}).get("run_id") for run in kept if not run.is_finished()}  # whose cluster keys it continues
+    return kept + [run for run in store.runs() if run.id in needed - {run.id for run in kept}]
 
 
 def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], oldest: datetime) -> Iterator[Deletion]:

@@ -16,6 +16,13 @@ def corpora(store: Store) -> list[dict[str, Any]]:
     return [_corpus(corpus) for corpus in store.corpora()]
 
 
+def published(store: Store) -> list[dict[str, Any]]:
+    """One row a pipeline: which run it publishes, since when, and how far that moved."""
+    newest = (store.publications.newest(pipeline) for pipeline in store.publications.pipelines())
+    columns = ("pipeline", "run_id", "corpus", "generation", "moved", "at")
+    return [{column: getattr(publication, column) for column in columns} for publication in newest if publication is not None]
+
+
 def descriptions(store: Store) -> list[dict[str, Any]]:
     """One row a corpus and model: the answers in its captions log, as far as it can be read, and what they took."""
     return [{"corpus": corpus.name, **row} for corpus in store.corpora() for row in captions.spent(corpus.captions)]

@@ -285,6 +285,20 @@ LAYOUT = pa.schema(
 )
 """The images that a report shows: a sample of at most 5,000."""
 
+_ORIGIN = pa.struct([pa.field("cluster_key", pa.int32(), nullable=False), pa.field("share", pa.float32(), nullable=False)])
+
+LINEAGE = pa.schema(
+    [
+        _column("cluster", pa.int32(), "0 is the largest cluster"),
+        _column("cluster_key", pa.int32(), "what it is called from run to run: the key of the published cluster that it continues, or a new number"),
+        _column("previous_cluster", pa.int32(), "the published cluster that it continues; null if it is new", nullable=True),
+        _column("overlap", pa.float32(), "images in both over those in either, of the images that both runs have; null if it is new", nullable=True),
+        _column("common", pa.int64(), "its images that the published run before had, with the same bytes"),
+        _column("moved", pa.float32(), "share of those that were under another key; null without any", nullable=True),
+        _column("origins", pa.list_(pa.field("element", _ORIGIN, nullable=False)), "the keys that those were under, with their shares of them, largest first"),
+    ]
+)
+
 REPORT = pa.schema(
     [
         _column("page", pa.string(), "file beside the table"),
@@ -318,6 +332,7 @@ CLUSTERS_TABLE = "clusters"
 ASSIGNED_TABLE = "assigned"
 CLUSTER_NAMES_TABLE = "cluster_names"
 LAYOUT_TABLE = "layout"
+LINEAGE_TABLE = "lineage"
 REPORT_TABLE = "report"
 
 
@@ -349,6 +364,7 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         CLUSTERS_TABLE: CLUSTERS,
         CLUSTER_NAMES_TABLE: CLUSTER_NAMES,
         LAYOUT_TABLE: LAYOUT,
+        LINEAGE_TABLE: LINEAGE,
         REPORT_TABLE: REPORT,
         ASSIGNED_TABLE: ASSIGNMENTS,
     }

@@ -67,6 +67,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("a::b", "a store is a folder or one of"),
     ],
     "corpus": [("A B", "a corpus is named with a-z"), ("runs", "not published or runs"), ("../x", "a corpus is named with a-z")],
+    "pipeline": [("A B", "a pipeline is named with a-z"), ("../x", "a pipeline is named with a-z"), ("", "a pipeline is named with a-z")],
     "scratch": [("{here}/nowhere", "Make the folder, or name another"), ("{here}/file", "Make the folder, or name another")],
     "ingest.image_column": [("picture", "it has other")],
     "encode.encoder": [

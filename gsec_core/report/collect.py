@@ -13,7 +13,7 @@ from gsec_core import quality
 from gsec_core.captioners.template import prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicates, Shown, Unusable
-from gsec_core.stages import align, describe, encode, publish
+from gsec_core.stages import align, describe, encode, lineage, publish
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
 from gsec_core.tables import (
@@ -77,11 +77,19 @@ def _asked(context: Context) -> Iterator[tuple[str, str]]:
     yield "source", config.source or "unknown"
     yield "corpus", f"{context.corpus.name}, generation {context.generation.number}"
     yield "clusters", str(config.n_clusters)
+    yield "continues", _continued(context)
     yield "encoder", config.encode.encoder
     yield "captioner", config.describe.captioner
     yield "question", _question(config.describe)
     yield "descriptions", _told(describe.told(context))
     yield "namer", config.publish.namer
+
+
+def _continued(context: Context) -> str:
+    previous, moved = context.run.request().get("previous"), lineage.moved(context)
+    if previous is None:
+        return "nothing: it is the first of its pipeline"
+    return f"run {previous['run_id']}; {'no image is in both' if moved is None else f'{moved:.1%} of the images in both are under another key now'}"
 
 
 def _told(counts: Mapping[str, float]) -> str:
@@ -103,9 +111,11 @@ def _question(config: DescribeConfig) -> str:
 def _clusters(context: Context, assignments: pl.DataFrame) -> Iterator[Cluster]:
     confidence = dict(assignments.group_by("cluster").agg(pl.col("confidence").mean()).iter_rows())
     rows = context.shards(align.STAGE, CLUSTERS_TABLE).read("all").to_pylist()
-    for row, named in zip(rows, context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all").to_pylist(), strict=True):
+    names = context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all").to_pylist()
+    for row, key, named in zip(rows, lineage.keys_of(context.run).tolist(), names, strict=True):
         yield Cluster(
             cluster=row["cluster"],
+            key=key,
             name=named["name"],
             description=named["description"] or "",
             terms=tuple(named["terms"]),

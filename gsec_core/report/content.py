@@ -16,6 +16,8 @@ class Cluster:
     """A row of the cluster table."""
 
     cluster: int
+    key: int
+    """What it is called from run to run."""
     name: str
     description: str
     terms: tuple[str, ...]

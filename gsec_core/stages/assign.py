@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from gsec_core.clustering.ensemble import Assigned, joined
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
-from gsec_core.stages import align, encode, fuse, prepare, publish, train
+from gsec_core.stages import align, encode, fuse, lineage, prepare, publish, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import assignment_table, load_embeddings, load_joint, parts, rows_of_parts, usable
 from gsec_core.tables import ASSIGNED_TABLE
@@ -43,7 +43,7 @@ def check_model(model: Context) -> None:
     """Raises Refused if nothing can be assigned by a run: it is not complete, or its encoder is no longer what it was."""
     if model.of_run is not None:
         raise Refused(f"--run {model.run.id}: it has no clusters of its own, but assigns to those of run {model.of_run.run.id}. Name that one.")
-    for stage in (encode.STAGE, fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE, publish.STAGE):
+    for stage in (encode.STAGE, fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE, publish.STAGE, lineage.STAGE):
         model.run.check_stage(stage.name)
         if not model.run.is_complete(stage.name):
             first = f"gsec run, or gsec stage {stage.name} --run {model.run.id}"

@@ -11,7 +11,7 @@ import xxhash
 
 from gsec_core.report.collect import collect
 from gsec_core.report.pages import pages
-from gsec_core.stages import baseline, publish
+from gsec_core.stages import baseline, lineage, publish
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.tables import REPORT, REPORT_TABLE
 
@@ -36,8 +36,8 @@ def index(context: Context) -> str:
 
 STAGE = Stage(
     name="report",
-    version=1,
+    version=2,
     settings=lambda config: {},
-    inputs=lambda context: [publish.STAGE.fingerprint(context), baseline.STAGE.fingerprint(context), context.run.id],
+    inputs=lambda context: [publish.STAGE.fingerprint(context), lineage.STAGE.fingerprint(context), baseline.STAGE.fingerprint(context), context.run.id],
     steps=(Step((REPORT_TABLE,), lambda context: ["all"], draw, lambda context, names: 0, whole=True),),
 )

@@ -1,7 +1,7 @@
 """The store: corpora, their tables, and runs, on any fsspec URL. The only package that knows paths.
 
 ``CORPUS/images`` and ``CORPUS/generations`` (see `corpus`), ``CORPUS/TABLE/FINGERPRINT`` (see `shards`), ``runs``
-(see `runs`). Nothing in a store is ever unpickled.
+(see `runs`), ``published`` (see `publications`). Nothing in a store is ever unpickled.
 """
 
 import json
@@ -15,12 +15,14 @@ from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.store.corpus import Corpus, Generation
 from gsec_core.store.files import Files, open_files
+from gsec_core.store.publications import DIRECTORY as PUBLISHED
+from gsec_core.store.publications import Publication, Publications
 from gsec_core.store.runs import Run, fingerprint, now, run_id
 from gsec_core.store.shards import Shards
 
-__all__ = ["Corpus", "Generation", "Run", "Shards", "Store", "fingerprint"]
+__all__ = ["Corpus", "Generation", "Publication", "Publications", "Run", "Shards", "Store", "fingerprint"]
 
-_RESERVED = {"runs", "published"}
+_RESERVED = {"runs", PUBLISHED}
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,22 @@ class Store:
         runs = [Run(self.files, name) for name in self.files.directories("runs")]
         return sorted((run for run in runs if run.exists()), key=lambda run: str(run.request()["created"]))
 
-    def request_run(self, config: PipelineConfig, corpus: Corpus, generation: int, stages: Mapping[str, Any], of_run: str | None = None) -> Run:
+    def request_run(
+        self,
+        config: PipelineConfig,
+        corpus: Corpus,
+        generation: int,
+        stages: Mapping[str, Any],
+        of_run: str | None = None,
+        pipeline: str | None = None,
+    ) -> Run:
         """The run of this request, with the redo counters of now: made if it is the first of its kind, else found again.
 
         ``stages`` is what it takes to finish it; see `runs.run_id`. ``of_run`` is the run whose clusters the images are
-        assigned to.
+        assigned to; ``pipeline`` is the name of the one whose published clusters a run with clusters of its own continues.
         """
-        redo = corpus.redo_counters()
-        run = self.wanted_run(corpus, generation, stages)
+        redo, published = corpus.redo_counters(), self._published(pipeline)
+        run = self._wanted_run(corpus, generation, stages, pipeline, redo, published)
         record = {
             "config": config.model_dump(mode="json"),
             "corpus": corpus.name,
@@ -86,18 +96,46 @@ class Store:
             "redo": dict(redo),
             "stages": list(stages),
             "of_run": of_run,
+            "previous": published.previous if published is not None else None,
             "created": now(),
         }
         self.files.create(f"{run.directory}/request.json", json.dumps(record, indent=1, sort_keys=True).encode())
         return run
 
-    def wanted_run(self, corpus: Corpus, generation: int, stages: Mapping[str, Any]) -> Run:
+    def wanted_run(self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None = None) -> Run:
         """The run that `request_run` would make or find; it need not exist."""
-        return Run(self.files, run_id(stages, corpus.name, generation, corpus.redo_counters()))
+        return self._wanted_run(corpus, generation, stages, pipeline, corpus.redo_counters(), self._published(pipeline))
+
+    def _wanted_run(
+        self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None, redo: Mapping[str, int], published: Publication | None
+    ) -> Run:
+        """What is published is found again by its own request, and otherwise is what the clusters of a new run continue."""
+
+        def run_after(previous: Mapping[str, Any] | None) -> Run:
+            return Run(self.files, run_id(stages, corpus.name, generation, redo, pipeline, previous))
+
+        if published is None:
+            return run_after(None)
+        last = Run(self.files, published.run_id)
+        if not last.exists():
+            raise Refused(
+                f"pipeline = {published.pipeline}: run {last.id}, which is published, is not in {self.url} any more. "
+                f"Publish another with gsec publish --run ID, or choose another --pipeline."
+            )
+        return last if run_after(last.request().get("previous")) == last else run_after(published.previous)
+
+    def _published(self, pipeline: str | None) -> Publication | None:
+        return None if pipeline is None else self.publications.newest(pipeline)
+
+    @property
+    def publications(self) -> Publications:
+        """What is published."""
+        return Publications(self.files)
 
     def published_runs(self) -> set[str]:
         """Ids of the runs that are published."""
-        return {json.loads(self.files.read(f"published/{name}"))["run_id"] for name in self.files.files("published")}
+        newest = (self.publications.newest(pipeline) for pipeline in self.publications.pipelines())
+        return {publication.run_id for publication in newest if publication is not None}
 
     def path_of(self, shard_path: str) -> tuple[Shards, str]:
         """The shards and the name behind a path that a BadShard names."""

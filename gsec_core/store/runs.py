@@ -1,7 +1,7 @@
 """Runs: a directory of small files, each created once. Nothing in it is ever changed.
 
 ``request.json`` says what was asked, ``stage-NAME.json`` where a stage's tables are (written before its first shard),
-``attempt-ID-start.json`` and ``-end.json`` who worked on it and how it ended. A run's identity is what was asked, so
+``attempt-ID-start.json`` and ``-end.json`` who worked on it and how it ended, ``result.json`` what a finished run found. A run's identity is what was asked, so
 the same request finds its run again and does what is missing.
 """
 
@@ -40,7 +40,7 @@ class Run:
         return "request.json" in self.files.files(self.directory)
 
     def request(self) -> dict[str, Any]:
-        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``of_run``, ``created``."""
+        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``of_run``, ``previous``, ``created``."""
         try:
             return self._load("request.json")
         except FileNotFoundError:
@@ -133,6 +133,14 @@ class Run:
             raise
         self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "done", **facts})
 
+    def finish(self, found: Mapping[str, Any]) -> None:
+        """Record what the finished run found, for whoever lists runs; the first record stays."""
+        self._create("result.json", {"at": now(), **found})
+
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` recorded; None if the run is not finished."""
+        return self._load("result.json") if "result.json" in self.files.files(self.directory) else None
+
     def attempts(self) -> list[dict[str, Any]]:
         """Start and end of every attempt, oldest first: ``{"start": ..., "end": ... or None}``."""
         names = self.files.files(self.directory)
@@ -151,12 +159,14 @@ class Run:
         return value
 
 
-def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mapping[str, int]) -> str:
+def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mapping[str, int], pipeline: str | None, previous: Mapping[str, Any] | None) -> str:
     """The identity of a request: all that changes its output, and nothing else. 32 hex digits.
 
-    ``stages`` holds, for each stage, all that determines its output beside its inputs and its redo counter.
+    ``stages`` holds, for each stage, all that determines its output beside its inputs and its redo counter; ``pipeline`` names
+    where the clustering is to be published, and ``previous`` what of the published one it continues.
     """
-    return xxhash.xxh3_128_hexdigest(json.dumps([dict(stages), corpus, generation, dict(redo)], sort_keys=True).encode())
+    told = [dict(stages), corpus, generation, dict(redo), pipeline, previous and dict(previous)]
+    return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 
 
 def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: list[str], redo: int) -> str:

@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.pipeline import WITH_REJECTS, run_pipeline
+from flows.pipeline import HELD, run_pipeline
 from flows.stages import run_flow
 from gsec_core import pipeline
 from gsec_core.errors import Refused
@@ -44,7 +44,7 @@ def test_too_many_rejects_complete_with_a_warning(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     (source / "bad.jpg").write_text("no image")
     state = run_pipeline(settings(source, tmp_path / "store"), [], return_state=True)
-    assert (state.is_completed(), state.name) == (True, WITH_REJECTS)
+    assert (state.is_completed(), state.name) == (True, HELD)
     assert "1 of 11 images were rejected" in (state.message or "")
 
 

@@ -131,7 +131,7 @@ def _cluster(number: int, size: int, random: np.random.Generator) -> Cluster:
     name = noun if number < len(_NOUNS) else f"{noun} {number // len(_NOUNS)}"
     looks = tuple(str(look) for look in random.choice(_LOOKS, 3, replace=False))
     figures = [float(value) for value in random.uniform(0.2, 0.99, 5)]
-    return Cluster(number, name, f"Mostly {noun}s with {looks[0]}, {looks[1]} and {looks[2]}.", (noun, *looks), size, *figures)
+    return Cluster(number, 100 + number, name, f"Mostly {noun}s with {looks[0]}, {looks[1]} and {looks[2]}.", (noun, *looks), size, *figures)
 
 
 def _shown(place: int, clusters: int, centres: np.ndarray, files: list[bytes] | list[None], random: np.random.Generator) -> Shown:

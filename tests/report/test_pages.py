@@ -107,7 +107,7 @@ def test_the_index_of_a_hundred_thousand_clusters_stays_small_and_says_what_it_l
 
 
 def test_nothing_need_be_there() -> None:
-    empty = Cluster(0, "", "", (), 0, None, None, float("nan"), None, None)
+    empty = Cluster(0, 0, "", "", (), 0, None, None, float("nan"), None, None)
     for clusters in [(), (empty,), (empty,) * 60]:
         nothing = Content("run", "now", (), {}, clusters, (), (), (), (), (), (), (), (), (), {})
         shown = _text(dict(pages(nothing))["index.html"])

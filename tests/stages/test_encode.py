@@ -81,7 +81,7 @@ def test_bad_images_are_rows_with_a_reason(tmp_path: Path) -> None:
     assert made["encode"]["rejected"] == 3
     summary = pipeline.summary(context)
     assert (summary["images"], summary["rejected"], len(labels(context))) == (13, 3, 10)
-    assert "max_rejects" in (pipeline.too_many_rejects(context, summary) or "")
+    assert "max_rejects" in pipeline.finish(context)["warnings"][0]
 
 
 def test_embeddings_are_unit_vectors_and_thumbnails_are_small_jpegs(tmp_path: Path) -> None:

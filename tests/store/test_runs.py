@@ -1,5 +1,6 @@
 """Runs are found again by what was asked; their records are made once; names are checked before they become paths."""
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
 from gsec_core.pipeline import STAGES
-from gsec_core.store import Run, Store, fingerprint
+from gsec_core.store import Publication, Run, Store, fingerprint
 
 from .examples import embeddings
 
@@ -253,7 +254,21 @@ def test_a_path_leads_back_to_its_shard(any_store: Store) -> None:
     assert any_store.path_of(table.path("00000")) == (table, "00000")
 
 
-def test_published_runs_are_those_that_a_pipeline_names(any_store: Store) -> None:
+def published(any_store: Store, number: int, run_id: str) -> Publication:
+    return Publication("nightly", number, run_id, "birds", number, 10, None, "2026-01-01")
+
+
+def test_published_runs_are_the_newest_of_every_pipeline(any_store: Store) -> None:
     assert any_store.published_runs() == set()
-    any_store.files.replace("published/nightly.json", b'{"run_id": "abc"}')
+    assert any_store.publications.add(published(any_store, 1, "abc"))
+    assert any_store.publications.add(published(any_store, 2, "def"))
+    assert any_store.published_runs() == {"def"}
+    assert json.loads(any_store.files.read("published/nightly.json"))["run_id"] == "def"
+    assert [made.run_id for made in any_store.publications.all("nightly")] == ["abc", "def"]
+
+
+def test_of_two_publishers_the_first_wins(any_store: Store) -> None:
+    assert any_store.publications.add(published(any_store, 1, "abc"))
+    assert not any_store.publications.add(published(any_store, 1, "def"))
     assert any_store.published_runs() == {"abc"}
+    assert json.loads(any_store.files.read("published/nightly.json"))["run_id"] == "abc"

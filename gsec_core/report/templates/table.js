@@ -9,6 +9,7 @@
   const rows = Array.from(body.rows, (row) => ({
     row,
     number: row.dataset.cluster,
+    key: row.dataset.key,
     words: ["name", "description", "terms"].map((part) => row.querySelector("." + part).textContent).join("\n").toLowerCase(),
     gallery: document.getElementById("cluster-" + row.dataset.cluster),
   }));
@@ -42,8 +43,8 @@
 
   function filter() {
     const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = rows.filter(({ row, number, words, gallery }) => {
-      const match = wanted.every((word) => words.includes(word) || word.replace("#", "") === number);
+    const found = rows.filter(({ row, number, key, words, gallery }) => {
+      const match = wanted.every((word) => words.includes(word) || [number, key].includes(word.replace("#", "")));
       row.hidden = !match;
       if (gallery) gallery.hidden = !match;
       return match;

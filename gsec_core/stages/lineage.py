@@ -1,0 +1,101 @@
+"""lineage: what the clusters were in the published clustering before, and the keys that they keep from run to run.
+
+Reads `assignments`, and of the run that was published when this one was asked for `assignments` and `lineage`; writes
+`lineage` (a row a cluster).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gsec_core.clustering import lineage
+from gsec_core.clustering.lineage import Lineage
+from gsec_core.stages import align
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import usable
+from gsec_core.store import Run
+from gsec_core.tables import ASSIGNMENTS_TABLE, LINEAGE, LINEAGE_TABLE
+
+
+def trace(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """A key for every cluster."""
+    clusters, previous = context.config.n_clusters, _previous(context)
+    if previous is None:
+        found, shared, keys = lineage.first(clusters), pl.DataFrame(schema={"cluster": pl.Int32, "previous": pl.Int32, "images": pl.Int64}), None
+    else:
+        shards, parts = Run(context.run.files, previous["run_id"]).table(ASSIGNMENTS_TABLE)
+        now = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, _COLUMNS)
+        shared = _shared(now, shards.read_all(parts, _COLUMNS))
+        keys = keys_of(Run(context.run.files, previous["run_id"]))
+        found = lineage.inherit(shared, clusters, keys, previous["next_key"])
+    yield Finished("all", (_table(found, _origins(shared, clusters, keys)),), {"common": int(found.common.sum()), "moved": int(found.moved.sum())})
+
+
+_COLUMNS = ["image_id", "content_hash", "cluster"]
+
+
+def _shared(now: Sequence[pa.Table], before: Sequence[pa.Table]) -> pl.DataFrame:
+    """How many images each cluster has in common with each of before: the same place with the same bytes."""
+    old = pl.DataFrame(pa.concat_tables(before)).rename({"cluster": "previous"})
+    both = pl.DataFrame(pa.concat_tables(now)).join(old, on=["image_id", "content_hash"])
+    return both.group_by("previous", "cluster").agg(pl.len().cast(pl.Int64).alias("images")).sort("cluster", "previous")
+
+
+def _origins(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32] | None) -> list[list[dict[str, Any]]]:
+    """Of each cluster the keys under which its images were before, with their shares, the largest first."""
+    found: list[list[dict[str, Any]]] = [[] for _ in range(clusters)]
+    if keys is not None:
+        shares = shared.with_columns(pl.col("images") / pl.col("images").sum().over("cluster")).sort("images", "previous", descending=[True, False])
+        for previous, cluster, share in shares.select("previous", "cluster", "images").iter_rows():
+            found[cluster].append({"cluster_key": int(keys[previous]), "share": share})
+    return found
+
+
+def _table(found: Lineage, origins: list[list[dict[str, Any]]]) -> pa.Table:
+    new, without = found.previous < 0, found.common == 0
+    columns = [
+        pa.array(np.arange(len(found.keys), dtype=np.int32)),
+        pa.array(found.keys),
+        pa.array(found.previous, mask=new),
+        pa.array(found.overlap, mask=new),
+        pa.array(found.common),
+        pa.array((found.moved / np.maximum(found.common, 1)).astype(np.float32), mask=without),
+        pa.array(origins, LINEAGE.field("origins").type),
+    ]
+    return pa.table(columns, schema=LINEAGE)
+
+
+def _previous(context: Context) -> dict[str, Any] | None:
+    previous: dict[str, Any] | None = context.run.request().get("previous")
+    return previous
+
+
+def keys_of(run: Run) -> NDArray[np.int32]:
+    """The keys of a run's clusters, (clusters,). Raises Refused if it has not come to that."""
+    shards, names = run.table(LINEAGE_TABLE)
+    keys: NDArray[np.int32] = shards.read(names[0], ["cluster_key"])["cluster_key"].to_numpy()
+    return keys
+
+
+def moved(context: Context) -> float | None:
+    """Share of the images in common with the published clustering before that have another key now; None if there was none, or none is in common."""
+    facts = context.shards(STAGE, LINEAGE_TABLE).facts("all")
+    return facts["moved"] / facts["common"] if facts["common"] else None
+
+
+def _inputs(context: Context) -> list[str]:
+    previous = _previous(context)
+    return [align.STAGE.fingerprint(context), *([] if previous is None else [previous["run_id"], str(previous["next_key"])])]
+
+
+STAGE = Stage(
+    name="lineage",
+    version=1,
+    settings=lambda config: {},
+    inputs=_inputs,
+    steps=(Step((LINEAGE_TABLE,), lambda context: ["all"], trace, lambda context, names: 0, whole=True),),
+)

@@ -1,0 +1,89 @@
+"""What is published: for each pipeline a chain of publications, and ``published/PIPELINE.json``, the newest of them, for whoever reads the result.
+
+``published/PIPELINE/NUMBER.json`` is created once, so that of two runs that would publish after the same one the first wins and
+the other sees it. ``published/PIPELINE.json`` is the only file of a store that is ever replaced.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gsec_core.errors import Refused
+from gsec_core.store.files import Files
+
+DIRECTORY = "published"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One clustering that was, or is, the published one of its pipeline."""
+
+    pipeline: str
+    number: int
+    """From 1, in the order of publishing."""
+    run_id: str
+    corpus: str
+    generation: int
+    next_key: int
+    """The first cluster key that was never given."""
+    moved: float | None
+    """Share of the images that it has in common with the clustering before it that have another key now; None for the first."""
+    at: str
+    """UTC."""
+
+    @property
+    def previous(self) -> dict[str, Any]:
+        """What the next run is to know of it."""
+        return {"run_id": self.run_id, "next_key": self.next_key}
+
+
+@dataclass(frozen=True)
+class Publications:
+    """All that a store publishes."""
+
+    files: Files
+
+    def pipelines(self) -> list[str]:
+        """Names of the pipelines that have published anything."""
+        return sorted(self.files.directories(DIRECTORY))
+
+    def newest(self, pipeline: str) -> Publication | None:
+        """What is published; None if nothing ever was. Raises Refused for a name that cannot be one."""
+        numbers = self._numbers(pipeline)
+        return self._read(pipeline, max(numbers)) if numbers else None
+
+    def all(self, pipeline: str) -> list[Publication]:
+        """Everything that ever was published, oldest first."""
+        return [self._read(pipeline, number) for number in sorted(self._numbers(pipeline))]
+
+    def add(self, publication: Publication) -> bool:
+        """Publish. False, and nothing is changed, if another was published under this number."""
+        record = json.dumps(asdict(publication), indent=1, sort_keys=True).encode()
+        if not self.files.create(self._path(publication.pipeline, publication.number), record):
+            return False
+        self.point(publication)
+        return True
+
+    def point(self, publication: Publication) -> None:
+        """Let ``published/PIPELINE.json`` be this, the newest, publication, if it is not; whoever published it may have been killed before that."""
+        path, record = f"{DIRECTORY}/{publication.pipeline}.json", json.dumps(asdict(publication), indent=1, sort_keys=True).encode()
+        if f"{publication.pipeline}.json" not in self.files.files(DIRECTORY) or self.files.read(path) != record:
+            self.files.replace(path, record)
+
+    def _numbers(self, pipeline: str) -> list[int]:
+        check_pipeline(pipeline)
+        return [int(name.removesuffix(".json")) for name in self.files.files(f"{DIRECTORY}/{pipeline}")]
+
+    def _read(self, pipeline: str, number: int) -> Publication:
+        return Publication(**json.loads(self.files.read(self._path(pipeline, number))))
+
+    @staticmethod
+    def _path(pipeline: str, number: int) -> str:
+        return f"{DIRECTORY}/{pipeline}/{number:08d}.json"
+
+
+def check_pipeline(name: str) -> None:
+    """Raises Refused for a name that cannot be a pipeline's."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", name):
+        raise Refused(f"pipeline = {name}: a pipeline is named with a-z, 0-9, '.', '_' and '-', at most 100 of them.")

@@ -1,0 +1,235 @@
+"""The published clustering over several nights: what replaces it, what does not, and the keys of its clusters."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsec_core import pipeline, publishing
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import Refused
+from gsec_core.stages.base import Context
+from gsec_core.store import Store
+from gsec_core.store.publications import Publications
+
+from .pictures import cluster, labels, picture, settings, write_pictures
+from .stages.steps import run_stages
+
+GROUPS = 3
+
+
+def write_groups(folder: Path, numbers: range) -> Path:
+    """Pictures of three kinds that no clustering takes for each other; ``KIND-NUMBER.jpg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        for kind in range(GROUPS):
+            picture(kind + 1, noise=1 + number).save(folder / f"{kind}-{number:03d}.jpg", quality=90)
+    return folder
+
+
+def night(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, dict[str, Any]]:
+    """A whole run, as one night does it."""
+    context, _, _ = cluster(config, redo)
+    return context, pipeline.finish(context)
+
+
+def pointer(store: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((store / "published" / f"{name}.json").read_text())
+    return found
+
+
+def keys_of_kinds(context: Context, summary: dict[str, Any]) -> dict[str, set[int]]:
+    """Kind -> the keys of the clusters that its pictures are in."""
+    key_of = {row["cluster"]: row["key"] for row in summary["cluster_rows"]}
+    found: dict[str, set[int]] = {}
+    for uri, label in labels(context).items():
+        found.setdefault(uri.split("-")[0], set()).add(key_of[label])
+    return found
+
+
+def test_keys_persist_over_three_nights_of_growth(tmp_path: Path) -> None:
+    """The kinds grow at different rates, so that their numbers, which are by size, change places."""
+    folder, config = tmp_path / "in", settings(tmp_path / "in", tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    write_groups(folder, range(12))
+    first, found = night(config)
+    keys = keys_of_kinds(first, found)
+    assert sorted(next(iter(kind)) for kind in keys.values()) == [0, 1, 2], "each kind is a cluster; else this test shows nothing"
+    assert (found["published"], found["moved"]) == (True, None)
+    seen = [labels(first)]
+    for more in (1, 2):
+        for number in range(20 * more, 20 * more + 8):
+            kind = more % GROUPS
+            picture(kind + 1, noise=1 + number).save(folder / f"{kind}-{number:03d}.jpg", quality=90)
+        context, found = night(config)
+        assert keys_of_kinds(context, found) == keys
+        assert (found["published"], found["moved"], found["warnings"]) == (True, 0.0, ())
+        assert pointer(tmp_path / "store", "kinds")["run_id"] == context.run.id
+        seen.append(labels(context))
+    assert any(seen[0][uri] != seen[-1][uri] for uri in seen[0]), "the numbers changed, the keys did not"
+    assert [made.generation for made in Store.open(config.store).publications.all("kinds")] == [1, 2, 3]
+
+
+def test_a_cluster_that_is_new_gets_a_key_that_was_never_given(tmp_path: Path) -> None:
+    folder = write_groups(tmp_path / "in", range(10))
+    _, before = night(settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds"))
+    for name in folder.glob("2-*"):
+        name.unlink()
+    for number in range(10):
+        picture(9, noise=1 + number).save(folder / f"9-{number:03d}.jpg", quality=90)
+    context, found = night(settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds", ingest={"max_shrink": 0.5}))
+    keys = keys_of_kinds(context, found)
+    assert keys["9"] == {GROUPS}
+    assert {row["key"] for row in before["cluster_rows"]} == {0, 1, 2}
+    assert pointer(tmp_path / "store", "kinds")["next_key"] == GROUPS + 1
+
+
+def test_the_same_request_is_found_again_and_publishes_once(tmp_path: Path) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS)
+    context, _ = night(config)
+    again = pipeline.nothing_to_do(config)
+    assert again is not None
+    assert again.id == context.run.id
+    assert pipeline.finish(Context.of(again, config))["published"]
+    assert len(Store.open(config.store).publications.all(context.corpus.name)) == 1
+
+
+def test_a_failed_night_leaves_the_last_good_clustering(tmp_path: Path) -> None:
+    """One night half of the images are not there; another the run ends in the middle."""
+    folder = write_groups(tmp_path / "in", range(8))
+    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    good, _ = night(config)
+    before, labelled = pointer(tmp_path / "store", "kinds"), labels(good)
+    hidden = [path.rename(tmp_path / path.name) for path in folder.glob("1-*")]
+    with pytest.raises(Refused, match="max_shrink"):
+        night(config)
+    assert pointer(tmp_path / "store", "kinds") == before
+    for path in hidden:
+        path.rename(folder / path.name)
+    write_groups(folder, range(8, 10))
+    half = run_stages(config, *pipeline.STAGES[:4])
+    assert not half.run.is_finished()
+    assert pointer(tmp_path / "store", "kinds") == before
+    assert labels(Context.of(Store.open(config.store).run(before["run_id"]), config)) == labelled
+
+
+def test_rejects_and_unread_images_hold_a_run_back(tmp_path: Path) -> None:
+    folder = write_groups(tmp_path / "in", range(8))
+    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    good, _ = night(config)
+    (folder / "bad.jpg").write_text("no image")
+    bad, found = night(config)
+    assert (found["published"], found["held"]) == (False, True)
+    assert "1 of 25 images were rejected" in found["warnings"][0]
+    assert f"gsec publish --run {bad.run.id}" in found["warnings"][-1]
+    assert pointer(tmp_path / "store", "kinds")["run_id"] == good.run.id
+    allowed = pipeline.nothing_to_do(config)
+    assert allowed is not None, "it is finished"
+    assert pipeline.finish(Context.of(allowed, settings(folder, config.store, clusters=GROUPS, pipeline="kinds", max_rejects=1)))["published"]
+
+
+def moving(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    monkeypatch.setattr("gsec_core.stages.lineage.moved", lambda context: share)
+
+
+def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_groups(tmp_path / "in", range(8))
+    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    good, _ = night(config)
+    write_groups(folder, range(8, 10))
+    moving(monkeypatch, 0.4)
+    far, found = night(config)
+    assert (found["published"], found["held"]) == (False, True)
+    assert "40.0% of the images" in found["warnings"][0]
+    assert pointer(tmp_path / "store", "kinds")["run_id"] == good.run.id
+    other, found = night(settings(folder, config.store, clusters=GROUPS + 1, pipeline="kinds"))
+    assert (found["published"], found["held"]) == (True, False)
+    assert "40.0% of the images" in found["warnings"][0]
+    with pytest.raises(Refused, match="another was published since"):
+        publishing.publish_by_hand(far, pipeline.summary(far))
+    assert pointer(tmp_path / "store", "kinds")["run_id"] == other.run.id
+
+
+def test_somebody_publishes_what_was_held_and_goes_back_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_groups(tmp_path / "in", range(8))
+    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    good, _ = night(config)
+    write_groups(folder, range(8, 10))
+    moving(monkeypatch, 0.4)
+    far, found = night(config)
+    assert found["held"]
+    assert publishing.publish_by_hand(far, pipeline.summary(far)).number == 2
+    assert pointer(tmp_path / "store", "kinds")["run_id"] == far.run.id
+    back = publishing.publish_by_hand(good, pipeline.summary(good))
+    assert (back.number, back.run_id, back.generation) == (3, good.run.id, 1)
+    moving(monkeypatch, 0.0)
+    after, found = night(config)
+    assert found["published"], "the next night goes on from there"
+    assert after.run.request()["previous"]["run_id"] == good.run.id
+
+
+def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_the_first(tmp_path: Path) -> None:
+    folder = write_groups(tmp_path / "in", range(8))
+    night(settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds"))
+    one, other = (cluster(settings(folder, tmp_path / "store", clusters=GROUPS + more, pipeline="kinds"))[0] for more in (1, 2))
+    assert pipeline.finish(one)["published"]
+    late = pipeline.finish(other)
+    assert (late["published"], late["held"]) == (False, False)
+    assert "another was published since" in late["warnings"][-1]
+    assert pointer(tmp_path / "store", "kinds")["run_id"] == one.run.id
+    again, found = night(settings(folder, tmp_path / "store", clusters=GROUPS + 2, pipeline="kinds"))
+    assert found["published"]
+    assert again.run.request()["previous"]["run_id"] == one.run.id
+    assert labels(again) == labels(other), "nothing but keys and report is made anew"
+
+
+def test_an_older_generation_does_not_replace_a_newer_one(tmp_path: Path) -> None:
+    folder, store = write_groups(tmp_path / "in", range(8)), tmp_path / "store"
+    old, _, _ = cluster(settings(folder, store, clusters=GROUPS, pipeline="kinds"))
+    write_groups(folder, range(8, 10))
+    new, _, _ = cluster(settings(folder, store, clusters=GROUPS, pipeline="kinds"))
+    assert pipeline.finish(new)["published"]
+    late = pipeline.finish(old)
+    assert not late["published"]
+    assert pointer(store, "kinds")["run_id"] == new.run.id
+
+
+def test_pipelines_of_one_corpus_stand_side_by_side(tmp_path: Path) -> None:
+    folder = write_groups(tmp_path / "in", range(8))
+    few, _ = night(settings(folder, tmp_path / "store", clusters=2, pipeline="few"))
+    many, _ = night(settings(folder, tmp_path / "store", clusters=5, pipeline="many"))
+    assert pointer(tmp_path / "store", "few")["run_id"] == few.run.id
+    assert pointer(tmp_path / "store", "many")["run_id"] == many.run.id
+    assert many.run.request()["previous"] is None
+    same, found = night(settings(folder, tmp_path / "store", clusters=2, pipeline="also"))
+    assert found["published"]
+    assert same.run.id != few.run.id
+
+
+def test_a_pipeline_publishes_one_corpus(tmp_path: Path) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    night(config)
+    with pytest.raises(Refused, match="publishes corpus in-"):
+        pipeline.request(settings(write_pictures(tmp_path / "other", range(9)), tmp_path / "store", pipeline="kinds"))
+    with pytest.raises(Refused, match="a pipeline is named with"):
+        pipeline.request(settings(tmp_path / "in", tmp_path / "store", pipeline="../kinds"))
+
+
+def test_a_publisher_that_was_killed_before_the_pointer_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    context, _, _ = cluster(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(Publications, "point", lambda self, publication: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.finish(context)
+    assert not (tmp_path / "store" / "published" / "kinds.json").exists()
+    assert pipeline.finish(context)["published"]
+    assert pointer(tmp_path / "store", "kinds")["run_id"] == context.run.id
+
+
+def test_what_is_published_and_is_gone_is_said(tmp_path: Path) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    context, _ = night(config)
+    (tmp_path / "store" / "runs" / context.run.id / "request.json").unlink()
+    with pytest.raises(Refused, match="which is published, is not in"):
+        pipeline.request(config)
