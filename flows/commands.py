@@ -71,33 +71,23 @@ JSON_KEYS = (
 
 def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
     """What is missing of one stage, of the run ``run_id`` or of the run that ``config`` asks for. Returns the exit code."""
-    store = Store.open(config.store)
-    if run_id is not None:
-        found = store.run(run_id)
-        config = with_runtime(found.config(), config)
     if name == "ingest":
+        of_run = None
+        if run_id is not None:
+            found = Store.open(config.store).run(run_id)
+            config, of_run = with_runtime(found.config(), config), found.request().get("of_run")
         pipeline.check_redo([name] if redo else [], config)
         _check_prefect()
         from flows.ingest import ingest
 
-        made, counts = ingest(config, [], None if run_id is None else found.request().get("of_run"))
+        made, counts = ingest(config, [], of_run)
         terminal.err.print(f"ingest: {_words(counts)}", markup=False)
         result: dict[str, Any] = {"run_id": made, **counts}
     else:
-        pipeline.stage(name)
-        if run_id is None:
-            found = _run_of(config)
-        found.check_stage(name)
-        _check_inputs(found, config, name)
-        corpus = store.corpus(found.request()["corpus"])
-        if retry_failed and not describe.retry(corpus, config.describe):
+        found, failed = pipeline.run_for_stage(name, config, run_id, redo, retry_failed)
+        if retry_failed and not failed:
             terminal.err.print("no description failed: there is nothing to ask again.")
-        if redo:
-            corpus.redo(name)
-        if redo or retry_failed:
-            found = pipeline.run_of(store, corpus, config, found.request()["generation"], found.request().get("of_run"))
-            _check_inputs(found, config, name)
-        sums = _stage_flow(config, found, name)
+        sums = _stage_flow(with_runtime(found.config(), config), found, name)
         terminal.err.print(f"{name}: {_words(sums)}", markup=False)
         result = {"run_id": found.id, **sums}
     terminal.err.print(f"run {result['run_id']}", markup=False)
@@ -109,10 +99,7 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
 def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | None, import_: Path | None, as_json: Json | None) -> int:
     """What of describe asks no server: the requests into a file, replies from one, or how much is left to ask. Returns the exit code."""
     name = describe.STAGE.name
-    found = _run_of(config) if run_id is None else Store.open(config.store).run(run_id)
-    config = with_runtime(found.config(), config)
-    found.check_stage(name)
-    _check_inputs(found, config, name)
+    found, _ = pipeline.run_for_stage(name, config, run_id)
     context = base.Context.of(found, config)
     if export is not None:
         done: dict[str, Any] = offline.export(context, export)
@@ -144,7 +131,7 @@ def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> di
     _check_prefect()
     terminal.err.print("starting: the source is listed, then every stage does what is missing")
     with terminal.watcher() as watcher, watched(watcher):
-        summary = cast(dict[str, Any], run_pipeline(config, redo, of_run))
+        summary = cast(dict[str, Any], run_pipeline(config, cast(list[Any], redo), of_run))
     terminal.err.print(f"ingest: {_words(summary['changes'])}", markup=False)
     for stage, sums in summary["made"].items():
         terminal.err.print(f"{stage}: {_words(sums)}", markup=False)
@@ -181,22 +168,6 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
         except BadShard as error:
             set_bad_aside(config, error, [])
             raise GsecError(f"{error}. It was set aside; `gsec run` or the stage that made it makes it anew.") from None
-
-
-def _run_of(config: PipelineConfig) -> Run:
-    place = pipeline.open_place(config)
-    generation = place.corpus.generation()
-    if not generation.number:
-        raise Refused(f"corpus {place.corpus.name} has no images yet. Run stage ingest first: gsec stage ingest --config FILE.")
-    return pipeline.run_of(place.store, place.corpus, config, generation.number)
-
-
-def _check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
-    """Raises Refused naming the first stage above ``name`` that is not complete."""
-    for stage, complete in pipeline.begun(base.Context.of(run, config), until=name):
-        if not complete:
-            first = f"gsec stage {stage.name} --run {run.id}"
-            raise Refused(f"stage {name} comes after stage {stage.name}, which is not complete in run {run.id}. First: {first}")
 
 
 MOST_SHOWN = 40

@@ -2,13 +2,21 @@
 
 from prefect import flow, get_run_logger
 
+from flows import roots
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 
 
 @flow(name="gsec-ingest", persist_result=False)
-def ingest(config: PipelineConfig, redo: list[str], of_run: str | None = None) -> tuple[str, dict[str, int]]:
-    """Returns the run's id and the counts of what changed. See `pipeline.request`."""
-    run, changes = pipeline.request(config, redo, of_run)
+def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | None = None) -> tuple[str, dict[str, int]]:
+    """Bring the corpus up to date with its source. Returns the run's id and the counts of what changed. See `pipeline.request`.
+
+    Args:
+        config: The settings.
+        redo: Stages to do anew when the run comes to them.
+        of_run: The images are to be assigned to the clusters of this run.
+    """
+    roots.check(config)
+    run, changes = pipeline.request(config, redo or [], of_run)
     get_run_logger().info("ingest: %s", changes.counts())
     return run.id, changes.counts()

@@ -1,24 +1,23 @@
 """The whole DAG as one flow: ingest, then every stage as a flow of its own, then the summary."""
 
-import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows import roots
 from flows.ingest import ingest
 from flows.stages import run_flow
-from gsec_core import pipeline
+from gsec_core import pipeline, publishing
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import BadShard, GsecError
+from gsec_core.stages import encode
 from gsec_core.stages.base import Context, add
 from gsec_core.store import Store
-from tasks import slices
-from tasks.progress import shown
+from tasks import artifacts, slices
 
 T = TypeVar("T")
 
@@ -26,39 +25,45 @@ HELD = "CompletedNotPublished"
 """State of a run that is done but suspicious, as by more rejects than its settings allow, so that the clustering published before it stays."""
 
 
-MOST_ROWS = 1_000
-"""Clusters that the dashboard shows; the report and the cluster table have all."""
+MOST_CRASHES = 3
+"""A deployed run that crashed more often is not begun again: whatever kills it would do so for ever."""
+
+Redo = Literal["encode", "baseline", "prototypes", "describe", "describe-failed", "fuse", "prepare", "train", "align", "publish", "lineage", "report"]
 
 
 @flow(name="gsec", persist_result=False)
-def run_pipeline(config: PipelineConfig, redo: list[str], of_run: str | None = None) -> State[dict[str, Any]]:
-    """Cluster a source, or with ``of_run`` assign it to the clusters of a run: do what is missing of every stage.
+def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run: str | None = None) -> State[dict[str, Any]]:
+    """Bring the corpus up to date with its source and do what is missing of every stage; publish the clustering if nothing about it is suspicious.
 
-    The result is `pipeline.summary`, with ``changes`` (what ingest found), ``made`` (stage -> what was made now),
+    The result is `pipeline.finish`'s, with ``changes`` (what ingest found), ``made`` (stage -> what was made now),
     ``set_aside`` (damaged shards that were made anew) and ``counting`` (id of the run that found the number of clusters).
+
+    Args:
+        config: The settings. Others than before make a new run, which shares everything that lies above what they change.
+        redo: Stages to do anew, each with all that lies below it; `describe-failed` asks again for descriptions that failed.
+        of_run: Make no clusters, but assign the images to those of this run.
     """
-    if flow_run.run_count > 1:
-        redo = []  # a retried flow run goes on with the redo that it began
+    roots.check(config)
+    if flow_run.run_count > 1 + MOST_CRASHES:
+        raise GsecError(f"the run was begun {flow_run.run_count - 1} times and crashed each time: the worker's log says why. What was committed stays.")
+    again: list[str] = [] if flow_run.run_count > 1 else list(redo or [])  # a retried flow run goes on with the redo that it began
     made: dict[str, dict[str, float]] = {}
     set_aside: list[str] = []
     found: list[dict[str, int]] = []  # what each ingest found
     counting: str | None = None
     if config.clusters == AUTO and of_run is None:
-        now, redo = pipeline.split_redo(redo)
+        now, again = pipeline.split_redo(again)
         counting, changes = ingest(config, now)
         found.append(changes)
         config = all_stages(config, counting, made, set_aside, lambda context: pipeline.numbered_by(context.run, config))
-    run_id, changes = ingest(config, redo, of_run)
+    run_id, changes = ingest(config, again, of_run)
     found.append(changes)
     summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
-    largest = [{key: _plain(value) for key, value in row.items()} for row in summary["cluster_rows"][:MOST_ROWS]]
-    where = summary["report"] or "that of the run whose clusters they are"
-    about = f"The {len(largest)} largest of {summary['clusters']} clusters of run {run_id}. Report: {where}"
-    shown(create_table_artifact, largest, key="clusters", description=about)
-    if summary["descriptions"]:
-        about = f"The descriptions of run {run_id}, and what they took, whenever they were asked for."
-        shown(create_table_artifact, [summary["descriptions"]], key="descriptions", description=about)
     summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
+    context = slices.context(config, run_id)
+    artifacts.show_run(summary, encode.reasons(context))
+    if of_run is None:
+        artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
     return Completed(name=HELD, message=" ".join(summary["warnings"]), data=summary) if summary["held"] else Completed(data=summary)
 
 
@@ -78,14 +83,6 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
             again = set_bad_aside(config, error, set_aside)
             get_run_logger().warning("damaged, set aside and to be made anew: %s", ", ".join(again))
             set_aside += again
-
-
-def _plain(value: object) -> object:
-    """A text that the dashboard shows as text. It takes cells for Markdown and HTML: a caption could have it fetch a picture from anywhere.
-
-    An invisible word joiner behind what would begin a tag or an address; entities the dashboard shows as they are written.
-    """
-    return re.sub(r"[<\]]|:(?=//)", "\\g<0>\u2060", value) if isinstance(value, str) else value
 
 
 def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) -> list[str]:

@@ -1,25 +1,36 @@
 """A flow for each stage: what is missing of it in one run, as slices."""
 
+import time
+from contextlib import AbstractContextManager, nullcontext
+
 from prefect import Flow, flow
+from prefect.concurrency.sync import concurrency
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import roots
 from gsec_core import pipeline
-from gsec_core.config import PipelineConfig
-from gsec_core.stages import base
+from gsec_core.config import PipelineConfig, with_runtime
+from gsec_core.stages import base, describe, report
 from gsec_core.stages.base import Stage
-from tasks import progress, slices
+from tasks import progress, slices, watchdog
 
 Sums = dict[str, float]
+
+DESCRIBERS = "gsec-describe"
+"""A global concurrency limit: so many stages describe at once, whatever pipelines they are of, as they share the servers."""
 
 
 def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
     """Do what is missing of ``stage``, a slice a task. To be called in a flow.
 
-    Returns the sums of the facts of what was made; ``shards`` and ``there`` count the shards made now and found done.
+    Returns the sums of the facts of what was made; ``shards`` and ``there`` count the shards made now and found done,
+    ``seconds`` is what it took. Raises GsecError if it hangs.
     """
     context = slices.context(config, run_id)
     base.begin(context, stage)
     sums: Sums = {"shards": 0, "there": 0}
+    started = time.monotonic()
     for number, step in enumerate(stage.steps):
         names = base.missing(context, stage, step)
         there = len(step.plan(context)) - len(names)
@@ -28,30 +39,67 @@ def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
             continue
         if units := step.units(context, names):
             progress.begin(stage.name, units, step.unit, there)
-        cut = base.slices(names, 1 if step.whole else slices.MOST_SLICES)
+        cut = base.slices(names, 1 if step.whole else config.max_slices)
         futures = [slices.run_slice.submit(config, run_id, stage.name, number, index + 1, part) for index, part in enumerate(cut)]
+        watchdog.wait(futures, stage.name, config.hang_timeout + (config.describe.patience if stage is describe.STAGE else 0))
         for future in futures:
             base.add(sums, future.result())
+    if sums["shards"]:
+        sums["seconds"] = round(time.monotonic() - started, 1)
     return sums
 
 
+def _name() -> str:
+    """Of a stage's flow run."""
+    return f"{flow_run.flow_name.removeprefix('gsec-')}-{flow_run.parameters.get('run_id') or 'newest'}"
+
+
 def _flow_of(stage: Stage) -> Flow[..., Sums]:
-    @flow(name=f"gsec-{stage.name}", flow_run_name=f"{stage.name}-{{run_id}}", persist_result=False)
-    def run(config: PipelineConfig, run_id: str) -> Sums:
-        attempt = slices.context(config, run_id).run.attempt({"stage": stage.name, **pipeline.provenance(config)})
-        with attempt as facts:
+    def run(config: PipelineConfig, run_id: str | None = None, redo: bool = False) -> Sums:
+        if roots.deployed() and flow_run.parent_flow_run_id is None:
+            roots.check(config)
+            again = flow_run.run_count > 1  # a retried flow run goes on with the redo that it began
+            found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo and not again)
+            config, run_id = with_runtime(found.config(), config), found.id
+        assert run_id is not None, "only a deployment may leave it out"
+        context = slices.context(config, run_id)
+        with context.run.attempt({"stage": stage.name, **pipeline.provenance(config)}) as facts, _at_most(stage):
             sums = facts["sums"] = run_stage(config, run_id, stage)
+        if stage is report.STAGE and flow_run.parent_flow_run_id is None:
+            pipeline.finish(context)
         return sums
 
-    run.__doc__ = f"Do what is missing of stage {stage.name} in a run."
-    return run
+    run.__doc__ = f"""Do what is missing of stage {stage.name}, and nothing else.
+
+    Args:
+        config: The settings. Others than before make a new run, which shares everything that lies above what they change.
+        run_id: The run to do it in, by its id or the beginning of it; its settings count then. Empty: the newest run of these settings.
+        redo: Do the stage anew, though nothing is missing of it. Makes a new run; the old one keeps its tables.
+    """
+    run.__name__ = f"{stage.name}_flow"
+    return flow(name=f"gsec-{stage.name}", flow_run_name=_name, persist_result=False)(run)
+
+
+def _at_most(stage: Stage) -> AbstractContextManager[None]:
+    return concurrency(DESCRIBERS, raise_on_lease_renewal_failure=False) if stage is describe.STAGE and roots.deployed() else nullcontext()
 
 
 FLOWS: dict[str, Flow[..., Sums]] = {stage.name: _flow_of(stage) for stage in pipeline.ALL_STAGES}
 """Stage name -> its flow."""
 
 
+def __getattr__(name: str) -> Flow[..., Sums]:
+    """``encode_flow`` and so on: by such a name a deployment finds its flow in this module."""
+    stage = name.removesuffix("_flow")
+    if stage == name or stage not in FLOWS:
+        raise AttributeError(name)
+    return FLOWS[stage]
+
+
 def run_flow(config: PipelineConfig, run_id: str, name: str) -> Sums:
     """The flow of stage ``name``, with as many slices at once as the settings say."""
     runner: ThreadPoolTaskRunner[Sums] = ThreadPoolTaskRunner(max_workers=config.max_workers)
-    return FLOWS[name].with_options(task_runner=runner)(config=config, run_id=run_id)  # type: ignore[arg-type]
+    try:
+        return FLOWS[name].with_options(task_runner=runner)(config=config, run_id=run_id)  # type: ignore[arg-type]
+    finally:
+        watchdog.calm()  # whatever hung has ended

@@ -156,6 +156,12 @@ class PipelineConfig(_Settings):
     threads: Annotated[int, RUNTIME] = Field(0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core. Equal counts, equal labels.")
     scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder of the disposable files that training reads; not given: the system's own.")
     max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="Slices of shards that are worked on at once.")
+    max_slices: Annotated[int, RUNTIME] = Field(
+        200, ge=1, le=1000, description="Slices that a stage's missing shards are cut into at most: each is a task, with a bar of its own on the dashboard."
+    )
+    hang_timeout: Annotated[float, RUNTIME] = Field(
+        3600, gt=0, le=604_800, description="Seconds without any progress after which a stage counts as hung and is ended; describe.patience comes on top."
+    )
     ingest: IngestConfig = IngestConfig()
     encode: EncodeConfig = EncodeConfig()
     baseline: BaselineConfig = BaselineConfig()

@@ -194,6 +194,45 @@ def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, b
             return
 
 
+def newest_run(config: PipelineConfig) -> Run:
+    """The run of these settings on the newest generation: made, or found again. Lists no source. Raises Refused if nothing was ever ingested."""
+    place = open_place(config)
+    generation = place.corpus.generation()
+    if not generation.number:
+        raise Refused(f"corpus {place.corpus.name} has no images yet. Run stage ingest first: gsec stage ingest --config FILE.")
+    return run_of(place.store, place.corpus, config, generation.number)
+
+
+def run_for_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool = False, retry_failed: bool = False) -> tuple[Run, bool]:
+    """The run that one stage is to be worked on in alone, and whether there is a failed description to ask for again.
+
+    It is the run ``run_id``, or else the newest of these settings. ``redo`` and ``retry_failed`` make another of it. Raises
+    Refused if it does not have the stage, or naming the first stage above that is not complete.
+    """
+    stage(name)
+    store = Store.open(config.store)
+    found = newest_run(config) if run_id is None else store.run(run_id)
+    config = with_runtime(found.config(), config)
+    found.check_stage(name)
+    check_inputs(found, config, name)
+    corpus = store.corpus(found.request()["corpus"])
+    failed = retry_failed and describe.retry(corpus, config.describe)
+    if redo:
+        corpus.redo(name)
+    if redo or failed:
+        found = run_of(store, corpus, config, found.request()["generation"], found.request().get("of_run"))
+        check_inputs(found, config, name)
+    return found, failed
+
+
+def check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
+    """Raises Refused naming the first stage above ``name`` that is not complete."""
+    for above, complete in begun(Context.of(run, config), until=name):
+        if not complete:
+            first = f"gsec stage {above.name} --run {run.id}"
+            raise Refused(f"stage {name} comes after stage {above.name}, which is not complete in run {run.id}. First: {first}")
+
+
 def check_servers(context: Context) -> None:
     """Raises Refused if descriptions or names are to be made and nobody answers: before anything costly is done for them."""
     if describe.STAGE.name not in context.run.request()["stages"]:

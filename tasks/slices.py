@@ -15,9 +15,6 @@ from gsec_core.stages import base
 from gsec_core.store import Store
 from tasks import progress
 
-MOST_SLICES = 200
-"""Slices a step: Prefect's records get lossy above some thousand task runs, and nobody reads so many bars."""
-
 
 def _transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a retry may help: the network, the disk, the store; never a refusal, a bad shard or a fault."""

@@ -44,7 +44,6 @@ def collect(context: Context) -> Content:
     live = pl.DataFrame(encode.encoded_rows(context))
     counts = Counter(live["status"])
     without = live.filter(pl.col("status") != OK).sort("uri")
-    reasons = without.group_by("status", "reason").len().sort("len", "status", "reason", descending=[True, False, False])
     labellings = quality.without_labels(context)
     return Content(
         run_id=context.run.id,
@@ -63,7 +62,7 @@ def collect(context: Context) -> Content:
         confidences=tuple(np.histogram(assignments["confidence"].to_numpy(), BINS, (0, 1))[0].tolist()),
         labellings=tuple(labellings),
         remarks=tuple(quality.remarks(context, labellings)),
-        reasons=tuple(reasons.iter_rows()),
+        reasons=tuple((row["status"], row["reason"], row["images"]) for row in encode.reasons(context)),
         unusable=tuple(Unusable(*row) for row in without.head(LINES).select("uri", "status", "reason").iter_rows()),
         duplicates=tuple(_duplicates(assignments)),
         timings=tuple(_timings(context)),

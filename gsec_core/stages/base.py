@@ -4,6 +4,7 @@ A stage is a list of steps; a step plans shard names and yields finished shards.
 step's tables, what is to do is the plan minus it. There is no other record of progress.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from gsec_core.errors import GsecError, Refused
 from gsec_core.sources import open_source
 from gsec_core.sources.base import Source
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -185,6 +188,8 @@ def work(context: Context, stage: Stage, step: Step, names: Sequence[str], progr
         started = now
         for table, rows in zip(step.tables, finished.tables, strict=True):
             context.shards(stage, table).commit(finished.name, rows, facts)
+        told = {"run": context.run.id, "stage": stage.name, "shard": finished.name, "seconds": facts["seconds"]}
+        _log.info("%s: shard %s in %.1f s", stage.name, finished.name, facts["seconds"], extra=told)
         add(sums, {"shards": 1, **{key: value for key, value in finished.facts.items() if isinstance(value, int | float)}})
     undone = set(names) & set(missing(context, stage, step))
     if undone:

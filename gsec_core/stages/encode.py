@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -341,6 +342,15 @@ STAGE = Stage(
     inputs=lambda context: [],
     steps=(Step((EMBEDDINGS_TABLE, THUMBNAILS_TABLE), _plan, work, _units),),
 )
+
+
+def reasons(context: Context) -> list[dict[str, Any]]:
+    """Why live images have no cluster: status, reason and number, the most frequent first."""
+    without = pl.DataFrame(encoded_rows(context)).filter(pl.col("status") != OK)
+    rows: list[dict[str, Any]] = (
+        without.group_by("status", "reason").agg(pl.len().alias("images")).sort("images", "status", "reason", descending=[True, False, False]).to_dicts()
+    )
+    return rows
 
 
 def encoded_rows(context: Context) -> pa.Table:

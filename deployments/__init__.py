@@ -1,0 +1,1 @@
+"""What runs gsec as a service: deployments of the flows, and the processes around them."""

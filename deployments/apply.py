@@ -1,0 +1,178 @@
+"""What Prefect's server holds of a stack: work pool, deployments, limits, automations. Applying twice changes nothing; what is no longer wanted goes."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from prefect.automations import AutomationCore
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
+from prefect.schedules import Schedule
+from prefect.settings import PREFECT_API_URL
+from prefect.types.entrypoint import EntrypointType
+
+from deployments.config import POOL, StackConfig
+from flows.assign import assign
+from flows.ingest import ingest
+from flows.maintenance import maintenance
+from flows.pipeline import run_pipeline
+from flows.stages import DESCRIBERS, FLOWS
+from gsec_core.errors import GsecError, Refused
+from gsec_core.pipeline import STAGES
+
+TAG = "gsec"
+RESUMES = "gsec-resumes"
+"""Tag of flow runs that are begun again when they crash."""
+
+CRASHED = "gsec: without a sign of life a flow run has crashed"
+RESUMED = "gsec: a crashed run goes on"
+
+
+def apply(stack: StackConfig) -> list[str]:
+    """Bring the server at PREFECT_API_URL in line with a stack. Returns the full names of the deployments.
+
+    Raises Refused if no server is named, GsecError if it does not answer, or refuses.
+    """
+    if PREFECT_API_URL.value() is None:
+        raise Refused("PREFECT_API_URL: it says where Prefect's server is, as http://127.0.0.1:4200/api. Set it, or let gsec up start a server.")
+    wanted = list(deployments(stack))
+    try:
+        with get_client(sync_client=True) as client:
+            _apply_pool(client, stack)
+            client.upsert_global_concurrency_limit_by_name(DESCRIBERS, stack.describe_at_once)
+            for deployment in wanted:
+                deployment.apply()
+            names = [deployment.full_name for deployment in wanted]
+            _drop_others(client, set(names))
+            _apply_automations(client, {automation.name: automation for automation in automations(stack)})
+    except httpx.HTTPStatusError as error:
+        denied = error.response.status_code in (401, 403)
+        remedy = "set PREFECT_API_AUTH_STRING to the server's user:password" if denied else error.response.text[:200]
+        raise (Refused if denied else GsecError)(f"PREFECT_API_URL = {PREFECT_API_URL.value()}: {error.response.status_code}; {remedy}.") from None
+    except httpx.HTTPError as error:
+        raise GsecError(f"PREFECT_API_URL = {PREFECT_API_URL.value()}: the server does not answer ({error}).") from None
+    return names
+
+
+def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
+    """Of every pipeline the whole, each stage alone, and assign; and the maintenance of all stores."""
+    for name, entry in stack.pipelines.items():
+        config = stack.pipeline(name)
+        settings = config.model_dump(mode="json")
+        cron = CronSchedule(cron=entry.cron, timezone=entry.timezone) if entry.cron else None
+        about = f"The whole pipeline {name}: what is new in {config.source}, then what is missing of every stage."
+        yield _deployment(run_pipeline, name, about, {"config": settings}, cron, (RESUMES,) if stack.resume_crashed else (), one_at_a_time=True)
+        yield _deployment(ingest, name, f"The corpus of {name} brought up to date with {config.source}, and nothing else.", {"config": settings})
+        for stage in STAGES:
+            about = f"Stage {stage.name} of pipeline {name} alone. With another setting it makes a new run, which shares all that lies above."
+            yield _deployment(FLOWS[stage.name], name, about, {"config": settings})
+        about = f"New images into the published clusters of {name}, which stay as they are."
+        yield _deployment(assign, name, about, {"store": config.store, "pipeline_name": name})
+    if stack.pipelines:
+        cron = CronSchedule(cron=stack.maintenance_cron, timezone="UTC") if stack.maintenance_cron else None
+        about = "Tables and runs that nobody needs any more are deleted."
+        yield _deployment(maintenance, "all", about, {"stores": stack.stores(), "keep_runs": stack.keep_runs}, cron, one_at_a_time=True)
+
+
+def _deployment(
+    flow: Flow[..., Any],
+    name: str,
+    about: str,
+    parameters: dict[str, Any],
+    cron: CronSchedule | None = None,
+    tags: tuple[str, ...] = (),
+    one_at_a_time: bool = False,
+) -> RunnerDeployment:
+    queued = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+    return RunnerDeployment.from_flow(
+        flow,
+        name,
+        schedules=[Schedule(cron=cron.cron, timezone=cron.timezone)] if cron else [],
+        concurrency_limit=queued if one_at_a_time else None,
+        parameters=parameters,
+        description=about,
+        tags=[TAG, *tags],
+        work_pool_name=POOL,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def automations(stack: StackConfig) -> Iterator[AutomationCore]:
+    """Prefect has none of its own: a flow that is killed together with its worker would be running for ever."""
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    alive = "prefect.flow-run.heartbeat"
+    yield AutomationCore(
+        name=CRASHED,
+        description="Flow runs of the worker send heartbeats. One that sends none any more and did not end was killed.",
+        trigger=EventTrigger(
+            after={alive},
+            expect={alive, *ends},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=stack.crashed_after),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No sign of life for {stack.crashed_after:.0f} s: it was killed.")],
+    )
+    if stack.resume_crashed:
+        yield AutomationCore(
+            name=RESUMED,
+            description="What was committed stays, so a run that begins again goes on.",
+            trigger=EventTrigger(
+                expect={"prefect.flow-run.Crashed"},
+                match={"prefect.resource.id": "prefect.flow-run.*"},
+                match_related={"prefect.resource.id": f"prefect.tag.{RESUMES}", "prefect.resource.role": "tag"},
+                for_each={"prefect.resource.id"},
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="It crashed and goes on.")],
+        )
+
+
+def _apply_pool(client: SyncPrefectClient, stack: StackConfig) -> None:
+    try:
+        client.read_work_pool(POOL)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=stack.runs_at_once))
+    else:
+        client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=stack.runs_at_once))
+
+
+def _drop_others(client: SyncPrefectClient, names: set[str]) -> None:
+    """Of a pipeline that is no longer in the stack file."""
+    flows = {flow.id: flow.name for flow in client.read_flows()}
+    for deployment in client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))):
+        if f"{flows[deployment.flow_id]}/{deployment.name}" not in names:
+            client.delete_deployment(deployment.id)
+
+
+def _apply_automations(client: SyncPrefectClient, wanted: dict[str, AutomationCore]) -> None:
+    """An automation that is as it should be is left alone: one that is written anew forgets what it was waiting for."""
+    for name in (CRASHED, RESUMED):
+        there = client.read_automations_by_name(name)
+        for old in there[1 if name in wanted else 0 :]:
+            client.delete_automation(old.id)
+        if name in wanted and not there:
+            client.create_automation(wanted[name])
+        elif name in wanted and _told(there[0]) != _told(wanted[name]):
+            client.update_automation(there[0].id, wanted[name])
+
+
+def _told(automation: AutomationCore) -> dict[str, Any]:
+    """What it is to do, without what the server adds."""
+    told = automation.model_dump(mode="json", include=set(AutomationCore.model_fields))
+    told["trigger"].pop("id", None)
+    told["trigger"] = {name: sorted(value) if isinstance(value, list) else value for name, value in told["trigger"].items()}
+    return told

@@ -1,0 +1,64 @@
+"""`gsec up`, `gsec down` and `gsec deploy`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from deployments import config
+from flows import terminal
+
+StackFile = Annotated[
+    Path | None, Parameter(name="--config", help="The stack file (docs/operations.md). Default: a stack of the demonstration, in ./gsec-stack.")
+]
+
+
+def up(*, stack: StackFile = None) -> int:
+    """Start what runs gsec as a service on this machine: Prefect's server, a worker, the report server; and deploy the pipelines.
+
+    What runs already stays, unless it should be told other things by now.
+    """
+    found = config.load(stack)
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    from deployments import apply, processes
+
+    told = config.client(found, os.environ)
+    here = {PREFECT_API_URL: told["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: told.get("PREFECT_API_AUTH_STRING")}
+    processes.check_ports(found)
+    server, *others = processes.services(found, os.environ)
+    for service in (server, *others):
+        new = processes.start(found, service)
+        terminal.err.print(f"{service.name} {'started' if new else 'is running'}, log {processes.log_of(found, service.name)}", markup=False)
+        if service is server:
+            with temporary_settings({name: value for name, value in here.items() if value is not None}):
+                for name in apply.apply(found):
+                    terminal.err.print(f"  deployed {name}", markup=False)
+    terminal.out.print(f"dashboard  {found.url().removesuffix('/api')}", markup=False)
+    terminal.out.print(f"reports    {found.reports_url()}", markup=False)
+    return 0
+
+
+def down(*, stack: StackFile = None) -> int:
+    """Stop what `gsec up` started. Runs that are under way go on after the next `gsec up`."""
+    found = config.load(stack, complete=False)
+    from deployments import processes
+
+    running = processes.started(found)
+    for name in running:
+        processes.stop(found, name)
+        terminal.err.print(f"{name} stopped")
+    if not running:
+        terminal.err.print("nothing is running")
+    return 0
+
+
+def deploy(*, stack: StackFile = None) -> int:
+    """Bring the server at PREFECT_API_URL in line with a stack file: work pool, deployments, limits, automations."""
+    found = config.load(stack)
+    from deployments import apply
+
+    for name in apply.apply(found):
+        terminal.out.print(name, markup=False)
+    return 0

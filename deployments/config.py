@@ -1,0 +1,211 @@
+"""The stack file: which pipelines there are, when they run, and where the services listen.
+
+Passwords and keys are no part of it: they come from the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import available_timezones
+
+from prefect.client.schemas.schedules import CronSchedule
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from flows import roots
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import Refused
+from gsec_core.settings import load_config
+from gsec_core.store.publications import check_pipeline
+
+POOL = "gsec"
+"""The work pool."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PipelineEntry(_Model):
+    """One pipeline: a clustering that is brought up to date on a schedule."""
+
+    settings: dict[str, Any] = Field(description="Any settings of gsec, as in a file of `--config`; a source and a store at least.")
+    cron: str | None = Field(None, description="When it runs, as `0 3 * * *`; not given: when somebody starts it.")
+    timezone: str = Field("UTC", description="Of the cron, as `Europe/Berlin`.")
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, cron: str | None) -> str | None:
+        return cron if cron is None else CronSchedule(cron=cron).cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_timezone(cls, timezone: str) -> str:
+        if timezone not in available_timezones():
+            raise ValueError("there is no such time zone")
+        return timezone
+
+
+class StackConfig(_Model):
+    """Everything that `gsec up` and `gsec deploy` make."""
+
+    home: Path = Field(Path("gsec-stack"), description="Folder of logs, state, and Prefect's database where no other is given.")
+    host: str = Field("127.0.0.1", description="Address that the dashboard and the report server listen on.")
+    port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server, with the dashboard.")
+    reports_port: int = Field(4280, ge=1, le=65535, description="Port of the report server.")
+    database: str | None = Field(
+        None, description="Prefect's database, as `postgresql+asyncpg://USER@HOST:PORT/NAME` (password: PGPASSWORD); not given: SQLite below home."
+    )
+    redis: str | None = Field(None, description="Prefect's messages between servers, as `HOST:PORT`; not given: in the server's memory.")
+    roots: tuple[str, ...] = Field((), description="Folders, buckets and servers that flows may use besides those of the pipelines' own settings.")
+    runs_at_once: int = Field(1, ge=1, le=100, description="Flow runs that the worker has under way at once, over all pipelines.")
+    describe_at_once: int = Field(1, ge=1, le=100, description="Of these, how many may describe at once, as they share the captioning servers.")
+    crashed_after: float = Field(90, ge=60, le=3600, description="Seconds without a sign of life after which a flow run counts as crashed.")
+    resume_crashed: bool = Field(True, description="Whether a crashed run is begun again by itself, where it goes on.")
+    logs: Literal["lines", "json"] = Field("lines", description="Form of the worker's log.")
+    maintenance_cron: str | None = Field("0 12 * * 0", description="When stores are pruned (UTC); empty: never.")
+    keep_runs: int = Field(5, ge=1, le=10_000, description="Newest runs of each corpus that pruning keeps.")
+    pipelines: dict[str, PipelineEntry] = Field({}, description="By name: what their clusterings are published as.")
+
+    def url(self) -> str:
+        """Of Prefect's API, as this machine reaches it."""
+        return f"http://{_reached(self.host)}:{self.port}/api"
+
+    def reports_url(self) -> str:
+        """Of the report server, as a browser of this machine reaches it."""
+        return f"http://{_reached(self.host)}:{self.reports_port}"
+
+    def pipeline(self, name: str) -> PipelineConfig:
+        """The settings of a pipeline, complete, with local paths made absolute: the worker runs elsewhere. Raises Refused as `load_config` does."""
+        check_pipeline(name)
+        given = self.pipelines[name].settings
+        if not ("source" in given and "store" in given):
+            raise Refused(f"pipelines.{name}.settings: it wants a source and a store.")
+        try:
+            config = load_config(overrides={"pipeline": name, **given})
+        except Refused as error:
+            raise Refused(f"pipelines.{name}.settings: {error}") from None
+        return config.model_copy(update={"store": _absolute(config.store)})
+
+    def stores(self) -> list[str]:
+        """All stores of the pipelines, each once."""
+        return list(dict.fromkeys(self.pipeline(name).store for name in self.pipelines))
+
+    def all_roots(self) -> list[str]:
+        """What deployed flows may use."""
+        return list(dict.fromkeys([*map(_absolute, self.roots), *(root for name in self.pipelines for root in _roots_of(self.pipeline(name)))]))
+
+
+def load(file: Path | None, complete: bool = True) -> StackConfig:
+    """The stack of a file; without one that of the demonstration, which needs nothing.
+
+    Raises Refused naming the setting and what to give; of pipelines only if they are to be ``complete``.
+    """
+    if file is None:
+        return demonstration(StackConfig()) if complete else StackConfig()
+    try:
+        given = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise Refused(f"--config {file}: it cannot be read ({error.strerror}). Give a TOML file of the stack.") from None
+    except ValueError as error:
+        raise Refused(f"--config {file}: it is not TOML ({error}).") from None
+    try:
+        stack = StackConfig.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(map(str, first["loc"]))
+        there = f"; there are {', '.join(StackConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise Refused(f"--config {file}: {setting}: {first['msg']}{there}.") from None
+    stack = stack.model_copy(update={"home": file.parent / stack.home})
+    for name in stack.pipelines if complete else ():
+        stack.pipeline(name)
+    return stack
+
+
+DEMO = "demo"
+
+
+def demonstration(stack: StackConfig) -> StackConfig:
+    """A stack with one pipeline, of photographs that ship with libraries; they are written below its home."""
+    from flows import demo
+
+    home = stack.home.absolute()
+    images = demo.make_photographs(home / "images")
+    settings = {"source": str(images), "store": str(home / "store"), "clusters": demo.CLUSTERS}
+    entry = PipelineEntry(settings=settings, cron="0 3 * * *")
+    return stack.model_copy(update={"pipelines": {DEMO: entry}, "roots": (str(home),)})
+
+
+def services(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What Prefect's server is to be told: variables for its environment. What the operator has set there is heard."""
+    url = stack.url()
+    told = {
+        "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_UI_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",  # else a line a request
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the other pages ask a host outside
+        "PREFECT_SERVER_METRICS_ENABLED": "true",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "true",
+    }
+    if stack.database is not None:
+        told["PREFECT_API_DATABASE_CONNECTION_URL"] = stack.database
+    if stack.redis is not None:
+        host, _, port = stack.redis.rpartition(":")
+        told |= {
+            "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+            "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
+            "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+            "PREFECT_REDIS_MESSAGING_HOST": host,
+            "PREFECT_REDIS_MESSAGING_PORT": port,
+        }
+    return _heard(told, environment)
+
+
+def client(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What clients of the server are to be told, the worker among them."""
+    told = {
+        "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
+        "PREFECT_API_URL": stack.url(),
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": _LEVEL,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(int(stack.crashed_after // 3)),
+        "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, about five minutes: a restart of the server is no failure of a run
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "gsec_core",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "GSEC_REPORTS_URL": stack.reports_url(),
+        roots.VARIABLE: ",".join(stack.all_roots()),
+    }
+    if stack.logs == "json":
+        told["PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"] = "json"
+    if "PREFECT_SERVER_API_AUTH_STRING" in environment:
+        told["PREFECT_API_AUTH_STRING"] = environment["PREFECT_SERVER_API_AUTH_STRING"]
+    return _heard(told, environment)
+
+
+_LEVEL = "INFO"
+
+_OURS = {"PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL", roots.VARIABLE}
+"""A command keeps Prefect quiet, and may talk to another server; a service does not."""
+
+
+def _heard(told: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value if name in _OURS else environment.get(name, value) for name, value in told.items()}
+
+
+def _roots_of(config: PipelineConfig) -> Iterator[str]:
+    for setting, place in roots.places(config):
+        # Of a source that is a glob, what is before it; a server's address is a root as it stands.
+        yield place if setting == "describe.url" else place.partition("*")[0].rpartition("/")[0] if "*" in place else place
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else os.path.abspath(place)
+
+
+def _reached(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host

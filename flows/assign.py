@@ -1,0 +1,38 @@
+"""The flow of assign: new images into the clusters of a run, as a deployment offers it."""
+
+from typing import Any, cast
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows import roots
+from flows.pipeline import run_pipeline
+from gsec_core import pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import Refused
+from gsec_core.store import Store
+
+
+@flow(name="gsec-assign-images", persist_result=False)
+def assign(source: str, store: str, run_id: str | None = None, pipeline_name: str | None = None, corpus: str | None = None) -> State[dict[str, Any]]:
+    """Assign new images to the clusters of a run. The run and its corpus stay as they are.
+
+    Args:
+        source: A folder, a Parquet file or glob, or WebDataset tars; local or remote.
+        store: The store that the run is in.
+        run_id: The run, by its id or the beginning of it.
+        pipeline_name: In place of it, the pipeline whose published clustering is meant.
+        corpus: A name for the corpus of the new images; empty: made from the source.
+    """
+    config = PipelineConfig(source=source, store=store, corpus=corpus)
+    roots.check(config)
+    place = Store.open(store)
+    if (run_id is None) == (pipeline_name is None):
+        raise Refused("assign: give either run_id or pipeline_name.")
+    if pipeline_name is not None:
+        published = place.publications.newest(pipeline_name)
+        if published is None:
+            raise Refused(f"pipeline_name = {pipeline_name}: nothing is published under this name in {place.url}.")
+        run_id = published.run_id
+    found = place.run(str(run_id))
+    return cast(State[dict[str, Any]], run_pipeline(pipeline.assignment_config(found, config), of_run=found.id, return_state=True))

@@ -1,0 +1,30 @@
+"""The flow of maintenance: what `gsec prune` does, on a schedule."""
+
+from prefect import flow, get_run_logger
+
+from flows import roots
+from gsec_core import prune
+from gsec_core.store import Store
+from tasks import artifacts
+
+
+@flow(name="gsec-maintenance", persist_result=False)
+def maintenance(stores: list[str], keep_runs: int = prune.KEEP_RUNS, dry_run: bool = False) -> int:
+    """Delete tables and runs that nobody needs any more. Nothing younger than a day; of live images no embedding and no description.
+
+    Args:
+        stores: The stores to prune.
+        keep_runs: Newest runs of each corpus to keep; published and unfinished ones stay anyway.
+        dry_run: Only say what would be deleted.
+    """
+    count = 0
+    for url in stores:
+        roots.check_store(url)
+        deletions = prune.plan(Store.open(url), keep_runs)
+        for deletion in deletions:
+            if not dry_run:
+                deletion.carry_out()
+        count += len(deletions)
+        get_run_logger().info("%s: %d %s", url, len(deletions), "would be deleted" if dry_run else "deleted")
+        artifacts.show_deletions(url, [(deletion.path, deletion.why) for deletion in deletions], dry_run)
+    return count

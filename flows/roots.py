@@ -1,0 +1,74 @@
+"""What a deployed flow may touch: whoever may start one on a dashboard chooses its parameters, and must not read or write anywhere else.
+
+``GSEC_ROOTS`` of the worker lists folders, buckets and servers, with commas between them. Commands of a user's own shell are not bound by it.
+"""
+
+import os
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from prefect.runtime import deployment
+
+from gsec_core.captioners.servers import checked_urls
+from gsec_core.captioners.table import file_and_column
+from gsec_core.config import PipelineConfig
+from gsec_core.encoders.open_clip import FOLDER
+from gsec_core.errors import Refused
+
+VARIABLE = "GSEC_ROOTS"
+
+
+def deployed() -> bool:
+    """Whether this flow was started by a deployment."""
+    return deployment.id is not None
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises Refused if a deployed flow would touch what is under no root of this worker."""
+    if not deployed():
+        return
+    roots = [root.strip() for root in os.environ.get(VARIABLE, "").split(",") if root.strip()]
+    for setting, place in places(config):
+        if not any(_is_under(place, root) for root in roots):
+            where = ", ".join(roots) or "nothing"
+            raise Refused(
+                f"{setting} = {place}: a deployed flow may use what is under {where}. Choose such a place, or have this one added to {VARIABLE} of the worker."
+            )
+
+
+def check_store(url: str) -> None:
+    """The same of a store alone."""
+    check(PipelineConfig(store=url))
+
+
+def places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
+    """Every setting that names a place, and the place."""
+    if config.source is not None:
+        yield "source", config.source
+    yield "store", config.store
+    if config.scratch is not None:
+        yield "scratch", config.scratch
+    encoder, _, reference = config.encode.encoder.partition(":")
+    model, _, weights = reference.partition(":")
+    if encoder == "open_clip" and (model == FOLDER or os.path.exists(weights)):
+        yield "encode.encoder", weights
+    captioner, _, reference = config.describe.captioner.partition(":")
+    if captioner == "table":
+        yield "describe.captioner", file_and_column(reference)[0]
+    if config.describe.template is not None:
+        yield "describe.template", config.describe.template
+    if captioner == "openai" or config.publish.namer.startswith("openai:"):
+        for url in checked_urls(config.describe.url):
+            yield "describe.url", url
+
+
+def _is_under(place: str, root: str) -> bool:
+    """Whether a folder, file or URL is a root or below it. Links of this machine are followed; ``..`` leads nowhere in a URL."""
+    if "://" not in place.removeprefix("file://") and "://" not in root.removeprefix("file://"):
+        real, top = (os.path.realpath(path.removeprefix("file://")) for path in (place, root))
+        return os.path.commonpath([real, top]) == top
+    one, other = urlsplit(place), urlsplit(root)
+    if (one.scheme, one.netloc) != (other.scheme, other.netloc) or ".." in one.path.split("/"):
+        return False
+    path, top = one.path.strip("/"), other.path.strip("/")
+    return not top or path == top or path.startswith(f"{top}/")

@@ -1,0 +1,78 @@
+"""What a run shows on the dashboard: its clusters, its stages, what was rejected, and where its report is."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
+
+from tasks.progress import shown
+
+REPORTS = "GSEC_REPORTS_URL"
+"""Where the report server is, for whoever looks at the dashboard."""
+
+MOST_ROWS = 1_000
+"""Rows of a table that the dashboard shows; the report and the tables have all."""
+
+_COUNTS = ("shards", "there", "seconds")
+
+
+def show_run(summary: Mapping[str, Any], reasons: Iterable[Mapping[str, Any]]) -> None:
+    """The artifacts of a run that is done. ``summary`` as `flows.pipeline.run_pipeline` returns it; ``reasons`` why images have no cluster."""
+    run, report = summary["run_id"], summary["report"]
+    where = report_url(run) if report else None
+    about = f"of run {run}. Report: {where or report or 'that of the run whose clusters they are'}"
+    if where:
+        shown(create_link_artifact, where, link_text="the report", key="report", description=f"The report of run {run}.")
+    _table("clusters", summary["cluster_rows"], f"The {min(MOST_ROWS, summary['clusters'])} largest of {summary['clusters']} clusters {about}")
+    _table("stages", list(_stages(summary["made"])), f"What was made now {about}")
+    _table("rejects", list(reasons), f"Images without a cluster {about}")
+    if summary["descriptions"]:
+        _table("descriptions", [summary["descriptions"]], f"The descriptions of run {run}, and what they took, whenever they were asked for.")
+    if summary["warnings"]:
+        shown(create_markdown_artifact, "\n".join(f"* {plain(warning)}" for warning in summary["warnings"]), key="warnings", description=f"Run {run}.")
+
+
+def tell(summary: Mapping[str, Any], pipeline: str) -> None:
+    """An event for automations to act on: ``gsec.clustering.published``, ``.held`` or ``.kept``, and ``.moved`` if it warns of that."""
+    what = "published" if summary["published"] else "held" if summary["held"] else "kept"
+    facts = {name: summary[name] for name in ("run_id", "images", "rejected", "missing", "clusters", "moved", "warnings")}
+    for event in [what, *(["moved"] if any("max_moved" in warning for warning in summary["warnings"]) else [])]:
+        shown(emit_event, f"gsec.clustering.{event}", resource={"prefect.resource.id": f"gsec.pipeline.{pipeline}"}, payload=facts)
+
+
+def show_deletions(store: str, deletions: Sequence[tuple[str, str]], dry_run: bool) -> None:
+    """What maintenance deleted, or would."""
+    rows = [{"path": path, "why": why} for path, why in deletions]
+    _table("deletions", rows, f"{len(rows)} {'would be deleted' if dry_run else 'were deleted'} of {store}.")
+
+
+def report_url(run: str) -> str | None:
+    """Where the report server shows a run's report; None if the environment names no such server."""
+    base = os.environ.get(REPORTS)
+    return f"{base.rstrip('/')}/runs/{run}/report/index.html" if base else None
+
+
+def _stages(made: Mapping[str, Mapping[str, float]]) -> Iterable[dict[str, Any]]:
+    for stage, sums in made.items():
+        seconds, shards = sums.get("seconds", 0), int(sums.get("shards", 0))
+        counts = ", ".join(f"{name} {value:,.6g}" for name, value in sums.items() if name not in _COUNTS)
+        row = {"stage": stage, "shards made": shards, "shards there": int(sums.get("there", 0)), "seconds": round(seconds, 1)}
+        images = sums.get("encoded", sums.get("requests", 0))
+        yield row | {"a second": round(images / seconds, 1) if seconds and images else None, "counts": counts}
+
+
+def _table(key: str, rows: Iterable[Mapping[str, Any]], about: str) -> None:
+    cut = [{name: plain(value) for name, value in row.items()} for row in list(rows)[:MOST_ROWS]]
+    if cut:
+        shown(create_table_artifact, cut, key=key, description=about)
+
+
+def plain(value: object) -> object:
+    """A text that the dashboard shows as text. It takes cells for Markdown and HTML: a caption could have it fetch a picture from anywhere.
+
+    An invisible word joiner behind what would begin a tag or an address; entities the dashboard shows as they are written.
+    """
+    return re.sub(r"[<\]]|:(?=//)", "\\g<0>\u2060", value) if isinstance(value, str) else value

@@ -1,0 +1,95 @@
+"""A stage that hangs ends. What counts is progress: a stage may take as long as it needs while it moves.
+
+A thread cannot be stopped from outside, and a flow does not end before its threads have. So the flow fails in its own words, and
+if the threads still hang soon after, the flow runs are reported as failed and the process ends.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Failed
+
+from gsec_core.errors import GsecError
+from tasks.progress import watched
+
+POLL = 1.0
+"""Seconds between looks at the clock."""
+
+GRACE = 10.0
+"""Seconds that threads which hang are given to end, before their process does."""
+
+_ending: list[threading.Timer] = []
+
+
+class _Clock:
+    """When a stage moved last."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._moved = stage, time.monotonic()
+
+    def begin(self, stage: str, units: int, unit: str, there: int) -> None:
+        self._moved = time.monotonic()
+
+    def advance(self, stage: str, by: int) -> None:
+        if stage == self._stage:
+            self._moved = time.monotonic()
+
+    def idle(self) -> float:
+        """Seconds without progress."""
+        return time.monotonic() - self._moved
+
+
+def wait(futures: Sequence[PrefectFuture[Any]], stage: str, seconds: float) -> None:
+    """Wait until all are done. Raises GsecError if the stage makes no progress for so many ``seconds``."""
+    clock = _Clock(stage)
+    with watched(clock):
+        for future in futures:
+            while not _is_done(future):
+                if clock.idle() > seconds:
+                    why = f"stage {stage} made no progress for {seconds:,.0f} s (hang_timeout) and was ended. What was committed stays; a rerun continues."
+                    _end_soon(why)
+                    raise GsecError(why)
+
+
+def _is_done(future: PrefectFuture[Any]) -> bool:
+    try:
+        future.result(timeout=POLL, raise_on_failure=False)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _end_soon(why: str) -> None:
+    runs = [UUID(str(id)) for id in dict.fromkeys((flow_run.id, flow_run.parent_flow_run_id, flow_run.root_flow_run_id)) if id]
+    timer = threading.Timer(GRACE, _end, (runs, why))
+    timer.daemon = True
+    _ending.append(timer)
+    timer.start()
+
+
+def _end(runs: Sequence[UUID], why: str) -> None:
+    reporting = threading.Thread(target=_report, args=(runs, why), daemon=True)  # a server that hangs too must not keep the process
+    reporting.start()
+    reporting.join(GRACE)
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _report(runs: Sequence[UUID], why: str) -> None:
+    with get_client(sync_client=True) as client:
+        for run in runs:
+            client.set_flow_run_state(run, Failed(message=why), force=True)
+
+
+def calm() -> None:
+    """The threads have ended after all."""
+    while _ending:
+        _ending.pop().cancel()

@@ -1,0 +1,99 @@
+"""The stack file: what it takes, what it refuses, and what the services are told."""
+
+from pathlib import Path
+
+import pytest
+
+from deployments import config
+from flows import roots
+from gsec_core.errors import Refused
+
+FILE = """
+home = "stack"
+port = 5000
+roots = ["s3://photos"]
+
+[pipelines.photos]
+cron = "0 3 * * *"
+timezone = "Europe/Berlin"
+[pipelines.photos.settings]
+source = "{here}/images"
+store = "{here}/store"
+clusters = 7
+describe = {{ captioner = "openai:m", url = "http://one:8000/v1,http://two:8000/v1" }}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "stack.toml"
+    path.write_text(text.format(here=folder))
+    return path
+
+
+def test_a_pipeline_has_its_settings_and_is_published_under_its_name(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, FILE))
+    photos = stack.pipeline("photos")
+    assert (photos.clusters, photos.pipeline, photos.source) == (7, "photos", f"{tmp_path}/images")
+    assert stack.home == tmp_path / "stack"
+    assert stack.stores() == [f"{tmp_path}/store"]
+
+
+def test_roots_are_what_is_listed_and_what_the_pipelines_use(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, FILE))
+    assert stack.all_roots() == ["s3://photos", f"{tmp_path}/images", f"{tmp_path}/store", "http://one:8000/v1", "http://two:8000/v1"]
+    assert config.client(stack, {})[roots.VARIABLE] == ",".join(stack.all_roots())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("port = 70000", "port: Input should be less than or equal to 65535"),
+        ("prot = 1", "prot: Extra inputs are not permitted; there are home, host"),
+        ("port = ", "it is not TOML"),
+        ('[pipelines.x]\ncron = "61 * * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x.cron"),
+        ('[pipelines.x]\ntimezone = "Nowhere/Town"\ncron = "0 3 * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x"),
+        ("[pipelines.x.settings]\nclusters = 7", "pipelines.x.settings: it wants a source and a store"),
+        ('[pipelines.x.settings]\nsource = "a"\nstore = "b"\nclusters = 1', "clusters = 1"),
+        ('[pipelines."X Y".settings]\nsource = "a"\nstore = "b"', "a pipeline is named with"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        config.load(write(tmp_path, text))
+    assert said in str(refused.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="it cannot be read"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_the_operators_own_variables_are_heard_and_a_commands_silence_is_not(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, FILE))
+    quiet = {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_API_URL": "http://elsewhere/api", "PREFECT_CLIENT_MAX_RETRIES": "2"}
+    told = config.client(stack, quiet)
+    assert told["PREFECT_LOGGING_LEVEL"] == "INFO"
+    assert told["PREFECT_API_URL"] == "http://127.0.0.1:5000/api"
+    assert told["PREFECT_CLIENT_MAX_RETRIES"] == "2"
+
+
+def test_the_worker_knows_the_servers_password_and_the_stack_file_does_not(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, FILE))
+    assert "PREFECT_API_AUTH_STRING" not in config.client(stack, {})
+    assert config.client(stack, {"PREFECT_SERVER_API_AUTH_STRING": "me:secret"})["PREFECT_API_AUTH_STRING"] == "me:secret"
+
+
+def test_postgresql_and_redis_by_settings(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, 'database = "postgresql+asyncpg://me@host/prefect"\nredis = "cache:6380"\n' + FILE))
+    told = config.services(stack, {})
+    assert told["PREFECT_API_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://me@host/prefect"
+    assert (told["PREFECT_REDIS_MESSAGING_HOST"], told["PREFECT_REDIS_MESSAGING_PORT"]) == ("cache", "6380")
+    assert told["PREFECT_MESSAGING_BROKER"] == "prefect_redis.messaging"
+
+
+def test_without_a_file_there_is_the_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stack = config.load(None)
+    demo = stack.pipeline("demo")
+    assert demo.source == str(tmp_path / "gsec-stack" / "images")
+    assert len(list(Path(demo.source).rglob("*.jpg"))) > 50

@@ -1,0 +1,83 @@
+"""A stage that hangs ends, in a process of its own: what hangs cannot be stopped from within."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.stages import run_flow
+from gsec_core import pipeline
+from gsec_core.errors import GsecError
+from gsec_core.stages import baseline, encode
+from gsec_core.stages.base import Context
+from gsec_core.store import Store
+from tasks import watchdog
+
+from ..command import environment
+from ..pictures import settings, write_pictures
+from ..stages.steps import run_stages
+
+HANGS = """
+import sys, threading
+from flows.pipeline import run_pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.stages import baseline, encode
+from tasks import watchdog
+
+watchdog.GRACE = 2.0
+baseline.load_embeddings = lambda context: threading.Event().wait()
+run_pipeline(PipelineConfig.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_a_stage_that_hangs_fails_and_its_process_ends(server: str, tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", hang_timeout=3)
+    run_stages(config, encode.STAGE)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS, config.model_dump_json()],
+        env={**environment(tmp_path / "prefect"), "PREFECT_API_URL": server},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert time.monotonic() - began < 100
+    assert "stage baseline made no progress for 3 s (hang_timeout)" in done.stderr
+    runs = httpx.post(f"{server}/flow_runs/filter", json={"sort": "START_TIME_DESC", "flow_runs": {"name": {"like_": "baseline"}}}).json()
+    parent = httpx.get(f"{server}/task_runs/{runs[0]['parent_task_run_id']}").json()["flow_run_id"]
+    for run in (runs[0], httpx.get(f"{server}/flow_runs/{parent}").json()):
+        assert run["state"]["name"] == "Failed"
+        assert "made no progress" in run["state"]["message"]
+    [run] = Store.open(config.store).runs()
+    assert run.is_complete("encode"), "what was committed stays"
+    ends = [attempt["end"] for attempt in run.attempts() if attempt["start"]["stage"] == "baseline"]
+    assert ["made no progress" in end["error"] for end in ends] == [True]
+
+
+def test_a_thread_that_comes_back_after_all_ends_no_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", hang_timeout=2)
+    run, _ = pipeline.request(config)
+    released = threading.Event()
+    load = baseline.load_embeddings
+
+    def slow(context: Context) -> object:
+        released.wait(60)
+        return load(context)
+
+    monkeypatch.setattr(baseline, "load_embeddings", slow)
+    with temporary_settings({PREFECT_API_URL: server}):
+        run_flow(config, run.id, "encode")
+        threading.Timer(4, released.set).start()
+        with pytest.raises(GsecError, match="made no progress for 2 s"):
+            run_flow(config, run.id, "baseline")
+        assert not watchdog._ending
+        monkeypatch.undo()
+        assert run_flow(config, run.id, "baseline")["there"] >= 1, "what the slow thread committed stays"
