@@ -216,6 +216,19 @@ def report(
 
 
 @app.command
+def serve(
+    *,
+    store: Annotated[list[str] | None, Parameter(name="--store", negative="", help="A store to show. May be repeated. Default: gsec-store.")] = None,
+    host: Annotated[str, Parameter(help="Address to listen on. Beyond this machine only with a token, GSEC_REPORTS_TOKEN.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port to listen on.")] = 4280,
+) -> int:
+    """Serve all runs of a store, their reports, and metrics for Prometheus; read-only."""
+    from flows.serve import server
+
+    return server.serve(store or [_config(None, None).store], host, port)
+
+
+@app.command
 def demo(
     source: Source | None = None,
     *,

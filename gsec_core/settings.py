@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from gsec_core.config import PipelineConfig, accepts
 from gsec_core.errors import Refused, without_secrets
 
-_PREFIX, _SECRETS = "GSEC_", {"GSEC_CAPTIONER_KEY"}
+_PREFIX, _NO_SETTINGS = "GSEC_", {"GSEC_CAPTIONER_KEY", "GSEC_REPORTS_TOKEN", "GSEC_REPORTS_URL", "GSEC_ROOTS"}
 
 _KINDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text that is not empty"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -54,7 +54,7 @@ def _from_environment() -> Iterator[tuple[str, str]]:
     """Variables and their settings. What an orchestrator names GSEC_* for its services passes, unless it looks like a misspelt setting."""
     for variable in sorted(os.environ):
         name = variable.upper()
-        if name.startswith(_PREFIX) and name not in _SECRETS:
+        if name.startswith(_PREFIX) and name not in _NO_SETTINGS:
             setting = name.removeprefix(_PREFIX).replace("__", ".").lower()
             if setting in _fields(PipelineConfig) or _near(setting, 0.8) or ("." in setting and _siblings(setting)):
                 yield variable, setting

@@ -61,15 +61,15 @@ def _run(run: Run) -> dict[str, Any]:
         "encoder": request["config"]["encode"]["encoder"],
         "created": request["created"],
         "stages": {stage: dict(zip(("done", "planned"), run.shards_done(stage), strict=True)) for stage in request["stages"]},
-        "state": _state(run, ends),
+        "state": state(run, ends),
         "attempts": len(attempts),
         "error": ends[-1].get("error") if ends and ends[-1] else None,
         "images": _image_counts(run),
     }
 
 
-def _state(run: Run, ends: list[dict[str, Any] | None]) -> str:
-    """An attempt without an end is under way or was killed; the store cannot tell which."""
+def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
+    """Of a run, with the ends of its attempts. An attempt without an end is under way or was killed; the store cannot tell which."""
     if run.is_finished():
         return "finished"
     if not ends:

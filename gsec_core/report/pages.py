@@ -150,7 +150,7 @@ def _finite(value: float | None) -> float | None:
     return round(value, 4) if value is not None and math.isfinite(value) else None
 
 
-def _figure(value: object, digits: int = 3) -> str:
+def figure(value: object, digits: int = 3) -> str:
     """A number for a reader: whole ones with separators, others with ``digits`` decimals, a dash for none."""
     if isinstance(value, int):
         return f"{value:,}"
@@ -185,7 +185,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "file": lambda value: text.cut_middle(value.rstrip("/").rpartition("/")[2], _SHORT),
     "value": lambda value: "–" if value is None else text.cut(str(value), _VALUE),
     "finite": _finite,
-    "figure": _figure,
+    "figure": figure,
     "duration": _duration,
 }
 """How the templates write values; each text gets no more room than its place has."""
@@ -197,16 +197,16 @@ def _templates() -> jinja2.Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     environment.filters |= _FILTERS
-    environment.globals |= {"colour": colour, "share": _share, "path": _path, "asset": _asset, "digest": _digest}
+    environment.globals |= {"colour": colour, "share": _share, "path": _path, "asset": asset, "digest": digest}
     return environment
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
     """A style sheet or script of this package, to stand in a page as it is."""
     return Markup(_source(name))
 
 
-def _digest(name: str) -> str:
+def digest(name: str) -> str:
     """By which a page's policy allows this style sheet or script and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(_source(name).encode()).digest()).decode()
 

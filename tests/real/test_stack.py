@@ -1,0 +1,180 @@
+"""One stack, started by `gsec up`: its deployments, schedules and faults."""
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pyarrow.dataset as ds
+import pytest
+
+from gsec_core.store import Store
+
+from ..pictures import write_pictures
+from ..test_publishing import write_groups
+from .stacks import Stack, stack_in
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    write_groups(folder / "kinds", range(10))
+    write_groups(folder / "many", range(100))
+    write_pictures(folder / "often", range(9))
+    with stack_in(folder) as stack:
+        often = {"source": folder / "often", "cron": "* * * * *"}
+        stack.write({"kinds": {"source": folder / "kinds"}, "many": {"source": folder / "many", "shard_rows": 10}, "often": often}, "runs_at_once = 2")
+        stack.up()
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def first(stack: Stack) -> str:
+    """The id of a flow run of the whole pipeline, which is done."""
+    run = stack.begin("gsec/kinds")
+    assert stack.ended(run)["name"] == "Completed"
+    return run
+
+
+def published(stack: Stack, pipeline: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((stack.store / "published" / f"{pipeline}.json").read_text())
+    return found
+
+
+def labels(stack: Stack, run_id: str) -> dict[str, int]:
+    shards, names = Store.open(str(stack.store)).run(run_id).table("assignments")
+    table = ds.dataset([f"{stack.store}/{shards.path(name)}" for name in names]).to_table()
+    return dict(zip(table["uri"].to_pylist(), table["cluster"].to_pylist(), strict=True))
+
+
+def test_up_again_changes_nothing(stack: Stack) -> None:
+    before = {name: stack.process(name).pid for name in ("server", "worker", "reports")}
+    automations = stack.api("automations/filter", {})
+    said = stack.up()
+    assert {name: stack.process(name).pid for name in before} == before
+    assert said.count("is running") == 3
+    assert stack.api("automations/filter", {}) == automations
+
+
+def test_the_form_has_typed_fields_with_help(stack: Stack) -> None:
+    schema = stack.api("deployments/name/gsec/kinds")["parameter_openapi_schema"]
+    clusters = schema["definitions"]["PipelineConfig"]["properties"]["clusters"]
+    assert {"minimum": 2, "maximum": 100_000, "type": "integer"}.items() <= clusters["anyOf"][1].items()
+    assert "Number of clusters" in clusters["description"]
+    with pytest.raises(httpx.HTTPStatusError, match=r"409|422"):
+        stack.begin("gsec/kinds", config={"clusters": "many"})
+
+
+def test_a_run_from_the_form_completes_and_its_artifact_opens_the_report(stack: Stack, first: str) -> None:
+    run_id = published(stack, "kinds")["run_id"]
+    [link] = [artifact["data"] for artifact in stack.artifacts("report") if artifact["flow_run_id"] == first]
+    assert run_id in link
+    url = link.partition("](")[2].rstrip(")")
+    page = httpx.get(url)
+    assert page.status_code == 200
+    assert "30 images in 3 clusters" in page.text
+    [table] = [json.loads(artifact["data"]) for artifact in stack.artifacts("stages") if artifact["flow_run_id"] == first]
+    assert [row["stage"] for row in table] == [child["name"].partition("-")[0] for child in stack.children(first)[1:]]
+
+
+def test_one_stage_alone_with_another_setting_is_a_run_that_shares_what_is_above(stack: Stack, first: str) -> None:
+    before = {run.id for run in Store.open(str(stack.store)).runs()}
+    state = stack.ended(stack.begin("gsec-train/kinds", config={"train": {"random_state": 5}}))
+    assert state["name"] == "Completed", state["message"]
+    [made] = [run for run in Store.open(str(stack.store)).runs() if run.id not in before]
+    done = {stage: made.is_complete(stage) for stage in made.request()["stages"]}
+    assert [stage for stage, complete in done.items() if complete] == ["encode", "baseline", "prototypes", "describe", "fuse", "prepare", "train"]
+    old = Store.open(str(stack.store)).run(published(stack, "kinds")["run_id"])
+    assert made.stage("prepare") == old.stage("prepare")
+    assert made.stage("train") != old.stage("train")
+    assert [attempt["start"]["stage"] for attempt in made.attempts()] == ["train"], "nothing else was worked on"
+
+
+def test_the_encode_stage_alone_with_another_setting(stack: Stack, first: str) -> None:
+    state = stack.ended(stack.begin("gsec-encode/kinds", config={"encode": {"precision": "bf16"}}))
+    assert state["name"] == "Completed", state["message"]
+
+
+def test_a_stage_whose_inputs_are_missing_says_which_comes_first(stack: Stack, first: str) -> None:
+    state = stack.ended(stack.begin("gsec-align/kinds", config={"train": {"random_state": 6}}))
+    assert state["type"] == "FAILED"
+    assert "which is not complete" in state["message"]
+
+
+def test_a_path_outside_the_roots_is_refused(stack: Stack) -> None:
+    for deployment, changed in (
+        ("gsec/kinds", {"config": {"source": "/etc"}}),
+        ("gsec-encode/kinds", {"config": {"store": "/var/tmp/store"}}),
+        ("gsec-maintenance/all", {"stores": ["/var/tmp/store"]}),
+        ("gsec-assign-images/kinds", {"source": "/etc"}),
+    ):
+        state = stack.ended(stack.begin(deployment, **changed))
+        assert state["type"] == "FAILED"
+        assert "a deployed flow may use what is under" in state["message"]
+
+
+def test_new_images_are_assigned_to_what_is_published(stack: Stack, first: str) -> None:
+    state = stack.ended(stack.begin("gsec-assign-images/kinds", source=str(stack.folder / "often")))
+    assert state["name"] == "Completed", state["message"]
+
+
+def test_maintenance_deletes_nothing_young(stack: Stack, first: str) -> None:
+    assert stack.ended(stack.begin("gsec-maintenance/all"))["name"] == "Completed"
+    assert published(stack, "kinds")
+
+
+def test_a_schedule_makes_runs_ahead_and_a_due_one_starts(stack: Stack) -> None:
+    deployment = stack.api("deployments/name/gsec/often")["id"]
+    body = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+
+    def runs() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = stack.api("flow_runs/filter", body)
+        return found
+
+    deadline = time.monotonic() + 150
+    while not any(run["state"]["type"] == "COMPLETED" for run in runs()):
+        assert time.monotonic() < deadline, stack.logs()
+        time.sleep(1)
+    ahead = [run for run in runs() if run["state"]["name"] == "Scheduled" and run["expected_start_time"] > datetime.now(UTC).isoformat()]
+    assert ahead
+    assert published(stack, "often")["number"] == 1, "later ones find nothing to do"
+    assert stack.api(f"deployments/{deployment}")["global_concurrency_limit"]["limit"] == 1
+
+
+def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Stack) -> None:
+    undisturbed = stack.begin("gsec/many", config={"corpus": "undisturbed", "pipeline": "undisturbed"})
+    assert stack.ended(undisturbed)["name"] == "Completed"
+    run = stack.begin("gsec/many", config={"corpus": "disturbed", "pipeline": "disturbed"})
+    embeddings = stack.store / "disturbed" / "embeddings"
+    deadline = time.monotonic() + 120
+    while not 1 <= len(list(embeddings.glob("*/*.parquet"))) < 25:
+        assert time.monotonic() < deadline, stack.logs()
+        time.sleep(0.02)
+    worker = stack.process("worker")
+    for process in [*worker.children(recursive=True), worker]:
+        process.kill()
+    killed = time.monotonic()
+    stack.up()
+    state = stack.when(run, lambda state: state["name"] != "Running", 120)
+    assert time.monotonic() - killed < 120
+    assert state["type"] in ("CRASHED", "SCHEDULED", "PENDING"), state
+    assert stack.ended(run)["name"] == "Completed"
+    history = [state["name"] for state in stack.api(f"flow_run_states/?flow_run_id={run}")]
+    assert "Crashed" in history
+    assert "AwaitingRetry" in history
+    assert not [child for child in stack.children(run) if child["state"]["type"] == "RUNNING"], "its stages are not running for ever"
+    assert labels(stack, published(stack, "disturbed")["run_id"]) == labels(stack, published(stack, "undisturbed")["run_id"])
+    facts = [
+        attempt for attempt in Store.open(str(stack.store)).run(published(stack, "disturbed")["run_id"]).attempts() if attempt["start"]["stage"] == "encode"
+    ]
+    assert [attempt["end"] is None for attempt in facts] == [True, False], "one was cut, the next did what was missing"
+    assert facts[1]["end"]["sums"]["there"] >= 1
+
+
+def test_down_and_up_again_keeps_the_records(stack: Stack, first: str) -> None:
+    assert stack.down().count("stopped") == 3
+    assert "nothing is running" in stack.down()
+    stack.up()
+    assert stack.api(f"flow_runs/{first}")["state"]["name"] == "Completed"
