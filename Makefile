@@ -1,11 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-real real-parts vllm-dev lint reference clean
+.PHONY: demo up down test test-real real-parts vllm-dev lint reference clean
 
 # The main job on the embedded default: on photographs that ship with libraries, or on SOURCE=folder (CLUSTERS=number).
 demo: .venv/demo
 	$(BIN)/gsec demo $(SOURCE) $(if $(CLUSTERS),--clusters $(CLUSTERS))
+
+# gsec as a service on this machine: Prefect's server, a worker, the report server, and the pipelines of STACK=file deployed.
+up: .venv/demo
+	$(BIN)/gsec up $(if $(STACK),--config $(STACK))
+
+down: .venv/demo
+	$(BIN)/gsec down $(if $(STACK),--config $(STACK))
 
 test: .venv/dev lint
 	$(BIN)/pytest --ignore tests/real

@@ -173,7 +173,8 @@ def client(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]
         "PREFECT_API_URL": stack.url(),
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": _LEVEL,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(int(stack.crashed_after // 3)),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # Prefect takes no less
+        "PREFECT_WORKER_QUERY_SECONDS": "5",
         "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, about five minutes: a restart of the server is no failure of a run
         "PREFECT_LOGGING_EXTRA_LOGGERS": "gsec_core",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

@@ -35,4 +35,6 @@ def assign(source: str, store: str, run_id: str | None = None, pipeline_name: st
             raise Refused(f"pipeline_name = {pipeline_name}: nothing is published under this name in {place.url}.")
         run_id = published.run_id
     found = place.run(str(run_id))
-    return cast(State[dict[str, Any]], run_pipeline(pipeline.assignment_config(found, config), of_run=found.id, return_state=True))
+    state = cast(State[dict[str, Any]], run_pipeline(pipeline.assignment_config(found, config), of_run=found.id, return_state=True))
+    state.result()  # raises what went wrong, so that this flow run says it too
+    return state

@@ -84,7 +84,8 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     corpus = store.corpus(config.corpus or source_name(config.source))
     check_pipeline(publishing.pipeline_of(config, corpus.name))
     store.check_writable()
-    publishing.published(store, config, corpus)
+    if of_run is None:
+        publishing.published(store, config, corpus)
     counter = corpus.redo_counters().get(encode.STAGE.name, 0)
     encoded = fingerprint(encode.STAGE.name, encode.STAGE.version, encode.STAGE.settings(config), [], counter)
     embeddings = corpus.table(EMBEDDINGS_TABLE, encoded)

@@ -9,7 +9,7 @@ import pytest
 from gsec_core import pipeline, publishing
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
-from gsec_core.stages.base import Context
+from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
 from gsec_core.store.publications import Publications
 
@@ -213,6 +213,20 @@ def test_a_pipeline_publishes_one_corpus(tmp_path: Path) -> None:
         pipeline.request(settings(write_pictures(tmp_path / "other", range(9)), tmp_path / "store", pipeline="kinds"))
     with pytest.raises(Refused, match="a pipeline is named with"):
         pipeline.request(settings(tmp_path / "in", tmp_path / "store", pipeline="../kinds"))
+
+
+def test_images_are_assigned_by_a_run_of_a_named_pipeline(tmp_path: Path) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    model, _ = night(config)
+    before = pointer(tmp_path / "store", "kinds")
+    new = pipeline.assignment_config(model.run, settings(write_pictures(tmp_path / "new", range(4)), tmp_path / "store"))
+    run, _ = pipeline.request(new, of_run=model.run.id)
+    context = Context.of(run, new)
+    for name in run.request()["stages"]:
+        run_stage(context, pipeline.stage(name))
+    said = pipeline.finish(context)
+    assert (said["images"], said["published"], said["held"]) == (4, False, False)
+    assert pointer(tmp_path / "store", "kinds") == before
 
 
 def test_a_publisher_that_was_killed_before_the_pointer_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

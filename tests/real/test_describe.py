@@ -160,6 +160,14 @@ def test_a_wrong_key_or_model_is_refused(guarded: VllmServer, monkeypatch: pytes
         describe_all(asking, [subject()])
 
 
+def test_without_its_key_the_server_serves_nothing(guarded: VllmServer) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+    for headers in ({}, {"Authorization": "Bearer sk-wrong"}):
+        assert httpx.get(f"{guarded.url}/models", headers=headers).status_code == 401
+        assert httpx.post(f"{guarded.url}/chat/completions", json=asked, headers=headers, timeout=60).status_code == 401
+    assert httpx.get(f"{guarded.url}/models", headers={"Authorization": f"Bearer {KEY}"}).is_success
+
+
 @pytest.mark.parametrize("kill", ["kill_engine", "kill_api"])
 def test_a_server_that_is_killed_and_started_again_is_asked_for_what_is_missing(
     guarded: VllmServer, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str

@@ -10,7 +10,7 @@ import httpx
 import pyarrow.dataset as ds
 import pytest
 
-from gsec_core.store import Store
+from gsec_core.store import Run, Store
 
 from ..pictures import write_pictures
 from ..test_publishing import write_groups
@@ -25,7 +25,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     write_pictures(folder / "often", range(9))
     with stack_in(folder) as stack:
         often = {"source": folder / "often", "cron": "* * * * *"}
-        stack.write({"kinds": {"source": folder / "kinds"}, "many": {"source": folder / "many", "shard_rows": 10}, "often": often}, "runs_at_once = 2")
+        stack.write(
+            {"kinds": {"source": folder / "kinds"}, "many": {"source": folder / "many", "shard_rows": 10}, "often": often}, 'runs_at_once = 2\nlogs = "json"'
+        )
         stack.up()
         yield stack
 
@@ -41,6 +43,11 @@ def first(stack: Stack) -> str:
 def published(stack: Stack, pipeline: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((stack.store / "published" / f"{pipeline}.json").read_text())
     return found
+
+
+def runs_of(stack: Stack, pipeline: str) -> list[Run]:
+    """The scheduler makes others meanwhile."""
+    return [run for run in Store.open(str(stack.store)).runs() if run.request()["config"]["pipeline"] == pipeline]
 
 
 def labels(stack: Stack, run_id: str) -> dict[str, int]:
@@ -80,16 +87,24 @@ def test_a_run_from_the_form_completes_and_its_artifact_opens_the_report(stack: 
 
 
 def test_one_stage_alone_with_another_setting_is_a_run_that_shares_what_is_above(stack: Stack, first: str) -> None:
-    before = {run.id for run in Store.open(str(stack.store)).runs()}
+    before = {run.id for run in runs_of(stack, "kinds")}
     state = stack.ended(stack.begin("gsec-train/kinds", config={"train": {"random_state": 5}}))
     assert state["name"] == "Completed", state["message"]
-    [made] = [run for run in Store.open(str(stack.store)).runs() if run.id not in before]
+    [made] = [run for run in runs_of(stack, "kinds") if run.id not in before]
     done = {stage: made.is_complete(stage) for stage in made.request()["stages"]}
     assert [stage for stage, complete in done.items() if complete] == ["encode", "baseline", "prototypes", "describe", "fuse", "prepare", "train"]
     old = Store.open(str(stack.store)).run(published(stack, "kinds")["run_id"])
     assert made.stage("prepare") == old.stage("prepare")
     assert made.stage("train") != old.stage("train")
     assert [attempt["start"]["stage"] for attempt in made.attempts()] == ["train"], "nothing else was worked on"
+
+
+def test_the_workers_log_has_run_stage_and_shard_of_all_that_was_made(stack: Stack, first: str) -> None:
+    lines = [json.loads(line) for line in (stack.folder / "home" / "logs" / "worker.log").read_text().splitlines() if line.startswith("{")]
+    run_id = published(stack, "kinds")["run_id"]
+    made = {(line["stage"], line["shard"]) for line in lines if line.get("run") == run_id and line["name"] == "gsec_core.stages.base"}
+    run = Store.open(str(stack.store)).run(run_id)
+    assert made == {(stage, shard) for stage, record in run.stages().items() for shards in record["tables"].values() for shard in shards}
 
 
 def test_the_encode_stage_alone_with_another_setting(stack: Stack, first: str) -> None:
@@ -147,6 +162,7 @@ def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Sta
     undisturbed = stack.begin("gsec/many", config={"corpus": "undisturbed", "pipeline": "undisturbed"})
     assert stack.ended(undisturbed)["name"] == "Completed"
     run = stack.begin("gsec/many", config={"corpus": "disturbed", "pipeline": "disturbed"})
+    stack.when(run, lambda state: state["name"] == "Running", 60)
     embeddings = stack.store / "disturbed" / "embeddings"
     deadline = time.monotonic() + 120
     while not 1 <= len(list(embeddings.glob("*/*.parquet"))) < 25:

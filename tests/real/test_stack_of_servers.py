@@ -1,0 +1,99 @@
+"""The same stack on PostgreSQL and Redis, with everything that can want a password wanting one."""
+
+import base64
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from ..pictures import write_pictures
+from .services import postgres_server, redis
+from .stacks import Stack, stack_in
+
+SLICES = 600
+
+AUTH, TOKEN, PASSWORD = "operator:s3cret-of-prefect", "t0ken-of-reports", "p@ss/word"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("servers")
+    write_pictures(folder / "images", range(SLICES))
+    environment = {"PREFECT_SERVER_API_AUTH_STRING": AUTH, "GSEC_REPORTS_TOKEN": TOKEN}
+    with (
+        postgres_server(folder / "postgres", PASSWORD) as database,
+        redis(folder / "redis") as port,
+        stack_in(folder, {**environment, "PGPASSWORD": PASSWORD}) as stack,
+    ):
+        url = f"postgresql+asyncpg://prefect@127.0.0.1:{database.port}/prefect"
+        entry = {"source": folder / "images", "shard_rows": 1, "settings": "max_slices = 1000\n"}
+        stack.write({"images": entry}, f'database = "{url}"\nredis = "127.0.0.1:{port}"\n')
+        stack.up()
+        yield stack
+
+
+def test_a_restart_of_the_server_in_the_middle_loses_nothing(stack: Stack) -> None:
+    """No run, and no record of a task run: Prefect's own defaults lose many of so many."""
+    run = stack.begin("gsec/images")
+    embeddings = stack.store.glob
+    deadline = time.monotonic() + 180
+    while len(list(embeddings("*/embeddings/*/*.parquet"))) < SLICES // 6:
+        assert time.monotonic() < deadline, stack.logs()
+        time.sleep(0.2)
+    server = stack.process("server")
+    began = server.create_time()
+    for process in [*server.children(recursive=True), server]:
+        process.kill()
+    assert len(list(embeddings("*/embeddings/*/*.parquet"))) < SLICES, "it was in the middle"
+    stack.up()
+    assert stack.process("server").create_time() > began
+    assert stack.ended(run, 600)["name"] == "Completed"
+    assert len(list(embeddings("*/embeddings/*/*.parquet"))) == SLICES
+    [encode] = [child for child in stack.children(run) if child["name"].startswith("encode-")]
+    wanted = {"flow_runs": {"id": {"any_": [encode["id"]]}}}
+
+    def recorded(state: str) -> int:
+        count: int = stack.api("task_runs/count", {**wanted, "task_runs": {"state": {"type": {"any_": [state]}}}})
+        return count
+
+    deadline = time.monotonic() + 60  # records are written behind the events
+    while recorded("COMPLETED") < SLICES and time.monotonic() < deadline:
+        time.sleep(1)
+    print(f"task runs of {SLICES} slices on record as completed: {recorded('COMPLETED')}")
+    assert recorded("COMPLETED") == SLICES
+
+
+def test_without_the_password_nothing_is_served(stack: Stack) -> None:
+    """Every service, without, with a wrong, and with the right secret; what health checks ask is open."""
+    right = base64.b64encode(AUTH.encode()).decode()
+    wrong = base64.b64encode(b"operator:guess").decode()
+    table = [
+        ("prefect flow runs", "POST", f"{stack.url}/api/flow_runs/filter", f"Basic {wrong}", f"Basic {right}"),
+        ("prefect deployments", "POST", f"{stack.url}/api/deployments/filter", f"Basic {wrong}", f"Basic {right}"),
+        ("prefect metrics", "GET", f"{stack.url}/api/metrics", f"Basic {wrong}", f"Basic {right}"),
+        ("prefect settings", "GET", f"{stack.url}/api/admin/settings", f"Basic {wrong}", f"Basic {right}"),
+        ("reports front page", "GET", f"{stack.reports}/", "Bearer guess", f"Bearer {TOKEN}"),
+        ("reports metrics", "GET", f"{stack.reports}/metrics", "Bearer guess", f"Bearer {TOKEN}"),
+        ("reports published", "GET", f"{stack.reports}/published/images", "Bearer guess", f"Bearer {TOKEN}"),
+    ]
+    for what, method, url, bad, good in table:
+        body = {} if method == "POST" else None
+        answers = [httpx.request(method, url, json=body, headers=headers) for headers in ({}, {"Authorization": bad}, {"Authorization": good})]
+        codes = [answer.status_code for answer in answers]
+        print(f"{what:<22} {codes}")
+        assert codes[0] in (401, 403), what
+        assert codes[1] in (401, 403), what
+        assert codes[2] in (200, 302), what
+    for url in (f"{stack.url}/api/health", f"{stack.reports}/health"):
+        assert httpx.get(url).is_success
+
+
+def test_no_secret_is_in_a_log_or_a_record(stack: Stack) -> None:
+    found = (path for folder in ("home", "store") for path in (stack.folder / folder).rglob("*"))
+    files = [path for path in found if path.is_file() and path.suffix in (".log", ".json", ".html")]
+    assert files
+    for path in files:
+        text = path.read_text(errors="replace")
+        for secret in (AUTH.partition(":")[2], TOKEN, PASSWORD, "p%40ss"):
+            assert secret not in text, path
