@@ -10,11 +10,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from flows.serve import overview
+from gsec_core.errors import Unreachable
 from gsec_core.store import Run, Store
 from gsec_core.tables import MISSING, REJECTED
 
 _SUMMED = {
-    "encoded": ("gsec_images_encoded", "Images that went through the encoder."),
+    "encoded": ("gsec_images_encoded", "Images that went through the encoder, by the runs that are kept."),
     REJECTED: ("gsec_images_rejected", "Images that were found unusable, each time that they were looked at."),
     MISSING: ("gsec_images_missing", "Images that could not be read, each time that they were tried."),
     "requests": ("gsec_caption_requests", "Requests to captioning servers that had a reply."),
@@ -62,17 +63,22 @@ def _of_runs(corpora: Corpora) -> Iterator[Metric]:
         counts: Counter[str] = Counter()
         told: set[str] = set()
         for run in runs:
-            state = overview.state_of(run)
+            request = overview.request_of(run)
+            try:
+                state = overview.state_of(run)
+                shards = {stage: run.shards_done(stage) for stage in request["stages"]} if state != overview.FINISHED else {}
+            except Unreachable:
+                raise
+            except overview.UNREADABLE:
+                state, shards = overview.DAMAGED, {}
             counts[state] += 1
-            request, result = overview.request_of(run), run.result() if state == overview.FINISHED else None
-            if state != overview.FINISHED:
-                for stage in request["stages"]:
-                    shards = run.shards_done(stage)
-                    if shards[1]:
-                        done.add_metric([corpus, run.id, stage], shards[0])
-                        planned.add_metric([corpus, run.id, stage], shards[1])
+            for stage, (there, all_of_them) in shards.items():
+                if all_of_them:
+                    done.add_metric([corpus, run.id, stage], there)
+                    planned.add_metric([corpus, run.id, stage], all_of_them)
             pipeline = request["config"].get("pipeline") or corpus
-            if result is not None and pipeline not in told:
+            result = overview.result_of(run)
+            if result and pipeline not in told:
                 told.add(pipeline)
                 unusable = result["rejected"] + result["missing"]
                 for status, count in (("ok", result["images"] - unusable), (REJECTED, result["rejected"]), (MISSING, result["missing"])):
@@ -83,7 +89,7 @@ def _of_runs(corpora: Corpora) -> Iterator[Metric]:
 
 
 def _of_work(corpora: Corpora) -> Iterator[Metric]:
-    """What attempts recorded at their ends, added up: made again is counted again."""
+    """What attempts recorded at their ends, added up: made again is counted again. A prune lowers them, which Prometheus takes for a restart."""
     sums = {fact: CounterMetricFamily(name, text, labels=["corpus"]) for fact, (name, text) in _SUMMED.items()}
     seconds = CounterMetricFamily("gsec_stage_seconds", "Time that stages were worked on.", labels=["corpus", "stage"])
     shards = CounterMetricFamily("gsec_stage_shards_made", "Shards that were made.", labels=["corpus", "stage"])
@@ -131,7 +137,12 @@ def _of_publications(stores: Sequence[Store]) -> Iterator[Metric]:
 
 def _attempts(run: Run) -> list[dict[str, Any]]:
     """Of a finished run they are read once: later ones find nothing to do, and are few."""
-    return _attempts_of_finished(run) if overview.state_of(run) == overview.FINISHED else run.attempts()
+    try:
+        return _attempts_of_finished(run) if overview.result_of(run) else run.attempts()
+    except Unreachable:
+        raise
+    except overview.UNREADABLE:
+        return []
 
 
 @lru_cache(maxsize=10_000)

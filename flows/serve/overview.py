@@ -7,13 +7,16 @@ from typing import Any
 
 from gsec_core import status
 from gsec_core.config import AUTO
-from gsec_core.errors import GsecError
+from gsec_core.errors import GsecError, Unreachable
 from gsec_core.store import Publication, Run, Store
 
 MOST_RUNS = 200
 """Runs that the page shows; older ones are named in `gsec status`."""
 
-FINISHED = "finished"
+FINISHED, DAMAGED = "finished", "damaged"
+
+UNREADABLE = (GsecError, OSError, ValueError, KeyError)
+"""What a damaged or half-pruned run raises: it is shown as one, and hides no other."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Overview:
 
 def overview(stores: Sequence[Store]) -> Overview:
     """Everything that the front page shows."""
-    published = [(publication, _result(Run(store.files, publication.run_id))) for store in stores for publication in publications(store)]
+    published = [(publication, result_of(Run(store.files, publication.run_id))) for store in stores for publication in publications(store)]
     ids = {publication.run_id for publication, _ in published}
     found = sorted((pair for store in stores for pair in _created(store)), key=lambda pair: pair[0], reverse=True)
     return Overview(published, [_line(run, ids) for _, run in found[:MOST_RUNS]], max(0, len(found) - MOST_RUNS))
@@ -91,7 +94,9 @@ def _created(store: Store) -> Iterator[tuple[str, Run]]:
         run = Run(store.files, name)
         try:
             yield str(_request(run)["created"]), run
-        except (GsecError, OSError, ValueError, KeyError):
+        except Unreachable:
+            raise
+        except UNREADABLE:
             continue  # pruned by half, or not written yet: it has no request
 
 
@@ -106,12 +111,15 @@ def _line(run: Run, published: set[str]) -> Line:
         error = ends[-1].get("error") if ends and ends[-1] and state != FINISHED else None
         progress = () if state == FINISHED else tuple((stage, *run.shards_done(stage)) for stage in request["stages"])
         report = of_run or (run.id if "report" in request["stages"] and run.is_complete("report") else None)
-    except (GsecError, OSError, ValueError, KeyError) as error_of_records:  # a damaged or half-pruned run is shown as one, and hides no other
-        return Line(*about, "damaged", str(error_of_records), (), {}, run.id in published, None)
-    return Line(*about, state, error, progress, _result(run), run.id in published, report)
+    except Unreachable:
+        raise
+    except UNREADABLE as unreadable:
+        return Line(*about, DAMAGED, str(unreadable), (), {}, run.id in published, None)
+    return Line(*about, state, error, progress, result_of(run), run.id in published, report)
 
 
-def _result(run: Run) -> dict[str, Any]:
+def result_of(run: Run) -> dict[str, Any]:
+    """What `Run.result` says; empty of a run that is not finished, or that an older gsec finished."""
     return _recorded(run) or {}
 
 
