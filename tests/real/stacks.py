@@ -19,7 +19,7 @@ from .services import free_port
 SETTINGS = """
 clusters = 3
 threads = 1
-encode = {{ batch_size = 8 }}
+encode = {{ batch_size = {batch_size} }}
 ingest = {{ shard_rows = {shard_rows} }}
 baseline = {{ n_init = 2 }}
 train = {{ ensemble_size = 4, max_steps = 20, n_members = 10 }}
@@ -54,11 +54,11 @@ class Stack:
         return f"http://127.0.0.1:{self.reports_port}"
 
     def write(self, pipelines: Mapping[str, Mapping[str, Any]], more: str = "") -> None:
-        """The stack file. ``pipelines``: name -> source, and perhaps cron, shard_rows and settings as TOML."""
+        """The stack file. ``pipelines``: name -> source, and perhaps cron, shard_rows, batch_size and more settings as TOML."""
         text = f'home = "home"\nport = {self.port}\nreports_port = {self.reports_port}\ncrashed_after = 60\n{more}\n'
         for name, entry in pipelines.items():
             cron = f'cron = "{entry["cron"]}"\n' if "cron" in entry else ""
-            settings = SETTINGS.format(shard_rows=entry.get("shard_rows", 8)) + entry.get("settings", "")
+            settings = SETTINGS.format(shard_rows=entry.get("shard_rows", 8), batch_size=entry.get("batch_size", 8)) + entry.get("settings", "")
             text += f'[pipelines.{name}]\n{cron}[pipelines.{name}.settings]\nsource = "{entry["source"]}"\nstore = "{self.store}"\n{settings}\n'
         self.file.write_text(text)
 

@@ -4,15 +4,15 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow.dataset as ds
 import pytest
 
 from gsec_core.store import Run, Store
 
-from ..pictures import write_pictures
+from ..pictures import labels, write_pictures
 from ..test_publishing import write_groups
 from .stacks import Stack, stack_in
 
@@ -50,12 +50,6 @@ def runs_of(stack: Stack, pipeline: str) -> list[Run]:
     return [run for run in Store.open(str(stack.store)).runs() if run.request()["config"]["pipeline"] == pipeline]
 
 
-def labels(stack: Stack, run_id: str) -> dict[str, int]:
-    shards, names = Store.open(str(stack.store)).run(run_id).table("assignments")
-    table = ds.dataset([f"{stack.store}/{shards.path(name)}" for name in names]).to_table()
-    return dict(zip(table["uri"].to_pylist(), table["cluster"].to_pylist(), strict=True))
-
-
 def test_up_again_changes_nothing(stack: Stack) -> None:
     before = {name: stack.process(name).pid for name in ("server", "worker", "reports")}
     automations = stack.api("automations/filter", {})
@@ -87,16 +81,18 @@ def test_a_run_from_the_form_completes_and_its_artifact_opens_the_report(stack: 
 
 
 def test_one_stage_alone_with_another_setting_is_a_run_that_shares_what_is_above(stack: Stack, first: str) -> None:
-    before = {run.id for run in runs_of(stack, "kinds")}
-    state = stack.ended(stack.begin("gsec-train/kinds", config={"train": {"random_state": 5}}))
-    assert state["name"] == "Completed", state["message"]
-    [made] = [run for run in runs_of(stack, "kinds") if run.id not in before]
-    done = {stage: made.is_complete(stage) for stage in made.request()["stages"]}
-    assert [stage for stage, complete in done.items() if complete] == ["encode", "baseline", "prototypes", "describe", "fuse", "prepare", "train"]
     old = Store.open(str(stack.store)).run(published(stack, "kinds")["run_id"])
-    assert made.stage("prepare") == old.stage("prepare")
-    assert made.stage("train") != old.stage("train")
-    assert [attempt["start"]["stage"] for attempt in made.attempts()] == ["train"], "nothing else was worked on"
+    for stage, changed, shared in (
+        ("train", {"train": {"random_state": 5}}, ["encode", "baseline", "prototypes", "describe", "fuse", "prepare", "train"]),
+        ("encode", {"encode": {"precision": "bf16"}}, ["encode"]),
+    ):
+        before = {run.id for run in runs_of(stack, "kinds")}
+        state = stack.ended(stack.begin(f"gsec-{stage}/kinds", config=changed))
+        assert state["name"] == "Completed", state["message"]
+        [made] = [run for run in runs_of(stack, "kinds") if run.id not in before]
+        assert [name for name in made.request()["stages"] if made.is_complete(name)] == shared
+        assert [name for name in shared if made.stage(name) != old.stage(name)] == [stage], "what is above is the same"
+        assert [attempt["start"]["stage"] for attempt in made.attempts()] == [stage], "nothing else was worked on"
 
 
 def test_the_workers_log_has_run_stage_and_shard_of_all_that_was_made(stack: Stack, first: str) -> None:
@@ -105,11 +101,6 @@ def test_the_workers_log_has_run_stage_and_shard_of_all_that_was_made(stack: Sta
     made = {(line["stage"], line["shard"]) for line in lines if line.get("run") == run_id and line["name"] == "gsec_core.stages.base"}
     run = Store.open(str(stack.store)).run(run_id)
     assert made == {(stage, shard) for stage, record in run.stages().items() for shards in record["tables"].values() for shard in shards}
-
-
-def test_the_encode_stage_alone_with_another_setting(stack: Stack, first: str) -> None:
-    state = stack.ended(stack.begin("gsec-encode/kinds", config={"encode": {"precision": "bf16"}}))
-    assert state["name"] == "Completed", state["message"]
 
 
 def test_a_stage_whose_inputs_are_missing_says_which_comes_first(stack: Stack, first: str) -> None:
@@ -158,14 +149,11 @@ def test_a_schedule_makes_runs_ahead_and_a_due_one_starts(stack: Stack) -> None:
     assert stack.api(f"deployments/{deployment}")["global_concurrency_limit"]["limit"] == 1
 
 
-def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Stack) -> None:
-    undisturbed = stack.begin("gsec/many", config={"corpus": "undisturbed", "pipeline": "undisturbed"})
-    assert stack.ended(undisturbed)["name"] == "Completed"
-    run = stack.begin("gsec/many", config={"corpus": "disturbed", "pipeline": "disturbed"})
+def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Stack, tmp_path: Path) -> None:
+    run = stack.begin("gsec/many")
     stack.when(run, lambda state: state["name"] == "Running", 60)
-    embeddings = stack.store / "disturbed" / "embeddings"
     deadline = time.monotonic() + 120
-    while not 1 <= len(list(embeddings.glob("*/*.parquet"))) < 25:
+    while not 1 <= len(list(stack.store.glob("many-*/embeddings/*/*.parquet"))) < 25:
         assert time.monotonic() < deadline, stack.logs()
         time.sleep(0.02)
     worker = stack.process("worker")

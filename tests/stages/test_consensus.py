@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from gsec_core import GSEC, pipeline
+from gsec_core.arrays import to_matrix
 from gsec_core.clustering import ensemble, gsec
 from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import align, assign, baseline, encode, fuse, train
@@ -62,7 +63,10 @@ def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, 
     assert made["train"]["members"] == 10, "of a block all, wanted or not"
     assert labels(context) == labels(whole)
     for name in ("block-0000", "block-0001"):
-        assert context.shards(train.STAGE, MEMBERS_TABLE).read(name) == whole.shards(train.STAGE, MEMBERS_TABLE).read(name)
+        one, other = (made.shards(train.STAGE, MEMBERS_TABLE).read(name) for made in (context, whole))
+        assert one["steps"] == other["steps"]
+        # Labels are promised, and weights only to rounding: after other work in the same process their last bits have been seen to differ.
+        assert to_matrix(one, "weights") == pytest.approx(to_matrix(other, "weights"), abs=1e-4)
 
 
 def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
