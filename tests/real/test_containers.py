@@ -92,6 +92,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "0.0.0.0": "127.0.0.1",
             "/run/secrets": str(folder / "secrets"),
             "/var/lib/gsec": str(folder / "home"),
+            "/etc/gsec": str(CONTAINERS),
         }
         stack = Stack(folder, places, {"PREFECT_REDIS_MESSAGING_HOST": "127.0.0.1", "PREFECT_REDIS_MESSAGING_PORT": str(messages)}, {"server": port})
         migrated = stack.run("migrate")
@@ -145,6 +146,25 @@ def test_a_worker_comes_online_in_the_pool(server: Stack) -> None:
     with running(server.command("worker"), log, {**server.environment("worker"), "PREFECT_WORKER_WEBSERVER_PORT": str(port)}):
         wait(lambda: [one["status"] for one in server.api("/work_pools/gsec/workers/filter", {})] == ["ONLINE"], "a worker online", log, 90)
         wait(lambda: server.healthy("worker", port), "the worker to be healthy", log)
+
+
+def test_the_pipelines_of_the_stack_file_are_deployed(server: Stack) -> None:
+    names = server.run("deploy").split("\n")
+    assert {"gsec/photos", "gsec-encode/photos", "gsec-maintenance/all"} <= set(names)
+    assert server.run("deploy").split("\n") == names
+    assert server.api("/deployments/name/gsec/photos")["parameters"]["config"]["source"] == "/images"
+
+
+def test_the_reports_are_served_to_whoever_has_the_token(stack: Stack) -> None:
+    port, log = free_port(), stack.folder / "reports.log"
+    there = Stack(stack.folder, {**stack.places, "/store": str(stack.folder / "store")}, ports={"reports": port})
+    with running(there.command("reports"), log, there.environment("reports")):
+        wait(lambda: there.healthy("reports", port), "the reports to be healthy", log, 60)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {there.secret('reports_token')}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert b"gsec_runs" in answer.read()
 
 
 def test_prometheus_scrapes_what_prefect_counts(server: Stack) -> None:

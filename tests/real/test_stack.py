@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
 
-from ..pictures import labels, write_pictures
+from ..pictures import cluster, labels, write_pictures
 from ..test_publishing import write_groups
 from .stacks import Stack, stack_in
 
@@ -169,10 +170,10 @@ def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Sta
     assert "Crashed" in history
     assert "AwaitingRetry" in history
     assert not [child for child in stack.children(run) if child["state"]["type"] == "RUNNING"], "its stages are not running for ever"
-    assert labels(stack, published(stack, "disturbed")["run_id"]) == labels(stack, published(stack, "undisturbed")["run_id"])
-    facts = [
-        attempt for attempt in Store.open(str(stack.store)).run(published(stack, "disturbed")["run_id"]).attempts() if attempt["start"]["stage"] == "encode"
-    ]
+    done = Store.open(str(stack.store)).run(published(stack, "many")["run_id"])
+    undisturbed, _, _ = cluster(done.config().model_copy(update={"store": str(tmp_path)}))
+    assert labels(Context.of(done, done.config())) == labels(undisturbed)
+    facts = [attempt for attempt in done.attempts() if attempt["start"]["stage"] == "encode"]
     assert [attempt["end"] is None for attempt in facts] == [True, False], "one was cut, the next did what was missing"
     assert facts[1]["end"]["sums"]["there"] >= 1
 
