@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -194,5 +195,10 @@ def check_ports(stack: StackConfig) -> None:
     """Raises Refused if somebody else listens where a service that is to be started would."""
     running = _running(stack)
     for name, port, setting in (("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")):
-        if name not in running and any(conn.laddr.port == port and conn.status == psutil.CONN_LISTEN for conn in psutil.net_connections("tcp")):
-            raise Refused(f"{setting} = {port}: another program listens there. Stop it, or choose another port in the stack file.")
+        if name not in running:
+            try:
+                socket.create_server((stack.host, port)).close()
+            except OSError as error:
+                raise Refused(
+                    f"host = {stack.host}, {setting} = {port}: nothing can listen there ({error.strerror}). Stop what does, or choose another."
+                ) from None

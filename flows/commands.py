@@ -9,7 +9,7 @@ from flows import terminal
 from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
-from gsec_core.stages import base, count, describe, offline, publish
+from gsec_core.stages import base, count, describe, offline, publish, report
 from gsec_core.store import Run, Store
 
 DONE, HELD = 0, 3
@@ -71,6 +71,7 @@ JSON_KEYS = (
 
 def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
     """What is missing of one stage, of the run ``run_id`` or of the run that ``config`` asks for. Returns the exit code."""
+    held = False
     if name == "ingest":
         of_run = None
         if run_id is not None:
@@ -90,10 +91,20 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
         sums = _stage_flow(with_runtime(found.config(), config), found, name)
         terminal.err.print(f"{name}: {_words(sums)}", markup=False)
         result = {"run_id": found.id, **sums}
+        if name == report.STAGE.name:  # the last one
+            held = _publish(base.Context.of(found, config))
     terminal.err.print(f"run {result['run_id']}", markup=False)
     if as_json:
         as_json(result)
-    return DONE
+    return HELD if held else DONE
+
+
+def _publish(context: base.Context) -> bool:
+    """The last step of a run whose stages were done one by one. Returns whether it was held back."""
+    said = pipeline.finish(context)
+    for warning in said["warnings"]:
+        terminal.err.print(f"warning: {warning}", markup=False)
+    return bool(said["held"])
 
 
 def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | None, import_: Path | None, as_json: Json | None) -> int:

@@ -57,16 +57,11 @@ def _name() -> str:
 def _flow_of(stage: Stage) -> Flow[..., Sums]:
     def run(config: PipelineConfig, run_id: str | None = None, redo: bool = False) -> Sums:
         if roots.deployed() and flow_run.parent_flow_run_id is None:
-            roots.check(config)
-            again = flow_run.run_count > 1  # a retried flow run goes on with the redo that it began
-            found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo and not again)
-            config, run_id = with_runtime(found.config(), config), found.id
+            return _alone(stage, config, run_id, redo)
         assert run_id is not None, "only a deployment may leave it out"
-        context = slices.context(config, run_id)
-        with context.run.attempt({"stage": stage.name, **pipeline.provenance(config)}) as facts, _at_most(stage):
+        attempt = slices.context(config, run_id).run.attempt({"stage": stage.name, **pipeline.provenance(config)})
+        with attempt as facts, _at_most(stage):
             sums = facts["sums"] = run_stage(config, run_id, stage)
-        if stage is report.STAGE and flow_run.parent_flow_run_id is None:
-            pipeline.finish(context)
         return sums
 
     run.__doc__ = f"""Do what is missing of stage {stage.name}, and nothing else.
@@ -78,6 +73,18 @@ def _flow_of(stage: Stage) -> Flow[..., Sums]:
     """
     run.__name__ = f"{stage.name}_flow"
     return flow(name=f"gsec-{stage.name}", flow_run_name=_name, persist_result=False)(run)
+
+
+def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool) -> Sums:
+    """What a deployment of one stage does: find the run, then the stage's flow in it as any run has it."""
+    roots.check(config)
+    again = flow_run.run_count > 1  # a retried flow run goes on with the redo that it began
+    found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo and not again)
+    config = with_runtime(found.config(), config)
+    sums = run_flow(config, found.id, stage.name)
+    if stage is report.STAGE:
+        pipeline.finish(slices.context(config, found.id))
+    return sums
 
 
 def _at_most(stage: Stage) -> AbstractContextManager[None]:

@@ -12,11 +12,13 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
+from gsec_core import pipeline
 from gsec_core.status import verify
 from gsec_core.store import Store
 
 from ..command import SMALL, environment, gsec, gsec_here, last_json
-from ..pictures import picture, write_pictures
+from ..pictures import picture, settings, write_pictures
+from ..stages.steps import run_stages
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ def test_status_export_and_prune_import_neither_torch_nor_prefect(place: dict[st
         code = f"""
 import sys
 from flows.cli import main
+from gsec_core import pipeline
 from gsec_core.status import verify
 from gsec_core.store import Store
 try:
@@ -283,3 +286,14 @@ def test_images_that_show_no_number_of_clusters_are_refused_with_the_curve(tmp_p
     few = write_pictures(tmp_path / "few", range(20))
     done = gsec_here("run", few, "-k", "auto", "--store", tmp_path / "store", *SMALL, check=2)
     assert "clusters = auto: X has 20 rows" in done.stderr
+
+
+def test_whoever_finishes_a_run_stage_by_stage_publishes_it(tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", pipeline="by-hand")
+    run = run_stages(config, *pipeline.STAGES[:-1]).run
+    assert not (tmp_path / "store" / "published").exists()
+    gsec_here("stage", "report", "--run", run.id, "--store", tmp_path / "store")
+    assert json.loads((tmp_path / "store" / "published" / "by-hand.json").read_text())["run_id"] == run.id
+    said = last_json(gsec_here("status", "--store", tmp_path / "store", "--json"))
+    assert [(row["pipeline"], row["run_id"]) for row in said["published"]] == [("by-hand", run.id)]
+    assert last_json(gsec_here("publish", "--run", run.id, "--store", tmp_path / "store", "--json"))["number"] == 1, "it is published already"

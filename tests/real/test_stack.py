@@ -1,9 +1,10 @@
 """One stack, started by `gsec up`: its deployments, schedules and faults."""
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
 
+from ..command import GSEC
 from ..pictures import cluster, labels, write_pictures
 from ..test_publishing import write_groups
 from .stacks import Stack, stack_in
@@ -77,6 +79,9 @@ def test_a_run_from_the_form_completes_and_its_artifact_opens_the_report(stack: 
     page = httpx.get(url)
     assert page.status_code == 200
     assert "30 images in 3 clusters" in page.text
+    [encode] = [child for child in stack.children(first) if child["name"].startswith("encode")]
+    shown = min(artifact["created"] for artifact in stack.artifacts("encode-%") if artifact["flow_run_id"] == encode["id"])
+    assert datetime.fromisoformat(shown) - datetime.fromisoformat(encode["start_time"]) < timedelta(seconds=10), "its progress is seen at once"
     [table] = [json.loads(artifact["data"]) for artifact in stack.artifacts("stages") if artifact["flow_run_id"] == first]
     assert [row["stage"] for row in table] == [child["name"].partition("-")[0] for child in stack.children(first)[1:]]
 
@@ -176,6 +181,15 @@ def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Sta
     facts = [attempt for attempt in done.attempts() if attempt["start"]["stage"] == "encode"]
     assert [attempt["end"] is None for attempt in facts] == [True, False], "one was cut, the next did what was missing"
     assert facts[1]["end"]["sums"]["there"] >= 1
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(stack: Stack, tmp_path: Path) -> None:
+    other = Stack(tmp_path, port=stack.port)
+    other.write({})
+    done = subprocess.run([*GSEC, "up", "--config", str(other.file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"port = {stack.port}: nothing can listen there" in done.stderr
+    assert not (tmp_path / "home").exists()
 
 
 def test_down_and_up_again_keeps_the_records(stack: Stack, first: str) -> None:
