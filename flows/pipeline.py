@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -44,8 +46,7 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
         of_run: Make no clusters, but assign the images to those of this run.
     """
     roots.check(config)
-    if flow_run.run_count > 1 + MOST_CRASHES:
-        raise GsecError(f"the run was begun {flow_run.run_count - 1} times and crashed each time: the worker's log says why. What was committed stays.")
+    _check_crashes()
     again: list[str] = [] if flow_run.run_count > 1 else list(redo or [])  # a retried flow run goes on with the redo that it began
     made: dict[str, dict[str, float]] = {}
     set_aside: list[str] = []
@@ -65,6 +66,16 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
     if of_run is None:
         artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
     return Completed(name=HELD, message=" ".join(summary["warnings"]), data=summary) if summary["held"] else Completed(data=summary)
+
+
+def _check_crashes() -> None:
+    """Raises GsecError if this flow run crashed too often to be begun again by itself."""
+    if not roots.deployed() or flow_run.run_count <= MOST_CRASHES:
+        return
+    with get_client(sync_client=True) as client:
+        crashes = sum(state.is_crashed() for state in client.read_flow_run_states(UUID(str(flow_run.id))))
+    if crashes > MOST_CRASHES:
+        raise GsecError(f"the run crashed {crashes} times: the worker's log says what kills it (its memory?). What was committed stays; start a new run then.")
 
 
 def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, float]], set_aside: list[str], then: Callable[[Context], T]) -> T:

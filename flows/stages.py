@@ -81,6 +81,7 @@ def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool)
     again = flow_run.run_count > 1  # a retried flow run goes on with the redo that it began
     found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo and not again)
     config = with_runtime(found.config(), config)
+    roots.check(config)  # of a run that is named by its id some places are its own
     sums = run_flow(config, found.id, stage.name)
     if stage is report.STAGE:
         pipeline.finish(slices.context(config, found.id))

@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from gsec_core import pipeline
 from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
 
 from ..command import GSEC
-from ..pictures import cluster, labels, write_pictures
+from ..pictures import cluster, labels, settings, write_pictures
 from ..test_publishing import write_groups
 from .stacks import Stack, stack_in
 
@@ -115,10 +116,12 @@ def test_a_stage_whose_inputs_are_missing_says_which_comes_first(stack: Stack, f
     assert "which is not complete" in state["message"]
 
 
-def test_a_path_outside_the_roots_is_refused(stack: Stack) -> None:
+def test_a_path_outside_the_roots_is_refused(stack: Stack, tmp_path: Path) -> None:
+    elsewhere, _ = pipeline.request(settings(write_pictures(tmp_path / "elsewhere", range(9)), stack.store))
     for deployment, changed in (
         ("gsec/kinds", {"config": {"source": "/etc"}}),
         ("gsec-encode/kinds", {"config": {"store": "/var/tmp/store"}}),
+        ("gsec-encode/kinds", {"run_id": elsewhere.id}),
         ("gsec-maintenance/all", {"stores": ["/var/tmp/store"]}),
         ("gsec-assign-images/kinds", {"source": "/etc"}),
     ):
