@@ -4,12 +4,17 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import logging
+import math
+import os
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, partial
 from importlib import resources
+from urllib.parse import quote, urlsplit
 
 import jinja2
 import xxhash
@@ -25,12 +30,17 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from flows.serve import metrics, overview
-from gsec_core.errors import BadShard, GsecError, Refused, without_secrets
+from flows.serve.known import Damaged, Known
+from gsec_core.errors import BadShard, GsecError, Refused, Unreachable, without_secrets
 from gsec_core.report.pages import asset, figure
+from gsec_core.report.text import prose, visible
 from gsec_core.store import Run, Store
 from gsec_core.tables import REPORT_TABLE
 
 _log = logging.getLogger("gsec.serve")
+
+TOKEN = "GSEC_REPORTS_TOKEN"
+"""Environment variable that the process has the token in."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -44,29 +54,45 @@ HEADERS = {
 """On every answer; a page of a report may be kept."""
 
 _POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-_POLICY_OF_REPORTS = "frame-ancestors 'none'"
-"""A report brings its own, stricter, in its head."""
+_POLICY_OF_REPORTS = f"{_POLICY}; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
+"""A report brings its own, stricter, in its head. This one holds for a page that somebody else made, too: it reaches no network and no other page."""
 
-_RUN = re.compile(r"[0-9a-f]{32}")
 _PAGE = re.compile(r"index\.html|clusters/\d{5,}\.html")
 
-Answer = Callable[[Sequence[Store], Request], Response]
+_HEALTH_SECONDS = 5
+"""Anybody may ask for the health, but nobody makes the server ask the stores more often."""
+
+_LOGGED = 200
+"""Letters of an address that the log has."""
+
+Answer = Callable[[Sequence[Known], Request], Response]
 
 
 def application(stores: Sequence[Store], token: str | None = None) -> Starlette:
-    """The server of some stores. With a ``token`` whoever does not have it gets nothing but `/health`."""
+    """The server of some stores. With a ``token`` whoever does not have it gets nothing but `/health`; without, only this machine is answered."""
+    known = [Known(store) for store in {store.url: store for store in stores}.values()]
     routes = [
-        Route("/", _answering(_front, stores)),
-        Route("/health", _answering(_health, stores)),
-        Route("/metrics", _answering(_metrics, stores)),
-        Route("/published/{pipeline}", _answering(_published, stores)),
-        Route("/runs/{run}", _answering(_run, stores)),
-        Route("/runs/{run}/report/{page:path}", _answering(_page, stores)),
+        Route("/", _answering(_front, known)),
+        Route("/health", _answering(_Health(), known)),
+        Route("/metrics", _answering(_metrics, known)),
+        Route("/published/{pipeline}", _answering(_published, known)),
+        Route("/runs/{run}", _answering(_run, known)),
+        Route("/runs/{run}/report/{page:path}", _answering(_page, known)),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token))])
+    server = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token))])
+    server.router.redirect_slashes = False  # such a redirect would lead to wherever the request says that it was sent
+    return server
 
 
-def _answering(answer: Answer, stores: Sequence[Store]) -> Callable[[Request], Awaitable[Response]]:
+def is_loopback(host: str) -> bool:
+    """Whether this is a name of this machine that no other can have."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _answering(answer: Answer, stores: Sequence[Known]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         return await run_in_threadpool(answer, stores, request)  # stores are read, over a network perhaps
 
@@ -76,93 +102,141 @@ def _answering(answer: Answer, stores: Sequence[Store]) -> Callable[[Request], A
 async def _guarded(token: str | None, request: Request, answer: RequestResponseEndpoint) -> Response:
     """Who asks, what went wrong, the headers, and a line in the log, which never has a query or a header."""
     began = time.monotonic()
-    if token is not None and request.url.path != "/health" and not _has(token, request.headers.get("authorization", "")):
-        response: Response = PlainTextResponse("The token is wanted: as a bearer, or as the password of any user.\n", 401)
-        response.headers["WWW-Authenticate"] = 'Basic realm="gsec", charset="UTF-8"'
-    else:
+    path: str = request.scope["path"]  # and not request.url, of which the header Host is a part
+    asked = f"{request.method} {quote(path)[:_LOGGED]}"
+    response = None if path == "/health" else _refusal(token, request)
+    if response is None:
         try:
             response = await answer(request)
+        except Damaged as error:
+            _log.error("%s: %s", asked, without_secrets(str(error)))
+            response = PlainTextResponse("A record of this run is damaged; the server's log says which.\n", 500)
         except (GsecError, OSError) as error:
-            _log.error("%s %s: %s", request.method, request.url.path, without_secrets(str(error)))
+            _log.error("%s: %s", asked, without_secrets(str(error)))
             response = PlainTextResponse(f"The store cannot be read: {type(error).__name__}. The server's log says more.\n", 503)
         except Exception:  # noqa: BLE001 - the last word of a request; the traceback is logged
-            _log.exception("%s %s", request.method, request.url.path)
+            _log.exception("%s", asked)
             response = PlainTextResponse("A fault in gsec; the server's log says more.\n", 500)
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Content-Security-Policy", _POLICY)
-    _log.info("%s %s %d %.0f ms", request.method, request.url.path, response.status_code, 1000 * (time.monotonic() - began))
+    _log.info("%s %d %.0f ms", asked, response.status_code, 1000 * (time.monotonic() - began))
     return response
 
 
+def _refusal(token: str | None, request: Request) -> Response | None:
+    """Why somebody gets no answer; None if he gets one."""
+    if token is None:
+        # Any page in a browser of this machine can send requests here; under a name of its own, which it lets point here, it could read the answers too.
+        if is_loopback(_host(request.headers.get("host", "localhost"))):
+            return None
+        return PlainTextResponse(f"Without a token this server answers to 127.0.0.1, [::1] and localhost alone. Set {TOKEN}, or send such a Host.\n", 421)
+    if _has(token, request.headers.get("authorization", "")):
+        return None
+    challenge = {"WWW-Authenticate": 'Basic realm="gsec", charset="UTF-8"'}
+    return PlainTextResponse("The token is wanted: as a bearer, or as the password of any user.\n", 401, challenge)
+
+
+def _host(header: str) -> str:
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def _has(token: str, authorization: str) -> bool:
-    scheme, _, given = authorization.partition(" ")
+    scheme, _, rest = authorization.partition(" ")
+    given = rest.strip(" ").encode("latin-1")  # as it was sent
     if scheme.lower() == "basic":
         try:
-            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except binascii.Error:
             return False
     elif scheme.lower() != "bearer":
         return False
-    return hmac.compare_digest(given.encode(), token.encode())
+    return hmac.compare_digest(given, os.fsencode(token))
 
 
-def _front(stores: Sequence[Store], request: Request) -> Response:
-    page = _templates().get_template("overview.html.j2").render(overview=overview.overview(stores), stores=[store.url for store in stores])
+def _front(stores: Sequence[Known], request: Request) -> Response:
+    page = _templates().get_template("overview.html.j2").render(overview=overview.overview(stores))
     policy = f"{_POLICY}; img-src data:; style-src {' '.join(map(_digest, _styles()))}"
     return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
 
-def _health(stores: Sequence[Store], request: Request) -> Response:
-    """Whether the stores can be listed."""
-    for number, store in enumerate(stores):
-        try:
-            store.files.directories("")
-        except (GsecError, OSError) as error:
-            _log.error("store %s: %s", store.url, without_secrets(str(error)))
-            return PlainTextResponse(f"store {number + 1} of {len(stores)} cannot be read\n", 503)  # said to anybody, so without its address
-    return PlainTextResponse("ok\n")
+class _Health:
+    """Whether the stores can be listed, as it was a moment ago."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = -math.inf
+        self._answer = ("", 0)
+
+    def __call__(self, stores: Sequence[Known], request: Request) -> Response:
+        with self._lock:
+            if time.monotonic() - self._asked > _HEALTH_SECONDS:
+                self._answer = self._ask(stores)
+                self._asked = time.monotonic()
+            return PlainTextResponse(*self._answer)
+
+    @staticmethod
+    def _ask(stores: Sequence[Known]) -> tuple[str, int]:
+        for number, store in enumerate(stores):
+            try:
+                store.check()
+            except (GsecError, OSError) as error:
+                _log.error("store %s: %s", store.url, without_secrets(str(error)))
+                return f"store {number + 1} of {len(stores)} cannot be read\n", 503  # said to anybody, so without its address
+        return "ok\n", 200
 
 
-def _metrics(stores: Sequence[Store], request: Request) -> Response:
+def _metrics(stores: Sequence[Known], request: Request) -> Response:
     registry = CollectorRegistry()
     registry.register(metrics.Stores(stores))
     encode, kind = exposition.choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), media_type=None, headers={"Content-Type": kind})
 
 
-def _published(stores: Sequence[Store], request: Request) -> Response:
+def _published(stores: Sequence[Known], request: Request) -> Response:
     """Where the report of what a pipeline publishes now is: an address to keep."""
     for store in stores:
-        for publication in overview.publications(store):
+        for publication in store.publications()[0]:
             if publication.pipeline == request.path_params["pipeline"]:
-                return RedirectResponse(f"/runs/{publication.run_id}/report/index.html", 302)
+                return RedirectResponse(_report(publication.run_id), 302)
     raise HTTPException(404)
 
 
-def _run(stores: Sequence[Store], request: Request) -> Response:
-    run = _find(stores, request)
-    return RedirectResponse(f"/runs/{overview.request_of(run).get('of_run') or run.id}/report/index.html", 302)
+def _run(stores: Sequence[Known], request: Request) -> Response:
+    store, run = _find(stores, request)
+    return RedirectResponse(_report(store.asked(run).of_run or run.id), 302)
 
 
-def _page(stores: Sequence[Store], request: Request) -> Response:
+def _report(run_id: str) -> str:
+    return f"/runs/{run_id}/report/index.html"
+
+
+def _page(stores: Sequence[Known], request: Request) -> Response:
     """A page of a report, if the report's table has it and its bytes are those that were drawn."""
-    run, page = _find(stores, request), request.path_params["page"]
-    if not _PAGE.fullmatch(page) or "report" not in overview.request_of(run)["stages"]:
+    page: str = request.path_params["page"]
+    if not _PAGE.fullmatch(page):
+        raise HTTPException(404)
+    store, run = _find(stores, request)
+    if "report" not in store.asked(run).stages:
         raise HTTPException(404)
     try:
         shards, names = run.table(REPORT_TABLE)
         digests = {row["page"]: row["digest"] for row in shards.read(names[0]).to_pylist()}
-    except Refused:
+    except (Refused, FileNotFoundError):
         return PlainTextResponse(f"Run {run.id} has no report yet.\n", 404)
-    except BadShard as error:
-        _log.error("%s", error)
+    except Unreachable:
+        raise
+    except (BadShard, ValueError, LookupError, TypeError) as error:
+        _log.error("the report of run %s: %s: %s", run.id, type(error).__name__, error)
         return _damaged(run)
     if page not in digests:
         raise HTTPException(404)
     tag = f'"{digests[page].hex()}"'
     kept = {"ETag": tag, "Cache-Control": "private, no-cache", "Content-Security-Policy": _POLICY_OF_REPORTS}
-    if request.headers.get("if-none-match") == tag:
+    if tag in (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers=kept)
     try:
         data = shards.files.read(f"{shards.directory}/{page}")
@@ -177,12 +251,12 @@ def _damaged(run: Run) -> Response:
     return PlainTextResponse(f"The report of run {run.id} is damaged. gsec doctor --verify and the next gsec run make it anew.\n", 500)
 
 
-def _find(stores: Sequence[Store], request: Request) -> Run:
-    id = request.path_params["run"]
-    run = overview.find(stores, id) if _RUN.fullmatch(id) else None
-    if run is None:
-        raise HTTPException(404)
-    return run
+def _find(stores: Sequence[Known], request: Request) -> tuple[Known, Run]:
+    for store in stores:
+        run = store.find(request.path_params["run"])
+        if run is not None:
+            return store, run
+    raise HTTPException(404)
 
 
 @cache
@@ -190,7 +264,8 @@ def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flows.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"figure": figure, "percent": lambda value: "–" if value is None else f"{value:.1%}", "when": _when}
+    environment.finalize = lambda value: visible(value) if type(value) is str else value  # no text hides or reorders others; style sheets are Markup
+    environment.filters |= {"figure": figure, "percent": lambda value: "–" if value is None else f"{value:.1%}", "when": _when, "prose": prose}
     environment.globals["styles"] = [Markup(style) for style in _styles()]
     return environment
 

@@ -84,7 +84,6 @@ def test_status_export_and_prune_import_neither_torch_nor_prefect(place: dict[st
         code = f"""
 import sys
 from flows.cli import main
-from gsec_core import pipeline
 from gsec_core.status import verify
 from gsec_core.store import Store
 try:

@@ -1,13 +1,19 @@
 """The report server: who gets what, and that it shows what the stores hold."""
 
 import base64
+import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,20 +21,23 @@ import s3fs
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from flows.serve import overview, server
-from flows.serve.app import HEADERS, application
+from flows.serve import app, metrics, overview, server
+from flows.serve.app import HEADERS, TOKEN, application
+from flows.serve.known import Known, Remembered
 from gsec_core import pipeline
 from gsec_core.errors import Refused
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.report import index
-from gsec_core.store import Store
+from gsec_core.store import Run, Store
 
 from ..command import GSEC, environment
-from ..pictures import cluster, settings, write_pictures
+from ..pictures import settings, write_pictures
 from ..stages.steps import run_stages
 from .conftest import wait
 
-TOKEN = "a long random text"
+SECRET = "a long random text"
+
+HOSTILE = "</span><script>alert(1)</script>\u202e\x00 s3://key:secret@host/x?token=1"
 
 
 @dataclass
@@ -40,6 +49,23 @@ class Shown:
     unfinished: Context
     failed: Context
     assigned: Context
+    counting: Context
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store.url)
+
+    @property
+    def report(self) -> str:
+        return f"/runs/{self.finished.run.id}/report/index.html"
+
+
+def worked_on(context: Context, *stages: str) -> Context:
+    """The stages, with an attempt on record for each, as the flows have it."""
+    for name in stages:
+        with context.run.attempt({"stage": name, **pipeline.provenance(context.config)}) as facts:
+            facts["sums"] = run_stage(context, pipeline.stage(name))
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -48,229 +74,592 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     images = write_pictures(folder / "in", range(16))
     (images / "bad.jpg").write_text("no image")
     config = settings(images, folder / "store", pipeline="nightly", max_rejects=1)
-    finished, _, _ = cluster(config)
+    run, _ = pipeline.request(config)
+    finished = worked_on(Context.of(run, config), *run.request()["stages"])
     assert pipeline.finish(finished)["published"]
-    unfinished = run_stages(config.model_copy(update={"clusters": 3}), *pipeline.STAGES[:2])
+    unfinished = worked_on(run_stages(config.model_copy(update={"clusters": 3})), "encode", "baseline")
     failed = run_stages(config.model_copy(update={"clusters": 4}))
     with pytest.raises(OSError, match="No space"), failed.run.attempt({"stage": "train"}):
-        raise OSError("No space left on <b>device</b>")
+        raise OSError(f"No space left on <b>device</b> {HOSTILE}")
     new = pipeline.assignment_config(finished.run, settings(write_pictures(folder / "new", range(20, 24)), folder / "store"))
     run, _ = pipeline.request(new, of_run=finished.run.id)
-    assigned = Context.of(run, new)
-    for name in run.request()["stages"]:
-        run_stage(assigned, pipeline.stage(name))
-    return Shown(Store.open(config.store), finished, unfinished, failed, assigned)
+    assigned = worked_on(Context.of(run, new), *run.request()["stages"])
+    counting = run_stages(config.model_copy(update={"clusters": "auto"}))
+    return Shown(Store.open(config.store), finished, unfinished, failed, assigned, counting)
 
 
 @pytest.fixture
 def client(shown: Shown) -> Iterator[TestClient]:
-    with TestClient(application([shown.store]), follow_redirects=False) as client:
+    with served(shown.store) as client:
         yield client
 
 
+@contextmanager
+def served(*stores: Store, token: str | None = None) -> Iterator[TestClient]:
+    """The server, asked from this machine; with a ``token``, which is not sent by itself."""
+    with TestClient(application(stores, token), base_url="http://127.0.0.1:4280", follow_redirects=False) as client:
+        yield client
+
+
+def rows(page: str) -> dict[str, str]:
+    """First digits of a run -> its row on the front page."""
+    return {found[1]: row for row in page.partition('id="runs"')[2].split("<tr>") if (found := re.search(r"<code>(\w{12})</code>", row))}
+
+
+def figures(client: TestClient) -> dict[tuple[str, ...], float]:
+    """Name and values of the labels, without the store, of every sample."""
+    found = {}
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        assert family.documentation.endswith(".")
+        for sample in family.samples:
+            key = (sample.name, *(value for label, value in sample.labels.items() if label != "store"))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
 def routes(shown: Shown) -> list[str]:
-    run = shown.finished.run.id
-    return ["/", "/metrics", "/published/nightly", f"/runs/{run}", f"/runs/{run}/report/index.html", "/nothing", "/runs/x"]
+    return ["/", "/metrics", "/published/nightly", f"/runs/{shown.finished.run.id}", shown.report, "/nothing", "/runs/x", "/health/", "//health"]
 
 
 def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
+# Who gets what
+
+
 def test_with_a_token_nothing_is_served_without_it(shown: Shown) -> None:
-    open_, guarded = TestClient(application([shown.store]), follow_redirects=False), TestClient(application([shown.store], TOKEN), follow_redirects=False)
-    wrong = ["", "Bearer", "Bearer x", f"Bearer {TOKEN} ", basic("me", "x"), basic(TOKEN, ""), "Basic !", TOKEN, f"Digest {TOKEN}"]
-    right = [f"Bearer {TOKEN}", f"bearer {TOKEN}", basic("", TOKEN), basic("anybody", TOKEN)]
-    for route in routes(shown):
-        for method in ("GET", "HEAD"):
-            as_ever = open_.request(method, route)
-            for authorization in wrong:
-                answer = guarded.request(method, route, headers={"Authorization": authorization} if authorization else {})
-                assert answer.status_code == 401, (route, authorization)
-                assert answer.headers["WWW-Authenticate"].startswith("Basic ")
-            for authorization in right:
-                assert guarded.request(method, route, headers={"Authorization": authorization}).status_code == as_ever.status_code, route
-    assert guarded.get("/health").text == "ok\n"
+    wrong = ["", "Bearer", "Bearer x", f"Bearer {SECRET}x", basic("me", "x"), basic(SECRET, ""), "Basic !", "Basic é", SECRET, f"Digest {SECRET}"]
+    right = [f"Bearer {SECRET}", f"bearer  {SECRET}", basic("", SECRET), basic("anybody", SECRET)]
+    with served(shown.store) as open_, served(shown.store, token=SECRET) as guarded:
+        for route in routes(shown):
+            for method in ("GET", "HEAD"):
+                as_ever = open_.request(method, route)
+                for authorization in wrong:
+                    answer = guarded.request(method, route, headers={b"Authorization": authorization.encode("latin-1")} if authorization else {})
+                    assert answer.status_code == 401, (route, authorization)
+                    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+                for authorization in right:
+                    answer = guarded.request(method, route, headers={"Authorization": authorization})
+                    assert answer.status_code == as_ever.status_code, (route, authorization)
+        assert guarded.post("/").status_code == 401
+        assert guarded.get("/health").text == "ok\n"
+        assert guarded.head("/health").status_code == 200
 
 
-def test_every_answer_has_the_headers(shown: Shown, client: TestClient) -> None:
-    answers = [client.get(route) for route in [*routes(shown), "/health"]]
-    answers += [client.post("/"), TestClient(application([shown.store], TOKEN)).get("/")]
-    assert {answer.status_code for answer in answers} >= {200, 302, 401, 404, 405}
+def test_a_token_may_have_any_letters(shown: Shown) -> None:
+    with served(shown.store, token="schlüssel:Ω") as client:
+        for authorization in (basic("me", "schlüssel:Ω").encode(), "Bearer schlüssel:Ω".encode()):
+            assert client.get("/nothing", headers={b"Authorization": authorization}).status_code == 404
+
+
+@pytest.mark.parametrize("host", ["x/health?", "x/health#", "127.0.0.1/health?", "127.0.0.1/health?x=", ""])
+def test_a_forged_host_opens_nothing(shown: Shown, host: str) -> None:
+    with served(shown.store, token=SECRET) as client:
+        for route in routes(shown):
+            assert client.get(route, headers={"Host": host}).status_code == 401
+
+
+def test_without_a_token_a_page_elsewhere_that_has_its_name_point_here_reads_nothing(client: TestClient, shown: Shown) -> None:
+    for host in ("evil.example", "evil.example:4280", "127.0.0.1.evil.example", "10.0.0.1", "[", "localhost.evil.example"):
+        assert client.get("/", headers={"Host": host}).status_code == 421, host
+    for host in ("127.0.0.1", "localhost:4280", "LOCALHOST", "[::1]:4280", "127.0.0.2:1"):
+        assert client.get("/", headers={"Host": host}).status_code == 200, host
+    assert client.get("/health", headers={"Host": "reports:4280"}).status_code == 200
+    with served(shown.store, token=SECRET) as guarded:
+        assert guarded.get("/", headers={"Host": "reports.example", "Authorization": f"Bearer {SECRET}"}).status_code == 200
+
+
+def test_every_answer_has_the_headers(shown: Shown, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [client.get(route) for route in [*routes(shown), "/health", "/?%FF=%FF"]]
+    answers += [client.post("/"), client.get("/", headers={"Host": "evil.example"})]
+    answers.append(client.get(shown.report, headers={"If-None-Match": client.get(shown.report).headers["etag"]}))
+    with served(shown.store, token=SECRET) as guarded:
+        answers.append(guarded.get("/"))
+    for error in (ZeroDivisionError("why"), OSError(5, "why")):
+        with monkeypatch.context() as patched:
+            patched.setattr(Known, "runs", lambda self, error=error: (_ for _ in ()).throw(error))
+            answers.append(client.get("/"))
+            assert "why" not in answers[-1].text
+    assert {answer.status_code for answer in answers} == {200, 302, 304, 401, 404, 405, 421, 500, 503}
     for answer in answers:
-        assert {name: answer.headers.get(name) for name in HEADERS if name != "Cache-Control"} == {
-            name: value for name, value in HEADERS.items() if name != "Cache-Control"
-        }, answer.url
-        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+        for name, value in HEADERS.items():
+            assert answer.headers.get(name) == value or name == "Cache-Control", answer.url
+        assert "default-src 'none'; frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
         assert answer.headers["Cache-Control"].startswith("private")
         assert "server" not in answer.headers
 
 
 def test_it_only_reads(shown: Shown, client: TestClient) -> None:
-    for method in ("POST", "PUT", "PATCH", "DELETE"):
-        for route in routes(shown)[:5]:
-            assert client.request(method, route).status_code == 405
+    before = {path: path.stat().st_mtime_ns for path in shown.folder.rglob("*")}
+    for route in routes(shown):
+        for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND"):
+            assert client.request(method, route).status_code in (404, 405)
+        client.get(route)
+        assert client.head(route).content == b""
+    assert {path: path.stat().st_mtime_ns for path in shown.folder.rglob("*")} == before
+    files = Remembered(shown.store.files)
+    for write in (lambda: files.create("x", b""), lambda: files.replace("x", b""), lambda: files.move("x", "y"), lambda: files.remove("x")):
+        with pytest.raises(OSError, match="writes nothing"):
+            write()
+
+
+# The front page
 
 
 def test_the_front_page_shows_every_run(shown: Shown, client: TestClient) -> None:
     page = client.get("/").text
-    rows = {re.findall(r"<code>(\w{12})</code>", row)[0]: row for row in page.partition('id="runs"')[2].split("<tr>") if re.search(r"<code>\w{12}</code>", row)}
-    finished, unfinished, failed, assigned = (rows[context.run.id[:12]] for context in (shown.finished, shown.unfinished, shown.failed, shown.assigned))
+    found = rows(page)
+    kinds = (shown.finished, shown.unfinished, shown.failed, shown.assigned, shown.counting)
+    finished, unfinished, failed, assigned, counting = (found[context.run.id[:12]] for context in kinds)
+    assert len(found) == 5
     assert "published</span>" in finished
     assert "1 rejected" in finished
-    assert f'href="/runs/{shown.finished.run.id}/report/index.html"' in finished
-    assert re.search(r"encode \d/\d, baseline \d/\d", unfinished)
+    assert f'href="{shown.report}"' in finished
+    assert re.search(r"encode (\d)/\1, baseline (\d)/\2", unfinished)
+    assert 'class="state unfinished"' in unfinished
     assert "published</span>" not in unfinished
+    assert "href" not in unfinished
     assert 'class="state failed"' in failed
-    assert "No space left on &lt;b&gt;device&lt;/b&gt;" in failed
-    assert f'href="/runs/{shown.finished.run.id}/report/index.html"' in assigned
-    assert "<b>device" not in page
+    assert "finished</span>" in assigned
+    assert f'href="{shown.report}"' in assigned
+    assert f"assigns images to the clusters of {shown.finished.run.id[:12]}" in assigned
+    assert "finds the number of clusters" in counting
+    assert "not begun</span>" in counting
+
+
+def test_foreign_text_is_shown_as_text_and_without_secrets(shown: Shown, client: TestClient) -> None:
+    page = client.get("/").text
+    assert "No space left on &lt;b&gt;device&lt;/b&gt; &lt;/span&gt;&lt;script&gt;" in page
+    assert r"\u202e" in page
+    for bad in ("<script", "<b>", "\u202e", "\x00", "secret", "token=1"):
+        assert bad not in page.partition("<body>")[2], bad
+
+
+def test_the_front_page_agrees_with_gsec_status(shown: Shown, client: TestClient) -> None:
+    from gsec_core import status
+
+    found = rows(client.get("/").text)
+    for row in status.runs(shown.store):
+        assert f">{row['state']}</span>" in found[row["run"][:12]]
+
+
+def test_older_runs_are_counted_and_not_listed(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
+    monkeypatch.setattr(overview, "MOST_RUNS", 1)
+    page = client.get("/").text
+    assert "4 older runs are not shown" in page
+    assert "5 runs</h1>" in page
+    assert len(rows(page)) == 1
+
+
+def test_a_store_that_is_new_is_empty(tmp_path: Path) -> None:
+    with served(Store.open(str(tmp_path / "new"))) as client:
+        assert "None yet" in client.get("/").text
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/health").text == "ok\n"
+    assert not (tmp_path / "new").exists()
+
+
+# Reports
 
 
 def test_addresses_lead_to_the_report(shown: Shown, client: TestClient) -> None:
-    report = f"/runs/{shown.finished.run.id}/report/index.html"
-    assert client.get("/published/nightly").headers["location"] == report
-    assert client.get(f"/runs/{shown.finished.run.id}").headers["location"] == report
-    assert client.get(f"/runs/{shown.assigned.run.id}").headers["location"] == report
-    page = client.get(report)
+    assert client.get("/published/nightly").headers["location"] == shown.report
+    assert client.get(f"/runs/{shown.finished.run.id}").headers["location"] == shown.report
+    assert client.get(f"/runs/{shown.assigned.run.id}").headers["location"] == shown.report
+    page = client.get(shown.report)
     assert page.content == Path(index(shown.finished)).read_bytes()
-    assert client.get(report, headers={"If-None-Match": page.headers["etag"]}).status_code == 304
-    assert client.head(report).content == b""
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    head = client.head(shown.report)
+    assert (head.content, head.headers["content-length"]) == (b"", page.headers["content-length"])
     assert client.get("/published/other").status_code == 404
+    assert client.get("/published/nightly/").status_code == 404, "no redirect to where the request says that it was sent"
+
+
+def test_a_page_that_the_browser_has_is_not_sent_again(shown: Shown, client: TestClient) -> None:
+    tag = client.get(shown.report).headers["etag"]
+    for given in (tag, f"W/{tag}", f'"other", {tag}'):
+        again = client.get(shown.report, headers={"If-None-Match": given})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert client.get(shown.report, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
 @pytest.mark.parametrize(
-    "page", ["all.parquet", "../all.parquet", "..%2fall.parquet", "%2e%2e/%2e%2e/corpus.json", "clusters/00000.html", "", "index.html/", "INDEX.HTML"]
+    "page",
+    [
+        "all.parquet",
+        "../all.parquet",
+        "..%2fall.parquet",
+        "..%5call.parquet",
+        "%2e%2e/%2e%2e/corpus.json",
+        "clusters/00000.html",
+        "clusters/..%2findex.html",
+        "clusters/٠٠٠٠٠.html",
+        "",
+        "index.html/",
+        "INDEX.HTML",
+        "index.html%00",
+        "/index.html",
+    ],
 )
 def test_only_pages_of_the_report_are_served(shown: Shown, client: TestClient, page: str) -> None:
+    (Path(index(shown.finished)).parent / "clusters").mkdir(exist_ok=True)
+    (Path(index(shown.finished)).parent / "clusters" / "00000.html").write_text("not of the table")
     assert client.get(f"/runs/{shown.finished.run.id}/report/{page}").status_code == 404
 
 
-@pytest.mark.parametrize("run", ["%2e%2e", "0" * 32, "0" * 31, "A" * 32, "..%2f..%2fetc"])
-def test_only_runs_are_looked_up(client: TestClient, run: str) -> None:
-    for route in (f"/runs/{run}", f"/runs/{run}/report/index.html"):
+@pytest.mark.parametrize("run", ["%2e%2e", "0" * 31, "0" * 33, "A" * 32, "..%2f..%2fetc", "0" * 31 + "%0a", "x" * 5000])
+def test_what_cannot_be_a_run_is_not_looked_for(client: TestClient, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Remembered, "files", lambda self, directory: pytest.fail(f"{directory} was listed"))
+    for route in (f"/runs/{run}", f"/runs/{run}/report/index.html", f"/runs/{'0' * 32}/report/..%2fx"):
         assert client.get(route).status_code == 404
 
 
 def test_a_run_without_a_report_says_so(shown: Shown, client: TestClient) -> None:
     answer = client.get(f"/runs/{shown.unfinished.run.id}/report/index.html")
     assert (answer.status_code, "has no report yet" in answer.text) == (404, True)
+    for other in (shown.counting.run.id, "0" * 32):
+        assert client.get(f"/runs/{other}/report/index.html").status_code == 404
 
 
 def test_a_damaged_page_is_not_served(shown: Shown, client: TestClient) -> None:
     path = Path(index(shown.finished))
-    good = path.read_bytes()
-    try:
-        for bad in (good.replace(b"</html>", b"<script src=//x></script></html>"), None):
-            path.unlink() if bad is None else path.write_bytes(bad)
-            answer = client.get(f"/runs/{shown.finished.run.id}/report/index.html")
-            assert (answer.status_code, "is damaged" in answer.text) == (500, True)
-    finally:
-        path.write_bytes(good)
+    for damaged in (path, path.with_name("all.parquet")):
+        good = damaged.read_bytes()
+        try:
+            for bad in (good[:-9] + b"<script src=//x></script>", None) if damaged == path else (good[:-9],):
+                damaged.unlink() if bad is None else damaged.write_bytes(bad)
+                answer = client.get(shown.report)
+                assert (answer.status_code, "is damaged. gsec doctor --verify" in answer.text) == (500, True)
+        finally:
+            damaged.write_bytes(good)
+    assert client.get(shown.report).status_code == 200
 
 
-def test_half_of_a_run_takes_nothing_down(shown: Shown, client: TestClient) -> None:
-    runs = Path(shown.store.url) / "runs"
-    (runs / ("0" * 32)).mkdir()  # pruned by half: no request
-    broken = runs / ("1" * 32)
-    broken.mkdir()
-    (broken / "request.json").write_bytes((runs / shown.failed.run.id / "request.json").read_bytes())
-    (broken / "stage-encode.json").write_text("{")
-    try:
-        page, metrics = client.get("/"), client.get("/metrics")
-        assert (page.status_code, metrics.status_code) == (200, 200)
-        assert 'class="state damaged"' in page.text
-    finally:
-        for path in sorted(broken.iterdir()):
-            path.unlink()
-        broken.rmdir()
-        (runs / ("0" * 32)).rmdir()
+# Damage
+
+
+@pytest.fixture
+def copied(shown: Shown, tmp_path: Path) -> Path:
+    """The store, to be damaged."""
+    return Path(shutil.copytree(shown.folder, tmp_path / "store"))
+
+
+def edited(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def damage(kind: str, run: Path) -> None:
+    """One of the ways in which a run may be found."""
+    match kind:
+        case "half pruned":
+            (run / "request.json").unlink()
+        case "half written":
+            edited(run / "request.json", created="yesterday")
+        case "another shape":
+            (run / "request.json").write_text("[]")
+        case "hostile corpus":
+            edited(run / "request.json", corpus="../<script>")
+        case "hostile run":
+            edited(run / "request.json", of_run="../../x")
+        case "hostile stages":
+            edited(run / "request.json", stages=["../x"])
+        case "torn result":
+            (run / "result.json").write_text('{"images": ')
+        case "odd result":
+            (run / "result.json").write_text('{"images": 1, "rejected": 0, "missing": 0, "moved": "far", "remarks": 3}')
+        case "torn stage":
+            (run / "stage-encode.json").write_bytes(b"\xff\x00")
+        case "torn attempt":
+            (run / f"attempt-{'0' * 32}-start.json").write_text("{")
+            (run / "result.json").unlink(missing_ok=True)
+
+
+UNREADABLE = ["half written", "another shape", "hostile corpus", "hostile run", "hostile stages"]
+"""Requests that nobody can show."""
+
+
+@pytest.mark.parametrize("which", ["finished", "unfinished"])
+@pytest.mark.parametrize("kind", ["half pruned", *UNREADABLE, "torn result", "odd result", "torn stage", "torn attempt"])
+def test_a_damaged_run_takes_nothing_down(shown: Shown, copied: Path, kind: str, which: str) -> None:
+    run: Run = getattr(shown, which).run
+    damage(kind, copied / "runs" / run.id)
+    with served(Store.open(str(copied))) as client:
+        front = client.get("/")
+        assert front.status_code == 200
+        assert "<script" not in front.text.partition("<body>")[2]
+        there = rows(front.text)
+        assert shown.failed.run.id[:12] in there
+        unread = kind in UNREADABLE
+        requested = not unread and kind != "half pruned"
+        assert (run.id[:12] in there) == requested
+        assert (f"the request of run {run.id} cannot be read" in front.text) == unread
+        found = figures(client)
+        assert found["gsec_unreadable_records",] == unread
+        assert found["gsec_runs", shown.finished.corpus.name, "failed"] == 1
+        damaged = requested and not (kind == "torn stage" and which == "finished")
+        assert found.get(("gsec_runs", shown.finished.corpus.name, "damaged"), 0) == damaged
+        assert (damaged and "cannot be read:" in there.get(run.id[:12], "")) == damaged
+        for route in (f"/runs/{run.id}", f"/runs/{run.id}/report/index.html"):
+            answer = client.get(route)
+            assert answer.status_code in (200, 302, 404, 500)
+            assert "A fault in gsec" not in answer.text
+            assert "evil" not in answer.headers.get("location", "")
+
+
+@pytest.mark.parametrize("bad", ["{", "[]", '{"number": 1}', "hostile"])
+def test_a_damaged_publication_takes_nothing_down(shown: Shown, copied: Path, bad: str) -> None:
+    path = copied / "published" / "nightly" / "00000001.json"
+    edited(path, run_id="../../../evil") if bad == "hostile" else path.write_text(bad)
+    (copied / "published" / "Stray <b>").mkdir()
+    with served(Store.open(str(copied))) as client:
+        front = client.get("/").text
+        assert "what pipeline nightly publishes cannot be read" in front
+        assert "pipeline = Stray &lt;b&gt;:" in front
+        assert "<b>" not in front.partition("<body>")[2]
+        assert shown.finished.run.id[:12] in rows(front)
+        assert figures(client)["gsec_unreadable_records",] == 2
+        assert client.get("/published/nightly").status_code == 404
+
+
+def test_what_is_published_may_be_gone(shown: Shown, copied: Path) -> None:
+    shutil.rmtree(copied / "runs" / shown.finished.run.id)
+    with served(Store.open(str(copied))) as client:
+        assert '<a href="/published/nightly">nightly</a>' in client.get("/").text
+        assert client.get("/published/nightly", follow_redirects=True).status_code == 404
+        assert client.get("/metrics").status_code == 200
+
+
+# What is read
+
+
+def test_what_never_changes_is_read_once_and_no_rows_ever(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    kind = type(shown.store.files)
+
+    def noted(name: str, really: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        def method(self: Any, path: str) -> Any:
+            asked.append(f"{name} {path}")
+            return really(self, path)
+
+        return method
+
+    for name in ("read", "open", "files", "directories"):
+        monkeypatch.setattr(kind, name, noted(name, getattr(kind, name)))
+    with served(shown.store) as client:
+        pages = [client.get("/"), client.get("/metrics")]
+        assert not [one for one in asked if "parquet" in one]
+        assert [one for one in asked if one.startswith("read") and one.endswith("request.json")]
+        asked.clear()
+        assert [client.get("/").text, client.get("/metrics").text] == [page.text for page in pages]
+        assert not [one for one in asked if one.startswith(("read runs", "open runs"))]
+        for context in (shown.finished, shown.assigned):
+            assert not [one for one in asked if context.run.id in one]
+
+
+def test_what_is_new_is_seen(shown: Shown, copied: Path) -> None:
+    store = Store.open(str(copied))
+    unfinished = Context.of(Run(store.files, shown.unfinished.run.id), shown.unfinished.config.model_copy(update={"store": str(copied)}))
+    with served(store) as client:
+        before = rows(client.get("/").text)[unfinished.run.id[:12]]
+        with pytest.raises(RuntimeError), unfinished.run.attempt({"stage": "describe"}):
+            raise RuntimeError("stopped")
+        assert "prototypes" not in before
+        worked_on(unfinished, "prototypes")
+        after = rows(client.get("/").text)[unfinished.run.id[:12]]
+        assert re.search(r"prototypes (\d+)/\1", after)
+        assert "stopped" not in after, "the newest attempt did not fail"
+        shutil.rmtree(copied / "runs" / shown.finished.run.id)
+        assert shown.finished.run.id[:12] not in rows(client.get("/").text)
+        shutil.rmtree(copied / "published")
+        again, _ = pipeline.request(shown.finished.config.model_copy(update={"store": str(copied)}))
+        assert again.id == shown.finished.run.id
+        assert "not begun" in rows(client.get("/").text)[again.id[:12]], "what was remembered of the run before is forgotten"
+
+
+# Metrics
 
 
 def test_metrics_are_what_the_store_says(shown: Shown, client: TestClient) -> None:
-    families = text_string_to_metric_families(client.get("/metrics").text)
-    found = {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+    found = figures(client)
     corpus, other = shown.finished.corpus.name, shown.assigned.corpus.name
     assert found["gsec_images", corpus, "nightly", "ok"] == 16
     assert found["gsec_images", corpus, "nightly", "rejected"] == 1
-    assert found["gsec_runs", corpus, "finished"] == 1
-    assert found["gsec_runs", corpus, "failed"] == 1
+    assert found["gsec_images", corpus, "nightly", "missing"] == 0
+    assert {key[2]: value for key, value in found.items() if key[:2] == ("gsec_runs", corpus)} == {
+        "finished": 1,
+        "failed": 1,
+        "unfinished": 1,
+        "not begun": 1,
+    }
     assert found["gsec_runs", other, "finished"] == 1
-    assert found["gsec_attempts_failed_total", corpus, "train"] == 1
+    assert found["gsec_attempts_failed", corpus, "train"] == 1
+    assert found["gsec_attempts_failed", corpus, "encode"] == 0
+    attempts = [attempt for context in (shown.finished, shown.unfinished) for attempt in context.run.attempts()]
+    made: Counter[str] = Counter()
+    for attempt in attempts:
+        made[attempt["start"]["stage"]] += attempt["end"]["sums"].get("shards", 0)
+    assert found["gsec_images_encoded", corpus] == 16
+    assert found["gsec_images_encoded", other] == 4
+    assert found["gsec_images_rejected", corpus] == 1
+    assert found["gsec_caption_requests", corpus] == 0
+    for stage in shown.finished.run.request()["stages"]:
+        assert found["gsec_stage_shards_made", corpus, stage] == made[stage] > 0
+        assert found["gsec_stage_seconds", corpus, stage] > 0
     run = shown.unfinished.run
-    assert found["gsec_stage_shards_done", corpus, run.id, "encode"] == run.shards_done("encode")[0] > 0
-    assert found["gsec_stage_shards_planned", corpus, run.id, "encode"] == run.shards_done("encode")[1]
+    assert ("gsec_stage_shards_done", corpus, shown.finished.run.id, "encode") not in found
+    for stage in ("encode", "baseline"):
+        assert (found["gsec_stage_shards_done", corpus, run.id, stage], found["gsec_stage_shards_planned", corpus, run.id, stage]) == run.shards_done(stage)
+    assert ("gsec_stage_shards_planned", corpus, run.id, "train") not in found
     assert found["gsec_publications_total", corpus, "nightly"] == 1
     assert found["gsec_published_timestamp_seconds", corpus, "nightly"] > 1.7e9
+    assert found["gsec_unreadable_records",] == 0
 
 
-def test_several_stores_and_one_that_is_new(shown: Shown, tmp_path: Path) -> None:
-    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", pipeline="other")
-    context, _, _ = cluster(config)
-    pipeline.finish(context)
-    client = TestClient(application([shown.store, Store.open(config.store), Store.open(str(tmp_path / "new"))]))
-    page = client.get("/").text
-    assert context.run.id[:12] in page
-    assert shown.finished.run.id[:12] in page
-    assert client.get(f"/runs/{context.run.id}").status_code == 200
-    assert client.get("/published/other").status_code == 200
-    assert TestClient(application([Store.open(str(tmp_path / "new"))])).get("/").status_code == 200
+def test_only_what_never_falls_is_a_counter(client: TestClient) -> None:
+    """A prune lowers sums over the runs that are kept, which of a counter would be read as a beginning anew."""
+    kinds = {family.name: family.type for family in text_string_to_metric_families(client.get("/metrics").text)}
+    assert [name for name, kind in kinds.items() if kind == "counter"] == ["gsec_publications"]
+    assert set(kinds.values()) == {"counter", "gauge"}
 
 
-def test_a_store_on_s3(bucket: str, tmp_path: Path) -> None:
-    config = settings(write_pictures(tmp_path / "in", range(12)), f"{bucket}/store", pipeline="remote")
-    context, _, _ = cluster(config)
-    pipeline.finish(context)
-    client = TestClient(application([Store.open(config.store)]))
-    assert client.get("/health").text == "ok\n"
-    assert "12 images in 2 clusters" in client.get("/published/remote").text
+def test_prometheus_may_ask_for_openmetrics(client: TestClient) -> None:
+    answer = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
 
 
-def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_unfinished_runs_the_newest_are_told(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
+    monkeypatch.setattr(metrics, "MOST_UNFINISHED", 1)
+    assert not [key for key in figures(client) if key[0] == "gsec_stage_shards_done"], "the newest has not begun"
+
+
+# Other stores
+
+
+def test_two_stores_with_the_same_names(shown: Shown, copied: Path) -> None:
+    """Of a copy every name and every run is the same; the same store twice is one."""
+    other = Store.open(str(copied))
+    with served(shown.store, other, shown.store) as client:
+        page = client.get("/").text
+        assert "10 runs</h1>" in page
+        assert page.count(f">{copied}</span>") == 5
+        samples = [sample for family in text_string_to_metric_families(client.get("/metrics").text) for sample in family.samples]
+        keys = [(sample.name, *sample.labels.items()) for sample in samples]
+        assert len(set(keys)) == len(keys)
+        assert {sample.labels["store"] for sample in samples} == {shown.store.url, other.url}
+    shutil.rmtree(copied / "runs")
+    with served(other, shown.store) as client:
+        assert client.get(shown.report).status_code == 200
+
+
+def test_a_store_on_s3(bucket: str, shown: Shown) -> None:
+    """The same records and pages, copied there."""
+    url = f"{bucket}/store"
+    kept = [path for path in shown.folder.rglob("*") if path.is_file() and (path.suffix in (".json", ".html") or "report" in path.parts)]
+    for path in kept:
+        s3fs.S3FileSystem().pipe_file(f"{url}/{path.relative_to(shown.folder)}", path.read_bytes())
+    with served(Store.open(url)) as client:
+        assert client.get("/health").text == "ok\n"
+        assert len(rows(client.get("/").text)) == 5
+        assert "16 images in 2 clusters" in client.get("/published/nightly", follow_redirects=True).text
+        assert figures(client)["gsec_publications_total", shown.finished.corpus.name, "nightly"] == 1
+
+
+def test_a_store_that_does_not_answer(shown: Shown, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()  # else it is the server of other tests
-    client = TestClient(application([Store.open("s3://secret-bucket/store")], TOKEN))
-    health = client.get("/health")
-    assert (health.status_code, "secret-bucket" in health.text) == (503, False)
-    for route in ("/", "/metrics"):
-        assert client.get(route, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 503
+    with served(shown.store, Store.open("s3://hidden-bucket/store"), token=SECRET) as client:
+        health = client.get("/health")
+        assert (health.status_code, health.text) == (503, "store 2 of 2 cannot be read\n")
+        for route in ("/", "/metrics", "/published/other", f"/runs/{'0' * 32}"):
+            assert client.get(route).status_code == 401
+            answer = client.get(route, headers={"Authorization": f"Bearer {SECRET}"})
+            assert (answer.status_code, "hidden-bucket" in answer.text) == (503, False), route
+        assert client.get(shown.report, headers={"Authorization": f"Bearer {SECRET}"}).status_code == 200
+    assert "hidden-bucket" in caplog.text
+    assert SECRET not in caplog.text
 
 
-def test_older_runs_are_counted_and_not_listed(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview, "MOST_RUNS", 1)
-    assert "3 older runs are not shown" in TestClient(application([shown.store])).get("/").text
+def test_health_asks_the_stores_now_and_then(shown: Shown, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Known, "check", lambda self: asked.append(self.url))
+    for _ in range(20):
+        assert client.get("/health").text == "ok\n"
+    assert asked == [shown.store.url]
+    monkeypatch.setattr(app, "_HEALTH_SECONDS", -1)
+    client.get("/health")
+    assert len(asked) == 2
+
+
+# The process
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "said"), [("0.0.0.0", None, "only with a token"), ("example.org", None, "only with a token"), ("127.0.0.1", "", "it is empty")]
+    ("host", "token", "said"),
+    [
+        ("0.0.0.0", None, "only with a token"),
+        ("::", None, "only with a token"),
+        ("", None, "only with a token"),
+        ("example.org", None, "only with a token"),
+        ("127.0.0.1.example.org", None, "only with a token"),
+        ("127.0.0.1", "", "it is empty"),
+        ("127.0.0.1", f"{SECRET}\n", "white space"),
+        ("nobody.invalid", SECRET, "cannot listen there"),
+    ],
 )
 def test_where_it_may_not_listen(host: str, token: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(server.TOKEN, raising=False)
+    monkeypatch.delenv(TOKEN, raising=False)
     if token is not None:
-        monkeypatch.setenv(server.TOKEN, token)
+        monkeypatch.setenv(TOKEN, token)
     with pytest.raises(Refused, match=said):
         server.serve([str(tmp_path)], host, 0)
+
+
+def test_a_port_that_is_taken_or_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 70_000, -1):
+            with pytest.raises(Refused, match=f"--port {port}: it cannot listen there"):
+                server.serve([str(tmp_path)], "127.0.0.1", port)
 
 
 def test_the_process_serves_and_ends(shown: Shown, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [*GSEC, "serve", "--store", shown.store.url, "--port", "0"]
-    with log.open("w") as output, subprocess.Popen(command, stderr=output, env={**environment(tmp_path), server.TOKEN: TOKEN}) as process:
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env={**environment(tmp_path), TOKEN: SECRET}) as process:
         try:
             wait(lambda: "startup complete" in log.read_text(), 60, log, pause=0.2)
-            port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", log.read_text())[0])
-            url = f"http://127.0.0.1:{port}"
-            assert httpx.get(f"{url}/?private=1", headers={"Authorization": f"Bearer {TOKEN}"}).is_success
+            url = re.findall(r"http://127\.0\.0\.1:\d+", log.read_text())[0]
+            assert httpx.get(f"{url}/?private=1", headers={"Authorization": f"Bearer {SECRET}"}).is_success
+            assert httpx.get(f"{url}/?private=1", headers={"Authorization": basic("me", SECRET)}).is_success
+            assert httpx.get(f"{url}/?private=1", headers={"Authorization": f"Bearer {SECRET}x"}).status_code == 401
+            assert httpx.get(f"{url}/line%0Aforged%1b%5B31m").status_code == 401
+            assert httpx.get(f"{url}/{'x' * 5000}").status_code == 401
             assert "server" not in httpx.get(f"{url}/health").headers
-            taken = subprocess.run([*command[:-1], str(port)], capture_output=True, text=True, env=environment(tmp_path), check=False)
-            assert (taken.returncode, "cannot listen there" in taken.stderr) == (2, True)
+            assert httpx.head(f"{url}/health").content == b""
+            raw = asked_raw(url, b"GET /?\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert raw.split()[1] in (b"400", b"401")
         finally:
             os.kill(process.pid, signal.SIGTERM)
-        process.wait(20)
+        assert process.wait(20) in (0, -signal.SIGTERM)
     text = log.read_text()
     assert "GET / 200" in text
-    assert TOKEN not in text
+    assert "GET /line%0Aforged%1B%5B31m 401" in text
+    assert SECRET not in text
+    assert base64.b64encode(SECRET.encode()).decode()[:-4] not in text
     assert "private" not in text
+    assert max(map(len, text.splitlines())) < 1000
+    assert "Traceback" not in text
+
+
+def asked_raw(url: str, request: bytes) -> bytes:
+    """What comes back for bytes that no client library would send."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))

@@ -4,42 +4,65 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, ConsoleMessage, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from flows.serve.app import application
 from gsec_core import pipeline
+from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
 
 from ..pictures import cluster, settings, write_pictures
 from ..stages.steps import run_stages
-from .browser import overflow
+from .browser import check_galleries, check_keys, check_pointing, check_search, check_sorting, coloured_point, overflow
+
+NAME = "a-pipeline-with-a-long-name-as-people-give"
+
+ERROR = "OSError: [Errno 28] No space left on device; make room on its disk: '/data/a/folder/with/a/rather/long/name/and/no/place/to/break/it.parquet'"
+
+
+@dataclass
+class Served:
+    """A server of a store with runs of every kind."""
+
+    url: str
+    finished: Context
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of a store with a published run and one that is under way."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    config = settings(write_pictures(folder / "in", range(20)), folder / "store", pipeline="a-pipeline-with-a-long-name")
+    images = write_pictures(folder / "in", range(20))
+    (images / "bad.jpg").write_text("no image")
+    config = settings(images, folder / "store", pipeline=NAME, clusters=3, max_rejects=1)
     context, _, _ = cluster(config)
     assert pipeline.finish(context)["published"]
-    run_stages(config.model_copy(update={"clusters": 3}), *pipeline.STAGES[:2])
+    run_stages(config.model_copy(update={"clusters": 4}), *pipeline.STAGES[:2])
+    failed = run_stages(config.model_copy(update={"clusters": 5}), *pipeline.STAGES[:2])
+    with pytest.raises(OSError, match="No space"), failed.run.attempt({"stage": "prototypes"}):
+        raise OSError(ERROR.removeprefix("OSError: "))
+    new = pipeline.assignment_config(context.run, settings(write_pictures(folder / "new", range(30, 34)), folder / "store"))
+    run, _ = pipeline.request(new, of_run=context.run.id)
+    for name in run.request()["stages"]:
+        run_stage(Context.of(run, new), pipeline.stage(name))
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application([Store.open(config.store)]), log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", context)
     server.should_exit = True
     thread.join(30)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_the_front_page_leads_to_reports_that_work_as_served(browser: Browser, url: str, width: int, dark: bool, tmp_path: Path) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+@contextmanager
+def opened(browser: Browser, url: str, *, width: int = 1280, dark: bool = False) -> Iterator[Page]:
+    """A page as it is served. Fails at the end if it complained, or asked for anything elsewhere."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce")
     page, wrongs = context.new_page(), []
 
     def listen(message: ConsoleMessage) -> None:
@@ -47,15 +70,74 @@ def test_the_front_page_leads_to_reports_that_work_as_served(browser: Browser, u
             wrongs.append(message.text)
 
     page.on("console", listen)
+    page.on("pageerror", lambda error: wrongs.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith(("data:", url)) else wrongs.append(request.url[:200]))
     page.goto(url)
-    assert overflow(page) <= 0
-    assert page.locator("body").evaluate("body => getComputedStyle(body).fontFamily").startswith("system-ui"), "its styles are allowed"
-    page.screenshot(path=tmp_path / "front.png")
-    expect(page.get_by_text("published", exact=True)).to_have_count(1)
-    expect(page.get_by_text(re.compile(r"encode \d+/\d+, baseline"))).to_have_count(1)
-    page.get_by_role("link", name="a-pipeline-with-a-long-name").click()
-    expect(page.locator("h1")).to_contain_text("20 images in 2 clusters")
-    page.get_by_role("searchbox").fill("#1")
-    expect(page.locator("#rows tr:visible")).to_have_count(1)
-    assert not wrongs
+    yield page
+    context.close()
+    assert not wrongs, "\n".join(wrongs)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_front_page_fits_and_is_readable(browser: Browser, served: Served, width: int, dark: bool, tmp_path: Path) -> None:
+    with opened(browser, served.url, width=width, dark=dark) as page:
+        page.screenshot(path=tmp_path / "front.png", full_page=True)
+        assert overflow(page) <= 0
+        assert page.locator("body").evaluate("body => getComputedStyle(body).fontFamily").startswith("system-ui"), "its styles are allowed"
+        red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"))
+        assert (red < 64) == dark
+        expect(page.locator(".state.published")).to_have_count(1)
+        expect(page.get_by_text(re.compile(r"encode \d+/\d+, baseline"))).to_have_count(2)
+        expect(page.get_by_text("No space left on device")).to_have_count(1)
+        for table in page.locator("table.runs").all():
+            for row in table.locator("tbody tr").all():
+                for cell in (row.locator("th"), row.locator(".state").first):
+                    if cell.count():
+                        cell.scroll_into_view_if_needed()
+                        box = cell.bounding_box()
+                        assert box
+                        assert box["x"] >= 0
+                        assert box["x"] + box["width"] <= width, "which run, and its state, are seen without scrolling sideways"
+
+
+def test_its_links_lead_to_reports(browser: Browser, served: Served) -> None:
+    with opened(browser, served.url) as page:
+        for link in (page.get_by_role("link", name=NAME), page.get_by_role("link", name=served.finished.run.id[:12])):
+            link.click()
+            expect(page.locator("h1")).to_contain_text("20 images in 3 clusters")
+            page.go_back()
+        assigned = page.locator("tr", has_text="assigns images to").get_by_role("link")
+        assigned.click()
+        page.wait_for_url(f"**/runs/{served.finished.run.id}/report/index.html")
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_report_works_under_the_headers_as_from_disk(browser: Browser, served: Served, width: int) -> None:
+    with opened(browser, served.url, width=width) as page:
+        page.get_by_role("link", name=served.finished.run.id[:12]).click()
+        expect(page.locator("#rows tr")).to_have_count(3)
+        coloured_point(page)
+        check_search(page)
+        if width > 1000:
+            check_sorting(page)
+            check_pointing(page)
+            check_keys(page)
+            check_galleries(page, 3)
+        assert overflow(page) <= 0
+
+
+def test_a_page_that_somebody_else_made_reaches_no_other(browser: Browser, served: Served) -> None:
+    """Scripts of its own run in it, as those of any version of the report must, and get nothing from the server."""
+    context = browser.new_context()
+    page = context.new_page()
+    said = page.goto(f"{served.url}/runs/{served.finished.run.id}/report/index.html")
+    assert said
+    headers = {"content-security-policy": said.headers["content-security-policy"]}
+    body = "<script>fetch('/').then(() => document.title = 'read', () => document.title = 'kept out')</script>"
+    page.route("**/forged", lambda route: route.fulfill(body=body, content_type="text/html", headers=headers))
+    page.goto(f"{served.url}/forged")
+    expect(page).to_have_title("kept out")
+    assert page.evaluate("self.origin") == "null"
+    assert page.evaluate("self.open('/')") is None
     context.close()

@@ -1,0 +1,337 @@
+"""A store as the server knows it: read-only, what never changes is read once, and what is damaged hides nothing else."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from io import UnsupportedOperation
+from typing import IO, Any, NoReturn, TypeVar
+
+from gsec_core import status
+from gsec_core.config import AUTO
+from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.store import Publication, Run, Store
+from gsec_core.store.files import Files
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_STAGE = re.compile(r"[a-z_]{1,40}")
+
+FINISHED, DAMAGED = "finished", "damaged"
+
+_REQUEST = "request.json"
+
+_AT_ONCE = 16
+"""Records that are read at once: one of an object store takes tens of milliseconds."""
+
+
+class Damaged(GsecError):
+    """A record that cannot be read, or that is not what gsec writes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a run's request is shown."""
+
+    created: str
+    corpus: str
+    pipeline: str
+    stages: tuple[str, ...]
+    clusters: int | str
+    of_run: str | None
+
+    @property
+    def makes_clusters(self) -> bool:
+        """Of its own: it neither assigns to another's nor only counts them."""
+        return self.of_run is None and self.clusters != AUTO
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run recorded."""
+
+    images: int
+    rejected: int
+    missing: int
+    clusters: int | None
+    agreement: float | None
+    moved: float | None
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Work on a stage that ended; one that did not, was killed or is under way, and nobody knows for how long."""
+
+    stage: str
+    seconds: float
+    failed: bool
+    error: str | None
+    sums: Mapping[str, float]
+
+
+class Known:
+    """One store. Every method raises Unreachable or OSError if it does not answer, and those of one run Damaged if that is."""
+
+    def __init__(self, store: Store) -> None:
+        self.url = store.url
+        self._files = Remembered(store.files)
+        self._store = Store(self._files)
+
+    def check(self) -> None:
+        """Raises if the store cannot be listed. Asks it, whatever is remembered."""
+        self._files.directories("")
+
+    def runs(self) -> tuple[list[tuple[Asked, Run]], list[str]]:
+        """Newest first, and what is wrong with those whose request cannot be read."""
+        found, wrong = [], []
+        for asked in each(self._asked_or_wrong, sorted(filter(RUN_ID.fullmatch, self._files.directories("runs")))):
+            if isinstance(asked, str):
+                wrong.append(asked)
+            elif asked is not None:
+                found.append(asked)
+        return sorted(found, key=lambda pair: pair[0].created, reverse=True), wrong
+
+    def find(self, id: str) -> Run | None:
+        """The run of this id; None if there is none."""
+        run = Run(self._files, id)
+        return run if RUN_ID.fullmatch(id) and run.exists() else None
+
+    def asked(self, run: Run) -> Asked:
+        """What was asked. Raises Refused if there is no such run."""
+        with _reading(f"the request of run {run.id}"):
+            request = run.request()
+            config, of_run = request["config"], request.get("of_run")
+            corpus = _matching(_NAME, request["corpus"])
+            return Asked(
+                created=_time(request["created"]),
+                corpus=corpus,
+                pipeline=_matching(_NAME, config.get("pipeline") or corpus),
+                stages=tuple(_matching(_STAGE, stage) for stage in request["stages"]),
+                clusters=AUTO if config["clusters"] == AUTO else int(config["clusters"]),
+                of_run=None if of_run is None else _matching(RUN_ID, of_run),
+            )
+
+    def state(self, run: Run) -> str:
+        """As `gsec status` calls it. A run that was finished stays so: what is damaged later, the next run makes anew."""
+        if self._files.is_settled(run.directory):
+            return FINISHED
+        asked = self.asked(run)
+        with _reading(f"run {run.id}"):
+            if run.result() is not None:
+                self._files.settle(run.directory)
+                return FINISHED
+            ends = [attempt["end"] for attempt in run.attempts()]
+            state = status.state(run, ends)
+            # One that makes clusters has its result, and any its last end, a moment after its last shard.
+            if state == FINISHED and not asked.makes_clusters and None not in ends:
+                self._files.settle(run.directory)
+            return state
+
+    def result(self, run: Run) -> Result | None:
+        """What the run found; None of one that is not finished, or that assigns, counts, or is of an older gsec."""
+        with _reading(f"the result of run {run.id}"):
+            found = run.result()
+            if found is None:
+                return None
+            return Result(
+                images=int(found["images"]),
+                rejected=int(found["rejected"]),
+                missing=int(found["missing"]),
+                clusters=_optional(int, found.get("clusters")),
+                agreement=_optional(float, found.get("agreement")),
+                moved=_optional(float, found.get("moved")),
+                remarks=tuple(map(str, found.get("remarks", ()))),
+            )
+
+    def progress(self, run: Run) -> list[tuple[str, int, int]]:
+        """Stage, shards that are there, shards that there will be, of each stage of the run."""
+        stages = self.asked(run).stages
+        with _reading(f"run {run.id}"):
+            return [(stage, *run.shards_done(stage)) for stage in stages]
+
+    def attempts(self, run: Run) -> list[Attempt]:
+        """Those that ended, oldest first."""
+        with _reading(f"the attempts of run {run.id}"):
+            return [_attempt(attempt["start"], attempt["end"]) for attempt in run.attempts() if attempt["end"] is not None]
+
+    def error(self, run: Run) -> str | None:
+        """How the newest attempt failed; None if it did not, or has not ended."""
+        with _reading(f"the attempts of run {run.id}"):
+            attempts = run.attempts()
+            end = attempts[-1]["end"] if attempts else None
+            return _optional(str, end.get("error")) if end else None
+
+    def publications(self) -> tuple[list[Publication], list[str]]:
+        """What each pipeline publishes now, and what is wrong with those of which that cannot be read."""
+        found, wrong = [], []
+        for name in self._store.publications.pipelines():
+            try:
+                publication = self._publication(name)
+            except (Refused, Damaged) as error:  # refused is a name that cannot be a pipeline's
+                wrong.append(str(error))
+                continue
+            if publication is not None:
+                found.append(publication)
+        return found, wrong
+
+    def _publication(self, pipeline: str) -> Publication | None:
+        with _reading(f"what pipeline {pipeline} publishes"):
+            newest = self._store.publications.newest(pipeline)
+            if newest is None:
+                return None
+            return Publication(
+                pipeline=pipeline,
+                number=int(newest.number),
+                run_id=_matching(RUN_ID, newest.run_id),
+                corpus=_matching(_NAME, newest.corpus),
+                generation=int(newest.generation),
+                next_key=int(newest.next_key),
+                moved=_optional(float, newest.moved),
+                at=_time(newest.at),
+            )
+
+    def _asked_or_wrong(self, name: str) -> tuple[Asked, Run] | str | None:
+        run = Run(self._files, name)
+        try:
+            return self.asked(run), run
+        except Refused:
+            return None  # pruned by half, or not written yet: it has no request
+        except Damaged as error:
+            return str(error)
+
+
+def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """The function of every item, in order, several at once."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(function, items))
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever a damaged record raises becomes Damaged; a store that does not answer, and a run that is not there, stay what they are."""
+    try:
+        yield
+    except (Unreachable, Refused, Damaged):
+        raise
+    except (GsecError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Damaged(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _attempt(start: Mapping[str, Any], end: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        stage=_matching(_STAGE, start["stage"]),
+        seconds=(datetime.fromisoformat(end["at"]) - datetime.fromisoformat(start["at"])).total_seconds(),
+        failed=end["outcome"] != "done",
+        error=_optional(str, end.get("error")),
+        sums={str(fact): float(value) for fact, value in end.get("sums", {}).items()},
+    )
+
+
+def _matching(pattern: re.Pattern[str], value: str) -> str:
+    """Of a place in an address or in a store, so that no record leads out of either."""
+    if not pattern.fullmatch(value):
+        raise ValueError(f"{value[:100]!r} stands where it cannot")
+    return value
+
+
+def _time(value: str) -> str:
+    datetime.fromisoformat(value)
+    return value
+
+
+def _optional(kind: Callable[[Any], R], value: object) -> R | None:
+    return None if value is None else kind(value)
+
+
+class Remembered:
+    """Files of a store, to be read only. Records of runs are created once and never changed (see `gsec_core.store.runs`): each is read once.
+
+    They are forgotten when their run is gone. Of a settled run the listing is remembered too.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.url = files.url
+        self._files = files
+        self._records: dict[str, dict[str, bytes]] = {}
+        """Directory of a run -> name -> contents."""
+        self._listed: dict[str, set[str]] = {}
+        """Directory of a run -> names of its records, when they were last listed."""
+        self._settled: set[str] = set()
+
+    def settle(self, directory: str) -> None:
+        """Take it that nothing will be added to this run."""
+        self.files(directory)
+        self._settled.add(directory)
+
+    def is_settled(self, directory: str) -> bool:
+        return directory in self._settled
+
+    def read(self, path: str) -> bytes:
+        directory, _, name = path.rpartition("/")
+        if not directory.startswith("runs/"):
+            return self._files.read(path)
+        records = self._records.setdefault(directory, {})
+        data = records.get(name)
+        if data is None:
+            if name not in self._listed.get(directory, {name}) and name != _REQUEST:
+                raise FileNotFoundError(path)  # an object store takes two more requests to say so
+            data = self._files.read(path)
+            json.loads(data)  # raises for whoever asked: what is damaged is not remembered
+            records[name] = data
+        return data
+
+    def files(self, directory: str) -> set[str]:
+        if directory in self._settled:
+            return set(self._listed[directory])
+        names = self._files.files(directory)
+        if directory.startswith("runs/"):
+            records = self._records.get(directory, {})
+            for name in records.copy().keys() - names:
+                records.pop(name, None)
+            self._listed[directory] = names
+        return names
+
+    def directories(self, directory: str) -> set[str]:
+        names = self._files.directories(directory)
+        if directory == "runs":
+            there = {f"runs/{name}" for name in names}
+            self._settled &= there  # first, as whoever is settled is taken to be listed
+            for remembered in (self._records, self._listed):
+                for gone in remembered.copy().keys() - there:
+                    remembered.pop(gone, None)
+        return names
+
+    def open(self, path: str) -> IO[bytes]:
+        return self._files.open(path)
+
+    def leftovers(self, directory: str) -> set[str]:
+        return self._files.leftovers(directory)
+
+    def modified(self, path: str) -> datetime:
+        return self._files.modified(path)
+
+    def location(self, path: str) -> str:
+        return self._files.location(path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        _refuse(path)
+
+    def replace(self, path: str, data: bytes) -> None:
+        _refuse(path)
+
+    def move(self, path: str, to: str) -> None:
+        _refuse(path)
+
+    def remove(self, path: str) -> None:
+        _refuse(path)
+
+
+def _refuse(path: str) -> NoReturn:
+    raise UnsupportedOperation(f"{path}: the report server writes nothing")
