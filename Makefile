@@ -15,8 +15,10 @@ down: .venv/demo
 	$(BIN)/gsec down $(if $(STACK),--config $(STACK))
 
 # Two processes, which must not spin for each other's cores while they wait.
+PYTEST := OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 $(BIN)/pytest -n 2 --dist loadfile
+
 test: .venv/dev lint
-	OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/real
+	$(PYTEST) --ignore tests/real
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -26,7 +28,7 @@ lint: .venv/dev
 
 # Tests against programs that the Python environment does not bring. A missing one is a failure there.
 test-real: .venv/dev real-parts
-	GSEC_REAL=1 $(BIN)/pytest tests/real
+	GSEC_REAL=1 $(PYTEST) tests/real
 
 # Installs them; Debian's as root, or by sudo. PostgreSQL's server is not on the path.
 real-parts: .venv-vllm/ready
