@@ -28,6 +28,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from gsec_core import images
 from gsec_core.arrays import to_column
 from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.devices import set_threads
 from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.errors import GsecError
@@ -318,9 +319,12 @@ def _load(identity: str, name: str, precision: str, device: str, threads: int) -
 
 
 def loaded_encoder(config: PipelineConfig) -> Encoder:
-    """The encoder of these settings, loaded once a process."""
+    """The encoder of these settings, loaded once a process, with torch's threads as the settings say."""
     identity = json.dumps(encoder_identity(config.encode.encoder), sort_keys=True)
-    return _load(identity, config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
+    encoder = _load(identity, config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
+    # Not only when it is loaded: others in the process may have set another number since, and with it the last bits of an embedding differ.
+    set_threads(config.threads)
+    return encoder
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from gsec_core import pipeline
 from gsec_core.encoders import encoder_identity
@@ -67,6 +68,25 @@ def test_labels_do_not_depend_on_sharding_or_history(tmp_path: Path) -> None:
     grown, _, _ = cluster(config)
     at_once, _, _ = cluster(settings(folder, tmp_path / "at-once", clusters=4, ingest={"shard_rows": 100}))
     assert labels(grown) == labels(at_once)
+
+
+def test_the_threads_are_those_of_the_settings_whatever_others_in_the_process_have_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder is loaded once a process, and by then it is there."""
+    config = settings(write_pictures(tmp_path / "in", range(8)), tmp_path / "store")
+    loaded = encode.loaded_encoder(config)
+    seen = []
+    real = type(loaded).encode_images
+
+    def encode_images(self: object, pixels: object) -> object:
+        seen.append(torch.get_num_threads())
+        return real(self, pixels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(loaded), "encode_images", encode_images)
+    torch.set_num_threads(2)
+    run, _ = pipeline.request(config)
+    run_stage(Context.of(run, config), encode.STAGE)
+    assert encode.loaded_encoder(config) is loaded
+    assert set(seen) == {config.threads}
 
 
 def test_bad_images_are_rows_with_a_reason(tmp_path: Path) -> None:
