@@ -57,7 +57,11 @@ _POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-act
 _POLICY_OF_REPORTS = f"{_POLICY}; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
 """A report brings its own, stricter, in its head. This one holds for a page that somebody else made, too: it reaches no network and no other page."""
 
+_OPENER_OF_REPORTS = "unsafe-none"
+"""Browsers may refuse to show a page that is both in a sandbox and without an opener; in a sandbox it is an origin of its own anyway."""
+
 _PAGE = re.compile(r"index\.html|clusters/\d{5,}\.html")
+_NUMBER = re.compile(r"[1-9][0-9]{0,5}")
 
 _HEALTH_SECONDS = 5
 """Anybody may ask for the health, but nobody makes the server ask the stores more often."""
@@ -158,7 +162,13 @@ def _has(token: str, authorization: str) -> bool:
 
 
 def _front(stores: Sequence[Known], request: Request) -> Response:
-    page = _templates().get_template("overview.html.j2").render(overview=overview.overview(stores))
+    number = request.query_params.get("page", "1")
+    if not _NUMBER.fullmatch(number):
+        raise HTTPException(404)
+    found = overview.overview(stores, int(number))
+    if found.page > found.pages:
+        raise HTTPException(404)
+    page = _templates().get_template("overview.html.j2").render(overview=found)
     policy = f"{_POLICY}; img-src data:; style-src {' '.join(map(_digest, _styles()))}"
     return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
@@ -235,7 +245,7 @@ def _page(stores: Sequence[Known], request: Request) -> Response:
     if page not in digests:
         raise HTTPException(404)
     tag = f'"{digests[page].hex()}"'
-    kept = {"ETag": tag, "Cache-Control": "private, no-cache", "Content-Security-Policy": _POLICY_OF_REPORTS}
+    kept = {"ETag": tag, "Cache-Control": "private, no-cache", "Content-Security-Policy": _POLICY_OF_REPORTS, "Cross-Origin-Opener-Policy": _OPENER_OF_REPORTS}
     if tag in (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers=kept)
     try:

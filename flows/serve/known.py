@@ -56,6 +56,7 @@ class Asked:
 class Result:
     """What a finished run recorded."""
 
+    at: str
     images: int
     rejected: int
     missing: int
@@ -141,6 +142,7 @@ class Known:
             if found is None:
                 return None
             return Result(
+                at=_time(found["at"]),
                 images=int(found["images"]),
                 rejected=int(found["rejected"]),
                 missing=int(found["missing"]),

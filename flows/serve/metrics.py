@@ -23,6 +23,7 @@ _SUMMED = {
     "requests": ("gsec_caption_requests", "Requests to captioning servers that had a reply"),
     "prompt_tokens": ("gsec_caption_prompt_tokens", "Tokens of prompts, as the servers count"),
     "completion_tokens": ("gsec_caption_completion_tokens", "Tokens of replies, as the servers count"),
+    "reply_seconds": ("gsec_caption_reply_seconds", "Seconds that requests to captioning servers took, several of which may be at once"),
 }
 """Fact of a stage's work -> name and help of what adds it up over all attempts."""
 
@@ -101,15 +102,22 @@ def _of_runs(corpora: Sequence[_Corpus]) -> Iterator[Metric]:
     of = ["store", "corpus"]
     states = GaugeMetricFamily("gsec_runs", "Runs by state.", labels=[*of, "state"])
     images = GaugeMetricFamily("gsec_images", "Images of the newest finished run of a pipeline, by status.", labels=[*of, "pipeline", "status"])
+    finished = GaugeMetricFamily(
+        "gsec_last_finished_timestamp_seconds", "When a run of a pipeline was last finished, published or not.", labels=[*of, "pipeline"]
+    )
     done = GaugeMetricFamily("gsec_stage_shards_done", "Shards that are there, of the newest unfinished runs.", labels=[*of, "run", "stage"])
     planned = GaugeMetricFamily("gsec_stage_shards_planned", "Shards that there will be, of the newest unfinished runs.", labels=[*of, "run", "stage"])
     for corpus in corpora:
         for state, count in sorted(Counter(told.state for told in corpus.runs).items()):
             states.add_metric([*corpus.labels, state], count)
         newest: dict[str, Result] = {}
+        last: dict[str, str] = {}
         for told in corpus.runs:
             if told.result is not None:
                 newest.setdefault(told.asked.pipeline, told.result)
+                last[told.asked.pipeline] = max(told.result.at, last.get(told.asked.pipeline, ""))
+        for pipeline, at in last.items():
+            finished.add_metric([*corpus.labels, pipeline], datetime.fromisoformat(at).timestamp())
         for pipeline, result in newest.items():
             usable = result.images - result.rejected - result.missing
             for status, count in ((OK, usable), (REJECTED, result.rejected), (MISSING, result.missing)):
@@ -120,7 +128,7 @@ def _of_runs(corpora: Sequence[_Corpus]) -> Iterator[Metric]:
                 if all_of_them:
                     done.add_metric([*corpus.labels, run.id, stage], there)
                     planned.add_metric([*corpus.labels, run.id, stage], all_of_them)
-    yield from (states, images, done, planned)
+    yield from (states, images, finished, done, planned)
 
 
 def _progress(store: Known, run: Run) -> list[tuple[str, int, int]]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,9 @@ def test_every_answer_has_the_headers(shown: Shown, client: TestClient, monkeypa
     assert {answer.status_code for answer in answers} == {200, 302, 304, 401, 404, 405, 421, 500, 503}
     for answer in answers:
         for name, value in HEADERS.items():
-            assert answer.headers.get(name) == value or name == "Cache-Control", answer.url
+            report = "sandbox" in answer.headers["Content-Security-Policy"]
+            wanted = "unsafe-none" if report and name == "Cross-Origin-Opener-Policy" else value
+            assert answer.headers.get(name) == wanted or name == "Cache-Control", answer.url
         assert "default-src 'none'; frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
         assert answer.headers["Cache-Control"].startswith("private")
         assert "server" not in answer.headers
@@ -245,12 +248,38 @@ def test_the_front_page_agrees_with_gsec_status(shown: Shown, client: TestClient
         assert f">{row['state']}</span>" in found[row["run"][:12]]
 
 
-def test_older_runs_are_counted_and_not_listed(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
-    monkeypatch.setattr(overview, "MOST_RUNS", 1)
-    page = client.get("/").text
-    assert "4 older runs are not shown" in page
-    assert "5 runs</h1>" in page
-    assert len(rows(page)) == 1
+def test_older_runs_are_on_pages_of_their_own(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
+    everything = list(rows(client.get("/").text))
+    assert "Older runs" not in client.get("/").text
+    monkeypatch.setattr(overview, "MOST_RUNS", 2)
+    address, seen = "/", []
+    while address:
+        page = client.get(address).text
+        assert "5 runs</h1>" in page
+        assert ("Published now" in page) == (address == "/")
+        seen += rows(page)
+        older = re.search(r'href="([^"]*)" rel="next"', page)
+        address = older[1] if older else ""
+    assert seen == everything
+    assert 'href="/?page=2" rel="prev"' in page
+    for bad in ("0", "-1", "x", "4", "9999999", "1%0a", ""):
+        assert client.get(f"/?page={bad}").status_code == 404, bad
+
+
+def test_a_run_that_finished_since_and_is_not_published_is_marked(shown: Shown, copied: Path) -> None:
+    mark, run = "not published</span>", copied / "runs" / shown.finished.run.id
+    publication = copied / "published" / "nightly" / "00000001.json"
+    with served(Store.open(str(copied))) as client:
+        assert mark not in client.get("/").text, "it is published"
+    edited(publication, run_id=shown.unfinished.run.id)
+    with served(Store.open(str(copied))) as client:
+        assert mark not in client.get("/").text, "what was published after it replaces it"
+    edited(run / "result.json", at="2999-01-01T00:00:00.000+00:00")
+    with served(Store.open(str(copied))) as client:
+        assert [id for id, row in rows(client.get("/").text).items() if mark in row] == [shown.finished.run.id[:12]]
+    shutil.rmtree(copied / "published")
+    with served(Store.open(str(copied))) as client:
+        assert mark in rows(client.get("/").text)[shown.finished.run.id[:12]]
 
 
 def test_a_store_that_is_new_is_empty(tmp_path: Path) -> None:
@@ -514,6 +543,10 @@ def test_metrics_are_what_the_store_says(shown: Shown, client: TestClient) -> No
     assert ("gsec_stage_shards_planned", corpus, run.id, "train") not in found
     assert found["gsec_publications_total", corpus, "nightly"] == 1
     assert found["gsec_published_timestamp_seconds", corpus, "nightly"] > 1.7e9
+    result = shown.finished.run.result()
+    assert result
+    assert found["gsec_last_finished_timestamp_seconds", corpus, "nightly"] == datetime.fromisoformat(result["at"]).timestamp()
+    assert found["gsec_caption_reply_seconds", corpus] == 0
     assert found["gsec_unreadable_records",] == 0
 
 
@@ -544,7 +577,9 @@ def test_two_stores_with_the_same_names(shown: Shown, copied: Path) -> None:
     with served(shown.store, other, shown.store) as client:
         page = client.get("/").text
         assert "10 runs</h1>" in page
-        assert page.count(f">{copied}</span>") == 5
+        assert page.count(f">{copied}</span>") == 5 + 1
+        assert page.count('href="/published/nightly"') == 1, "it leads to the first of them"
+        assert page.partition('id="runs"')[0].count(f'href="{shown.report}"') == 1
         samples = [sample for family in text_string_to_metric_families(client.get("/metrics").text) for sample in family.samples]
         keys = [(sample.name, *sample.labels.items()) for sample in samples]
         assert len(set(keys)) == len(keys)
