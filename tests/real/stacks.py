@@ -82,7 +82,11 @@ class Stack:
     def api(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """What Prefect's API answers; with a ``body`` to a POST."""
         auth = tuple(self.environment["PREFECT_SERVER_API_AUTH_STRING"].split(":")) if "PREFECT_SERVER_API_AUTH_STRING" in self.environment else None
-        answer = httpx.request("GET" if body is None else "POST", f"{self.url}/api/{path}", json=body, auth=auth, timeout=60)
+        for left in range(5, -1, -1):
+            answer = httpx.request("GET" if body is None else "POST", f"{self.url}/api/{path}", json=body, auth=auth, timeout=60)
+            if answer.status_code != 503 or not left:  # what SQLite says under load, and what Prefect's own client takes for "once more"
+                break
+            time.sleep(2)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
