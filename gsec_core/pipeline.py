@@ -262,14 +262,14 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
 def finish(context: Context) -> dict[str, Any]:
     """The last step of a finished run, whoever comes to it and however often: its `summary`, recorded, and its publication.
 
-    Adds ``published``, ``warnings`` and ``held``; see `publishing.Verdict`.
+    Adds the fields of `publishing.Verdict`. What is recorded is how it was when somebody first came to it.
     """
     said = summary(context)
+    said |= asdict(publishing.publish(context, said))
     if context.of_run is None:
-        consensus = (said["labellings"] or [{}])[0]
-        counted = {name: said[name] for name in ("images", "rejected", "missing", "clusters", "moved", "descriptions")}
-        context.run.finish(counted | {"agreement": consensus.get("agreement"), "remarks": said["remarks"]})
-    return said | asdict(publishing.publish(context, said))
+        told = ("images", "rejected", "missing", "clusters", "moved", "descriptions", "published", "warnings", "remarks")
+        context.run.finish({name: said[name] for name in told} | {"agreement": said["labellings"][0]["agreement"]})
+    return said
 
 
 def summary(context: Context) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Verdict:
     """What people should look at; a run that is `held` has at least one."""
     held: bool
     """Whether it was not published because of them."""
+    moved_far: bool = False
+    """Whether more of the images that the published clustering has too are in other clusters than the settings allow."""
 
 
 def pipeline_of(config: PipelineConfig, corpus: str) -> str:
@@ -53,31 +55,31 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
     wide = _moved_far(context, summary["moved"])
     if suspicions or (wide and not _asked_for_another(context)):
         held = [*suspicions, *([wide] if wide else [])]
-        return Verdict(False, (*held, f"So it is not published. After a look at it: gsec publish --run {run.id}"), held=True)
+        return Verdict(False, (*held, f"So it is not published. After a look at it: gsec publish --run {run.id}"), held=True, moved_far=bool(wide))
     warnings = [wide] if wide else []
     obstacle = _obstacle(context, newest)
-    if obstacle is None and not store.publications.add(publication(context, newest, summary["moved"])):
+    if obstacle is None and not store.publications.add(_next(context, newest, summary["moved"])):
         obstacle = _OTHER_NOW
-    return Verdict(obstacle is None, (*warnings, *([f"It is not published: {obstacle}"] if obstacle else [])), held=False)
+    return Verdict(obstacle is None, (*warnings, *([f"It is not published: {obstacle}"] if obstacle else [])), held=False, moved_far=bool(wide))
 
 
 def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
     """Publish a finished run that was held back, or one that was published before. Raises Refused for any other."""
     publications, run = Store(context.run.files).publications, context.run
     newest = published(Store(context.run.files), context.config, context.corpus)
-    before = {former.run_id: former for former in publications.all(pipeline_of(context.config, context.corpus.name))}
+    before = {former.run_id for former in publications.all(pipeline_of(context.config, context.corpus.name))}
     if newest is not None and newest.run_id == run.id:
         publications.point(newest)
         return newest
     if run.id not in before and (obstacle := _obstacle(context, newest)):
         raise Refused(f"--run {run.id}: {obstacle}")
-    wanted = publication(context, newest, summary["moved"])
+    wanted = _next(context, newest, summary["moved"])
     if not publications.add(wanted):
         raise Refused(f"--run {run.id}: {_OTHER_NOW}")
     return wanted
 
 
-def publication(context: Context, newest: Publication | None, moved: float | None) -> Publication:
+def _next(context: Context, newest: Publication | None, moved: float | None) -> Publication:
     """What comes after ``newest``."""
     never_given = max(int(lineage.keys_of(context.run).max()) + 1, newest.next_key if newest else 0)
     name = pipeline_of(context.config, context.corpus.name)

@@ -39,7 +39,7 @@ def tell(summary: Mapping[str, Any], pipeline: str) -> None:
     """An event for automations to act on: ``gsec.clustering.published``, ``.held`` or ``.kept``, and ``.moved`` if it warns of that."""
     what = "published" if summary["published"] else "held" if summary["held"] else "kept"
     facts = {name: summary[name] for name in ("run_id", "images", "rejected", "missing", "clusters", "moved", "warnings")}
-    for event in [what, *(["moved"] if any("max_moved" in warning for warning in summary["warnings"]) else [])]:
+    for event in [what, *(["moved"] if summary["moved_far"] else [])]:
         shown(emit_event, f"gsec.clustering.{event}", resource={"prefect.resource.id": f"gsec.pipeline.{pipeline}"}, payload=facts)
 
 

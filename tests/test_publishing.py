@@ -121,6 +121,8 @@ def test_rejects_and_unread_images_hold_a_run_back(tmp_path: Path) -> None:
     bad, found = night(config)
     assert (found["published"], found["held"]) == (False, True)
     assert "1 of 25 images were rejected" in found["warnings"][0]
+    assert (bad.run.result() or {})["warnings"] == list(found["warnings"]), "whoever lists runs sees why"
+    assert not found["moved_far"]
     assert f"gsec publish --run {bad.run.id}" in found["warnings"][-1]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == good.run.id
     allowed = pipeline.nothing_to_do(config)
@@ -139,11 +141,11 @@ def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(tmp_p
     write_groups(folder, range(8, 10))
     moving(monkeypatch, 0.4)
     far, found = night(config)
-    assert (found["published"], found["held"]) == (False, True)
+    assert (found["published"], found["held"], found["moved_far"]) == (False, True, True)
     assert "40.0% of the images" in found["warnings"][0]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == good.run.id
     other, found = night(settings(folder, config.store, clusters=GROUPS + 1, pipeline="kinds"))
-    assert (found["published"], found["held"]) == (True, False)
+    assert (found["published"], found["held"], found["moved_far"]) == (True, False, True)
     assert "40.0% of the images" in found["warnings"][0]
     with pytest.raises(Refused, match="another was published since"):
         publishing.publish_by_hand(far, pipeline.summary(far))

@@ -14,13 +14,13 @@ from gsec_core import status
 from gsec_core.config import AUTO
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.store import Publication, Run, Store
+from gsec_core.store.corpus import NAME
 from gsec_core.store.files import Files
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _STAGE = re.compile(r"[a-z_]{1,40}")
 
 FINISHED, DAMAGED = "finished", "damaged"
@@ -63,7 +63,10 @@ class Result:
     clusters: int | None
     agreement: float | None
     moved: float | None
+    published: bool
+    """Whether it was when it was finished; one that was held back may be since."""
     remarks: tuple[str, ...]
+    """What a reader is to know of it: why it was not published, and how the consensus is."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,11 @@ class Known:
         with _reading(f"the request of run {run.id}"):
             request = run.request()
             config, of_run = request["config"], request.get("of_run")
-            corpus = _matching(_NAME, request["corpus"])
+            corpus = _matching(NAME, request["corpus"])
             return Asked(
                 created=_time(request["created"]),
                 corpus=corpus,
-                pipeline=_matching(_NAME, config.get("pipeline") or corpus),
+                pipeline=_matching(NAME, config.get("pipeline") or corpus),
                 stages=tuple(_matching(_STAGE, stage) for stage in request["stages"]),
                 clusters=AUTO if config["clusters"] == AUTO else int(config["clusters"]),
                 of_run=None if of_run is None else _matching(RUN_ID, of_run),
@@ -149,7 +152,8 @@ class Known:
                 clusters=_optional(int, found.get("clusters")),
                 agreement=_optional(float, found.get("agreement")),
                 moved=_optional(float, found.get("moved")),
-                remarks=tuple(map(str, found.get("remarks", ()))),
+                published=bool(found.get("published")),
+                remarks=tuple(map(str, [*found.get("warnings", ()), *found.get("remarks", ())])),
             )
 
     def progress(self, run: Run) -> list[tuple[str, int, int]]:
@@ -192,7 +196,7 @@ class Known:
                 pipeline=pipeline,
                 number=int(newest.number),
                 run_id=_matching(RUN_ID, newest.run_id),
-                corpus=_matching(_NAME, newest.corpus),
+                corpus=_matching(NAME, newest.corpus),
                 generation=int(newest.generation),
                 next_key=int(newest.next_key),
                 moved=_optional(float, newest.moved),

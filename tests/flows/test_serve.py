@@ -274,9 +274,10 @@ def test_a_run_that_finished_since_and_is_not_published_is_marked(shown: Shown, 
     edited(publication, run_id=shown.unfinished.run.id)
     with served(Store.open(str(copied))) as client:
         assert mark not in client.get("/").text, "what was published after it replaces it"
-    edited(run / "result.json", at="2999-01-01T00:00:00.000+00:00")
+    edited(run / "result.json", at="2999-01-01T00:00:00.000+00:00", published=False, warnings=["too many <b>rejects</b>"])
     with served(Store.open(str(copied))) as client:
         assert [id for id, row in rows(client.get("/").text).items() if mark in row] == [shown.finished.run.id[:12]]
+        assert "too many &lt;b&gt;rejects&lt;/b&gt;" in rows(client.get("/").text)[shown.finished.run.id[:12]], "and why"
     shutil.rmtree(copied / "published")
     with served(Store.open(str(copied))) as client:
         assert mark in rows(client.get("/").text)[shown.finished.run.id[:12]]
