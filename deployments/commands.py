@@ -24,7 +24,7 @@ def up(*, stack: StackFile = None) -> int:
 
     from deployments import apply, processes
 
-    told = config.client(found, os.environ)
+    told = config.worker_environment(found, os.environ)
     here = {PREFECT_API_URL: told["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: told.get("PREFECT_API_AUTH_STRING")}
     processes.check_ports(found)
     server, *others = processes.services(found, os.environ)

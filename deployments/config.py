@@ -6,6 +6,7 @@ Passwords and keys are no part of it: they come from the environment.
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import available_timezones
@@ -14,10 +15,14 @@ from prefect.client.schemas.schedules import CronSchedule
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flows import roots
+from flows.serve.app import is_loopback
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
 from gsec_core.settings import load_config
 from gsec_core.store.publications import check_pipeline
+
+AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+"""Environment variable that the server's user and password are in."""
 
 POOL = "gsec"
 """The work pool."""
@@ -103,7 +108,7 @@ def load(file: Path | None, complete: bool = True) -> StackConfig:
     Raises Refused naming the setting and what to give; of pipelines only if they are to be ``complete``.
     """
     if file is None:
-        return demonstration(StackConfig()) if complete else StackConfig()
+        return demonstration() if complete else StackConfig()
     try:
         given = tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
@@ -123,22 +128,25 @@ def load(file: Path | None, complete: bool = True) -> StackConfig:
     return stack
 
 
-DEMO = "demo"
-
-
-def demonstration(stack: StackConfig) -> StackConfig:
+def demonstration() -> StackConfig:
     """A stack with one pipeline, of photographs that ship with libraries; they are written below its home."""
     from flows import demo
 
+    stack = StackConfig()
     home = stack.home.absolute()
     images = demo.make_photographs(home / "images")
     settings = {"source": str(images), "store": str(home / "store"), "clusters": demo.CLUSTERS}
     entry = PipelineEntry(settings=settings, cron="0 3 * * *")
-    return stack.model_copy(update={"pipelines": {DEMO: entry}, "roots": (str(home),)})
+    return stack.model_copy(update={"pipelines": {"demo": entry}, "roots": (str(home),)})
 
 
-def services(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """What Prefect's server is to be told: variables for its environment. What the operator has set there is heard."""
+def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What Prefect's server is to be told: variables for its environment. What the operator has set there is heard.
+
+    Raises Refused if it would be open to other machines without a password, or if a package is missing.
+    """
+    if AUTH not in environment and not is_loopback(stack.host):
+        raise Refused(f"host = {stack.host}: beyond this machine Prefect's server is started only with a password. Set {AUTH}=user:password.")
     url = stack.url()
     told = {
         "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
@@ -154,6 +162,8 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, st
     if stack.database is not None:
         told["PREFECT_API_DATABASE_CONNECTION_URL"] = stack.database
     if stack.redis is not None:
+        if find_spec("prefect_redis") is None:
+            raise Refused(f"redis = {stack.redis}: Prefect needs prefect-redis for it: pip install 'gsec[stack]'.")
         host, _, port = stack.redis.rpartition(":")
         told |= {
             "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
@@ -166,8 +176,8 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, st
     return _heard(told, environment)
 
 
-def client(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """What clients of the server are to be told, the worker among them."""
+def worker_environment(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the worker, and whoever deploys, is to be told; see `server_environment`."""
     told = {
         "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
         "PREFECT_API_URL": stack.url(),
@@ -175,7 +185,7 @@ def client(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]
         "PREFECT_LOGGING_LEVEL": _LEVEL,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # Prefect takes no less
         "PREFECT_WORKER_QUERY_SECONDS": "5",
-        "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, about five minutes: a restart of the server is no failure of a run
+        "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, about eight minutes: a restart of the server is no failure of a run
         "PREFECT_LOGGING_EXTRA_LOGGERS": "gsec_core",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "GSEC_REPORTS_URL": stack.reports_url(),
@@ -183,8 +193,8 @@ def client(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]
     }
     if stack.logs == "json":
         told["PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"] = "json"
-    if "PREFECT_SERVER_API_AUTH_STRING" in environment:
-        told["PREFECT_API_AUTH_STRING"] = environment["PREFECT_SERVER_API_AUTH_STRING"]
+    if AUTH in environment:
+        told["PREFECT_API_AUTH_STRING"] = environment[AUTH]
     return _heard(told, environment)
 
 

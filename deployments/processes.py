@@ -22,7 +22,7 @@ import httpx
 import psutil
 
 from deployments import config
-from deployments.config import POOL, StackConfig
+from deployments.config import AUTH, POOL, StackConfig
 from gsec_core.errors import GsecError, Refused
 
 START_SECONDS = 180
@@ -47,17 +47,17 @@ class Service:
 
 def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service]:
     """In the order they start."""
-    auth = environment.get("PREFECT_SERVER_API_AUTH_STRING")
+    auth = environment.get(AUTH)
     server = Service(
         "server",
         (str(PROGRAMS / "prefect"), "server", "start", "--host", stack.host, "--port", str(stack.port)),
-        config.services(stack, environment),
+        config.server_environment(stack, environment),
         lambda: _answers(f"{stack.url()}/health"),
     )
     worker = Service(
         "worker",
         (str(PROGRAMS / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "gsec"),
-        config.client(stack, environment),
+        config.worker_environment(stack, environment),
         lambda: _works(stack.url(), auth),
     )
     stores = [part for store in stack.stores() for part in ("--store", store)]
@@ -160,7 +160,7 @@ def _digest(service: Service) -> str:
 
 
 def _secrets() -> dict[str, str]:
-    names = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING", "GSEC_REPORTS_TOKEN", "GSEC_CAPTIONER_KEY", "PGPASSWORD")
+    names = (AUTH, "PREFECT_API_AUTH_STRING", "GSEC_REPORTS_TOKEN", "GSEC_CAPTIONER_KEY", "PGPASSWORD")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

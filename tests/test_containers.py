@@ -193,9 +193,9 @@ def test_server_and_worker_are_told_what_gsec_up_tells_them() -> None:
     # These are the image's, or of processes that the command starts beside itself.
     own = {"PREFECT_HOME", "PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL"}
     places = {"http://server:": "http://127.0.0.1:"}
-    told = {name: value for name, value in config.client(stack, {}).items() if name not in own}
+    told = {name: value for name, value in config.worker_environment(stack, {}).items() if name not in own}
     assert told.items() <= environment(SERVICES["worker"], places).items()
-    told = {name: value for name, value in config.services(stack, {}).items() if name not in own | {"PREFECT_API_URL"}}
+    told = {name: value for name, value in config.server_environment(stack, {config.AUTH: "me:secret"}).items() if name not in own | {"PREFECT_API_URL"}}
     assert told.items() <= environment(SERVICES["server"], places).items()
 
 

@@ -41,7 +41,7 @@ def test_a_pipeline_has_its_settings_and_is_published_under_its_name(tmp_path: P
 def test_roots_are_what_is_listed_and_what_the_pipelines_use(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
     assert stack.all_roots() == ["s3://photos", f"{tmp_path}/images", f"{tmp_path}/store", "http://one:8000/v1", "http://two:8000/v1"]
-    assert config.client(stack, {})[roots.VARIABLE] == ",".join(stack.all_roots())
+    assert config.worker_environment(stack, {})[roots.VARIABLE] == ",".join(stack.all_roots())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_the_operators_own_variables_are_heard_and_a_commands_silence_is_not(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
     quiet = {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_API_URL": "http://elsewhere/api", "PREFECT_CLIENT_MAX_RETRIES": "2"}
-    told = config.client(stack, quiet)
+    told = config.worker_environment(stack, quiet)
     assert told["PREFECT_LOGGING_LEVEL"] == "INFO"
     assert told["PREFECT_API_URL"] == "http://127.0.0.1:5000/api"
     assert told["PREFECT_CLIENT_MAX_RETRIES"] == "2"
@@ -79,16 +79,29 @@ def test_the_operators_own_variables_are_heard_and_a_commands_silence_is_not(tmp
 
 def test_the_worker_knows_the_servers_password_and_the_stack_file_does_not(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
-    assert "PREFECT_API_AUTH_STRING" not in config.client(stack, {})
-    assert config.client(stack, {"PREFECT_SERVER_API_AUTH_STRING": "me:secret"})["PREFECT_API_AUTH_STRING"] == "me:secret"
+    assert "PREFECT_API_AUTH_STRING" not in config.worker_environment(stack, {})
+    assert config.worker_environment(stack, {"PREFECT_SERVER_API_AUTH_STRING": "me:secret"})["PREFECT_API_AUTH_STRING"] == "me:secret"
 
 
 def test_postgresql_and_redis_by_settings(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, 'database = "postgresql+asyncpg://me@host/prefect"\nredis = "cache:6380"\n' + FILE))
-    told = config.services(stack, {})
+    told = config.server_environment(stack, {})
     assert told["PREFECT_API_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://me@host/prefect"
     assert (told["PREFECT_REDIS_MESSAGING_HOST"], told["PREFECT_REDIS_MESSAGING_PORT"]) == ("cache", "6380")
     assert told["PREFECT_MESSAGING_BROKER"] == "prefect_redis.messaging"
+
+
+def test_beyond_this_machine_nothing_starts_without_a_password(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, 'host = "0.0.0.0"\n' + FILE))
+    with pytest.raises(Refused, match="only with a password"):
+        config.server_environment(stack, {})
+    assert config.server_environment(stack, {config.AUTH: "me:secret"})["PREFECT_API_URL"] == "http://127.0.0.1:5000/api"
+
+
+def test_redis_without_its_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match="pip install 'gsec"):
+        config.server_environment(config.load(write(tmp_path, 'redis = "cache:6380"\n' + FILE)), {})
 
 
 def test_without_a_file_there_is_the_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
