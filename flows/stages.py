@@ -60,7 +60,7 @@ def _flow_of(stage: Stage) -> Flow[..., Sums]:
             return _alone(stage, config, run_id, redo)
         assert run_id is not None, "only a deployment may leave it out"
         attempt = slices.context(config, run_id).run.attempt({"stage": stage.name, **pipeline.provenance(config)})
-        with attempt as facts, _at_most(stage):
+        with _at_most(stage), attempt as facts:
             sums = facts["sums"] = run_stage(config, run_id, stage)
         return sums
 

@@ -208,7 +208,12 @@ def asset(name: str) -> Markup:
 
 def digest(name: str) -> str:
     """By which a page's policy allows this style sheet or script and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(_source(name).encode()).digest()).decode()
+    return policy_hash(_source(name))
+
+
+def policy_hash(source: str) -> str:
+    """By which a policy allows this style sheet or script and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
 @cache

@@ -5,7 +5,6 @@
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from uuid import uuid4
 
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused, Unreachable
-from gsec_core.store.corpus import Corpus, Generation
+from gsec_core.store.corpus import NAME, Corpus, Generation
 from gsec_core.store.files import Files, open_files
 from gsec_core.store.publications import DIRECTORY as PUBLISHED
 from gsec_core.store.publications import Publication, Publications
@@ -51,7 +50,7 @@ class Store:
 
     def corpus(self, name: str) -> Corpus:
         """A corpus by name; it need not exist yet. Raises Refused for a name that cannot be one."""
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", name) or name in _RESERVED:
+        if not NAME.fullmatch(name) or name in _RESERVED:
             raise Refused(f"--corpus {name}: a corpus is named with a-z, 0-9, '.', '_' and '-', at most 100 of them, and not {' or '.join(sorted(_RESERVED))}.")
         return Corpus(self.files, name)
 

@@ -5,6 +5,7 @@ their rows, so that a writer that was killed, or lost the race for a generation,
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.store.files import Files
 from gsec_core.store.shards import Shards
 from gsec_core.tables import IMAGES
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+"""What a corpus or a pipeline may be called: a folder's name on every filesystem, and a part of an address."""
 
 
 class ImagesShard(NamedTuple):

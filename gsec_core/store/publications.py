@@ -5,11 +5,11 @@ the other sees it. ``published/PIPELINE.json`` is the only file of a store that 
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gsec_core.errors import Refused
+from gsec_core.store.corpus import NAME
 from gsec_core.store.files import Files
 
 DIRECTORY = "published"
@@ -85,5 +85,5 @@ class Publications:
 
 def check_pipeline(name: str) -> None:
     """Raises Refused for a name that cannot be a pipeline's."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", name):
+    if not NAME.fullmatch(name):
         raise Refused(f"pipeline = {name}: a pipeline is named with a-z, 0-9, '.', '_' and '-', at most 100 of them.")

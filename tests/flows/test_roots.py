@@ -1,13 +1,18 @@
 """What a deployed flow may touch."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from flows import roots
+from flows.pipeline import Redo
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
+from gsec_core.pipeline import STAGES
 from gsec_core.settings import load_config
+from gsec_core.stages import describe
+from gsec_core.stages.describe import RETRY
 
 
 @pytest.fixture
@@ -80,6 +85,10 @@ def test_without_roots_nothing_is_allowed(allowed: Path, monkeypatch: pytest.Mon
 def test_a_users_own_shell_is_not_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(roots.VARIABLE, "/nowhere")
     roots.check(load_config(overrides={"source": "/etc", "store": "/var/store"}))
+
+
+def test_the_form_offers_every_stage_to_be_done_anew() -> None:
+    assert list(get_args(Redo)) == [name for stage in STAGES for name in ([stage.name, RETRY] if stage is describe.STAGE else [stage.name])]
 
 
 def test_maintenance_is_bound_too(allowed: Path) -> None:
