@@ -1,7 +1,8 @@
 """The commands that work: run, and one stage. Prefect is imported only when there is something to do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,10 +79,10 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
             found = Store.open(config.store).run(run_id)
             config, of_run = with_runtime(found.config(), config), found.request().get("of_run")
         pipeline.check_redo([name] if redo else [], config)
-        _check_prefect()
         from flows.ingest import ingest
 
-        made, counts = ingest(config, [], of_run)
+        with _prefect():
+            made, counts = ingest(config, [], of_run)
         terminal.err.print(f"ingest: {_words(counts)}", markup=False)
         result: dict[str, Any] = {"run_id": made, **counts}
     else:
@@ -139,9 +140,8 @@ def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> di
     from flows.pipeline import run_pipeline
     from tasks.progress import watched
 
-    _check_prefect()
     terminal.err.print("starting: the source is listed, then every stage does what is missing")
-    with terminal.watcher() as watcher, watched(watcher):
+    with _prefect(), terminal.watcher() as watcher, watched(watcher):
         summary = cast(dict[str, Any], run_pipeline(config, cast(list[Any], redo), of_run))
     terminal.err.print(f"ingest: {_words(summary['changes'])}", markup=False)
     for stage, sums in summary["made"].items():
@@ -151,18 +151,23 @@ def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> di
     return summary
 
 
-def _check_prefect() -> None:
-    """Raises Refused if the Prefect server that the settings name does not answer."""
+@contextmanager
+def _prefect() -> Iterator[None]:
+    """Prefect for a command: the server that the settings name, or a temporary one. Raises Refused if the former does not answer."""
     import httpx
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     url = PREFECT_API_URL.value()
     if url is None:
-        return  # a temporary server is started
+        # Nobody listens to heartbeats there, and every flow waits up to a second at its end for the thread that sends them.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+        return
     try:
         httpx.get(f"{url}/health", timeout=10).raise_for_status()
     except httpx.HTTPError as error:
         raise Refused(f"PREFECT_API_URL = {url}: the server does not answer ({error}). Start it, or unset the variable.") from None
+    yield
 
 
 def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, float]:
@@ -170,8 +175,7 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
     from flows.stages import run_flow
     from tasks.progress import watched
 
-    _check_prefect()
-    with terminal.watcher() as watcher, watched(watcher):
+    with _prefect(), terminal.watcher() as watcher, watched(watcher):
         try:
             if name in (describe.STAGE.name, publish.STAGE.name):
                 pipeline.check_servers(base.Context.of(found, config))
