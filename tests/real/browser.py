@@ -87,7 +87,7 @@ def check_report(browser: Browser, index: Path, clusters: int) -> None:
 
 
 def check_search(page: Page) -> None:
-    """The field hides the rows that do not hold the words, and shows all again when it is cleared."""
+    """The field hides the rows that do not hold all of the words, wherever they stand, and shows all again when it is cleared."""
     rows, field = page.locator("#rows tr:visible"), page.get_by_role("searchbox")
     every = rows.count()
     last = page.locator("#rows tr").last
@@ -97,7 +97,7 @@ def check_search(page: Page) -> None:
     assert 1 <= rows.count() <= every
     field.fill(name.upper())
     expect(page.locator(f"#row-{number}")).to_be_visible()
-    assert all(name.lower() in row.lower() for row in rows.all_inner_texts())
+    assert all(word in row.lower() for row in rows.all_inner_texts() for word in name.lower().split())
     expect(page.locator("#match-count")).to_have_text(f"{rows.count():,} of {every:,} match")
     field.fill("no cluster is called so")
     expect(rows).to_have_count(0)
