@@ -1,6 +1,7 @@
 """The flow of ingest: the corpus brought up to date with its source, and the run of the request."""
 
 from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
 
 from flows import roots
 from gsec_core import pipeline
@@ -17,6 +18,7 @@ def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | 
         of_run: The images are to be assigned to the clusters of this run.
     """
     roots.check(config)
-    run, changes = pipeline.request(config, redo or [], of_run)
+    asked_by = flow_run.root_flow_run_id if redo else None  # begun again after a crash it goes on with its redo
+    run, changes = pipeline.request(config, redo or [], of_run, asked_by)
     get_run_logger().info("ingest: %s", changes.counts())
     return run.id, changes.counts()

@@ -47,7 +47,7 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
     """
     roots.check(config)
     _check_crashes()
-    again: list[str] = [] if flow_run.run_count > 1 else list(redo or [])  # a retried flow run goes on with the redo that it began
+    again: list[str] = list(redo or [])
     made: dict[str, dict[str, float]] = {}
     set_aside: list[str] = []
     found: list[dict[str, int]] = []  # what each ingest found

@@ -78,8 +78,7 @@ def _flow_of(stage: Stage) -> Flow[..., Sums]:
 def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool) -> Sums:
     """What a deployment of one stage does: find the run, then the stage's flow in it as any run has it."""
     roots.check(config)
-    again = flow_run.run_count > 1  # a retried flow run goes on with the redo that it began
-    found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo and not again)
+    found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo, asked_by=flow_run.id)
     config = with_runtime(found.config(), config)
     roots.check(config)  # of a run that is named by its id some places are its own
     sums = run_flow(config, found.id, stage.name)

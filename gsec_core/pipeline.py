@@ -94,11 +94,11 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     return Place(store, corpus, source, embeddings)
 
 
-def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> tuple[Run, Changes]:
+def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None, asked_by: str | None = None) -> tuple[Run, Changes]:
     """Bring the corpus up to date with its source and make, or find again, the run of this request.
 
     ``redo`` names stages that are to be done anew; `describe.RETRY` among them asks for descriptions that failed, if any
-    did. With ``of_run`` the images are assigned to the clusters of that run;
+    did; ``asked_by`` is that of `Corpus.redo`. With ``of_run`` the images are assigned to the clusters of that run;
     ``config`` is then what `assignment_config` gives. Raises Refused before anything is written if the request cannot be
     carried out.
     """
@@ -107,9 +107,9 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
         if name == describe.RETRY:
-            describe.retry(place.corpus, config.describe)
+            describe.retry(place.corpus, config.describe, asked_by)
         else:
-            place.corpus.redo(name)
+            place.corpus.redo(name, asked_by)
     return run_of(place.store, place.corpus, config, generation.number, of_run), changes
 
 
@@ -146,7 +146,8 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
     check_redo(redo, config, of_run)
     changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run), _line(config, place.corpus, of_run))
-    return run if changes.none and not redo and run.exists() and run.is_finished() else None
+    again = [name for name in redo if name != describe.RETRY or describe.any_failed(place.corpus, config.describe)]
+    return run if changes.none and not again and run.exists() and run.is_finished() else None
 
 
 def split_redo(redo: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -204,10 +205,13 @@ def newest_run(config: PipelineConfig) -> Run:
     return run_of(place.store, place.corpus, config, generation.number)
 
 
-def run_for_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool = False, retry_failed: bool = False) -> tuple[Run, bool]:
+def run_for_stage(
+    name: str, config: PipelineConfig, run_id: str | None, redo: bool = False, retry_failed: bool = False, asked_by: str | None = None
+) -> tuple[Run, bool]:
     """The run that one stage is to be worked on in alone, and whether there is a failed description to ask for again.
 
-    It is the run ``run_id``, or else the newest of these settings. ``redo`` and ``retry_failed`` make another of it. Raises
+    It is the run ``run_id``, or else the newest of these settings. ``redo`` and ``retry_failed`` make another of it,
+    and the same one if they are ``asked_by`` the same again (see `Corpus.redo`). Raises
     Refused if it does not have the stage, or naming the first stage above that is not complete.
     """
     stage(name)
@@ -217,9 +221,9 @@ def run_for_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
     found.check_stage(name)
     check_inputs(found, config, name)
     corpus = store.corpus(found.request()["corpus"])
-    failed = retry_failed and describe.retry(corpus, config.describe)
+    failed = retry_failed and describe.retry(corpus, config.describe, asked_by)
     if redo:
-        corpus.redo(name)
+        corpus.redo(name, asked_by)
     if redo or failed:
         found = run_of(store, corpus, config, found.request()["generation"], found.request().get("of_run"))
         check_inputs(found, config, name)

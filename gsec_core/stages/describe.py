@@ -92,13 +92,21 @@ def unanswered(context: Context) -> set[bytes]:
     return {row["content_hash"] for row in _representatives(context)} - answers(context).keys()
 
 
-def retry(corpus: Corpus, config: DescribeConfig) -> bool:
-    """From now on what failed of a question is asked again. False if nothing failed, and then nothing is changed."""
-    redo = corpus.redo_counters()
-    if not any(row["status"] == FAILED for row in _log(corpus, config, redo).rows(accept_loss=config.accept_loss).values()):
-        return False
-    corpus.redo(_retries(config, redo))
-    return True
+def any_failed(corpus: Corpus, config: DescribeConfig) -> bool:
+    """Whether something failed of a question since it was last asked."""
+    rows = _log(corpus, config, corpus.redo_counters()).rows(accept_loss=config.accept_loss)
+    return any(row["status"] == FAILED for row in rows.values())
+
+
+def retry(corpus: Corpus, config: DescribeConfig, asked_by: str | None = None) -> bool:
+    """From now on what failed of a question is asked again. False if nothing failed, and then nothing is changed.
+
+    ``asked_by`` is that of `Corpus.redo`.
+    """
+    failed = any_failed(corpus, config)
+    if failed:
+        corpus.redo(_retries(config, corpus.redo_counters()), asked_by)
+    return failed
 
 
 def plan(context: Context) -> dict[str, Any]:

@@ -123,12 +123,20 @@ class Corpus:
             counters[stage] = max(counters.get(stage, 0), int(count))
         return counters
 
-    def redo(self, stage: str) -> int:
-        """Raise a stage's redo counter: from now on its tables have other fingerprints. Returns the counter."""
+    def redo(self, stage: str, asked_by: str | None = None) -> int:
+        """Raise a stage's redo counter: from now on its tables have other fingerprints. Returns the counter.
+
+        Whoever may be killed and ask again gives a name of its own as ``asked_by``: the counter that was raised for it is
+        not raised for it again.
+        """
+        asker = (asked_by or "").encode()
         while True:
-            count = self.redo_counters().get(stage, 0) + 1
-            if self.files.create(f"{self.name}/redo/{stage}-{count}", b""):
-                return count
+            count = self.redo_counters().get(stage, 0)
+            raised = (number for number in range(count, 0, -1) if asker and self.files.read(f"{self.name}/redo/{stage}-{number}") == asker)
+            if (mine := next(raised, None)) is not None:
+                return mine
+            if self.files.create(f"{self.name}/redo/{stage}-{count + 1}", asker):
+                return count + 1
 
     def table(self, name: str, fingerprint: str) -> Shards:
         """The derived table of that name and fingerprint; it need not exist yet."""

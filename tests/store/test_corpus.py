@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 from uuid import uuid4
@@ -320,15 +321,22 @@ def test_the_tenth_redo_is_newer_than_the_ninth(corpus: Corpus) -> None:
     assert [corpus.redo("encode") for _ in range(11)] == list(range(1, 12))
 
 
-def test_two_who_redo_at_once_get_different_counts() -> None:
-    """In every order in which each interrupts the other once at most."""
+def test_one_who_asks_again_by_name_raises_the_counter_once(any_corpus: Corpus) -> None:
+    assert [any_corpus.redo("encode", asker) for asker in ("one", "one", "other", None, "one", "other")] == [1, 1, 2, 3, 1, 2]
+    assert any_corpus.redo("train", "one") == 1
+    assert any_corpus.redo_counters() == {"encode": 3, "train": 1}
+
+
+@pytest.mark.parametrize(("askers", "expected"), [((None, None), [1, 2]), (("one", "other"), [1, 2]), (("one", "one"), [1, 1])])
+def test_two_who_redo_at_once(askers: tuple[str | None, str | None], expected: list[int]) -> None:
+    """They get different counts unless they are the same; in every order in which each interrupts the other once at most."""
     for first, second in product(range(20), range(20)):
         with machine() as disk:
             counts: list[int] = []
 
-            def redo(folder: str = str(disk.folder), counts: list[int] = counts) -> None:
-                counts.append(Corpus(LocalFiles(folder), "birds").redo("encode"))
+            def redo(asker: str | None, folder: str = str(disk.folder), counts: list[int] = counts) -> None:
+                counts.append(Corpus(LocalFiles(folder), "birds").redo("encode", asker))
 
-            bodies: list[Callable[[], None]] = [redo, redo]
+            bodies: list[Callable[[], None]] = [partial(redo, asker) for asker in askers]
             disk.run(bodies, [(0, first), (1, second)])
-            assert sorted(counts) == [1, 2]
+            assert sorted(counts) == expected
