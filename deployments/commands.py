@@ -27,16 +27,20 @@ def up(*, stack: StackFile = None) -> int:
     told = config.worker_environment(found, os.environ)
     here = {PREFECT_API_URL: told["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: told.get("PREFECT_API_AUTH_STRING")}
     processes.check_ports(found)
-    server, *others = processes.services(found, os.environ)
-    for service in (server, *others):
+    services = processes.services(found, os.environ)
+    for name in set(processes.started(found)) - {service.name for service in services}:
+        processes.stop(found, name)
+        terminal.err.print(f"{name} stopped: there is nothing for it to do")
+    for service in services:
         new = processes.start(found, service)
         terminal.err.print(f"{service.name} {'started' if new else 'is running'}, log {processes.log_of(found, service.name)}", markup=False)
-        if service is server:
+        if service is services[0]:  # the server, which the others work for
             with temporary_settings({name: value for name, value in here.items() if value is not None}):
                 for name in apply.apply(found):
                     terminal.err.print(f"  deployed {name}", markup=False)
     terminal.out.print(f"dashboard  {found.url().removesuffix('/api')}", markup=False)
-    terminal.out.print(f"reports    {found.reports_url()}", markup=False)
+    if found.pipelines:
+        terminal.out.print(f"reports    {found.reports_url()}", markup=False)
     return 0
 
 
