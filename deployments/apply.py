@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 import httpx
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, DeploymentFilterTags
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
@@ -49,10 +50,7 @@ def apply(stack: StackConfig) -> list[str]:
         with get_client(sync_client=True) as client:
             _apply_pool(client, stack)
             client.upsert_global_concurrency_limit_by_name(DESCRIBERS, stack.describe_at_once)
-            for deployment in wanted:
-                deployment.apply()
-            names = [deployment.full_name for deployment in wanted]
-            _drop_others(client, set(names))
+            _drop_others(client, [cast(UUID, deployment.apply()) for deployment in wanted])
             _apply_automations(client, {automation.name: automation for automation in automations(stack)})
     except httpx.HTTPStatusError as error:
         denied = error.response.status_code in (401, 403)
@@ -60,7 +58,7 @@ def apply(stack: StackConfig) -> list[str]:
         raise (Refused if denied else GsecError)(f"PREFECT_API_URL = {PREFECT_API_URL.value()}: {error.response.status_code}; {remedy}.") from None
     except httpx.HTTPError as error:
         raise GsecError(f"PREFECT_API_URL = {PREFECT_API_URL.value()}: the server does not answer ({error}).") from None
-    return names
+    return [deployment.full_name for deployment in wanted]
 
 
 def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
@@ -150,11 +148,11 @@ def _apply_pool(client: SyncPrefectClient, stack: StackConfig) -> None:
         client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=stack.runs_at_once))
 
 
-def _drop_others(client: SyncPrefectClient, names: set[str]) -> None:
+def _drop_others(client: SyncPrefectClient, wanted: list[UUID]) -> None:
     """Of a pipeline that is no longer in the stack file."""
-    flows = {flow.id: flow.name for flow in client.read_flows()}
-    for deployment in client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))):
-        if f"{flows[deployment.flow_id]}/{deployment.name}" not in names:
+    others = DeploymentFilter(id=DeploymentFilterId(not_any_=wanted), tags=DeploymentFilterTags(all_=[TAG]))
+    while found := client.read_deployments(deployment_filter=others):  # 200 at a time
+        for deployment in found:
             client.delete_deployment(deployment.id)
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -56,3 +58,11 @@ def _checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.Co
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value
+
+
+def wait(condition: Callable[[], bool], seconds: float, log: Path | None = None, pause: float = 0.5) -> None:
+    """Until something is so; an AssertionError with the log if it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text() if log else f"not within {seconds:.0f} s"
+        time.sleep(pause)

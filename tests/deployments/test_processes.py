@@ -2,8 +2,7 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,8 @@ from deployments import processes
 from deployments.config import StackConfig
 from deployments.processes import Service
 from gsec_core.errors import GsecError
+
+from ..command import wait
 
 WAITS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
 """Says that it is ready and does nothing."""
@@ -38,13 +39,6 @@ def service(stack: StackConfig, program: str, **environment: str) -> Service:
 
 def process(stack: StackConfig) -> psutil.Process:
     return psutil.Process(json.loads((stack.home / "processes.json").read_text())["waits"]["pid"])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_what_runs_as_it_should_stays_and_what_should_be_told_other_things_begins_anew(stack: StackConfig) -> None:
@@ -81,7 +75,7 @@ def test_what_it_has_started_ends_with_it(stack: StackConfig, monkeypatch: pytes
     processes.start(stack, service(stack, HAS_A_CHILD))
     (child,) = process(stack).children()
     processes.stop(stack, "waits")
-    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    wait(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 30)
 
 
 def test_another_process_with_the_number_of_one_that_is_gone_is_let_alone(stack: StackConfig) -> None:

@@ -18,10 +18,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from gsec_core.stages import baseline, encode, prototypes
 
 from ..captioners.server import Request, Response, Server, error, reply
-from ..command import GSEC, environment, gsec_here, last_json
+from ..command import GSEC, environment, gsec_here, last_json, wait
 from ..pictures import settings, write_pictures
 from ..stages.steps import run_stages
-from .conftest import wait
 
 IMAGES = 40
 AT_ONCE, COMMIT = 4, 8

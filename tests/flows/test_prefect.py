@@ -16,8 +16,8 @@ from flows.stages import run_flow
 from gsec_core import pipeline
 from gsec_core.errors import Refused
 
+from ..command import wait
 from ..pictures import settings, write_pictures
-from .conftest import wait
 
 
 @pytest.fixture(scope="module")

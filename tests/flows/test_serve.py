@@ -31,10 +31,9 @@ from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.report import index
 from gsec_core.store import Run, Store
 
-from ..command import GSEC, environment
+from ..command import GSEC, environment, wait
 from ..pictures import settings, write_pictures
 from ..stages.steps import run_stages
-from .conftest import wait
 
 SECRET = "a long random text"
 

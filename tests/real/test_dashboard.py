@@ -8,10 +8,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from ..command import SMALL, gsec
-from ..flows.conftest import server
 from ..flows.test_hostile import CAPTIONS, write_hostile
-
-__all__ = ["server"]
 
 
 def test_captions_with_markup_are_shown_as_text(browser: Browser, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

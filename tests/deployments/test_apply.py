@@ -1,0 +1,87 @@
+"""What a stack file makes on a real Prefect server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from deployments import apply, config
+from deployments.config import POOL, StackConfig
+from flows.stages import DESCRIBERS
+from gsec_core.errors import GsecError, Refused
+
+A_PIPELINE = 14
+"""The whole, ingest, eleven stages, assign."""
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as found:
+        yield found
+
+
+def stack(folder: Path, *names: str, **more: object) -> StackConfig:
+    file = folder / "stack.toml"
+    pipelines = "".join(f'[pipelines.{name}]\ncron = "0 3 * * *"\nsettings = {{ source = "in", store = "{folder}/store" }}\n' for name in names)
+    file.write_text("".join(f"{name} = {value}\n" for name, value in more.items()) + pipelines)
+    return config.load(file)
+
+
+def records(client: SyncPrefectClient) -> dict[str, list[tuple[str, object]]]:
+    """What the server holds, with what would show that it was written anew."""
+    flows = {flow.id: flow.name for flow in client.read_flows()}
+    return {
+        "deployments": sorted((f"{flows[found.flow_id]}/{found.name}", str(found.id)) for found in client.read_deployments()),
+        "schedules": sorted((found.name, found.schedules[0].schedule.cron) for found in client.read_deployments() if found.schedules),  # type: ignore[union-attr]
+        "automations": sorted((name, client.read_automations_by_name(name)[0].id) for name in (apply.CRASHED, apply.RESUMED)),
+    }
+
+
+def test_applying_twice_changes_nothing_and_what_is_no_longer_wanted_goes(client: SyncPrefectClient, tmp_path: Path) -> None:
+    assert len(apply.apply(stack(tmp_path, "birds", "fish"))) == 2 * A_PIPELINE + 1
+    first = records(client)
+    assert first["schedules"] == [("all", "0 12 * * 0"), ("birds", "0 3 * * *"), ("fish", "0 3 * * *")]
+    apply.apply(stack(tmp_path, "birds", "fish"))
+    assert records(client) == first
+    apply.apply(stack(tmp_path, "fish"))
+    assert records(client)["deployments"] == [(name, id) for name, id in first["deployments"] if not name.endswith("/birds")]
+    apply.apply(stack(tmp_path))
+    assert records(client)["deployments"] == []
+
+
+def test_of_more_deployments_than_a_page_all_that_are_no_longer_wanted_go(client: SyncPrefectClient, tmp_path: Path) -> None:
+    flow_id = client.create_flow_from_name("old")
+    for number in range(201):
+        client.create_deployment(flow_id=flow_id, name=f"old-{number}", tags=[apply.TAG])
+    other = client.create_deployment(flow_id=flow_id, name="somebody-elses")
+    assert len(apply.apply(stack(tmp_path, "birds"))) == A_PIPELINE + 1
+    kept = client.read_deployments()
+    assert len(kept) == A_PIPELINE + 2
+    assert other in {found.id for found in kept}
+    apply.apply(stack(tmp_path))
+    client.delete_deployment(other)
+
+
+def test_limits_follow_the_file(client: SyncPrefectClient, tmp_path: Path) -> None:
+    for runs, describers in ((1, 1), (3, 2)):
+        apply.apply(stack(tmp_path, runs_at_once=runs, describe_at_once=describers))
+        assert client.read_work_pool(POOL).concurrency_limit == runs
+        assert client.read_global_concurrency_limit_by_name(DESCRIBERS).limit == describers
+
+
+def test_an_automation_that_is_no_longer_wanted_goes(client: SyncPrefectClient, tmp_path: Path) -> None:
+    apply.apply(stack(tmp_path, resume_crashed="true"))
+    (crashed,) = client.read_automations_by_name(apply.CRASHED)
+    assert client.read_automations_by_name(apply.RESUMED)
+    apply.apply(stack(tmp_path, resume_crashed="false"))
+    assert not client.read_automations_by_name(apply.RESUMED)
+    assert client.read_automations_by_name(apply.CRASHED)[0].id == crashed.id
+
+
+def test_without_a_server_it_says_so(tmp_path: Path) -> None:
+    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(Refused, match="PREFECT_API_URL"):
+        apply.apply(stack(tmp_path))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(GsecError, match="the server does not answer"):
+        apply.apply(stack(tmp_path))
