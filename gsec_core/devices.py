@@ -23,11 +23,16 @@ def resolve(device: str, setting: str) -> str:
     return device
 
 
+def thread_count(threads: int) -> int:
+    """What a setting ``threads`` means: 0 is one a core. Sums depend on it in their last bits, so it is never left to what a process happens to have."""
+    return threads or os.cpu_count() or 1
+
+
 def set_threads(threads: int) -> None:
     """Let this process's torch compute with ``threads`` (0 = one a core). Torch has no narrower setting."""
     import torch
 
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(thread_count(threads))
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,5 @@
 """Spherical k-means: Lloyd's algorithm on the unit sphere (Dhillon and Modha 2001), by faiss."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
+
+from gsec_core.devices import thread_count
 
 BLOCK_ROWS = 16_384
 """Rows of which a copy, or the similarities to all centres, are in memory at once."""
@@ -65,7 +66,7 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validated(X, reset=True)
         if not 1 <= self.n_clusters <= len(X):
             raise ValueError(f"n_clusters = {self.n_clusters}: there are {len(X)} samples, so it must be between 1 and {len(X)}.")
-        with threadpool_limits(self.n_threads or os.cpu_count()):
+        with threadpool_limits(thread_count(self.n_threads)):
             self._fit(X)
         return self
 

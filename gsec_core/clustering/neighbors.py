@@ -1,6 +1,5 @@
 """Nearest neighbours by cosine, by faiss: exact for few rows, approximate and measured for many."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows, unit_rows
+from gsec_core.devices import thread_count
 
 N_NEIGHBORS = 3
 """Neighbours of an image in each half, as in Li et al. 2026, https://arxiv.org/abs/2605.12961."""
@@ -53,7 +53,7 @@ class NeighborIndex:
     def __init__(self, rows: Callable[[slice], NDArray[Any]], n: int, *, random_state: int = 0, n_threads: int = 0) -> None:
         self._rows = rows
         self._n = n
-        self._threads = n_threads or os.cpu_count()
+        self._threads = thread_count(n_threads)
         self._random_state = random_state
         self._width = rows(slice(0, 1)).shape[1]
         with threadpool_limits(self._threads):

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.devices import thread_count
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import assignment_table, check_enough, cluster_table, load_embeddings, parts, rows_of_parts, usable
@@ -40,7 +41,7 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     centres = to_matrix(context.shards(STAGE, BASELINE_CENTRES_TABLE).read("all"), "centre")
     embeddings = load_embeddings(context)
     for part in parts(context, names):
-        with threadpool_limits(context.config.threads or None):
+        with threadpool_limits(thread_count(context.config.threads)):
             found = [_nearest_two(block) for block in cosines(embeddings[part.start : part.stop], centres)]
         labels, best, second = (np.concatenate(column) for column in zip(*found, strict=True))
         progress(len(labels))

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.devices import thread_count
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, rows_of_parts, usable
@@ -78,7 +79,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     """How counterparts are made, and how much they count: by the settings and, where these leave it open, by descriptions that are held out."""
     kinds, weight = open_choices(context.config)
     config, X, described, T = context.config.fuse, load_embeddings(context), described_rows(context), load_captions(context)
-    with threadpool_limits(context.config.threads or None):
+    with threadpool_limits(thread_count(context.config.threads)):
         measures = {
             RIDGE: lambda: ridge_cosines(X, described, T),
             SOFTMAX: lambda: softmax_cosines(load_joint(context)[described], T, config.tau, config.max_lost_weight),
@@ -159,7 +160,7 @@ def counterparts_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.
         progress(len(joint))
         return joint
     blocks = []
-    with threadpool_limits(context.config.threads or None):
+    with threadpool_limits(thread_count(context.config.threads)):
         if model.kind == SOFTMAX:
             captions = load_captions(context)
             found = softmax_counterparts(joint, captions, captions, config.tau, config.max_lost_weight)

@@ -16,6 +16,7 @@ from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.clustering.prototypes import prototype_count, representatives
 from gsec_core.config import output_settings
+from gsec_core.devices import thread_count
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import check_enough, load_embeddings, usable
@@ -50,7 +51,7 @@ def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     """The images that are described."""
     centres = to_matrix(context.shards(STAGE, PROTOTYPES_TABLE).read("all"), "centre")
     labels, distances = [], []
-    with threadpool_limits(context.config.threads or None):
+    with threadpool_limits(thread_count(context.config.threads)):
         for block in cosines(load_embeddings(context), centres):
             labels.append(block.argmax(1))
             distances.append(1 - block.max(1))

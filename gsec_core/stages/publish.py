@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from gsec_core import layout, namers
 from gsec_core.clustering.centres import distances
 from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.devices import thread_count
 from gsec_core.naming import Description
 from gsec_core.stages import align, fuse
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
@@ -72,7 +73,7 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
     described = pc.is_in(rows["content_hash"], fuse.counted_captions(context)["content_hash"]).to_numpy()
     centrality = 1 - distances(X, labels, align.load_centres(context).directions)
-    with threadpool_limits(context.config.threads or None):
+    with threadpool_limits(thread_count(context.config.threads)):
         shown = layout.choose(labels, confidence, centrality, described, distinct, context.config.n_clusters)
         taken = shown["row"].to_numpy()
         points = layout.place(X[np.sort(taken)])[np.argsort(np.argsort(taken))]
