@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flows import terminal
-from gsec_core import pipeline
+from gsec_core import pipeline, publishing
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.stages import base, count, describe, offline, publish, report
@@ -35,8 +35,7 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
         summary = _run_flow(config, redo, of_run)
     context = base.Context.of(Store.open(config.store).run(summary["run_id"]), config)
     summary["seconds"] = round(time.monotonic() - started, 1)
-    for warning in summary["warnings"]:
-        terminal.err.print(f"warning: {warning}", markup=False)
+    terminal.warn(publishing.told(summary))
     if config.clusters == AUTO:
         _show_counts(base.Context.of(counting or Store.open(config.store).run(summary["counting"]), config))
     _show(context, summary)
@@ -64,6 +63,7 @@ JSON_KEYS = (
     "report",
     "moved",
     "published",
+    "why_not",
     "warnings",
     "remarks",
     "seconds",
@@ -103,8 +103,7 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
 def _publish(context: base.Context) -> bool:
     """The last step of a run whose stages were done one by one. Returns whether it was held back."""
     said = pipeline.finish(context)
-    for warning in said["warnings"]:
-        terminal.err.print(f"warning: {warning}", markup=False)
+    terminal.warn(publishing.told(said))
     return bool(said["held"])
 
 

@@ -9,16 +9,17 @@ from gsec_core.config import PipelineConfig
 
 
 @flow(name="gsec-ingest", persist_result=False)
-def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | None = None) -> tuple[str, dict[str, int]]:
+def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | None = None, counting: str | None = None) -> tuple[str, dict[str, int]]:
     """Bring the corpus up to date with its source. Returns the run's id and the counts of what changed. See `pipeline.request`.
 
     Args:
         config: The settings.
         redo: Stages to do anew when the run comes to them.
         of_run: The images are to be assigned to the clusters of this run.
+        counting: The run that found the number of clusters, if nobody gave it.
     """
     roots.check(config)
     asked_by = flow_run.root_flow_run_id if redo else None  # begun again after a crash it goes on with its redo
-    run, changes = pipeline.request(config, redo or [], of_run, asked_by)
+    run, changes = pipeline.request(config, redo or [], of_run, counting, asked_by)
     get_run_logger().info("ingest: %s", changes.counts())
     return run.id, changes.counts()

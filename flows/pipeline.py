@@ -8,11 +8,10 @@ from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed
 
 from flows import roots
 from flows.ingest import ingest
-from flows.stages import run_flow
+from flows.stages import completed, run_flow
 from gsec_core import pipeline, publishing
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import BadShard, GsecError
@@ -22,10 +21,6 @@ from gsec_core.store import Store
 from tasks import artifacts, slices
 
 T = TypeVar("T")
-
-HELD = "CompletedNotPublished"
-"""State of a run that is done but suspicious, as by more rejects than its settings allow, so that the clustering published before it stays."""
-
 
 MOST_CRASHES = 3
 """A deployed run that crashed more often is not begun again: whatever kills it would do so for ever."""
@@ -57,7 +52,7 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
         counting, changes = ingest(config, now)
         found.append(changes)
         config = all_stages(config, counting, made, set_aside, lambda context: pipeline.numbered_by(context.run, config))
-    run_id, changes = ingest(config, again, of_run)
+    run_id, changes = ingest(config, again, of_run, counting)
     found.append(changes)
     summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
     summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
@@ -65,7 +60,7 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
     artifacts.show_run(summary, encode.reasons(context))
     if of_run is None:
         artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
-    return Completed(name=HELD, message=" ".join(summary["warnings"]), data=summary) if summary["held"] else Completed(data=summary)
+    return completed(summary, summary)
 
 
 def _check_crashes() -> None:

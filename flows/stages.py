@@ -1,19 +1,25 @@
 """A flow for each stage: what is missing of it in one run, as slices."""
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
 
 from prefect import Flow, flow
+from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import roots
-from gsec_core import pipeline
+from gsec_core import pipeline, publishing
 from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.stages import base, describe, report
 from gsec_core.stages.base import Stage
-from tasks import progress, slices, watchdog
+from tasks import artifacts, progress, slices, watchdog
+
+T = TypeVar("T")
 
 Sums = dict[str, float]
 
@@ -54,8 +60,8 @@ def _name() -> str:
     return f"{flow_run.flow_name.removeprefix('gsec-')}-{flow_run.parameters.get('run_id') or 'newest'}"
 
 
-def _flow_of(stage: Stage) -> Flow[..., Sums]:
-    def run(config: PipelineConfig, run_id: str | None = None, redo: bool = False) -> Sums:
+def _flow_of(stage: Stage) -> Flow[..., Any]:
+    def run(config: PipelineConfig, run_id: str | None = None, redo: bool = False) -> Sums | State[Sums]:
         if roots.deployed() and flow_run.parent_flow_run_id is None:
             return _alone(stage, config, run_id, redo)
         assert run_id is not None, "only a deployment may leave it out"
@@ -75,27 +81,39 @@ def _flow_of(stage: Stage) -> Flow[..., Sums]:
     return flow(name=f"gsec-{stage.name}", flow_run_name=_name, persist_result=False)(run)
 
 
-def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool) -> Sums:
+HELD = "CompletedNotPublished"
+"""State of a run that is done but suspicious, as by more rejects than its settings allow, so that the clustering published before it stays."""
+
+
+def completed(summary: Mapping[str, Any], data: T) -> State[T]:
+    """The state that a flow ends in which has finished a run; ``summary`` is `pipeline.finish`'s."""
+    return Completed(name=HELD, message=" ".join(publishing.told(summary)), data=data) if summary["held"] else Completed(data=data)
+
+
+def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool) -> Sums | State[Sums]:
     """What a deployment of one stage does: find the run, then the stage's flow in it as any run has it."""
     roots.check(config)
     found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo, asked_by=flow_run.id)
     config = with_runtime(found.config(), config)
     roots.check(config)  # of a run that is named by its id some places are its own
     sums = run_flow(config, found.id, stage.name)
-    if stage is report.STAGE:
-        pipeline.finish(slices.context(config, found.id))
-    return sums
+    if stage is not report.STAGE:
+        return sums
+    context = slices.context(config, found.id)
+    summary = pipeline.finish(context)
+    artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
+    return completed(summary, sums)
 
 
 def _at_most(stage: Stage) -> AbstractContextManager[None]:
     return concurrency(DESCRIBERS, raise_on_lease_renewal_failure=False) if stage is describe.STAGE and roots.deployed() else nullcontext()
 
 
-FLOWS: dict[str, Flow[..., Sums]] = {stage.name: _flow_of(stage) for stage in pipeline.ALL_STAGES}
+FLOWS: dict[str, Flow[..., Any]] = {stage.name: _flow_of(stage) for stage in pipeline.ALL_STAGES}
 """Stage name -> its flow."""
 
 
-def __getattr__(name: str) -> Flow[..., Sums]:
+def __getattr__(name: str) -> Flow[..., Any]:
     """``encode_flow`` and so on: by such a name a deployment finds its flow in this module."""
     stage = name.removesuffix("_flow")
     if stage == name or stage not in FLOWS:
@@ -107,6 +125,7 @@ def run_flow(config: PipelineConfig, run_id: str, name: str) -> Sums:
     """The flow of stage ``name``, with as many slices at once as the settings say."""
     runner: ThreadPoolTaskRunner[Sums] = ThreadPoolTaskRunner(max_workers=config.max_workers)
     try:
-        return FLOWS[name].with_options(task_runner=runner)(config=config, run_id=run_id)  # type: ignore[arg-type]
+        sums: Sums = cast(Any, FLOWS[name]).with_options(task_runner=runner)(config=config, run_id=run_id)
+        return sums
     finally:
         watchdog.calm()  # whatever hung has ended

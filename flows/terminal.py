@@ -21,6 +21,11 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        err.print(f"warning: {warning}", markup=False)
+
+
 class Bars:
     """Progress bars on a terminal, with rate and time left."""
 

@@ -94,13 +94,15 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     return Place(store, corpus, source, embeddings)
 
 
-def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None, asked_by: str | None = None) -> tuple[Run, Changes]:
+def request(
+    config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None, counting: str | None = None, asked_by: str | None = None
+) -> tuple[Run, Changes]:
     """Bring the corpus up to date with its source and make, or find again, the run of this request.
 
     ``redo`` names stages that are to be done anew; `describe.RETRY` among them asks for descriptions that failed, if any
     did; ``asked_by`` is that of `Corpus.redo`. With ``of_run`` the images are assigned to the clusters of that run;
-    ``config`` is then what `assignment_config` gives. Raises Refused before anything is written if the request cannot be
-    carried out.
+    ``config`` is then what `assignment_config` gives. With ``counting`` its number of clusters is what that run found. Raises
+    Refused before anything is written if the request cannot be carried out.
     """
     place = open_place(config, of_run)
     check_redo(redo, config, of_run)
@@ -110,13 +112,13 @@ def request(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None
             describe.retry(place.corpus, config.describe, asked_by)
         else:
             place.corpus.redo(name, asked_by)
-    return run_of(place.store, place.corpus, config, generation.number, of_run), changes
+    return run_of(place.store, place.corpus, config, generation.number, of_run, counting), changes
 
 
-def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None) -> Run:
+def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None, counting: str | None = None) -> Run:
     """The run of these settings on a generation, with the redo counters of now: made, or found again."""
     config = config.model_copy(update={"corpus": corpus.name})
-    return store.request_run(config, corpus, generation, identity(config, of_run), of_run, _line(config, corpus, of_run))
+    return store.request_run(config, corpus, generation, identity(config, of_run), of_run, _line(config, corpus, of_run), counting)
 
 
 def _line(config: PipelineConfig, corpus: Corpus, of_run: str | None) -> str | None:
@@ -225,7 +227,8 @@ def run_for_stage(
     if redo:
         corpus.redo(name, asked_by)
     if redo or failed:
-        found = run_of(store, corpus, config, found.request()["generation"], found.request().get("of_run"))
+        request = found.request()
+        found = run_of(store, corpus, config, request["generation"], request.get("of_run"), request.get("counting"))
         check_inputs(found, config, name)
     return found, failed
 
@@ -271,7 +274,7 @@ def finish(context: Context) -> dict[str, Any]:
     said = summary(context)
     said |= asdict(publishing.publish(context, said))
     if context.of_run is None:
-        told = ("images", "rejected", "missing", "clusters", "moved", "descriptions", "published", "warnings", "remarks")
+        told = ("images", "rejected", "missing", "clusters", "moved", "descriptions", "published", "why_not", "warnings", "remarks")
         context.run.finish({name: said[name] for name in told} | {"agreement": said["labellings"][0]["agreement"]})
     return said
 

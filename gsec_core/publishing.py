@@ -4,12 +4,13 @@ A run publishes under the name of its pipeline if nothing about it is suspicious
 it continues, of a generation that is not newer. Otherwise what was published stays.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.errors import Refused
-from gsec_core.stages import lineage
+from gsec_core.stages import align, lineage
 from gsec_core.stages.base import Context
 from gsec_core.store import Corpus, Publication, Run, Store
 from gsec_core.store.runs import now
@@ -27,6 +28,15 @@ class Verdict:
     """Whether it was not published because of them."""
     moved_far: bool = False
     """Whether more of the images that the published clustering has too are in other clusters than the settings allow."""
+    replaces: bool = False
+    """Whether it became what is published just now."""
+    why_not: str | None = None
+    """Of a run that could have been published and was not: what stood in its way, or what to do."""
+
+
+def told(summary: Mapping[str, Any]) -> list[str]:
+    """What people are told of a finished run, given the fields of its verdict: its warnings, and why it is not published."""
+    return [*summary["warnings"], *([summary["why_not"]] if summary["why_not"] else [])]
 
 
 def pipeline_of(config: PipelineConfig, corpus: str) -> str:
@@ -44,36 +54,40 @@ def published(store: Store, config: PipelineConfig, corpus: Corpus) -> Publicati
 
 def publish(context: Context, summary: dict[str, Any]) -> Verdict:
     """Publish a finished run if that is right; say why if not. ``summary`` is what `pipeline.summary` says of it."""
-    suspicions = list(_suspicions(context, summary))
+    doubts = list(_suspicions(context, summary))
     if context.of_run is not None:
-        return Verdict(False, tuple(suspicions), bool(suspicions))
-    store, run = Store(context.run.files), context.run
-    newest = published(store, context.config, context.corpus)
+        return Verdict(False, tuple(doubts), bool(doubts))
+    run, publications = context.run, Store(context.run.files).publications
+    publications.point(pipeline_of(context.config, context.corpus.name))
+    newest = published(Store(run.files), context.config, context.corpus)
     if newest is not None and newest.run_id == run.id:
-        store.publications.point(newest)
-        return Verdict(True, tuple(suspicions), held=False)
-    wide = _moved_far(context, summary["moved"])
-    if suspicions or (wide and not _asked_for_another(context)):
-        held = [*suspicions, *([wide] if wide else [])]
-        return Verdict(False, (*held, f"So it is not published. After a look at it: gsec publish --run {run.id}"), held=True, moved_far=bool(wide))
-    warnings = [wide] if wide else []
-    obstacle = _obstacle(context, newest)
-    if obstacle is None and not store.publications.add(_next(context, newest, summary["moved"])):
+        return Verdict(True, tuple(doubts), held=False)
+    wide, obstacle = _moved_far(context, summary["moved"]), _obstacle(context, newest)
+    warnings = (*doubts, *([wide] if wide else []))
+    if obstacle is None:
+        if back := _went_back(context, newest):
+            warnings = (*warnings, back)
+        if doubts or back or (wide and not _asked_for_another(context)):
+            return Verdict(False, warnings, True, bool(wide), why_not=f"So it is not published. After a look at it: gsec publish --run {run.id}")
+        if publications.add(_next(context, newest, summary["moved"])):
+            return Verdict(True, warnings, False, bool(wide), replaces=True)
         obstacle = _OTHER_NOW
-    return Verdict(obstacle is None, (*warnings, *([f"It is not published: {obstacle}"] if obstacle else [])), held=False, moved_far=bool(wide))
+    return Verdict(False, warnings, bool(doubts), bool(wide), why_not=f"It is not published: {obstacle}")
 
 
 def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
     """Publish a finished run that was held back, or one that was published before. Raises Refused for any other."""
     publications, run = Store(context.run.files).publications, context.run
+    publications.point(pipeline_of(context.config, context.corpus.name))
     newest = published(Store(context.run.files), context.config, context.corpus)
-    before = {former.run_id for former in publications.all(pipeline_of(context.config, context.corpus.name))}
     if newest is not None and newest.run_id == run.id:
-        publications.point(newest)
         return newest
-    if run.id not in before and (obstacle := _obstacle(context, newest)):
+    if any(former.run_id == run.id for former in publications.all(pipeline_of(context.config, context.corpus.name))):
+        wanted = replace(_next(context, newest, None), left=newest.assignments if newest else None)
+    elif obstacle := _obstacle(context, newest):
         raise Refused(f"--run {run.id}: {obstacle}")
-    wanted = _next(context, newest, summary["moved"])
+    else:
+        wanted = _next(context, newest, summary["moved"])
     if not publications.add(wanted):
         raise Refused(f"--run {run.id}: {_OTHER_NOW}")
     return wanted
@@ -82,9 +96,18 @@ def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
 def _next(context: Context, newest: Publication | None, moved: float | None) -> Publication:
     """What comes after ``newest``."""
     never_given = max(int(lineage.keys_of(context.run).max()) + 1, newest.next_key if newest else 0)
-    name = pipeline_of(context.config, context.corpus.name)
-    number = newest.number + 1 if newest else 1
-    return Publication(name, number, context.run.id, context.corpus.name, context.generation.number, never_given, moved, now())
+    return Publication(
+        pipeline=pipeline_of(context.config, context.corpus.name),
+        number=newest.number + 1 if newest else 1,
+        run_id=context.run.id,
+        corpus=context.corpus.name,
+        generation=context.generation.number,
+        assignments=align.STAGE.fingerprint(context),
+        next_key=never_given,
+        moved=moved,
+        left=None,
+        at=now(),
+    )
 
 
 _OTHER_NOW = "another was published since it was asked for, whose cluster keys it does not continue. The same gsec run again makes one that does."
@@ -114,8 +137,18 @@ def _suspicions(context: Context, summary: dict[str, Any]) -> list[str]:
     return found
 
 
+def _went_back(context: Context, newest: Publication | None) -> str | None:
+    """Why a clustering from which somebody went back to what is published is not to come again by itself."""
+    if newest is None or newest.left != align.STAGE.fingerprint(context):
+        return None
+    return f"Its clusters are those from which somebody went back to run {newest.run_id}."
+
+
 def _moved_far(context: Context, moved: float | None) -> str | None:
-    if moved is None or moved <= context.config.publish.max_moved:
+    if moved is None:
+        nothing = "None of the images of the published clustering is in this one as it was, so that no cluster could keep its key."
+        return nothing if context.run.request()["previous"] is not None else None
+    if moved <= context.config.publish.max_moved:
         return None
     return (
         f"{moved:.1%} of the images that the published clustering has too are in another cluster now, "
@@ -124,6 +157,14 @@ def _moved_far(context: Context, moved: float | None) -> str | None:
 
 
 def _asked_for_another(context: Context) -> bool:
-    """Whether the settings are not those of the clustering that this one continues, so that one expects images to move."""
+    """Whether the settings are not those of the clustering that this one continues, so that one expects images to move.
+
+    A number of clusters that was counted is nobody's wish.
+    """
     previous = context.run.request()["previous"]
-    return previous is None or output_settings(Run(context.run.files, previous["run_id"]).config()) != output_settings(context.config)
+    if previous is None:
+        return True
+    before = Run(context.run.files, previous["run_id"])
+    counted = {"clusters"} if before.request()["counting"] and context.run.request()["counting"] else set()
+    settings = ({name: value for name, value in output_settings(config).items() if name not in counted} for config in (before.config(), context.config))
+    return next(settings) != next(settings)

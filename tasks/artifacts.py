@@ -8,6 +8,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
+from gsec_core import publishing
 from tasks.progress import shown
 
 REPORTS = "GSEC_REPORTS_URL"
@@ -31,14 +32,14 @@ def show_run(summary: Mapping[str, Any], reasons: Iterable[Mapping[str, Any]]) -
     _table("rejects", list(reasons), f"Images without a cluster {about}")
     if summary["descriptions"]:
         _table("descriptions", [summary["descriptions"]], f"The descriptions of run {run}, and what they took, whenever they were asked for.")
-    if summary["warnings"]:
-        shown(create_markdown_artifact, "\n".join(f"* {plain(warning)}" for warning in summary["warnings"]), key="warnings", description=f"Run {run}.")
+    if warnings := publishing.told(summary):
+        shown(create_markdown_artifact, "\n".join(f"* {plain(warning)}" for warning in warnings), key="warnings", description=f"Run {run}.")
 
 
 def tell(summary: Mapping[str, Any], pipeline: str) -> None:
     """An event for automations to act on: ``gsec.clustering.published``, ``.held`` or ``.kept``, and ``.moved`` if it warns of that."""
-    what = "published" if summary["published"] else "held" if summary["held"] else "kept"
-    facts = {name: summary[name] for name in ("run_id", "images", "rejected", "missing", "clusters", "moved", "warnings")}
+    what = "published" if summary["replaces"] else "held" if summary["held"] else "kept"
+    facts = {name: summary[name] for name in ("run_id", "images", "rejected", "missing", "clusters", "moved", "warnings", "why_not")}
     for event in [what, *(["moved"] if summary["moved_far"] else [])]:
         shown(emit_event, f"gsec.clustering.{event}", resource={"prefect.resource.id": f"gsec.pipeline.{pipeline}"}, payload=facts)
 

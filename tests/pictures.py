@@ -46,9 +46,9 @@ def settings(source: Path | str, store: Path | str, **more: object) -> PipelineC
     return load_config(overrides=values)
 
 
-def cluster(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, Changes, dict[str, dict[str, float]]]:
+def cluster(config: PipelineConfig, redo: tuple[str, ...] = (), counting: str | None = None) -> tuple[Context, Changes, dict[str, dict[str, float]]]:
     """Everything that a run does, without an orchestrator: its context, what ingest found, and what each stage made."""
-    run, changes = pipeline.request(config, redo)
+    run, changes = pipeline.request(config, redo, counting=counting)
     context = Context.of(run, config)
     made = {name: run_stage(context, pipeline.stage(name)) for name in run.request()["stages"]}
     return context, changes, made

@@ -1,6 +1,7 @@
 """The published clustering over several nights: what replaces it, what does not, and the keys of its clusters."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
-from gsec_core.store.publications import Publications
+from gsec_core.store.files import Files
+from gsec_core.store.publications import Publication, Publications
 
 from .pictures import cluster, labels, picture, settings, write_pictures
 from .stages.steps import run_stages
@@ -123,7 +125,8 @@ def test_rejects_and_unread_images_hold_a_run_back(tmp_path: Path) -> None:
     assert "1 of 25 images were rejected" in found["warnings"][0]
     assert (bad.run.result() or {})["warnings"] == list(found["warnings"]), "whoever lists runs sees why"
     assert not found["moved_far"]
-    assert f"gsec publish --run {bad.run.id}" in found["warnings"][-1]
+    assert f"gsec publish --run {bad.run.id}" in found["why_not"]
+    assert publishing.told(found) == [*found["warnings"], found["why_not"]]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == good.run.id
     allowed = pipeline.nothing_to_do(config)
     assert allowed is not None, "it is finished"
@@ -163,11 +166,97 @@ def test_somebody_publishes_what_was_held_and_goes_back_again(tmp_path: Path, mo
     assert publishing.publish_by_hand(far, pipeline.summary(far)).number == 2
     assert pointer(tmp_path / "store", "kinds")["run_id"] == far.run.id
     back = publishing.publish_by_hand(good, pipeline.summary(good))
-    assert (back.number, back.run_id, back.generation) == (3, good.run.id, 1)
+    assert (back.number, back.run_id, back.generation, back.moved) == (3, good.run.id, 1, None)
     moving(monkeypatch, 0.0)
+    again, found = night(config)
+    assert labels(again) == labels(far)
+    assert (found["published"], found["held"]) == (False, True), "what somebody went back from does not come again by itself"
+    assert f"somebody went back to run {good.run.id}" in found["warnings"][-1]
+    write_groups(folder, range(10, 12))
     after, found = night(config)
-    assert found["published"], "the next night goes on from there"
+    assert found["published"], "a night with other images goes on from there"
     assert after.run.request()["previous"]["run_id"] == good.run.id
+
+
+def test_a_clustering_that_gave_new_keys_does_not_come_again_either(tmp_path: Path) -> None:
+    """Its next run is another one, as the keys go on, but its clusters are the same."""
+    folder = write_groups(tmp_path / "in", range(8))
+    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    more = settings(folder, tmp_path / "store", clusters=GROUPS + 1, pipeline="kinds")
+    good, _ = night(config)
+    wrong, found = night(more)
+    assert found["published"]
+    publishing.publish_by_hand(good, pipeline.summary(good))
+    again, found = night(more)
+    assert again.run.id != wrong.run.id
+    assert (found["published"], found["held"]) == (False, True)
+    assert publishing.publish_by_hand(again, pipeline.summary(again)).left is None
+
+
+def test_a_number_of_clusters_that_was_counted_is_nobodys_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_groups(tmp_path / "in", range(8))
+    moving(monkeypatch, 0.4)
+
+    def counted(clusters: int, counting: str | None) -> dict[str, Any]:
+        context, _, _ = cluster(settings(folder, tmp_path / "store", clusters=clusters, pipeline="kinds"), counting=counting)
+        return pipeline.finish(context)
+
+    assert counted(2, "a" * 32)["published"], "the first"
+    assert counted(3, "b" * 32)["held"], "it moved far, and nobody asked for three"
+    assert counted(4, None)["published"], "somebody asked for four"
+    assert counted(5, "c" * 32)["published"], "four was a wish, five is not"
+
+
+def test_nothing_in_common_is_suspicious(tmp_path: Path) -> None:
+    """All images written anew under their names: none is gone, so that ingest has nothing to say."""
+    folder = write_groups(tmp_path / "in", range(8))
+    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    night(config)
+    for path in folder.iterdir():
+        kind, number = path.stem.split("-")
+        picture(int(kind) + 1, noise=100 + int(number)).save(path, quality=80)
+    _, found = night(config)
+    assert (found["published"], found["held"], found["moved_far"], found["moved"]) == (False, True, True, None)
+    assert "None of the images of the published clustering" in found["warnings"][0]
+
+
+def test_one_run_that_two_workers_finish_is_published_once_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second looks before the first has published, and writes after it."""
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    context, _, _ = cluster(config)
+    add = Publications.add
+
+    def slow(self: Publications, publication: Publication) -> bool:
+        with monkeypatch.context() as patched:
+            patched.setattr(Publications, "add", add)
+            assert pipeline.finish(context)["replaces"]
+        return add(self, publication)
+
+    monkeypatch.setattr(Publications, "add", slow)
+    said = pipeline.finish(context)
+    assert (said["published"], said["why_not"]) == (True, None)
+    assert [made.run_id for made in Store.open(config.store).publications.all("kinds")] == [context.run.id]
+
+
+def test_a_slow_publisher_leaves_no_older_pointer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another publishes between its publication and its writing of the pointer."""
+    store = Store.open(str(tmp_path / "store"))
+    first = Publication("kinds", 1, "a" * 32, "in", 1, "f" * 32, 3, None, None, "2026-01-01T00:00:00+00:00")
+    replaced = type(store.files).replace
+
+    def slow(self: Files, path: str, data: bytes) -> None:
+        monkeypatch.setattr(type(store.files), "replace", replaced)
+        assert store.publications.add(replace(first, number=2, run_id="b" * 32))
+        replaced(self, path, data)
+
+    monkeypatch.setattr(type(store.files), "replace", slow)
+    assert store.publications.add(first)
+    assert pointer(tmp_path / "store", "kinds")["number"] == 2
+
+
+def test_a_night_with_nothing_new_publishes_nothing(tmp_path: Path) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    assert [night(config)[1]["replaces"] for _ in range(2)] == [True, False]
 
 
 def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_the_first(tmp_path: Path) -> None:
@@ -177,7 +266,7 @@ def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_th
     assert pipeline.finish(one)["published"]
     late = pipeline.finish(other)
     assert (late["published"], late["held"]) == (False, False)
-    assert "another was published since" in late["warnings"][-1]
+    assert "another was published since" in late["why_not"]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == one.run.id
     again, found = night(settings(folder, tmp_path / "store", clusters=GROUPS + 2, pipeline="kinds"))
     assert found["published"]
@@ -213,8 +302,9 @@ def test_a_pipeline_publishes_one_corpus(tmp_path: Path) -> None:
     night(config)
     with pytest.raises(Refused, match="publishes corpus in-"):
         pipeline.request(settings(write_pictures(tmp_path / "other", range(9)), tmp_path / "store", pipeline="kinds"))
-    with pytest.raises(Refused, match="a pipeline is named with"):
-        pipeline.request(settings(tmp_path / "in", tmp_path / "store", pipeline="../kinds"))
+    for name in ("../kinds", "kinds.json"):
+        with pytest.raises(Refused, match="a pipeline is named with"):
+            pipeline.request(settings(tmp_path / "in", tmp_path / "store", pipeline=name))
 
 
 def test_images_are_assigned_by_a_run_of_a_named_pipeline(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """A store as the server knows it: read-only, what never changes is read once, and what is damaged hides nothing else."""
 
 import json
+import math
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +29,9 @@ _STAGE = re.compile(r"[a-z_]{1,40}")
 FINISHED, DAMAGED = "finished", "damaged"
 
 _REQUEST = "request.json"
+
+SETTLED_SECONDS = 300.0
+"""So often the records of a finished run are listed again."""
 
 _AT_ONCE = 16
 """Records that are read at once: one of an object store takes tens of milliseconds."""
@@ -65,8 +71,10 @@ class Result:
     moved: float | None
     published: bool
     """Whether it was when it was finished; one that was held back may be since."""
+    why_not: str | None
+    """Why it was not."""
     remarks: tuple[str, ...]
-    """What a reader is to know of it: why it was not published, and how the consensus is."""
+    """What a reader is to know of it, warnings first."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ class Known:
                 agreement=_optional(float, found.get("agreement")),
                 moved=_optional(float, found.get("moved")),
                 published=bool(found.get("published")),
+                why_not=_optional(str, found.get("why_not")),
                 remarks=tuple(map(str, [*found.get("warnings", ()), *found.get("remarks", ())])),
             )
 
@@ -198,8 +207,10 @@ class Known:
                 run_id=_matching(RUN_ID, newest.run_id),
                 corpus=_matching(NAME, newest.corpus),
                 generation=int(newest.generation),
+                assignments=str(newest.assignments),
                 next_key=int(newest.next_key),
                 moved=_optional(float, newest.moved),
+                left=_optional(str, newest.left),
                 at=_time(newest.at),
             )
 
@@ -226,7 +237,7 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except (Unreachable, Refused, Damaged):
         raise
-    except (GsecError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (GsecError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise Damaged(f"{what} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -248,7 +259,8 @@ def _matching(pattern: re.Pattern[str], value: str) -> str:
 
 
 def _time(value: str) -> str:
-    datetime.fromisoformat(value)
+    if datetime.fromisoformat(value).tzinfo is None:
+        raise ValueError(f"{value[:100]!r} has no time zone")
     return value
 
 
@@ -267,13 +279,14 @@ class Remembered:
         self._files = files
         self._records: dict[str, dict[str, bytes]] = {}
         """Directory of a run -> name -> contents."""
-        self._listed: dict[str, set[str]] = {}
-        """Directory of a run -> names of its records, when they were last listed."""
+        self._listed: dict[str, tuple[float, set[str]]] = {}
+        """Directory of a run -> when it was last listed, and the names of its records."""
         self._settled: set[str] = set()
+        self._lock = threading.Lock()
 
     def settle(self, directory: str) -> None:
-        """Take it that nothing will be added to this run."""
-        self.files(directory)
+        """Take it that little will be added to this run: attempts to mend it, if something of it is damaged."""
+        self._list(directory)
         self._settled.add(directory)
 
     def is_settled(self, directory: str) -> bool:
@@ -286,7 +299,8 @@ class Remembered:
         records = self._records.setdefault(directory, {})
         data = records.get(name)
         if data is None:
-            if name not in self._listed.get(directory, {name}) and name != _REQUEST:
+            listed = self._listed.get(directory)
+            if listed is not None and name not in listed[1] and name != _REQUEST:
                 raise FileNotFoundError(path)  # an object store takes two more requests to say so
             data = self._files.read(path)
             json.loads(data)  # raises for whoever asked: what is damaged is not remembered
@@ -294,15 +308,24 @@ class Remembered:
         return data
 
     def files(self, directory: str) -> set[str]:
-        if directory in self._settled:
-            return set(self._listed[directory])
+        if not directory.startswith("runs/"):
+            return self._files.files(directory)
+        at, names = self._listed.get(directory, (-math.inf, set()))
+        if directory in self._settled and time.monotonic() - at < SETTLED_SECONDS:
+            return set(names)
+        return self._list(directory)
+
+    def _list(self, directory: str) -> set[str]:
+        at = time.monotonic()
         names = self._files.files(directory)
-        if directory.startswith("runs/"):
-            records = self._records.get(directory, {})
-            for name in records.copy().keys() - names:
-                records.pop(name, None)
-            self._listed[directory] = names
-        return names
+        with self._lock:
+            if at < self._listed.get(directory, (-math.inf,))[0]:
+                return set(self._listed[directory][1])  # somebody listed it since, and has answered already
+            self._listed[directory] = (at, names)
+        records = self._records.get(directory, {})
+        for name in records.copy().keys() - names:
+            records.pop(name, None)
+        return set(names)
 
     def directories(self, directory: str) -> set[str]:
         names = self._files.directories(directory)

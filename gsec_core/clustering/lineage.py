@@ -44,8 +44,9 @@ def inherit(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32], next_k
     older, newer, images = (shared[name].to_numpy() for name in ("previous", "cluster", "images"))
     of_older, of_newer = np.bincount(older, images, len(keys)), np.bincount(newer, images, clusters)
     overlaps = images / (of_older[older] + of_newer[newer] - images)
-    matched = _match(coo_array((overlaps, (newer, older)), shape=(clusters, len(keys))))
-    same = (matched[newer] == older) & (overlaps >= SAME)
+    alike = overlaps >= SAME  # only these count: two that are nothing to each other must not part two that are
+    matched = _match(coo_array((overlaps[alike], (newer[alike], older[alike])), shape=(clusters, len(keys))))
+    same = matched[newer] == older
     found, overlap = np.full(clusters, -1, np.int32), np.full(clusters, np.nan, np.float32)
     found[newer[same]], overlap[newer[same]] = older[same], overlaps[same]
     new = found < 0

@@ -80,11 +80,13 @@ class Store:
         stages: Mapping[str, Any],
         of_run: str | None = None,
         pipeline: str | None = None,
+        counting: str | None = None,
     ) -> Run:
         """The run of this request, with the redo counters of now: made if it is the first of its kind, else found again.
 
         ``stages`` is what it takes to finish it; see `runs.run_id`. ``of_run`` is the run whose clusters the images are
-        assigned to; ``pipeline`` is the name of the one whose published clusters a run with clusters of its own continues.
+        assigned to; ``pipeline`` is the name of the one whose published clusters a run with clusters of its own continues;
+        ``counting`` is the run that found its number of clusters, if nobody gave it.
         """
         redo, published = corpus.redo_counters(), self._published(pipeline)
         run = self._wanted_run(corpus, generation, stages, pipeline, redo, published)
@@ -95,6 +97,7 @@ class Store:
             "redo": dict(redo),
             "stages": list(stages),
             "of_run": of_run,
+            "counting": counting,
             "previous": published.previous if published is not None else None,
             "created": now(),
         }

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
@@ -129,10 +130,10 @@ class Corpus:
         Whoever may be killed and ask again gives a name of its own as ``asked_by``: the counter that was raised for it is
         not raised for it again.
         """
-        asker = (asked_by or "").encode()
+        asker = (asked_by or uuid4().hex).encode()  # of an object store the answer to a first try may be lost
         while True:
             count = self.redo_counters().get(stage, 0)
-            raised = (number for number in range(count, 0, -1) if asker and self.files.read(f"{self.name}/redo/{stage}-{number}") == asker)
+            raised = (number for number in range(count, 0, -1) if self.files.read(f"{self.name}/redo/{stage}-{number}") == asker)
             if (mine := next(raised, None)) is not None:
                 return mine
             if self.files.create(f"{self.name}/redo/{stage}-{count + 1}", asker):

@@ -25,10 +25,16 @@ class Publication:
     run_id: str
     corpus: str
     generation: int
+    assignments: str
+    """Fingerprint of its table `assignments`."""
     next_key: int
     """The first cluster key that was never given."""
     moved: float | None
-    """Share of the images that it has in common with the clustering before it that have another key now; None for the first."""
+    """Share of the images that it has in common with the clustering that it continues that have another key now.
+
+    None for the first, and for one that somebody went back to."""
+    left: str | None
+    """Fingerprint of the assignments that somebody went back from to these; else None."""
     at: str
     """UTC."""
 
@@ -58,18 +64,27 @@ class Publications:
         return [self._read(pipeline, number) for number in sorted(self._numbers(pipeline))]
 
     def add(self, publication: Publication) -> bool:
-        """Publish. False, and nothing is changed, if another was published under this number."""
-        record = json.dumps(asdict(publication), indent=1, sort_keys=True).encode()
-        if not self.files.create(self._path(publication.pipeline, publication.number), record):
+        """Publish. False, and nothing is changed, if another run was published under this number.
+
+        Under it may stand the same run: another worker was on it too, or the answer of an object store to the first try was lost.
+        """
+        created = self.files.create(self._path(publication.pipeline, publication.number), _record(publication))
+        if not created and self._read(publication.pipeline, publication.number).run_id != publication.run_id:
             return False
-        self.point(publication)
+        self.point(publication.pipeline)
         return True
 
-    def point(self, publication: Publication) -> None:
-        """Let ``published/PIPELINE.json`` be this, the newest, publication, if it is not; whoever published it may have been killed before that."""
-        path, record = f"{DIRECTORY}/{publication.pipeline}.json", json.dumps(asdict(publication), indent=1, sort_keys=True).encode()
-        if f"{publication.pipeline}.json" not in self.files.files(DIRECTORY) or self.files.read(path) != record:
-            self.files.replace(path, record)
+    def point(self, pipeline: str) -> None:
+        """Let ``published/PIPELINE.json`` be the newest publication; whoever made that may have been killed before this.
+
+        Of two who do so at once each looks again after it has written, so that the slower one leaves no older publication there.
+        """
+        name = f"{pipeline}.json"
+        while (newest := self.newest(pipeline)) is not None:
+            record = _record(newest)
+            if name in self.files.files(DIRECTORY) and self.files.read(f"{DIRECTORY}/{name}") == record:
+                return
+            self.files.replace(f"{DIRECTORY}/{name}", record)
 
     def _numbers(self, pipeline: str) -> list[int]:
         check_pipeline(pipeline)
@@ -83,7 +98,11 @@ class Publications:
         return f"{DIRECTORY}/{pipeline}/{number:08d}.json"
 
 
+def _record(publication: Publication) -> bytes:
+    return json.dumps(asdict(publication), indent=1, sort_keys=True).encode()
+
+
 def check_pipeline(name: str) -> None:
     """Raises Refused for a name that cannot be a pipeline's."""
-    if not NAME.fullmatch(name):
-        raise Refused(f"pipeline = {name}: a pipeline is named with a-z, 0-9, '.', '_' and '-', at most 100 of them.")
+    if not NAME.fullmatch(name) or name.endswith(".json"):  # what another publishes has such a name
+        raise Refused(f"pipeline = {name}: a pipeline is named with a-z, 0-9, '.', '_' and '-', at most 100 of them, and not as a .json file.")

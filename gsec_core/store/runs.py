@@ -40,7 +40,8 @@ class Run:
         return "request.json" in self.files.files(self.directory)
 
     def request(self) -> dict[str, Any]:
-        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``of_run``, ``previous``, ``created``."""
+        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``created``; and the runs it is
+        about: ``of_run``, ``counting``, ``previous`` (see `Store.request_run`)."""
         try:
             return self._load("request.json")
         except FileNotFoundError:

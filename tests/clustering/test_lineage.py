@@ -55,6 +55,14 @@ def test_what_shares_too_little_is_something_new() -> None:
     assert scattered.moved.sum() == scattered.common.sum() == 500
 
 
+def test_two_that_are_nothing_to_each_other_do_not_part_two_that_are() -> None:
+    """Two wrong pairs of .24 and .25 would have a larger sum than the right one of .41."""
+    found = inherit([[100, 43, 30], [42, 0, 0], [30, 0, 200]], keys=[7, 8, 9], next_key=10)
+    assert found.keys.tolist() == [7, 10, 9]
+    assert found.overlap[0] == pytest.approx(100 / 245)
+    assert found.moved.tolist() == [72, 43, 30]
+
+
 def test_nothing_in_common_gives_new_keys() -> None:
     found = lineage.inherit(shared([[0, 0]]), 2, np.array([0], np.int32), 1)
     assert found.keys.tolist() == [1, 2]

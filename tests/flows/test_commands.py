@@ -50,7 +50,7 @@ def test_run_ends_with_3_and_a_warning_when_more_is_rejected_than_allowed(place:
 def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> None:
     result = json.loads(place["json"])
     counts = ["run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report"]
-    assert list(result) == [*counts, "moved", "published", "warnings", "remarks", "seconds"]
+    assert list(result) == [*counts, "moved", "published", "why_not", "warnings", "remarks", "seconds"]
     assignments = ds.dataset(result["assignments"]).to_table()
     assert result["images"] == assignments.num_rows + result["rejected"] + result["missing"] == 21
     assert sum(pq.read_table(result["cluster_table"])["size"].to_pylist()) == 20

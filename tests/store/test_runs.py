@@ -255,7 +255,7 @@ def test_a_path_leads_back_to_its_shard(any_store: Store) -> None:
 
 
 def published(any_store: Store, number: int, run_id: str) -> Publication:
-    return Publication("nightly", number, run_id, "birds", number, 10, None, "2026-01-01")
+    return Publication("nightly", number, run_id, "birds", number, "a" * 32, 10, None, None, "2026-01-01")
 
 
 def test_published_runs_are_the_newest_of_every_pipeline(any_store: Store) -> None:
