@@ -36,6 +36,19 @@ RESUMES = "gsec-resumes"
 
 CRASHED = "gsec: without a sign of life a flow run has crashed"
 RESUMED = "gsec: a crashed run goes on"
+TAKEN = "gsec: a run that its worker took and did not begin is taken again"
+
+MOST_BEGINNINGS = 3
+"""A run that crashed is begun again so often: whatever kills it would do so for ever. One that never came to begin is not."""
+
+BEGINS_WITHIN = timedelta(minutes=5)
+"""A process that has not begun its flow by then is gone, and its worker too, which would have said so."""
+
+SETTLES_WITHIN = timedelta(seconds=30)
+"""A worker says a second time that its process has crashed. If the run had been begun again by then, that would count as another crash of it."""
+
+_JOBS: dict[str, Any] = {"job_configuration": {"stream_output": True}, "variables": {"type": "object", "properties": {}}}
+"""Of a run nothing may be set but its parameters: not the worker's command, and not its environment, which the roots are in."""
 
 
 def apply(stack: StackConfig) -> list[str]:
@@ -50,6 +63,8 @@ def apply(stack: StackConfig) -> list[str]:
         with get_client(sync_client=True) as client:
             _apply_pool(client, stack)
             client.upsert_global_concurrency_limit_by_name(DESCRIBERS, stack.describe_at_once)
+            for deployment in wanted:
+                _keep_toggles(client, deployment)
             _drop_others(client, [cast(UUID, deployment.apply()) for deployment in wanted])
             _apply_automations(client, {automation.name: automation for automation in automations(stack)})
     except httpx.HTTPStatusError as error:
@@ -105,9 +120,10 @@ def _deployment(
 
 
 def automations(stack: StackConfig) -> Iterator[AutomationCore]:
-    """Prefect has none of its own: a flow that is killed together with its worker would be running for ever."""
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    """Prefect has none of its own: a flow that is killed together with its worker would be running, or about to run, for ever, and hold its slot."""
+    ends, taken = _events("Completed", "Failed", "Cancelled", "Crashed"), _events("Pending", "Submitting")
     alive = "prefect.flow-run.heartbeat"
+    again = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="It is begun again, and goes on.")
     yield AutomationCore(
         name=CRASHED,
         description="Flow runs of the worker send heartbeats. One that sends none any more and did not end was killed.",
@@ -122,30 +138,69 @@ def automations(stack: StackConfig) -> Iterator[AutomationCore]:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No sign of life for {stack.crashed_after:.0f} s: it was killed.")],
     )
+    yield AutomationCore(
+        name=TAKEN,
+        description="A worker that is stopped between taking a run and beginning it leaves it as pending.",
+        trigger=EventTrigger(
+            after=taken,
+            expect={alive, *ends, *_events("Running", "Cancelling", "AwaitingRetry")},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=_tagged(TAG),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=BEGINS_WITHIN,
+        ),
+        actions=[again],
+    )
     if stack.resume_crashed:
         yield AutomationCore(
             name=RESUMED,
             description="What was committed stays, so a run that begins again goes on.",
             trigger=EventTrigger(
-                expect={"prefect.flow-run.Crashed"},
-                match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related={"prefect.resource.id": f"prefect.tag.{RESUMES}", "prefect.resource.role": "tag"},
+                after=_events("Crashed"),
+                expect=_events("AwaitingRetry", "Scheduled"),
+                match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": [str(count + 1) for count in range(MOST_BEGINNINGS)]},
+                match_related=_tagged(RESUMES),
                 for_each={"prefect.resource.id"},
-                posture=Posture.Reactive,
+                posture=Posture.Proactive,
                 threshold=1,
-                within=timedelta(0),
+                within=SETTLES_WITHIN,
             ),
-            actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="It crashed and goes on.")],
+            actions=[again],
         )
+
+
+def _events(*states: str) -> set[str]:
+    """Of flow runs that come into one of these states."""
+    return {f"prefect.flow-run.{state}" for state in states}
+
+
+def _tagged(tag: str) -> dict[str, str]:
+    return {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
 
 
 def _apply_pool(client: SyncPrefectClient, stack: StackConfig) -> None:
     try:
         client.read_work_pool(POOL)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=stack.runs_at_once))
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=_JOBS, concurrency_limit=stack.runs_at_once))
     else:
-        client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=stack.runs_at_once))
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=_JOBS, concurrency_limit=stack.runs_at_once))
+
+
+def _keep_toggles(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
+    """A schedule that somebody has switched off on the dashboard stays so while it is the same."""
+    if not deployment.schedules:
+        return
+    try:
+        there = client.read_deployment_by_name(deployment.full_name)
+    except ObjectNotFound:
+        return
+    deployment.paused = there.paused
+    off = [schedule.schedule for schedule in there.schedules if not schedule.active]
+    for schedule in deployment.schedules:
+        schedule.active = schedule.schedule not in off
 
 
 def _drop_others(client: SyncPrefectClient, wanted: list[UUID]) -> None:
@@ -158,7 +213,7 @@ def _drop_others(client: SyncPrefectClient, wanted: list[UUID]) -> None:
 
 def _apply_automations(client: SyncPrefectClient, wanted: dict[str, AutomationCore]) -> None:
     """An automation that is as it should be is left alone: one that is written anew forgets what it was waiting for."""
-    for name in (CRASHED, RESUMED):
+    for name in (CRASHED, TAKEN, RESUMED):
         there = client.read_automations_by_name(name)
         for old in there[1 if name in wanted else 0 :]:
             client.delete_automation(old.id)

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
-from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 
 from flows import roots
 from flows.ingest import ingest
@@ -21,9 +18,6 @@ from gsec_core.store import Store
 from tasks import artifacts, slices
 
 T = TypeVar("T")
-
-MOST_CRASHES = 3
-"""A deployed run that crashed more often is not begun again: whatever kills it would do so for ever."""
 
 Redo = Literal["encode", "baseline", "prototypes", "describe", "describe-failed", "fuse", "prepare", "train", "align", "publish", "lineage", "report"]
 
@@ -41,7 +35,6 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
         of_run: Make no clusters, but assign the images to those of this run.
     """
     roots.check(config)
-    _check_crashes()
     again: list[str] = list(redo or [])
     made: dict[str, dict[str, float]] = {}
     set_aside: list[str] = []
@@ -61,16 +54,6 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
     if of_run is None:
         artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
     return completed(summary, summary)
-
-
-def _check_crashes() -> None:
-    """Raises GsecError if this flow run crashed too often to be begun again by itself."""
-    if not roots.deployed() or flow_run.run_count <= MOST_CRASHES:
-        return
-    with get_client(sync_client=True) as client:
-        crashes = sum(state.is_crashed() for state in client.read_flow_run_states(UUID(str(flow_run.id))))
-    if crashes > MOST_CRASHES:
-        raise GsecError(f"the run crashed {crashes} times: the worker's log says what kills it (its memory?). What was committed stays; start a new run then.")
 
 
 def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, float]], set_aside: list[str], then: Callable[[Context], T]) -> T:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from prefect.context import FlowRunContext
 from prefect.runtime import deployment
 
 from gsec_core.captioners.servers import checked_urls
@@ -19,8 +20,14 @@ VARIABLE = "GSEC_ROOTS"
 
 
 def deployed() -> bool:
-    """Whether this flow was started by a deployment."""
+    """Whether this flow was started by a deployment, itself or as a part of one that was."""
     return deployment.id is not None
+
+
+def deployed_itself() -> bool:
+    """Whether this flow run is that of a deployment, whatever parent it says that it has: anybody may say so who may start one."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
 
 
 def check(config: PipelineConfig) -> None:

@@ -62,7 +62,7 @@ def _name() -> str:
 
 def _flow_of(stage: Stage) -> Flow[..., Any]:
     def run(config: PipelineConfig, run_id: str | None = None, redo: bool = False) -> Sums | State[Sums]:
-        if roots.deployed() and flow_run.parent_flow_run_id is None:
+        if roots.deployed_itself():
             return _alone(stage, config, run_id, redo)
         assert run_id is not None, "only a deployment may leave it out"
         attempt = slices.context(config, run_id).run.attempt({"stage": stage.name, **pipeline.provenance(config)})

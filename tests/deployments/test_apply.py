@@ -1,11 +1,13 @@
 """What a stack file makes on a real Prefect server."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessJobConfiguration
 
 from deployments import apply, config
 from deployments.config import POOL, StackConfig
@@ -35,7 +37,7 @@ def records(client: SyncPrefectClient) -> dict[str, list[tuple[str, object]]]:
     return {
         "deployments": sorted((f"{flows[found.flow_id]}/{found.name}", str(found.id)) for found in client.read_deployments()),
         "schedules": sorted((found.name, found.schedules[0].schedule.cron) for found in client.read_deployments() if found.schedules),  # type: ignore[union-attr]
-        "automations": sorted((name, client.read_automations_by_name(name)[0].id) for name in (apply.CRASHED, apply.RESUMED)),
+        "automations": sorted((name, client.read_automations_by_name(name)[0].id) for name in (apply.CRASHED, apply.TAKEN, apply.RESUMED)),
     }
 
 
@@ -62,6 +64,32 @@ def test_of_more_deployments_than_a_page_all_that_are_no_longer_wanted_go(client
     assert other in {found.id for found in kept}
     apply.apply(stack(tmp_path))
     client.delete_deployment(other)
+
+
+def test_a_schedule_that_somebody_switched_off_stays_off_while_it_is_the_same(client: SyncPrefectClient, tmp_path: Path) -> None:
+    def active() -> bool:
+        [schedule] = client.read_deployment_by_name("gsec/birds").schedules
+        return schedule.active
+
+    apply.apply(stack(tmp_path, "birds"))
+    there = client.read_deployment_by_name("gsec/birds")
+    client.update_deployment_schedule(there.id, there.schedules[0].id, active=False)
+    assert not active()
+    apply.apply(stack(tmp_path, "birds"))
+    assert not active()
+    file = tmp_path / "stack.toml"
+    file.write_text(file.read_text().replace("0 3 * * *", "0 4 * * *"))
+    apply.apply(config.load(file))
+    assert active(), "it is another one"
+    apply.apply(stack(tmp_path))
+
+
+def test_of_a_run_nothing_can_be_set_but_its_parameters(client: SyncPrefectClient, tmp_path: Path) -> None:
+    """What the worker makes of what the dashboard calls job variables."""
+    apply.apply(stack(tmp_path))
+    given = {"env": {"GSEC_ROOTS": "/"}, "command": "touch x", "working_dir": "/", "stream_output": False}
+    taken = asyncio.run(ProcessJobConfiguration.from_template_and_values(client.read_work_pool(POOL).base_job_template, given))
+    assert (taken.env, taken.command, taken.working_dir) == ({}, None, None)
 
 
 def test_limits_follow_the_file(client: SyncPrefectClient, tmp_path: Path) -> None:
