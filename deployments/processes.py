@@ -197,7 +197,7 @@ def check_ports(stack: StackConfig) -> None:
     for name, port, setting in (("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")):
         if name not in running:
             try:
-                socket.create_server((stack.host, port)).close()
+                socket.create_server((stack.host, port), family=socket.AF_INET6 if ":" in stack.host else socket.AF_INET).close()
             except OSError as error:
                 raise Refused(
                     f"host = {stack.host}, {setting} = {port}: nothing can listen there ({error.strerror}). Stop what does, or choose another."

@@ -1,6 +1,7 @@
 """Processes of a stack: each of these is a real one, small."""
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from deployments import processes
 from deployments.config import StackConfig
 from deployments.processes import Service
-from gsec_core.errors import GsecError
+from gsec_core.errors import GsecError, Refused
 
 from ..command import wait
 
@@ -97,3 +98,13 @@ def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
     psutil.wait_procs([killed])
     assert processes.start(stack, service(stack, WAITS))
     assert process(stack) != killed
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_port_is_free_or_taken_at_addresses_of_both_kinds(host: str, family: socket.AddressFamily, tmp_path: Path) -> None:
+    with socket.create_server((host, 0), family=family) as taken, socket.create_server((host, 0), family=family) as free:
+        ports = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        with pytest.raises(Refused, match=f"port = {ports[0]}: nothing can listen there .*in use"):
+            processes.check_ports(StackConfig(home=tmp_path, host=host, port=ports[0], reports_port=ports[1]))
+    processes.check_ports(StackConfig(home=tmp_path, host=host, port=ports[0], reports_port=ports[1]))
