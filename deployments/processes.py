@@ -25,6 +25,8 @@ import psutil
 
 from deployments import config
 from deployments.config import AUTH, POOL, StackConfig
+from flows.serve.app import TOKEN
+from flows.serve.server import token_of
 from gsec_core.errors import GsecError, Refused
 
 START_SECONDS = 180
@@ -41,6 +43,12 @@ PROGRAMS = Path(sys.executable).parent
 MARK = "GSEC_SERVICE"
 """Environment variable that says which service of which stack a process belongs to."""
 
+SECRETS = (AUTH, "PREFECT_API_AUTH_STRING", TOKEN, "GSEC_CAPTIONER_KEY", "PGPASSWORD")
+"""Environment variables that have them."""
+
+OUTSIDE = ("AWS_", "GOOGLE_", "AZURE_", "HF_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES")
+"""How variables begin that say how images, stores and models are reached."""
+
 PROC = Path("/proc")
 
 
@@ -54,10 +62,12 @@ class Service:
     """What it is told beside the environment of whoever starts it."""
     is_ready: Callable[[float], bool]
     """Whether it answers, given when its process began, in seconds since the epoch."""
+    hears: tuple[str, ...] = ()
+    """How variables of whoever starts it begin that matter to it, besides secrets."""
 
 
 def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service]:
-    """In the order they start."""
+    """In the order they start. Raises Refused if one of them would."""
     auth = environment.get(AUTH)
     server = Service(
         "server",
@@ -70,15 +80,20 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
         (str(PROGRAMS / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER),
         config.worker_environment(stack, environment),
         lambda since: _works(stack.url(), auth, since),
+        OUTSIDE,
     )
     stores = [part for store in stack.stores() for part in ("--store", store)]
+    if not stores:
+        return [server, worker]
+    token_of(environment, stack.host)  # what the report server would refuse is refused before the others start
     reports = Service(
         "reports",
         (str(PROGRAMS / "gsec"), "serve", *stores, "--host", stack.host, "--port", str(stack.reports_port)),
         {},
         lambda since: _answers(f"{stack.reports_url()}/health"),
+        OUTSIDE,
     )
-    return [server, worker, *([reports] if stores else [])]
+    return [server, worker, reports]
 
 
 def start(stack: StackConfig, service: Service) -> bool:
@@ -101,7 +116,7 @@ def start(stack: StackConfig, service: Service) -> bool:
         environment = {**os.environ, **service.environment, MARK: _mark(stack, service.name)}
         started = subprocess.Popen(service.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     process = psutil.Process(started.pid)
-    _record(stack, service.name, {"pid": process.pid, "began": _began(process), "digest": digest})
+    _record(stack, service.name, {"pid": process.pid, "began": _began(process), "digest": digest, "secrets": sorted(_secrets())})
     _wait(service, process, since, log, before)
     return True
 
@@ -196,14 +211,14 @@ def _record(stack: StackConfig, name: str, record: dict[str, Any] | None) -> Non
 
 
 def _digest(service: Service) -> str:
-    """Of what it is told; secrets come in as a hash alone."""
-    told = [list(service.command), sorted(service.environment.items()), sorted(_secrets().items())]
+    """Of what it is told, and of what it hears."""
+    heard = {name: value for name, value in os.environ.items() if name.startswith(service.hears)}
+    told = [list(service.command), sorted(service.environment.items()), sorted(_secrets().items()), sorted(heard.items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _secrets() -> dict[str, str]:
-    names = (AUTH, "PREFECT_API_AUTH_STRING", "GSEC_REPORTS_TOKEN", "GSEC_CAPTIONER_KEY", "PGPASSWORD")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    return {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
 
 
 def _wait(service: Service, process: psutil.Process, since: float, log: Path, before: int) -> None:
@@ -235,6 +250,13 @@ def _works(url: str, auth: str | None, since: float) -> bool:
         return False
     beats = [worker["last_heartbeat_time"] for worker in found.json() if worker["name"] == WORKER] if found.is_success else []
     return any(beat is not None and datetime.fromisoformat(beat).timestamp() > since for beat in beats)
+
+
+def check_secrets(stack: StackConfig) -> None:
+    """Raises Refused if what runs was started with a secret that is not set now: it would begin anew without, open to everybody perhaps."""
+    lost = sorted({name for record in _running(stack).values() for name in record["secrets"]} - set(_secrets()))
+    if lost:
+        raise Refused(f"{', '.join(lost)}: what runs was started with it, and it is not set now. Set it again, or to go on without run gsec down first.")
 
 
 def check_ports(stack: StackConfig) -> None:

@@ -14,9 +14,10 @@ import httpx
 import psutil
 import pytest
 
-from deployments import processes
-from deployments.config import StackConfig
+from deployments import commands, config, processes
+from deployments.config import AUTH, PipelineEntry, StackConfig
 from deployments.processes import Service
+from flows.serve.app import TOKEN
 from gsec_core.errors import GsecError, Refused
 
 from ..command import wait
@@ -31,6 +32,12 @@ BEGINS_A_SESSION = f"import subprocess, sys, time; subprocess.Popen([sys.executa
 """As a worker begins its flows."""
 
 ENDS = "import sys; sys.exit('the port is taken')"
+
+
+@pytest.fixture(autouse=True)
+def without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in processes.SECRETS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -157,6 +164,47 @@ def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
     assert process(stack) != killed
 
 
+def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "load", lambda file, complete=True: stack)
+    monkeypatch.setenv(AUTH, "me:a-secret")
+    monkeypatch.setenv(TOKEN, "another-secret")
+    processes.start(stack, service(stack, WAITS))
+    first = process(stack)
+    monkeypatch.delenv(AUTH)
+    monkeypatch.setenv(TOKEN, "")
+    with pytest.raises(Refused, match=rf"^{TOKEN}, {AUTH}: .* Set it again, or .* gsec down first\.$"):
+        commands.up()
+    assert process(stack) == first, "it runs as it did"
+    assert not has_ended(first)
+    monkeypatch.setenv(AUTH, "me:a-secret")
+    monkeypatch.setenv(TOKEN, "another-secret")
+    processes.check_secrets(stack)
+    monkeypatch.delenv(AUTH)
+    assert commands.down() == 0
+    processes.check_secrets(stack)
+
+
+@pytest.mark.parametrize("name", ["AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_KEY", "HF_TOKEN", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES"])
+def test_how_images_and_models_are_reached_is_told_anew_to_worker_and_reports(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = processes.services(with_a_pipeline(tmp_path), {})
+    monkeypatch.setenv(name, "one")
+    before = [processes._digest(service) for service in services]
+    monkeypatch.setenv(name, "two")
+    after = [processes._digest(service) for service in services]
+    assert [service.name for service, old, new in zip(services, before, after, strict=True) if old != new] == ["worker", "reports"]
+
+
+def test_beyond_this_machine_nothing_starts_without_a_token(tmp_path: Path) -> None:
+    stack, auth = with_a_pipeline(tmp_path, host="0.0.0.0"), {AUTH: "me:secret"}
+    with pytest.raises(Refused, match=f"only with a token. Set {TOKEN}"):
+        processes.services(stack, auth)
+    with pytest.raises(Refused, match="it is empty"):
+        processes.services(stack, {**auth, TOKEN: ""})
+    assert len(processes.services(stack, {**auth, TOKEN: "a-token"})) == 3
+    assert len(processes.services(with_a_pipeline(tmp_path), {})) == 3
+    assert len(processes.services(StackConfig(host="0.0.0.0"), auth)) == 2, "without reports no token is wanted"
+
+
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
 def test_a_port_is_free_or_taken_at_addresses_of_both_kinds(host: str, family: socket.AddressFamily, tmp_path: Path) -> None:
     with socket.create_server((host, 0), family=family) as taken, socket.create_server((host, 0), family=family) as free:
@@ -200,3 +248,8 @@ class TestWorker:
         assert processes.start(stack, self.worker(stack, WAITS))
         assert len(pauses) == 1
         assert not processes.start(stack, self.worker(stack, WAITS)), "one that runs is asked in the same way"
+
+
+def with_a_pipeline(folder: Path, host: str = "127.0.0.1") -> StackConfig:
+    settings = {"source": str(folder / "images"), "store": str(folder / "store")}
+    return StackConfig(home=folder / "home", host=host, pipelines={"photos": PipelineEntry(settings=settings)})
