@@ -145,6 +145,8 @@ def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
 
     Raises Refused if it would be open to other machines without a password, or if a package is missing.
     """
+    if AUTH in environment and not environment[AUTH].partition(":")[2]:
+        raise Refused(f"{AUTH}: there is no password in it. Set it to user:password, or unset it.")
     if AUTH not in environment and not is_loopback(stack.host):
         raise Refused(f"host = {stack.host}: beyond this machine Prefect's server is started only with a password. Set {AUTH}=user:password.")
     url = stack.url()
@@ -219,4 +221,5 @@ def _absolute(place: str) -> str:
 
 
 def _reached(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{address}]" if ":" in address else address

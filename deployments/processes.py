@@ -1,7 +1,8 @@
 """The processes of a stack on this machine: started, found again, stopped.
 
 What was started is recorded in ``HOME/processes.json`` with the moment it began, so that nobody takes another process with the
-same number for it. Each writes to ``HOME/logs/NAME.log``.
+same number for it. What it starts in turn carries a mark in its environment, by which it is found when its parent is gone. Each
+writes to ``HOME/logs/NAME.log``.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ import psutil
 
 from deployments import config
 from deployments.config import AUTH, POOL, StackConfig
+from flows.serve.app import TOKEN
+from flows.serve.server import token_of
 from gsec_core.errors import GsecError, Refused
 
 START_SECONDS = 180
@@ -31,7 +35,21 @@ START_SECONDS = 180
 STOP_SECONDS = 30
 """A service that has not ended by then is killed."""
 
+WORKER = "gsec"
+"""The worker's name."""
+
 PROGRAMS = Path(sys.executable).parent
+
+MARK = "GSEC_SERVICE"
+"""Environment variable that says which service of which stack a process belongs to."""
+
+SECRETS = (AUTH, "PREFECT_API_AUTH_STRING", TOKEN, "GSEC_CAPTIONER_KEY", "PGPASSWORD")
+"""Environment variables that have them."""
+
+OUTSIDE = ("AWS_", "GOOGLE_", "AZURE_", "HF_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES")
+"""How variables begin that say how images, stores and models are reached."""
+
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -42,32 +60,40 @@ class Service:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     """What it is told beside the environment of whoever starts it."""
-    is_ready: Callable[[], bool]
+    is_ready: Callable[[float], bool]
+    """Whether it answers, given when its process began, in seconds since the epoch."""
+    hears: tuple[str, ...] = ()
+    """How variables of whoever starts it begin that matter to it, besides secrets."""
 
 
 def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service]:
-    """In the order they start."""
+    """In the order they start. Raises Refused if one of them would."""
     auth = environment.get(AUTH)
     server = Service(
         "server",
         (str(PROGRAMS / "prefect"), "server", "start", "--host", stack.host, "--port", str(stack.port)),
         config.server_environment(stack, environment),
-        lambda: _answers(f"{stack.url()}/health"),
+        lambda since: _answers(f"{stack.url()}/health"),
     )
     worker = Service(
         "worker",
-        (str(PROGRAMS / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "gsec"),
+        (str(PROGRAMS / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER),
         config.worker_environment(stack, environment),
-        lambda: _works(stack.url(), auth),
+        lambda since: _works(stack.url(), auth, since),
+        OUTSIDE,
     )
     stores = [part for store in stack.stores() for part in ("--store", store)]
+    if not stores:
+        return [server, worker]
+    token_of(environment, stack.host)  # what the report server would refuse is refused before the others start
     reports = Service(
         "reports",
         (str(PROGRAMS / "gsec"), "serve", *stores, "--host", stack.host, "--port", str(stack.reports_port)),
         {},
-        lambda: _answers(f"{stack.reports_url()}/health"),
+        lambda since: _answers(f"{stack.reports_url()}/health"),
+        OUTSIDE,
     )
-    return [server, worker, *([reports] if stores else [])]
+    return [server, worker, reports]
 
 
 def start(stack: StackConfig, service: Service) -> bool:
@@ -78,43 +104,42 @@ def start(stack: StackConfig, service: Service) -> bool:
     there = _running(stack).get(service.name)
     digest = _digest(service)
     if there is not None and there["digest"] == digest:
-        _wait(service, psutil.Process(there["pid"]), log_of(stack, service.name), 0)
+        process = psutil.Process(there["pid"])
+        _wait(service, process, process.create_time(), log_of(stack, service.name), 0)
         return False
     if there is not None:
         stop(stack, service.name)
     log = log_of(stack, service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        before = output.tell()
-        process = subprocess.Popen(
-            service.command, env={**os.environ, **service.environment}, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-    found = psutil.Process(process.pid)
-    _record(stack, service.name, {"pid": process.pid, "began": found.create_time(), "digest": digest})
-    _wait(service, found, log, before)
+        before, since = output.tell(), time.time()
+        environment = {**os.environ, **service.environment, MARK: _mark(stack, service.name)}
+        started = subprocess.Popen(service.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    process = psutil.Process(started.pid)
+    _record(stack, service.name, {"pid": process.pid, "began": _began(process), "digest": digest, "secrets": sorted(_secrets())})
+    _wait(service, process, since, log, before)
     return True
 
 
 def stop(stack: StackConfig, name: str) -> bool:
-    """Stop a service and all that it has started. False if it is not running."""
-    there = _running(stack).get(name)
-    if there is not None:
-        process = psutil.Process(there["pid"])
-        family = [process, *process.children(recursive=True)]
+    """Stop a service and all that it has started, even if that has outlived it. False if there is nothing to stop."""
+    family = _family(stack, name)
+    # The others are ended by who has started them: a worker knows how to end its flows.
+    for process in [process for process in family if _parent(process) not in family]:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
-        for lasting in left:
-            with suppress(psutil.NoSuchProcess):
-                lasting.kill()
-        psutil.wait_procs(left, timeout=STOP_SECONDS)
+    _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for lasting in left:
+        with suppress(psutil.NoSuchProcess):
+            lasting.kill()
+    psutil.wait_procs(left, timeout=STOP_SECONDS)
     _record(stack, name, None)
-    return there is not None
+    return bool(family)
 
 
 def started(stack: StackConfig) -> list[str]:
-    """Services that are running, the last one started first."""
-    return list(_running(stack))[::-1]
+    """Services of which processes are running, the last one started first."""
+    return [name for name in _records(stack) if _family(stack, name)][::-1]
 
 
 def log_of(stack: StackConfig, name: str) -> Path:
@@ -129,9 +154,41 @@ def _running(stack: StackConfig) -> dict[str, dict[str, Any]]:
 def _is_alive(record: Mapping[str, Any]) -> bool:
     try:
         process = psutil.Process(record["pid"])
-        return bool(process.create_time() == record["began"] and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(_began(process) == record["began"] and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _began(process: psutil.Process) -> str:
+    """When a process began: of which boot, and ticks since that, which no setting of the clock moves. By the clock where there is no /proc."""
+    try:
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        fields = (PROC / str(process.pid) / "stat").read_text().rpartition(")")[2].split()  # from the third on; a name in brackets may hold spaces
+        return f"{boot} {fields[19]}"
+    except OSError:
+        return str(process.create_time())
+
+
+def _family(stack: StackConfig, name: str) -> list[psutil.Process]:
+    """The processes of a service."""
+    mark = _mark(stack, name)
+    family = {process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(MARK) == mark}
+    if there := _running(stack).get(name):
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(there["pid"])
+            family |= {process, *process.children(recursive=True)}
+    return list(family)
+
+
+def _mark(stack: StackConfig, name: str) -> str:
+    return f"{stack.home.resolve()}:{name}"
+
+
+def _parent(process: psutil.Process) -> psutil.Process | None:
+    try:
+        return process.parent()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _records(stack: StackConfig) -> dict[str, dict[str, Any]]:
@@ -154,20 +211,23 @@ def _record(stack: StackConfig, name: str, record: dict[str, Any] | None) -> Non
 
 
 def _digest(service: Service) -> str:
-    """Of what it is told; secrets come in as a hash alone."""
-    told = [list(service.command), sorted(service.environment.items()), sorted(_secrets().items())]
+    """Of what it is told, and of what it hears."""
+    heard = {name: value for name, value in os.environ.items() if name.startswith(service.hears)}
+    told = [list(service.command), sorted(service.environment.items()), sorted(_secrets().items()), sorted(heard.items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _secrets() -> dict[str, str]:
-    names = (AUTH, "PREFECT_API_AUTH_STRING", "GSEC_REPORTS_TOKEN", "GSEC_CAPTIONER_KEY", "PGPASSWORD")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    return {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
 
 
-def _wait(service: Service, process: psutil.Process, log: Path, before: int) -> None:
+def _wait(service: Service, process: psutil.Process, since: float, log: Path, before: int) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not service.is_ready():
+    while True:
+        ready = service.is_ready(since)
         ended = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        if ready and not ended:
+            return
         if ended or time.monotonic() > deadline:
             end = " ".join(log.read_bytes()[before:].decode(errors="replace").splitlines()[-5:])
             raise GsecError(f"{service.name} {'ended' if ended else f'did not answer in {START_SECONDS} s'}. Its log, {log}, ends: {end}")
@@ -181,14 +241,22 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _works(url: str, auth: str | None) -> bool:
-    """Whether a worker of the pool is online."""
+def _works(url: str, auth: str | None, since: float) -> bool:
+    """Whether the worker has given a sign of life since then. Its status alone says so for a while after its end."""
     user, _, password = (auth or "").partition(":")
     try:
         found = httpx.post(f"{url}/work_pools/{POOL}/workers/filter", json={}, timeout=5, auth=(user, password) if auth else None)
-        return found.is_success and any(worker["status"] == "ONLINE" for worker in found.json())
     except httpx.HTTPError:
         return False
+    beats = [worker["last_heartbeat_time"] for worker in found.json() if worker["name"] == WORKER] if found.is_success else []
+    return any(beat is not None and datetime.fromisoformat(beat).timestamp() > since for beat in beats)
+
+
+def check_secrets(stack: StackConfig) -> None:
+    """Raises Refused if what runs was started with a secret that is not set now: it would begin anew without, open to everybody perhaps."""
+    lost = sorted({name for record in _running(stack).values() for name in record["secrets"]} - set(_secrets()))
+    if lost:
+        raise Refused(f"{', '.join(lost)}: what runs was started with it, and it is not set now. Set it again, or to go on without run gsec down first.")
 
 
 def check_ports(stack: StackConfig) -> None:
@@ -197,7 +265,7 @@ def check_ports(stack: StackConfig) -> None:
     for name, port, setting in (("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")):
         if name not in running:
             try:
-                socket.create_server((stack.host, port)).close()
+                socket.create_server((stack.host, port), family=socket.AF_INET6 if ":" in stack.host else socket.AF_INET).close()
             except OSError as error:
                 raise Refused(
                     f"host = {stack.host}, {setting} = {port}: nothing can listen there ({error.strerror}). Stop what does, or choose another."

@@ -103,6 +103,14 @@ def test_only_parts_that_are_always_there_are_required(name: str) -> None:
         assert how.get("required", True) is not optional
 
 
+def test_scratch_files_of_the_worker_lie_on_a_disk() -> None:
+    worker = SERVICES["worker"]
+    place = environment(worker).get("TMPDIR", "/tmp")
+    in_memory = [mount.partition(":")[0] for mount in worker["tmpfs"]]
+    assert place not in in_memory
+    assert not worker["read_only"]
+
+
 def test_the_database_and_the_messages_are_reached_by_the_server_alone() -> None:
     inside = {name for name, service in SERVICES.items() if "data" in service.get("networks", ["default"])}
     assert inside == {"postgres", "redis", "migrate", "server"}

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import uvicorn
 
@@ -15,13 +15,7 @@ from gsec_core.store import Store
 
 def serve(urls: Sequence[str], host: str, port: int) -> int:
     """Serve until a signal ends it. Raises Refused if it may not, or cannot, listen there."""
-    token = os.environ.get(TOKEN)
-    if token == "":
-        raise Refused(f"{TOKEN}: it is empty. Give it a long random text, or unset it.")
-    if token is not None and token != token.strip():
-        raise Refused(f"{TOKEN}: white space stands before or after it, which no browser sends. Take that away.")
-    if token is None and not is_loopback(host):
-        raise Refused(f"--host {host}: beyond this machine the reports are served only with a token. Set {TOKEN}, or leave out --host.")
+    token = token_of(os.environ, host)
     stores = [Store.open(url) for url in urls]
     listening = _listen(host, port)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
@@ -32,6 +26,18 @@ def serve(urls: Sequence[str], host: str, port: int) -> int:
     logging.getLogger("gsec.serve").info("serving %s on http://%s:%d", ", ".join(store.url for store in stores), address, listening.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listening])
     return 0
+
+
+def token_of(environment: Mapping[str, str], host: str) -> str | None:
+    """What whoever asks has to send. Raises Refused if it is none that can be sent, or if there has to be one."""
+    token = environment.get(TOKEN)
+    if token == "":
+        raise Refused(f"{TOKEN}: it is empty. Give it a long random text, or unset it.")
+    if token is not None and token != token.strip():
+        raise Refused(f"{TOKEN}: white space stands before or after it, which no browser sends. Take that away.")
+    if token is None and not is_loopback(host):
+        raise Refused(f"host = {host}: beyond this machine the reports are served only with a token. Set {TOKEN}, or leave host out.")
+    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:

