@@ -30,13 +30,19 @@ def status(url: str, as_json: Json | None) -> int:
         return 0
     terminal.out.print(terminal.table("corpora", corpora))
     if published:
-        terminal.out.print(terminal.table("published", published))
+        terminal.out.print(terminal.table("published", [{name: value for name, value in row.items() if name != "error"} for row in published]))
+        for row in published:
+            if row["error"]:
+                terminal.out.print(f"    {row['error']}", markup=False)
     if descriptions:
         terminal.out.print(terminal.table("descriptions", descriptions))
     for run in runs:
         stages = ", ".join(f"{name} {stage['done']}/{stage['planned']}" for name, stage in run["stages"].items())
         images = ", ".join(f"{count} {status}" for status, count in run["images"].items() if count)
         terminal.out.print(f"run {run['run']}  {run['state']}", markup=False)
+        if run["state"] == state.DAMAGED:
+            terminal.out.print(f"    {run['error']}", markup=False)
+            continue
         terminal.out.print(f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters, encoder {run['encoder']}", markup=False)
         terminal.out.print(f"    shards: {stages}; images: {images or '-'}; {run['attempts']} attempts since {run['created']}", markup=False)
         if run["error"]:
