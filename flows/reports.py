@@ -160,10 +160,11 @@ def _newest_finished(store: Store) -> Run:
 
 def prune(url: str, keep_runs: int, dry_run: bool) -> int:
     """Delete what nobody needs, or say what that is."""
-    deletions = pruning.plan(Store.open(url), keep_runs)
-    for deletion in deletions:
-        if not dry_run:
-            deletion.carry_out()
+    count = 0
+    for deletion in pruning.plan(Store.open(url), keep_runs):
+        if not (dry_run or deletion.carry_out()):
+            continue
+        count += 1
         terminal.out.print(f"{'would be pruned' if dry_run else 'pruned'}  {deletion.path}: {deletion.why}", markup=False)
-    terminal.out.print(f"{len(deletions)} files {'would be' if dry_run else 'were'} deleted or rewritten.")
+    terminal.out.print(f"{count} files {'would be' if dry_run else 'were'} deleted or rewritten.")
     return 0

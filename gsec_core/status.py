@@ -112,7 +112,10 @@ def _image_counts(run: Run) -> dict[str, int]:
     request = run.request()
     corpus = Corpus(run.files, request["corpus"])
     embeddings = corpus.table(EMBEDDINGS_TABLE, record["fingerprint"])
-    generation = corpus.generation(request["generation"])
+    try:
+        generation = corpus.generation(request["generation"])
+    except FileNotFoundError:  # an older gsec pruned it away from under a run
+        return {}
     counts = {"listed": 0, OK: 0, REJECTED: 0, MISSING: 0, "damaged_shards": 0}
     try:
         live = corpus.live_rows(generation).select(["image_id", "shard"])
