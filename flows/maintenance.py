@@ -20,10 +20,7 @@ def maintenance(stores: list[str], keep_runs: int = prune.KEEP_RUNS, dry_run: bo
     count = 0
     for url in stores:
         roots.check_store(url)
-        deletions = prune.plan(Store.open(url), keep_runs)
-        for deletion in deletions:
-            if not dry_run:
-                deletion.carry_out()
+        deletions = [deletion for deletion in prune.plan(Store.open(url), keep_runs) if dry_run or deletion.carry_out()]
         count += len(deletions)
         get_run_logger().info("%s: %d %s", url, len(deletions), "would be deleted" if dry_run else "deleted")
         artifacts.show_deletions(url, [(deletion.path, deletion.why) for deletion in deletions], dry_run)

@@ -30,13 +30,19 @@ def status(url: str, as_json: Json | None) -> int:
         return 0
     terminal.out.print(terminal.table("corpora", corpora))
     if published:
-        terminal.out.print(terminal.table("published", published))
+        terminal.out.print(terminal.table("published", [{name: value for name, value in row.items() if name != "error"} for row in published]))
+        for row in published:
+            if row["error"]:
+                terminal.out.print(f"    {row['error']}", markup=False)
     if descriptions:
         terminal.out.print(terminal.table("descriptions", descriptions))
     for run in runs:
         stages = ", ".join(f"{name} {stage['done']}/{stage['planned']}" for name, stage in run["stages"].items())
         images = ", ".join(f"{count} {status}" for status, count in run["images"].items() if count)
         terminal.out.print(f"run {run['run']}  {run['state']}", markup=False)
+        if run["state"] == state.DAMAGED:
+            terminal.out.print(f"    {run['error']}", markup=False)
+            continue
         terminal.out.print(f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters, encoder {run['encoder']}", markup=False)
         terminal.out.print(f"    shards: {stages}; images: {images or '-'}; {run['attempts']} attempts since {run['created']}", markup=False)
         if run["error"]:
@@ -154,10 +160,11 @@ def _newest_finished(store: Store) -> Run:
 
 def prune(url: str, keep_runs: int, dry_run: bool) -> int:
     """Delete what nobody needs, or say what that is."""
-    deletions = pruning.plan(Store.open(url), keep_runs)
-    for deletion in deletions:
-        if not dry_run:
-            deletion.carry_out()
+    count = 0
+    for deletion in pruning.plan(Store.open(url), keep_runs):
+        if not (dry_run or deletion.carry_out()):
+            continue
+        count += 1
         terminal.out.print(f"{'would be pruned' if dry_run else 'pruned'}  {deletion.path}: {deletion.why}", markup=False)
-    terminal.out.print(f"{len(deletions)} files {'would be' if dry_run else 'were'} deleted or rewritten.")
+    terminal.out.print(f"{count} files {'would be' if dry_run else 'were'} deleted or rewritten.")
     return 0

@@ -29,6 +29,10 @@ class BadShard(GsecError):
         return cls(paths[0], f"{str(errors[0]).partition(': ')[2]} ({len(paths)} bad shards in all)", paths=paths)
 
 
+class BadRecord(GsecError):
+    """A record of a run or of a publication that is not what gsec writes: says which, and what to do."""
+
+
 class Unreachable(GsecError):
     """A store or a source that does not answer. What was being worked on stays uncommitted."""
 

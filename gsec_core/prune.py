@@ -1,17 +1,20 @@
 """Which files of a store nobody needs any more.
 
-Kept are runs that are published, unfinished, or among the newest of their corpus, and those whose clusters they assign
-to or continue; the tables they name; the generations they read and every corpus's newest. Embeddings and descriptions of live images
-are kept whoever made them: they are what costs. Nothing younger than a day is deleted, so that a run that has not written
-its request yet is safe, and files that were set aside are never deleted.
+Kept are runs that are published, unfinished, worked on within a day, or among the newest of their corpus; those whose clusters
+they assign to, and those that published and unfinished ones continue; the tables they name; the generations they read and every
+corpus's newest. Embeddings and descriptions of live images are kept whoever made them: they are what costs. Nothing younger than
+a day is deleted, so that a run that has not begun a stage yet is safe, and files that were set aside are never deleted.
+
+Others go on working meanwhile. So what is needed is read again before a run or a table goes, and lists of images before anything
+that depends on them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +23,7 @@ from gsec_core.config import AUTO
 from gsec_core.errors import BadShard
 from gsec_core.store import Corpus, Generation, Run, Shards, Store
 from gsec_core.store.captions import PARTS, merge, readable
+from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
 
 GRACE = timedelta(hours=24)
@@ -39,17 +43,21 @@ class Deletion:
 
     path: str
     why: str
-    carry_out: Callable[[], None]
+    carry_out: Callable[[], bool]
+    """Returns whether it was done: somebody may need it by now, or another prune was here."""
 
 
 def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
     """What `prune` would delete, in an order in which being killed half-way leaves a good store."""
     oldest = datetime.now(UTC) - GRACE
-    kept = _kept_runs(store, keep_runs)
-    dropped = sorted(store.files.directories("runs") - {run.id for run in kept})
-    found = [deletion for id in dropped for deletion in _files_of(store, f"runs/{id}", "the run is old")]
+    known = store.files.directories("runs")
+    kept = _kept_runs(store, keep_runs, oldest)
+    found: list[Deletion] = []
+    for id in sorted(known - {run.id for run in kept}):
+        found += _files_of(store, f"runs/{id}", "the run is old", cache(partial(_is_still_old, store, id, known, oldest)))
+    names = _Names(store.files)
     for corpus in store.corpora():
-        found += _of_corpus(store, corpus, [run for run in kept if run.request()["corpus"] == corpus.name], oldest)
+        found += _of_corpus(store, corpus, [run for run in kept if run.request()["corpus"] == corpus.name], names, oldest)
     return [deletion for deletion in found if _is_older(store, deletion.path, oldest)] + [
         merging for corpus in store.corpora() for merging in _mergings(store, corpus.captions, oldest)
     ]
@@ -62,7 +70,12 @@ def _is_older(store: Store, path: str, than: datetime) -> bool:
         return False  # a temporary file that became a shard, or another prune's prey
 
 
-def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
+def _is_at_rest(store: Store, run: Run, oldest: datetime) -> bool:
+    """Whether all of a run's records are old."""
+    return all(_is_older(store, f"{run.directory}/{name}", oldest) for name in store.files.files(run.directory))
+
+
+def _kept_runs(store: Store, keep_runs: int, oldest: datetime) -> list[Run]:
     kept = []
     published = store.published_runs()
     newest: Counter[tuple[str, bool]] = Counter()
@@ -70,39 +83,90 @@ def _kept_runs(store: Store, keep_runs: int) -> list[Run]:
         request = run.request()
         kind = request["corpus"], request["config"]["clusters"] == AUTO  # those that find a number for others count by themselves
         newest[kind] += 1
-        if newest[kind] <= keep_runs or run.id in published or not run.is_finished():
+        if newest[kind] <= keep_runs or run.id in published or not run.is_finished() or not _is_at_rest(store, run, oldest):
             kept.append(run)
     needed = {run.request().get("of_run") for run in kept}  # whose clusters a kept run's images are assigned to
-    needed |= {(run.request().get("previous") or {}).get("run_id") for run in kept if not run.is_finished()}  # whose cluster keys it continues
+    # Whose cluster keys it continues: its own can be made, or made anew, from those alone.
+    needed |= {_continued(run) for run in kept if run.id in published or not run.is_finished()}
     return kept + [run for run in store.runs() if run.id in needed - {run.id for run in kept}]
 
 
-def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], oldest: datetime) -> Iterator[Deletion]:
-    numbers = {run.request()["generation"] for run in kept} | {max(corpus.generation_numbers(), default=0)}
-    generations = [corpus.generation(number) for number in sorted(numbers - {0})]
+def _continued(run: Run) -> str | None:
+    return (run.request().get("previous") or {}).get("run_id")
+
+
+def _is_still_old(store: Store, id: str, known: Set[str], oldest: datetime) -> bool:
+    """Whether nobody has worked on a run since the plan was made, published it, or asked for one that is not ``known`` and needs it."""
+    runs = [Run(store.files, other) for other in store.published_runs() | (store.files.directories("runs") - known)]
+    there = [run for run in runs if run.exists()]
+    needed = {run.id for run in runs} | {run.request().get("of_run") for run in there} | {_continued(run) for run in there}
+    return id not in needed and _is_at_rest(store, Run(store.files, id), oldest)
+
+
+def _named(run: Run) -> tuple[set[str], bool]:
+    """Paths of the generation that a run reads and of its tables, and whether these are all: every stage has begun."""
+    request, stages = run.request(), run.stages()
+    corpus = Corpus(run.files, request["corpus"])
+    tables = {corpus.table(table, record["fingerprint"]).directory for record in stages.values() for table in record["tables"]}
+    return tables | {corpus.generation_path(request["generation"])}, set(request["stages"]) <= stages.keys()
+
+
+class _Names:
+    """What the runs that are there name, read anew at every question, but of one that has begun all its stages only once."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._all: dict[str, set[str]] = {}
+        """Run -> what it names, of those that will name nothing more."""
+
+    def lack(self, path: str) -> bool:
+        """Whether no run names this generation or table."""
+        return not any(path in self._of(Run(self._files, id)) for id in self._files.directories("runs"))
+
+    def _of(self, run: Run) -> set[str]:
+        if run.id in self._all:
+            return self._all[run.id]
+        named, are_all = _named(run) if run.exists() else (set(), False)
+        if are_all:
+            self._all[run.id] = named
+        return named
+
+
+def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], names: _Names, oldest: datetime) -> Iterator[Deletion]:
+    there = corpus.generation_numbers()
+    read = {run.request()["generation"] for run in kept} | {max(there, default=0)}
+    staying = [number for number in there if number in read or not _is_older(store, corpus.generation_path(number), oldest)]
+    generations = [corpus.generation(number) for number in staying]
     listed = {name for generation in generations for name in generation.shard_names}
-    named = {(table, record["fingerprint"]) for run in kept for record in run.stages().values() for table in record["tables"]}
-    for number in corpus.generation_numbers():
-        if number not in numbers:
-            yield _file(store, corpus.generation_path(number), "no kept run reads this generation")
+    named = {path for run in kept for path in _named(run)[0]}
+    newest_is_lost = max(read) > max(there, default=0)  # what it listed, nobody knows: the next ingest may name it again
+
+    def is_as_planned() -> bool:
+        """Whether there is no new generation, and none has stayed because somebody needs it by now."""
+        return corpus.generation_numbers() == staying
+
+    for number in there:
+        if number not in staying:
+            path = corpus.generation_path(number)
+            yield _file(store, path, "no kept run reads this generation", partial(names.lack, path))
     for shards in [corpus.images, corpus.captions, *corpus.tables()]:
         by_image_shard = shards.directory.split("/")[1] in ("images", EMBEDDINGS_TABLE, THUMBNAILS_TABLE)
-        if not by_image_shard and shards != corpus.captions and tuple(shards.directory.split("/")[1:]) not in named:
-            yield from _files_of(store, shards.directory, "no kept run names this table")
+        if not by_image_shard and shards != corpus.captions and shards.directory not in named:
+            yield from _files_of(store, shards.directory, "no kept run names this table", cache(partial(names.lack, shards.directory)))
             continue
         for folder in [shards.directory, *(f"{shards.directory}/{name}" for name in sorted(store.files.directories(shards.directory)))]:
             for leftover in sorted(store.files.leftovers(folder)):
                 yield _file(store, f"{folder}/{leftover}", "left by a killed writer")
-        for name in sorted(shards.names()) if by_image_shard else ():
+        for name in sorted(shards.names()) if by_image_shard and not newest_is_lost else ():
             if name not in listed:
-                yield _file(store, shards.path(name), "its images are in no kept generation")
-    if generations:
-        yield from _thumbnails_of_deleted(corpus, generations[-1], listed)
-        yield from _captions_of_deleted(corpus, generations[-1])
+                yield _file(store, shards.path(name), "its images are in no kept generation", is_as_planned)
+    if generations and not newest_is_lost:
+        yield from _thumbnails_of_deleted(corpus, generations[-1], listed, is_as_planned)
+        yield from _captions_of_deleted(corpus, generations[-1], is_as_planned)
     yield from _merged(store, corpus.captions, oldest)
 
 
-def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str]) -> Iterator[Deletion]:
+def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
     """Deleted images lose their pictures, unless a live image has the same bytes."""
     live = corpus.live_rows(newest).select(["image_id", "shard"])
     live_shards = set(live["shard"].to_pylist())
@@ -122,10 +186,10 @@ def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str])
             left = pictures.filter(pc.invert(pc.is_in(pictures["image_id"], gone)))
             if left.num_rows < pictures.num_rows:
                 why = f"{pictures.num_rows - left.num_rows} thumbnails of deleted images"
-                yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, left))
+                yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, left, still))
 
 
-def _captions_of_deleted(corpus: Corpus, newest: Generation) -> Iterator[Deletion]:
+def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[], bool]) -> Iterator[Deletion]:
     """Deleted images lose their descriptions, unless a live image has the same bytes."""
     alive = _live_contents(corpus, newest)
     if alive is None:
@@ -134,7 +198,7 @@ def _captions_of_deleted(corpus: Corpus, newest: Generation) -> Iterator[Deletio
         left = captions.filter(pc.is_in(captions["content_hash"], alive))
         if left.num_rows < captions.num_rows:
             why = f"{captions.num_rows - left.num_rows} descriptions of deleted images"
-            yield Deletion(corpus.captions.path(name), why, _rewriting(corpus.captions, name, left))
+            yield Deletion(corpus.captions.path(name), why, _rewriting(corpus.captions, name, left, still))
 
 
 def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
@@ -186,10 +250,14 @@ def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None
     return pa.chunked_array([*now["content_hash"].chunks, *before.chunks], rows.schema.field("content_hash").type)
 
 
-def _rewriting(shards: Shards, name: str, left: pa.Table) -> Callable[[], None]:
-    def rewrite() -> None:
+def _rewriting(shards: Shards, name: str, left: pa.Table, still: Callable[[], bool]) -> Callable[[], bool]:
+    def rewrite() -> bool:
+        if not still():
+            return False
         with suppress(FileNotFoundError):  # another prune was here
             shards.replace(name, left, shards.facts(name))
+            return True
+        return False
 
     return rewrite
 
@@ -198,17 +266,23 @@ def _with_shard(name: str, table: pa.Table) -> pa.Table:
     return table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
 
 
-def _file(store: Store, path: str, why: str) -> Deletion:
-    def remove() -> None:
+def _file(store: Store, path: str, why: str, still: Callable[[], bool] = lambda: True) -> Deletion:
+    """``still`` is asked before: whether nobody needs the file."""
+
+    def remove() -> bool:
+        if not still():
+            return False
         with suppress(FileNotFoundError):  # another prune was here
             store.files.remove(path)
+            return True
+        return False
 
     return Deletion(path, why, remove)
 
 
-def _files_of(store: Store, directory: str, why: str) -> list[Deletion]:
+def _files_of(store: Store, directory: str, why: str, still: Callable[[], bool]) -> list[Deletion]:
     """All files of a directory, and below it, but those that were set aside; a run's request first, so that half of a run is none."""
     names = store.files.files(directory) | store.files.leftovers(directory)
     ordered = sorted((name for name in names if not Shards.is_aside(name)), key=lambda name: (name != "request.json", name))
-    below = [deletion for name in sorted(store.files.directories(directory)) for deletion in _files_of(store, f"{directory}/{name}", why)]
-    return [*below, *(_file(store, f"{directory}/{name}", why) for name in ordered)]
+    below = [deletion for name in sorted(store.files.directories(directory)) for deletion in _files_of(store, f"{directory}/{name}", why, still)]
+    return [*below, *(_file(store, f"{directory}/{name}", why, still) for name in ordered)]

@@ -5,10 +5,13 @@ from typing import Any
 import pyarrow.compute as pc
 import xxhash
 
-from gsec_core.errors import BadShard, GsecError
+from gsec_core.errors import BadRecord, BadShard, GsecError
 from gsec_core.store import Corpus, Run, Shards, Store, captions
 from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE
+
+DAMAGED = "damaged"
+"""The state of a run with a record that is not what gsec writes."""
 
 
 def corpora(store: Store) -> list[dict[str, Any]]:
@@ -17,10 +20,9 @@ def corpora(store: Store) -> list[dict[str, Any]]:
 
 
 def published(store: Store) -> list[dict[str, Any]]:
-    """One row a pipeline: which run it publishes, since when, and how far that moved."""
-    newest = (store.publications.newest(pipeline) for pipeline in store.publications.pipelines())
-    columns = ("pipeline", "run_id", "corpus", "generation", "moved", "at")
-    return [{column: getattr(publication, column) for column in columns} for publication in newest if publication is not None]
+    """One row a pipeline: which run it publishes, since when, and how far that moved; ``error`` says what is wrong with a damaged one."""
+    rows = (_published(store, pipeline) for pipeline in store.publications.pipelines())
+    return [row for row in rows if row is not None]
 
 
 def descriptions(store: Store) -> list[dict[str, Any]]:
@@ -29,8 +31,12 @@ def descriptions(store: Store) -> list[dict[str, Any]]:
 
 
 def runs(store: Store) -> list[dict[str, Any]]:
-    """One row a run, oldest first: its settings that people ask for, how far each stage is, and how its last attempt ended."""
-    return [_run(run) for run in store.runs()]
+    """One row a run, oldest first: its settings that people ask for, how far each stage is, and how its last attempt ended.
+
+    Those that are damaged come before all others: of them ``error`` says what is wrong, and nothing else is known.
+    """
+    found = (Run(store.files, id) for id in sorted(store.files.directories("runs")))
+    return sorted((_run(run) for run in found if run.exists()), key=lambda row: row["created"] or "")
 
 
 def _corpus(corpus: Corpus) -> dict[str, Any]:
@@ -49,7 +55,26 @@ def _corpus(corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def _published(store: Store, pipeline: str) -> dict[str, Any] | None:
+    columns = ("run_id", "corpus", "generation", "moved", "at")
+    try:
+        newest = store.publications.newest(pipeline)
+    except BadRecord as error:
+        return {"pipeline": pipeline, **dict.fromkeys(columns), "run_id": DAMAGED, "error": str(error)}
+    if newest is None:
+        return None
+    return {"pipeline": pipeline, **{column: getattr(newest, column) for column in columns}, "error": None}
+
+
 def _run(run: Run) -> dict[str, Any]:
+    try:
+        return _readable(run)
+    except BadRecord as error:
+        known = {"run": run.id, "stages": {}, "state": DAMAGED, "attempts": 0, "error": str(error), "images": {}}
+        return {**dict.fromkeys(("run", "corpus", "generation", "clusters", "encoder", "created")), **known}
+
+
+def _readable(run: Run) -> dict[str, Any]:
     request = run.request()
     attempts = run.attempts()
     ends = [attempt["end"] for attempt in attempts]
@@ -87,7 +112,10 @@ def _image_counts(run: Run) -> dict[str, int]:
     request = run.request()
     corpus = Corpus(run.files, request["corpus"])
     embeddings = corpus.table(EMBEDDINGS_TABLE, record["fingerprint"])
-    generation = corpus.generation(request["generation"])
+    try:
+        generation = corpus.generation(request["generation"])
+    except FileNotFoundError:  # an older gsec pruned it away from under a run
+        return {}
     counts = {"listed": 0, OK: 0, REJECTED: 0, MISSING: 0, "damaged_shards": 0}
     try:
         live = corpus.live_rows(generation).select(["image_id", "shard"])

@@ -1,20 +1,26 @@
 """What prune deletes, and what it never does."""
 
+import logging
 import os
+import shutil
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from gsec_core import pipeline, prune
+from flows import maintenance
+from gsec_core import pipeline, prune, status
 from gsec_core.images import content_hash
 from gsec_core.stages import encode, report
 from gsec_core.stages.base import Context, run_stage
-from gsec_core.store import Store
+from gsec_core.store import Publication, Store
 from gsec_core.store.captions import CaptionsLog
 from gsec_core.tables import EMBEDDINGS_TABLE, FREE, REPORT_TABLE, THUMBNAILS_TABLE
 
+from .command import gsec_here
 from .pictures import cluster, labels, settings, write_pictures
-from .stages.steps import run_stages
+from .stages.steps import make_up, run_stages, table_of
 
 
 @pytest.fixture
@@ -30,10 +36,8 @@ def grow_old(tmp_path: Path) -> None:
 
 
 def carry_out(tmp_path: Path, keep_runs: int) -> list[str]:
-    deletions = prune.plan(Store.open(str(tmp_path / "store")), keep_runs)
-    for deletion in deletions:
-        deletion.carry_out()
-    return [deletion.path for deletion in deletions]
+    """Returns what was deleted."""
+    return [deletion.path for deletion in prune.plan(Store.open(str(tmp_path / "store")), keep_runs) if deletion.carry_out()]
 
 
 def contexts(tmp_path: Path, source: Path, clusters: range) -> list[Context]:
@@ -264,3 +268,211 @@ def test_the_parts_of_a_merged_log_that_is_damaged_stay(tmp_path: Path, source: 
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
     assert parts <= log.shards.names()
+
+
+# Runs as a whole
+
+
+def kept(tmp_path: Path) -> set[str]:
+    return {run.id for run in Store.open(str(tmp_path / "store")).runs()}
+
+
+def publish(context: Context, number: int, pipeline: str) -> None:
+    """Let the pipeline publish it, whatever it is."""
+    made = Publication(pipeline, number, context.run.id, context.corpus.name, context.generation.number, 2, None, "2026-01-01")
+    assert Store(context.run.files).publications.add(made)
+
+
+@pytest.fixture
+def two(tmp_path: Path, source: Path) -> tuple[Context, Context]:
+    """An old run on the first generation, and the newest one on the second, which has lost and listed again a part of the first."""
+    old = make_up(settings(source, tmp_path / "store"))
+    with old.run.attempt({}):
+        pass
+    lost = Path(old.corpus.images.location(old.generation.shard_names[0]))
+    data = lost.read_bytes()
+    lost.write_bytes(b"damaged")
+    write_pictures(source, [20])
+    newest = make_up(settings(source, tmp_path / "store"))
+    lost.write_bytes(data)
+    assert lost.stem not in newest.generation.shard_names
+    grow_old(tmp_path)
+    return old, newest
+
+
+def files(tmp_path: Path) -> set[Path]:
+    return {path for path in (tmp_path / "store").rglob("*") if path.is_file()}
+
+
+def test_a_run_that_was_worked_on_within_a_day_is_kept_whole(two: tuple[Context, Context], tmp_path: Path) -> None:
+    old, newest = two
+    old.run.finish({"clusters": 2})
+    assert prune.plan(Store(old.run.files), 1) == []
+    grow_old(tmp_path)
+    assert carry_out(tmp_path, 1)
+    assert kept(tmp_path) == {newest.run.id}
+    assert carry_out(tmp_path, 1) == []
+    assert [row["state"] for row in status.runs(Store(newest.run.files))] == ["finished"]
+
+
+def test_a_run_whose_generation_is_gone_stops_nobody(two: tuple[Context, Context], tmp_path: Path) -> None:
+    """As an older gsec left it."""
+    old, newest = two
+    old.run.files.remove(old.corpus.generation_path(1))
+    old.run.files.remove(table_of(old, "report").path("all"))
+    carry_out(tmp_path, 1)
+    assert kept(tmp_path) == {old.run.id, newest.run.id}
+    [before, after] = status.runs(Store(newest.run.files))
+    assert (before["images"], after["images"]["listed"]) == ({}, 21)
+
+
+def test_what_a_lost_newest_generation_listed_stays(two: tuple[Context, Context], tmp_path: Path, source: Path) -> None:
+    """The next ingest lists the same again, under the same names."""
+    _, newest = two
+    newest.run.files.remove(newest.corpus.generation_path(2))
+    before = newest.corpus.images.names()
+    carry_out(tmp_path, 5)
+    assert newest.corpus.images.names() == before
+
+
+def test_the_run_that_a_published_one_continues_is_kept(tmp_path: Path, source: Path) -> None:
+    first = make_up(settings(source, tmp_path / "store", pipeline="nightly"))
+    publish(first, 1, "nightly")
+    write_pictures(source, [20])
+    second = make_up(settings(source, tmp_path / "store", pipeline="nightly"))
+    assert second.run.request()["previous"]["run_id"] == first.run.id
+    publish(second, 2, "nightly")
+    newest = make_up(settings(source, tmp_path / "store", pipeline="other", clusters=3))
+    grow_old(tmp_path)
+    assert prune.plan(Store(first.run.files), 1) == [], "a lineage of the second that is damaged is made anew from the first"
+    publish(newest, 3, "nightly")
+    carry_out(tmp_path, 1)
+    assert kept(tmp_path) == {newest.run.id}
+
+
+# What others do between planning and deleting
+
+
+@pytest.mark.parametrize("meanwhile", ["published", "worked on", "assigned to"])
+def test_a_run_that_is_needed_meanwhile_stays_with_all_it_names(two: tuple[Context, Context], tmp_path: Path, meanwhile: str) -> None:
+    old, newest = two
+    deletions = prune.plan(Store.open(str(tmp_path / "store")), 1)
+    planned = {deletion.path for deletion in deletions}
+    lost = old.corpus.images.path(old.generation.shard_names[0])
+    assert planned > {f"{old.run.directory}/request.json", table_of(old, "baseline").path("all"), old.corpus.generation_path(1), lost}
+    match meanwhile:
+        case "published":
+            publish(old, 1, "nightly")
+        case "worked on":
+            with old.run.attempt({}):
+                pass
+        case "assigned to":
+            Store(old.run.files).request_run(newest.config, newest.corpus, 2, {"assign": [1, {"run": old.run.id}]}, of_run=old.run.id)
+    before = files(tmp_path)
+    assert [deletion.path for deletion in deletions if deletion.carry_out()] == []
+    assert files(tmp_path) == before
+
+
+def test_the_run_that_is_continued_by_what_is_published_meanwhile_stays(tmp_path: Path, source: Path) -> None:
+    first = make_up(settings(source, tmp_path / "store", pipeline="nightly"))
+    publish(first, 1, "nightly")
+    second = make_up(settings(source, tmp_path / "store", pipeline="nightly", clusters=3))
+    third = make_up(settings(source, tmp_path / "store", pipeline="nightly", clusters=4))
+    publish(third, 2, "nightly")
+    newest = make_up(settings(source, tmp_path / "store", pipeline="nightly", clusters=5))
+    publish(newest, 3, "nightly")
+    grow_old(tmp_path)
+    deletions = prune.plan(Store.open(str(tmp_path / "store")), 1)
+    publish(second, 4, "nightly")
+    for deletion in deletions:
+        deletion.carry_out()
+    assert kept(tmp_path) == {first.run.id, second.run.id, third.run.id, newest.run.id}
+
+
+@pytest.mark.parametrize("by", ["a run that is new", "a run that goes on"])
+def test_a_table_that_is_named_meanwhile_stays(two: tuple[Context, Context], tmp_path: Path, source: Path, by: str) -> None:
+    old, newest = two
+    other = settings(source, tmp_path / "store", clusters=3)
+    if by == "a run that goes on":
+        pipeline.request(other)
+        grow_old(tmp_path)
+    deletions = prune.plan(Store.open(str(tmp_path / "store")), 2 if by == "a run that goes on" else 1)
+    run, _ = pipeline.request(other)
+    table, record = table_of(old, "baseline"), old.run.stage("baseline")
+    assert record is not None
+    for deletion in deletions:
+        if deletion.path == table.path("all"):  # what is named was asked for other tables before
+            run.begin_stage("baseline", record["fingerprint"], record["tables"])
+        assert deletion.carry_out() == (deletion.path != table.path("all"))
+    assert kept(tmp_path) == {newest.run.id, run.id}
+    assert run.is_complete("baseline")
+
+
+def test_a_generation_that_a_new_run_reads_meanwhile_stays(two: tuple[Context, Context], tmp_path: Path) -> None:
+    old, _ = two
+    deletions = prune.plan(Store.open(str(tmp_path / "store")), 1)
+    Store(old.run.files).request_run(old.config, old.corpus, 1, {"encode": "another version"})
+    stayed = {deletion.path for deletion in deletions if not deletion.carry_out()}
+    assert stayed == {old.corpus.generation_path(1), old.corpus.images.path(old.generation.shard_names[0])}
+
+
+def test_what_a_killed_ingest_left_stays_when_the_next_one_names_it_meanwhile(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "store")
+    make_up(config)
+    write_pictures(source, [20])
+    killed = make_up(config)
+    [left] = set(killed.generation.shard_names) - set(killed.corpus.generation(1).shard_names)
+    embeddings = killed.corpus.table(EMBEDDINGS_TABLE, "f" * 32)
+    embeddings.commit(left, killed.corpus.images.read(left))
+    shutil.rmtree(tmp_path / "store" / killed.run.directory)
+    killed.run.files.remove(killed.corpus.generation_path(2))
+    grow_old(tmp_path)
+    deletions = prune.plan(Store.open(str(tmp_path / "store")), 1)
+    planned = {deletion.path for deletion in deletions}
+    assert {killed.corpus.images.path(left), embeddings.path(left)} <= planned
+    assert left in make_up(config).generation.shard_names
+    for deletion in deletions:
+        deletion.carry_out()
+    assert left in killed.corpus.images.names() & embeddings.names()
+
+
+def test_a_prune_that_is_killed_leaves_a_good_store(two: tuple[Context, Context], tmp_path: Path) -> None:
+    old, newest = two
+    store = Store(newest.run.files)
+    deletions = prune.plan(store, 1)
+    assert deletions[0].path == f"{old.run.directory}/request.json"
+    for deletion in deletions:
+        assert deletion.carry_out()
+        assert [run.id for run in store.runs() if run.is_finished()] == [newest.run.id]
+        assert prune.plan(store, 1) or deletion is deletions[-1], "the next one does the rest"
+
+
+def test_what_is_needed_is_read_once_a_directory(two: tuple[Context, Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, newest = two
+    for number in range(20):
+        table_of(old, "baseline").commit(str(number), pa.table({"nothing": [0]}))
+    grow_old(tmp_path)
+    deletions = prune.plan(Store.open(str(tmp_path / "store")), 1)
+    stages = list(newest.run.stages())
+    kind, asked = type(old.run.files), Counter[str]()
+    listing, reading = kind.directories, kind.read
+    monkeypatch.setattr(kind, "directories", lambda self, path: asked.update([path]) or listing(self, path))
+    monkeypatch.setattr(kind, "read", lambda self, path: asked.update([path]) or reading(self, path))
+    assert all(deletion.carry_out() for deletion in deletions)
+    assert asked["runs"] == 1 + len(stages), "once for the run, its generation and each of its tables, but the embeddings, which both have"
+    assert {asked[f"{newest.run.directory}/stage-{stage}.json"] for stage in stages} == {1}
+
+
+def test_what_was_not_deleted_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [prune.Deletion("one", "old", lambda: True), prune.Deletion("other", "needed by now", lambda: False)]
+    monkeypatch.setattr(prune, "plan", lambda store, keep_runs: found)
+    said = gsec_here("prune", "--store", tmp_path).stdout
+    assert "1 files were deleted" in said
+    assert "other" not in said
+    assert "2 files would be deleted" in gsec_here("prune", "--dry-run", "--store", tmp_path).stdout
+    shown: list[object] = []
+    monkeypatch.setenv("GSEC_ROOTS", str(tmp_path))
+    monkeypatch.setattr(maintenance, "get_run_logger", lambda: logging.getLogger())
+    monkeypatch.setattr(maintenance.artifacts, "show_deletions", lambda url, deletions, dry_run: shown.append(deletions))
+    assert [maintenance.maintenance.fn([str(tmp_path)], dry_run=dry) for dry in (False, True)] == [1, 2]
+    assert shown == [[("one", "old")], [("one", "old"), ("other", "needed by now")]]

@@ -79,12 +79,16 @@ def readable(shards: Shards) -> Iterator[tuple[str, pa.Table]]:
             yield name, shards.read(name)
 
 
-def merge(shards: Shards, names: Collection[str]) -> None:
-    """Write one shard with the rows of several, which stay. Its footer names them, so that they can go when nobody reads them any more."""
+def merge(shards: Shards, names: Collection[str]) -> bool:
+    """Write one shard with the rows of several, which stay. Its footer names them, so that they can go when nobody reads them any more.
+
+    False if there is nothing to write: it is there, or no two of them can be read.
+    """
     parts = {name: table for name, table in readable(shards) if name in names}
-    if len(parts) > 1:
-        table = pa.concat_tables(parts.values(), promote_options="default").cast(CAPTIONS)
-        shards.commit(_name(table), table, {PARTS: list(parts)})
+    if len(parts) < 2:
+        return False
+    table = pa.concat_tables(parts.values(), promote_options="default").cast(CAPTIONS)
+    return shards.commit(_name(table), table, {PARTS: list(parts)})
 
 
 def spent(shards: Shards) -> list[dict[str, Any]]:

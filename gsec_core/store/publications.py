@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gsec_core.errors import Refused
+from gsec_core.errors import BadRecord, Refused
 from gsec_core.store.corpus import NAME
 from gsec_core.store.files import Files
 
@@ -91,7 +91,15 @@ class Publications:
         return [int(name.removesuffix(".json")) for name in self.files.files(f"{DIRECTORY}/{pipeline}")]
 
     def _read(self, pipeline: str, number: int) -> Publication:
-        return Publication(**json.loads(self.files.read(self._path(pipeline, number))))
+        path = self._path(pipeline, number)
+        data = self.files.read(path)
+        try:
+            return Publication(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise BadRecord(
+                f"{self.files.location(path)}: it is not what gsec writes ({error}). "
+                "Remove this file: what was published before counts then, and gsec publish --run ID makes another."
+            ) from None
 
     @staticmethod
     def _path(pipeline: str, number: int) -> str:

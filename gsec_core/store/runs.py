@@ -18,7 +18,7 @@ from uuid import uuid4
 import xxhash
 
 from gsec_core.config import AUTO, PipelineConfig
-from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.errors import BadRecord, GsecError, Refused, Unreachable
 from gsec_core.store.corpus import Corpus
 from gsec_core.store.files import Files
 from gsec_core.store.shards import Shards
@@ -156,7 +156,20 @@ class Run:
         return self.files.create(f"{self.directory}/{name}", json.dumps(value, indent=1, sort_keys=True).encode())
 
     def _load(self, name: str) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.files.read(f"{self.directory}/{name}"))
+        """Raises BadRecord, or FileNotFoundError if there is no such record."""
+        path = f"{self.directory}/{name}"
+        data = self.files.read(path)
+        try:
+            value = json.loads(data)
+            if not isinstance(value, dict):
+                raise ValueError(f"it is a {type(value).__name__}")
+        except ValueError as error:
+            # Without its request a run is none. Any other record is missed by nobody, or made again as it was.
+            gone = f"the directory {self.files.location(self.directory)}" if name == "request.json" else "this file"
+            raise BadRecord(
+                f"{self.files.location(path)}: it is not what gsec writes ({error}). "
+                f"Remove {gone}: the tables of the run stay, and the same gsec run makes it again."
+            ) from None
         return value
 
 

@@ -1,0 +1,108 @@
+"""Records of runs and publications that are not what gsec writes: what each command says, and that nothing else is lost to it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gsec_core.errors import BadRecord
+from gsec_core.stages.base import Context
+from gsec_core.store import Publication, Store
+
+from .command import gsec_here, last_json
+from .pictures import settings, write_pictures
+from .stages.steps import make_up
+
+TORN = [b"", b'{"corpus": ', b"[]", b"null", bytes(100), b"\xff\x00"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The store of a few runs."""
+    write_pictures(tmp_path / "in", range(10))
+    return tmp_path / "store"
+
+
+def made(place: Path, clusters: int) -> Context:
+    return make_up(settings(place.parent / "in", place, clusters=clusters))
+
+
+@pytest.mark.parametrize("torn", TORN)
+@pytest.mark.parametrize("record", ["request", "stage-encode"])
+def test_a_damaged_record_of_a_run_is_named_and_what_to_do_helps(place: Path, record: str, torn: bytes) -> None:
+    run = made(place, 2).run
+    path = place / "runs" / run.id / f"{record}.json"
+    path.write_bytes(torn)
+    with pytest.raises(BadRecord) as raised:
+        run.is_finished()
+    said = str(raised.value)
+    assert said.startswith(f"{path}: it is not what gsec writes (")
+    if record == "request":
+        assert f"Remove the directory {path.parent}: " in said
+        shutil.rmtree(path.parent)
+    else:
+        assert "Remove this file: " in said
+        path.unlink()
+    again = made(place, 2).run
+    assert (again.id, again.is_finished()) == (run.id, True)
+
+
+@pytest.mark.parametrize("record", ["request", "stage-encode", "attempt"])
+def test_a_damaged_run_hides_no_other_in_status_and_stops_prune(place: Path, record: str) -> None:
+    damaged, other, newest = (made(place, clusters).run for clusters in (2, 3, 4))
+    with damaged.attempt({}):
+        pass
+    [path] = (place / "runs" / damaged.id).glob(f"{record}*start.json" if record == "attempt" else f"{record}.json")
+    path.write_bytes(b"")
+    store = ["--store", str(place)]
+    rows = {row["run"]: row for row in last_json(gsec_here("status", *store, "--json"))["runs"]}
+    assert {id: row["state"] for id, row in rows.items()} == {damaged.id: "damaged", other.id: "finished", newest.id: "finished"}
+    assert str(path) in rows[damaged.id]["error"]
+    shown = gsec_here("status", *store).stdout
+    assert f"run {damaged.id}  damaged\n    {path}: it is not what gsec writes" in shown
+    assert f"run {newest.id}  finished" in shown
+    if record == "attempt":
+        return  # what the run needs is known without it
+    before = set(place.rglob("*"))
+    for command in (["prune", "--keep-runs", "1"], *([["export", "--to", place.parent / "out"]] if record == "request" else [])):
+        error = gsec_here(*command, *store, check=1).stderr
+        assert error.startswith(f"error: {path}: it is not what gsec writes")
+        assert "Traceback" not in error
+    assert set(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("torn", [*TORN, b'{"number": 2}', b'{"another": "shape"}'])
+def test_a_damaged_publication_is_named_and_without_it_the_one_before_counts(place: Path, torn: bytes) -> None:
+    context = made(place, 2)
+    publications = Store(context.run.files).publications
+    first, second = (Publication("nightly", number, context.run.id, context.corpus.name, 1, 2, None, "2026-01-01") for number in (1, 2))
+    assert publications.add(first)
+    assert publications.add(second)
+    path = place / "published" / "nightly" / "00000002.json"
+    path.write_bytes(torn)
+    with pytest.raises(BadRecord) as raised:
+        publications.newest("nightly")
+    assert str(raised.value).startswith(f"{path}: it is not what gsec writes (")
+    assert "Remove this file: what was published before counts then" in str(raised.value)
+    path.unlink()
+    assert publications.newest("nightly") == first
+
+
+def test_a_damaged_publication_is_shown_in_status_and_stops_prune_and_run(place: Path) -> None:
+    context = made(place, 2)
+    publications = Store(context.run.files).publications
+    for name in ("nightly", "other"):
+        assert publications.add(Publication(name, 1, context.run.id, context.corpus.name, 1, 2, None, "2026-01-01"))
+    path = place / "published" / "nightly" / "00000001.json"
+    path.write_bytes(b"")
+    store = ["--store", str(place)]
+    said = last_json(gsec_here("status", *store, "--json"))
+    assert [(row["pipeline"], row["run_id"]) for row in said["published"]] == [("nightly", "damaged"), ("other", context.run.id)]
+    assert [row["state"] for row in said["runs"]] == ["finished"]
+    shown = gsec_here("status", *store).stdout
+    assert f"    {path}: it is not what gsec writes" in shown
+    assert f"run {context.run.id}  finished" in shown
+    for command in (["prune"], ["run", place.parent / "in", "-k", "2", "--pipeline", "nightly"]):
+        error = gsec_here(*command, *store, check=1).stderr
+        assert error.startswith(f"error: {path}: it is not what gsec writes")
+        assert "Traceback" not in error
