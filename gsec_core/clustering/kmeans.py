@@ -1,6 +1,6 @@
 """Spherical k-means: Lloyd's algorithm on the unit sphere (Dhillon and Modha 2001), by faiss."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ BLOCK_ROWS = 16_384
 """Rows of which a copy, or the similarities to all centres, are in memory at once."""
 
 _SAMPLE_ROWS = 65_536
+
+_NEXT_START = 15_486_557
 
 
 class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -61,18 +63,23 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.n_threads = n_threads
         self.sample_per_cluster = sample_per_cluster
 
-    def fit(self, X: ArrayLike, y: object = None) -> "SphericalKMeans":
-        """Fit on ``X`` (n_samples, n_features), floats of any precision. Raises ValueError if there are fewer rows than clusters."""
+    def fit(self, X: ArrayLike, y: object = None, *, progress: Callable[[], None] = lambda: None) -> "SphericalKMeans":
+        """Fit on ``X`` (n_samples, n_features), floats of any precision; ``progress`` is told of every start that is done.
+
+        Raises ValueError if there are fewer rows than clusters.
+        """
         X = self._validated(X, reset=True)
         if not 1 <= self.n_clusters <= len(X):
             raise ValueError(f"n_clusters = {self.n_clusters}: there are {len(X)} samples, so it must be between 1 and {len(X)}.")
         with threadpool_limits(thread_count(self.n_threads)):
-            self._fit(X)
+            self._fit(X, progress)
         return self
 
-    def _fit(self, X: NDArray[Any]) -> None:
+    def _fit(self, X: NDArray[Any], progress: Callable[[], None]) -> None:
         sample = unit_rows(X[sample_rows(len(X), sample_size(self.n_clusters, self.sample_per_cluster), self.random_state)])
-        centres, self.n_iter_ = lloyd(sample, self.n_clusters, n_init=self.n_init, max_iter=self.max_iter, random_state=self.random_state, spherical=True)
+        centres, self.n_iter_ = lloyd(
+            sample, self.n_clusters, n_init=self.n_init, max_iter=self.max_iter, random_state=self.random_state, spherical=True, progress=progress
+        )
         self.cluster_centers_ = unit_rows(centres)
         labels = self.predict(X)
         order = np.argsort(-np.bincount(labels, minlength=self.n_clusters), kind="stable")
@@ -95,17 +102,32 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def lloyd(
-    X: NDArray[np.float32], n_clusters: int, *, n_init: int, max_iter: int, random_state: int, spherical: bool = False
+    X: NDArray[np.float32],
+    n_clusters: int,
+    *,
+    n_init: int,
+    max_iter: int,
+    random_state: int,
+    spherical: bool = False,
+    progress: Callable[[], None] = lambda: None,
 ) -> tuple[NDArray[np.float32], int]:
-    """Lloyd's algorithm on all rows of ``X`` (n, d): centres (n_clusters, d) of the best start, and its iterations."""
+    """Lloyd's algorithm on all rows of ``X`` (n, d): centres (n_clusters, d) of the best start, and its iterations.
+
+    ``progress`` is told of every start that is done.
+    """
     import faiss
 
-    kmeans = faiss.Kmeans(X.shape[1], n_clusters, niter=max_iter, nredo=n_init, spherical=spherical, seed=random_state, min_points_per_centroid=1)
-    kmeans.cp.max_points_per_centroid = len(X)  # samples are taken before, not by faiss
-    kmeans.train(X)
-    assert kmeans.centroids is not None
-    assert kmeans.obj is not None
-    return kmeans.centroids, len(kmeans.obj)
+    best: Any = None
+    for start in range(n_init):
+        # The seeds that faiss gives to the starts when it makes them all in one call, in which nobody would hear of them. A negative one is the time.
+        seed = (random_state + start * _NEXT_START) % 2**31
+        kmeans: Any = faiss.Kmeans(X.shape[1], n_clusters, niter=max_iter, spherical=spherical, seed=seed, min_points_per_centroid=1)
+        kmeans.cp.max_points_per_centroid = len(X)  # samples are taken before, not by faiss
+        kmeans.train(X)
+        if best is None or (kmeans.obj[-1] > best.obj[-1] if spherical else kmeans.obj[-1] < best.obj[-1]):  # cosines, or squared distances
+            best = kmeans
+        progress()
+    return best.centroids, len(best.obj)
 
 
 def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:

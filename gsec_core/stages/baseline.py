@@ -30,9 +30,9 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
         context.config.n_clusters, n_init=config.n_init, max_iter=config.max_iter, random_state=config.random_state, n_threads=context.config.threads
     )
     with config_context(assume_finite=True):  # they are, and the check would make a flag for each value
-        centres = estimator.fit(X).cluster_centers_
+        shares = iter(np.diff(np.linspace(0, len(X), config.n_init + 1).astype(int)).tolist())
+        centres = estimator.fit(X, progress=lambda: progress(next(shares))).cluster_centers_
     vectors = to_column(centres, centres_schema(X.shape[1]).field("centre").type)
-    progress(len(X))
     yield Finished("all", (pa.table([np.arange(len(centres)), vectors], schema=centres_schema(X.shape[1])),), {})
 
 

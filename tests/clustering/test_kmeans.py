@@ -1,10 +1,11 @@
+import faiss
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.clustering.kmeans import SphericalKMeans, lloyd, unit_rows
 
 
 def planted(count: int = 600, clusters: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +42,20 @@ def test_more_starts_never_end_with_a_worse_objective() -> None:
         return float(np.concatenate([block.max(1) for block in SphericalKMeans(20, n_init=n_init, max_iter=100).fit(X).similarities(X)]).sum())
 
     assert objective(10) >= objective(1) - 1e-3
+
+
+def test_every_start_is_told_and_they_are_those_of_one_call_of_faiss() -> None:
+    X = unit_rows(np.random.default_rng(0).normal(size=(600, 16)))
+    told: list[None] = []
+    for seed in (0, 7, 2**31 - 1):
+        told.clear()
+        estimator = SphericalKMeans(9, n_init=6, max_iter=12, random_state=seed).fit(X, progress=lambda: told.append(None))
+        assert len(told) == 6
+        assert estimator.n_iter_ == 12, "of the start that was kept, and not of all"
+    theirs = faiss.Kmeans(16, 9, niter=12, nredo=6, spherical=True, seed=7, min_points_per_centroid=1)
+    theirs.train(X)
+    ours, _ = lloyd(X, 9, n_init=6, max_iter=12, random_state=7, spherical=True)
+    np.testing.assert_array_equal(ours, theirs.centroids)
 
 
 def test_the_centres_are_fitted_on_a_sample_of_many_rows_and_every_row_is_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
