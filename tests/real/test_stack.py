@@ -158,13 +158,22 @@ def test_a_schedule_makes_runs_ahead_and_a_due_one_starts(stack: Stack) -> None:
     assert stack.api(f"deployments/{deployment}")["global_concurrency_limit"]["limit"] == 1
 
 
-def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Stack, tmp_path: Path) -> None:
-    run = stack.begin("gsec/many")
-    stack.when(run, lambda state: state["name"] == "Running", 60)
+def until_encoded(stack: Stack, run: str, shards: int) -> None:
+    """Until a run of ``many`` goes on, and so many shards are encoded, by this run or before it."""
+    stack.when(run, lambda state: state["name"] == "Running", 120)
     deadline = time.monotonic() + 120
-    while not 1 <= len(list(stack.store.glob("many-*/embeddings/*/*.parquet"))) < 25:
+    while len(list(stack.store.glob("many-*/embeddings/*/*.parquet"))) < shards:
         assert time.monotonic() < deadline, stack.logs()
         time.sleep(0.02)
+
+
+def crashes(stack: Stack, run: str) -> list[str]:
+    return [state["name"] for state in stack.api(f"flow_run_states/?flow_run_id={run}") if state["name"] in ("Crashed", "AwaitingRetry")]
+
+
+def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Stack, tmp_path: Path) -> None:
+    run = stack.begin("gsec/many")
+    until_encoded(stack, run, 1)
     worker = stack.process("worker")
     for process in [*worker.children(recursive=True), worker]:
         process.kill()
@@ -173,10 +182,8 @@ def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Sta
     state = stack.when(run, lambda state: state["name"] != "Running", 120)
     assert time.monotonic() - killed < 120
     assert state["type"] in ("CRASHED", "SCHEDULED", "PENDING"), state
-    assert stack.ended(run)["name"] == "Completed"
-    history = [state["name"] for state in stack.api(f"flow_run_states/?flow_run_id={run}")]
-    assert "Crashed" in history
-    assert "AwaitingRetry" in history
+    assert stack.when(run, lambda state: state["type"] in ("COMPLETED", "FAILED"), 300)["name"] == "Completed"
+    assert crashes(stack, run) == ["Crashed", "AwaitingRetry"]
     assert not [child for child in stack.children(run) if child["state"]["type"] == "RUNNING"], "its stages are not running for ever"
     done = Store.open(str(stack.store)).run(published(stack, "many")["run_id"])
     undisturbed, _, _ = cluster(done.config().model_copy(update={"store": str(tmp_path)}))
@@ -184,6 +191,28 @@ def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Sta
     facts = [attempt for attempt in done.attempts() if attempt["start"]["stage"] == "encode"]
     assert [attempt["end"] is None for attempt in facts] == [True, False], "one was cut, the next did what was missing"
     assert facts[1]["end"]["sums"]["there"] >= 1
+
+
+def test_a_flow_that_is_killed_and_one_whose_worker_is_killed_go_on_with_the_redo_that_they_began(stack: Stack) -> None:
+    run = stack.begin("gsec/many", redo=["encode"])
+    there = len(list(stack.store.glob("many-*/embeddings/*/*.parquet")))
+    until_encoded(stack, run, there + 1)
+    for process in stack.process("worker").children(recursive=True):
+        process.kill()
+    stack.when(run, lambda state: state["name"] == "AwaitingRetry", 120)
+    assert crashes(stack, run) == ["Crashed", "AwaitingRetry"], "its worker says so twice, which counts once"
+    until_encoded(stack, run, there + 3)
+    worker = stack.process("worker")
+    flows = worker.children(recursive=True)
+    worker.kill()
+    assert any(process.is_running() for process in flows)
+    stack.down()
+    assert not any(process.is_running() for process in flows)
+    stack.up()
+    assert stack.when(run, lambda state: state["type"] in ("COMPLETED", "FAILED"), 300)["name"] == "Completed"
+    done = Store.open(str(stack.store)).run(published(stack, "many")["run_id"])
+    assert done.request()["redo"] == {"encode": 1}
+    assert len(list(stack.store.glob("many-*/embeddings/*/*.parquet"))) == 2 * there
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts(stack: Stack, tmp_path: Path) -> None:
