@@ -22,7 +22,7 @@ import s3fs
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from flows.serve import app, metrics, overview, server
+from flows.serve import app, known, metrics, overview, server
 from flows.serve.app import HEADERS, TOKEN, application
 from flows.serve.known import Known, Remembered
 from gsec_core import pipeline
@@ -273,10 +273,16 @@ def test_a_run_that_finished_since_and_is_not_published_is_marked(shown: Shown, 
     edited(publication, run_id=shown.unfinished.run.id)
     with served(Store.open(str(copied))) as client:
         assert mark not in client.get("/").text, "what was published after it replaces it"
-    edited(run / "result.json", at="2999-01-01T00:00:00.000+00:00", published=False, warnings=["too many <b>rejects</b>"])
+    why = {"warnings": ["too many <b>rejects</b>"], "why_not": "look at it first"}
+    edited(run / "result.json", at="2999-01-01T00:00:00.000+00:00", published=False, **why)
     with served(Store.open(str(copied))) as client:
         assert [id for id, row in rows(client.get("/").text).items() if mark in row] == [shown.finished.run.id[:12]]
         assert "too many &lt;b&gt;rejects&lt;/b&gt;" in rows(client.get("/").text)[shown.finished.run.id[:12]], "and why"
+        assert "look at it first" in rows(client.get("/").text)[shown.finished.run.id[:12]]
+    edited(publication, run_id=shown.finished.run.id)
+    with served(Store.open(str(copied))) as client:
+        assert "too many" in client.get("/").text
+        assert "look at it first" not in client.get("/").text, "somebody did, and published it"
     shutil.rmtree(copied / "published")
     with served(Store.open(str(copied))) as client:
         assert mark in rows(client.get("/").text)[shown.finished.run.id[:12]]
@@ -398,6 +404,12 @@ def damage(kind: str, run: Path) -> None:
             (run / "result.json").write_text('{"images": ')
         case "odd result":
             (run / "result.json").write_text('{"images": 1, "rejected": 0, "missing": 0, "moved": "far", "remarks": 3}')
+        case "endless result":
+            (run / "result.json").write_text('{"at": "2026-01-01T00:00:00+00:00", "images": 1e999, "rejected": 0, "missing": 0}')
+        case "nested result":
+            (run / "result.json").write_text("[" * 100_000)
+        case "result without a time zone":
+            (run / "result.json").write_text('{"at": "0001-01-01T00:00:00", "images": 1, "rejected": 0, "missing": 0}')
         case "torn stage":
             (run / "stage-encode.json").write_bytes(b"\xff\x00")
         case "torn attempt":
@@ -410,7 +422,10 @@ UNREADABLE = ["half written", "another shape", "hostile corpus", "hostile run", 
 
 
 @pytest.mark.parametrize("which", ["finished", "unfinished"])
-@pytest.mark.parametrize("kind", ["half pruned", *UNREADABLE, "torn result", "odd result", "torn stage", "torn attempt"])
+@pytest.mark.parametrize(
+    "kind",
+    ["half pruned", *UNREADABLE, "torn result", "odd result", "endless result", "nested result", "result without a time zone", "torn stage", "torn attempt"],
+)
 def test_a_damaged_run_takes_nothing_down(shown: Shown, copied: Path, kind: str, which: str) -> None:
     run: Run = getattr(shown, which).run
     damage(kind, copied / "runs" / run.id)
@@ -437,10 +452,16 @@ def test_a_damaged_run_takes_nothing_down(shown: Shown, copied: Path, kind: str,
             assert "evil" not in answer.headers.get("location", "")
 
 
-@pytest.mark.parametrize("bad", ["{", "[]", '{"number": 1}', "hostile"])
+HOSTILE_PUBLICATIONS = {"hostile": {"run_id": "../../../evil"}, "endless": {"generation": float("inf")}, "without a time zone": {"at": "0001-01-01T00:00:00"}}
+
+
+@pytest.mark.parametrize("bad", ["{", "[]", '{"number": 1}', *HOSTILE_PUBLICATIONS])
 def test_a_damaged_publication_takes_nothing_down(shown: Shown, copied: Path, bad: str) -> None:
     path = copied / "published" / "nightly" / "00000001.json"
-    edited(path, run_id="../../../evil") if bad == "hostile" else path.write_text(bad)
+    if bad in HOSTILE_PUBLICATIONS:
+        edited(path, **HOSTILE_PUBLICATIONS[bad])
+    else:
+        path.write_text(bad)
     (copied / "published" / "Stray <b>").mkdir()
     with served(Store.open(str(copied))) as client:
         front = client.get("/").text
@@ -505,6 +526,35 @@ def test_what_is_new_is_seen(shown: Shown, copied: Path) -> None:
         again, _ = pipeline.request(shown.finished.config.model_copy(update={"store": str(copied)}))
         assert again.id == shown.finished.run.id
         assert "not begun" in rows(client.get("/").text)[again.id[:12]], "what was remembered of the run before is forgotten"
+
+
+def test_attempts_to_mend_a_finished_run_are_seen_after_a_while(copied: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, name = Store.open(str(copied)), ("gsec_attempts_failed", shown.finished.corpus.name, "align")
+    with served(store) as client:
+        assert figures(client).get(name, 0) == 0
+        with pytest.raises(RuntimeError), Run(store.files, shown.finished.run.id).attempt({"stage": "align"}):
+            raise RuntimeError("the disk again")
+        assert figures(client).get(name, 0) == 0
+        monkeypatch.setattr(known, "SETTLED_SECONDS", 0)
+        assert figures(client)[name] == 1
+
+
+def test_of_two_listings_at_once_the_newer_stays(shown: Shown, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has listed a run; before that is remembered, the run is finished, and somebody else has seen so."""
+    store, directory = Store.open(str(copied)), f"runs/{shown.unfinished.run.id}"
+    files, kind = Remembered(store.files), type(store.files)
+    really = kind.files
+
+    def slow(self: Any, path: str) -> set[str]:
+        names = really(self, path)
+        monkeypatch.setattr(kind, "files", really)
+        (copied / directory / "result.json").write_text("{}")
+        files.settle(directory)
+        return names
+
+    monkeypatch.setattr(kind, "files", slow)
+    assert "result.json" in files.files(directory)
+    assert "result.json" in files.files(directory)
 
 
 # Metrics
