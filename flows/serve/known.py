@@ -26,7 +26,7 @@ R = TypeVar("R")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _STAGE = re.compile(r"[a-z_]{1,40}")
 
-FINISHED, DAMAGED = "finished", "damaged"
+FINISHED, DAMAGED = "finished", status.DAMAGED
 
 _REQUEST = "request.json"
 
