@@ -92,7 +92,9 @@ def test_the_same_request_is_found_again_and_publishes_once(tmp_path: Path) -> N
     again = pipeline.nothing_to_do(config)
     assert again is not None
     assert again.id == context.run.id
-    assert pipeline.finish(Context.of(again, config))["published"]
+    said, points = pipeline.finish(Context.of(again, config)), pointer(tmp_path / "store", context.corpus.name)
+    assert said["published"]
+    assert said["assignments"] == str(tmp_path / "store" / points["corpus"] / "assignments" / points["assignments"]), "whoever reads it finds the rows"
     assert len(Store.open(config.store).publications.all(context.corpus.name)) == 1
 
 
