@@ -1,6 +1,6 @@
 """What Prefect's server holds of a stack: work pool, deployments, limits, automations. Applying twice changes nothing; what is no longer wanted goes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -48,7 +48,9 @@ SETTLES_WITHIN = timedelta(seconds=30)
 """A worker says a second time that its process has crashed. If the run had been begun again by then, that would count as another crash of it."""
 
 _JOBS: dict[str, Any] = {"job_configuration": {"stream_output": True}, "variables": {"type": "object", "properties": {}}}
-"""Of a run nothing may be set but its parameters: not the worker's command, and not its environment, which the roots are in."""
+"""Of a run nothing may be set but its parameters: not the worker's command, and not its environment, which the roots are in.
+
+Prefect wants something in each half."""
 
 
 def apply(stack: StackConfig) -> list[str]:
@@ -127,57 +129,42 @@ def automations(stack: StackConfig) -> Iterator[AutomationCore]:
     yield AutomationCore(
         name=CRASHED,
         description="Flow runs of the worker send heartbeats. One that sends none any more and did not end was killed.",
-        trigger=EventTrigger(
-            after={alive},
-            expect={alive, *ends},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=stack.crashed_after),
-        ),
+        trigger=_silence(after={alive}, expect={alive, *ends}, within=timedelta(seconds=stack.crashed_after)),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No sign of life for {stack.crashed_after:.0f} s: it was killed.")],
     )
     yield AutomationCore(
         name=TAKEN,
         description="A worker that is stopped between taking a run and beginning it leaves it as pending.",
-        trigger=EventTrigger(
-            after=taken,
-            expect={alive, *ends, *_events("Running", "Cancelling", "AwaitingRetry")},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=_tagged(TAG),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=BEGINS_WITHIN,
-        ),
+        trigger=_silence(after=taken, expect={alive, *ends, *_events("Running", "Cancelling", "AwaitingRetry")}, within=BEGINS_WITHIN, tag=TAG),
         actions=[again],
     )
     if stack.resume_crashed:
+        begun = {"prefect.run-count": [str(count + 1) for count in range(MOST_BEGINNINGS)]}
         yield AutomationCore(
             name=RESUMED,
             description="What was committed stays, so a run that begins again goes on.",
-            trigger=EventTrigger(
-                after=_events("Crashed"),
-                expect=_events("AwaitingRetry", "Scheduled"),
-                match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": [str(count + 1) for count in range(MOST_BEGINNINGS)]},
-                match_related=_tagged(RESUMES),
-                for_each={"prefect.resource.id"},
-                posture=Posture.Proactive,
-                threshold=1,
-                within=SETTLES_WITHIN,
-            ),
+            trigger=_silence(after=_events("Crashed"), expect=_events("AwaitingRetry", "Scheduled"), within=SETTLES_WITHIN, tag=RESUMES, labels=begun),
             actions=[again],
         )
+
+
+def _silence(*, after: set[str], expect: set[str], within: timedelta, tag: str | None = None, labels: Mapping[str, list[str]] | None = None) -> EventTrigger:
+    """After one of some events of a flow run (that has this ``tag`` and ``labels``) none of those that are to be expected."""
+    return EventTrigger(
+        after=after,
+        expect=expect,
+        match={"prefect.resource.id": "prefect.flow-run.*", **(labels or {})},
+        match_related={"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} if tag else {},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=within,
+    )
 
 
 def _events(*states: str) -> set[str]:
     """Of flow runs that come into one of these states."""
     return {f"prefect.flow-run.{state}" for state in states}
-
-
-def _tagged(tag: str) -> dict[str, str]:
-    return {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
 
 
 def _apply_pool(client: SyncPrefectClient, stack: StackConfig) -> None:
