@@ -75,7 +75,7 @@ def test_a_damaged_run_hides_no_other_in_status_and_stops_prune(place: Path, rec
 def test_a_damaged_publication_is_named_and_without_it_the_one_before_counts(place: Path, torn: bytes) -> None:
     context = made(place, 2)
     publications = Store(context.run.files).publications
-    first, second = (Publication("nightly", number, context.run.id, context.corpus.name, 1, 2, None, "2026-01-01") for number in (1, 2))
+    first, second = (Publication("nightly", number, context.run.id, context.corpus.name, 1, "a" * 32, 2, None, None, "2026-01-01") for number in (1, 2))
     assert publications.add(first)
     assert publications.add(second)
     path = place / "published" / "nightly" / "00000002.json"
@@ -92,7 +92,7 @@ def test_a_damaged_publication_is_shown_in_status_and_stops_prune_and_run(place:
     context = made(place, 2)
     publications = Store(context.run.files).publications
     for name in ("nightly", "other"):
-        assert publications.add(Publication(name, 1, context.run.id, context.corpus.name, 1, 2, None, "2026-01-01"))
+        assert publications.add(Publication(name, 1, context.run.id, context.corpus.name, 1, "a" * 32, 2, None, None, "2026-01-01"))
     path = place / "published" / "nightly" / "00000001.json"
     path.write_bytes(b"")
     store = ["--store", str(place)]

@@ -279,7 +279,7 @@ def kept(tmp_path: Path) -> set[str]:
 
 def publish(context: Context, number: int, pipeline: str) -> None:
     """Let the pipeline publish it, whatever it is."""
-    made = Publication(pipeline, number, context.run.id, context.corpus.name, context.generation.number, 2, None, "2026-01-01")
+    made = Publication(pipeline, number, context.run.id, context.corpus.name, context.generation.number, "a" * 32, 2, None, None, "2026-01-01")
     assert Store(context.run.files).publications.add(made)
 
 

@@ -11,8 +11,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.pipeline import HELD, run_pipeline
-from flows.stages import run_flow
+from flows.pipeline import run_pipeline
+from flows.stages import HELD, run_flow
 from gsec_core import pipeline
 from gsec_core.errors import Refused
 
