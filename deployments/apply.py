@@ -67,7 +67,7 @@ def apply(stack: StackConfig) -> list[str]:
             client.upsert_global_concurrency_limit_by_name(DESCRIBERS, stack.describe_at_once)
             for deployment in wanted:
                 _keep_toggles(client, deployment)
-            _drop_others(client, [cast(UUID, deployment.apply()) for deployment in wanted])
+            _drop_others(client, [cast(Any, deployment.apply)(_sync=True) for deployment in wanted])  # whatever loop may run in this thread
             _apply_automations(client, {automation.name: automation for automation in automations(stack)})
     except httpx.HTTPStatusError as error:
         denied = error.response.status_code in (401, 403)
