@@ -22,6 +22,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def warn(warnings: Sequence[str]) -> None:
+    """A line each."""
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -80,11 +81,16 @@ class Stack:
         return psutil.Process(json.loads((self.folder / "home" / "processes.json").read_text())[service]["pid"])
 
     def api(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What Prefect's API answers; with a ``body`` to a POST."""
+        """What Prefect's API answers; with a ``body`` to a POST. It is as patient as Prefect's own client is."""
         auth = tuple(self.environment["PREFECT_SERVER_API_AUTH_STRING"].split(":")) if "PREFECT_SERVER_API_AUTH_STRING" in self.environment else None
         for left in range(5, -1, -1):
-            answer = httpx.request("GET" if body is None else "POST", f"{self.url}/api/{path}", json=body, auth=auth, timeout=60)
-            if answer.status_code != 503 or not left:  # what SQLite says under load, and what Prefect's own client takes for "once more"
+            try:
+                answer = httpx.request("GET" if body is None else "POST", f"{self.url}/api/{path}", json=body, auth=auth, timeout=60)
+            except httpx.TimeoutException:
+                # Whatever else writes to the disk can make SQLite wait for minutes.
+                assert left, f"{path}: no answer\n{self.logs()}"
+                continue
+            if answer.status_code != 503 or not left:  # what SQLite says under load
                 break
             time.sleep(2)
         answer.raise_for_status()
@@ -95,7 +101,8 @@ class Stack:
         there = self.api(f"deployments/name/{deployment}")
         config = _over(there["parameters"].get("config", {}), parameters.pop("config", {}))
         wanted = {**there["parameters"], **({"config": config} if config else {}), **parameters}
-        run: str = self.api(f"deployments/{there['id']}/create_flow_run", {"parameters": wanted, "state": {"type": "SCHEDULED"}})["id"]
+        body = {"parameters": wanted, "state": {"type": "SCHEDULED"}, "idempotency_key": uuid4().hex}
+        run: str = self.api(f"deployments/{there['id']}/create_flow_run", body)["id"]
         return run
 
     def ended(self, run: str, seconds: float = 240) -> dict[str, Any]:
