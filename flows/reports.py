@@ -28,10 +28,10 @@ def status(url: str, as_json: Json | None) -> int:
     if not corpora:
         terminal.out.print(f"{store.url} holds no corpus yet.", markup=False)
         return 0
-    terminal.out.print(terminal.table("corpora", corpora))
-    if published:
-        terminal.out.print(terminal.table("published", [{name: value for name, value in row.items() if name != "error"} for row in published]))
-        for row in published:
+    for title, rows in (("corpora", corpora), ("published", published)):
+        if rows:
+            terminal.out.print(terminal.table(title, [{name: value for name, value in row.items() if name != "error"} for row in rows]))
+        for row in rows:
             if row["error"]:
                 terminal.out.print(f"    {row['error']}", markup=False)
     if descriptions:

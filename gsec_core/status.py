@@ -15,7 +15,7 @@ DAMAGED = "damaged"
 
 
 def corpora(store: Store) -> list[dict[str, Any]]:
-    """One row a corpus: its source, its newest generation, the listed rows."""
+    """One row a corpus: its source, its newest generation, the listed rows; ``error`` says what is wrong with a damaged one."""
     return [_corpus(corpus) for corpus in store.corpora()]
 
 
@@ -40,19 +40,15 @@ def runs(store: Store) -> list[dict[str, Any]]:
 
 
 def _corpus(corpus: Corpus) -> dict[str, Any]:
-    numbers = corpus.generation_numbers()
-    generation = corpus.generation()
+    row: dict[str, Any] = {"corpus": corpus.name, **dict.fromkeys(("source", "generation", "images", "shards", "error"))}
     try:
-        images: int | None = corpus.live_rows(generation).num_rows
-    except GsecError:  # a damaged list, which the next ingest writes again
-        images = None
-    return {
-        "corpus": corpus.name,
-        "source": corpus.source()["url"],
-        "generation": max(numbers, default=0),
-        "images": images,
-        "shards": len(generation.shards),
-    }
+        row["source"] = corpus.source()["url"]
+        generation = corpus.generation()
+        row |= {"generation": generation.number, "shards": len(generation.shards)}
+        row["images"] = corpus.live_rows(generation).num_rows
+    except GsecError as error:
+        row["error"] = str(error)
+    return row
 
 
 def _published(store: Store, pipeline: str) -> dict[str, Any] | None:

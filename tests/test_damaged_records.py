@@ -106,3 +106,41 @@ def test_a_damaged_publication_is_shown_in_status_and_stops_prune_and_run(place:
         error = gsec_here(*command, *store, check=1).stderr
         assert error.startswith(f"error: {path}: it is not what gsec writes")
         assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("torn", [*TORN, b'{"another": "shape"}', b'{"shards": [{"name": "a"}]}'])
+def test_a_damaged_generation_is_named_and_what_to_do_helps(place: Path, torn: bytes) -> None:
+    context = made(place, 2)
+    path = place / context.corpus.name / "generations" / "000001.json"
+    path.write_bytes(torn)
+    store = ["--store", str(place)]
+    said = last_json(gsec_here("status", *store, "--json"))
+    assert [(row["generation"], row["images"]) for row in said["corpora"]] == [(None, None)]
+    assert [row["state"] for row in said["runs"]] == ["damaged"]
+    shown = gsec_here("status", *store).stdout
+    assert shown.count(f"    {path}: it is not what gsec writes (") == 2
+    error = gsec_here("run", place.parent / "in", "-k", "2", *store, check=1).stderr
+    assert error.startswith(f"error: {path}: it is not what gsec writes (")
+    assert "Remove this file and the runs of generation 1" in error
+    path.unlink()
+    shutil.rmtree(place / "runs" / context.run.id)
+    again = made(place, 2)
+    assert (again.generation, again.run.is_finished()) == (context.generation, True)
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_damaged_corpus_is_named_and_what_to_do_helps(place: Path, torn: bytes) -> None:
+    context = made(place, 2)
+    path = place / context.corpus.name / "corpus.json"
+    before = path.read_bytes()
+    path.write_bytes(torn)
+    store = ["--store", str(place)]
+    shown = gsec_here("status", *store).stdout
+    assert f"    {path}: it is not what gsec writes (" in shown
+    assert f"run {context.run.id}  finished" in shown
+    error = gsec_here("run", place.parent / "in", "-k", "2", *store, check=1).stderr
+    assert error.startswith(f"error: {path}: it is not what gsec writes (")
+    assert "Remove this file: " in error
+    path.unlink()
+    assert made(place, 2).run.id == context.run.id
+    assert path.read_bytes() == before

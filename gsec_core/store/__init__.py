@@ -4,7 +4,6 @@
 (see `runs`), ``published`` (see `publications`). Nothing in a store is ever unpickled.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from uuid import uuid4
 
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused, Unreachable
+from gsec_core.store import records
 from gsec_core.store.corpus import NAME, Corpus, Generation
 from gsec_core.store.files import Files, open_files
 from gsec_core.store.publications import DIRECTORY as PUBLISHED
@@ -101,7 +101,7 @@ class Store:
             "previous": published.previous if published is not None else None,
             "created": now(),
         }
-        self.files.create(f"{run.directory}/request.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        self.files.create(f"{run.directory}/request.json", records.to_json(record))
         return run
 
     def wanted_run(self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None = None) -> Run:

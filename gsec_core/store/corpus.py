@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from gsec_core.errors import BadShard, GsecError, Refused
+from gsec_core.store import records
 from gsec_core.store.files import Files
 from gsec_core.store.shards import Shards
 from gsec_core.tables import IMAGES
@@ -65,7 +66,7 @@ class Corpus:
 
     def bind(self, source: dict[str, Any]) -> None:
         """Tie the corpus to its source at the first ingest. Raises as `check_bound` does."""
-        if not self.files.create(f"{self.name}/corpus.json", _to_json(source)):
+        if not self.files.create(f"{self.name}/corpus.json", records.to_json(source)):
             self.check_bound(source)
 
     def check_bound(self, source: dict[str, Any]) -> None:
@@ -78,21 +79,24 @@ class Corpus:
             raise Refused(f"corpus {self.name} belongs to {_words(bound)}, not to {_words(source)}. Choose another name with --corpus.")
 
     def source(self) -> dict[str, Any]:
-        """What the corpus is bound to. FileNotFoundError if there is no such corpus."""
-        bound: dict[str, Any] = json.loads(self.files.read(f"{self.name}/corpus.json"))
-        return bound
+        """What the corpus is bound to. FileNotFoundError if there is no such corpus, BadRecord if that cannot be read."""
+        return records.read(self.files, f"{self.name}/corpus.json", dict, "Remove this file: the next gsec run of its source writes it again.")
 
     def generation_numbers(self) -> list[int]:
         return sorted(int(name.removesuffix(".json")) for name in self.files.files(f"{self.name}/generations"))
 
     def generation(self, number: int | None = None) -> Generation:
-        """The generation of that number; without a number the newest, which is EMPTY before the first ingest."""
+        """The generation of that number; without a number the newest, which is EMPTY before the first ingest.
+
+        Raises FileNotFoundError, or BadRecord if it cannot be read.
+        """
         if number is None:
             number = max(self.generation_numbers(), default=0)
         if number == 0:
             return EMPTY
-        listed = json.loads(self.files.read(self.generation_path(number)))
-        return Generation(number, tuple(ImagesShard(**shard) for shard in listed["shards"]))
+        # Another generation of this number may list other images, and a run is known by the number.
+        remedy = f"Remove this file and the runs of generation {number} (gsec status lists them): the next gsec run lists the images again."
+        return records.read(self.files, self.generation_path(number), lambda record: Generation(number, _shards(record)), remedy)
 
     def add_generation(self, base: Generation, rows: list[pa.Table]) -> bool:
         """Write ``rows`` (tables of schema IMAGES, a shard each) on top of ``base``. False if another writer was first."""
@@ -102,7 +106,7 @@ class Corpus:
             name = _digest(table, number)
             self.images.commit(name, table)
             new.append(ImagesShard(name, table.num_rows, number))
-        return self.files.create(self.generation_path(number), _to_json({"shards": [shard._asdict() for shard in (*base.shards, *new)]}))
+        return self.files.create(self.generation_path(number), records.to_json({"shards": [shard._asdict() for shard in (*base.shards, *new)]}))
 
     def live_rows(self, generation: Generation) -> pa.Table:
         """Which images count in a generation: for each the row in its newest shard, unless that is a tombstone.
@@ -174,8 +178,8 @@ def _digest(table: pa.Table, generation: int) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps([generation, columns]).encode())
 
 
-def _to_json(value: object) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True).encode()
+def _shards(record: dict[str, Any]) -> tuple[ImagesShard, ...]:
+    return tuple(ImagesShard(**shard) for shard in record["shards"])
 
 
 def _words(source: dict[str, Any]) -> str:

@@ -4,11 +4,11 @@
 the other sees it. ``published/PIPELINE.json`` is the only file of a store that is ever replaced.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gsec_core.errors import BadRecord, Refused
+from gsec_core.errors import Refused
+from gsec_core.store import records
 from gsec_core.store.corpus import NAME
 from gsec_core.store.files import Files
 
@@ -91,15 +91,8 @@ class Publications:
         return [int(name.removesuffix(".json")) for name in self.files.files(f"{DIRECTORY}/{pipeline}")]
 
     def _read(self, pipeline: str, number: int) -> Publication:
-        path = self._path(pipeline, number)
-        data = self.files.read(path)
-        try:
-            return Publication(**json.loads(data))
-        except (ValueError, TypeError) as error:
-            raise BadRecord(
-                f"{self.files.location(path)}: it is not what gsec writes ({error}). "
-                "Remove this file: what was published before counts then, and gsec publish --run ID makes another."
-            ) from None
+        remedy = "Remove this file: what was published before counts then, and gsec publish --run ID makes another."
+        return records.read(self.files, self._path(pipeline, number), lambda record: Publication(**record), remedy)
 
     @staticmethod
     def _path(pipeline: str, number: int) -> str:
@@ -107,7 +100,7 @@ class Publications:
 
 
 def _record(publication: Publication) -> bytes:
-    return json.dumps(asdict(publication), indent=1, sort_keys=True).encode()
+    return records.to_json(asdict(publication))
 
 
 def check_pipeline(name: str) -> None:

@@ -18,7 +18,8 @@ from uuid import uuid4
 import xxhash
 
 from gsec_core.config import AUTO, PipelineConfig
-from gsec_core.errors import BadRecord, GsecError, Refused, Unreachable
+from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.store import records
 from gsec_core.store.corpus import Corpus
 from gsec_core.store.files import Files
 from gsec_core.store.shards import Shards
@@ -153,24 +154,14 @@ class Run:
         return sorted(found, key=lambda attempt: str(attempt["start"]["at"]))
 
     def _create(self, name: str, value: Mapping[str, Any]) -> bool:
-        return self.files.create(f"{self.directory}/{name}", json.dumps(value, indent=1, sort_keys=True).encode())
+        return self.files.create(f"{self.directory}/{name}", records.to_json(value))
 
     def _load(self, name: str) -> dict[str, Any]:
         """Raises BadRecord, or FileNotFoundError if there is no such record."""
-        path = f"{self.directory}/{name}"
-        data = self.files.read(path)
-        try:
-            value = json.loads(data)
-            if not isinstance(value, dict):
-                raise ValueError(f"it is a {type(value).__name__}")
-        except ValueError as error:
-            # Without its request a run is none. Any other record is missed by nobody, or made again as it was.
-            gone = f"the directory {self.files.location(self.directory)}" if name == "request.json" else "this file"
-            raise BadRecord(
-                f"{self.files.location(path)}: it is not what gsec writes ({error}). "
-                f"Remove {gone}: the tables of the run stay, and the same gsec run makes it again."
-            ) from None
-        return value
+        # Without its request a run is none. Any other record is missed by nobody, or made again as it was.
+        gone = f"the directory {self.files.location(self.directory)}" if name == "request.json" else "this file"
+        remedy = f"Remove {gone}: the tables of the run stay, and the same gsec run makes it again."
+        return records.read(self.files, f"{self.directory}/{name}", dict, remedy)
 
 
 def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mapping[str, int], pipeline: str | None, previous: Mapping[str, Any] | None) -> str:
