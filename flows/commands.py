@@ -21,14 +21,7 @@ Json = Callable[[dict[str, Any]], None]
 def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Callable[[base.Context], None] | None = None, of_run: str | None = None) -> int:
     """The whole pipeline; ``then`` gets the context of a run that is done. Returns the exit code."""
     started = time.monotonic()
-    counting: Run | None = None
-    if config.clusters == AUTO and of_run is None:
-        now, later = pipeline.split_redo(redo)
-        counting = pipeline.nothing_to_do(config, now)
-        finished = counting and pipeline.nothing_to_do(pipeline.numbered_by(counting, config), later)
-    else:
-        finished = pipeline.nothing_to_do(config, redo, of_run)
-    summary = _finished(finished, config) if finished is not None else None
+    counting, summary = _done(config, redo, of_run)
     if summary is not None:
         terminal.err.print(f"run {summary['run_id']} is finished and nothing has changed: nothing to do.")
     else:
@@ -127,12 +120,22 @@ def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | 
     return DONE
 
 
-def _finished(finished: Run, config: PipelineConfig) -> dict[str, Any] | None:
-    """What `pipeline.finish` says of a finished run; None if a shard of it is damaged, which the flow mends."""
+def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[Run | None, dict[str, Any] | None]:
+    """If nothing is left to do: what `pipeline.finish` says of the run, and the one that found the number of clusters, if one did.
+
+    A damaged shard is something to do: the flow mends it.
+    """
+    counting: Run | None = None
     try:
-        return pipeline.finish(base.Context.of(finished, config))
+        if config.clusters == AUTO and of_run is None:
+            now, later = pipeline.split_redo(redo)
+            counting = pipeline.nothing_to_do(config, now)
+            finished = counting and pipeline.nothing_to_do(pipeline.numbered_by(counting, config), later)
+        else:
+            finished = pipeline.nothing_to_do(config, redo, of_run)
+        return counting, pipeline.finish(base.Context.of(finished, config)) if finished is not None else None
     except BadShard:
-        return None
+        return counting, None
 
 
 def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> dict[str, Any]:

@@ -271,6 +271,9 @@ def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
     assert "nothing to do" in again.stderr
     assert "3 lie apart and more do not" in again.stderr
     assert last_json(again)["run_id"] == last_json(done)["run_id"]
+    [counts] = (tmp_path / "store").glob("in-*/cluster_counts/*/all.parquet")
+    counts.write_bytes(b"damaged")
+    assert f"damaged, set aside and made anew: {counts.relative_to(tmp_path / 'store')}" in gsec_here(*command).stderr
     [counting, clustering] = last_json(gsec_here("status", "--store", tmp_path / "store", "--json"))["runs"]
     assert (counting["clusters"], list(counting["stages"]), clustering["clusters"]) == ("auto", ["encode", "count"], 3)
     assert (tmp_path / "store").as_posix() in gsec_here("report", "--store", tmp_path / "store").stdout, "the newest run that has clusters"
