@@ -50,9 +50,9 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
     summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
     summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
     context = slices.context(config, run_id)
-    artifacts.show_run(summary, encode.reasons(context))
-    if of_run is None:
+    if of_run is None:  # at once: a run that is killed before this finds itself published already, and tells of nothing new
         artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
+    artifacts.show_run(summary, encode.reasons(context))
     return completed(summary, summary)
 
 

@@ -106,6 +106,8 @@ def request(
     """
     place = open_place(config, of_run)
     check_redo(redo, config, of_run)
+    if counting is not None:
+        place.store.run(counting).check_stage(count.STAGE.name)
     generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
     for name in redo:
         if name == describe.RETRY:

@@ -51,6 +51,8 @@ def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
     """What `prune` would delete, in an order in which being killed half-way leaves a good store."""
     oldest = datetime.now(UTC) - GRACE
     known = store.files.directories("runs")
+    for publication in store.published():
+        store.check_there(publication)  # without its run nobody knows which tables are to stay
     kept = _kept_runs(store, keep_runs, oldest)
     found: list[Deletion] = []
     for id in sorted(known - {run.id for run in kept}):

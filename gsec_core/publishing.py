@@ -57,9 +57,9 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
     doubts = list(_suspicions(context, summary))
     if context.of_run is not None:
         return Verdict(False, tuple(doubts), bool(doubts))
-    run, publications = context.run, Store(context.run.files).publications
-    publications.point(pipeline_of(context.config, context.corpus.name))
-    newest = published(Store(run.files), context.config, context.corpus)
+    run, store = context.run, Store(context.run.files)
+    store.publications.point(pipeline_of(context.config, context.corpus.name))
+    newest = published(store, context.config, context.corpus)
     if newest is not None and newest.run_id == run.id:
         return Verdict(True, tuple(doubts), held=False)
     wide, obstacle = _moved_far(context, summary["moved"]), _obstacle(context, newest)
@@ -69,7 +69,7 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
             warnings = (*warnings, back)
         if doubts or back or (wide and not _asked_for_another(context)):
             return Verdict(False, warnings, True, bool(wide), why_not=f"So it is not published. After a look at it: gsec publish --run {run.id}")
-        if publications.add(_next(context, newest, summary["moved"])):
+        if store.publications.add(_next(context, newest, summary["moved"])):
             return Verdict(True, warnings, False, bool(wide), replaces=True)
         obstacle = _OTHER_NOW
     return Verdict(False, warnings, bool(doubts), bool(wide), why_not=f"It is not published: {obstacle}")
@@ -77,18 +77,18 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
 
 def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
     """Publish a finished run that was held back, or one that was published before. Raises Refused for any other."""
-    publications, run = Store(context.run.files).publications, context.run
-    publications.point(pipeline_of(context.config, context.corpus.name))
-    newest = published(Store(context.run.files), context.config, context.corpus)
+    run, store, pipeline = context.run, Store(context.run.files), pipeline_of(context.config, context.corpus.name)
+    store.publications.point(pipeline)
+    newest = published(store, context.config, context.corpus)
     if newest is not None and newest.run_id == run.id:
         return newest
-    if any(former.run_id == run.id for former in publications.all(pipeline_of(context.config, context.corpus.name))):
+    if any(former.run_id == run.id for former in store.publications.newest_first(pipeline)):
         wanted = replace(_next(context, newest, None), left=newest.assignments if newest else None)
     elif obstacle := _obstacle(context, newest):
         raise Refused(f"--run {run.id}: {obstacle}")
     else:
         wanted = _next(context, newest, summary["moved"])
-    if not publications.add(wanted):
+    if not store.publications.add(wanted):
         raise Refused(f"--run {run.id}: {_OTHER_NOW}")
     return wanted
 
@@ -102,12 +102,18 @@ def _next(context: Context, newest: Publication | None, moved: float | None) -> 
         run_id=context.run.id,
         corpus=context.corpus.name,
         generation=context.generation.number,
-        assignments=align.STAGE.fingerprint(context),
+        assignments=_assignments(context),
         next_key=never_given,
         moved=moved,
         left=None,
         at=now(),
     )
+
+
+def _assignments(context: Context) -> str:
+    """Fingerprint of the run's assignments as it recorded it: after an upgrade they would be made elsewhere."""
+    fingerprint: str = context.run.stages()[align.STAGE.name]["fingerprint"]
+    return fingerprint
 
 
 _OTHER_NOW = "another was published since it was asked for, whose cluster keys it does not continue. The same gsec run again makes one that does."
@@ -138,10 +144,15 @@ def _suspicions(context: Context, summary: dict[str, Any]) -> list[str]:
 
 
 def _went_back(context: Context, newest: Publication | None) -> str | None:
-    """Why a clustering from which somebody went back to what is published is not to come again by itself."""
-    if newest is None or newest.left != align.STAGE.fingerprint(context):
+    """Why a clustering from which somebody went back is not to come again by itself, however many steps they went."""
+    if newest is None:
         return None
-    return f"Its clusters are those from which somebody went back to run {newest.run_id}."
+    for publication in Store(context.run.files).publications.newest_first(newest.pipeline):
+        if publication.left is None or publication.assignments == _assignments(context):
+            return None
+        if publication.left == _assignments(context):
+            return f"Its clusters are those from which somebody went back to run {publication.run_id}."
+    return None
 
 
 def _moved_far(context: Context, moved: float | None) -> str | None:

@@ -108,24 +108,38 @@ def test_a_damaged_publication_is_shown_in_status_and_stops_prune_and_run(place:
         assert "Traceback" not in error
 
 
+def images(context: Context) -> set[str]:
+    return set(context.corpus.live_rows(context.generation)["uri"].to_pylist())
+
+
 @pytest.mark.parametrize("torn", [*TORN, b'{"another": "shape"}', b'{"shards": [{"name": "a"}]}'])
-def test_a_damaged_generation_is_named_and_what_to_do_helps(place: Path, torn: bytes) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_damaged_generation_is_named_and_what_to_do_helps(place: Path, number: int, torn: bytes) -> None:
+    first = made(place, 2)
+    if number == 2:
+        write_pictures(place.parent / "in", range(10, 12))
     context = made(place, 2)
-    path = place / context.corpus.name / "generations" / "000001.json"
+    generations = place / context.corpus.name / "generations"
+    path = generations / f"{number:06d}.json"
     path.write_bytes(torn)
     store = ["--store", str(place)]
     said = last_json(gsec_here("status", *store, "--json"))
     assert [(row["generation"], row["images"]) for row in said["corpora"]] == [(None, None)]
-    assert [row["state"] for row in said["runs"]] == ["damaged"]
+    assert [row["state"] for row in said["runs"]].count("damaged") == 1
     shown = gsec_here("status", *store).stdout
     assert shown.count(f"    {path}: it is not what gsec writes (") == 2
     error = gsec_here("run", place.parent / "in", "-k", "2", *store, check=1).stderr
     assert error.startswith(f"error: {path}: it is not what gsec writes (")
-    assert "Remove this file and the runs of generation 1" in error
-    path.unlink()
-    shutil.rmtree(place / "runs" / context.run.id)
+    if number == 1:
+        assert 'Put the text {"shards": []} in its place' in error
+        path.write_text('{"shards": []}')
+    else:
+        assert f"Put a copy of {generations / '000001.json'} in its place" in error
+        shutil.copy(generations / "000001.json", path)
     again = made(place, 2)
-    assert (again.generation, again.run.is_finished()) == (context.generation, True)
+    assert again.generation.number == number + 1
+    assert again.run.id not in {first.run.id, context.run.id}
+    assert images(again) == images(first) | images(context)
 
 
 @pytest.mark.parametrize("torn", TORN)

@@ -1,18 +1,20 @@
 """The published clustering over several nights: what replaces it, what does not, and the keys of its clusters."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gsec_core import pipeline, publishing
+from gsec_core import pipeline, prune, publishing, status
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
+from gsec_core.stages import align
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
-from gsec_core.store.files import Files
+from gsec_core.store.files import Files, LocalFiles
 from gsec_core.store.publications import Publication, Publications
 
 from .pictures import cluster, labels, picture, settings, write_pictures
@@ -69,7 +71,7 @@ def test_keys_persist_over_three_nights_of_growth(tmp_path: Path) -> None:
         assert pointer(tmp_path / "store", "kinds")["run_id"] == context.run.id
         seen.append(labels(context))
     assert any(seen[0][uri] != seen[-1][uri] for uri in seen[0]), "the numbers changed, the keys did not"
-    assert [made.generation for made in Store.open(config.store).publications.all("kinds")] == [1, 2, 3]
+    assert [made.generation for made in Store.open(config.store).publications.newest_first("kinds")] == [3, 2, 1]
 
 
 def test_a_cluster_that_is_new_gets_a_key_that_was_never_given(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_the_same_request_is_found_again_and_publishes_once(tmp_path: Path) -> N
     said, points = pipeline.finish(Context.of(again, config)), pointer(tmp_path / "store", context.corpus.name)
     assert said["published"]
     assert said["assignments"] == str(tmp_path / "store" / points["corpus"] / "assignments" / points["assignments"]), "whoever reads it finds the rows"
-    assert len(Store.open(config.store).publications.all(context.corpus.name)) == 1
+    assert len(list(Store.open(config.store).publications.newest_first(context.corpus.name))) == 1
 
 
 def test_a_failed_night_leaves_the_last_good_clustering(tmp_path: Path) -> None:
@@ -195,6 +197,36 @@ def test_a_clustering_that_gave_new_keys_does_not_come_again_either(tmp_path: Pa
     assert publishing.publish_by_hand(again, pipeline.summary(again)).left is None
 
 
+def test_after_going_back_two_steps_neither_comes_again(tmp_path: Path) -> None:
+    folder = write_groups(tmp_path / "in", range(8))
+    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    first, _ = night(config)
+    write_groups(folder, range(8, 10))
+    second, _ = night(config)
+    write_groups(folder, range(10, 12))
+    wrong, found = night(config)
+    assert found["published"]
+    for context in (second, first):
+        publishing.publish_by_hand(context, pipeline.summary(context))
+    again, found = night(config)
+    assert labels(again) == labels(wrong)
+    assert (found["published"], found["held"]) == (False, True)
+    assert f"somebody went back to run {second.run.id}" in found["warnings"][-1]
+
+
+def test_after_an_upgrade_one_goes_back_to_the_rows_that_were_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    old, _ = night(config)
+    published = pointer(tmp_path / "store", "kinds")["assignments"]
+    monkeypatch.setitem(align.STAGE.__dict__, "version", align.STAGE.version + 1)
+    write_groups(tmp_path / "in", range(8, 9))
+    _, found = night(config)
+    assert found["published"]
+    assert pointer(tmp_path / "store", "kinds")["assignments"] != published
+    publishing.publish_by_hand(old, pipeline.summary(old))
+    assert pointer(tmp_path / "store", "kinds")["assignments"] == published
+
+
 def test_a_number_of_clusters_that_was_counted_is_nobodys_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_groups(tmp_path / "in", range(8))
     moving(monkeypatch, 0.4)
@@ -203,10 +235,14 @@ def test_a_number_of_clusters_that_was_counted_is_nobodys_wish(tmp_path: Path, m
         context, _, _ = cluster(settings(folder, tmp_path / "store", clusters=clusters, pipeline="kinds"), counting=counting)
         return pipeline.finish(context)
 
-    assert counted(2, "a" * 32)["published"], "the first"
-    assert counted(3, "b" * 32)["held"], "it moved far, and nobody asked for three"
+    asked, _ = pipeline.request(settings(folder, tmp_path / "store", clusters="auto"))
+    assert counted(2, asked.id)["published"], "the first"
+    assert counted(3, asked.id)["held"], "it moved far, and nobody asked for three"
     assert counted(4, None)["published"], "somebody asked for four"
-    assert counted(5, "c" * 32)["published"], "four was a wish, five is not"
+    assert counted(5, asked.id)["published"], "four was a wish, five is not"
+    for other in ("a" * 32, pipeline.newest_run(settings(folder, tmp_path / "store")).id):
+        with pytest.raises(Refused, match=other):
+            counted(6, other)
 
 
 def test_nothing_in_common_is_suspicious(tmp_path: Path) -> None:
@@ -237,7 +273,7 @@ def test_one_run_that_two_workers_finish_is_published_once_for_both(tmp_path: Pa
     monkeypatch.setattr(Publications, "add", slow)
     said = pipeline.finish(context)
     assert (said["published"], said["why_not"]) == (True, None)
-    assert [made.run_id for made in Store.open(config.store).publications.all("kinds")] == [context.run.id]
+    assert [made.run_id for made in Store.open(config.store).publications.newest_first("kinds")] == [context.run.id]
 
 
 def test_a_slow_publisher_leaves_no_older_pointer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,17 +363,45 @@ def test_a_publisher_that_was_killed_before_the_pointer_is_made_good(tmp_path: P
     config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
     context, _, _ = cluster(config)
     with monkeypatch.context() as patched:
-        patched.setattr(Publications, "point", lambda self, publication: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(LocalFiles, "replace", lambda self, path, data: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pipeline.finish(context)
+    assert [made.run_id for made in Store.open(config.store).publications.newest_first("kinds")] == [context.run.id]
     assert not (tmp_path / "store" / "published" / "kinds.json").exists()
     assert pipeline.finish(context)["published"]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == context.run.id
 
 
-def test_what_is_published_and_is_gone_is_said(tmp_path: Path) -> None:
-    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
-    context, _ = night(config)
-    (tmp_path / "store" / "runs" / context.run.id / "request.json").unlink()
-    with pytest.raises(Refused, match="which is published, is not in"):
+def test_a_published_run_whose_request_is_lost_is_made_again(tmp_path: Path) -> None:
+    folder, store = write_groups(tmp_path / "in", range(8)), tmp_path / "store"
+    config = settings(folder, store, clusters=GROUPS, pipeline="kinds")
+    for number in range(8, 11):
+        context, found = night(config)
+        request = store / "runs" / context.run.id / "request.json"
+        before = json.loads(request.read_text())
+        shutil.rmtree(request.parent)
+        with pytest.raises(Refused, match="which is published, is not in"):
+            prune.plan(Store.open(config.store))
+        again, found = night(config)
+        assert (again.run.id, found["published"]) == (context.run.id, True)
+        assert {**json.loads(request.read_text()), "created": before["created"]} == before
+        write_groups(folder, range(number, number + 1))
+    assert [made.number for made in Store.open(config.store).publications.newest_first("kinds")] == [3, 2, 1]
+    shutil.rmtree(request.parent)
+    with pytest.raises(Refused, match="which is published, is not in") as raised:  # there are new images
         pipeline.request(config)
+    path = store / "published" / "kinds" / "00000003.json"
+    assert f"or remove {path}: " in str(raised.value)
+    path.unlink()
+    assert night(config)[1]["published"]
+
+
+def test_what_else_lies_beside_publications_is_passed_over(tmp_path: Path) -> None:
+    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    night(config)
+    (tmp_path / "store" / "published" / "Kinds old").mkdir()
+    (tmp_path / "store" / "published" / "kinds" / "00000002.json.bak").write_text("{}")
+    store = Store.open(config.store)
+    assert [row["pipeline"] for row in status.published(store)] == ["kinds"]
+    assert [made.number for made in store.publications.newest_first("kinds")] == [1]
+    prune.plan(store)

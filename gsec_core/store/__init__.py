@@ -88,8 +88,8 @@ class Store:
         assigned to; ``pipeline`` is the name of the one whose published clusters a run with clusters of its own continues;
         ``counting`` is the run that found its number of clusters, if nobody gave it.
         """
-        redo, published = corpus.redo_counters(), self._published(pipeline)
-        run = self._wanted_run(corpus, generation, stages, pipeline, redo, published)
+        redo = corpus.redo_counters()
+        run, previous = self._wanted_run(corpus, generation, stages, pipeline, redo)
         record = {
             "config": config.model_dump(mode="json"),
             "corpus": corpus.name,
@@ -98,7 +98,7 @@ class Store:
             "stages": list(stages),
             "of_run": of_run,
             "counting": counting,
-            "previous": published.previous if published is not None else None,
+            "previous": previous,
             "created": now(),
         }
         self.files.create(f"{run.directory}/request.json", records.to_json(record))
@@ -106,28 +106,32 @@ class Store:
 
     def wanted_run(self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None = None) -> Run:
         """The run that `request_run` would make or find; it need not exist."""
-        return self._wanted_run(corpus, generation, stages, pipeline, corpus.redo_counters(), self._published(pipeline))
+        return self._wanted_run(corpus, generation, stages, pipeline, corpus.redo_counters())[0]
 
     def _wanted_run(
-        self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None, redo: Mapping[str, int], published: Publication | None
-    ) -> Run:
-        """What is published is found again by its own request, and otherwise is what the clusters of a new run continue."""
+        self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None, redo: Mapping[str, int]
+    ) -> tuple[Run, dict[str, Any] | None]:
+        """The run, and what it is to know of the publication that its clusters continue.
+
+        What is published is found again by its own request, also if that was lost, and otherwise is what a new run continues.
+        """
 
         def run_after(previous: Mapping[str, Any] | None) -> Run:
             return Run(self.files, run_id(stages, corpus.name, generation, redo, pipeline, previous))
 
+        published = None if pipeline is None else self.publications.newest(pipeline)
         if published is None:
-            return run_after(None)
+            return run_after(None), None
         last = Run(self.files, published.run_id)
-        if not last.exists():
-            raise Refused(
-                f"pipeline = {published.pipeline}: run {last.id}, which is published, is not in {self.url} any more. "
-                f"Publish another with gsec publish --run ID, or choose another --pipeline."
-            )
-        return last if run_after(last.request().get("previous")) == last else run_after(published.previous)
-
-    def _published(self, pipeline: str | None) -> Publication | None:
-        return None if pipeline is None else self.publications.newest(pipeline)
+        if last.exists():
+            continued = [last.request().get("previous")]
+        else:
+            continued = [None, *(former.previous for former in self.publications.newest_first(published.pipeline))]
+        for previous in continued:
+            if run_after(previous) == last:
+                return last, previous
+        self.check_there(published)
+        return run_after(published.previous), published.previous
 
     @property
     def publications(self) -> Publications:
@@ -136,8 +140,21 @@ class Store:
 
     def published_runs(self) -> set[str]:
         """Ids of the runs that are published."""
+        return {publication.run_id for publication in self.published()}
+
+    def published(self) -> list[Publication]:
+        """What each pipeline publishes."""
         newest = (self.publications.newest(pipeline) for pipeline in self.publications.pipelines())
-        return {publication.run_id for publication in newest if publication is not None}
+        return [publication for publication in newest if publication is not None]
+
+    def check_there(self, publication: Publication) -> None:
+        """Raises Refused if the run that is published is gone."""
+        if not Run(self.files, publication.run_id).exists():
+            raise Refused(
+                f"pipeline = {publication.pipeline}: run {publication.run_id}, which is published, is not in {self.url} any more. "
+                "The gsec run that made it makes it again while its images are the same. Or publish another with gsec publish --run ID, "
+                f"or remove {self.files.location(self.publications.path(publication))}: what was published before counts then."
+            )
 
     def path_of(self, shard_path: str) -> tuple[Shards, str]:
         """The shards and the name behind a path that a BadShard names."""

@@ -1,9 +1,11 @@
 """What is published: for each pipeline a chain of publications, and ``published/PIPELINE.json``, the newest of them, for whoever reads the result.
 
 ``published/PIPELINE/NUMBER.json`` is created once, so that of two runs that would publish after the same one the first wins and
-the other sees it. ``published/PIPELINE.json`` is the only file of a store that is ever replaced.
+the other sees it. ``published/PIPELINE.json`` is the only record that is ever replaced.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,7 +34,7 @@ class Publication:
     moved: float | None
     """Share of the images that it has in common with the clustering that it continues that have another key now.
 
-    None for the first, and for one that somebody went back to."""
+    None for the first, for one that somebody went back to, and if they have no image in common."""
     left: str | None
     """Fingerprint of the assignments that somebody went back from to these; else None."""
     at: str
@@ -51,24 +53,24 @@ class Publications:
     files: Files
 
     def pipelines(self) -> list[str]:
-        """Names of the pipelines that have published anything."""
-        return sorted(self.files.directories(DIRECTORY))
+        """Names of the pipelines that have published anything. Whatever else somebody has put beside them is passed over."""
+        return sorted(name for name in self.files.directories(DIRECTORY) if _is_pipeline(name))
 
     def newest(self, pipeline: str) -> Publication | None:
         """What is published; None if nothing ever was. Raises Refused for a name that cannot be one."""
         numbers = self._numbers(pipeline)
         return self._read(pipeline, max(numbers)) if numbers else None
 
-    def all(self, pipeline: str) -> list[Publication]:
-        """Everything that ever was published, oldest first."""
-        return [self._read(pipeline, number) for number in sorted(self._numbers(pipeline))]
+    def newest_first(self, pipeline: str) -> Iterator[Publication]:
+        """Everything that ever was published, one after the other."""
+        return (self._read(pipeline, number) for number in sorted(self._numbers(pipeline), reverse=True))
 
     def add(self, publication: Publication) -> bool:
         """Publish. False, and nothing is changed, if another run was published under this number.
 
         Under it may stand the same run: another worker was on it too, or the answer of an object store to the first try was lost.
         """
-        created = self.files.create(self._path(publication.pipeline, publication.number), _record(publication))
+        created = self.files.create(self.path(publication), _record(publication))
         if not created and self._read(publication.pipeline, publication.number).run_id != publication.run_id:
             return False
         self.point(publication.pipeline)
@@ -88,15 +90,22 @@ class Publications:
 
     def _numbers(self, pipeline: str) -> list[int]:
         check_pipeline(pipeline)
-        return [int(name.removesuffix(".json")) for name in self.files.files(f"{DIRECTORY}/{pipeline}")]
+        return [int(name.removesuffix(".json")) for name in self.files.files(f"{DIRECTORY}/{pipeline}") if _PUBLICATION.fullmatch(name)]
 
     def _read(self, pipeline: str, number: int) -> Publication:
-        remedy = "Remove this file: what was published before counts then, and gsec publish --run ID makes another."
+        remedy = f"Remove this file: what was published before counts then. The next gsec run, or gsec publish --run ID, mends {DIRECTORY}/{pipeline}.json."
         return records.read(self.files, self._path(pipeline, number), lambda record: Publication(**record), remedy)
+
+    def path(self, publication: Publication) -> str:
+        """Path of a publication's record below the store."""
+        return self._path(publication.pipeline, publication.number)
 
     @staticmethod
     def _path(pipeline: str, number: int) -> str:
         return f"{DIRECTORY}/{pipeline}/{number:08d}.json"
+
+
+_PUBLICATION = re.compile(r"\d+\.json")
 
 
 def _record(publication: Publication) -> bytes:
@@ -105,5 +114,9 @@ def _record(publication: Publication) -> bytes:
 
 def check_pipeline(name: str) -> None:
     """Raises Refused for a name that cannot be a pipeline's."""
-    if not NAME.fullmatch(name) or name.endswith(".json"):  # what another publishes has such a name
+    if not _is_pipeline(name):
         raise Refused(f"pipeline = {name}: a pipeline is named with a-z, 0-9, '.', '_' and '-', at most 100 of them, and not as a .json file.")
+
+
+def _is_pipeline(name: str) -> bool:
+    return NAME.fullmatch(name) is not None and not name.endswith(".json")  # what another publishes has such a name

@@ -264,7 +264,7 @@ def test_published_runs_are_the_newest_of_every_pipeline(any_store: Store) -> No
     assert any_store.publications.add(published(any_store, 2, "def"))
     assert any_store.published_runs() == {"def"}
     assert json.loads(any_store.files.read("published/nightly.json"))["run_id"] == "def"
-    assert [made.run_id for made in any_store.publications.all("nightly")] == ["abc", "def"]
+    assert [made.run_id for made in any_store.publications.newest_first("nightly")] == ["def", "abc"]
 
 
 def test_of_two_publishers_the_first_wins(any_store: Store) -> None:
