@@ -116,7 +116,7 @@ def start(stack: StackConfig, service: Service) -> bool:
         environment = {**os.environ, **service.environment, MARK: _mark(stack, service.name)}
         started = subprocess.Popen(service.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     process = psutil.Process(started.pid)
-    _record(stack, service.name, {"pid": process.pid, "began": _began(process), "digest": digest, "secrets": sorted(_secrets())})
+    _record(stack, service.name, {"pid": process.pid, "began": _began(process), "digest": digest, "secrets": sorted(_heard(service.hears))})
     _wait(service, process, since, log, before)
     return True
 
@@ -212,13 +212,13 @@ def _record(stack: StackConfig, name: str, record: dict[str, Any] | None) -> Non
 
 def _digest(service: Service) -> str:
     """Of what it is told, and of what it hears."""
-    heard = {name: value for name, value in os.environ.items() if name.startswith(service.hears)}
-    told = [list(service.command), sorted(service.environment.items()), sorted(_secrets().items()), sorted(heard.items())]
+    told = [list(service.command), sorted(service.environment.items()), sorted(_heard(service.hears).items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def _secrets() -> dict[str, str]:
-    return {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+def _heard(beginnings: tuple[str, ...]) -> dict[str, str]:
+    """Secrets, of which an empty one is none, and variables that begin so."""
+    return {name: value for name, value in os.environ.items() if (bool(value) if name in SECRETS else name.startswith(beginnings))}
 
 
 def _wait(service: Service, process: psutil.Process, since: float, log: Path, before: int) -> None:
@@ -253,8 +253,8 @@ def _works(url: str, auth: str | None, since: float) -> bool:
 
 
 def check_secrets(stack: StackConfig) -> None:
-    """Raises Refused if what runs was started with a secret that is not set now: it would begin anew without, open to everybody perhaps."""
-    lost = sorted({name for record in _running(stack).values() for name in record["secrets"]} - set(_secrets()))
+    """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would begin anew without, open to everybody perhaps."""
+    lost = sorted({name for record in _running(stack).values() for name in record["secrets"]} - set(_heard(OUTSIDE)))
     if lost:
         raise Refused(f"{', '.join(lost)}: what runs was started with it, and it is not set now. Set it again, or to go on without run gsec down first.")
 

@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -182,6 +183,18 @@ def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: St
     monkeypatch.delenv(AUTH)
     assert commands.down() == 0
     processes.check_secrets(stack)
+
+
+def test_how_stores_are_reached_is_not_lost_either_by_what_hears_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for hears in (), processes.OUTSIDE:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "one")
+        processes.start(stack, replace(service(stack, WAITS), hears=hears))
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(Refused, match=r"^AWS_SECRET_ACCESS_KEY: .* gsec down first\.$") if hears else nullcontext():
+            processes.check_secrets(stack)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "two")
+    processes.check_secrets(stack)
+    assert processes.start(stack, replace(service(stack, WAITS), hears=processes.OUTSIDE)), "with another value it begins anew"
 
 
 @pytest.mark.parametrize("name", ["AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_KEY", "HF_TOKEN", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES"])
