@@ -35,6 +35,9 @@ START_SECONDS = 180
 STOP_SECONDS = 30
 """A service that has not ended by then is killed."""
 
+NAMES = ("server", "worker", "reports")
+"""Services, in the order they start. They stop in the other: the end of a flow is reported to the server."""
+
 WORKER = "gsec"
 """The worker's name."""
 
@@ -138,8 +141,8 @@ def stop(stack: StackConfig, name: str) -> bool:
 
 
 def started(stack: StackConfig) -> list[str]:
-    """Services of which processes are running, the last one started first."""
-    return [name for name in _records(stack) if _family(stack, name)][::-1]
+    """Services of which processes are running, in the order to stop them in."""
+    return [name for name in reversed(NAMES) if _family(stack, name)]
 
 
 def log_of(stack: StackConfig, name: str) -> Path:

@@ -49,12 +49,12 @@ def stack(tmp_path: Path) -> Iterator[StackConfig]:
         processes.stop(found, name)
 
 
-def service(stack: StackConfig, program: str, **environment: str) -> Service:
+def service(stack: StackConfig, program: str, name: str = "worker", **environment: str) -> Service:
     ready = stack.home / f"ready-{len(environment)}"
-    return Service("waits", (sys.executable, "-c", program, str(ready)), environment, lambda since: ready.exists())
+    return Service(name, (sys.executable, "-c", program, str(ready)), environment, lambda since: ready.exists())
 
 
-def process(stack: StackConfig, name: str = "waits") -> psutil.Process:
+def process(stack: StackConfig, name: str = "worker") -> psutil.Process:
     return psutil.Process(json.loads((stack.home / "processes.json").read_text())[name]["pid"])
 
 
@@ -67,12 +67,12 @@ def test_what_runs_as_it_should_stays_and_what_should_be_told_other_things_begin
     first = process(stack)
     assert not processes.start(stack, service(stack, WAITS))
     assert process(stack) == first
-    assert processes.started(stack) == ["waits"]
+    assert processes.started(stack) == ["worker"]
     assert processes.start(stack, service(stack, WAITS, GSEC_ROOTS="/other"))
     assert not first.is_running()
     assert process(stack).environ()["GSEC_ROOTS"] == "/other"
-    assert processes.stop(stack, "waits")
-    assert not processes.stop(stack, "waits")
+    assert processes.stop(stack, "worker")
+    assert not processes.stop(stack, "worker")
     assert processes.started(stack) == []
 
 
@@ -86,7 +86,7 @@ def test_another_secret_is_another_thing_to_be_told_and_stands_nowhere(stack: St
 
 
 def test_one_that_ends_is_an_error_with_the_end_of_its_log(stack: StackConfig) -> None:
-    with pytest.raises(GsecError, match=r"waits ended\. Its log, .*waits\.log, ends: the port is taken"):
+    with pytest.raises(GsecError, match=r"worker ended\. Its log, .*worker\.log, ends: the port is taken"):
         processes.start(stack, service(stack, ENDS))
     assert processes.started(stack) == []
 
@@ -95,7 +95,7 @@ def test_what_it_has_started_ends_with_it(stack: StackConfig, monkeypatch: pytes
     monkeypatch.setattr(processes, "STOP_SECONDS", 1)
     processes.start(stack, service(stack, HAS_A_CHILD))
     (child,) = process(stack).children()
-    processes.stop(stack, "waits")
+    processes.stop(stack, "worker")
     wait(lambda: has_ended(child), 30)
 
 
@@ -106,10 +106,10 @@ def test_what_has_outlived_it_is_found_and_stopped(stack: StackConfig) -> None:
     killed.kill()
     psutil.wait_procs([killed])
     assert not has_ended(child)
-    assert processes.started(stack) == ["waits"]
+    assert processes.started(stack) == ["worker"]
     assert processes.start(stack, service(stack, WAITS)), "a new one starts"
     assert not has_ended(child), "and what the old one had begun goes on"
-    assert processes.stop(stack, "waits")
+    assert processes.stop(stack, "worker")
     assert has_ended(child)
     assert processes.started(stack) == []
 
@@ -118,21 +118,21 @@ def test_what_another_stack_has_started_is_let_alone(stack: StackConfig, tmp_pat
     processes.start(stack, service(stack, WAITS))
     other = StackConfig(home=tmp_path / "other")
     other.home.mkdir()
-    assert not processes.stop(other, "waits")
-    assert processes.started(stack) == ["waits"]
+    assert not processes.stop(other, "worker")
+    assert processes.started(stack) == ["worker"]
 
 
 def test_another_process_with_the_number_of_one_that_is_gone_is_let_alone(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.start(stack, service(stack, WAITS))
     ours = process(stack)
     record = json.loads((stack.home / "processes.json").read_text())
-    boot, _, ticks = record["waits"]["began"].partition(" ")
-    record["waits"]["began"] = f"{boot} {int(ticks) - 60}"
+    boot, _, ticks = record["worker"]["began"].partition(" ")
+    record["worker"]["began"] = f"{boot} {int(ticks) - 60}"
     (stack.home / "processes.json").write_text(json.dumps(record))
     with monkeypatch.context() as patch:
         patch.setattr(processes, "MARK", "NO_MARK")
         assert processes.started(stack) == []
-        assert not processes.stop(stack, "waits")
+        assert not processes.stop(stack, "worker")
     assert ours.is_running()
     ours.kill()
 
@@ -143,9 +143,9 @@ def test_a_clock_that_is_set_changes_nothing(stack: StackConfig, monkeypatch: py
     read = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: read(process) + 3600)
     monkeypatch.setattr(processes, "MARK", "NO_MARK")
-    assert processes.started(stack) == ["waits"]
+    assert processes.started(stack) == ["worker"]
     assert not processes.start(stack, service(stack, WAITS))
-    assert processes.stop(stack, "waits")
+    assert processes.stop(stack, "worker")
     assert has_ended(first)
 
 
@@ -153,7 +153,7 @@ def test_without_proc_the_clock_says_when_it_began(stack: StackConfig, tmp_path:
     monkeypatch.setattr(processes, "PROC", tmp_path / "none")
     processes.start(stack, service(stack, WAITS))
     assert not processes.start(stack, service(stack, WAITS))
-    assert process(stack).create_time() == float(json.loads((stack.home / "processes.json").read_text())["waits"]["began"])
+    assert process(stack).create_time() == float(json.loads((stack.home / "processes.json").read_text())["worker"]["began"])
 
 
 def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
@@ -163,6 +163,13 @@ def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
     psutil.wait_procs([killed])
     assert processes.start(stack, service(stack, WAITS))
     assert process(stack) != killed
+
+
+def test_the_server_stops_last_though_it_began_anew(stack: StackConfig) -> None:
+    for name in processes.NAMES:
+        processes.start(stack, service(stack, WAITS, name))
+    processes.start(stack, service(stack, WAITS, "server", PREFECT_API_DATABASE_CONNECTION_URL="another"))
+    assert processes.started(stack) == ["reports", "worker", "server"]
 
 
 def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
