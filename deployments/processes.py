@@ -110,7 +110,7 @@ def start(stack: StackConfig, service: Service) -> bool:
         process = psutil.Process(there["pid"])
         _wait(service, process, process.create_time(), log_of(stack, service.name), 0)
         return False
-    if there is not None:
+    if there is not None or service.name not in _records(stack):  # of which it may run nevertheless
         stop(stack, service.name)
     log = log_of(stack, service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def _parent(process: psutil.Process) -> psutil.Process | None:
 def _records(stack: StackConfig) -> dict[str, dict[str, Any]]:
     try:
         found: dict[str, dict[str, Any]] = json.loads((stack.home / "processes.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # gone, or torn by a power loss: the marks still find what runs, and it is begun anew
         return {}
     return found
 
@@ -209,7 +209,10 @@ def _record(stack: StackConfig, name: str, record: dict[str, Any] | None) -> Non
     path = stack.home / "processes.json"
     if records or path.exists():
         partial = path.with_name(".processes.json.partial")
-        partial.write_text(json.dumps(records, indent=1))
+        with partial.open("w") as file:
+            file.write(json.dumps(records, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
 
 

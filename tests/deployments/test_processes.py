@@ -114,6 +114,23 @@ def test_what_has_outlived_it_is_found_and_stopped(stack: StackConfig) -> None:
     assert processes.started(stack) == []
 
 
+@pytest.mark.parametrize("left", [None, b"", b'{\n "worker": {\n  "pi', b"\0" * 100])
+def test_without_a_record_that_can_be_read_what_runs_is_begun_anew_and_stopped(left: bytes | None, stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_the_record() -> None:
+        (stack.home / "processes.json").unlink() if left is None else (stack.home / "processes.json").write_bytes(left)
+
+    monkeypatch.setattr(config, "load", lambda file, complete=True: stack)
+    processes.start(stack, service(stack, WAITS))
+    first = process(stack)
+    lose_the_record()
+    assert processes.start(stack, service(stack, WAITS))
+    assert has_ended(first)
+    second = process(stack)
+    lose_the_record()
+    assert commands.down() == 0
+    assert has_ended(second)
+
+
 def test_what_another_stack_has_started_is_let_alone(stack: StackConfig, tmp_path: Path) -> None:
     processes.start(stack, service(stack, WAITS))
     other = StackConfig(home=tmp_path / "other")
