@@ -266,13 +266,19 @@ def check_secrets(stack: StackConfig) -> None:
 
 
 def check_ports(stack: StackConfig) -> None:
-    """Raises Refused if somebody else listens where a service that is to be started would."""
-    running = _running(stack)
+    """Raises Refused if somebody else than the service itself listens where it is to."""
     for name, port, setting in (("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")):
-        if name not in running:
-            try:
-                socket.create_server((stack.host, port), family=socket.AF_INET6 if ":" in stack.host else socket.AF_INET).close()
-            except OSError as error:
+        try:
+            socket.create_server((stack.host, port), family=socket.AF_INET6 if ":" in stack.host else socket.AF_INET).close()
+        except OSError as error:
+            if not any(_listens(process, port) for process in _family(stack, name)):
                 raise Refused(
                     f"host = {stack.host}, {setting} = {port}: nothing can listen there ({error.strerror}). Stop what does, or choose another."
                 ) from None
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        return any(there.status == psutil.CONN_LISTEN and there.laddr.port == port for there in process.net_connections("tcp"))
+    except psutil.NoSuchProcess:
+        return False

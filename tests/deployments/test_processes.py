@@ -26,6 +26,9 @@ from ..command import wait
 WAITS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
 """Says that it is ready and does nothing."""
 
+LISTENS = "import socket; listening = socket.create_server(('127.0.0.1', {})); " + WAITS
+"""Says so when it listens."""
+
 HAS_A_CHILD = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {WAITS!r}, sys.argv[1]]); time.sleep(600)"
 """Does not end its child when it is ended."""
 
@@ -252,6 +255,21 @@ def test_a_port_is_free_or_taken_at_addresses_of_both_kinds(host: str, family: s
         with pytest.raises(Refused, match=f"port = {ports[0]}: nothing can listen there .*in use"):
             processes.check_ports(StackConfig(home=tmp_path, host=host, port=ports[0], reports_port=ports[1]))
     processes.check_ports(StackConfig(home=tmp_path, host=host, port=ports[0], reports_port=ports[1]))
+
+
+def test_a_port_is_to_be_free_of_all_but_the_service_that_is_to_listen_there(stack: StackConfig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        other, port, reports = (each.getsockname()[1] for each in (taken, first, second))
+        first.close()
+        second.close()
+        wanted = stack.model_copy(update={"port": port, "reports_port": reports})
+        processes.start(wanted, service(wanted, LISTENS.format(port), "server"))
+        processes.check_ports(wanted)
+        for setting, at in (("port", other), ("reports_port", port)):
+            with pytest.raises(Refused, match=f" {setting} = {at}: nothing can listen there"):
+                processes.check_ports(wanted.model_copy(update={setting: at}))
+        (stack.home / "processes.json").unlink()
+        processes.check_ports(wanted)
 
 
 class TestWorker:
