@@ -12,7 +12,7 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, DeploymentFilterTags
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.runner import RunnerDeployment
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
@@ -69,13 +69,24 @@ def apply(stack: StackConfig) -> list[str]:
                 _keep_toggles(client, deployment)
             _drop_others(client, [cast(Any, deployment.apply)(_sync=True) for deployment in wanted])  # whatever loop may run in this thread
             _apply_automations(client, {automation.name: automation for automation in automations(stack)})
-    except httpx.HTTPStatusError as error:
-        denied = error.response.status_code in (401, 403)
-        remedy = "set PREFECT_API_AUTH_STRING to the server's user:password" if denied else error.response.text[:200]
-        raise (Refused if denied else GsecError)(f"PREFECT_API_URL = {PREFECT_API_URL.value()}: {error.response.status_code}; {remedy}.") from None
+    except DeploymentApplyError as error:  # around whatever it was
+        raise _error(error.__cause__ or error) from None
     except httpx.HTTPError as error:
-        raise GsecError(f"PREFECT_API_URL = {PREFECT_API_URL.value()}: the server does not answer ({error}).") from None
+        raise _error(error) from None
     return [deployment.full_name for deployment in wanted]
+
+
+def _error(error: BaseException) -> GsecError:
+    """What a user is told of an error of the server, or on the way to it."""
+    where = f"PREFECT_API_URL = {PREFECT_API_URL.value()}"
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return Refused(f"{where}: {status}; set PREFECT_API_AUTH_STRING to the server's user:password.")
+        return GsecError(f"{where}: {status}; {error.response.text[:200]}.")
+    if isinstance(error, httpx.HTTPError):
+        return GsecError(f"{where}: the server does not answer ({error}).")
+    return GsecError(f"{where}: a deployment cannot be made ({error}).")
 
 
 def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:

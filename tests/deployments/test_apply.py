@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessJobConfiguration
 
@@ -113,3 +115,27 @@ def test_without_a_server_it_says_so(tmp_path: Path) -> None:
         apply.apply(stack(tmp_path))
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(GsecError, match="the server does not answer"):
         apply.apply(stack(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "said"),
+    [
+        (503, GsecError, "503; .*database is locked"),
+        (401, Refused, "401; set PREFECT_API_AUTH_STRING"),
+        (httpx.ReadTimeout("timed out"), GsecError, "the server does not answer .timed out"),
+        (KeyError("no such pool"), GsecError, "a deployment cannot be made .*no such pool"),
+    ],
+)
+def test_what_keeps_a_deployment_from_being_made_is_said_in_a_sentence(
+    raised: int | Exception, kind: type[GsecError], said: str, client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_deployment(self: SyncPrefectClient, **given: object) -> None:
+        if isinstance(raised, Exception):
+            raise raised
+        answer = httpx.Response(raised, json={"exception_message": "database is locked"}, request=httpx.Request("POST", "http://server/api"))
+        raise PrefectHTTPStatusError("not made", request=answer.request, response=answer)
+
+    monkeypatch.setattr(SyncPrefectClient, "create_deployment", create_deployment)
+    with pytest.raises(GsecError, match=f"^PREFECT_API_URL = http.*/api: {said}") as error:
+        apply.apply(stack(tmp_path, "birds"))
+    assert type(error.value) is kind
