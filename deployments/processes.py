@@ -1,8 +1,8 @@
 """The processes of a stack on this machine: started, found again, stopped.
 
 What was started is recorded in ``HOME/processes.json`` with the moment it began, so that nobody takes another process with the
-same number for it. What it starts in turn carries a mark in its environment, by which it is found when its parent is gone. Each
-writes to ``HOME/logs/NAME.log``.
+same number for it. It and what it starts in turn carry a mark in their environment, by which they are found when the parent, or
+the record, is gone. Each writes to ``HOME/logs/NAME.log``.
 """
 
 import hashlib

@@ -117,7 +117,7 @@ def test_what_has_outlived_it_is_found_and_stopped(stack: StackConfig) -> None:
     assert processes.started(stack) == []
 
 
-@pytest.mark.parametrize("left", [None, b"", b'{\n "worker": {\n  "pi', b"\0" * 100])
+@pytest.mark.parametrize("left", [None, b"", b'{\n "worker": {\n  "pi', b"\0" * 100], ids=["gone", "empty", "torn", "of zeros"])
 def test_without_a_record_that_can_be_read_what_runs_is_begun_anew_and_stopped(left: bytes | None, stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose_the_record() -> None:
         (stack.home / "processes.json").unlink() if left is None else (stack.home / "processes.json").write_bytes(left)
