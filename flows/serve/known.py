@@ -189,7 +189,7 @@ class Known:
         for name in self._store.publications.pipelines():
             try:
                 publication = self._publication(name)
-            except (Refused, Damaged) as error:  # refused is a name that cannot be a pipeline's
+            except Damaged as error:
                 wrong.append(str(error))
                 continue
             if publication is not None:

@@ -466,10 +466,9 @@ def test_a_damaged_publication_takes_nothing_down(shown: Shown, copied: Path, ba
     with served(Store.open(str(copied))) as client:
         front = client.get("/").text
         assert "what pipeline nightly publishes cannot be read" in front
-        assert "pipeline = Stray &lt;b&gt;:" in front
-        assert "<b>" not in front.partition("<body>")[2]
+        assert "Stray" not in front
         assert shown.finished.run.id[:12] in rows(front)
-        assert figures(client)["gsec_unreadable_records",] == 2
+        assert figures(client)["gsec_unreadable_records",] == 1
         assert client.get("/published/nightly").status_code == 404
 
 
