@@ -95,9 +95,7 @@ class Corpus:
         if number == 0:
             return EMPTY
         # It is not to be removed: another of its number would list other images, and a run is known by the number.
-        below = max((other for other in self.generation_numbers() if other < number), default=0)
-        before = f"a copy of {self.files.location(self.generation_path(below))}" if below else 'the text {"shards": []}'
-        remedy = f"Put {before} in its place: the next gsec run lists what is not in that."
+        remedy = 'Put a copy of the file before it in its place, or {"shards": []} if there is none: the next gsec run lists what is not in that.'
         return records.read(self.files, self.generation_path(number), lambda record: Generation(number, _shards(record)), remedy)
 
     def add_generation(self, base: Generation, rows: list[pa.Table]) -> bool:
