@@ -74,7 +74,7 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
     auth = environment.get(AUTH)
     server = Service(
         "server",
-        (str(PROGRAMS / "prefect"), "server", "start", "--host", stack.host, "--port", str(stack.port)),
+        (sys.executable, "-m", "deployments.server", "--host", stack.host, "--port", str(stack.port)),
         config.server_environment(stack, environment),
         lambda since: _answers(f"{stack.url()}/health"),
     )
