@@ -91,7 +91,7 @@ def measure(source: Path, store: Path, config: PipelineConfig, encoder: Encoder,
 def _pixels(source: Source, encoder: Encoder, ref: ImageRef) -> np.ndarray:
     data = source.fetch(ref)
     images.content_hash(data)
-    return encoder.preprocess(images.decode(data))
+    return encoder.preprocess(images.decode(data, 2 * encoder.side))
 
 
 def main() -> None:

@@ -2,11 +2,17 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-import numpy as np
 import xxhash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from gsec_core import jpeg
+from gsec_core.devices import return_freed_memory
+from gsec_core.pixels import shown_pixels
+from gsec_core.room import Room
 from gsec_core.sources.base import RejectedImage
 
 MAX_PIXELS = 178_956_970
@@ -18,25 +24,67 @@ MAX_BYTES = 2**31
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is opened, by Pillow's names. Its other readers stay shut: rarely fed, and EPS would start Ghostscript on foreign bytes."""
 
+NO_END = "the end marker is missing, all pixels are there"
+NO_PROFILE = "the colour profile is damaged or of another colour space, and was ignored"
+
 _TOO_LARGE = f"larger than {MAX_PIXELS // 1_000_000} megapixels"
+
+_ROOM = Room(768 * 2**20)
+"""Bytes that images under way in this process may take, whatever the number of threads."""
+
+_LARGE = 64 * 2**20
+"""Bytes of an image after which freed memory goes back to the system: else every thread keeps as much as its largest image took."""
 
 # Pillow warns of images over half its limit and of odd metadata, which nobody can act on. Set once, because
 # `warnings.catch_warnings` is not safe in the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # Colour profiles count as text; a printer's is above Pillow's megabyte.
 
-def decode(data: bytes) -> Image.Image:
-    """The first frame as 8-bit RGB, upright (EXIF orientation applied), transparency on white, without metadata.
 
+class Picture(NamedTuple):
+    """A decoded image."""
+
+    image: Image.Image
+    """8-bit sRGB, upright; smaller than the file's where less is enough."""
+    size: tuple[int, int]
+    """Width and height of the file's image, upright."""
+    note: str | None
+    """What was wrong with the file and did not matter."""
+
+
+def decode(data: bytes, enough: int | None = None) -> Image.Image:
+    """The image of `opened`. Raises as it does."""
+    with opened(data, enough) as picture:
+        return picture.image
+
+
+@contextmanager
+def opened(data: bytes, enough: int | None = None) -> Iterator[Picture]:
+    """The first frame as 8-bit sRGB, upright (EXIF orientation applied), transparency on white, without metadata.
+
+    An embedded colour profile is applied. Where the shorter side has at least twice ``enough`` pixels, the image may be reduced, to no fewer
+    than ``enough``. Waits until the memory that the image takes is free of others, and keeps it until the block ends.
     Raises RejectedImage with a reason for bytes that can never be used.
     """
     if not data:
         raise RejectedImage("empty file")
+    with _rejecting():
+        needed = _needed(data, enough)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise RejectedImage(_TOO_LARGE)
-            return _as_shown(image)
+        with _ROOM.taken(needed):
+            with _rejecting():
+                picture = _picture(data, enough)
+            yield picture
+    finally:
+        if needed >= _LARGE:
+            return_freed_memory()
+
+
+@contextmanager
+def _rejecting() -> Iterator[None]:
+    try:
+        yield
     except (RejectedImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -45,7 +93,7 @@ def decode(data: bytes) -> Image.Image:
         raise RejectedImage("not an image in a known format, or one with a damaged header") from error
     except Exception as error:
         # Pillow raises nearly anything on malformed data: OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, zlib.error...
-        # Only Pillow runs in this block, so whatever it is, it is about these bytes.
+        # Only Pillow runs in these blocks, so whatever it is, it is about these bytes.
         raise RejectedImage("truncated or damaged, or a variant that cannot be decoded") from error
 
 
@@ -82,26 +130,73 @@ def padded(image: Image.Image, most: int) -> Image.Image:
     return image if (width, height) == image.size else ImageOps.pad(image, (width, height), color="white")
 
 
-def _as_shown(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        shown = Image.new("RGB", layer.size, "white")
-        shown.paste(layer, mask=layer)
-    else:
-        shown = image.convert("RGB")
-    shown.info = {}  # Pillow would write a photo's comment into its thumbnail.
-    return shown
+def _open(data: bytes) -> Any:
+    """Pillow's image, its header read. Any, as what a format's reader knows beyond others is asked for here."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits by its full range; 32-bit integers and floats, which have no agreed white, by their own."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    black, white = float(values.min()), float(values.max())
-    if image.mode == "I" and black >= 0 and white <= 65535:  # Pillow's mode for 16-bit PGM
-        black, white = 0.0, 65535.0
-    return Image.fromarray(((values - black) * (255 / ((white - black) or 1.0))).astype(np.uint8))
+def _needed(data: bytes, enough: int | None) -> int:
+    """About how many bytes it takes to decode an image, by its header."""
+    try:
+        image = _open(data)
+    except (SyntaxError, ValueError, OSError):
+        if (without := _without_profile(data)) == data:
+            raise
+        image = _open(without)
+    with image:
+        pixels: int = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise RejectedImage(_TOO_LARGE)
+        shown: int = 8 * pixels // _factor(image.size, enough) ** 2
+        if image.format in ("JPEG", "MPO"):
+            whole = 4 * pixels
+            if jpeg.has_end(data):
+                image.draft(None, (enough, enough) if enough else None)
+                whole = 4 * image.width * image.height
+            return int(whole + shown + jpeg.buffered(image, pixels))
+        if image.format in ("AVIF", "JPEG2000", "WEBP"):
+            return 16 * pixels + shown  # their libraries have the whole image in forms of their own beside Pillow's
+        return (8 if image.format == "TIFF" else 4) * pixels + shown
+
+
+def _factor(size: tuple[int, int], enough: int | None) -> int:
+    return max(1, min(size) // enough) if enough else 1
+
+
+def _picture(data: bytes, enough: int | None) -> Picture:
+    if data.startswith(b"\xff\xd8") and not jpeg.has_end(data):
+        return _read(jpeg.completed(data), enough, NO_END)
+    try:
+        return _read(data, enough, None)
+    except (SyntaxError, ValueError, OSError):
+        if (without := _without_profile(data)) == data:
+            raise
+        return _read(without, enough, NO_PROFILE)
+
+
+def _read(data: bytes, enough: int | None, note: str | None) -> Picture:
+    with _open(data) as image:
+        size = image.size
+        raw = image.tile[0].args if image.tile else None
+        if enough and image.format in ("JPEG", "MPO"):
+            image.draft(None, (enough, enough))
+        drafted = image.size
+        image.load()
+        if image.size != drafted:  # a TIFF is turned by Pillow
+            size = image.size
+        shown, profile_used = shown_pixels(image, data, raw, _factor(image.size, enough))
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation:
+        shown.getexif()[ExifTags.Base.Orientation] = orientation
+    shown = ImageOps.exif_transpose(shown)
+    shown.info = {}  # Pillow would write what is left into the thumbnail.
+    notes = [text for text in (note, None if profile_used else NO_PROFILE) if text]
+    return Picture(shown, size[::-1] if orientation in (5, 6, 7, 8) else size, "; ".join(notes) or None)
+
+
+def _without_profile(data: bytes) -> bytes:
+    """A PNG without its colour profile, for one whose profile keeps Pillow from reading it; other bytes as they are."""
+    at = data.find(b"iCCP", 8, 4096)
+    if not data.startswith(b"\x89PNG") or at < 0:
+        return data
+    return data[: at - 4] + data[at + 8 + int.from_bytes(data[at - 4 : at], "big") :]

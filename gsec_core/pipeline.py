@@ -298,7 +298,7 @@ def summary(context: Context) -> dict[str, Any]:
         "cluster_rows": cluster_rows(context),
         "moved": None if context.of_run else lineage.moved(context),
         "labellings": labellings,
-        "remarks": quality.remarks(context, labellings) if labellings else [],
+        "remarks": [*(quality.remarks(context, labellings) if labellings else []), *encode.remarks(context)],
         "descriptions": None if context.of_run else {"model": captioner_model(context.config.describe), **describe.told(context)},
     }
 

@@ -49,7 +49,7 @@ def embeddings_schema(dim: int, joint_dim: int | None) -> pa.Schema:
             _column("width", pa.int32(), "pixels as shown; null unless status is ok", nullable=True),
             _column("height", pa.int32(), "pixels as shown; null unless status is ok", nullable=True),
             _column("status", pa.string(), "ok, rejected or missing"),
-            _column("reason", pa.string(), "why it is not ok", nullable=True),
+            _column("reason", pa.string(), "why it is not ok, or what was wrong with an image that is", nullable=True),
         ]
     )
 

@@ -21,6 +21,8 @@ class Outcome(NamedTuple):
 
 
 OK = Outcome("ok")
+NO_END = Outcome("ok", "the end marker is missing, all pixels are there")
+NO_PROFILE = Outcome("ok", "the colour profile is damaged or of another colour space, and was ignored")
 NO_IMAGE = Outcome("rejected", "not an image in a known format, or one with a damaged header")
 DAMAGED = Outcome("rejected", "truncated or damaged, or a variant that cannot be decoded")
 TOO_LARGE = Outcome("rejected", "larger than 178 megapixels")
@@ -37,6 +39,8 @@ def write_bad_files(folder: Path) -> dict[str, Outcome]:
         "document.png": (encoded(photo(), "PDF"), NO_IMAGE),
         "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), NO_IMAGE),
         "truncated.jpg": (halved(encoded(photo(), "JPEG")), DAMAGED),
+        "truncated and filled.jpg": (halved(encoded(photo(), "JPEG")) + bytes(9000), DAMAGED),
+        "truncated progressive.jpg": (halved(encoded(photo(), "JPEG", progressive=True)), DAMAGED),
         "truncated.png": (halved(encoded(photo(), "PNG")), DAMAGED),
         "truncated.webp": (halved(encoded(photo(), "WEBP")), DAMAGED),
         "overwritten.png": (overwritten(encoded(photo(), "PNG")), DAMAGED),
@@ -69,7 +73,7 @@ def write_bad_files(folder: Path) -> dict[str, Outcome]:
 
 
 def write_odd_files(folder: Path) -> dict[str, Outcome]:
-    """One file of every kind that is rare and good below ``folder``. URI -> outcome, which is `OK`."""
+    """One file of every kind that is rare and good below ``folder``. URI -> outcome, which is ok, of some with a note."""
     turned = Image.Exif()
     turned[0x0112] = 6
     frames = [picture(seed) for seed in range(300, 303)]
@@ -87,6 +91,9 @@ def write_odd_files(folder: Path) -> dict[str, Outcome]:
         "animated.webp": encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
         "animated.png": encoded(frames[0], "PNG", save_all=True, append_images=frames[1:]),
         "progressive.jpeg": encoded(photo(), "JPEG", progressive=True),
+        "no end marker.jpg": encoded(photo(), "JPEG")[:-2],
+        "no end marker, progressive.jpg": encoded(photo(), "JPEG", progressive=True)[:-2],
+        "broken profile.jpg": encoded(photo(), "JPEG", icc_profile=b"no profile" * 20),
         "icon.ico": encoded(photo(), "ICO"),
         "film.jp2": encoded(photo(), "JPEG2000"),
         "tall.png": encoded(photo().resize((1, 30_000)), "PNG"),
@@ -111,7 +118,8 @@ def write_odd_files(folder: Path) -> dict[str, Outcome]:
         (folder / name).write_bytes(content)
     (folder / "link.jpg").symlink_to("twin.jpg")
     uris = {name: name for name in data} | {"50%#1.jpg": "50%25%231.jpg", os.fsdecode(b"not utf-8 \xe9\xff.jpg"): "not utf-8 %E9%FF.jpg"}
-    return dict.fromkeys([*uris.values(), "link.jpg"], OK)
+    noted = {"no end marker.jpg": NO_END, "no end marker, progressive.jpg": NO_END, "broken profile.jpg": NO_PROFILE}
+    return dict.fromkeys([*uris.values(), "link.jpg"], OK) | noted
 
 
 TWINS = {"twin.jpg", "twin again.jpg", "link.jpg"}

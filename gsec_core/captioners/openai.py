@@ -109,7 +109,7 @@ class OpenAICaptioner:
         return answer
 
     def _content(self, subject: Subject) -> list[dict[str, Any]]:
-        return _content(self._template.prompt, _data_url(images.decode(subject.read()), self._image_size))
+        return _content(self._template.prompt, _data_url(images.decode(subject.read(), 2 * self._image_size), self._image_size))
 
 
 def _content(prompt: str, image: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from gsec_core.tables import DESCRIBED
 TAGGER = "tagger"
 """Its name, and that of its model."""
 
-VERSION = 1
+VERSION = 2
 """Raised when equal images are described differently."""
 
 _SIDE = 96
@@ -54,7 +54,7 @@ class Tagger:
 
     def _describe(self, subject: Subject) -> Answer:
         try:
-            image = images.decode(subject.read())
+            image = images.decode(subject.read(), 2 * LiteEncoder.side)
         except RejectedImage as error:
             return failed(str(error))
         object, attributes = self._class_name(image), properties(image)

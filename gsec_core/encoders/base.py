@@ -25,6 +25,8 @@ class Encoder(Protocol):
 
     dim: int
     joint_dim: int | None
+    side: int
+    """Pixels of an image's shorter side that the model makes use of."""
     preprocessing: Mapping[str, object]
     """How an image becomes pixels, JSON-able: recorded with the embeddings."""
 

@@ -35,6 +35,7 @@ class LiteEncoder:
 
     dim: int = 1280
     joint_dim: int | None = 384
+    side: int = round(SIZE / CROP)
     preprocessing: Mapping[str, object] = {"crop": CROP, "size": SIZE, "interpolation": "bicubic", "mean": MEAN, "scale": SCALE}
 
     @staticmethod

@@ -73,6 +73,7 @@ class OpenClipEncoder:
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.dim: int = open_clip.get_model_config(name)["embed_dim"]
         self.preprocessing: Mapping[str, object] = dict(self._model.visual.preprocess_cfg)
+        self.side: int = int(np.max(self._model.visual.preprocess_cfg["size"]))
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB image to (3, height, width), float32, by open_clip's own transform for inference; of more than 8:1 only the middle is seen."""

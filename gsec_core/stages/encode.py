@@ -44,6 +44,7 @@ class Prepared(NamedTuple):
     content_hash: bytes | None = None
     status: str = OK
     reason: str | None = None
+    """Why it is not ok, or what was wrong with an image that is."""
     pixels: NDArray[np.generic] | None = None
     """The encoder's input; None unless the image has to be encoded."""
     thumbnail: bytes | None = None
@@ -78,15 +79,17 @@ def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mappin
     if content_hash in known:
         return Prepared(content_hash, known=known[content_hash], size=len(data))
     try:
-        image = images.decode(data)
-        return Prepared(
-            content_hash,
-            pixels=encoder.preprocess(image),
-            thumbnail=images.thumbnail(image, thumbnail_size),
-            width=image.width,
-            height=image.height,
-            size=len(data),
-        )
+        # Twice what is used of it: resized from there, it looks as if resized from the whole.
+        with images.opened(data, 2 * max(encoder.side, thumbnail_size)) as picture:
+            return Prepared(
+                content_hash,
+                reason=picture.note,
+                pixels=encoder.preprocess(picture.image),
+                thumbnail=images.thumbnail(picture.image, thumbnail_size),
+                width=picture.size[0],
+                height=picture.size[1],
+                size=len(data),
+            )
     except RejectedImage as error:
         return Prepared(content_hash, REJECTED, str(error), size=len(data))
 
@@ -237,6 +240,7 @@ def _finish(config: PipelineConfig, source: Source, encoder: Encoder, embeddings
     pictures = pa.table([[builder.image_ids[index] for index in shown], [rows[index].thumbnail for index in shown]], schema=THUMBNAILS)
     facts = {
         **{status: sum(row.status == status for row in rows) for status in (OK, REJECTED, MISSING)},
+        "noted": sum(row.status == OK and row.reason is not None for row in rows),
         "encoded": encoded,
         "copied": copied,
         "read_bytes": sum(row.size for row in rows),
@@ -341,7 +345,7 @@ def _units(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="encode",
-    version=1,
+    version=2,
     settings=_settings,
     inputs=lambda context: [],
     steps=(Step((EMBEDDINGS_TABLE, THUMBNAILS_TABLE), _plan, work, _units),),
@@ -355,6 +359,13 @@ def reasons(context: Context) -> list[dict[str, Any]]:
         without.group_by("status", "reason").agg(pl.len().alias("images")).sort("images", "status", "reason", descending=[True, False, False]).to_dicts()
     )
     return rows
+
+
+def remarks(context: Context) -> list[str]:
+    """What was wrong with live images that are used all the same: a sentence for each fault, with the number of images."""
+    rows = pl.DataFrame(encoded_rows(context)).filter((pl.col("status") == OK) & pl.col("reason").is_not_null())
+    counts = rows.group_by("reason").agg(pl.len()).sort("len", "reason", descending=[True, False])
+    return [f"Of {count} images that are used {reason}." for reason, count in counts.iter_rows()]
 
 
 def encoded_rows(context: Context) -> pa.Table:

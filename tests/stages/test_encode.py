@@ -10,16 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks import large_images
 from gsec_core import pipeline
 from gsec_core.encoders import encoder_identity
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
+from gsec_core.images import NO_END, NO_PROFILE
+from gsec_core.room import Room
 from gsec_core.sources.base import ImageRef
 from gsec_core.stages import baseline, encode
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
 from gsec_core.tables import BASELINE_TABLE, EMBEDDINGS_TABLE, THUMBNAILS_TABLE
 
-from ..pictures import cluster, labels, settings, write_pictures
+from ..pictures import cluster, labels, picture, settings, write_pictures
+from ..profiles import SWAPPED, rgb_profile
 
 
 def flip_a_byte(path: str, at: float = 0.5) -> None:
@@ -112,8 +117,6 @@ def test_embeddings_are_unit_vectors_and_thumbnails_are_small_jpegs(tmp_path: Pa
         vectors = np.array(rows[column].to_pylist(), np.float32)
         assert vectors.shape == (4, length)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
-    from PIL import Image
-
     thumbnails = context.shards(encode.STAGE, THUMBNAILS_TABLE).read(name)
     assert thumbnails["image_id"] == rows["image_id"]
     assert Image.open(io.BytesIO(thumbnails["thumbnail"][0].as_py())).size == (64, 48)
@@ -267,3 +270,54 @@ def test_a_moved_checkpoint_is_the_same_encoder(tmp_path: Path) -> None:
     assert here == there
     (tmp_path / "there" / "open_clip_config.json").write_text("{} ")
     assert encoder_identity(f"open_clip:local-dir:{tmp_path / 'there'}") != here
+
+
+def test_an_image_with_a_fault_that_does_not_matter_is_used_and_counted(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(8))
+    whole = (folder / "000.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(whole[:-2])
+    picture(9).save(folder / "b.jpg", icc_profile=b"no profile" * 20)
+    (folder / "cut.jpg").write_bytes(whole[:-60])
+    context, _, made = cluster(settings(folder, tmp_path / "store"))
+    rows = {row["uri"]: (row["status"], row["reason"]) for row in encode.encoded_rows(context).to_pylist()}
+    assert rows["a.jpg"] == ("ok", NO_END)
+    assert rows["b.jpg"] == ("ok", NO_PROFILE)
+    assert rows["cut.jpg"][0] == "rejected"
+    assert (made["encode"]["noted"], made["encode"]["rejected"]) == (2, 1)
+    assert pipeline.summary(context)["remarks"][-2:] == [f"Of 1 images that are used {note}." for note in (NO_PROFILE, NO_END)]
+
+
+def test_a_thumbnail_has_the_colours_of_the_profile(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(3))
+    Image.new("RGB", (64, 64), (220, 30, 30)).save(folder / "000.jpg", icc_profile=rgb_profile(SWAPPED, None))
+    context = Context.of(pipeline.request(settings(folder, tmp_path / "store"))[0], settings(folder, tmp_path / "store"))
+    run_stage(context, encode.STAGE)
+    [name] = context.generation.shard_names
+    shown = context.shards(encode.STAGE, THUMBNAILS_TABLE).read(name)["thumbnail"].to_pylist()
+    colours = [Image.open(io.BytesIO(data)).convert("RGB").getpixel((8, 8)) for data in shown]
+    assert min(max(abs(a - b) for a, b in zip(colour, (30, 220, 30), strict=True)) for colour in colours) <= 4
+
+
+def test_what_is_encoded_depends_neither_on_the_workers_nor_on_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for seed in range(12):
+        picture(seed).resize((1400 + seed, 1300)).save(folder / f"{seed}.{'png' if seed % 2 else 'jpg'}")
+    tables = []
+    for workers, room in ((1, 2**30), (6, 2**30), (6, 1), (6, 30_000_000)):
+        monkeypatch.setattr("gsec_core.images._ROOM", Room(room))
+        config = settings(folder, tmp_path / f"{workers}-{room}", encode={"workers": workers})
+        context = Context.of(pipeline.request(config)[0], config)
+        run_stage(context, encode.STAGE)
+        embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+        tables.append(pa.concat_tables([embeddings.read(name) for name in context.generation.shard_names]))
+    assert sorted(set(zip(tables[0]["width"].to_pylist(), tables[0]["height"].to_pylist(), strict=True))) == [(1400 + seed, 1300) for seed in range(12)]
+    assert all(table == tables[0] for table in tables)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG"])
+def test_large_images_take_no_more_memory_with_more_workers(tmp_path: Path, kind: str) -> None:
+    source = large_images.write(tmp_path / "large", kind, 8000, 6)  # 256 MB each, decoded
+    small = large_images.write(tmp_path / "small", "JPEG", 400, 6)
+    floor = large_images.peak_of(small, 6)
+    assert large_images.peak_of(source, 6) - floor < 1000
