@@ -19,6 +19,9 @@ _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 _STRIP = 2**22
 """Pixels that are converted at once: the whole image in several forms would take too much memory."""
 
+_GRID = Image.fromarray(np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), -1).reshape(18 * 18, 18, 3))
+"""Colours from all over the cube."""
+
 # Pillow reads deep greys of which 0 is black and refuses most of which 0 is white. They are read alike, and inverted here.
 for _form, _how in list(TiffImagePlugin.OPEN_INFO.items()):
     _order, _photometric, _sample, _fill, _bits, _extra = _form
@@ -62,7 +65,10 @@ def _converter(image: Any, mode: str) -> tuple[Callable[[Image.Image], Image.Ima
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return plain, False
-    return partial(_applied, transform), True
+    to_rgb = partial(_applied, transform)
+    if mode == "RGB" and np.abs(np.asarray(to_rgb(_GRID)).astype(int) - np.asarray(_GRID)).max() <= 1:
+        return plain, True  # most profiles are sRGB's own, under many names; to apply them takes as long as to decode
+    return to_rgb, True
 
 
 def _applied(transform: Any, colours: Image.Image) -> Image.Image:
