@@ -96,4 +96,4 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_the_identity() -> None:
-    assert captioner_identity(DescribeConfig(captioner="tagger")) == {"name": "tagger", "version": 1}
+    assert captioner_identity(DescribeConfig(captioner="tagger")) == {"name": "tagger", "version": 2}
