@@ -10,7 +10,6 @@ measured in all three ways, so that a machine that is slower for a while is slow
 """
 
 import argparse
-import os
 import shutil
 import tempfile
 import time
@@ -24,6 +23,7 @@ from PIL import Image, ImageEnhance
 from flows.demo import photographs
 from gsec_core import images, pipeline
 from gsec_core.config import PipelineConfig
+from gsec_core.devices import usable_cores
 from gsec_core.encoders.base import Encoder
 from gsec_core.settings import load_config
 from gsec_core.sources import open_source
@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(overrides={"encode": {"encoder": options.encoder, "precision": options.precision}})
     encoder = encode.loaded_encoder(config)
-    workers = os.cpu_count() or 1
+    workers = usable_cores()
     directory = Path(tempfile.mkdtemp(prefix="gsec-encode-"))
     each = options.images // options.rounds
     totals = Seconds(0, 0, 0)

@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from flows import terminal
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import resolve
+from gsec_core.devices import resolve, usable_cores
 from gsec_core.errors import GsecError, without_secrets
 from gsec_core.sources.address import is_local
 
@@ -84,7 +84,7 @@ def packages() -> str:
 def machine(config: PipelineConfig) -> str:
     """Cores, memory and GPU, and that the devices of the settings are there."""
     devices = {setting: resolve(value, setting) for setting, value in (("encode.device", config.encode.device), ("train.device", config.train.device))}
-    said = [f"{os.cpu_count()} cores, threads = {config.threads or f'0, which is {os.cpu_count()}'}", _memory()]
+    said = [f"{usable_cores()} usable cores of {os.cpu_count()}, threads = {config.threads or f'0, which is {usable_cores()}'}", _memory()]
     said += [f"{setting} = {device}{_gpu(device)}" for setting, device in devices.items()]
     return ", ".join(said)
 

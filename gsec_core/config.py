@@ -153,7 +153,9 @@ class PipelineConfig(_Settings):
     )
     preset: Literal["default", "published"] = Field("default", description="`published`: the features, counterparts and training of the paper's code.")
     max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
-    threads: Annotated[int, RUNTIME] = Field(0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core. Equal counts, equal labels.")
+    threads: Annotated[int, RUNTIME] = Field(
+        0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core that affinity and CPU quota leave. Equal counts, equal labels."
+    )
     scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder of the disposable files that training reads; not given: the system's own.")
     max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="Slices of shards that are worked on at once.")
     max_slices: Annotated[int, RUNTIME] = Field(

@@ -2,8 +2,12 @@
 
 import ctypes
 import json
+import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from gsec_core.errors import Refused
 
@@ -24,15 +28,60 @@ def resolve(device: str, setting: str) -> str:
 
 
 def thread_count(threads: int) -> int:
-    """What a setting ``threads`` means: 0 is one a core. Sums depend on it in their last bits, so it is never left to what a process happens to have."""
-    return threads or os.cpu_count() or 1
+    """What a setting ``threads`` means: 0 is one a usable core. Sums depend on it in their last bits, so it is never left to what a process happens to have."""
+    return threads or usable_cores()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: by its affinity and by the CPU quota of its control groups, rounded up, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))]))
+
+
+def _quotas(membership: Path, mount: Path) -> Iterator[float]:
+    """The CPU quotas, in cores, of the control groups that ``membership`` names and of all above them, versions 1 and 2."""
+    if not membership.is_file():
+        return
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = mount / controllers if controllers else mount
+        # In a container the path may be the host's, of which only the root is mounted here: what is not there is passed over.
+        group = root / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            yield from _quota(folder)
+            if folder == root:
+                break
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        files = [folder / name for name in names]
+        if all(file.is_file() for file in files):
+            quota, period = " ".join(file.read_text() for file in files).split()
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
 
 
 def set_threads(threads: int) -> None:
-    """Let this process's torch compute with ``threads`` (0 = one a core). Torch has no narrower setting."""
+    """Let this process's torch compute with ``threads`` (0 = one a usable core). Torch has no narrower setting."""
     import torch
 
     torch.set_num_threads(thread_count(threads))
+
+
+@contextmanager
+def within_usable_cores() -> Iterator[None]:
+    """Inside, this process's torch computes with at most `usable_cores` threads: it knows of affinity, but not of a quota."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, usable_cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

@@ -19,6 +19,7 @@ from typing import IO, Literal
 import polars as pl
 from PIL import Image
 
+from gsec_core.devices import usable_cores
 from gsec_core.errors import Refused
 from gsec_core.images import FORMATS, content_hash
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
@@ -141,7 +142,7 @@ def _write_images(context: Context, source: Source, assignments: pl.DataFrame, t
     listed = assignments.join(pl.DataFrame(context.live.select(["image_id", "size_bytes", "version"])), on="image_id", maintain_order="left")
     place = functools.partial(_link if links else _copy, source)
     found = 0
-    with ThreadPoolExecutor(context.config.encode.workers or os.cpu_count(), thread_name_prefix="export") as pool:
+    with ThreadPoolExecutor(context.config.encode.workers or usable_cores(), thread_name_prefix="export") as pool:
         for (cluster, name), rows in listed.partition_by("cluster", "name", as_dict=True, maintain_order=True).items():
             folder = partial / safe_name(f"{cluster:0{digits}d} {name}")
             folder.mkdir(parents=True)

@@ -16,7 +16,7 @@ from gsec_core.clustering.ensemble import Ensemble, Head, head_posteriors, joine
 from gsec_core.clustering.features import Features, Half, principal, project, standardising
 from gsec_core.clustering.neighbors import NeighborIndex
 from gsec_core.clustering.smoothing import Allocate, Posteriors
-from gsec_core.devices import keep_freed_memory, resolve
+from gsec_core.devices import keep_freed_memory, resolve, within_usable_cores
 from gsec_core.errors import Refused
 
 
@@ -270,6 +270,7 @@ class GSEC(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.device = device
 
+    @within_usable_cores()
     def fit(self, X: ArrayLike, y: object = None, *, text: ArrayLike | None = None) -> "GSEC":
         """Fit on image embeddings ``X`` (n_samples, d) and their counterparts ``text`` (n_samples, dt), floats of any precision.
 

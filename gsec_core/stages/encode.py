@@ -8,7 +8,6 @@ the main thread. Every forward pass has the same batch shape, so that an embeddi
 """
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from gsec_core import images
 from gsec_core.arrays import to_column
 from gsec_core.config import PipelineConfig, output_settings
-from gsec_core.devices import set_threads
+from gsec_core.devices import set_threads, usable_cores
 from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.errors import GsecError
@@ -145,7 +144,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
         return _finish(context.config, source, encoder, embeddings, thumbnails, builders.popleft())
 
     batch: list[tuple[_Builder, int]] = []
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or usable_cores()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         for (builder, index, ref), prepared in _in_order(pool, step, queue(), ahead=workers + 2 * config.batch_size):
             builder.prepared[index] = prepared

@@ -1,0 +1,81 @@
+"""How many threads gsec computes with, and how they wait for each other."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gsec_core.devices import _quotas, thread_count, usable_cores, within_usable_cores
+
+
+def group(mount: Path, path: str, **files: str) -> None:
+    folder = mount / path
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("cpu_", "cpu.", 1)).write_text(text)
+
+
+def quotas(tmp_path: Path, membership: str) -> list[float]:
+    (tmp_path / "cgroup").write_text(membership)
+    return sorted(_quotas(tmp_path / "cgroup", tmp_path / "mount"))
+
+
+def test_a_quota_of_version_2_counts(tmp_path: Path) -> None:
+    group(tmp_path / "mount", "system.slice/gsec.service", cpu_max="150000 100000\n")
+    assert quotas(tmp_path, "0::/system.slice/gsec.service\n") == [1.5]
+
+
+def test_quotas_of_groups_above_count(tmp_path: Path) -> None:
+    group(tmp_path / "mount", "pod", cpu_max="200000 100000\n")
+    group(tmp_path / "mount", "pod/container", cpu_max="max 100000\n")
+    assert quotas(tmp_path, "0::/pod/container\n") == [2.0]
+
+
+def test_a_containers_own_root_counts_though_it_is_named_by_the_hosts_path(tmp_path: Path) -> None:
+    group(tmp_path / "mount", "", cpu_max="50000 100000\n")
+    assert quotas(tmp_path, "0::/docker/0123456789abcdef\n") == [0.5]
+
+
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
+def test_a_quota_of_version_1_counts(tmp_path: Path, controllers: str) -> None:
+    group(tmp_path / "mount", f"{controllers}/docker/abc", cpu_cfs_quota_us="300000\n", cpu_cfs_period_us="100000\n")
+    group(tmp_path / "mount", controllers, cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
+    assert quotas(tmp_path, f"5:memory:/docker/abc\n4:cpuset:/\n3:{controllers}:/docker/abc\n") == [3.0]
+
+
+def test_no_control_groups_no_quota(tmp_path: Path) -> None:
+    assert list(_quotas(tmp_path / "absent", tmp_path)) == []
+
+
+def test_affinity_limits_the_threads() -> None:
+    one = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    code = f"{one}; from gsec_core.devices import thread_count; print(thread_count(0), thread_count(3))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["1", "3"]
+
+
+def test_a_count_that_is_set_is_taken_as_it_is() -> None:
+    assert thread_count(7) == 7
+    assert thread_count(0) == usable_cores() >= 1
+
+
+def test_a_fit_takes_no_more_threads_than_cores_and_gives_them_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_cores() + 3)
+    try:
+        with within_usable_cores():
+            assert torch.get_num_threads() == usable_cores()
+        assert torch.get_num_threads() == usable_cores() + 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("module", ["gsec_core", "gsec_core.clustering.gsec", "flows.cli"])
+@pytest.mark.parametrize(("users", "found"), [({}, "60000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+def test_waiting_is_short_unless_the_user_has_chosen(module: str, users: dict[str, str], found: str) -> None:
+    """What is imported before OpenMP is loaded says how its threads wait."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")} | users
+    code = f"import os, {module}; print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == found
