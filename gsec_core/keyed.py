@@ -21,6 +21,7 @@ from fsspec import AbstractFileSystem
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.images import content_hash
 from gsec_core.sources.address import is_local, normalise_url
+from gsec_core.sources.parquet import is_bytes
 from gsec_core.sources.storage import file_version, open_filesystem
 
 _URI, _IMAGE = "uri", "image"
@@ -143,7 +144,7 @@ def _key(schema: pa.Schema) -> str | None:
     kind = schema.field(_IMAGE).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    return _IMAGE if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+    return _IMAGE if is_bytes(kind) else None
 
 
 def _keys(batch: pa.RecordBatch, key: str) -> list[str | None] | list[bytes | None]:

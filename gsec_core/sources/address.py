@@ -22,11 +22,11 @@ def normalise_url(url: str) -> str:
     """
     if not url or "\0" in url:
         raise Refused("The source has no name: give a folder, a .parquet file or a .tar file, or a glob of such files.")
-    if "::" in url:
-        raise Refused("The source holds '::', but chained protocols are not read: give a plain path or URL.")
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    if not separator or "/" in scheme:  # else the name of a folder
         return os.path.abspath(url)
+    if "::" in scheme:
+        raise Refused(f"The source begins with {scheme}://, but chained protocols are not read: give a plain path or URL.")
     protocol = _PROTOCOLS.get(scheme.lower())
     if protocol is None:
         raise Refused(f"The source begins with {scheme}://, which is not read: copy it to a folder, or use one of {', '.join(_PROTOCOLS)}.")

@@ -67,9 +67,8 @@ class ParquetSource(ContainerSource):
         try:
             with self._unchanged(path, version), self._fs.open(path, "rb") as raw, pq.ParquetFile(raw, metadata=footer.metadata) as file:
                 return file.read_row_group(group, columns=[footer.leaf], use_threads=False).flatten().column(0)
-        except (OSError, pa.ArrowException) as error:
-            # A bare OSError without a number is Arrow's own, of bytes that it cannot decode: no retry cures them.
-            if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+        except (OSError, ValueError, pa.ArrowException) as error:
+            if is_damage(error):
                 raise RejectedImage(f"damaged Parquet row group: {str(error).strip()}") from error
             raise
 
@@ -77,8 +76,11 @@ class ParquetSource(ContainerSource):
         try:
             with self._fs.open(path, "rb") as raw, pq.ParquetFile(raw) as file:
                 metadata, schema = file.metadata, file.schema_arrow
-        except pa.ArrowInvalid as error:
-            raise Refused(f"{path} is not a whole Parquet file: replace it, or leave it out of the source. ({error})") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            if not is_damage(error):
+                raise
+            said = " ".join(str(error).split())
+            raise Refused(f"{path} is not a Parquet file that can be read: replace it, or leave it out of the source. ({said})") from error
         starts = np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))], dtype=np.int64)
         return _Footer(metadata, starts, self._leaf(schema, path))
 
@@ -86,13 +88,27 @@ class ParquetSource(ContainerSource):
         setting = f'ingest.image_column = "{self._image_column}"'
         if self._image_column not in schema.names:
             raise Refused(f"{setting}: {path} has no such column; it has {', '.join(schema.names)}.")
+        if schema.names.count(self._image_column) > 1:
+            raise Refused(f"{setting}: {path} has several columns of that name.")
         kind = schema.field(self._image_column).type
-        if _is_binary(kind):
+        if is_bytes(kind):
             return self._image_column
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
             return f"{self._image_column}.bytes"
         raise Refused(f"{setting}: the column is {kind} in {path}; it must be binary, or a struct with a binary field `bytes`.")
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a column are bytes, in any of Arrow's layouts."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    layouts = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_layout(kind) for is_layout in layouts)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error of reading is about the bytes of the file, which no retry cures, and not about the storage.
+
+    A bare OSError without a number is Arrow's own, of bytes that it cannot decode.
+    """
+    return isinstance(error, ValueError | pa.ArrowException) or (type(error) is OSError and error.errno is None)

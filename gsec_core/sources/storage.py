@@ -11,11 +11,14 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.sources.address import is_local
 from gsec_core.sources.base import MissingImage, RejectedImage
 
 
 def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a normalised address and the path on it. It keeps no listings: a version must be the present one."""
+    if is_local(url):  # a path may hold "::", which fsspec would take for a chain of protocols
+        return LocalFileSystem(), url
     try:
         fs, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:

@@ -23,10 +23,11 @@ def to_path(uri: str) -> str:
 
 
 def inside(uri: str) -> str:
-    """The path of a URI, if it is one below its source. Raises RejectedImage for what would lead out of it."""
+    """The path of a URI, if it is one below its source. Raises RejectedImage for what would lead out of it.
+
+    A name such as ``https://example.org/a.jpg`` or ``std::vector.png`` is a name: paths are looked up in the source, and none is opened as an address.
+    """
     path = to_path(uri)
-    if "://" in path or "::" in path:
-        raise RejectedImage("the URI holds a protocol")
     if path.startswith("/"):
         raise RejectedImage("the path is absolute")
     if ".." in path.split("/"):

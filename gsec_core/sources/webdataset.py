@@ -1,7 +1,10 @@
 """Uncompressed tars, as WebDataset has them. Listing reads the headers; an image is one ranged read and a look at the tar's version."""
 
+import os
 import tarfile
 from collections.abc import Iterator
+from itertools import count
+from typing import IO
 
 import pyarrow as pa
 
@@ -11,6 +14,8 @@ from gsec_core.sources.container import ContainerSource
 from gsec_core.sources.listing import is_image_name, is_visible, to_table
 from gsec_core.sources.uris import inside, to_uri
 
+_ZEROS_AT_ONCE = 2**20
+
 
 class TarSource(ContainerSource):
     """The version of a member is ``VERSION OF THE TAR@OFFSET+SIZE``, or ``...@WHAT IT IS`` for a member that is no plain file."""
@@ -19,21 +24,30 @@ class TarSource(ContainerSource):
 
     def _list_container(self, path: str, uri: str, version: str) -> pa.Table:
         last: dict[str, ImageRef] = {}  # of members with one name, the last wins, as it does when tar extracts
-        for member in self._members(path):
+        parts: dict[str, int] = {}
+        for part, member in self._members(path):
             name = member.name.removeprefix("./")
             if is_image_name(name) and is_visible(name) and not member.isdir():
                 member_uri = f"{uri}#{to_uri(name)}"
+                if parts.setdefault(member_uri, part) != part:
+                    raise Refused(f"{path} is several tars that were joined, and two of them hold {name}: leave them apart, so that no image hides another.")
                 last[member_uri] = ImageRef(member_uri, member.size, f"{version}@{_place(member)}")
         return to_table(last.values())
 
-    def _members(self, path: str) -> Iterator[tarfile.TarInfo]:
+    def _members(self, path: str) -> Iterator[tuple[int, tarfile.TarInfo]]:
+        """With the number of the tar, of those that were joined with `cat`."""
         try:
-            with self._fs.open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", encoding="utf-8") as tar:
-                yield from tar
-                # tarfile takes a damaged header for the end; a whole tar ends with a block of zeros.
-                raw.seek(tar.offset)
-                if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError("no end-of-archive block where the last member ends")
+            with self._fs.open(path, "rb") as raw:
+                for part in count():
+                    with tarfile.open(fileobj=raw, mode="r:", encoding="utf-8") as tar:
+                        for member in tar:
+                            yield part, member
+                    # tarfile takes a damaged header for the end; a whole tar ends with a block of zeros.
+                    raw.seek(tar.offset)
+                    if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        raise tarfile.ReadError("no end-of-archive block where the last member ends")
+                    if not _skip_zeros(raw):
+                        return
         except tarfile.TarError as error:
             raise Refused(f"{path} is not a whole, uncompressed tar: replace it, or leave it out of the source. ({error})") from error
 
@@ -49,6 +63,16 @@ class TarSource(ContainerSource):
         if len(content) != end - start:
             raise OSError(f"{len(content)} bytes came instead of {end - start}")
         return content
+
+
+def _skip_zeros(raw: IO[bytes]) -> bool:
+    """Go to the next byte that is not zero. Returns whether there is one."""
+    while block := raw.read(_ZEROS_AT_ONCE):
+        after = block.lstrip(b"\0")
+        if after:
+            raw.seek(-len(after), os.SEEK_CUR)
+            return True
+    return False
 
 
 def _place(member: tarfile.TarInfo) -> str:

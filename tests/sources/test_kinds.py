@@ -10,7 +10,7 @@ import pytest
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources import LISTING, ImageRef, MissingImage, RejectedImage, open_source
 
-from .examples import Images, refs, uris, write_folder, write_parquet, write_tar
+from .examples import Images, png, refs, uris, write_folder, write_parquet, write_tar
 
 
 @pytest.fixture
@@ -111,7 +111,23 @@ def test_a_container_that_changed_is_missing(place: str, images: Images) -> None
             source.fetch(first)
 
 
-@pytest.mark.parametrize("uri", ["../b.png", "/etc/b.png", "s3://other/b.png", "x::b.png", "../x.tar#b.png", "../x.parquet#000000000"])
+@pytest.mark.parametrize(
+    "name", ["std::vector.png", "https://example.org/a.png", "s3://other/b.png", "file:///etc/c.png", "simplecache::s3:d.png", "zip::e.png"]
+)
+def test_names_that_look_like_addresses_are_names(tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path / "a::b", {name: png(1)})
+    assert [open_source(folder).fetch(ref) for ref in refs(open_source(folder))] == [png(1)]
+    tar = open_source(write_tar(tmp_path / "a::b" / "x::y.tar", {name: png(2)}))
+    assert [(ref.uri, tar.fetch(ref)) for ref in refs(tar)] == [(f"x::y.tar#{name}", png(2))]
+
+
+@pytest.mark.parametrize("uri", ["s3://other/b.png", "x::b.png", "file:///etc/passwd"])
+def test_a_uri_that_looks_like_an_address_is_looked_up_in_the_source(place: str, uri: str) -> None:
+    with pytest.raises(MissingImage):
+        open_source(f"{place}/folder").fetch(ImageRef(uri, 1, "1"))
+
+
+@pytest.mark.parametrize("uri", ["../b.png", "/etc/b.png", "../x.tar#b.png", "../x.parquet#000000000"])
 def test_uris_that_lead_out_are_rejected(place: str, uri: str) -> None:
     for address in ("folder", "x.parquet", "x.tar"):
         with pytest.raises(RejectedImage):

@@ -14,11 +14,43 @@ from .examples import Images, refs, write_parquet
 STAMPS = Path(__file__).parents[3] / "shared" / "data" / "stamps.parquet"
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+KINDS = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary()), pa.dictionary(pa.int8(), pa.large_binary())]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_plain_binary_column(tmp_path: Path, images: Images, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"jpg": pa.array(images.values(), kind)}), tmp_path / "x.parquet", row_group_size=2)
     source = open_source(str(tmp_path / "x.parquet"), image_column="jpg")
     assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_struct_with_bytes_of_any_layout(tmp_path: Path, images: Images, kind: pa.DataType) -> None:
+    rows = pa.StructArray.from_arrays([pa.array(images.values(), kind), pa.array(images, pa.string())], ["bytes", "path"])
+    pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
+
+
+def test_a_column_of_fixed_size(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([b"ab", b"cd"], pa.binary(2))}), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert [source.fetch(ref) for ref in refs(source)] == [b"ab", b"cd"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array([b"a"]), pa.array([b"b"])], ["image", "image"]), tmp_path / "x.parquet")
+    with pytest.raises(Refused, match="several columns of that name"):
+        open_source(str(tmp_path / "x.parquet")).list()
+
+
+def test_a_footer_that_is_torn_or_encrypted_is_refused(tmp_path: Path, images: Images) -> None:
+    path = Path(write_parquet(tmp_path / "x.parquet", images))
+    whole = path.read_bytes()
+    for content in (whole[:-4], whole[:-20], whole[:-8] + b"\xff\xff\xff\x7fPAR1", whole[:-4] + b"PARE"):
+        path.write_bytes(content)
+        with pytest.raises(Refused, match=r"x\.parquet is not a Parquet file that can be read"):
+            open_source(str(path)).list()
 
 
 def test_a_column_that_is_not_there_is_refused_by_the_name_of_its_setting(tmp_path: Path, images: Images) -> None:
@@ -55,7 +87,7 @@ def test_a_uri_that_names_no_row_is_rejected(tmp_path: Path, images: Images, mem
 @pytest.mark.parametrize("content", [b"", b"no Parquet at all", b"PAR1 torn"])
 def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.parquet").write_bytes(content)
-    with pytest.raises(Refused, match=r"x\.parquet is not a whole Parquet file"):
+    with pytest.raises(Refused, match=r"x\.parquet is not a Parquet file that can be read"):
         open_source(str(tmp_path / "x.parquet")).list()
 
 
