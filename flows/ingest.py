@@ -22,4 +22,6 @@ def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | 
     asked_by = flow_run.root_flow_run_id if redo else None  # begun again after a crash it goes on with its redo
     run, changes = pipeline.request(config, redo or [], of_run, counting, asked_by)
     get_run_logger().info("ingest: %s", changes.counts())
+    if linked := changes.counts().get("linked_folders"):
+        get_run_logger().warning("%d links to folders were passed over. To follow them: --set ingest.follow_links=true.", linked)
     return run.id, changes.counts()

@@ -34,6 +34,8 @@ def check(config: PipelineConfig) -> None:
     """Raises Refused if a deployed flow would touch what is under no root of this worker."""
     if not deployed():
         return
+    if config.ingest.follow_links:
+        raise Refused("ingest.follow_links = true: a deployed flow follows no links to folders, as they may lead out of its roots. Make the folder a source.")
     roots = [root.strip() for root in os.environ.get(VARIABLE, "").split(",") if root.strip()]
     for setting, place in places(config):
         if not any(_is_under(place, root) for root in roots):

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from gsec_core.errors import Refused
 from gsec_core.sources.address import normalise_url
+from gsec_core.sources.listing import EXCLUDED
 
 AUTO = "auto"
 """The number of clusters is to be found."""
@@ -29,6 +30,12 @@ class IngestConfig(_Settings):
     """How the source is listed."""
 
     image_column: str = Field("image", description="Parquet sources: the column with the image bytes (binary, or a struct with a field `bytes`).")
+    exclude: Annotated[str, RUNTIME] = Field(
+        EXCLUDED, description="What is passed over and counted: globs with commas between them, each for a whole path or the name of a file or folder."
+    )
+    follow_links: Annotated[bool, RUNTIME] = Field(
+        False, description="Enter links to folders of this machine, wherever they lead, each folder once. Not for deployed flows."
+    )
     shard_rows: Annotated[int, RUNTIME] = Field(2048, ge=1, le=65536, description="Images a shard: the unit of commit and resume of encoding.")
     max_shrink: Annotated[float, RUNTIME] = Field(0.2, ge=0, le=1, description="Share of the live images that may vanish before ingest stops.")
 

@@ -16,12 +16,12 @@ from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.devices import resolve
 from gsec_core.encoders import check_encoder
 from gsec_core.errors import Refused
-from gsec_core.sources import open_source, source_name
+from gsec_core.sources import source_name
 from gsec_core.sources.base import Source
 from gsec_core.stages import align, assign, base, baseline, count, describe, encode, fuse, lineage, prepare, prototypes, publish, report, train
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
-from gsec_core.stages.ingest import Changes, compare, ingest
+from gsec_core.stages.ingest import Changes, compare, ingest, open_images
 from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
 from gsec_core.store.publications import check_pipeline
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
@@ -80,7 +80,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     prepare.plan_of(numbered)
     scratch_file(config).close()
     store = Store.open(config.store)
-    source = open_source(config.source, image_column=config.ingest.image_column)
+    source = open_images(config.source, config.ingest)
     corpus = store.corpus(config.corpus or source_name(config.source))
     check_pipeline(publishing.pipeline_of(config, corpus.name))
     store.check_writable()

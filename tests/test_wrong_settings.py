@@ -54,7 +54,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("{here}/nowhere", "nowhere is not there: check the path"),
         ("{here}/a.tar.gz", "unpack it"),
         (f"http://me:{SECRET}@host/x", "copy it to a folder, or use one of"),
-        ("a::b", "give a plain path or URL"),
+        ("a::s3://b/c", "give a plain path or URL"),
         ("s3://", "write s3://BUCKET/FOLDER"),
     ],
     "store": [
@@ -174,7 +174,8 @@ def nested(name: str, value: object) -> dict[str, Any]:
 
 
 def test_every_setting_that_is_text_has_values_that_name_nothing() -> None:
-    assert sorted(NONSENSE) == sorted(name for name, field in SETTINGS.items() if str in kinds(field))
+    # Globs may well match nothing.
+    assert sorted([*NONSENSE, "ingest.exclude"]) == sorted(name for name, field in SETTINGS.items() if str in kinds(field))
 
 
 @pytest.mark.parametrize(("name", "value", "remedy"), [(name, *case) for name, cases in NONSENSE.items() for case in cases])

@@ -4,6 +4,7 @@ from gsec_core.errors import Refused
 from gsec_core.sources.address import is_local, normalise_url, source_name
 from gsec_core.sources.base import LISTING, ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.sources.folder import LocalFolder, RemoteFolder
+from gsec_core.sources.listing import EXCLUDED
 from gsec_core.sources.parquet import ParquetSource
 from gsec_core.sources.webdataset import TarSource
 
@@ -12,8 +13,9 @@ __all__ = ["LISTING", "ImageRef", "MissingImage", "RejectedImage", "Source", "no
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
-def open_source(url: str, *, image_column: str = "image") -> Source:
-    """The source at an address; ``image_column`` is for Parquet. Credentials come from the environment, as fsspec reads them.
+def open_source(url: str, *, image_column: str = "image", exclude: str = EXCLUDED, follow_links: bool = False) -> Source:
+    """The source at an address; ``image_column`` is for Parquet, ``exclude`` are globs with commas
+    between them, ``follow_links`` is for links to folders of this machine. Credentials come from the environment, as fsspec reads them.
 
     The ending of the address alone tells the kind, so that opening costs no request and a source that is away for a moment
     is no other kind. Whether it is there shows in ``list`` and ``check``. Raises Refused for an address that can be no source.
@@ -21,9 +23,9 @@ def open_source(url: str, *, image_column: str = "image") -> Source:
     url = normalise_url(url)
     ending = url.lower()
     if ending.endswith(".parquet"):
-        return ParquetSource(url, image_column)
+        return ParquetSource(url, image_column, exclude)
     if ending.endswith(".tar"):
-        return TarSource(url)
+        return TarSource(url, exclude)
     if ending.endswith(_COMPRESSED_TARS):
         raise Refused(f"Source {url} is a compressed tar, from which no single image can be read: unpack it, or make it a plain .tar.")
-    return LocalFolder(url) if is_local(url) else RemoteFolder(url)
+    return LocalFolder(url, exclude, follow_links) if is_local(url) else RemoteFolder(url, exclude)

@@ -1,5 +1,6 @@
 """What the pipeline needs of a place that holds images: a listing, and the bytes of one image."""
 
+from collections import Counter
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
@@ -38,6 +39,9 @@ class Source(Protocol):
 
     url: str
     """The normalised address without credentials: what a corpus is bound to."""
+
+    skipped: Counter[str]
+    """What the last ``list`` passed over, by kind: ``excluded``, ``linked_folders``."""
 
     def list(self) -> pa.Table:
         """All images, decoded none: a table of schema LISTING, sorted by uri, each uri once.

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from gsec_core.errors import Refused
 from gsec_core.sources.base import ImageRef, MissingImage
-from gsec_core.sources.listing import is_visible
+from gsec_core.sources.listing import Choice, Skipped
 from gsec_core.sources.storage import check_answers, fetch_errors, file_version, listing_errors, open_filesystem
 from gsec_core.sources.uris import inside, to_uri
 
@@ -22,14 +22,17 @@ class ContainerSource(ABC):
 
     suffix: str
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, exclude: str = "") -> None:
         self.url = url
+        self.skipped = Skipped()
+        self._choice = Choice(exclude, self.skipped)
         self._fs, self._path = open_filesystem(url)
         glob = _GLOB.search(self._path)
         self._is_glob = glob is not None
         self._root = self._path[: glob.start() if glob else None].rpartition("/")[0]
 
     def list(self) -> pa.Table:
+        self.skipped.clear()
         tables = []
         for path in self._containers():
             with listing_errors(self.url):
@@ -77,7 +80,7 @@ class ContainerSource(ABC):
                     raise Refused(f"Source {self.url} is not a file but a {kind}: pass files, as in '{self.url}/*{self.suffix}'.")
                 return [self._path]
             found = self._fs.glob(self._path, detail=True)
-            paths = sorted(path for path, info in found.items() if is_visible(self._relative(path)) and self._is_file(path, info))
+            paths = sorted(path for path, info in found.items() if self._choice.takes(self._relative(path)) and self._is_file(path, info))
             if not paths:
                 raise Refused(f"Source {self.url} matches no file: check the folder and the pattern.")
         return paths

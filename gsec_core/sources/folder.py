@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from gsec_core.errors import Unreachable
 from gsec_core.sources.base import ImageRef, RejectedImage
-from gsec_core.sources.listing import is_image_name, is_visible, no_images, to_table
+from gsec_core.sources.listing import Choice, Skipped, is_image_name, no_images, to_table
 from gsec_core.sources.storage import check_answers, fetch_errors, info_version, listing_errors, open_filesystem, stat_version
 from gsec_core.sources.uris import inside, to_uri
 
@@ -17,25 +17,30 @@ from gsec_core.sources.uris import inside, to_uri
 class LocalFolder:
     """A folder of this machine, read without fsspec: a million files are listed in seconds.
 
-    Links to files are images, links to folders are not entered (they may lead in circles), and no link may lead out of the
-    folder. This guards against links that lie in it, not against someone who exchanges files while they are read.
+    Links to files are images. Links to folders are not entered but counted, and no link may lead out of the folder. This
+    guards against links that lie in it, not against someone who exchanges files while they are read. With ``follow_links``
+    links may lead anywhere; a folder that several paths lead to is listed once, so that links in a circle end.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, exclude: str = "", follow_links: bool = False) -> None:
         self.url = url
+        self.skipped = Skipped()
         self._root = os.path.realpath(url)
+        self._choice = Choice(exclude, self.skipped)
+        self._follow_links = follow_links
 
     def list(self) -> pa.Table:
+        self.skipped.clear()
         with listing_errors(self.url):
             table = to_table(self._images())
             if not table.num_rows:
-                raise no_images(self.url, (self._relative(entry) for entry in _walk(self.url)))
+                raise no_images(self.url, (self._relative(entry) for entry in self._walk()), self.skipped)
         return table
 
     def fetch(self, ref: ImageRef) -> bytes:
         with fetch_errors():
             path = os.path.realpath(os.path.join(self._root, inside(ref.uri)))
-            if os.path.commonpath([self._root, path]) != self._root:
+            if not self._follow_links and os.path.commonpath([self._root, path]) != self._root:
                 raise RejectedImage("a link that leaves the source folder")
             if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe waits for a writer
                 raise RejectedImage("not a regular file")
@@ -51,7 +56,7 @@ class LocalFolder:
             raise Unreachable(f"Source {self.url} does not answer: {error}") from error
 
     def _images(self) -> Iterator[ImageRef]:
-        for entry in _walk(self.url):
+        for entry in self._walk():
             if not is_image_name(entry.name):
                 continue
             try:
@@ -61,29 +66,44 @@ class LocalFolder:
             if not stat.S_ISDIR(status.st_mode):
                 yield ImageRef(to_uri(self._relative(entry)), status.st_size, stat_version(status))
 
+    def _walk(self) -> Iterator[os.DirEntry[str]]:
+        """Every entry that is chosen and is no folder. Links to folders come last, so that a folder's own path counts before them."""
+        pending, links, seen = [self.url], list[str](), set[tuple[int, int]]()
+        while pending or links:
+            folder = pending.pop() if pending else links.pop()
+            try:
+                entries = os.scandir(folder)
+                status = os.stat(folder)
+            except FileNotFoundError:
+                if folder == self.url:
+                    raise
+                continue  # deleted since its parent was read
+            with entries:
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                for entry in entries:
+                    if not self._choice.takes(self._relative(entry)):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif not (entry.is_symlink() and _leads_to_folder(entry)):
+                        yield entry
+                    elif self._follow_links:
+                        links.append(entry.path)
+                        links.sort(reverse=True)
+                    else:
+                        self.skipped["linked_folders"] += 1
+
     def _relative(self, entry: os.DirEntry[str]) -> str:
         return entry.path.removeprefix(self.url).lstrip("/")
 
 
-def _walk(root: str) -> Iterator[os.DirEntry[str]]:
-    """Every visible entry below a folder that is not itself a folder."""
-    pending = [root]
-    while pending:
-        folder = pending.pop()
-        try:
-            entries = os.scandir(folder)
-        except FileNotFoundError:
-            if folder == root:
-                raise
-            continue  # deleted since its parent was read
-        with entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                else:
-                    yield entry
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # in a circle, or through what may not be read: as an image it is listed, and has a reason
+        return False
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
@@ -97,11 +117,14 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
 class RemoteFolder:
     """A prefix of an object store."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, exclude: str = "") -> None:
         self.url = url
+        self.skipped = Skipped()
+        self._choice = Choice(exclude, self.skipped)
         self._fs, self._root = open_filesystem(url)
 
     def list(self) -> pa.Table:
+        self.skipped.clear()
         with listing_errors(self.url):
             files = self._fs.find(self._root, detail=True)
             if self._root in files:
@@ -109,9 +132,11 @@ class RemoteFolder:
             if not files:
                 raise FileNotFoundError(self._root)
         paths = {name.removeprefix(f"{self._root}/"): info for name, info in files.items()}
-        table = to_table(ImageRef(to_uri(path), info["size"], info_version(info)) for path, info in paths.items() if is_image_name(path) and is_visible(path))
+        table = to_table(
+            ImageRef(to_uri(path), info["size"], info_version(info)) for path, info in paths.items() if is_image_name(path) and self._choice.takes(path)
+        )
         if not table.num_rows:
-            raise no_images(self.url, paths)
+            raise no_images(self.url, paths, self.skipped)
         return table
 
     def fetch(self, ref: ImageRef) -> bytes:

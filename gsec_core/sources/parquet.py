@@ -31,8 +31,8 @@ class ParquetSource(ContainerSource):
 
     suffix = ".parquet"
 
-    def __init__(self, url: str, image_column: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, image_column: str, exclude: str = "") -> None:
+        super().__init__(url, exclude)
         self._image_column = image_column
         self._lock = threading.Lock()  # so that threads that want rows of one group read it once
         self._footer = lru_cache(maxsize=64)(self._read_footer)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from gsec_core.errors import Refused
 from gsec_core.sources.base import ImageRef, RejectedImage
 from gsec_core.sources.container import ContainerSource
-from gsec_core.sources.listing import is_image_name, is_visible, to_table
+from gsec_core.sources.listing import is_image_name, to_table
 from gsec_core.sources.uris import inside, to_uri
 
 _ZEROS_AT_ONCE = 2**20
@@ -27,7 +27,7 @@ class TarSource(ContainerSource):
         parts: dict[str, int] = {}
         for part, member in self._members(path):
             name = member.name.removeprefix("./")
-            if is_image_name(name) and is_visible(name) and not member.isdir():
+            if is_image_name(name) and not member.isdir() and self._choice.takes(name):
                 member_uri = f"{uri}#{to_uri(name)}"
                 if parts.setdefault(member_uri, part) != part:
                     raise Refused(f"{path} is several tars that were joined, and two of them hold {name}: leave them apart, so that no image hides another.")

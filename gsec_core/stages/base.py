@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.errors import GsecError, Refused
-from gsec_core.sources import open_source
 from gsec_core.sources.base import Source
+from gsec_core.stages.ingest import open_images
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Context:
         """The run's source, for one slice: what it keeps in memory suits one reader."""
         if self.config.source is None:
             raise Refused("source: the run does not say where its images are.")
-        return open_source(self.config.source, image_column=self.config.ingest.image_column)
+        return open_images(self.config.source, self.config.ingest)
 
     @cached_property
     def of_run(self) -> "Context | None":

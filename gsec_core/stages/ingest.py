@@ -3,7 +3,7 @@
 Reads the source's listing; writes `images` and a generation. Nothing is decoded, and without a change nothing is written.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -13,6 +13,7 @@ import xxhash
 
 from gsec_core.config import IngestConfig
 from gsec_core.errors import BadShard, Refused
+from gsec_core.sources import open_source
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.store import Corpus, Generation, Shards
 from gsec_core.store.corpus import newest_rows
@@ -20,6 +21,11 @@ from gsec_core.tables import IMAGES, MISSING
 
 _PROBES = 32
 """Images at once that are tried again: an object store takes its time to say that one is not there."""
+
+
+def open_images(url: str, config: IngestConfig) -> Source:
+    """The source at an address, listed as the settings say. Raises as `open_source`."""
+    return open_source(url, image_column=config.image_column, exclude=config.exclude, follow_links=config.follow_links)
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,15 @@ class Changes:
     deleted: int
     damaged: int
     """Shards of the image list that could not be read; their images are among the added."""
+    skipped: Mapping[str, int]
+    """What the listing passed over, by kind; see `listing.Choice`."""
 
     @property
     def none(self) -> bool:
         return not self.added + self.changed + self.deleted + self.damaged
 
     def counts(self) -> dict[str, int]:
-        return {"images": self.live, "added": self.added, "changed": self.changed, "deleted": self.deleted, "damaged_lists": self.damaged}
+        return {"images": self.live, "added": self.added, "changed": self.changed, "deleted": self.deleted, "damaged_lists": self.damaged, **self.skipped}
 
 
 def ingest(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Shards, at_least: int) -> tuple[Generation, Changes]:
@@ -93,6 +101,7 @@ def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sh
         added=len(added),
         changed=len(changed),
         deleted=len(deleted),
+        skipped=dict(source.skipped),
         damaged=len(corpus.generation(base.number).shards) - len(base.shards),
     )
 

@@ -10,7 +10,7 @@ from gsec_core.sources import ImageRef, MissingImage, RejectedImage, open_source
 from gsec_core.sources.listing import IMAGE_EXTENSIONS
 
 from ..disks import as_anyone
-from .examples import Images, refs, uris, write_folder
+from .examples import Images, refs, uris, write_folder, write_tar
 
 
 def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
@@ -53,6 +53,58 @@ def test_links_to_files_are_images_and_links_to_folders_are_not_entered(tmp_path
     source = open_source(str(tmp_path))
     assert uris(source) == ["2.jpg", "a/1.jpg"]
     assert source.fetch(refs(source)[0]) == b"one"
+
+
+def test_links_to_folders_are_counted_and_followed_if_asked(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"in/a/1.jpg": b"one", "out/b/2.jpg": b"two", "out/3.jpg": b"three"})
+    (tmp_path / "in" / "z").symlink_to("../out")
+    (tmp_path / "in" / "y").symlink_to("a")  # what has a path of its own is listed by that
+    (tmp_path / "out" / "up").symlink_to("../in")
+    (tmp_path / "out" / "self").symlink_to(".")
+    (tmp_path / "in" / "twice").symlink_to("../out/b")
+    plain = open_source(str(tmp_path / "in"))
+    assert uris(plain) == ["a/1.jpg"]
+    assert plain.skipped == {"linked_folders": 3}
+    following = open_source(str(tmp_path / "in"), follow_links=True)
+    assert uris(following) == ["a/1.jpg", "twice/2.jpg", "z/3.jpg"]
+    assert [following.fetch(ref) for ref in refs(following)] == [b"one", b"two", b"three"]
+    assert not following.skipped
+
+
+def test_a_folder_of_links_to_folders_alone_says_how_they_are_followed(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"out/1.jpg": b"one"})
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").symlink_to("../out")
+    with pytest.raises(Refused, match=r"1 links to folders: .* ingest\.follow_links=true"):
+        open_source(str(tmp_path / "in")).list()
+
+
+PROGRAMS = ["@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/1.jpg", "__MACOSX/a.jpg", "#recycle/old.jpg", "$RECYCLE.BIN/$R1.jpg", "lost+found/1.jpg"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_folders_that_programs_make_are_passed_over_and_counted(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path / "folder", {name: b"x", "b/1.jpg": b"y"})
+    write_tar(tmp_path / "x.tar", {name: b"x", "b/1.jpg": b"y"})
+    for address, uri in ((tmp_path / "folder", "b/1.jpg"), (tmp_path / "x.tar", "x.tar#b/1.jpg")):
+        source = open_source(str(address))
+        assert uris(source) == [uri]
+        assert source.skipped == {"excluded": 1}
+        assert len(refs(open_source(str(address), exclude=""))) == 2
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [("*.gif", ["a/1.jpg", "a/raw/2.jpg"]), ("raw", ["a/1.jpg", "b.gif"]), ("a/*", ["b.gif"]), (" a , *.gif", []), ("a/raw/2.jpg", ["a/1.jpg", "b.gif"])],
+)
+def test_a_user_excludes_by_globs(tmp_path: Path, exclude: str, left: list[str]) -> None:
+    write_folder(tmp_path, {"a/1.jpg": b"1", "a/raw/2.jpg": b"2", "b.gif": b"3"})
+    source = open_source(str(tmp_path), exclude=exclude)
+    if left:
+        assert uris(source) == left
+    else:
+        with pytest.raises(Refused, match="holds no image files"):
+            source.list()
 
 
 def test_the_root_may_be_a_link(tmp_path: Path, images: Images) -> None:
