@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from gsec_core import naming
 from gsec_core.captioners import background
 from gsec_core.captioners.chat import Chat, Declined, Probe
+from gsec_core.captioners.replies import without_reasoning
 from gsec_core.captioners.servers import Reply, checked_urls
 from gsec_core.captioners.template import tidy
 from gsec_core.config import PipelineConfig
@@ -103,7 +104,7 @@ class OpenAINamer:
 
 def read(reply: Reply) -> tuple[str, str] | None:
     """Name and sentence of a reply; None if it holds none. Models put their JSON between fences and words."""
-    text = reply.text
+    text = without_reasoning(reply.text)
     try:
         found = json.loads(text[text.index("{") : text.rindex("}") + 1])
         name, sentence = tidy(found["name"]), tidy(found["description"])

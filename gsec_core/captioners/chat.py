@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 
 import regex
 
+from gsec_core.captioners import replies
 from gsec_core.captioners.pool import KEPT, Place, Pool, waits
 from gsec_core.captioners.servers import KEY, NO_KEY, Failure, Kind, Reply, Server, checked_urls, key
 from gsec_core.captioners.template import MATCH_SECONDS, excerpt
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import GsecError, Refused
+
+BREAKS = 10
+"""So often a reply may be broken off."""
 
 FAULTS = 3
 """So often a server fails at a request, and answers a plain one after each, until the request is to blame."""
@@ -38,6 +42,8 @@ class Probe(NamedTuple):
     max_tokens: int
     remedy: str
     """What to do where nothing is answered about it."""
+    more_tokens: str = ""
+    """What else helps where reasoning takes all of ``max_tokens``."""
     pattern: str | None = None
     """A regular expression that replies are to be held to, if the server does that. vLLM does; others decline such a request, or take no notice."""
     off_topic: Content = ""
@@ -94,7 +100,7 @@ class Chat:
         Raises Declined if this request will never have one, Refused if nothing will ever be answered as it is set up,
         GsecError if the servers were gone or busy for longer than ``describe.patience``.
         """
-        faults = losses = 0
+        faults = losses = breaks = 0
         wait = waits()
         async with self._pool.round():
             while True:
@@ -128,6 +134,12 @@ class Chat:
                             losses += meant.sent
                             if meant.sent and alone:
                                 raise Declined(f"silent or gone {losses} times when this was asked, at last alone: {meant}")
+                        case Kind.BROKEN_OFF:
+                            breaks += 1
+                            if breaks == BREAKS:
+                                raise GsecError(f"{place.server.setting}: {meant} {breaks} times. {KEPT}")
+                            self._pool.slower(place)
+                            pause = next(wait)
                         case Kind.BUSY:
                             self._pool.slower(place)
                             pause = self._pause(place, meant, next(wait))
@@ -200,13 +212,18 @@ class Chat:
         if probe.pattern is not None:
             try:
                 reply = await server.complete(self.body(probe.off_topic, 0, probe.max_tokens, held=True))
-                known.holds = _matches(probe.pattern, reply)
+                known.holds = bool(reply.text.strip()) and _matches(probe.pattern, reply)
             except Failure as failure:
                 if failure.kind not in (Kind.DECLINED, Kind.FAULTY):
                     raise
                 known.holds = False
         if not known.holds:
-            await server.complete(self.body(probe.plain, 0, probe.max_tokens, held=False))
+            reply = await server.complete(self.body(probe.plain, 0, probe.max_tokens, held=False))
+            if is_only_reasoning(reply):
+                raise Refused(
+                    f"{self.named}: {server.url} answers with reasoning alone, and no text in {probe.max_tokens} tokens. Serve the model without reasoning "
+                    f"(with vLLM: --default-chat-template-kwargs '{{\"enable_thinking\": false}}'), or name one that does not reason{probe.more_tokens}."
+                )
 
     def _refused(self, server: Server, failure: Failure) -> Refused:
         """What of the settings is wrong."""
@@ -221,6 +238,11 @@ class Chat:
         if status < 400:
             return Refused(f"{setting}: the server sends on to another address ({status}), where its key does not go; give the final address.")
         return Refused(f"{setting}: the server takes no such requests ({failure}); it must have OpenAI's chat completions.")
+
+
+def is_only_reasoning(reply: Reply) -> bool:
+    """Whether a reply has reasoning, in its text or apart from it, and no answer."""
+    return replies.is_only_reasoning(reply.text) if reply.text.strip() else reply.reasoned
 
 
 def _matches(pattern: str, reply: Reply) -> bool:

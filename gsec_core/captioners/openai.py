@@ -14,9 +14,9 @@ from PIL import Image
 from gsec_core import images
 from gsec_core.captioners import background, template
 from gsec_core.captioners.base import Answer, Cost, Subject
-from gsec_core.captioners.chat import Chat, Declined, Probe
+from gsec_core.captioners.chat import Chat, Declined, Probe, is_only_reasoning
 from gsec_core.captioners.servers import Reply, checked_urls
-from gsec_core.captioners.template import failed
+from gsec_core.captioners.template import ONLY_REASONING, failed
 from gsec_core.config import DescribeConfig
 from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED, FAILED, FREE
@@ -47,6 +47,7 @@ class OpenAICaptioner:
             _content(self._template.prompt, plain),
             config.max_tokens,
             "Name a model that reads images, let the server allow longer prompts, or lower describe.image_size or describe.max_tokens.",
+            more_tokens=f", or raise describe.max_tokens = {config.max_tokens}",
             pattern=self._template.server_pattern,
             off_topic=_content("Say yes.", plain),
         )
@@ -97,7 +98,7 @@ class OpenAICaptioner:
             return failed(f"the model refuses: {reply.refusal}")
         if reply.finish == "content_filter":
             return failed("the server's content filter held the reply back")
-        answer = self._template.read(reply.text)
+        answer = failed(ONLY_REASONING) if is_only_reasoning(reply) else self._template.read(reply.text)
         return self._cut(answer) if reply.finish == "length" else answer
 
     def _cut(self, answer: Answer) -> Answer:

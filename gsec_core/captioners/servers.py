@@ -16,6 +16,8 @@ configuration  does not take the key (401, 403), has no such model or address   
 transient      is busy (408, 409, 425, 429, 503)                                   less at once, and again after waits that grow; after
                                                                                    `describe.patience` without any answer the stage ends,
                                                                                    exit code 1
+               breaks its reply off                                                again after waits that grow; after ten times the stage ends,
+                                                                                   exit code 1
                is silent, and answers about a plain picture                        again, with less at once
                is gone (no connection), fails at the plain picture too             again when its /health and a plain picture pass; after
                                                                                    `describe.patience` without any server the stage ends,
@@ -58,6 +60,7 @@ class Kind(Enum):
     SILENT = auto()
     SETTINGS = auto()
     BUSY = auto()
+    BROKEN_OFF = auto()
     GONE = auto()
 
 
@@ -75,6 +78,10 @@ KINDS = {
     504: Kind.FAULTY,
 }
 """By status. Of others those from 500 on say that the server is gone, and the rest that something is set wrong."""
+
+
+_BROKEN_OFF = {"abort", "aborted", "cancelled", "canceled", "error", "interrupted", "insufficient_system_resource"}
+"""What servers give as the reason of an end that the model did not come to."""
 
 
 DECLINING = {status for status, kind in KINDS.items() if kind == Kind.DECLINED}
@@ -99,6 +106,8 @@ class Reply(NamedTuple):
     text: str
     finish: str | None
     """``stop``, ``length`` if it was cut, ``content_filter``."""
+    reasoned: bool
+    """Whether it holds reasoning apart from ``text``."""
     refusal: str | None
     prompt_tokens: int
     completion_tokens: int
@@ -133,6 +142,8 @@ class Server:
         async with self._failing_in_our_words():
             completion = await self._client.chat.completions.create(**body)
             reply = _reply(completion, time.monotonic() - started)
+            if _is_broken_off(reply):
+                raise Failure(Kind.BROKEN_OFF, f"the server broke its reply off ({self._excerpt(reply.finish)})")
             return reply._replace(text=self._masked(reply.text), refusal=reply.refusal and self._masked(reply.refusal))
 
     async def models(self) -> list[str]:
@@ -187,10 +198,19 @@ class Server:
 
 
 def reply_of(body: object) -> Reply:
-    """The reply that a server's JSON is, of unknown duration. Raises ValueError or LookupError if it is none."""
+    """The reply that a server's JSON is, of unknown duration. Raises ValueError or LookupError if it is none, or one that was broken off."""
     from openai.types.chat import ChatCompletion
 
-    return _reply(ChatCompletion.model_validate(body), 0.0)
+    completion = ChatCompletion.model_validate(body)
+    reply = _reply(completion, 0.0)
+    if _is_broken_off(reply):
+        raise ValueError(reply.finish)
+    return reply
+
+
+def _is_broken_off(reply: Reply) -> bool:
+    """Whether the server ended it for a reason of its own: asked again, it may say the rest."""
+    return str(reply.finish).lower() in _BROKEN_OFF
 
 
 def _reply(completion: "ChatCompletion", seconds: float) -> Reply:
@@ -199,6 +219,7 @@ def _reply(completion: "ChatCompletion", seconds: float) -> Reply:
     return Reply(
         text=str(choice.message.content or ""),
         finish=choice.finish_reason,
+        reasoned=any((choice.message.model_extra or {}).get(name) for name in ("reasoning_content", "reasoning")),
         refusal=excerpt(str(refusal)) if refusal else None,
         prompt_tokens=_count(usage and usage.prompt_tokens),
         completion_tokens=_count(usage and usage.completion_tokens),

@@ -12,6 +12,8 @@ from typing import Any
 import regex
 
 from gsec_core.captioners.base import Answer
+from gsec_core.captioners.refusals import is_refusal
+from gsec_core.captioners.replies import said
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused
 from gsec_core.tables import DESCRIBED, FAILED, FREE
@@ -37,6 +39,8 @@ _WORDS = "[A-Za-z0-9][A-Za-z0-9 '-]{1,40}"
 SENTENCE_PATTERN = f"This image contains (a|an|several) {_WORDS} characterised by {_WORDS}, {_WORDS} and {_WORDS}\\."
 """What a server may hold replies to, bounded in length: a model that wanders would never end. `parse` reads whatever matches."""
 
+ONLY_REASONING = "the reply is reasoning without a description"
+
 LONGEST_CRITERION = 200
 """Characters."""
 
@@ -46,7 +50,7 @@ MATCH_SECONDS = 1.0
 LONGEST_PROMPT, LONGEST_PATTERN = 4_000, 2_000
 """Characters of an operator's own."""
 
-VERSION = 1
+VERSION = 2
 """Raised when equal replies are read differently."""
 
 TOO_LONG = 600
@@ -63,13 +67,6 @@ _SENTENCE = re.compile(
     rf"characteri[sz]ed by:? (?P<attributes>(?:(?!{_STOP}).){{1,{TOO_LONG}}})[.!?]?",
     re.IGNORECASE,
 )
-_REFUSAL = re.compile(
-    r"\W*(?:unfortunately,? |sorry,? (?:but )?)?"
-    r"(?:i (?:cannot|can not|can't|could not|couldn't|won't|apologi[sz]e)\b|i(?:'m| am) (?:very |really |so )?(?:sorry|afraid|unable|not able)\b"
-    r"|as an ai\b|sorry[,.!])",
-    re.IGNORECASE,
-)
-
 
 _GROUP = re.compile(r"\(\?P<\w+>")
 
@@ -91,7 +88,7 @@ class Template:
         """See `parse`; of an operator's own the whole reply must match."""
         if self.own_pattern is None:
             return parse(reply)
-        text = tidy(reply)
+        text = tidy(said(reply))
         parts = self._parts(text) if len(text) < TOO_LONG else {}
         object = (parts.get("object") or "").strip()
         return Answer(text, object, _attributes(parts.get("attributes") or ""), DESCRIBED) if object else _outside(text)
@@ -156,7 +153,7 @@ def parse(reply: str) -> Answer:
     Takes what models make of the template: other case or spelling, emphasis, quotes, placeholders left standing, no final stop,
     one to five attributes. The text of a described image is the sentence alone. Any string is an answer; none raises.
     """
-    text = tidy(reply)
+    text = tidy(said(reply))
     plain = " ".join(_PLACEHOLDER.sub(r"\1", _EMPHASIS.sub("", text)).split())
     found = _SENTENCE.search(plain)
     if found and not re.search("[<>]", found[0]):
@@ -172,7 +169,7 @@ def _outside(text: str) -> Answer:
     """A reply that is not in the template."""
     if not re.search(r"\w", text):
         return failed("the description is empty")
-    if _REFUSAL.match(text.replace("’", "'")):
+    if is_refusal(text):
         return failed(f"the description is a refusal: {excerpt(text)}")
     if len(text) >= TOO_LONG:
         return failed(f"the description has {len(text)} characters; those of {TOO_LONG} and more do not count")

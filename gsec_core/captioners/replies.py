@@ -1,0 +1,56 @@
+"""What a model's reply says, without what chat templates and servers leave around it: reasoning, tokens of the template, fences, JSON."""
+
+import json
+import re
+
+_REASONING = r"think(?:ing)?|thoughts?|reasoning|reason|reflection|analysis|seed:think|scratchpad"
+_OPENED = re.compile(
+    rf"(?:\A|(?<=[\n.!?>]))\s*(?:<(?:{_REASONING})>|\[THINK\]|◁think▷|<\|(?:begin_of_thought|think)\|>|<\|channel\|>(?:analysis|commentary)).*",
+    re.IGNORECASE | re.DOTALL,
+)
+_CLOSED = re.compile(rf"</(?:{_REASONING})>|\[/THINK\]|◁/think▷|<\|(?:end_of_thought|/think)\|>|<\|channel\|>final(?:<\|message\|>)?", re.IGNORECASE)
+
+_TURN = r"<\|(?:im_end|eot_id|eom_id|end|endoftext|end_of_text|return|eos|end_of_turn|im_start)\|>|</s>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>|\[/?INST\]"
+_ENDED = re.compile(rf"(?<=\S)\s*(?:{_TURN}).*", re.DOTALL)
+"""Behind a token that ends a turn, models without a stop go on with turns of their own making."""
+
+_TOKEN = r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|<pad>|<start_of_turn>(?:model)?|<｜[^｜<>]{1,40}｜>|\[/?INST\]|</?(?:answer|output|response|description|caption)>"
+_AROUND = re.compile(rf"\A(?:\s|{_TOKEN}|(?<=\|>)assistant\b)+|(?:\s|{_TOKEN})+\Z", re.IGNORECASE)
+
+_FENCED = re.compile(r"\A```[a-z]*\s*\n?(.*?)\s*```\Z", re.DOTALL | re.IGNORECASE)
+_NAMES = ("description", "caption", "sentence", "answer", "response", "text", "content", "output", "result")
+
+
+def said(text: str) -> str:
+    """The answer in a reply; empty if the reply is only reasoning, whether that was finished or not. Any string is a reply."""
+    text = without_reasoning(text)
+    text = _AROUND.sub("", _ENDED.sub("", _AROUND.sub("", text)))
+    if fenced := _FENCED.match(text):
+        text = fenced[1]
+    return _out_of_json(text)
+
+
+def is_only_reasoning(text: str) -> bool:
+    """Whether a reply has reasoning and no answer."""
+    return bool(text.strip()) and not without_reasoning(text).strip()
+
+
+def without_reasoning(text: str) -> str:
+    """What follows the last end of reasoning: its beginning may be in the prompt, where the chat template has put it."""
+    return _OPENED.sub("", _CLOSED.split(text)[-1])
+
+
+def _out_of_json(text: str) -> str:
+    """The text that is the value of a JSON object, list or string; other text as it is."""
+    if text[:1] not in ("{", "[", '"'):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(value, list) and len(value) == 1:
+        [value] = value
+    if isinstance(value, dict):
+        by_name = {str(name).lower(): held for name, held in value.items()}
+        value = next((by_name[name] for name in _NAMES if name in by_name), next(iter(by_name.values())) if len(by_name) == 1 else None)
+    return value if isinstance(value, str) else text
