@@ -1,15 +1,15 @@
 """The commands that work: run, and one stage. Prefect is imported only when there is something to do."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from flows import terminal
+from flows.orchestrator import orchestrator
 from gsec_core import pipeline, publishing
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
-from gsec_core.errors import BadShard, GsecError, Refused
+from gsec_core.errors import BadShard, GsecError
 from gsec_core.stages import base, count, describe, offline, publish, report
 from gsec_core.store import Run, Store
 
@@ -72,9 +72,9 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
             found = Store.open(config.store).run(run_id)
             config, of_run = with_runtime(found.config(), config), found.request().get("of_run")
         pipeline.check_redo([name] if redo else [], config)
-        from flows.ingest import ingest
+        with orchestrator():
+            from flows.ingest import ingest
 
-        with _prefect():
             made, counts = ingest(config, [], of_run)
         terminal.err.print(f"ingest: {_words(counts)}", markup=False)
         result: dict[str, Any] = {"run_id": made, **counts}
@@ -139,12 +139,13 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
 
 
 def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> dict[str, Any]:
-    from flows.pipeline import run_pipeline
-    from tasks.progress import watched
-
     terminal.err.print("starting: the source is listed, then every stage does what is missing")
-    with _prefect(), terminal.watcher() as watcher, watched(watcher):
-        summary = cast(dict[str, Any], run_pipeline(config, cast(list[Any], redo), of_run))
+    with orchestrator(), terminal.watcher() as watcher:
+        from flows.pipeline import run_pipeline
+        from tasks.progress import watched
+
+        with watched(watcher):
+            summary = cast(dict[str, Any], run_pipeline(config, cast(list[Any], redo), of_run))
     terminal.err.print(f"ingest: {_words(summary['changes'])}", markup=False)
     for stage, sums in summary["made"].items():
         terminal.err.print(f"{stage}: {_words(sums)}", markup=False)
@@ -153,35 +154,17 @@ def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> di
     return summary
 
 
-@contextmanager
-def _prefect() -> Iterator[None]:
-    """Prefect for a command: the server that the settings name, or a temporary one. Raises Refused if the former does not answer."""
-    import httpx
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    url = PREFECT_API_URL.value()
-    if url is None:
-        # Nobody listens to heartbeats there, and every flow waits up to a second at its end for the thread that sends them.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield
-        return
-    try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise Refused(f"PREFECT_API_URL = {url}: the server does not answer ({error}). Start it, or unset the variable.") from None
-    yield
-
-
 def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, float]:
-    from flows.pipeline import set_bad_aside
-    from flows.stages import run_flow
-    from tasks.progress import watched
+    with orchestrator(), terminal.watcher() as watcher:
+        from flows.pipeline import set_bad_aside
+        from flows.stages import run_flow
+        from tasks.progress import watched
 
-    with _prefect(), terminal.watcher() as watcher, watched(watcher):
         try:
             if name in (describe.STAGE.name, publish.STAGE.name):
                 pipeline.check_servers(base.Context.of(found, config))
-            return run_flow(config, found.id, name)
+            with watched(watcher):
+                return run_flow(config, found.id, name)
         except BadShard as error:
             set_bad_aside(config, error, [])
             raise GsecError(f"{error}. It was set aside; `gsec run` or the stage that made it makes it anew.") from None

@@ -1,0 +1,157 @@
+"""Prefect for a command: the server that the settings name, or a temporary one of its own, started here so that a fault of it is told at once."""
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+from gsec_core.errors import Refused
+
+if TYPE_CHECKING:
+    from prefect.server.api.server import SubprocessASGIServer
+
+_STARTS = 3
+"""Another process may take a free port before the server has it."""
+
+_LEVEL = "PREFECT_SERVER_LOGGING_LEVEL"
+
+_HTTP = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+@contextmanager
+def orchestrator() -> Iterator[None]:
+    """Raises Refused if Prefect does not start in this environment, or its server does not answer. Nothing of Prefect is imported before."""
+    _check_http()
+    try:
+        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        url = PREFECT_API_URL.value()
+    except Exception as error:  # noqa: BLE001 - reading its settings it raises what pydantic, TOML and the disk do
+        raise Refused(f"Prefect does not start: {_line(error)}. Correct that setting of its own: a variable PREFECT_..., or a file in PREFECT_HOME.") from None
+    if url is not None:
+        _check_server(url)
+        yield
+        return
+    _start()
+    # Nobody listens to heartbeats there, and every flow waits up to a second at its end for the thread that sends them.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def _check_http() -> None:
+    """Prefect makes its clients with what the environment says of proxies and certificates, for the server on this machine, too."""
+    import httpx
+
+    try:
+        httpx.Client().close()
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        given = [name for name in os.environ if name.upper() in _HTTP]
+        raise Refused(f"no HTTP client can be made with this environment ({_line(error)}): correct or unset {', '.join(given)}.") from None
+
+
+def _check_server(url: str) -> None:
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Refused(f"PREFECT_API_URL = {url}: the server does not answer ({_line(error)}). Start it, or unset the variable.") from None
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+            client.raise_for_api_version_mismatch()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code in (401, 403):
+            remedy = "Set PREFECT_API_KEY or PREFECT_API_AUTH_STRING to what it takes."
+        else:
+            remedy = "Give the address of Prefect's API on it; it mostly ends in /api."
+        raise Refused(f"PREFECT_API_URL = {url}: the server answers {error.response.status_code}. {remedy}") from None
+    except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise Refused(f"PREFECT_API_URL = {url}: what answers there is not Prefect's API ({_line(error)}). It mostly ends in /api.") from None
+
+
+def _start() -> None:
+    """Start the temporary server that Prefect's clients then find. Prefect, which starts one itself, waits two minutes for one that has ended."""
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+
+    if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+        raise Refused("PREFECT_API_URL is not set, and PREFECT_SERVER_EPHEMERAL_ENABLED = false forbids a temporary server. Set the one, or unset the other.")
+    server = SubprocessASGIServer()
+    if server.running:
+        return
+    said: str | None = "address already in use"
+    for _ in range(_STARTS):
+        if said is not None and "address already in use" in said.lower():
+            server.port = server.find_available_port()
+            said = _begin(server)
+    if said is None:
+        return
+    raise Refused(
+        f"Prefect's temporary server does not start: {_fault(said)}. Its database is prefect.db in PREFECT_HOME, or at "
+        "PREFECT_API_DATABASE_CONNECTION_URL: if that is damaged, or of a newer Prefect, set PREFECT_HOME to another folder."
+    )
+
+
+def _begin(server: "SubprocessASGIServer") -> str | None:
+    """Start it and wait until it answers. Returns what it said if it ended instead."""
+    import httpx
+    import prefect
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
+
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
+    command += ["--host", "127.0.0.1", "--port", str(server.port), "--log-level", "error", "--lifespan", "on"]
+    marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True), **marks}
+    quiet = environment.get(_LEVEL) == "CRITICAL"
+    if quiet:
+        environment[_LEVEL] = "ERROR"  # or it would end without a word
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+    server.server_process = process
+    atexit.register(server.stop)
+    lines: list[str] = []
+    answers = threading.Event()
+    reader = threading.Thread(target=_read, args=(process.stderr, lines, answers, quiet), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    with httpx.Client(trust_env=False, timeout=10) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"{server.api_url}/health").is_success:
+                    answers.set()
+                    server.running = True
+                    return None
+            except httpx.HTTPError:
+                pass  # not yet: the deadline and the process say when it is over
+            time.sleep(0.05)
+    ended = process.poll()
+    server.stop()
+    reader.join(5)
+    return "".join(lines) or ("it did not answer in time" if ended is None else f"it ended with exit code {ended}")
+
+
+def _read(stream: IO[str], lines: list[str], answers: threading.Event, quiet: bool) -> None:
+    """Keep what the server says until it answers; later lines are shown as they come, unless it is to be quiet."""
+    for line in stream:
+        if not answers.is_set():
+            lines.append(line)
+        elif not quiet:
+            sys.stderr.write(line)
+
+
+def _fault(said: str) -> str:
+    """The last line of a traceback that names an error, as uvicorn's own lines behind it tell of its end only."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    named = [line for line in lines if not line.startswith(("File ", "ERROR:", "Traceback", "[SQL", "(Background", "^", "~")) and ": " in line]
+    return _line((named or lines)[-1])
+
+
+def _line(error: object) -> str:
+    text = " ".join(str(error).partition("For further information")[0].split())
+    return (text if len(text) <= 300 else f"{text[:299]}…").rstrip(".")

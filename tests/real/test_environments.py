@@ -1,0 +1,169 @@
+"""The command in environments that keep Prefect from starting, or that would send it elsewhere."""
+
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ..command import GSEC
+from ..pictures import picture
+
+LIMIT = 100
+"""Seconds, where Prefect itself gives up after 120."""
+
+
+class Proxy:
+    """Takes connections, answers none, and counts them."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.asked = 0
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:  # closed
+                return
+            self.asked += 1
+            connection.close()
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with closing(Proxy()) as proxy:
+        yield proxy
+
+
+def ingest(place: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The first stage of a run, as a user's shell with these variables runs it."""
+    (place / "images").mkdir()
+    for number in range(4):
+        picture(number).save(place / "images" / f"{number}.png")
+    (place / "gsec.toml").write_text(f'source = "{place}/images"\nstore = "{place}/store"\nclusters = 2\n')
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SSL_CERT")) and not name.lower().endswith("_proxy")}
+    environment = {"PREFECT_HOME": str(place / "home"), **kept, **variables}
+    command = [*GSEC, "stage", "ingest", "--config", str(place / "gsec.toml")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence, of a command that was refused."""
+    assert done.returncode == 2, f"exit {done.returncode}\n{done.stderr}"
+    assert "a fault in gsec" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTP_PROXY": "http://{}", "https_proxy": "http://{}"},
+        {"ALL_PROXY": "socks5h://{}", "NO_PROXY": "example.org"},
+    ],
+    ids=str,
+)
+def test_what_is_on_this_machine_is_asked_without_a_proxy(proxy: Proxy, tmp_path: Path, variables: dict[str, str]) -> None:
+    done = ingest(tmp_path, **{name: value.format(f"127.0.0.1:{proxy.port}") for name, value in variables.items()})
+    assert done.returncode == 0, done.stderr
+    assert "added 4" in done.stderr
+    assert proxy.asked == 0
+
+
+def test_hosts_that_need_no_proxy_stay_and_nothing_is_said_where_there_is_none() -> None:
+    code = "import os, flows; print(os.environ.get('NO_PROXY'), os.environ.get('no_proxy'))"
+    for variables, found in (({"HTTP_PROXY": "http://x", "NO_PROXY": "a.org,127.0.0.1"}, "a.org,127.0.0.1,localhost,::1"), ({}, "None")):
+        python = [str(Path(GSEC[0]).parent / "python"), "-c", code]
+        kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        assert subprocess.check_output(python, env={**kept, **variables}, text=True).split() == [found, found]
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"PREFECT_LOGGING_LEVEL": "foo"}, r"Prefect does not start: .*level Input should be 'DEBUG'.*FOO.*a variable PREFECT_"),
+        ({"PREFECT_API_DATABASE_TIMEOUT": "soon"}, r"Prefect does not start: .*timeout Input should be a valid number"),
+        ({"ALL_PROXY": "socks4://127.0.0.1:9"}, r"no HTTP client can be made .*socks4.*correct or unset ALL_PROXY"),
+        ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, r"no HTTP client can be made .*No such file.*unset SSL_CERT_FILE"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, r"PREFECT_API_URL = http://127.0.0.1:9/api: the server does not answer .*Start it, or unset"),
+        ({"PREFECT_API_URL": "127.0.0.1/api"}, r"PREFECT_API_URL|Prefect does not start: "),
+        ({"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}, r"PREFECT_API_URL is not set, and PREFECT_SERVER_EPHEMERAL_ENABLED = false"),
+        ({"PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://a:hunter2@127.0.0.1:9/x"}, r"temporary server does not start: .*Connect call failed"),
+        ({"PREFECT_API_DATABASE_CONNECTION_URL": "nosuch://x"}, r"temporary server does not start: .*Can't load plugin.*PREFECT_API_DATABASE_CONNECTION_URL"),
+    ],
+    ids=str,
+)
+def test_an_environment_in_which_prefect_does_not_start_is_refused(tmp_path: Path, variables: dict[str, str], sentence: str) -> None:
+    done = ingest(tmp_path, **variables)
+    assert re.search(sentence, refusal(done)), done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_profiles_that_are_no_toml_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "profiles.toml").write_text("active = [")
+    assert "Prefect does not start: Invalid value" in refusal(ingest(tmp_path))
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("x")
+    assert "unable to open database file" in refusal(ingest(tmp_path))
+
+
+def test_a_database_of_a_newer_prefect_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with closing(sqlite3.connect(tmp_path / "home" / "prefect.db")) as database:
+        database.executescript("create table alembic_version (version_num varchar(32)); insert into alembic_version values ('ffffffffffff');")
+    before = (tmp_path / "home" / "prefect.db").read_bytes()
+    sentence = refusal(ingest(tmp_path))
+    assert "Can't locate revision identified by 'ffffffffffff'" in sentence
+    assert "set PREFECT_HOME to another folder" in sentence
+    assert (tmp_path / "home" / "prefect.db").read_bytes()[100:] == before[100:]
+
+
+def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "prefect.db").write_bytes(b"no database" * 1000)
+    assert "file is not a database" in refusal(ingest(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (404, "the server answers 404. Give the address of Prefect's API"),
+        (401, "the server answers 401. Set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"),
+        (200, "what answers there is not Prefect's API"),
+    ],
+)
+def test_a_server_that_is_not_prefects_or_takes_no_key_is_refused(tmp_path: Path, status: int, sentence: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"{}"
+            self.send_response(200 if self.path == "/health" else status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            assert sentence in refusal(ingest(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{other.server_port}"))
+        finally:
+            other.shutdown()
