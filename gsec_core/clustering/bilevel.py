@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gsec_core.clustering.batch_ensemble import BatchEnsembleHeads, linear, uniform
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import sample_rows
-from gsec_core.clustering.starts import Start, kmeans_start
+from gsec_core.clustering.starts import Start, kmeans_starts
 
 PROBE_ROWS = 4096
 """Rows whose labels tell whether a member still moves."""
@@ -138,7 +138,7 @@ def train_block(
     seeds = [_seed(random_state, block * training.block_size + member) for member in range(training.block_size)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if training.from_kmeans:
-        starts = [kmeans_start(features, n_clusters, seed % 2**31) for seed in seeds]
+        starts = kmeans_starts(features, n_clusters, [seed % 2**31 for seed in seeds])
     else:
         starts = [_random_start(features.dimensions, n_clusters, generator) for generator in generators]
     encoder = _TaskEncoder(starts).to(device)

@@ -1,7 +1,8 @@
 """Spherical k-means: Lloyd's algorithm on the unit sphere (Dhillon and Modha 2001), by faiss."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,9 @@ BLOCK_ROWS = 16_384
 _SAMPLE_ROWS = 65_536
 
 _NEXT_START = 15_486_557
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -78,7 +82,14 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def _fit(self, X: NDArray[Any], progress: Callable[[], None]) -> None:
         sample = unit_rows(X[sample_rows(len(X), sample_size(self.n_clusters, self.sample_per_cluster), self.random_state)])
         centres, self.n_iter_ = lloyd(
-            sample, self.n_clusters, n_init=self.n_init, max_iter=self.max_iter, random_state=self.random_state, spherical=True, progress=progress
+            sample,
+            self.n_clusters,
+            n_init=self.n_init,
+            max_iter=self.max_iter,
+            random_state=self.random_state,
+            spherical=True,
+            n_threads=self.n_threads,
+            progress=progress,
         )
         self.cluster_centers_ = unit_rows(centres)
         labels = self.predict(X)
@@ -109,25 +120,49 @@ def lloyd(
     max_iter: int,
     random_state: int,
     spherical: bool = False,
+    n_threads: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[NDArray[np.float32], int]:
     """Lloyd's algorithm on all rows of ``X`` (n, d): centres (n_clusters, d) of the best start, and its iterations.
 
     ``progress`` is told of every start that is done.
     """
+
+    def run(start: int) -> tuple[NDArray[np.float32], list[float]]:
+        # The seeds that faiss gives to the starts when it makes them all in one call, in which nobody would hear of them. A negative one is the time.
+        return one_start(X, n_clusters, max_iter=max_iter, seed=(random_state + start * _NEXT_START) % 2**31, spherical=spherical)
+
+    best, iterations, least = np.empty(0, np.float32), 0, np.inf
+    for centres, objectives in side_by_side(run, range(n_init), n_threads):
+        loss = -objectives[-1] if spherical else objectives[-1]  # cosines, or squared distances
+        if loss < least or not iterations:
+            best, iterations, least = centres, len(objectives), loss
+        progress()
+    return best, iterations
+
+
+def one_start(X: NDArray[np.float32], n_clusters: int, *, max_iter: int, seed: int, spherical: bool = False) -> tuple[NDArray[np.float32], list[float]]:
+    """Lloyd's algorithm from one start: centres (n_clusters, d), and the objective after each iteration."""
     import faiss
 
-    best: Any = None
-    for start in range(n_init):
-        # The seeds that faiss gives to the starts when it makes them all in one call, in which nobody would hear of them. A negative one is the time.
-        seed = (random_state + start * _NEXT_START) % 2**31
-        kmeans: Any = faiss.Kmeans(X.shape[1], n_clusters, niter=max_iter, spherical=spherical, seed=seed, min_points_per_centroid=1)
-        kmeans.cp.max_points_per_centroid = len(X)  # samples are taken before, not by faiss
-        kmeans.train(X)
-        if best is None or (kmeans.obj[-1] > best.obj[-1] if spherical else kmeans.obj[-1] < best.obj[-1]):  # cosines, or squared distances
-            best = kmeans
-        progress()
-    return best.centroids, len(best.obj)
+    kmeans: Any = faiss.Kmeans(X.shape[1], n_clusters, niter=max_iter, spherical=spherical, seed=seed, min_points_per_centroid=1)
+    kmeans.cp.max_points_per_centroid = len(X)  # samples are taken before, not by faiss
+    kmeans.train(X)
+    return kmeans.centroids, list(kmeans.obj)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], n_threads: int) -> Iterator[Result]:
+    """``work``, which faiss does, on each of ``items`` in its order, as many at once as there are threads (0 = one a core); each has its share of these.
+
+    Threads of one small k-means wait for each other at every step, so that one neighbour who wants a core stops them all. Those that share
+    nothing lose what the neighbour takes and no more.
+    """
+    import faiss
+
+    threads = thread_count(n_threads)
+    share = max(1, threads // len(items))
+    with ThreadPoolExecutor(min(threads, len(items)), thread_name_prefix="k-means", initializer=faiss.omp_set_num_threads, initargs=(share,)) as pool:
+        yield from pool.map(work, items)
 
 
 def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:

@@ -1,15 +1,15 @@
 """Where the task encoder of a member begins: at random, or at a k-means of its own."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
+from gsec_core.clustering.kmeans import one_start, sample_rows, sample_size, side_by_side
 
 MAX_ITER = 50
 """Iterations of k-means."""
@@ -32,15 +32,25 @@ class Start(NamedTuple):
     """(n_clusters,): share of the rows in each cluster."""
 
 
-def kmeans_start(features: Features, n_clusters: int, seed: int) -> Start:
-    """k-means of the joined features (of a sample of the member's own, where they are many), softened.
+def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> list[Start]:
+    """Of each of ``seeds`` a k-means of the joined features (of a sample of its own, where they are many), softened.
 
     The label of z is softmax over c of -k |z - v_c|^2, centres v, with k such that the mean entropy is `ENTROPY`; the
     part of the exponent that is the same for all c drops out, and what is left is linear in z.
     """
-    sample = features.rows(sample_rows(len(features), sample_size(n_clusters), seed)).numpy()
-    with threadpool_limits(torch.get_num_threads()):
-        centres, _ = lloyd(sample, n_clusters, n_init=1, max_iter=MAX_ITER, random_state=seed)
+
+    def sample(seed: int) -> NDArray[np.float32]:
+        return features.rows(sample_rows(len(features), sample_size(n_clusters), seed)).numpy()
+
+    def centres(seed: int) -> NDArray[np.float32]:
+        return one_start(sample(seed), n_clusters, max_iter=MAX_ITER, seed=seed)[0]
+
+    found = side_by_side(centres, seeds, torch.get_num_threads())
+    return [_softened(sample(seed), vectors, seed) for seed, vectors in zip(seeds, found, strict=True)]
+
+
+def _softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: int) -> Start:
+    n_clusters = len(centres)
     logits = _linear(sample, centres)
     sizes = np.bincount(logits.argmax(1), minlength=n_clusters) / len(sample)
     hardness = _hardness(torch.from_numpy(logits[sample_rows(len(logits), _PROBE_ROWS, seed)]))

@@ -1,3 +1,5 @@
+import threading
+
 import faiss
 import numpy as np
 import pytest
@@ -78,3 +80,10 @@ def test_clone_keeps_the_parameters() -> None:
 def test_scikit_learn_conventions(estimator: SphericalKMeans, check: object) -> None:
     assert callable(check)
     check(estimator)
+
+
+def test_centres_do_not_depend_on_how_many_starts_are_made_at_once() -> None:
+    X = np.random.default_rng(0).standard_normal((2000, 16), np.float32)
+    alone, together = (SphericalKMeans(7, n_threads=threads).fit(X) for threads in (1, 4))
+    np.testing.assert_array_equal(alone.labels_, together.labels_)
+    assert threading.active_count() == 1

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.starts import ENTROPY, kmeans_start
+from gsec_core.clustering.starts import ENTROPY, kmeans_starts
 
 
 def blobs() -> Features:
@@ -16,14 +16,14 @@ def blobs() -> Features:
 def test_labels_at_the_start_are_as_soft_as_wanted() -> None:
     random = np.random.default_rng(0)
     features = Features([random.normal(size=(500, 8)).astype(np.float32)], [1.0], [1.0])
-    start = kmeans_start(features, 5, 0)
+    [start] = kmeans_starts(features, 5, [0])
     q = (features.rows(slice(None)) @ start.weight.T + start.bias).softmax(1)
     assert float(-torch.xlogy(q, q).sum(1).mean() / np.log(5)) == pytest.approx(ENTROPY, abs=0.01)
 
 
 def test_the_start_is_the_nearest_centre_and_knows_the_sizes() -> None:
     features = blobs()
-    start = kmeans_start(features, 3, 1)
+    [start] = kmeans_starts(features, 3, [1])
     labels = (features.rows(slice(None)) @ start.weight.T + start.bias).argmax(1)
     assert torch.bincount(labels, minlength=3) / 300 == pytest.approx(start.sizes)
     assert sorted(torch.bincount(labels).tolist()) == [20, 80, 200]
@@ -31,6 +31,13 @@ def test_the_start_is_the_nearest_centre_and_knows_the_sizes() -> None:
 
 @pytest.mark.parametrize("rows", [4, 5])
 def test_rows_that_are_all_the_same_have_a_start(rows: int) -> None:
-    start = kmeans_start(Features([np.ones((rows, 2), np.float32)], [1.0], [1.0]), 3, 0)
+    [start] = kmeans_starts(Features([np.ones((rows, 2), np.float32)], [1.0], [1.0]), 3, [0])
     assert torch.isfinite(start.weight).all()
     assert torch.isfinite(start.bias).all()
+
+
+def test_a_start_does_not_depend_on_those_beside_it() -> None:
+    features = blobs()
+    together = kmeans_starts(features, 3, [1, 2, 3])
+    [alone] = kmeans_starts(features, 3, [2])
+    assert torch.equal(together[1].weight, alone.weight)
