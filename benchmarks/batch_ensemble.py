@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gsec_core import GSEC
-from gsec_core.clustering import bilevel
-from gsec_core.clustering.batch_ensemble import BatchEnsembleHeads
+from gsec_core.methods.gsec import bilevel
+from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads
 
 
 class MemberByMember(BatchEnsembleHeads):
@@ -43,7 +43,7 @@ def timed_training() -> Iterator[list[float]]:
         seconds.append(time.perf_counter() - started)
         return members
 
-    with mock.patch("gsec_core.clustering.gsec.train_block", timed):
+    with mock.patch("gsec_core.methods.gsec.estimator.train_block", timed):
         yield seconds
 
 

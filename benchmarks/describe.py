@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.encode import write_photographs
-from gsec_core import images
 from gsec_core.captioners import Answer, Subject, background
 from gsec_core.captioners.openai import OpenAICaptioner
 from gsec_core.captioners.template import SENTENCE_PATTERN, prompt
 from gsec_core.config import DescribeConfig
-from gsec_core.images import content_hash
+from gsec_core.images import decode as images
+from gsec_core.images.decode import content_hash
 
 ROOT = Path(__file__).parents[1]
 VLLM = ROOT / ".venv-vllm/bin"

@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from flows.demo import photographs
-from gsec_core import images, pipeline
+from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import usable_cores
 from gsec_core.encoders.base import Encoder
+from gsec_core.images import decode as images
 from gsec_core.settings import load_config
 from gsec_core.sources import open_source
 from gsec_core.sources.base import ImageRef, Source

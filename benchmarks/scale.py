@@ -28,13 +28,13 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from benchmarks.memory import anonymous_mib, peak
 from gsec_core import pipeline
-from gsec_core.arrays import to_column
 from gsec_core.config import PipelineConfig
 from gsec_core.settings import load_config
 from gsec_core.stages import align, baseline, describe, encode, fuse, prepare, prototypes, train
 from gsec_core.stages.base import Context, begin, run_stage
 from gsec_core.stages.canonical import usable
 from gsec_core.store import Store
+from gsec_core.store.arrays import to_column
 from gsec_core.tables import (
     ASSIGNMENTS_TABLE,
     BASELINE_TABLE,

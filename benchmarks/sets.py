@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gsec_core import keyed, pipeline
-from gsec_core.clustering.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
+from gsec_core import pipeline
 from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.prototypes import prototype_count, representatives
 from gsec_core.settings import load_config
+from gsec_core.sources import keyed
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings, load_joint, usable
+from gsec_core.text.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks.batch_ensemble import MemberByMember, milliseconds_a_step
 from gsec_core import GSEC
-from gsec_core.clustering import bilevel
 from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
+from gsec_core.methods.gsec import bilevel
 
 CLUSTERS = 10
 

@@ -7,9 +7,10 @@ from typing import Any, cast
 
 from flows import terminal
 from flows.orchestrator import orchestrator
-from gsec_core import pipeline, publishing
+from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError
+from gsec_core.results import publishing
 from gsec_core.stages import base, count, describe, offline, publish, report
 from gsec_core.store import Run, Store
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from flows import terminal
-from gsec_core import quality
 from gsec_core.errors import Refused
+from gsec_core.results import quality
 from gsec_core.stages.base import Context
 
 PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "coins", "grass", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")

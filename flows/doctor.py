@@ -179,7 +179,7 @@ def captioner(config: PipelineConfig) -> str:
 
 def namer(config: PipelineConfig) -> str:
     """It can be asked."""
-    from gsec_core.namers import load_namer
+    from gsec_core.naming.namers import load_namer
 
     load_namer(config).check()
     return f"{config.publish.namer} can be asked"
@@ -210,7 +210,7 @@ def prefect() -> str:
 
 def shards(config: PipelineConfig) -> str:
     """Every shard's checksums."""
-    from gsec_core import status as state
+    from gsec_core.results import status as state
     from gsec_core.store import Store
 
     damaged = state.verify(Store.open(config.store))

@@ -3,8 +3,7 @@
 from prefect import flow, get_run_logger
 
 from flows import roots
-from gsec_core import prune
-from gsec_core.store import Store
+from gsec_core.store import Store, prune
 from tasks import artifacts
 
 

@@ -9,9 +9,10 @@ from prefect.client.schemas.objects import State
 from flows import roots
 from flows.ingest import ingest
 from flows.stages import completed, run_flow
-from gsec_core import pipeline, publishing
+from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import BadShard, GsecError
+from gsec_core.results import publishing
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, add
 from gsec_core.store import Store

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows import terminal
-from gsec_core import prune as pruning
-from gsec_core import status as state
 from gsec_core.errors import BadShard, GsecError, Refused
+from gsec_core.results import status as state
 from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
+from gsec_core.store import prune as pruning
 from gsec_core.tables import REPORT_TABLE
 
 Json = Callable[[dict[str, Any]], None]
@@ -52,7 +52,8 @@ def status(url: str, as_json: Json | None) -> int:
 
 def publish(url: str, run_id: str, as_json: Json | None) -> int:
     """A finished run as the published one of its pipeline, because somebody says so."""
-    from gsec_core import pipeline, publishing
+    from gsec_core import pipeline
+    from gsec_core.results import publishing
 
     context = _context(url, run_id)
     context.run.check_stage("lineage")
@@ -69,7 +70,7 @@ def publish(url: str, run_id: str, as_json: Json | None) -> int:
 
 def export(url: str, to: Path, images: Literal["links", "copies"] | None, run_id: str | None, as_json: Json | None) -> int:
     """A run's result as files."""
-    from gsec_core import export as exporting
+    from gsec_core.results import export as exporting
 
     context = _context(url, run_id)
     with _mended_by_a_run():
@@ -90,8 +91,8 @@ def export(url: str, to: Path, images: Literal["links", "copies"] | None, run_id
 
 def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) -> int:
     """Where a run's report is, or a new drawing of it."""
-    from gsec_core.export import make_folder
     from gsec_core.report import collect, pages
+    from gsec_core.results.export import make_folder
     from gsec_core.stages import report as stage
 
     context = _context(url, run_id)
@@ -115,7 +116,8 @@ def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) 
 
 def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Json | None) -> int:
     """Scores of a run against a file of labels."""
-    from gsec_core import keyed, quality
+    from gsec_core.results import quality
+    from gsec_core.sources import keyed
 
     context = _context(url, run_id)
     if context.of_run is not None:

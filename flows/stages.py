@@ -13,8 +13,9 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import roots
-from gsec_core import pipeline, publishing
+from gsec_core import pipeline
 from gsec_core.config import PipelineConfig, with_runtime
+from gsec_core.results import publishing
 from gsec_core.stages import base, describe, report
 from gsec_core.stages.base import Stage
 from tasks import artifacts, progress, slices, watchdog

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gsec_core.clustering.gsec import GSEC
+    from gsec_core.methods.gsec.estimator import GSEC
 
 __all__ = ["GSEC"]
 
@@ -19,7 +19,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 def __getattr__(name: str) -> Any:
     """``from gsec_core import GSEC`` loads torch; importing gsec_core alone does not."""
     if name == "GSEC":
-        from gsec_core.clustering.gsec import GSEC
+        from gsec_core.methods.gsec.estimator import GSEC
 
         return GSEC
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from gsec_core import namers, publishing, quality
 from gsec_core.captioners import captioner_model
 from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.devices import resolve
 from gsec_core.encoders import check_encoder
 from gsec_core.errors import Refused
+from gsec_core.naming import namers
+from gsec_core.results import publishing, quality
 from gsec_core.sources import source_name
 from gsec_core.sources.base import Source
 from gsec_core.stages import align, assign, base, baseline, count, describe, encode, fuse, lineage, prepare, prototypes, publish, report, train

@@ -8,7 +8,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from gsec_core import publishing
+from gsec_core.results import publishing
 from tasks.progress import shown
 
 REPORTS = "GSEC_REPORTS_URL"

@@ -72,7 +72,7 @@ def test_a_fit_takes_no_more_threads_than_cores_and_gives_them_back() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("module", ["gsec_core", "gsec_core.clustering.gsec", "flows.cli"])
+@pytest.mark.parametrize("module", ["gsec_core", "gsec_core.methods.gsec.estimator", "flows.cli"])
 @pytest.mark.parametrize(("users", "found"), [({}, "60000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")])
 def test_waiting_is_short_unless_the_user_has_chosen(module: str, users: dict[str, str], found: str) -> None:
     """What is imported before OpenMP is loaded says how its threads wait."""

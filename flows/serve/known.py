@@ -13,9 +13,9 @@ from datetime import datetime
 from io import UnsupportedOperation
 from typing import IO, Any, NoReturn, TypeVar
 
-from gsec_core import status
 from gsec_core.config import AUTO
 from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.results import status
 from gsec_core.store import Publication, Run, Store
 from gsec_core.store.corpus import NAME
 from gsec_core.store.files import Files

@@ -11,13 +11,13 @@ from typing import Any
 
 from PIL import Image
 
-from gsec_core import images
 from gsec_core.captioners import background, template
 from gsec_core.captioners.base import Answer, Cost, Subject
 from gsec_core.captioners.chat import Chat, Declined, Probe, is_only_reasoning
 from gsec_core.captioners.servers import Reply, checked_urls
 from gsec_core.captioners.template import ONLY_REASONING, failed
 from gsec_core.config import DescribeConfig
+from gsec_core.images import decode as images
 from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 

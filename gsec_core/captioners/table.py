@@ -5,7 +5,7 @@ import re
 from gsec_core.captioners.base import Answer, Subject
 from gsec_core.captioners.template import VERSION, failed, parse
 from gsec_core.errors import Refused
-from gsec_core.keyed import file_digest, read_keyed
+from gsec_core.sources.keyed import file_digest, read_keyed
 
 _SETTING = "describe.captioner"
 _REFERENCE = re.compile(r"(?P<file>.+\.(?:parquet|csv))(?::(?P<column>.+))?", re.IGNORECASE)
@@ -13,7 +13,7 @@ _REFERENCE = re.compile(r"(?P<file>.+\.(?:parquet|csv))(?::(?P<column>.+))?", re
 
 
 class TableCaptioner:
-    """Looks every image up by its URI, or by its bytes where the file holds images: see `gsec_core.keyed`."""
+    """Looks every image up by its URI, or by its bytes where the file holds images: see `gsec_core.sources.keyed`."""
 
     concurrency = 1
     form = "as it was written"

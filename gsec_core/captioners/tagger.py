@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gsec_core import images
 from gsec_core.captioners.base import Answer, Subject
 from gsec_core.captioners.template import failed, sentence
 from gsec_core.devices import resolve, set_threads
 from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, class_names, fold_batch_norms, lite0
+from gsec_core.images import decode as images
 from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED
 

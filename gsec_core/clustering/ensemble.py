@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
-from gsec_core.clustering.batch_ensemble import linear
-from gsec_core.clustering.bilevel import Member, Neighbors
 from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
+from gsec_core.methods.gsec.batch_ensemble import linear
+from gsec_core.methods.gsec.bilevel import Member, Neighbors
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gsec_core.encoders.base import Embedded
 from gsec_core.errors import Refused
-from gsec_core.images import limit_ratio
+from gsec_core.images.decode import limit_ratio
 
 if TYPE_CHECKING:
     import torch

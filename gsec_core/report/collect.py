@@ -9,10 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gsec_core import quality
 from gsec_core.captioners.template import prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicates, Shown, Unusable
+from gsec_core.results import quality
 from gsec_core.stages import align, describe, encode, lineage, publish
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable

@@ -37,7 +37,7 @@ class Shown:
     uri: str
     cluster: int
     role: str
-    """See `gsec_core.layout.choose`: representative, most confident, least confident or sample."""
+    """See `gsec_core.report.layout.choose`: representative, most confident, least confident or sample."""
     confidence: float
     caption: str | None
     """Its own description, if it was described."""

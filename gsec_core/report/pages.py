@@ -13,11 +13,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gsec_core import layout
-from gsec_core.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE
-from gsec_core.report import charts, pictures, text
+from gsec_core.report import charts, layout, pictures, text
 from gsec_core.report.colours import colour
 from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Shown
+from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE
 from gsec_core.report.pictures import Picture
 
 MAX_BYTES = 20_000_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from gsec_core.images import decode, thumbnail
+from gsec_core.images.decode import decode, thumbnail
 from gsec_core.sources.base import RejectedImage
 
 _SIDES = (96, 64, 48, 32)

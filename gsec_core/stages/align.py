@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.centres import Centres
 from gsec_core.clustering.ensemble import Ensemble, Head, joined
 from gsec_core.clustering.smoothing import Posteriors
@@ -21,6 +20,7 @@ from gsec_core.stages import train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import assignment_table, cluster_table, load_embeddings, parts, rows_of_parts, scratch_array, usable
 from gsec_core.stages.prepare import load_features, load_neighbors, plan_of
+from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
 
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
-from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.devices import thread_count
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import assignment_table, check_enough, cluster_table, load_embeddings, parts, rows_of_parts, usable
+from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import BASELINE_CENTRES_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, centres_schema
 
 

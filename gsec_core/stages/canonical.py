@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import DTypeLike, NDArray
 
-from gsec_core.arrays import to_matrix
 from gsec_core.clustering.centres import cluster_sums
 from gsec_core.clustering.kmeans import cosines, unit_rows
 from gsec_core.config import PipelineConfig
@@ -23,6 +22,7 @@ from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, once
 from gsec_core.store import Shards
+from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK
 
 PART_ROWS = 65_536

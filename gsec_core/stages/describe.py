@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from gsec_core import images
 from gsec_core.captioners import Answer, Captioner, Cost, Subject, background, captioner_identity, captioner_model, load_captioner, template
 from gsec_core.config import DescribeConfig, PipelineConfig
 from gsec_core.errors import GsecError, Refused
+from gsec_core.images import decode as images
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages import prototypes
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once

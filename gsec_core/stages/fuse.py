@@ -15,13 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from gsec_core.arrays import to_column, to_matrix
-from gsec_core.clustering.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.devices import thread_count
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, rows_of_parts, usable
+from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import (
     CAPTION_EMBEDDINGS_TABLE,
     COUNTERPART_MODEL,
@@ -33,6 +32,7 @@ from gsec_core.tables import (
     caption_embeddings_schema,
     counterparts_schema,
 )
+from gsec_core.text.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 
 RIDGE, SOFTMAX, JOINT, OWN = "ridge", "softmax", "joint", "own"
 

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gsec_core.arrays import to_column, to_matrix
-from gsec_core.clustering.bilevel import Neighbors
 from gsec_core.clustering.features import Features, Half
-from gsec_core.clustering.gsec import GSEC, Plan
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
+from gsec_core.methods.gsec.bilevel import Neighbors
+from gsec_core.methods.gsec.estimator import GSEC, Plan
 from gsec_core.stages import encode, fuse
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import Part, load_embeddings, parts, rows_of_parts, scratch_array, usable
+from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import FEATURES, FEATURES_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
 HALVES = ("image", "text")

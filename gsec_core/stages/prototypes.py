@@ -12,7 +12,6 @@ import pyarrow as pa
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
-from gsec_core.arrays import to_column, to_matrix
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.clustering.prototypes import prototype_count, representatives
 from gsec_core.config import output_settings
@@ -20,6 +19,7 @@ from gsec_core.devices import thread_count
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import check_enough, load_embeddings, usable
+from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import PROTOTYPES_TABLE, REPRESENTATIVES, REPRESENTATIVES_TABLE, prototypes_schema
 
 SAMPLE_PER_PROTOTYPE = 64

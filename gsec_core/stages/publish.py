@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from gsec_core import layout, namers
 from gsec_core.clustering.centres import distances
 from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.devices import thread_count
-from gsec_core.naming import Description
+from gsec_core.naming import namers
+from gsec_core.naming.terms import Description
+from gsec_core.report import layout
 from gsec_core.stages import align, fuse
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import load_embeddings, usable

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from gsec_core.arrays import to_matrix
-from gsec_core.clustering.bilevel import Member
 from gsec_core.config import PipelineConfig, output_settings
 from gsec_core.devices import set_threads
+from gsec_core.methods.gsec.bilevel import Member
 from gsec_core.stages import prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.prepare import plan_of
+from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import MEMBERS, MEMBERS_TABLE
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from gsec_core.captioners import Answer, Captioner, Subject, background
-from gsec_core.images import content_hash
+from gsec_core.images.decode import content_hash
 
 STAMPS = Path(__file__).parents[3] / "shared" / "data" / "stamps.parquet"
 

@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
 from gsec_core import pipeline
-from gsec_core.status import verify
+from gsec_core.results.status import verify
 from gsec_core.store import Store
 
 from ..command import SMALL, environment, gsec, gsec_here, last_json
@@ -84,7 +84,7 @@ def test_status_export_and_prune_import_neither_torch_nor_prefect(place: dict[st
         code = f"""
 import sys
 from flows.cli import main
-from gsec_core.status import verify
+from gsec_core.results.status import verify
 from gsec_core.store import Store
 try:
     main({[*command, "--store", str(place["store"])]!r})

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.pipeline import run_pipeline
 from gsec_core import pipeline
-from gsec_core.export import export
+from gsec_core.results.export import export
 from gsec_core.sources.uris import to_uri
 from gsec_core.stages.base import Context
 from gsec_core.store import Store

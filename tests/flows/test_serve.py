@@ -240,7 +240,7 @@ def test_foreign_text_is_shown_as_text_and_without_secrets(shown: Shown, client:
 
 
 def test_the_front_page_agrees_with_gsec_status(shown: Shown, client: TestClient) -> None:
-    from gsec_core import status
+    from gsec_core.results import status
 
     found = rows(client.get("/").text)
     for row in status.runs(shown.store):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from gsec_core.images import thumbnail
-from gsec_core.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
+from gsec_core.images.decode import thumbnail
 from gsec_core.report.content import Cluster, Content, Duplicates, Shown, Unusable
+from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
 from tests.pictures import picture
 
 HOSTILE = (

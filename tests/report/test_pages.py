@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import escape
 
-from gsec_core.layout import MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
 from gsec_core.report import charts, pictures, text
 from gsec_core.report.colours import colour
 from gsec_core.report.content import Cluster, Content
+from gsec_core.report.layout import MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
 from gsec_core.report.pages import MAX_BYTES, MAX_INLINE, MAX_LISTED, pages
 from tests.report.contents import HOSTILE, content, hostile, worst
 

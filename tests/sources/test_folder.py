@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gsec_core.errors import Refused, Unreachable
-from gsec_core.images import FORMATS
+from gsec_core.images.decode import FORMATS
 from gsec_core.sources import ImageRef, MissingImage, RejectedImage, open_source
 from gsec_core.sources.listing import IMAGE_EXTENSIONS
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gsec_core.arrays import to_matrix
 from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import canonical, encode
 from gsec_core.stages.base import Context
+from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import EMBEDDINGS_TABLE
 
 from ..pictures import settings, write_pictures

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from gsec_core import GSEC, pipeline
-from gsec_core.clustering import ensemble, gsec
+from gsec_core.clustering import ensemble
 from gsec_core.errors import GsecError, Refused
+from gsec_core.methods.gsec import estimator as gsec
 from gsec_core.stages import align, assign, baseline, encode, fuse, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings

@@ -14,7 +14,7 @@ from gsec_core import pipeline
 from gsec_core.captioners.base import Answer, Cost, Subject
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
-from gsec_core.images import content_hash
+from gsec_core.images.decode import content_hash
 from gsec_core.stages import describe, encode, prototypes
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
 from gsec_core.store.captions import CaptionsLog, Row

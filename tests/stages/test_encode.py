@@ -16,8 +16,8 @@ from benchmarks import large_images
 from gsec_core import pipeline
 from gsec_core.encoders import encoder_identity
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
-from gsec_core.images import NO_END, NO_PROFILE
-from gsec_core.room import Room
+from gsec_core.images.decode import NO_END, NO_PROFILE
+from gsec_core.images.room import Room
 from gsec_core.sources.base import ImageRef
 from gsec_core.stages import baseline, encode
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
@@ -305,7 +305,7 @@ def test_what_is_encoded_depends_neither_on_the_workers_nor_on_the_room(tmp_path
         picture(seed).resize((1400 + seed, 1300)).save(folder / f"{seed}.{'png' if seed % 2 else 'jpg'}")
     tables = []
     for workers, room in ((1, 2**30), (6, 2**30), (6, 1), (6, 30_000_000)):
-        monkeypatch.setattr("gsec_core.images._ROOM", Room(room))
+        monkeypatch.setattr("gsec_core.images.decode._ROOM", Room(room))
         config = settings(folder, tmp_path / f"{workers}-{room}", encode={"workers": workers})
         context = Context.of(pipeline.request(config)[0], config)
         run_stage(context, encode.STAGE)

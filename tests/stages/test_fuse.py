@@ -5,12 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gsec_core.clustering.fusion import Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import encode, fuse, prototypes
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings, load_joint, usable
 from gsec_core.tables import CAPTION_EMBEDDINGS_TABLE, COUNTERPARTS_TABLE, DESCRIBED, FAILED, FREE, REPRESENTATIVES_TABLE
+from gsec_core.text.fusion import Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 
 from ..pictures import settings, write_pictures
 from .steps import WORDS, describe_with, run_stages

@@ -13,9 +13,9 @@ from gsec_core import pipeline
 from gsec_core.errors import Refused
 from gsec_core.pipeline import STAGES
 from gsec_core.report.collect import collect
+from gsec_core.results.status import verify
 from gsec_core.stages import base, publish, report
 from gsec_core.stages.base import Context
-from gsec_core.status import verify
 from gsec_core.store import Store
 from gsec_core.tables import CLUSTER_NAMES_TABLE, LAYOUT_TABLE, REPORT_TABLE
 

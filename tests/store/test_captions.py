@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from gsec_core.errors import BadShard, GsecError
-from gsec_core.status import verify
+from gsec_core.results.status import verify
 from gsec_core.store import Shards, Store
 from gsec_core.store.captions import PARTS, CaptionsLog, Row, merge, spent
 from gsec_core.tables import DESCRIBED, FAILED

@@ -21,7 +21,7 @@ from PIL import Image
 
 from gsec_core.devices import usable_cores
 from gsec_core.errors import Refused
-from gsec_core.images import FORMATS, content_hash
+from gsec_core.images.decode import FORMATS, content_hash
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.sources.folder import LocalFolder
 from gsec_core.sources.listing import is_image_name

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsec_core.naming import LONGEST_NAME, Description, c_tf_idf, name_clusters, unique
+from gsec_core.naming.terms import LONGEST_NAME, Description, c_tf_idf, name_clusters, unique
 
 
 def described(object: str, *attributes: str) -> Description:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsec_core import layout
-from gsec_core.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE, choose, place
+from gsec_core.report import layout
+from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE, choose, place
 
 
 def made(sizes: list[int], seed: int = 0) -> dict[str, Any]:

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from gsec_core import pipeline, prune, publishing, status
+from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
+from gsec_core.results import publishing, status
 from gsec_core.stages import align
 from gsec_core.stages.base import Context, run_stage
-from gsec_core.store import Store
+from gsec_core.store import Store, prune
 from gsec_core.store.files import Files, LocalFiles
 from gsec_core.store.publications import Publication, Publications
 
-from .pictures import cluster, labels, picture, settings, write_pictures
-from .stages.steps import run_stages
+from ..pictures import cluster, labels, picture, settings, write_pictures
+from ..stages.steps import run_stages
 
 GROUPS = 3
 

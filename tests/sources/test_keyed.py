@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gsec_core.errors import Refused, Unreachable
-from gsec_core.images import content_hash
-from gsec_core.keyed import file_digest, read_keyed
+from gsec_core.images.decode import content_hash
+from gsec_core.sources.keyed import file_digest, read_keyed
 
 SETTING = "--labels"
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import xxhash
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from gsec_core import jpeg
 from gsec_core.devices import return_freed_memory
-from gsec_core.pixels import shown_pixels
-from gsec_core.room import Room
+from gsec_core.images import jpeg
+from gsec_core.images.pixels import shown_pixels
+from gsec_core.images.room import Room
 from gsec_core.sources.base import RejectedImage
 
 MAX_PIXELS = 178_956_970

@@ -15,12 +15,12 @@ from PIL import Image
 
 from gsec_core import pipeline
 from gsec_core.errors import Refused
-from gsec_core.export import export, file_names, safe_name, write_csv
+from gsec_core.results.export import export, file_names, safe_name, write_csv
 from gsec_core.stages.base import Context
 from gsec_core.tables import CLUSTER_NAMES_TABLE
 
-from .pictures import cluster, picture, settings, write_pictures
-from .sources.examples import write_parquet
+from ..pictures import cluster, picture, settings, write_pictures
+from ..sources.examples import write_parquet
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gsec_core import GSEC
-from gsec_core.clustering.gsec import PRESETS
+from gsec_core.methods.gsec.estimator import PRESETS
 
 SMALL = {"ensemble_size": 4, "n_members": 10, "max_steps": 20, "device": "cpu"}
 

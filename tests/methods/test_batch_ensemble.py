@@ -8,9 +8,9 @@ import torch
 from tabm import LinearBatchEnsemble
 from torch import Tensor
 
-from gsec_core.clustering.batch_ensemble import BatchEnsembleHeads
-from gsec_core.clustering.bilevel import Training, inner_losses
-from gsec_core.clustering.gsec import PRESETS
+from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads
+from gsec_core.methods.gsec.bilevel import Training, inner_losses
+from gsec_core.methods.gsec.estimator import PRESETS
 
 PUBLISHED = PRESETS["published"].training
 ROWS, D, OUTPUTS, K, MEMBERS = 50, 12, 7, 5, 3

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsec_core.clustering.bilevel import Member, Neighbors, Training, inner_losses, outer_losses, pair_losses, train_block
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.gsec import PRESETS
+from gsec_core.methods.gsec.bilevel import Member, Neighbors, Training, inner_losses, outer_losses, pair_losses, train_block
+from gsec_core.methods.gsec.estimator import PRESETS
 
 PUBLISHED, DEFAULT = PRESETS["published"].training, PRESETS["default"].training
 ROWS, MEMBERS, CLUSTERS = 40, 3, 6

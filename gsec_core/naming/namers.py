@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from gsec_core import naming
 from gsec_core.captioners import background
 from gsec_core.captioners.chat import Chat, Declined, Probe
 from gsec_core.captioners.replies import without_reasoning
@@ -12,7 +11,8 @@ from gsec_core.captioners.servers import Reply, checked_urls
 from gsec_core.captioners.template import tidy
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
-from gsec_core.naming import LONGEST_NAME, Description, Name
+from gsec_core.naming import terms as naming
+from gsec_core.naming.terms import LONGEST_NAME, Description, Name
 
 TERMS = "terms"
 

@@ -10,17 +10,18 @@ import pyarrow as pa
 import pytest
 
 from flows import maintenance
-from gsec_core import pipeline, prune, status
-from gsec_core.images import content_hash
+from gsec_core import pipeline
+from gsec_core.images.decode import content_hash
+from gsec_core.results import status
 from gsec_core.stages import encode, report
 from gsec_core.stages.base import Context, run_stage
-from gsec_core.store import Publication, Store
+from gsec_core.store import Publication, Store, prune
 from gsec_core.store.captions import CaptionsLog
 from gsec_core.tables import EMBEDDINGS_TABLE, FREE, REPORT_TABLE, THUMBNAILS_TABLE
 
-from .command import gsec_here
-from .pictures import cluster, labels, settings, write_pictures
-from .stages.steps import make_up, run_stages, table_of
+from ..command import gsec_here
+from ..pictures import cluster, labels, settings, write_pictures
+from ..stages.steps import make_up, run_stages, table_of
 
 
 @pytest.fixture

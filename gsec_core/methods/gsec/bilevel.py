@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gsec_core.clustering.batch_ensemble import BatchEnsembleHeads, linear, uniform
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import sample_rows
-from gsec_core.clustering.starts import Start, kmeans_starts
+from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads, linear, uniform
+from gsec_core.methods.gsec.starts import Start, kmeans_starts
 
 PROBE_ROWS = 4096
 """Rows whose labels tell whether a member still moves."""

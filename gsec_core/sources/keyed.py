@@ -19,7 +19,7 @@ import xxhash
 from fsspec import AbstractFileSystem
 
 from gsec_core.errors import GsecError, Refused, Unreachable
-from gsec_core.images import content_hash
+from gsec_core.images.decode import content_hash
 from gsec_core.sources.address import is_local, normalise_url
 from gsec_core.sources.parquet import is_bytes
 from gsec_core.sources.storage import file_version, open_filesystem

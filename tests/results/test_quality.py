@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gsec_core import quality
+from gsec_core.results import quality
 from gsec_core.stages import align
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_embeddings

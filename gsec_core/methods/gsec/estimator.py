@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from gsec_core.clustering.bilevel import Member, Neighbors, Training, train_block
 from gsec_core.clustering.ensemble import Ensemble, Head, head_posteriors, joined
 from gsec_core.clustering.features import Features, Half, principal, project, standardising
 from gsec_core.clustering.neighbors import NeighborIndex
 from gsec_core.clustering.smoothing import Allocate, Posteriors
 from gsec_core.devices import keep_freed_memory, resolve, within_usable_cores
 from gsec_core.errors import Refused
+from gsec_core.methods.gsec.bilevel import Member, Neighbors, Training, train_block
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from gsec_core.clustering import fusion
-from gsec_core.clustering.fusion import (
+from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.text import fusion
+from gsec_core.text.fusion import (
     LEAST_WEIGHT,
     MOST_WEIGHT,
     PENALTY,
@@ -15,7 +16,6 @@ from gsec_core.clustering.fusion import (
     softmax_counterparts,
     weight_by,
 )
-from gsec_core.clustering.kmeans import unit_rows
 
 
 def images_and_texts(n: int = 300, m: int = 120, d: int = 24, dt: int = 16) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16]]:

@@ -8,10 +8,10 @@ import pytest
 from gsec_core.captioners import pool
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
-from gsec_core.namers import Namer, load_namer, namer_identity
-from gsec_core.naming import Description, name_clusters
+from gsec_core.naming.namers import Namer, load_namer, namer_identity
+from gsec_core.naming.terms import Description, name_clusters
 
-from .captioners.server import Response, Server, error, reply
+from ..captioners.server import Response, Server, error, reply
 
 CATS = [Description("This image contains a cat characterised by fur.", "cat", ("fur",))]
 DOGS = [Description("This image contains a dog characterised by ears.", "dog", ("ears",))]

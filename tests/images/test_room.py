@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from gsec_core.room import Room
+from gsec_core.images.room import Room
 
 
 def most_at_once(amounts: list[int], total: int, threads: int) -> tuple[int, int]:

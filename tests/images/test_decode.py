@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsec_core.images import NO_END, NO_PROFILE, content_hash, decode, limit_ratio, opened, thumbnail
+from gsec_core.images.decode import NO_END, NO_PROFILE, content_hash, decode, limit_ratio, opened, thumbnail
 from gsec_core.sources.base import RejectedImage
 
-from .bad_files import bomb, png
-from .profiles import ADOBE, P3, SRGB, SWAPPED, cmyk_profile, grey_profile, lab_profile, rgb_profile
+from ..bad_files import bomb, png
+from ..profiles import ADOBE, P3, SRGB, SWAPPED, cmyk_profile, grey_profile, lab_profile, rgb_profile
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -87,7 +87,7 @@ def test_a_bomb_that_holds_all_that_its_header_says_is_not_unpacked() -> None:
 import io, re, sys
 from pathlib import Path
 from PIL import Image
-from gsec_core.images import decode
+from gsec_core.images.decode import decode
 from gsec_core.sources.base import RejectedImage
 data = sys.stdin.buffer.read()
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
@@ -106,7 +106,7 @@ assert peak() - before > 150, "it is no bomb"
 
 
 def test_the_limit_itself_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsec_core.images.MAX_PIXELS", 64)
+    monkeypatch.setattr("gsec_core.images.decode.MAX_PIXELS", 64)
     assert decode(encoded(Image.new("L", (8, 8)), "PNG")).size == (8, 8)
     with pytest.raises(RejectedImage, match="megapixels"):
         decode(encoded(Image.new("L", (8, 9)), "PNG"))
@@ -116,7 +116,7 @@ def test_pillows_warnings_stay_silent_even_as_errors() -> None:
     script = """
 import io
 from PIL import Image
-from gsec_core.images import decode
+from gsec_core.images.decode import decode
 buffer = io.BytesIO()
 Image.new("L", (12, 12)).save(buffer, "PNG")
 Image.MAX_IMAGE_PIXELS = 100  # 144 pixels are between Pillow's warning and its error
@@ -144,7 +144,7 @@ def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.Monke
     def exhausted(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("gsec_core.images.ImageOps.exif_transpose", exhausted)
+    monkeypatch.setattr("gsec_core.images.decode.ImageOps.exif_transpose", exhausted)
     with pytest.raises(MemoryError):
         decode(PHOTO)
 

@@ -1,0 +1,1 @@
+"""Images: from bytes to the pixels that a viewer shows."""

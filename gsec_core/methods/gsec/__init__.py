@@ -1,0 +1,1 @@
+"""GSEC, the method that this package is named after."""

@@ -1,0 +1,1 @@
+"""Text counterparts of images: what stands for a description of each."""

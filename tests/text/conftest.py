@@ -1,0 +1,1 @@
+from ..clustering.conftest import _one_thread  # noqa: F401 - small problems here too
