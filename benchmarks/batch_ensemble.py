@@ -52,7 +52,7 @@ def milliseconds_a_step(X: np.ndarray, text: np.ndarray, steps: int) -> tuple[fl
     started = time.perf_counter()
     with timed_training() as seconds:
         [member] = GSEC(n_clusters=10, preset="published", max_steps=steps, tol=0).fit(X, text=text).members_
-    return 1000 * sum(seconds) / steps, 1000 * (time.perf_counter() - started) / steps, member.weights
+    return 1000 * sum(seconds) / steps, 1000 * (time.perf_counter() - started) / steps, member.parameters["weights"]
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from flows.maintenance import maintenance
 from flows.pipeline import run_pipeline
 from flows.stages import DESCRIBERS, FLOWS
 from gsec_core.errors import GsecError, Refused
-from gsec_core.pipeline import STAGES
+from gsec_core.pipeline import stages_of
 
 TAG = "gsec"
 RESUMES = "gsec-resumes"
@@ -98,7 +98,7 @@ def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
         about = f"The whole pipeline {name}: what is new in {config.source}, then what is missing of every stage."
         yield _deployment(run_pipeline, name, about, {"config": settings}, cron, (RESUMES,) if stack.resume_crashed else (), one_at_a_time=True)
         yield _deployment(ingest, name, f"The corpus of {name} brought up to date with {config.source}, and nothing else.", {"config": settings})
-        for stage in STAGES:
+        for stage in stages_of(config):
             about = f"Stage {stage.name} of pipeline {name} alone. With another setting it makes a new run, which shares all that lies above."
             yield _deployment(FLOWS[stage.name], name, about, {"config": settings})
         about = f"New images into the published clusters of {name}, which stay as they are."

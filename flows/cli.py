@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused, without_secrets
+from gsec_core.section import output_settings
 from gsec_core.settings import load_config
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's
 Pipeline = Annotated[
     str | None, Parameter(name="--pipeline", help="What the clustering is published as, and whose cluster keys it continues. Default: the corpus's name.")
 ]
+MethodName = Annotated[str | None, Parameter(name="--method", help="What trains the members: one of `gsec methods`. Default: gsec.")]
+Text = Annotated[
+    str | None, Parameter(name="--text", help="Where text comes from: `captions`, `nouns` or `none`. Default: the method's own; `gsec methods` says which.")
+]
 Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]
 Captioner = Annotated[
     str | None, Parameter(name="--captioner", help="`tagger`, `openai:MODEL` of the server at describe.url, or `table:FILE:COLUMN`. Default: tagger.")
@@ -53,6 +58,8 @@ def run(
     store: StoreUrl = None,
     corpus: CorpusName = None,
     pipeline: Pipeline = None,
+    method: MethodName = None,
+    text: Text = None,
     encoder: Encoder = None,
     captioner: Captioner = None,
     config: ConfigFile = None,
@@ -64,7 +71,8 @@ def run(
     """Cluster the images of a source: do what is missing of every stage."""
     from gsec_core.stages.describe import RETRY
 
-    settings = _config(config, set_, source=source, clusters=clusters, store=store, corpus=corpus, pipeline=pipeline, encoder=encoder, captioner=captioner)
+    flags = {"source": source, "clusters": clusters, "store": store, "corpus": corpus, "pipeline": pipeline, "method": method}
+    settings = _config(config, set_, encoder, captioner, text, **flags)
     return _run(settings, [*(redo or []), *([RETRY] if retry_failed else [])], as_json)
 
 
@@ -216,6 +224,14 @@ def report(
 
 
 @app.command
+def methods(*, as_json: AsJson = False) -> int:
+    """List the methods: what each does, its paper, and the text sources that it can use."""
+    from flows import reports
+
+    return reports.methods(_out(as_json))
+
+
+@app.command
 def serve(
     *,
     store: Annotated[list[str] | None, Parameter(name="--store", negative="", help="A store to show. May be repeated. Default: gsec-store.")] = None,
@@ -271,13 +287,17 @@ def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:
     return (lambda result: print(json.dumps(result), flush=True)) if as_json else None
 
 
-def _config(file: Path | None, settings: list[str] | None, encoder: str | None = None, captioner: str | None = None, **flags: Any) -> PipelineConfig:
+def _config(
+    file: Path | None, settings: list[str] | None, encoder: str | None = None, captioner: str | None = None, text: str | None = None, **flags: Any
+) -> PipelineConfig:
     """Flags and ``--set`` over environment over file; flags that were not given say nothing."""
     values: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if encoder is not None:
         values["encode"] = {"encoder": encoder}
     if captioner is not None:
         values["describe"] = {"captioner": captioner}
+    if text is not None:
+        values["text"] = {"source": text}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not (name and equals):

@@ -1,10 +1,11 @@
 """The whole DAG as one flow: ingest, then every stage as a flow of its own, then the summary."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
+from pydantic import Field
 
 from flows import roots
 from flows.ingest import ingest
@@ -13,14 +14,15 @@ from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import BadShard, GsecError
 from gsec_core.results import publishing
-from gsec_core.stages import encode
+from gsec_core.stages import assign, encode
 from gsec_core.stages.base import Context, add
+from gsec_core.stages.describe import RETRY
 from gsec_core.store import Store
 from tasks import artifacts, slices
 
 T = TypeVar("T")
 
-Redo = Literal["encode", "baseline", "prototypes", "describe", "describe-failed", "fuse", "prepare", "train", "align", "publish", "lineage", "report"]
+Redo = Annotated[str, Field(json_schema_extra={"enum": [*(stage.name for stage in pipeline.ALL_STAGES if stage is not assign.STAGE), RETRY]})]
 
 
 @flow(name="gsec", persist_result=False)

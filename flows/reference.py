@@ -8,8 +8,9 @@ import pyarrow as pa
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gsec_core.config import PipelineConfig, accepts, output_settings
+from gsec_core.config import PipelineConfig, accepts
 from gsec_core.pipeline import ALL_STAGES
+from gsec_core.section import output_settings
 from gsec_core.tables import schemas
 
 DIRECTORY = Path(__file__).parent.parent / "docs" / "reference"

@@ -50,6 +50,21 @@ def status(url: str, as_json: Json | None) -> int:
     return 0
 
 
+def methods(as_json: Json | None) -> int:
+    """What trains members."""
+    from gsec_core.methods import loaded
+
+    rows = [
+        {"method": method.name, "title": method.title, "text": ", ".join(method.texts), "what it does": method.does, "paper": method.paper}
+        for method in loaded().values()
+    ]
+    if as_json:
+        as_json({"methods": rows})
+    else:
+        terminal.out.print(terminal.table("methods; of the text sources the first is taken if none is named", rows))
+    return 0
+
+
 def publish(url: str, run_id: str, as_json: Json | None) -> int:
     """A finished run as the published one of its pipeline, because somebody says so."""
     from gsec_core import pipeline

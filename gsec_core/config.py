@@ -1,32 +1,29 @@
 """Every setting, one frozen model a stage.
 
 A field changes the output unless it is marked ``RUNTIME``: the others enter the fingerprints of the tables, so that a
-changed setting makes new tables and an unmarked new field can never make two different outputs share a name.
+changed setting makes new tables and an unmarked new field can never make two different outputs share a name. A method's own
+settings are a section by its name.
 `gsec_core.settings` reads their values.
 """
 
+from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model
 from pydantic.fields import FieldInfo
 
+from gsec_core import methods
 from gsec_core.errors import Refused
+from gsec_core.section import RUNTIME, Section, is_runtime
 from gsec_core.sources.address import normalise_url
 from gsec_core.sources.listing import EXCLUDED
 
 AUTO = "auto"
 """The number of clusters is to be found."""
 
-RUNTIME = "runtime"
-"""Marks a field that does not change the output: it is recorded as provenance only."""
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class IngestConfig(_Settings):
+class IngestConfig(Section):
     """How the source is listed."""
 
     image_column: str = Field("image", description="Parquet sources: the column with the image bytes (binary, or a struct with a field `bytes`).")
@@ -40,7 +37,7 @@ class IngestConfig(_Settings):
     max_shrink: Annotated[float, RUNTIME] = Field(0.2, ge=0, le=1, description="Share of the live images that may vanish before ingest stops.")
 
 
-class EncodeConfig(_Settings):
+class EncodeConfig(Section):
     """How images become embeddings."""
 
     encoder: str = Field("lite", description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint.")
@@ -52,7 +49,7 @@ class EncodeConfig(_Settings):
     accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Go on when a damaged shard cannot be restored whole because images are gone.")
 
 
-class BaselineConfig(_Settings):
+class BaselineConfig(Section):
     """Spherical k-means on the image embeddings."""
 
     n_init: int = Field(10, ge=1, le=100, description="Starts; the best by the clustering's own objective is kept.")
@@ -60,7 +57,7 @@ class BaselineConfig(_Settings):
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the starts.")
 
 
-class PrototypesConfig(_Settings):
+class PrototypesConfig(Section):
     """Micro-clusters of the image embeddings and the images that stand for them."""
 
     count: int | None = Field(None, ge=1, le=100_000, description="Micro-clusters; not given: max(3 clusters, min(images / 60, 4096)), at most one an image.")
@@ -69,7 +66,7 @@ class PrototypesConfig(_Settings):
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of k-means.")
 
 
-class DescribeConfig(_Settings):
+class DescribeConfig(Section):
     """Who describes the representatives, and how it is asked."""
 
     captioner: str = Field("tagger", description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, as vLLM), or `table:FILE:COLUMN`.")
@@ -98,7 +95,7 @@ class DescribeConfig(_Settings):
     accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Go on when a part of the captions log is damaged: what it held is asked again.")
 
 
-class FuseConfig(_Settings):
+class FuseConfig(Section):
     """How descriptions of few images become a text counterpart of every image."""
 
     counterpart: Literal["auto", "ridge", "softmax", "joint", "own"] = Field(
@@ -118,20 +115,24 @@ class FuseConfig(_Settings):
     max_lost_weight: float = Field(1e-4, ge=0, lt=1, description="softmax: bound on the summed weight of the descriptions that are left out; 0 = none is.")
 
 
-class TrainConfig(_Settings):
-    """The ensemble: parameters of the estimator `gsec_core.GSEC`."""
+class TextConfig(Section):
+    """Where the images' text counterparts come from."""
 
-    n_members: int | None = Field(None, ge=1, le=1000, description="Outer members; not given: the preset's.")
-    ensemble_size: int = Field(32, ge=1, le=1024, description="BatchEnsemble members of each inner head.")
-    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Outer steps; not given: the preset's.")
-    tol: float | None = Field(
-        None, ge=0, lt=1, description="Stop a member when this share of labels or less changed over its last 10 steps; 0 = never; not given: the preset's."
+    source: Literal["captions", "nouns", "none"] | None = Field(
+        None,
+        description="`captions`: descriptions of a few images; `nouns`: those of a vocabulary that tell the images apart; `none`; not given: the method's own.",
     )
+
+
+class TrainConfig(Section):
+    """The members of the ensemble. What a method trains is in the section of its name."""
+
+    n_members: int | None = Field(None, ge=1, le=1000, description="Outer members; not given: as many as the method has.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of starts and mini-batches.")
     device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
 
 
-class PublishConfig(_Settings):
+class PublishConfig(Section):
     """How clusters get their names."""
 
     namer: str = Field("terms", description="`terms`: from the descriptions' words; `openai:MODEL`: by a language model at describe.url.")
@@ -144,7 +145,7 @@ class PublishConfig(_Settings):
     )
 
 
-class PipelineConfig(_Settings):
+class _PipelineConfig(Section):
     """One run: where images come from, where tables go, how many clusters, and each stage's settings."""
 
     source: Annotated[str | None, AfterValidator(lambda url: url and normalise_url(url)), RUNTIME] = Field(
@@ -158,7 +159,7 @@ class PipelineConfig(_Settings):
     clusters: Literal["auto"] | Annotated[int, Field(ge=2, le=100_000)] = Field(
         10, description="Number of clusters; `auto`: the number that the images show, and a refusal with the reason where they show none."
     )
-    preset: Literal["default", "published"] = Field("default", description="`published`: the features, counterparts and training of the paper's code.")
+    method: str = Field(methods.DEFAULT, description="What trains the members: one of `gsec methods`.")
     max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
     threads: Annotated[int, RUNTIME] = Field(
         0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core that affinity and CPU quota leave. Equal counts, equal labels."
@@ -176,6 +177,7 @@ class PipelineConfig(_Settings):
     baseline: BaselineConfig = BaselineConfig()
     prototypes: PrototypesConfig = PrototypesConfig()
     describe: DescribeConfig = DescribeConfig()
+    text: Annotated[TextConfig, BeforeValidator(lambda value: {"source": value} if isinstance(value, str) else value)] = TextConfig()
     fuse: FuseConfig = FuseConfig()
     train: TrainConfig = TrainConfig()
     publish: PublishConfig = PublishConfig()
@@ -187,17 +189,51 @@ class PipelineConfig(_Settings):
             raise Refused("clusters = auto: this needs a number. gsec run with --clusters auto finds one; then give it here.")
         return self.clusters
 
+    @property
+    def of_method(self) -> Section:
+        """The method's own settings. Raises Refused if there is no such method."""
+        section: Section = getattr(self, methods.find(self.method).name)
+        return section
 
-def output_settings(settings: BaseModel) -> dict[str, Any]:
-    """The values of the fields that change the output, sections within sections, JSON-able."""
-    values: dict[str, Any] = {}
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            values[name] = output_settings(value)
-        elif not _is_runtime(field):
-            values[name] = value
-    return values
+    @property
+    def text_source(self) -> str:
+        """Where text comes from: as set, or as the method has it. Raises Refused if the method cannot use it."""
+        method = methods.find(self.method)
+        if self.text.source is None:
+            return method.texts[0]
+        if self.text.source not in method.texts:
+            there = " or ".join(f"`{text}`" for text in method.texts)
+            raise Refused(f"text.source = {self.text.source}: method {method.name} cannot use it; give {there}, or leave it out.")
+        return self.text.source
+
+
+if TYPE_CHECKING:
+
+    class PipelineConfig(_PipelineConfig):
+        """See `_PipelineConfig`; beside its fields there is a section of each method's own, by its name."""
+
+else:
+    # What other packages bring has a section like any other: in files, in the environment, and in the forms of a dashboard.
+    _OF_METHODS = {name: (method.Settings, method.Settings()) for name, method in methods.loaded().items()}
+    PipelineConfig = create_model("PipelineConfig", __base__=_PipelineConfig, __module__=__name__, __doc__=_PipelineConfig.__doc__, **_OF_METHODS)
+
+
+_MOVED = {"preset": "gsec", "ensemble_size": "gsec", "max_steps": "gsec", "tol": "gsec"}
+"""Settings that runs of before recorded at the top or under `train`, and the sections that they are in now."""
+
+
+def recorded(values: Mapping[str, Any]) -> PipelineConfig:
+    """The settings that a run recorded, also if it is of a version before methods had sections of their own.
+
+    Those of a method whose package is not there any more are left out: to use it is refused, to look at what it made is not.
+    """
+    now = {name: value for name, value in values.items() if name not in _MOVED}
+    train = dict(now.get("train", {}))
+    old = {name: values[name] for name in _MOVED if name in values} | {name: train.pop(name) for name in _MOVED if name in train}
+    now["train"] = train
+    for name, value in old.items():
+        now[_MOVED[name]] = {**now.get(_MOVED[name], {}), name: value}
+    return PipelineConfig.model_validate({name: value for name, value in now.items() if name in PipelineConfig.model_fields})
 
 
 def accepts(field: FieldInfo) -> list[tuple[object, dict[str, float]]]:
@@ -226,9 +262,5 @@ def _runtime_over(recorded: BaseModel, now: BaseModel) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in type(recorded).model_fields.items():
         old, new = getattr(recorded, name), getattr(now, name)
-        values[name] = _runtime_over(old, new) if isinstance(old, BaseModel) else new if _is_runtime(field) else old
+        values[name] = _runtime_over(old, new) if isinstance(old, BaseModel) else new if is_runtime(field) else old
     return values
-
-
-def _is_runtime(field: FieldInfo) -> bool:
-    return RUNTIME in field.metadata

@@ -19,7 +19,7 @@ from gsec_core.naming import namers
 from gsec_core.results import publishing, quality
 from gsec_core.sources import source_name
 from gsec_core.sources.base import Source
-from gsec_core.stages import align, assign, base, baseline, count, describe, encode, fuse, lineage, prepare, prototypes, publish, report, train
+from gsec_core.stages import align, assign, base, baseline, count, describe, encode, lineage, prepare, prototypes, publish, report, text, train
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
@@ -27,20 +27,24 @@ from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
 from gsec_core.store.publications import check_pipeline
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
-STAGES: tuple[Stage, ...] = (
-    encode.STAGE,
-    baseline.STAGE,
-    prototypes.STAGE,
-    describe.STAGE,
-    fuse.STAGE,
-    prepare.STAGE,
-    train.STAGE,
-    align.STAGE,
-    publish.STAGE,
-    lineage.STAGE,
-    report.STAGE,
-)
-"""In the order they run; ingest comes before them and has no tables of a run."""
+
+def stages_of(config: PipelineConfig) -> tuple[Stage, ...]:
+    """Of a run that makes clusters, in the order they run; ingest comes before them and has no tables of a run."""
+    counterparts = text.stages(config)
+    return (
+        encode.STAGE,
+        baseline.STAGE,
+        prototypes.STAGE,
+        describe.STAGE,
+        *counterparts,
+        prepare.STAGE,
+        train.STAGE,
+        align.STAGE,
+        publish.STAGE,
+        lineage.STAGE,
+        report.STAGE,
+    )
+
 
 ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
 """Those of a run that assigns new images to the clusters of another."""
@@ -48,7 +52,22 @@ ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
 COUNT_STAGES: tuple[Stage, ...] = (encode.STAGE, count.STAGE)
 """Those of a run that finds the number of clusters for another."""
 
-ALL_STAGES = (*STAGES, assign.STAGE, count.STAGE)
+ALL_STAGES = (
+    encode.STAGE,
+    baseline.STAGE,
+    prototypes.STAGE,
+    describe.STAGE,
+    *text.ALL_STAGES,
+    prepare.STAGE,
+    train.STAGE,
+    align.STAGE,
+    publish.STAGE,
+    lineage.STAGE,
+    report.STAGE,
+    assign.STAGE,
+    count.STAGE,
+)
+"""Every stage that there is."""
 
 
 def stage(name: str) -> Stage:
@@ -56,7 +75,7 @@ def stage(name: str) -> Stage:
     for candidate in ALL_STAGES:
         if candidate.name == name:
             return candidate
-    raise Refused(f"{name}: there is no such stage. The stages are {', '.join(s.name for s in STAGES)}.")
+    raise Refused(f"{name}: there is no such stage. The stages are {', '.join(s.name for s in ALL_STAGES)}.")
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,7 @@ def _names(config: PipelineConfig, of_run: str | None) -> list[str]:
     """The stages of a run that makes clusters, that finds how many there are, or that assigns to those of another."""
     if of_run is not None:
         return [s.name for s in ASSIGN_STAGES]
-    return [s.name for s in (COUNT_STAGES if config.clusters == AUTO else STAGES)]
+    return [s.name for s in (COUNT_STAGES if config.clusters == AUTO else stages_of(config))]
 
 
 def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> Run | None:

@@ -105,12 +105,13 @@ def _described(kind: object, bounds: Mapping[str, float]) -> str:
 
 
 def _near(setting: str, cutoff: float) -> str | None:
-    """The setting that was probably meant: of the same section, or of any if it is named without one or with a wrong one."""
+    """The setting that was probably meant: of the same section, or of any if it is named without one, with a wrong one, or as it is in another."""
     section, _, last = setting.rpartition(".")
     if section and _siblings(setting):
-        setting, spellings = last, {name.rpartition(".")[2]: name for name in _siblings(setting)}
-    else:
-        spellings = {spelling: name for name in _fields(PipelineConfig) for spelling in (name.rpartition(".")[2], name)}
+        spellings = {name.rpartition(".")[2]: name for name in _siblings(setting)}
+        near = next((spellings[near] for near in difflib.get_close_matches(last, spellings, 1, cutoff)), None)
+        return near or next((name for name in _fields(PipelineConfig) if name.rpartition(".")[2] == last), None)
+    spellings = {spelling: name for name in _fields(PipelineConfig) for spelling in (name.rpartition(".")[2], name)}
     return next((spellings[near] for near in difflib.get_close_matches(setting, spellings, 1, cutoff)), None)
 
 

@@ -3,6 +3,8 @@
 Vectors are ``fixed_size_list<float16>``: their length is the encoder's, so those schemas are functions of it.
 """
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 
@@ -215,22 +217,30 @@ FEATURES = pa.schema(
 )
 
 
-def neighbors_schema(count: int) -> pa.Schema:
-    """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
+def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
+    """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded; by text where there is any."""
     kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
-    return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), _column("text_neighbors", kind, "by the text half")])
+    return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), _column("text_neighbors", kind, "by the text half")][: 1 + halves])
 
 
-MEMBERS = pa.schema(
-    [
-        _column("member", pa.int32(), "its number"),
-        _column("weights", _floats(), "of its task encoder, (clusters, dimensions of the features), row after row"),
-        _column("bias", _floats(), "(clusters,)"),
-        _column("steps", pa.int32(), "outer steps until it stopped"),
-        _column("changed", pa.float32(), "share of probed labels that changed over its last 10 steps"),
-        _column("loss", pa.float32(), "outer loss of its last step"),
-    ]
-)
+_ARRAYS = {
+    "weights": "of its last linear map, (clusters, dimensions of the features or of its hidden layer), row after row",
+    "bias": "(clusters,)",
+}
+
+
+def members_schema(arrays: Iterable[str] = ("weights", "bias")) -> pa.Schema:
+    """One row a member, with the arrays that its method has, as they are here of linear members."""
+    return pa.schema(
+        [
+            _column("member", pa.int32(), "its number"),
+            *(_column(name, _floats(), _ARRAYS.get(name, "an array of its network, row after row")) for name in arrays),
+            _column("steps", pa.int32(), "steps until it stopped"),
+            _column("changed", pa.float32(), "share of probed labels that changed over its last 10 steps"),
+            _column("loss", pa.float32(), "loss of its last step"),
+        ]
+    )
+
 
 ALIGNMENT = pa.schema(
     [
@@ -356,7 +366,7 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         COUNTERPARTS_TABLE: counterparts_schema(text),
         FEATURES_TABLE: FEATURES,
         NEIGHBORS_TABLE: neighbors_schema(neighbors),
-        MEMBERS_TABLE: MEMBERS,
+        MEMBERS_TABLE: members_schema(),
         ALIGNMENT_TABLE: ALIGNMENT,
         HEAD_TABLE: HEAD,
         CLUSTER_CENTRES_TABLE: cluster_centres_schema(dim),

@@ -23,8 +23,8 @@ SMALL = [
         "encode.batch_size=8",
         "ingest.shard_rows=8",
         "baseline.n_init=2",
-        "train.ensemble_size=4",
-        "train.max_steps=20",
+        "gsec.ensemble_size=4",
+        "gsec.max_steps=20",
         "train.n_members=10",
         "threads=1",
     )

@@ -11,9 +11,10 @@ from gsec_core.settings import load_config
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.ingest import Changes
 
-TRAIN = {"ensemble_size": 4, "max_steps": 20, "n_members": 10}
+TRAIN = {"n_members": 10}
+SMALL = {"ensemble_size": 4, "max_steps": 20}
 
-SETTINGS = {"clusters": 2, "threads": 1, "encode": {"batch_size": 8}, "ingest": {"shard_rows": 8}, "baseline": {"n_init": 2}, "train": TRAIN}
+SETTINGS = {"clusters": 2, "threads": 1, "encode": {"batch_size": 8}, "ingest": {"shard_rows": 8}, "baseline": {"n_init": 2}, "train": TRAIN, "gsec": SMALL}
 
 
 def picture(seed: int, noise: int = 0) -> Image.Image:

@@ -49,6 +49,7 @@ def beyond(field: FieldInfo) -> list[object]:
 
 
 NONSENSE: dict[str, list[tuple[str, str]]] = {
+    "method": [("magic", "there is no such method; there are `gsec`, "), ("", "there is no such method")],
     "source": [
         ("", "give a folder, a .parquet file or a .tar file"),
         ("{here}/nowhere", "nowhere is not there: check the path"),

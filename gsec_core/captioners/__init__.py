@@ -1,8 +1,11 @@
-"""Captioners by name: ``tagger``, ``openai:MODEL``, or ``table:FILE:COLUMN``."""
+"""Captioners by name: ``tagger``, ``openai:MODEL``, ``table:FILE:COLUMN``, or one that another package brings."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from gsec_core.captioners.base import Answer, Captioner, Cost, Subject
+from gsec_core import plugins
+from gsec_core.captioners.base import Answer, Captioner, CaptionerFamily, Cost, Subject
 from gsec_core.captioners.openai import OpenAICaptioner, openai_identity
 from gsec_core.captioners.table import TableCaptioner, table_identity, table_model
 from gsec_core.captioners.tagger import TAGGER, Tagger, tagger_identity
@@ -10,7 +13,58 @@ from gsec_core.captioners.template import LONGEST_CRITERION, tidy
 from gsec_core.config import DescribeConfig
 from gsec_core.errors import Refused
 
-__all__ = ["Answer", "Captioner", "Cost", "Subject", "captioner_identity", "captioner_model", "load_captioner"]
+__all__ = ["Answer", "Captioner", "CaptionerFamily", "Cost", "Subject", "captioner_identity", "captioner_model", "load_captioner"]
+
+GROUP = "gsec.captioners"
+"""Entry points of captioners that other packages bring; each is a `CaptionerFamily`."""
+
+
+@dataclass(frozen=True)
+class _Tagger:
+    usage: str = "tagger"
+    can_be_asked: bool = False
+
+    def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
+        return Tagger(device=device, threads=threads)
+
+    def model(self, reference: str) -> str:
+        return TAGGER
+
+    def identity(self, reference: str, config: DescribeConfig) -> Mapping[str, object]:
+        return tagger_identity()
+
+
+@dataclass(frozen=True)
+class _OpenAI:
+    usage: str = "openai:MODEL"
+    can_be_asked: bool = True
+
+    def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
+        return OpenAICaptioner(reference, config)
+
+    def model(self, reference: str) -> str:
+        return reference
+
+    def identity(self, reference: str, config: DescribeConfig) -> Mapping[str, object]:
+        return openai_identity(reference, config)
+
+
+@dataclass(frozen=True)
+class _Table:
+    usage: str = "table:FILE:COLUMN"
+    can_be_asked: bool = False
+
+    def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
+        return TableCaptioner(reference)
+
+    def model(self, reference: str) -> str:
+        return table_model(reference)
+
+    def identity(self, reference: str, config: DescribeConfig) -> Mapping[str, object]:
+        return table_identity(reference)
+
+
+_CAPTIONERS: dict[str, CaptionerFamily] = {"tagger": _Tagger(), "openai": _OpenAI(), "table": _Table()}
 
 
 def load_captioner(config: DescribeConfig, *, device: str, threads: int) -> Captioner:
@@ -19,24 +73,14 @@ def load_captioner(config: DescribeConfig, *, device: str, threads: int) -> Capt
     Raises Refused naming the setting that is wrong, Unreachable if a table's store does not answer. Whether a server is there
     and has the model tells its ``check``.
     """
-    match _parts(config.captioner):
-        case "openai", model:
-            return OpenAICaptioner(model, config)
-        case "table", reference:
-            return TableCaptioner(reference)
-        case _:
-            return Tagger(device=device, threads=threads)
+    family, reference = _find(config.captioner)
+    return family.load(reference, config, device=device, threads=threads)
 
 
 def captioner_model(config: DescribeConfig) -> str:
     """Who answers, as `Captioner.model`. Imports no framework."""
-    match _parts(config.captioner):
-        case "openai", model:
-            return model
-        case "table", reference:
-            return table_model(reference)
-        case _:
-            return TAGGER
+    family, reference = _find(config.captioner)
+    return family.model(reference)
 
 
 def captioner_identity(config: DescribeConfig) -> dict[str, object]:
@@ -44,30 +88,29 @@ def captioner_identity(config: DescribeConfig) -> dict[str, object]:
 
     Raises Refused and Unreachable as `load_captioner`.
     """
-    family, reference = _parts(config.captioner)
+    family, reference = _find(config.captioner)
     _check_asked(config, family)
-    match family, reference:
-        case "openai", model:
-            return openai_identity(model, config)
-        case "table", reference:
-            return table_identity(reference)
-        case _:
-            return tagger_identity()
+    return dict(family.identity(reference, config))
 
 
-def _check_asked(config: DescribeConfig, family: str) -> None:
+def _check_asked(config: DescribeConfig, family: CaptionerFamily) -> None:
     criterion = config.criterion
     if criterion is not None and (not criterion or criterion != tidy(criterion) or len(criterion) > LONGEST_CRITERION):
         raise Refused(f"describe.criterion: name one aspect on one line of at most {LONGEST_CRITERION} characters, as `the kind of place`.")
     for setting, value in (("criterion", criterion), ("template", config.template)):
-        if value is not None and family != "openai":
-            raise Refused(f"describe.{setting}: only a model can be asked, and describe.captioner = {family} is none. Name an openai:MODEL.")
+        if value is not None and not family.can_be_asked:
+            named = config.captioner.partition(":")[0]
+            raise Refused(f"describe.{setting}: only a model can be asked, and describe.captioner = {named} is none. Name an openai:MODEL.")
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """What is before the first colon, and the reference after it, which is the captioner's own to read."""
+def _find(name: str) -> tuple[CaptionerFamily, str]:
+    """The family by what is before the first colon, and the reference after it, which is the captioner's own to read."""
     family, _, reference = name.partition(":")
-    if name == "tagger" or (family in ("openai", "table") and reference):
-        return family, reference
+    if family in _CAPTIONERS and (bool(reference) if ":" in _CAPTIONERS[family].usage else name == family):
+        return _CAPTIONERS[family], reference
+    brought = plugins.brought(GROUP)
+    if family in brought and family not in _CAPTIONERS:
+        return plugins.load(GROUP, family), reference
     shown = json.dumps(family if family == "table" else name)
-    raise Refused(f"describe.captioner = {shown}: there is no such captioner; there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`.")
+    there = [*(f"`{known.usage}`" for known in _CAPTIONERS.values()), *(f"`{other}`" for other in brought)]
+    raise Refused(f"describe.captioner = {shown}: there is no such captioner; there are {', '.join(there[:-1])} and {there[-1]}.")

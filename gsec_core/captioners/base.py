@@ -1,8 +1,10 @@
 """What the pipeline needs of a captioner. Implementations import their frameworks when they are built, not before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from gsec_core.config import DescribeConfig
 
 
 @dataclass(frozen=True)
@@ -65,4 +67,30 @@ class Captioner(Protocol):
 
     async def describe(self, subject: Subject) -> Answer:
         """Raises Refused if nothing will ever be answered as it is set up, GsecError if nobody answers any more, and what ``subject.read`` raises."""
+        ...
+
+
+class CaptionerFamily(Protocol):
+    """Captioners of one name. The reference is what comes after the name and a colon, empty where nothing does."""
+
+    @property
+    def usage(self) -> str:
+        """How it is named, as ``openai:MODEL``."""
+        ...
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether it takes a criterion and a template."""
+        ...
+
+    def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
+        """The captioner. Raises Refused naming the setting that is wrong. Whether a server is there tells the captioner's `check`."""
+        ...
+
+    def model(self, reference: str) -> str:
+        """Who answers, as `Captioner.model`. Imports no framework."""
+        ...
+
+    def identity(self, reference: str, config: DescribeConfig) -> Mapping[str, object]:
+        """What makes its answers its own: JSON-able, without addresses and keys. Imports no framework. Raises as `load`."""
         ...

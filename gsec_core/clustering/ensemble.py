@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
-from gsec_core.methods.gsec.batch_ensemble import linear
-from gsec_core.methods.gsec.bilevel import Member, Neighbors
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64
@@ -58,37 +57,52 @@ class Head:
     """(clusters,)."""
 
 
+class Models(Protocol):
+    """What the members of an ensemble say of rows; their method knows how."""
+
+    def __len__(self) -> int:
+        """Members."""
+        ...
+
+    @property
+    def n_clusters(self) -> int: ...
+
+    @property
+    def values_a_row(self) -> int:
+        """Values that are in memory for a row, at most."""
+        ...
+
+    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
+        """Of each member, in its own label space: (rows, members, clusters), on the device."""
+        ...
+
+    def mean(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Where the head begins to learn: weights (clusters, dimensions) and bias (clusters,), of the members' mean if they are linear, else 0."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """Members with aligned label spaces."""
 
-    weights: NDArray[np.float32]
-    """(members, clusters, dimensions of the features)."""
-    bias: NDArray[np.float32]
-    """(members, clusters)."""
+    models: Models
     permutations: NDArray[np.int32]
     """(members, clusters): the consensus cluster of each member's each cluster."""
     temperature: float = 1.0
     """Of the consensus; see `calibrated`."""
 
     @classmethod
-    def of(cls, members: Sequence[Member], permutations: NDArray[np.int32], temperature: float = 1.0) -> "Ensemble":
-        """Members, and the permutations and the temperature that were found for them."""
-        return cls(np.stack([member.weights for member in members]), np.stack([member.bias for member in members]), permutations, temperature)
-
-    @classmethod
-    def aligned(cls, members: Sequence[Member], features: Features, *, random_state: int, device: str) -> "Ensemble":
-        """Align ``members`` by what they say of a sample of ``features``."""
-        clusters = len(members[0].bias)
-        ensemble = cls.of(members, np.tile(np.arange(clusters, dtype=np.int32), (len(members), 1)))
-        sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * clusters), random_state)
+    def aligned(cls, models: Models, features: Features, *, random_state: int, device: str) -> "Ensemble":
+        """Align members by what they say of a sample of ``features``."""
+        ensemble = cls(models, np.tile(np.arange(models.n_clusters, dtype=np.int32), (len(models), 1)))
+        sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * models.n_clusters), random_state)
         step = ensemble.block_rows
         rows = (sample[start : start + step] for start in range(0, len(sample), step))
         return replace(ensemble, permutations=align(co_assignment(ensemble.posteriors(features, part, device) for part in rows)))
 
     def consensus(self, features: Features, neighbors: Neighbors, rounds: int, device: str, allocate: Allocate) -> Posteriors:
         """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours, at the ensemble's temperature."""
-        found = Posteriors.empty(len(features), self.bias.shape[1], allocate)
+        found = Posteriors.empty(len(features), self.models.n_clusters, allocate)
         for rows in self.blocks(0, len(features)):
             found.put(rows, aligned_mean(self.posteriors(features, rows, device), self.permutations))
         return smooth(found, neighbors.halves, features.weights, rounds, allocate).sharpened(self.temperature)
@@ -106,7 +120,7 @@ class Ensemble:
         Of all temperatures it gives the members' labels of a sample the largest likelihood: scaling after Guo et al. 2017, with the members in
         place of the truth. A single member has nobody to agree with and is left as it is.
         """
-        if len(self.bias) < 2:
+        if len(self.models) < 2:
             return self
         rows = sample_rows(len(features), _SAMPLE_ROWS, random_state)
         values, clusters = np.maximum(consensus.values[rows], np.finfo(np.float32).tiny), consensus.clusters[rows]
@@ -126,11 +140,8 @@ class Ensemble:
         return replace(self, temperature=temperature)
 
     def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
-        """Distill ``consensus`` (Hinton et al. 2015), from the aligned members' mean as a start."""
-        weights, bias = (np.zeros(part.shape[1:], np.float32) for part in (self.weights, self.bias))
-        for w, b, permutation in zip(self.weights, self.bias, self.permutations, strict=True):
-            weights[permutation] += w / np.float32(len(self.weights))
-            bias[permutation] += b / np.float32(len(self.weights))
+        """Distill ``consensus`` (Hinton et al. 2015), from where `Models.mean` is."""
+        weights, bias = self.models.mean(self.permutations, features.dimensions)
         weight, offset = (torch.from_numpy(part).to(device).requires_grad_() for part in (weights, bias))
         optimizer = torch.optim.Adam([weight, offset], fused=True)
         rows_a_step = min(len(features), max(batch_rows, _HEAD_BATCH_ROWS))
@@ -148,21 +159,15 @@ class Ensemble:
     @property
     def block_rows(self) -> int:
         """Rows whose features and posteriors are in memory at once."""
-        values_a_row: int = max(self.bias.size, self.weights.shape[2])
-        return max(1, _BLOCK_VALUES // values_a_row)
+        return max(1, _BLOCK_VALUES // self.models.values_a_row)
 
     def blocks(self, start: int, stop: int) -> Iterator[slice]:
         """The rows from ``start`` to ``stop`` in parts of `block_rows`."""
         return (slice(first, min(first + self.block_rows, stop)) for first in range(start, stop, self.block_rows))
 
-    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
-        """Of each member, not aligned: (rows, members, clusters), on the device."""
-        weights, bias = torch.from_numpy(self.weights).to(device), torch.from_numpy(self.bias).to(device)
-        return linear(features.rows(rows, device), weights, bias)
-
     def posteriors(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
         """Of each member, not aligned: (rows, members, clusters)."""
-        found: NDArray[np.float32] = self.logits(features, rows, device).softmax(-1).cpu().numpy()
+        found: NDArray[np.float32] = self.models.logits(features, rows, device).softmax(-1).cpu().numpy()
         return found
 
     def assigned(self, features: Features, consensus: Posteriors, device: str, start: int, stop: int) -> Iterator[Assigned]:
@@ -173,7 +178,7 @@ class Ensemble:
     def predicted(self, features: Features, head: Head, device: str) -> Iterator[Assigned]:
         """What the head says of rows that the consensus does not hold, block by block, and how many members agree."""
         for rows in self.blocks(0, len(features)):
-            found = Posteriors.empty(rows.stop - rows.start, self.bias.shape[1], np.empty)
+            found = Posteriors.empty(rows.stop - rows.start, self.models.n_clusters, np.empty)
             found.put(slice(None), head_posteriors(head, features, rows, device))
             yield self._with_members(features, rows, device, *found.best(slice(None)))
 
@@ -185,7 +190,7 @@ class Ensemble:
 
     def _labels(self, features: Features, rows: Rows, device: str) -> NDArray[np.int32]:
         """What each member says, aligned: (rows, members)."""
-        return member_labels(self.logits(features, rows, device).argmax(-1).cpu().numpy(), self.permutations)
+        return member_labels(self.models.logits(features, rows, device).argmax(-1).cpu().numpy(), self.permutations)
 
 
 def head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Features: an image half and, where there are counterparts, a text half, each put on one scale."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,11 @@ def standardising(X: NDArray[Any]) -> Half:
     return Half(mean.float().numpy(), None, np.where((scale < 1e-8) | (scale > np.finfo(np.float32).max), 1, scale).astype(np.float32))
 
 
+def unscaled(d: int) -> Half:
+    """For a half that is taken as it is."""
+    return Half(np.zeros(d, np.float32), None, np.ones(d, np.float32))
+
+
 def principal(X: NDArray[Any], components: int) -> Half:
     """The first principal axes of ``X`` (n, d), neither whitened nor standardised, and one scale for all: rows have norm `RADIUS` on average.
 
@@ -74,12 +80,12 @@ class Features:
 
     Parameters
     ----------
-    halves : float32 (n, p) each; may be memory maps
+    halves : floats (n, p) each; may be memory maps
     weights : share of each half, of sum 1
     scales : what each half's rows are multiplied by where they stand side by side
     """
 
-    def __init__(self, halves: Sequence[NDArray[np.float32]], weights: Sequence[float], scales: Sequence[float]) -> None:
+    def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float], scales: Sequence[float]) -> None:
         self.halves = list(halves)
         self.weights = tuple(weights)
         self._scales = tuple(scales)
@@ -99,7 +105,7 @@ class Features:
 
     def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
         """Rows of one half, (rows, p)."""
-        picked = np.require(self.halves[number][rows], requirements=["C", "W"])  # torch takes no array that is read-only
+        picked = np.require(self.halves[number][rows], np.float32, ["C", "W"])  # torch takes no array that is read-only
         return torch.from_numpy(picked).to(device)
 
     def joined(self, halves: Sequence[Tensor]) -> Tensor:
@@ -109,6 +115,17 @@ class Features:
     def rows(self, rows: Rows, device: str = "cpu") -> Tensor:
         """Rows of all halves, joined."""
         return self.joined([self.half(number, rows, device) for number in range(len(self.halves))])
+
+
+class UnitFeatures(Features):
+    """Rows of unit length in each half, as they come, of any precision. Side by side the halves count alike, and rows have norm `RADIUS`."""
+
+    def __init__(self, halves: Sequence[NDArray[Any]]) -> None:
+        share = 1 / len(halves)
+        super().__init__(halves, [share] * len(halves), [RADIUS * math.sqrt(share)] * len(halves))
+
+    def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
+        return torch.nn.functional.normalize(super().half(number, rows, device), dim=1)
 
 
 def _mean(X: NDArray[Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """Nearest neighbours by cosine, by faiss: exact for few rows, approximate and measured for many."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,18 @@ _MOST_LISTS = 4096
 _SAMPLE_ROWS_PER_LIST = 40
 _PROBED_LISTS = 16
 _RECALL_QUERIES = 500
+
+
+class Neighbors(NamedTuple):
+    """Row numbers of the neighbours of each row, (n, k), in each half."""
+
+    image: NDArray[np.int32]
+    text: NDArray[np.int32] | None
+
+    @property
+    def halves(self) -> list[NDArray[np.int32]]:
+        """Those there are."""
+        return [self.image] if self.text is None else [self.image, self.text]
 
 
 def neighbor_count(n: int, k: int) -> int:

@@ -1,4 +1,4 @@
-"""Encoders by name: ``lite``, or ``open_clip:MODEL:PRETRAINED``."""
+"""Encoders by name: ``lite``, ``open_clip:MODEL:PRETRAINED``, or one that another package brings."""
 
 import hashlib
 import json
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import xxhash
 
+from gsec_core import plugins
 from gsec_core.devices import keep_freed_memory, resolve, set_threads
-from gsec_core.encoders.base import Embedded, Encoder
+from gsec_core.encoders.base import Embedded, Encoder, EncoderFamily
 from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.encoders.open_clip import OpenClipEncoder
 from gsec_core.errors import Refused
 
-__all__ = ["Embedded", "Encoder", "check_encoder", "encoder_identity", "load_encoder"]
+__all__ = ["Embedded", "Encoder", "EncoderFamily", "check_encoder", "encoder_identity", "load_encoder"]
 
-_EncoderClass = type[LiteEncoder] | type[OpenClipEncoder]
+GROUP = "gsec.encoders"
+"""Entry points of encoders that other packages bring; each is an `EncoderFamily`."""
 
-_ENCODERS: dict[str, _EncoderClass] = {"lite": LiteEncoder, "open_clip": OpenClipEncoder}
+_ENCODERS: dict[str, EncoderFamily] = {"lite": LiteEncoder, "open_clip": OpenClipEncoder}
 """By the part of the name before its first colon. The rest, the reference, is the encoder's own to read."""
 
 
@@ -50,15 +52,19 @@ def encoder_identity(name: str) -> dict[str, object]:
     checkpoint = encoder.checkpoint(reference)
     if checkpoint is None:
         return {"name": name}
-    family, model, _ = name.split(":", 2)  # the digest stands for the path, which may change
-    return {"name": f"{family}:{model}", "checkpoint": _digest(checkpoint)}
+    *named, _ = name.split(":", 2)  # the digest stands for the path, which may change
+    return {"name": ":".join(named), "checkpoint": _digest(checkpoint)}
 
 
-def _find(name: str) -> tuple[_EncoderClass, str]:
+def _find(name: str) -> tuple[EncoderFamily, str]:
     family, _, reference = name.partition(":")
-    if family not in _ENCODERS:
-        raise Refused(f"encode.encoder = {json.dumps(name)}: there is no such encoder; there are `lite` and `open_clip:MODEL:PRETRAINED`.")
-    return _ENCODERS[family], reference
+    if family in _ENCODERS:
+        return _ENCODERS[family], reference
+    brought = plugins.brought(GROUP)
+    if family in brought:
+        return plugins.load(GROUP, family), reference
+    there = ["`lite`", "`open_clip:MODEL:PRETRAINED`", *(f"`{other}`" for other in brought)]
+    raise Refused(f"encode.encoder = {json.dumps(name)}: there is no such encoder; there are {', '.join(there[:-1])} and {there[-1]}.")
 
 
 def _digest(checkpoint: Path) -> str:

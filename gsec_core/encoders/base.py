@@ -1,6 +1,7 @@
 """What the pipeline needs of an encoder. Implementations import their frameworks when they are built, not before."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,4 +41,20 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts to (len(texts), joint_dim or dim), unit length."""
+        ...
+
+
+class EncoderFamily(Protocol):
+    """Encoders of one name, as a class is one. The reference is what comes after the name and a colon, empty where nothing does."""
+
+    def __call__(self, reference: str, *, precision: str, device: str) -> Encoder:
+        """The encoder, with its weights, on cpu, cuda or cuda:N. Raises Refused naming ``encode.encoder``."""
+        ...
+
+    def check(self, reference: str) -> None:
+        """Raises Refused if the reference names nothing. Loads no weights."""
+        ...
+
+    def checkpoint(self, reference: str) -> Path | None:
+        """The local file or folder of its weights, the digest of which is part of what the encoder is; None if its name says all. Raises as `check`."""
         ...

@@ -1,1 +1,48 @@
-"""The methods: each trains the members that the outer layer aligns, in a package of its own."""
+"""The table of methods. Adding one takes a package here, or in a distribution of its own with an entry point `gsec.methods`, and its line in `BUILT_IN`."""
+
+import json
+from contextlib import suppress
+from functools import cache
+
+from gsec_core import plugins
+from gsec_core.errors import Refused
+from gsec_core.methods import gsec, tac
+from gsec_core.methods.method import Method
+
+__all__ = ["DEFAULT", "GROUP", "Method", "find", "loaded", "names"]
+
+GROUP = "gsec.methods"
+"""Entry points of methods that other packages bring; each is a `Method`."""
+
+BUILT_IN: tuple[Method, ...] = (gsec.METHOD, tac.METHOD, tac.WITHOUT_TRAINING)
+
+DEFAULT = BUILT_IN[0].name
+
+
+def names() -> list[str]:
+    """Of all methods, those of this package first."""
+    own = [method.name for method in BUILT_IN]
+    return own + [name for name in plugins.brought(GROUP) if name not in own]
+
+
+@cache
+def find(name: str) -> Method:
+    """A method by its name. Raises Refused if there is none, or if the package that brings it cannot be loaded."""
+    for method in BUILT_IN:
+        if method.name == name:
+            return method
+    if name not in plugins.brought(GROUP):
+        raise Refused(f"method = {json.dumps(name)}: there is no such method; there are {', '.join(f'`{known}`' for known in names())}.")
+    found = plugins.load(GROUP, name)
+    if not isinstance(found, Method) or found.name != name:
+        raise Refused(f"method = {json.dumps(name)}: its entry point is no `gsec_core.methods.Method` of this name. Mend the package that brings it.")
+    return found
+
+
+def loaded() -> dict[str, Method]:
+    """All methods by name, but for those whose package cannot be loaded: `find` says why, whoever names one."""
+    found = {}
+    for name in names():
+        with suppress(Refused):
+            found[name] = find(name)
+    return found

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
+from gsec_core.section import output_settings
 from gsec_core.stages import align, lineage
 from gsec_core.stages.base import Context
 from gsec_core.store import Corpus, Publication, Run, Store

@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.metrics import purity, score
 from gsec_core.errors import Refused
-from gsec_core.stages import align, baseline, fuse, prepare, publish
+from gsec_core.stages import align, baseline, prepare, publish, text
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
@@ -36,13 +36,13 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
     Purity is of the neighbours in both halves, the text half counting as much as its counterparts have earned.
     """
     consensus, *_ = found = labellings(context)
-    neighbors, weight = prepare.load_neighbors(context).halves, fuse.weight_deserved(context)
+    neighbors, weight = prepare.load_neighbors(context).halves, text.weight_deserved(context)
     rows = sample_rows(len(neighbors[0]), PURITY_ROWS, 0)
     near = [half[rows] for half in neighbors]
     return [
         {
             "labelling": name,
-            "purity": float(np.average([purity(_clusters(assignments), half, rows)[1] for half in near], weights=[1 - weight, weight])),
+            "purity": float(np.average([purity(_clusters(assignments), half, rows)[1] for half in near], weights=[1 - weight, weight][: len(near)])),
             "cohesion": _mean(clusters["cohesion"], clusters["size"]),
             "separation": _mean(clusters["separation"]),
             "agreement": _mean(clusters["agreement"], clusters["size"]),
@@ -66,7 +66,7 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     elif kmeans["ARI to consensus"] >= NEARLY_EQUAL:
         said.append(f"The consensus is nearly the clustering of plain k-means (ARI {kmeans['ARI to consensus']:.3f}), and adds little to it.")
     table = context.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["cluster", "stability"])
-    unsure = [row["cluster"] for row in table.to_pylist() if row["stability"] < STABLE]
+    unsure = [row["cluster"] for row in table.to_pylist() if row["stability"] is not None and row["stability"] < STABLE]
     if unsure:
         shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
         said.append(f"Of {len(unsure)} of the {table.num_rows} clusters the members do not agree that they are there (stability below {STABLE}): {shown}.")

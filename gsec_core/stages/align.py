@@ -100,7 +100,8 @@ def load_ensemble(context: Context) -> Ensemble:
     if facts["members_digest"] != digest:
         # Damaged members that were made anew on another machine may differ, and their clusters be called otherwise.
         raise GsecError(f"run {context.run.id}: its members were made anew and differ from those that were aligned. Align anew: gsec run with --redo align.")
-    return Ensemble.of(members, np.array(alignment.read("all")["permutation"].to_pylist(), np.int32), facts["temperature"])
+    permutations = np.array(alignment.read("all")["permutation"].to_pylist(), np.int32)
+    return Ensemble(plan_of(context.config).models(members), permutations, facts["temperature"])
 
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -117,7 +118,7 @@ def _images(context: Context, names: Sequence[str]) -> int:
 STAGE = Stage(
     name="align",
     version=3,
-    settings=lambda config: {"n_members": plan_of(config).preset.n_members},
+    settings=lambda config: {"n_members": plan_of(config).n_members},
     inputs=lambda context: [train.STAGE.fingerprint(context)],
     steps=(
         Step((ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE), lambda context: ["all"], align, _images, whole=True),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from gsec_core.clustering.ensemble import Assigned, joined
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
-from gsec_core.stages import align, encode, fuse, lineage, prepare, publish, train
+from gsec_core.stages import align, encode, lineage, prepare, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import assignment_table, load_embeddings, load_joint, parts, rows_of_parts, usable
 from gsec_core.tables import ASSIGNED_TABLE
@@ -24,7 +24,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     for part in parts(context, names):
         found: list[Assigned] = []
         for rows in ensemble.blocks(part.start, part.stop):
-            features = prepare.features_of(model, X[rows], fuse.counterparts_of(model, X[rows], joint[rows]))
+            features = prepare.features_of(model, text.halves_of(model, X[rows], joint[rows]))
             found += ensemble.predicted(features, head, device)
             progress(rows.stop - rows.start)
         whole = joined(found)
@@ -43,11 +43,11 @@ def check_model(model: Context) -> None:
     """Raises Refused if nothing can be assigned by a run: it is not complete, or its encoder is no longer what it was."""
     if model.of_run is not None:
         raise Refused(f"--run {model.run.id}: it has no clusters of its own, but assigns to those of run {model.of_run.run.id}. Name that one.")
-    for stage in (encode.STAGE, fuse.STAGE, prepare.STAGE, train.STAGE, align.STAGE, publish.STAGE, lineage.STAGE):
-        model.run.check_stage(stage.name)
-        if not model.run.is_complete(stage.name):
-            first = f"gsec run, or gsec stage {stage.name} --run {model.run.id}"
-            raise Refused(f"--run {model.run.id}: its stage {stage.name} is not complete. Finish it first: {first}.")
+    model.run.check_stage(lineage.STAGE.name)
+    stages = model.run.request()["stages"]
+    for name in stages[: stages.index(lineage.STAGE.name) + 1]:
+        if not model.run.is_complete(name):
+            raise Refused(f"--run {model.run.id}: its stage {name} is not complete. Finish it first: gsec run, or gsec stage {name} --run {model.run.id}.")
     record = model.run.stage(encode.STAGE.name)
     if record is None or record["fingerprint"] != encode.STAGE.fingerprint(model):
         raise Refused(f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put it back, or run gsec run anew.")

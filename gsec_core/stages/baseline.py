@@ -13,8 +13,9 @@ from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
+from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import assignment_table, check_enough, cluster_table, load_embeddings, parts, rows_of_parts, usable

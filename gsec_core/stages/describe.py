@@ -15,9 +15,12 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+from numpy.typing import NDArray
 
 from gsec_core.captioners import Answer, Captioner, Cost, Subject, background, captioner_identity, captioner_model, load_captioner, template
 from gsec_core.config import DescribeConfig, PipelineConfig
@@ -26,6 +29,7 @@ from gsec_core.images import decode as images
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages import prototypes
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.canonical import usable
 from gsec_core.stages.encode import fetch
 from gsec_core.store import Corpus
 from gsec_core.store.captions import CaptionsLog, Row
@@ -319,6 +323,21 @@ def _inputs(context: Context) -> list[str]:
 
 def _units(context: Context, names: Sequence[str]) -> int:
     return len({row["content_hash"] for row in _representatives(context)})
+
+
+def counted_captions(context: Context) -> pa.Table:
+    """The rows of `representative_captions` that hold a description, in order; a row's place is the description's number."""
+    captions = context.shards(STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all")
+    return captions.filter(pc.and_(pc.is_in(captions["status"], pa.array([DESCRIBED, FREE])), pc.is_valid(captions["text"])))
+
+
+@once
+def described_rows(context: Context) -> NDArray[np.int64]:
+    """Of each description the place of its image in canonical order, (M,)."""
+    places = pl.DataFrame(usable(context).rows.select(["image_id"])).with_row_index("place")
+    found = pl.DataFrame(counted_captions(context).select(["image_id"])).join(places, on="image_id", how="left", maintain_order="left")
+    rows: NDArray[np.int64] = found["place"].to_numpy().astype(np.int64)
+    return rows
 
 
 STAGE = Stage(

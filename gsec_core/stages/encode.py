@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads, usable_cores
 from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.errors import GsecError
 from gsec_core.images import decode as images
+from gsec_core.section import output_settings
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.store import Shards

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core import methods
+from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
+from gsec_core.section import output_settings
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, rows_of_parts, usable
@@ -26,9 +26,6 @@ from gsec_core.tables import (
     COUNTERPART_MODEL,
     COUNTERPART_MODEL_TABLE,
     COUNTERPARTS_TABLE,
-    DESCRIBED,
-    FREE,
-    REPRESENTATIVE_CAPTIONS_TABLE,
     caption_embeddings_schema,
     counterparts_schema,
 )
@@ -51,7 +48,7 @@ class CounterpartModel:
 
 def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Every description as a vector; stage describe sees to it that there is one."""
-    counted = counted_captions(context)
+    counted = describe.counted_captions(context)
     texts = counted["text"].combine_chunks().dictionary_encode()  # equal ones are encoded once
     vectors = encode.loaded_encoder(context.config).encode_texts(texts.dictionary.to_pylist()).astype(np.float16)[texts.indices.to_numpy()]
     schema = caption_embeddings_schema(vectors.shape[1])
@@ -60,25 +57,10 @@ def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     yield Finished("all", (pa.table(columns, schema=schema),), {"captions": len(vectors)})
 
 
-def counted_captions(context: Context) -> pa.Table:
-    """The rows of `representative_captions` that hold a description, in order; a row's place is the description's number."""
-    captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all")
-    return captions.filter(pc.and_(pc.is_in(captions["status"], pa.array([DESCRIBED, FREE])), pc.is_valid(captions["text"])))
-
-
-@once
-def described_rows(context: Context) -> NDArray[np.int64]:
-    """Of each description the place of its image in canonical order, (M,)."""
-    places = pl.DataFrame(usable(context).rows.select(["image_id"])).with_row_index("place")
-    found = pl.DataFrame(counted_captions(context).select(["image_id"])).join(places, on="image_id", how="left", maintain_order="left")
-    rows: NDArray[np.int64] = found["place"].to_numpy().astype(np.int64)
-    return rows
-
-
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """How counterparts are made, and how much they count: by the settings and, where these leave it open, by descriptions that are held out."""
     kinds, weight = open_choices(context.config)
-    config, X, described, T = context.config.fuse, load_embeddings(context), described_rows(context), load_captions(context)
+    config, X, described, T = context.config.fuse, load_embeddings(context), describe.described_rows(context), load_captions(context)
     with threadpool_limits(thread_count(context.config.threads)):
         measures = {
             RIDGE: lambda: ridge_cosines(X, described, T),
@@ -110,8 +92,9 @@ def weight_deserved(context: Context) -> float:
 def open_choices(config: PipelineConfig) -> tuple[tuple[str, ...], float | None]:
     """The kinds of counterpart that the settings leave, and the text weight; None: by held-out descriptions."""
     sees_more = config.describe.captioner != "tagger"  # its sentences come from a classifier that the embedding knows
+    as_published = methods.find(config.method).as_published(config.of_method)
     kinds: tuple[str, ...] = (config.fuse.counterpart,)
-    if kinds == ("auto",) and config.preset == "published":
+    if kinds == ("auto",) and as_published:
         kinds = (SOFTMAX,)
     elif kinds == ("auto",) and not sees_more:
         kinds = (JOINT,)
@@ -121,7 +104,7 @@ def open_choices(config: PipelineConfig) -> tuple[tuple[str, ...], float | None]
         return kinds, config.fuse.text_weight
     if kinds == (JOINT,) or not sees_more:
         return kinds, LEAST_WEIGHT
-    return kinds, MOST_WEIGHT if kinds == (OWN,) or config.preset == "published" else None
+    return kinds, MOST_WEIGHT if kinds == (OWN,) or as_published else None
 
 
 @once
@@ -138,7 +121,7 @@ def load_model(context: Context) -> CounterpartModel:
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """The counterparts of the images of the named parts."""
     X, joint = load_embeddings(context), load_joint(context)
-    described, own = described_rows(context), load_captions(context)
+    described, own = describe.described_rows(context), load_captions(context)
     for part in parts(context, names):
         rows = slice(part.start, part.stop)
         vectors = counterparts_of(context, X[rows], joint[rows], progress)
@@ -177,6 +160,11 @@ def counterparts_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.
 def load_captions(context: Context) -> NDArray[np.float16]:
     """The embeddings of the run's descriptions, (M, dt), in memory."""
     return to_matrix(context.shards(STAGE, CAPTION_EMBEDDINGS_TABLE).read("all", ["embedding"]), "embedding")
+
+
+def text_weight(context: Context) -> float:
+    """Of the counterparts against the images."""
+    return load_model(context).text_weight
 
 
 def load_counterparts(context: Context) -> NDArray[np.float16]:

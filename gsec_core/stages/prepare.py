@@ -1,6 +1,6 @@
 """prepare: what training needs of all images at once, each half on one scale, and each image's neighbours.
 
-Reads `embeddings`, `counterparts` and `counterpart_model`; writes `features` (a row a half) and `neighbors` (a row an
+Reads `embeddings` and, where there is text, `counterparts`; writes `features` (a row a half) and `neighbors` (a row an
 image).
 """
 
@@ -11,35 +11,42 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gsec_core import methods
 from gsec_core.clustering.features import Features, Half
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
-from gsec_core.methods.gsec.bilevel import Neighbors
-from gsec_core.methods.gsec.estimator import GSEC, Plan
-from gsec_core.stages import encode, fuse
+from gsec_core.methods.plan import Plan
+from gsec_core.section import output_settings
+from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import Part, load_embeddings, parts, rows_of_parts, scratch_array, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import FEATURES, FEATURES_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
 HALVES = ("image", "text")
+"""The second where there is text."""
 
 
 def plan_of(config: PipelineConfig) -> Plan:
     """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
+    method = methods.find(config.method)
+    shared = {name: value for name, value in output_settings(config.train).items() if value is not None}
     try:
-        return GSEC(config.n_clusters, preset=config.preset, device=config.train.device, **output_settings(config.train)).plan()
+        return method.load()(config.n_clusters, device=config.train.device, **shared, **output_settings(config.of_method)).plan()
     except ValueError as error:
-        raise Refused(f"train.{error}") from None
+        parameter = str(error).partition(" ")[0]
+        section = "train." if parameter in type(config.train).model_fields else f"{method.name}." if parameter in method.Settings.model_fields else ""
+        raise Refused(f"{section}{error}") from None
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """What puts each half on its scale."""
     set_threads(context.config.threads)
-    halves = plan_of(context.config).halves([load_embeddings(context), fuse.load_counterparts(context)])
+    halves = plan_of(context.config).halves(text.halves(context, load_embeddings(context)))
     bases = [None if half.basis is None else half.basis.ravel() for half in halves]
-    columns: list[Any] = [list(HALVES), [half.mean for half in halves], bases, [half.scale for half in halves]]
+    columns: list[Any] = [list(HALVES[: len(halves)]), [half.mean for half in halves], bases, [half.scale for half in halves]]
     yield Finished("all", (pa.table(columns, schema=FEATURES),), {})
 
 
@@ -47,11 +54,12 @@ def search(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     """The neighbours of the images of the named parts among all images."""
     set_threads(context.config.threads)
     wanted = parts(context, names)
-    found, recalls = zip(*(_neighbors(context, half, wanted, progress) for half in range(len(HALVES))), strict=True)
-    facts = {"recall": dict(zip(HALVES, recalls, strict=True))} if None not in recalls else {}
-    schema = neighbors_schema(found[0][0].shape[1])
-    for part, *halves in zip(wanted, *found, strict=True):
-        columns = [to_column(half, schema.field(1).type) for half in halves]
+    halves = range(len(load_features(context).halves))
+    found, recalls = zip(*(_neighbors(context, half, wanted, progress) for half in halves), strict=True)
+    facts = {"recall": dict(zip(HALVES, recalls, strict=False))} if None not in recalls else {}
+    schema = neighbors_schema(found[0][0].shape[1], len(halves))
+    for part, *near in zip(wanted, *found, strict=True):
+        columns = [to_column(half, schema.field(1).type) for half in near]
         yield Finished(part.name, (pa.table([part.rows["image_id"], *columns], schema=schema),), facts)
 
 
@@ -70,17 +78,18 @@ def _neighbors(context: Context, half: int, wanted: Sequence[Part], progress: Pr
 def load_features(context: Context) -> Features:
     """All images in canonical order as training sees them; memory maps as `canonical.load_embeddings` is."""
     set_threads(context.config.threads)
-    return features_of(context, load_embeddings(context), fuse.load_counterparts(context), lambda shape, kind: scratch_array(context.config, shape, kind))
+    halves = text.halves(context, load_embeddings(context))
+    return features_of(context, halves, lambda shape, kind: scratch_array(context.config, shape, kind))
 
 
-def features_of(context: Context, X: NDArray[np.float16], counterparts: NDArray[np.float16], allocate: Any = np.empty) -> Features:
-    """Embeddings (n, d) and counterparts (n, dt) as the run sees them."""
-    return plan_of(context.config).features([X, counterparts], load_halves(context), fuse.load_model(context).text_weight, allocate)
+def features_of(context: Context, halves: Sequence[NDArray[Any]], allocate: Any = np.empty) -> Features:
+    """Embeddings (n, d) and counterparts (n, dt), if there are any, as the run sees them."""
+    return plan_of(context.config).features(halves, load_halves(context), text.weight(context), allocate)
 
 
 @once
 def load_halves(context: Context) -> list[Half]:
-    """What puts the image half and the text half on their scale."""
+    """What puts each half on its scale."""
     found = []
     for row in context.shards(STAGE, FEATURES_TABLE).read("all").to_pylist():
         mean, scale = (np.array(row[name], np.float32) for name in ("mean", "scale"))
@@ -93,16 +102,31 @@ def load_halves(context: Context) -> list[Half]:
 def load_neighbors(context: Context) -> Neighbors:
     """The neighbours of all images in canonical order."""
     table = pa.concat_tables(context.shards(STAGE, NEIGHBORS_TABLE).read_all(usable(context).part_names))
-    return Neighbors(*(to_matrix(table, f"{half}_neighbors") for half in HALVES))
+    found = [to_matrix(table, name) for name in table.column_names[1:]]
+    return Neighbors(found[0], found[1] if len(found) > 1 else None)
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    return {**named(config), **methods.find(config.method).preparation(config.of_method)}
+
+
+def named(config: PipelineConfig) -> dict[str, str]:
+    """The method, for fingerprints; the default is not named, as it was not before there were others."""
+    return {} if config.method == methods.DEFAULT else {"method": config.method}
+
+
+def _units(context: Context, names: Sequence[str]) -> int:
+    halves = 2 if text.stages(context.config) else 1
+    return halves * rows_of_parts(context, names)
 
 
 STAGE = Stage(
     name="prepare",
     version=2,
-    settings=lambda config: {"preset": config.preset},
-    inputs=lambda context: [encode.STAGE.fingerprint(context), fuse.STAGE.fingerprint(context), usable(context).digest],
+    settings=_settings,
+    inputs=lambda context: [encode.STAGE.fingerprint(context), *text.fingerprints(context), usable(context).digest],
     steps=(
         Step((FEATURES_TABLE,), lambda context: ["all"], fit, lambda context, names: 0, whole=True),
-        Step((NEIGHBORS_TABLE,), lambda context: usable(context).part_names, search, lambda context, names: 2 * rows_of_parts(context, names), whole=True),
+        Step((NEIGHBORS_TABLE,), lambda context: usable(context).part_names, search, _units, whole=True),
     ),
 )

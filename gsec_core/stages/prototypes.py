@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.clustering.prototypes import prototype_count, representatives
-from gsec_core.config import output_settings
 from gsec_core.devices import thread_count
+from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import check_enough, load_embeddings, usable

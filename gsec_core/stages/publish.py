@@ -19,7 +19,7 @@ from gsec_core.devices import thread_count
 from gsec_core.naming import namers
 from gsec_core.naming.terms import Description
 from gsec_core.report import layout
-from gsec_core.stages import align, fuse
+from gsec_core.stages import align, describe
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import load_embeddings, usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, LAYOUT, LAYOUT_TABLE
@@ -41,7 +41,7 @@ def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
 
     A cluster of which no image was described has those of the images nearest to its centre.
     """
-    captions = fuse.counted_captions(context).select(["image_id", "text", "object", "attributes"])
+    captions = describe.counted_captions(context).select(["image_id", "text", "object", "attributes"])
     assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["image_id", "cluster"])
     cluster_of = pl.DataFrame(pa.concat_tables(assignments))
     numbered = pl.DataFrame(captions).with_row_index("caption")
@@ -60,7 +60,7 @@ def _nearest_descriptions(context: Context, clusters: NDArray[np.int64]) -> list
     if not len(clusters):
         return []
     centres = align.load_centres(context).directions[clusters]
-    nearest = np.argsort(-(centres @ unit_rows(load_embeddings(context)[fuse.described_rows(context)]).T), axis=1, kind="stable")[:, :BORROWED]
+    nearest = np.argsort(-(centres @ unit_rows(load_embeddings(context)[describe.described_rows(context)]).T), axis=1, kind="stable")[:, :BORROWED]
     return [(int(cluster), int(caption)) for cluster, found in zip(clusters, nearest, strict=True) for caption in found]
 
 
@@ -72,7 +72,7 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     X = load_embeddings(context)
     hashes = pl.Series(rows["content_hash"])  # in canonical order equal ones are neighbours
     distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
-    described = pc.is_in(rows["content_hash"], fuse.counted_captions(context)["content_hash"]).to_numpy()
+    described = pc.is_in(rows["content_hash"], describe.counted_captions(context)["content_hash"]).to_numpy()
     centrality = 1 - distances(X, labels, align.load_centres(context).directions)
     with threadpool_limits(thread_count(context.config.threads)):
         shown = layout.choose(labels, confidence, centrality, described, distinct, context.config.n_clusters)

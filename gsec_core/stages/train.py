@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from gsec_core.config import PipelineConfig, output_settings
+from gsec_core.clustering.members import Member
+from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
-from gsec_core.methods.gsec.bilevel import Member
+from gsec_core.section import output_settings
 from gsec_core.stages import prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import usable
 from gsec_core.stages.prepare import plan_of
 from gsec_core.store.arrays import to_matrix
-from gsec_core.tables import MEMBERS, MEMBERS_TABLE
+from gsec_core.tables import MEMBERS_TABLE, members_schema
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -27,30 +29,32 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     set_threads(context.config.threads)
     plan = plan_of(context.config)
     features, neighbors = prepare.load_features(context), prepare.load_neighbors(context)
+    shapes = plan.shapes(features.widths)
     for block, name in enumerate(blocks(context)):
         if name in names:
             members = plan.train(features, neighbors, block, progress)
             columns: dict[str, Any] = {
-                "member": block * plan.preset.training.block_size + np.arange(len(members)),
-                "weights": [member.weights.ravel() for member in members],
-                "bias": [member.bias for member in members],
+                "member": block * plan.block_size + np.arange(len(members)),
+                **{array: [member.parameters[array].ravel() for member in members] for array in shapes},
                 "steps": [member.steps for member in members],
                 "changed": [member.changed for member in members],
                 "loss": [member.loss for member in members],
             }
-            yield Finished(name, (pa.table(columns, schema=MEMBERS),), {"members": len(members), "steps": sum(columns["steps"])})
+            yield Finished(name, (pa.table(columns, schema=members_schema(shapes)),), {"members": len(members), "steps": sum(columns["steps"])})
 
 
 def load_members(context: Context) -> tuple[list[Member], str]:
     """The members that are wanted, in order, and a digest of them."""
     members, digest = [], xxhash.xxh3_128()
+    plan = plan_of(context.config)
+    shapes = plan.shapes([len(half.scale) for half in prepare.load_halves(context)])
     for table in context.shards(STAGE, MEMBERS_TABLE).read_all(blocks(context)):
-        weights, bias = (to_matrix(table, name) for name in ("weights", "bias"))
-        facts = table.select(["steps", "changed", "loss"]).to_pylist()
-        members += [Member(w.reshape(len(b), -1), b, **fact) for w, b, fact in zip(weights, bias, facts, strict=True)]
-    members = members[: plan_of(context.config).preset.n_members]
+        arrays = {name: to_matrix(table, name) for name in shapes}
+        for row, fact in enumerate(table.select(["steps", "changed", "loss"]).to_pylist()):
+            members.append(Member({name: arrays[name][row].reshape(shape) for name, shape in shapes.items()}, **fact))
+    members = members[: plan.n_members]
     for member in members:
-        digest.update(member.weights.tobytes() + member.bias.tobytes())
+        digest.update(b"".join(array.tobytes() for array in member.parameters.values()))
     return members, digest.hexdigest()
 
 
@@ -62,11 +66,11 @@ def blocks(context: Context) -> list[str]:
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     settings = output_settings(config.train)
     del settings["n_members"]
-    return {"clusters": config.n_clusters, "preset": config.preset, **settings}
+    return {"clusters": config.n_clusters, **prepare.named(config), **settings, **output_settings(config.of_method)}
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:
-    return plan_of(context.config).preset.training.max_steps * len(names)
+    return plan_of(context.config).steps(int(usable(context).rows.num_rows)) * len(names)
 
 
 STAGE = Stage(

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import xxhash
 
-from gsec_core.config import AUTO, PipelineConfig
+from gsec_core.config import AUTO, PipelineConfig, recorded
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.store import records
 from gsec_core.store.corpus import Corpus
@@ -50,7 +50,7 @@ class Run:
 
     def config(self) -> PipelineConfig:
         """The settings of the request, with this store as the store (it may have been moved)."""
-        return PipelineConfig.model_validate(self.request()["config"]).model_copy(update={"store": self.files.url})
+        return recorded(self.request()["config"]).model_copy(update={"store": self.files.url})
 
     def begin_stage(self, stage: str, fingerprint: str, tables: Mapping[str, Sequence[str]]) -> None:
         """Record where a stage's tables are and which shards each will have, before the first is written.

@@ -35,7 +35,7 @@ class Place(NamedTuple):
     stderr: str
 
     def command(self, *more: str) -> list[str | Path]:
-        settings = ["encode.batch_size=32", "ingest.shard_rows=100", "baseline.n_init=2", "train.ensemble_size=4", "train.max_steps=20", "train.n_members=10"]
+        settings = ["encode.batch_size=32", "ingest.shard_rows=100", "baseline.n_init=2", "gsec.ensemble_size=4", "gsec.max_steps=20", "train.n_members=10"]
         return ["run", self.folder, "-k", "5", "--store", self.store, "--json", *(part for setting in settings for part in ("--set", setting)), *more]
 
     def embeddings(self) -> list[dict[str, Any]]:

@@ -12,13 +12,12 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
-from gsec_core import pipeline
 from gsec_core.results.status import verify
 from gsec_core.store import Store
 
 from ..command import SMALL, environment, gsec, gsec_here, last_json
 from ..pictures import picture, settings, write_pictures
-from ..stages.steps import run_stages
+from ..stages.steps import STAGES, run_stages
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +188,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["run", "{folder}", "--redo", "assign"], "there is no such stage"),
         (["run", "{folder}", "--set", "train.device=cuda:99"], "train.device"),
         (["assign", "{folder}", "--run", "{run}", "--store", "{store}"], "is the source of run"),
-        (["assign", "{folder}", "--run", "{run}", "--store", "{store}", "--set", "train.tol=0.5"], "are the run's own"),
+        (["assign", "{folder}", "--run", "{run}", "--store", "{store}", "--set", "gsec.tol=0.5"], "are the run's own"),
         (["stage", "assign", "--run", "{run}", "--store", "{store}"], "has no stage assign"),
         (["assign", "{folder}", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["evaluate", "--labels", "nowhere.csv", "--store", "{store}"], "there is no file"),
@@ -293,7 +292,7 @@ def test_images_that_show_no_number_of_clusters_are_refused_with_the_curve(tmp_p
 
 def test_whoever_finishes_a_run_stage_by_stage_publishes_it(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", pipeline="by-hand")
-    run = run_stages(config, *pipeline.STAGES[:-1]).run
+    run = run_stages(config, *STAGES[:-1]).run
     assert not (tmp_path / "store" / "published").exists()
     gsec_here("stage", "report", "--run", run.id, "--store", tmp_path / "store")
     assert json.loads((tmp_path / "store" / "published" / "by-hand.json").read_text())["run_id"] == run.id

@@ -12,5 +12,5 @@ from ..pictures import write_pictures
 def test_killed_in_train_and_in_align_it_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", server)
     source = write_pictures(tmp_path / "in", range(40))
-    settings = ["-k", "5", *SMALL, "--set", "train.max_steps=150", "--set", "train.tol=0"]
+    settings = ["-k", "5", *SMALL, "--set", "gsec.max_steps=150", "--set", "gsec.tol=0"]
     prove_at(source, ["train", "align"], seed=2, settings=settings, directory=tmp_path)

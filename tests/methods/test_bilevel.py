@@ -104,17 +104,17 @@ def test_members_of_a_block_share_nothing_but_mini_batches(training: Training) -
     features, neighbors, _ = blobs()
     [alone] = train(features, neighbors, training)
     first, second, third = train(features, neighbors, replace(training, block_size=3))
-    assert first.weights == pytest.approx(alone.weights, abs=1e-4)
-    assert np.abs(second.weights - first.weights).max() > 0.1
-    assert np.abs(third.weights - second.weights).max() > 0.1
+    assert first.parameters["weights"] == pytest.approx(alone.parameters["weights"], abs=1e-4)
+    assert np.abs(second.parameters["weights"] - first.parameters["weights"]).max() > 0.1
+    assert np.abs(third.parameters["weights"] - second.parameters["weights"]).max() > 0.1
 
 
 @pytest.mark.parametrize("training", [SHORT, PAIRED])
 def test_a_block_is_the_same_again_and_another_block_is_another(training: Training) -> None:
     features, neighbors, _ = blobs()
     [one], [again], [other] = (train(features, neighbors, training, block) for block in (0, 0, 1))
-    assert np.array_equal(one.weights, again.weights)
-    assert not np.array_equal(one.weights, other.weights)
+    assert np.array_equal(one.parameters["weights"], again.parameters["weights"])
+    assert not np.array_equal(one.parameters["weights"], other.parameters["weights"])
 
 
 @pytest.mark.parametrize("training", [SHORT, PAIRED])
@@ -125,7 +125,7 @@ def test_separated_blobs_are_found(text: bool, training: Training) -> None:
     features, neighbors, truth = blobs(text=text)
     scores = []
     for member in train(features, neighbors, replace(training, max_steps=60, block_size=4)):
-        labels = (features.rows(slice(None)).numpy() @ member.weights.T + member.bias).argmax(1)
+        labels = (features.rows(slice(None)).numpy() @ member.parameters["weights"].T + member.parameters["bias"]).argmax(1)
         scores.append(adjusted_rand_score(truth, labels))
     assert max(scores) == 1
 

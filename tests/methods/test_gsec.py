@@ -59,14 +59,14 @@ def test_more_members_change_none_of_those_there_were() -> None:
     two, twelve = (GSEC(4, **{**SMALL, "n_members": count, "max_steps": 5}).fit(X, text=S) for count in (2, 12))
     assert (len(two.members_), len(twelve.members_)) == (2, 12)
     for few, many in zip(two.members_, twelve.members_, strict=False):
-        assert np.array_equal(few.weights, many.weights)
+        assert np.array_equal(few.parameters["weights"], many.parameters["weights"])
 
 
 def test_equal_seeds_give_equal_labels_and_other_seeds_other_members() -> None:
     X, S, _ = blobs()
     one, again, other = (GSEC(4, random_state=seed, **{**SMALL, "max_steps": 5}).fit(X, text=S) for seed in (1, 1, 2))
     assert np.array_equal(one.labels_, again.labels_)
-    assert not np.array_equal(one.members_[0].weights, other.members_[0].weights)
+    assert not np.array_equal(one.members_[0].parameters["weights"], other.members_[0].parameters["weights"])
 
 
 def test_float16_and_memory_maps_are_read_as_they_are(tmp_path: object) -> None:
@@ -84,7 +84,7 @@ def test_the_text_half_counts_by_its_weight_and_not_by_the_published_preset() ->
     assert adjusted_rand_score(truth, GSEC(4, text_weight=0.02, **settings).fit(X, text=noise).labels_) > 0.8
     assert adjusted_rand_score(truth, GSEC(4, text_weight=0.98, **settings).fit(X, text=noise).labels_) < 0.5
     light, heavy = (GSEC(4, preset="published", text_weight=weight, **{**settings, "max_steps": 5}).fit(X, text=S) for weight in (0.1, 0.9))
-    assert np.array_equal(light.members_[0].weights, heavy.members_[0].weights)
+    assert np.array_equal(light.members_[0].parameters["weights"], heavy.members_[0].parameters["weights"])
 
 
 def test_without_text_the_image_half_serves_alone() -> None:
@@ -97,9 +97,9 @@ def test_without_text_the_image_half_serves_alone() -> None:
 
 def test_presets_are_what_they_say() -> None:
     published = GSEC(preset="published").plan()
-    assert (published.preset.n_members, published.preset.training.max_steps, published.preset.training.balance) == (1, 6000, 50)
+    assert (published.n_members, published.preset.training.max_steps, published.preset.training.balance) == (1, 6000, 50)
     default = GSEC().plan()
-    assert (default.preset.n_members, default.preset.training.max_steps, default.preset.training.balance) == (20, 100, 0)
+    assert (default.n_members, default.preset.training.max_steps, default.preset.training.balance) == (20, 100, 0)
     assert GSEC(preset="published", max_steps=7, n_members=3).plan().preset.training.max_steps == 7
     assert set(PRESETS) == {"default", "published"}
 
@@ -128,8 +128,8 @@ def test_text_of_another_length_is_refused() -> None:
 
 @pytest.mark.parametrize(("clusters", "members", "block"), [(10, 20, 10), (500, 20, 8), (1000, 10, 4), (10_000, 1, 1)])
 def test_of_many_clusters_there_are_fewer_members_in_smaller_blocks(clusters: int, members: int, block: int) -> None:
-    preset = GSEC(clusters).plan().preset
-    assert (preset.n_members, preset.training.block_size) == (members, block)
+    plan = GSEC(clusters).plan()
+    assert (plan.n_members, plan.block_size) == (members, block)
 
 
 def test_the_published_preset_runs_too() -> None:

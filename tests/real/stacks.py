@@ -23,7 +23,8 @@ threads = 1
 encode = {{ batch_size = {batch_size} }}
 ingest = {{ shard_rows = {shard_rows} }}
 baseline = {{ n_init = 2 }}
-train = {{ ensemble_size = 4, max_steps = 20, n_members = 10 }}
+train = {{ n_members = 10 }}
+gsec = {{ ensemble_size = 4, max_steps = 20 }}
 """
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

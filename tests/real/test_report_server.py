@@ -18,7 +18,7 @@ from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
 
 from ..pictures import cluster, settings, write_pictures
-from ..stages.steps import run_stages
+from ..stages.steps import STAGES, run_stages
 from .browser import check_galleries, check_keys, check_pointing, check_search, check_sorting, coloured_point, overflow
 
 NAME = "a-pipeline-with-a-long-name-as-people-give"
@@ -42,8 +42,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     config = settings(images, folder / "store", pipeline=NAME, clusters=3, max_rejects=1)
     context, _, _ = cluster(config)
     assert pipeline.finish(context)["published"]
-    run_stages(config.model_copy(update={"clusters": 4}), *pipeline.STAGES[:2])
-    failed = run_stages(config.model_copy(update={"clusters": 5}), *pipeline.STAGES[:2])
+    run_stages(config.model_copy(update={"clusters": 4}), *STAGES[:2])
+    failed = run_stages(config.model_copy(update={"clusters": 5}), *STAGES[:2])
     with pytest.raises(OSError, match="No space"), failed.run.attempt({"stage": "prototypes"}):
         raise OSError(ERROR.removeprefix("OSError: "))
     new = pipeline.assignment_config(context.run, settings(write_pictures(folder / "new", range(30, 34)), folder / "store"))

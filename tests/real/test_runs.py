@@ -41,7 +41,7 @@ def test_the_report_of_ten_thousand_images(browser: Browser, place: Path, images
 def test_the_report_of_a_thousand_clusters(browser: Browser, place: Path, images: Path) -> None:
     """Of the same images, so that they are encoded once; trained for a moment, as the report is what is looked at."""
     index = run(
-        place, images, "-k", "1000", "--set", "prototypes.count=300", "--set", "train.max_steps=2", "--set", "train.n_members=1", "--set", "baseline.n_init=1"
+        place, images, "-k", "1000", "--set", "prototypes.count=300", "--set", "gsec.max_steps=2", "--set", "train.n_members=1", "--set", "baseline.n_init=1"
     )
     check_report(browser, index, clusters=1000)
     assert index.stat().st_size < 20_000_000

@@ -17,7 +17,7 @@ from gsec_core.store import Run, Store
 
 from ..command import GSEC
 from ..pictures import cluster, labels, settings, write_pictures
-from ..stages.steps import run_stages
+from ..stages.steps import STAGES, run_stages
 from ..test_publishing import write_groups
 from .stacks import Stack, stack_in
 
@@ -108,7 +108,7 @@ def test_the_last_stage_alone_publishes_what_may_be_and_tells(stack: Stack, firs
     write_groups(stack.folder / "bad", range(6))
     (stack.folder / "bad" / "bad.jpg").write_text("no image")
     config = settings(stack.folder / "bad", stack.store, pipeline="alone")
-    context = run_stages(config, *pipeline.STAGES[:-1])
+    context = run_stages(config, *STAGES[:-1])
     parameters = {"config": config.model_dump(mode="json", include={"source", "pipeline"}), "run_id": context.run.id}
     for allowed, name, event in ((0.01, "CompletedNotPublished", "held"), (1, "Completed", "published"), (1, "Completed", "kept")):
         state = stack.ended(stack.begin("gsec-report/kinds", **{**parameters, "config": {**parameters["config"], "max_rejects": allowed}}))

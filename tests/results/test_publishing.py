@@ -19,7 +19,7 @@ from gsec_core.store.files import Files, LocalFiles
 from gsec_core.store.publications import Publication, Publications
 
 from ..pictures import cluster, labels, picture, settings, write_pictures
-from ..stages.steps import run_stages
+from ..stages.steps import STAGES, run_stages
 
 GROUPS = 3
 
@@ -114,7 +114,7 @@ def test_a_failed_night_leaves_the_last_good_clustering(tmp_path: Path) -> None:
     for path in hidden:
         path.rename(folder / path.name)
     write_groups(folder, range(8, 10))
-    half = run_stages(config, *pipeline.STAGES[:4])
+    half = run_stages(config, *STAGES[:4])
     assert not half.run.is_finished()
     assert pointer(tmp_path / "store", "kinds") == before
     assert labels(Context.of(Store.open(config.store).run(before["run_id"]), config)) == labelled

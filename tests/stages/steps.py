@@ -11,6 +11,9 @@ from gsec_core.stages.base import Context, Stage
 from gsec_core.store import Shards, fingerprint
 from gsec_core.tables import DESCRIBED, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
 
+STAGES = pipeline.stages_of(PipelineConfig())
+"""Of a run with the settings as they are."""
+
 WORDS = ("a red disc", "a green disc", "a dark picture", "a bright picture", "a small blue spot")
 
 

@@ -16,7 +16,8 @@ from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, MEMBERS_TABLE
 
-from ..pictures import TRAIN, cluster, labels, settings, write_pictures
+from ..pictures import SMALL, TRAIN, cluster, labels, settings, write_pictures
+from .steps import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,9 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 def test_the_stages_are_the_estimator(whole: Context) -> None:
     """Members, alignment and assignments as GSEC makes them of the same matrices."""
-    fitted = GSEC(3, text_weight=0.15, **{**TRAIN, "n_members": 12}).fit(load_embeddings(whole), text=fuse.load_counterparts(whole))
+    fitted = GSEC(3, text_weight=0.15, **{**TRAIN, **SMALL, "n_members": 12}).fit(load_embeddings(whole), text=fuse.load_counterparts(whole))
     for ours, theirs in zip(train.load_members(whole)[0], fitted.members_, strict=True):
-        assert ours.weights == pytest.approx(theirs.weights, abs=1e-5)
+        assert ours.parameters["weights"] == pytest.approx(theirs.parameters["weights"], abs=1e-5)
     rows = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
     assert np.array_equal(rows["cluster"].to_numpy(), fitted.labels_)
     assert rows["confidence"].to_numpy() == pytest.approx(fitted.confidence_, abs=1e-5)
@@ -125,7 +126,7 @@ def test_each_permutation_is_one_and_members_agree_as_the_table_says(whole: Cont
     ("change", "again"),
     [
         ({"fuse": {"text_weight": 0.2}}, {"fuse", "prepare", "train", "align", "publish", "lineage", "report"}),
-        ({"train": {"tol": 0.5}}, {"train", "align", "publish", "lineage", "report"}),
+        ({"gsec": {"tol": 0.5}}, {"train", "align", "publish", "lineage", "report"}),
         ({"baseline": {"n_init": 3}}, {"baseline", "report"}),
         ({"prototypes": {"random_state": 5}}, {"prototypes", "describe", "fuse", "prepare", "train", "align", "publish", "lineage", "report"}),
     ],
@@ -136,11 +137,11 @@ def test_a_changed_setting_redoes_what_lies_below_it(source: Path, whole: Contex
     assert {stage for stage, sums in made.items() if sums} == again
 
 
-@pytest.mark.parametrize("stage", [stage.name for stage in pipeline.STAGES if stage is not baseline.STAGE][1:])
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES if stage is not baseline.STAGE][1:])
 def test_every_stage_can_be_redone_and_gives_the_same(source: Path, whole: Context, stage: str) -> None:
     config = settings(source, whole.run.files.url, clusters=3, train={"n_members": 12})
     again, _, made = cluster(config, redo=(stage,))
-    below = [name for name in (s.name for s in pipeline.STAGES) if name != "baseline"]
+    below = [name for name in (s.name for s in STAGES) if name != "baseline"]
     beside = {"lineage"} if stage == "publish" else set()  # which reads assignments, and no names
     assert {name for name, sums in made.items() if sums} == set(below[below.index(stage) :]) - beside
     assert again.run.id != whole.run.id
@@ -183,7 +184,7 @@ def test_assigning_by_an_unfinished_run_names_what_is_missing(source: Path, tmp_
     config = settings(source, tmp_path / "store", clusters=3)
     run, _ = pipeline.request(config)
     context = Context.of(run, config)
-    for stage in pipeline.STAGES[: pipeline.STAGES.index(train.STAGE)]:
+    for stage in STAGES[: STAGES.index(train.STAGE)]:
         run_stage(context, stage)
     fresh = write_pictures(tmp_path / "new", range(30, 35))
     with pytest.raises(Refused, match="its stage train is not complete"):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from gsec_core.config import PipelineConfig
-from gsec_core.stages import encode, fuse, prototypes
+from gsec_core.stages import describe, encode, fuse, prototypes
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings, load_joint, usable
 from gsec_core.tables import CAPTION_EMBEDDINGS_TABLE, COUNTERPARTS_TABLE, DESCRIBED, FAILED, FREE, REPRESENTATIVES_TABLE
@@ -80,7 +80,7 @@ def test_own_counterparts_are_the_images_own_descriptions_and_ridge_for_the_othe
     context = run_stages(config, encode.STAGE, prototypes.STAGE)
     describe_with(context, ["a cat", "a dog", None], [DESCRIBED, DESCRIBED, FAILED])
     run_stage(context, fuse.STAGE)
-    rows = fuse.described_rows(context)
+    rows = describe.described_rows(context)
     assert len(rows) == 14, "all twenty are asked about, and every third is not described"
     found = fuse.load_counterparts(context)
     np.testing.assert_array_equal(found[rows], fuse.load_captions(context))
@@ -103,7 +103,7 @@ def test_joint_counterparts_are_the_images_in_the_joint_space(source: Path, tmp_
         ({}, ["joint"], 0.15),
         ({"describe": {"captioner": "openai:m"}}, ["ridge", "softmax"], None),
         ({"describe": {"captioner": "openai:m"}, "prototypes": {"representatives": 0}}, ["own"], 0.5),
-        ({"describe": {"captioner": "openai:m"}, "preset": "published"}, ["softmax"], 0.5),
+        ({"describe": {"captioner": "openai:m"}, "gsec": {"preset": "published"}}, ["softmax"], 0.5),
         ({"fuse": {"counterpart": "ridge"}}, ["ridge"], 0.15),
         ({"describe": {"captioner": "openai:m"}, "fuse": {"counterpart": "softmax"}}, ["softmax"], None),
         ({"describe": {"captioner": "openai:m"}, "fuse": {"counterpart": "joint"}}, ["joint"], 0.15),
@@ -119,7 +119,7 @@ def test_what_the_settings_leave_open_is_decided_by_held_out_descriptions(source
     context = described(source, tmp_path, describe={"captioner": "openai:m"}, fuse={"text_weight": given})
     describe_with(context)
     run_stage(context, fuse.STAGE)
-    X, rows, T = load_embeddings(context), fuse.described_rows(context), fuse.load_captions(context)
+    X, rows, T = load_embeddings(context), describe.described_rows(context), fuse.load_captions(context)
     cosines = {"ridge": ridge_cosines(X, rows, T), "softmax": softmax_cosines(load_joint(context)[rows], T, 0.005, 1e-4)}
     model, kind = fuse.load_model(context), best_predicted(cosines)
     assert (model.kind, model.text_weight) == (kind, given or pytest.approx(weight_by(float(cosines[kind].mean()))))

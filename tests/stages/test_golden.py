@@ -115,9 +115,12 @@ def _prepared(context: Context) -> dict[str, object]:
 
 def _members(config: PipelineConfig) -> list[list[object]]:
     """After one outer step: with every further one the optimiser enlarges what last bits differ by."""
-    one_step = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})})
+    one_step = config.model_copy(update={"gsec": config.of_method.model_copy(update={"max_steps": 1})})
     members, _ = train.load_members(cluster(one_step)[0])
-    return [[member.steps, list(member.weights.shape), member.weights[:, ::200].ravel().astype(float).round(4).tolist()] for member in members]
+    return [
+        [member.steps, list(member.parameters["weights"].shape), member.parameters["weights"][:, ::200].ravel().astype(float).round(4).tolist()]
+        for member in members
+    ]
 
 
 def _shown(uri: str, row: dict[str, object]) -> dict[str, object]:

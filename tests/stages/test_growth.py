@@ -14,6 +14,7 @@ from gsec_core.store import Store
 from gsec_core.tables import THUMBNAILS_TABLE
 
 from ..pictures import cluster, labels, picture, settings, write_pictures
+from .steps import STAGES
 
 
 def test_a_second_run_does_nothing(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_a_second_run_does_nothing(tmp_path: Path) -> None:
     again, changes, made = cluster(config)
     assert again.run.id == context.run.id
     assert changes.none
-    assert made == {stage.name: {} for stage in pipeline.STAGES}
+    assert made == {stage.name: {} for stage in STAGES}
 
 
 def test_new_changed_and_deleted_images(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def cosines(X: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def test_published_features_are_standardised_and_neighbors_the_nearest_of_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
-    context = fused(source, tmp_path, preset="published")
+    context = fused(source, tmp_path, gsec={"preset": "published"})
     run_stage(context, prepare.STAGE)
     matrices = [standardised(X) for X in (load_embeddings(context), fuse.load_counterparts(context))]
     for half, expected in zip(prepare.load_features(context).halves, matrices, strict=True):

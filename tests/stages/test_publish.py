@@ -11,7 +11,6 @@ from PIL import Image
 
 from gsec_core import pipeline
 from gsec_core.errors import Refused
-from gsec_core.pipeline import STAGES
 from gsec_core.report.collect import collect
 from gsec_core.results.status import verify
 from gsec_core.stages import base, publish, report
@@ -21,6 +20,7 @@ from gsec_core.tables import CLUSTER_NAMES_TABLE, LAYOUT_TABLE, REPORT_TABLE
 
 from ..captioners.server import Server, reply
 from ..pictures import cluster, picture, settings, write_pictures
+from .steps import STAGES
 
 Rows = list[dict[str, object]]
 

@@ -11,9 +11,9 @@ import pytest
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
-from gsec_core.pipeline import STAGES
 from gsec_core.store import Publication, Run, Store, fingerprint
 
+from ..stages.steps import STAGES
 from .examples import embeddings
 
 CONFIG = PipelineConfig(clusters=10)

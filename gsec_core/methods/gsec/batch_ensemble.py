@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gsec_core.clustering.linear import linear
+
 
 class BatchEnsembleHeads(nn.Module):
     """One linear BatchEnsemble head for each of several outer members, which share nothing but their input.
@@ -45,11 +47,6 @@ class BatchEnsembleHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mean logits (rows, outer members, n_outputs) of ``x`` (rows, d)."""
         return linear(x, *self.collapsed())
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Several linear maps of one input as one matrix product: (rows, d), (maps, outputs, d), (maps, outputs) to (rows, maps, outputs)."""
-    return torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(-1, *bias.shape)
 
 
 def uniform(shape: Sequence[int], d: int, generator: torch.Generator) -> Tensor:

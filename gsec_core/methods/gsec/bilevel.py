@@ -21,13 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import sample_rows
-from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads, linear, uniform
-from gsec_core.methods.gsec.starts import Start, kmeans_starts
+from gsec_core.clustering.linear import BIAS, WEIGHTS, linear
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.clustering.starts import Start, kmeans_starts
+from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads, uniform
 
 PROBE_ROWS = 4096
 """Rows whose labels tell whether a member still moves."""
@@ -80,33 +82,6 @@ class Training:
     def batch(self, n: int, n_clusters: int) -> int:
         """Rows of a mini-batch of ``n``."""
         return min(n, max(self.batch_rows, min(self.batch_rows_per_cluster * n_clusters, self.batch_rows_at_most)))
-
-
-class Member(NamedTuple):
-    """A trained task encoder: labels are softmax(z weights^T + bias)."""
-
-    weights: NDArray[np.float32]
-    """(n_clusters, dimensions of the features)."""
-    bias: NDArray[np.float32]
-    """(n_clusters,)."""
-    steps: int
-    """Outer steps until it stopped."""
-    changed: float
-    """Share of the probed labels that changed over its last 10 steps; 1 if there were fewer."""
-    loss: float
-    """Outer loss of its last step."""
-
-
-class Neighbors(NamedTuple):
-    """Row numbers of the neighbours of each row, (n, k), in each half."""
-
-    image: NDArray[np.int32]
-    text: NDArray[np.int32] | None
-
-    @property
-    def halves(self) -> list[NDArray[np.int32]]:
-        """Those there are."""
-        return [self.image] if self.text is None else [self.image, self.text]
 
 
 class _Batch(NamedTuple):
@@ -293,7 +268,8 @@ class _Watch:
         """Every member: those that settled as they were then."""
         weights, bias = (parameter.detach().cpu().numpy() for parameter in (encoder.weight, encoder.bias))
         now = [
-            Member(w.copy(), b.copy(), step, changed, float(loss)) for w, b, changed, loss in zip(weights, bias, self._changed, losses.detach(), strict=True)
+            Member({WEIGHTS: w.copy(), BIAS: b.copy()}, step, changed, float(loss))
+            for w, b, changed, loss in zip(weights, bias, self._changed, losses.detach(), strict=True)
         ]
         return [self._settled.get(number, member) for number, member in enumerate(now)]
 

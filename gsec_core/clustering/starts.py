@@ -46,10 +46,11 @@ def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> 
         return one_start(sample(seed), n_clusters, max_iter=MAX_ITER, seed=seed)[0]
 
     found = side_by_side(centres, seeds, torch.get_num_threads())
-    return [_softened(sample(seed), vectors, seed) for seed, vectors in zip(seeds, found, strict=True)]
+    return [softened(sample(seed), vectors, seed) for seed, vectors in zip(seeds, found, strict=True)]
 
 
-def _softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: int) -> Start:
+def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: int) -> Start:
+    """What `kmeans_starts` makes of ``centres`` (n_clusters, d) of a k-means of ``sample`` (n, d)."""
     n_clusters = len(centres)
     logits = _linear(sample, centres)
     sizes = np.bincount(logits.argmax(1), minlength=n_clusters) / len(sample)

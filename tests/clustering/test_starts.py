@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gsec_core.clustering.features import Features
-from gsec_core.methods.gsec.starts import ENTROPY, kmeans_starts
+from gsec_core.clustering.starts import ENTROPY, kmeans_starts
 
 
 def blobs() -> Features:

@@ -1,0 +1,61 @@
+"""Members that are linear maps of the features: labels are softmax(z weights^T + bias)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gsec_core.clustering.features import Features, Rows
+from gsec_core.clustering.members import Member
+
+WEIGHTS, BIAS = "weights", "bias"
+
+
+def linear_shapes(n_clusters: int, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+    """The arrays of such a member, where the halves have ``widths`` dimensions."""
+    return {WEIGHTS: (n_clusters, sum(widths)), BIAS: (n_clusters,)}
+
+
+@dataclass(frozen=True)
+class LinearModels:
+    """What several of them say; see `ensemble.Models`."""
+
+    weights: NDArray[np.float32]
+    """(members, clusters, dimensions of the features)."""
+    bias: NDArray[np.float32]
+    """(members, clusters)."""
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> "LinearModels":
+        """Their arrays side by side."""
+        return cls(*(np.stack([member.parameters[name] for member in members]) for name in (WEIGHTS, BIAS)))
+
+    def __len__(self) -> int:
+        return len(self.bias)
+
+    @property
+    def n_clusters(self) -> int:
+        return int(self.bias.shape[1])
+
+    @property
+    def values_a_row(self) -> int:
+        return int(max(self.bias.size, self.weights.shape[2]))
+
+    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
+        weights, bias = torch.from_numpy(self.weights).to(device), torch.from_numpy(self.bias).to(device)
+        return linear(features.rows(rows, device), weights, bias)
+
+    def mean(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        weights, bias = (np.zeros(part.shape[1:], np.float32) for part in (self.weights, self.bias))
+        for w, b, permutation in zip(self.weights, self.bias, permutations, strict=True):
+            weights[permutation] += w / np.float32(len(self.weights))
+            bias[permutation] += b / np.float32(len(self.weights))
+        return weights, bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Several linear maps of one input as one matrix product: (rows, d), (maps, outputs, d), (maps, outputs) to (rows, maps, outputs)."""
+    return torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(-1, *bias.shape)

@@ -1,0 +1,153 @@
+"""What the estimators of all methods share: scikit-learn's conventions around a `Plan`."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from gsec_core.clustering.ensemble import head_posteriors, joined
+from gsec_core.devices import resolve, within_usable_cores
+from gsec_core.errors import Refused
+from gsec_core.methods.plan import Plan
+from gsec_core.text.nouns import noun_counterparts, select_nouns
+
+_FLOATS = [np.float32, np.float16]
+"""What is taken as it is; other numbers become the first."""
+
+MEMBERS_TIMES_CLUSTERS = 10_000
+"""Of many clusters there are fewer members: so many columns together, unless more are asked for."""
+
+MOST_GRAM_BYTES = 2**33
+"""Of the products of all members' posteriors: 32,768 members times clusters."""
+
+
+class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """An outer ensemble: members that a method trains, aligned, averaged and smoothed over neighbours. No label takes part.
+
+    Attributes
+    ----------
+    labels_ : int32 (n_samples,), cluster 0 is the largest
+    member_labels_ : int32 (n_members, n_samples), aligned
+    confidence_ : float32 (n_samples,), the label's mean aligned posterior, smoothed and calibrated: about the share of members that agree
+    margin_ : float32 (n_samples,), how much that is above the second largest
+    agreement_ : float32 (n_samples,), share of members that agree with the label
+    member_agreement_ : float32 (n_members,), share of samples on which a member agrees with the labels
+    members_ : list of `members.Member`
+    ensemble_ : `ensemble.Ensemble`
+    head_ : `ensemble.Head`, what `predict` uses, as new rows have no neighbours to be smoothed over
+    halves_ : list of `features.Half`, what puts X and text on their scale
+    nouns_ : int64 (n_selected,), the nouns that stand for texts; None without nouns
+    n_text_features_in_ : int or None
+    """
+
+    n_clusters: int
+    n_members: int | None
+    random_state: int
+    device: str
+
+    TEXT_WEIGHT = 0.5
+    """Weight of the text half against the image half, where it is no parameter."""
+
+    NEEDS_TEXT = False
+    """Whether there are no clusters without texts or nouns."""
+
+    @abstractmethod
+    def plan(self) -> Plan:
+        """What the parameters come to. Raises ValueError naming the parameter and its value."""
+
+    @within_usable_cores()
+    def fit(self, X: ArrayLike, y: object = None, *, text: ArrayLike | None = None, nouns: ArrayLike | None = None) -> Self:
+        """Fit on image embeddings ``X`` (n_samples, d), floats of any precision.
+
+        Their texts are counterparts ``text`` (n_samples, dt), one a sample; or ``nouns`` (n_nouns, d), of a vocabulary in the space
+        of ``X``, of which those that tell the images apart are selected as `text.nouns` says; or none.
+
+        Raises ValueError naming the parameter and its value.
+        """
+        if text is not None and nouns is not None:
+            raise ValueError("text and nouns: give one of them.")
+        self.nouns_: NDArray[np.int64] | None = None
+        if nouns is not None:
+            text = self._select(X, nouns)
+        matrices = self._validated(X, text, reset=True)
+        plan = self.plan()
+        self.halves_ = plan.halves(matrices)
+        features = plan.features(matrices, self.halves_, self._text_weight())
+        neighbors = plan.neighbors(features)
+        self.members_ = [member for block in range(plan.n_blocks) for member in plan.train(features, neighbors, block)][: plan.n_members]
+        self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_)
+        found = joined(list(self.ensemble_.assigned(features, consensus, plan.device, 0, len(features))))
+        self.labels_, self.confidence_, self.margin_, self.agreement_ = found.labels, found.confidence, found.margin, found.agreement
+        self.member_labels_ = np.ascontiguousarray(found.member_labels.T)
+        self.member_agreement_ = (self.member_labels_ == self.labels_).mean(1, dtype=np.float32)
+        return self
+
+    def predict(self, X: ArrayLike, text: ArrayLike | None = None) -> NDArray[np.int32]:
+        """The cluster of each row of ``X`` (n_samples, d), by `head_`; with ``text`` (n_samples, dt) if and only if it was fitted with it."""
+        labels: NDArray[np.int32] = self.predict_proba(X, text).argmax(1).astype(np.int32)
+        return labels
+
+    def predict_proba(self, X: ArrayLike, text: ArrayLike | None = None) -> NDArray[np.float32]:
+        """Posteriors by `head_`, (n_samples, n_clusters); arguments as of `predict`."""
+        check_is_fitted(self)
+        if self.nouns_ is not None:
+            if text is not None:
+                raise ValueError("text: it was fitted with nouns, which give the texts of new rows as well. Leave it out.")
+            text = noun_counterparts(np.asarray(X), self._noun_vectors)
+        matrices, plan = self._validated(X, text, reset=False), self.plan()
+        features = plan.features(matrices, self.halves_, self._text_weight())
+        blocks = self.ensemble_.blocks(0, len(features))
+        return np.concatenate([head_posteriors(self.head_, features, rows, plan.device) for rows in blocks])
+
+    def _text_weight(self) -> float:
+        return float(getattr(self, "text_weight", self.TEXT_WEIGHT))
+
+    def _select(self, X: ArrayLike, nouns: ArrayLike) -> NDArray[np.float32]:
+        images, vectors = (check_array(matrix, dtype=_FLOATS, input_name=name) for matrix, name in ((X, "X"), (nouns, "nouns")))
+        if images.shape[1] != vectors.shape[1]:
+            raise ValueError(f"nouns has {vectors.shape[1]} features and X has {images.shape[1]}: they must be in one space.")
+        self.nouns_ = select_nouns(images, vectors, self.n_clusters, random_state=self.random_state).noun
+        self._noun_vectors = vectors[self.nouns_]
+        return noun_counterparts(images, self._noun_vectors)
+
+    def check_positive(self, *names: str) -> None:
+        """Raises ValueError for a parameter of ``names`` that is given and below 1."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: it must be at least 1.")
+
+    def member_count(self, default: int) -> int:
+        """Outer members: as many as are asked for, else ``default``, and of many clusters fewer. Raises ValueError if so many cannot be aligned."""
+        n_members = self.n_members or min(default, max(1, MEMBERS_TIMES_CLUSTERS // self.n_clusters))
+        gram_bytes = 8 * (n_members * self.n_clusters) ** 2
+        if gram_bytes > MOST_GRAM_BYTES:
+            raise ValueError(f"n_members = {n_members}: aligning them in {self.n_clusters} clusters would take {gram_bytes / 2**30:.0f} GiB. Ask for fewer.")
+        return n_members
+
+    def resolved_device(self) -> str:
+        """See `devices.resolve`. Raises ValueError if it is not there."""
+        try:
+            return resolve(self.device, "device")
+        except Refused as error:
+            raise ValueError(str(error)) from None
+
+    def _validated(self, X: ArrayLike, text: ArrayLike | None, *, reset: bool) -> Sequence[NDArray[Any]]:
+        images: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, reset=reset)
+        texts: NDArray[Any] | None = None if text is None else check_array(text, dtype=_FLOATS, input_name="text")
+        width = None if texts is None else texts.shape[1]
+        if texts is None and self.NEEDS_TEXT:
+            raise ValueError(f"text, nouns: {type(self).__name__} clusters by images and texts. Give one of them.")
+        if texts is not None and len(texts) != len(images):
+            raise ValueError(f"text has {len(texts)} rows and X has {len(images)}: give each sample its counterpart.")
+        if reset:
+            if len(images) < max(2, self.n_clusters):
+                raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {len(images)}, and there must be at least as many, and two.")
+            self.n_text_features_in_ = width
+        elif width != self.n_text_features_in_:
+            raise ValueError(f"text has {width} features, and {type(self).__name__} was fitted with {self.n_text_features_in_}.")
+        return [images] if texts is None else [images, texts]

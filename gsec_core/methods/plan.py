@@ -1,0 +1,98 @@
+"""What a method does, step by step, with parameters that are checked: its estimator takes the steps in a row, the pipeline each in a stage."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gsec_core.clustering.ensemble import Ensemble, Head, Models
+from gsec_core.clustering.features import Features, Half
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import NeighborIndex, Neighbors
+from gsec_core.clustering.smoothing import Allocate, Posteriors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(ABC):
+    """The steps. A method gives features, members and what members say; neighbours, alignment and consensus are the same for all."""
+
+    n_clusters: int
+    n_members: int
+    """Outer members."""
+    n_neighbors: int
+    """Of a row in each half."""
+    rows_per_neighbor: int
+    """Few rows have fewer neighbours: one for so many, at least one."""
+    smoothing: int
+    """Rounds in which posteriors are averaged with those of neighbours."""
+    random_state: int
+    device: str
+
+    @property
+    @abstractmethod
+    def block_size(self) -> int:
+        """Members that are trained in one computation, a unit of training: a block that was cut is trained again from its start."""
+
+    @abstractmethod
+    def steps(self, n: int) -> int:
+        """Steps of a block's training on ``n`` rows, at most: units of progress."""
+
+    @abstractmethod
+    def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
+        """What puts the image half and, where there is one, the text half, (n, d) each, on its scale."""
+
+    @abstractmethod
+    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
+        """The halves of ``matrices``, (n, d) each, as training sees them."""
+
+    @abstractmethod
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        """The arrays that a member is made of, by name, where the halves have ``widths`` dimensions."""
+
+    @abstractmethod
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        """All members of a block, wanted or not, which depend on its number and the parameters alone; ``progress`` is told of every step."""
+
+    @abstractmethod
+    def models(self, members: Sequence[Member]) -> Models:
+        """What the members say of rows."""
+
+    @property
+    @abstractmethod
+    def batch_rows(self) -> int:
+        """Rows of a mini-batch, by which the head is distilled too."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of members."""
+        return -(-self.n_members // self.block_size)
+
+    def neighbor_count(self, n: int) -> int:
+        """Neighbours of a row of ``n`` in each half."""
+        return max(1, min(self.n_neighbors, n // self.rows_per_neighbor, n - 1))
+
+    def neighbor_index(self, features: Features, half: int) -> NeighborIndex:
+        """Of all rows in one half, by cosine."""
+        return NeighborIndex(lambda rows: features.half(half, rows).numpy(), len(features), n_threads=torch.get_num_threads())
+
+    def neighbors(self, features: Features) -> Neighbors:
+        """Of every row in each half."""
+        n = len(features)
+        found = [self.neighbor_index(features, half).search(0, n, self.neighbor_count(n)) for half in range(len(features.halves))]
+        return Neighbors(found[0], found[1] if len(found) > 1 else None)
+
+    def align(self, features: Features, neighbors: Neighbors, members: Sequence[Member], allocate: Allocate = np.empty) -> tuple[Ensemble, Posteriors, Head]:
+        """The members with one label space, the consensus of all rows, and the head that stands for it; cluster 0 is the largest."""
+        ensemble = Ensemble.aligned(self.models(members), features, random_state=self.random_state, device=self.device)
+        consensus = self.consensus(features, neighbors, ensemble, allocate)
+        ensemble = ensemble.by_size(consensus).calibrated(features, consensus, random_state=self.random_state, device=self.device)
+        rows = min(len(features), self.batch_rows)
+        return ensemble, consensus, ensemble.head(features, consensus, batch_rows=rows, random_state=self.random_state, device=self.device)
+
+    def consensus(self, features: Features, neighbors: Neighbors, ensemble: Ensemble, allocate: Allocate = np.empty) -> Posteriors:
+        """See `Ensemble.consensus`."""
+        return ensemble.consensus(features, neighbors, self.smoothing, self.device, allocate)

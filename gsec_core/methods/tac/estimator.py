@@ -1,0 +1,254 @@
+"""TAC: two heads, one on images and one on their text counterparts, that teach each other (Li et al. 2024, https://arxiv.org/abs/2310.11989).
+
+Each head is a perceptron with one hidden layer. The clusters of one modality's images are to agree with those of the other modality's
+neighbours, an image is to agree with its own counterpart, and the clusters are to be of like size. No labels take part; the last state
+counts. What a member says is what its image head says. Batch normalisation is folded into the hidden layer at the end, so that a row is
+said the same of in any batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gsec_core.clustering.features import Features, Half, Rows, UnitFeatures, unscaled
+from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.clustering.smoothing import Allocate
+from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.plan import Plan
+
+MANY_CLUSTERS = 100
+"""Above it the schedule is the one that the paper has for its sets of many classes."""
+
+LEAST_STEPS = 180
+"""As many as on the smallest set of the paper: its epochs are meant for thousands of images."""
+
+BALANCE = 5.0
+"""Weight of the entropy of the mean label."""
+
+N_MEMBERS = 10
+N_NEIGHBORS, ROWS_PER_NEIGHBOR = 50, 40
+SMOOTHING = 3
+"""Rounds over neighbours of the consensus; a single member is left as it is."""
+
+LEARNING_RATE, BETAS = 1e-3, (0.9, 0.99)
+
+_PROBE_ROWS, _PROBE_STEPS = 4096, 10
+_BLOCK_VALUES = 2**24
+_LEAST = 1e-8
+
+
+class Schedule(NamedTuple):
+    """How long a member is trained, and on what batches."""
+
+    steps: int
+    batch: int
+    temperature: float
+    """Of the agreement of clusters."""
+
+
+def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
+    """That of ``n`` images; ``max_steps`` is taken in place of the published epochs."""
+    epochs, batch, temperature = (20, 512, 0.5) if n_clusters <= MANY_CLUSTERS else (100, 8192, 5.0)
+    batch = min(batch, n)
+    return Schedule(max_steps or max(epochs * (n // batch), LEAST_STEPS), batch, temperature)
+
+
+def cluster_agreement(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """How unlike the clusters of two labellings (rows, clusters) of the same rows are: contrastive, over their columns.
+
+    Of each of the 2 K columns, at unit length, the cross-entropy with its partner in the other labelling as the positive and the other
+    2 K - 2 columns as negatives; the mean of all.
+    """
+    columns = nn.functional.normalize(torch.cat([first, second], 1).T, dim=1)
+    similarities = columns @ columns.T / temperature
+    similarities = similarities.masked_fill(torch.eye(len(columns), dtype=torch.bool, device=columns.device), -torch.inf)
+    partners = torch.arange(len(columns), device=columns.device).roll(first.shape[1])
+    return nn.functional.cross_entropy(similarities, partners)
+
+
+def loss(images: Tensor, texts: Tensor, image_neighbors: Tensor, text_neighbors: Tensor, temperature: float) -> Tensor:
+    """TAC's loss of labels (rows, clusters): of images and of their counterparts, and of a neighbour of each."""
+    distilled = cluster_agreement(images, text_neighbors, temperature) + cluster_agreement(texts, image_neighbors, temperature)
+    agreement = (images * texts).sum(1).clamp(min=_LEAST).log().mean()
+    return distilled - agreement - BALANCE * (_entropy(images.mean(0)) + _entropy(texts.mean(0)))
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.xlogy(p, p.clamp(min=_LEAST)).sum()
+
+
+class _Head(nn.Module):
+    """Linear, batch normalisation, ReLU, linear, softmax."""
+
+    def __init__(self, d: int, n_clusters: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden, self.norm, self.last = nn.Linear(d, d), nn.BatchNorm1d(d), nn.Linear(d, n_clusters)
+        for layer in (self.hidden, self.last):
+            nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        labels: Tensor = self.last(self.norm(self.hidden(x)).relu()).softmax(1)
+        return labels
+
+    @torch.no_grad()
+    def folded(self) -> dict[str, NDArray[np.float32]]:
+        """Its arrays, with the running statistics of the normalisation in the hidden layer."""
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        factor = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        arrays = {
+            "hidden_weights": self.hidden.weight * factor[:, None],
+            "hidden_bias": (self.hidden.bias - self.norm.running_mean) * factor + self.norm.bias,
+            "weights": self.last.weight,
+            "bias": self.last.bias,
+        }
+        return {name: array.cpu().numpy().copy() for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class ImageHeads:
+    """What the image heads of several members say; see `ensemble.Models`."""
+
+    members: Sequence[Mapping[str, NDArray[np.float32]]]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def n_clusters(self) -> int:
+        return len(self.members[0]["bias"])
+
+    @property
+    def values_a_row(self) -> int:
+        return max(len(self) * self.n_clusters, 2 * len(self.members[0]["hidden_bias"]))
+
+    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
+        x = features.half(0, rows, device)
+        return torch.stack([self._logits(member, x) for member in self.members], 1)
+
+    def _logits(self, member: Mapping[str, NDArray[np.float32]], x: Tensor) -> Tensor:
+        weights, bias, last, offset = (torch.from_numpy(member[name]).to(x.device) for name in ("hidden_weights", "hidden_bias", "weights", "bias"))
+        return torch.addmm(offset, torch.addmm(bias, x, weights.T).relu_(), last.T)
+
+    def mean(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TACPlan(Plan):
+    """See `Plan`."""
+
+    max_steps: int | None
+
+    @property
+    def block_size(self) -> int:
+        return 1
+
+    def steps(self, n: int) -> int:
+        return schedule(n, self.n_clusters, self.max_steps).steps
+
+    @property
+    def batch_rows(self) -> int:
+        return schedule(2**31, self.n_clusters).batch
+
+    def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
+        return [unscaled(matrix.shape[1]) for matrix in matrices]
+
+    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
+        return UnitFeatures(matrices)
+
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        d = widths[0]
+        return {"hidden_weights": (d, d), "hidden_bias": (d,), "weights": (self.n_clusters, d), "bias": (self.n_clusters,)}
+
+    def models(self, members: Sequence[Member]) -> ImageHeads:
+        return ImageHeads([member.parameters for member in members])
+
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        n, (steps, batch, temperature) = len(features), schedule(len(features), self.n_clusters, self.max_steps)
+        assert neighbors.text is not None, "there is a text half"
+        seed = int(np.random.SeedSequence([self.random_state, block]).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
+        image_head, _ = heads = [_Head(width, self.n_clusters, generator).to(self.device) for width in features.widths]
+        optimizer = torch.optim.Adam([parameter for head in heads for parameter in head.parameters()], lr=LEARNING_RATE, betas=BETAS, fused=True)
+        probe, before, order, last = sample_rows(n, _PROBE_ROWS, self.random_state), None, np.empty(0, np.int64), torch.zeros(())
+        for step in range(steps):
+            if step == steps - _PROBE_STEPS:
+                before = self._labels(image_head, features, probe)
+            epoch, place = divmod(step, n // batch)
+            if not place:  # what is left of an epoch, fewer than a batch, is left out
+                order = np.random.default_rng([self.random_state, block, epoch]).permutation(n)
+            rows = np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a file is read forwards
+            random = np.random.default_rng([self.random_state, block, step, 1])
+            near = [half[rows, random.integers(half.shape[1], size=batch)].astype(np.int64) for half in neighbors.halves]
+            images, texts = (head(features.half(half, rows, self.device)) for half, head in enumerate(heads))
+            others = [head(features.half(half, near[half], self.device)) for half, head in enumerate(heads)]
+            found = loss(images, texts, others[0], others[1], temperature)
+            optimizer.zero_grad(set_to_none=True)
+            found.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            last = found.detach()
+            progress(1)
+        changed = 1.0 if before is None else float((self._labels(image_head, features, probe) != before).mean())
+        return [Member(image_head.folded(), steps, changed, float(last))]
+
+    def _labels(self, head: _Head, features: Features, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        head.eval()
+        with torch.no_grad():
+            labels: NDArray[np.int64] = head(features.half(0, rows, self.device)).argmax(1).cpu().numpy()
+        head.train()
+        return labels
+
+
+class TAC(Clusterer):
+    """Clusters images by their embeddings and text counterparts, with two heads that teach each other.
+
+    Li et al. 2024, "Image Clustering with External Guidance", https://arxiv.org/abs/2310.11989. Each member is TAC from a seed of its own;
+    the outer layer makes their consensus. It asks for clusters of like size. Attributes are those of `Clusterer`.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_members : int or None
+        Outer members; None = 10; 1 = TAC as published, without an outer layer.
+    max_steps : int or None
+        Steps of a member; None = the published epochs (20 of batches of 512; of more than 100 clusters 100 of 8,192), and at least 180.
+    random_state : int
+        Seed. Equal seeds, versions, processors and thread counts give equal labels.
+    device : str
+        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+    """
+
+    NEEDS_TEXT = True
+
+    def __init__(
+        self, n_clusters: int = 10, *, n_members: int | None = None, max_steps: int | None = None, random_state: int = 0, device: str = "auto"
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.n_members = n_members
+        self.max_steps = max_steps
+        self.random_state = random_state
+        self.device = device
+
+    def plan(self) -> TACPlan:
+        """What the parameters come to. Raises ValueError naming the parameter and its value."""
+        self.check_positive("n_clusters", "n_members", "max_steps")
+        n_members = self.member_count(N_MEMBERS)
+        return TACPlan(
+            n_clusters=self.n_clusters,
+            n_members=n_members,
+            n_neighbors=N_NEIGHBORS,
+            rows_per_neighbor=ROWS_PER_NEIGHBOR,
+            smoothing=SMOOTHING if n_members > 1 else 0,
+            random_state=self.random_state,
+            device=self.resolved_device(),
+            max_steps=self.max_steps,
+        )

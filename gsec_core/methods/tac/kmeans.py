@@ -1,0 +1,112 @@
+"""TAC without training: k-means of images and their text counterparts side by side (Li et al. 2024, https://arxiv.org/abs/2310.11989)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gsec_core.clustering.features import Features, Half, UnitFeatures, unscaled
+from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
+from gsec_core.clustering.linear import BIAS, WEIGHTS, LinearModels, linear_shapes
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.clustering.smoothing import Allocate
+from gsec_core.clustering.starts import softened
+from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.plan import Plan
+from gsec_core.methods.tac.estimator import N_MEMBERS, N_NEIGHBORS, ROWS_PER_NEIGHBOR, SMOOTHING
+
+MAX_ITER = 300
+BATCH_ROWS = 1024
+"""By which the head is distilled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TACKMeansPlan(Plan):
+    """See `Plan`."""
+
+    n_init: int
+
+    @property
+    def block_size(self) -> int:
+        return 1
+
+    def steps(self, n: int) -> int:
+        return self.n_init
+
+    @property
+    def batch_rows(self) -> int:
+        return BATCH_ROWS
+
+    def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
+        return [unscaled(matrix.shape[1]) for matrix in matrices]
+
+    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
+        return UnitFeatures(matrices)
+
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        return linear_shapes(self.n_clusters, widths)
+
+    def models(self, members: Sequence[Member]) -> LinearModels:
+        return LinearModels.of(members)
+
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        seed = int(np.random.SeedSequence([self.random_state, block]).generate_state(1)[0] >> 1)
+        sample = features.rows(sample_rows(len(features), sample_size(self.n_clusters), seed)).numpy()
+        centres, iterations = lloyd(
+            sample,
+            self.n_clusters,
+            n_init=self.n_init,
+            max_iter=MAX_ITER,
+            random_state=seed,
+            spherical=True,
+            n_threads=torch.get_num_threads(),
+            progress=lambda: progress(1),
+        )
+        start = softened(sample, centres, seed)
+        return [Member({WEIGHTS: start.weight.numpy(), BIAS: start.bias.numpy()}, iterations, 0.0, 0.0)]
+
+
+class TACKMeans(Clusterer):
+    """Clusters images by k-means of their embeddings and text counterparts, as unit vectors side by side.
+
+    The variant without training of Li et al. 2024, https://arxiv.org/abs/2310.11989. Attributes are those of `Clusterer`.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_members : int or None
+        Outer members, each a k-means from a seed of its own; None = 10; 1 = as published, without an outer layer.
+    n_init : int
+        Starts of a member's k-means; the best by its own objective is kept.
+    random_state : int
+        Seed. Equal seeds, versions, processors and thread counts give equal labels.
+    device : str
+        Of alignment and head; k-means itself is the CPU's.
+    """
+
+    NEEDS_TEXT = True
+
+    def __init__(self, n_clusters: int = 10, *, n_members: int | None = None, n_init: int = 20, random_state: int = 0, device: str = "auto") -> None:
+        self.n_clusters = n_clusters
+        self.n_members = n_members
+        self.n_init = n_init
+        self.random_state = random_state
+        self.device = device
+
+    def plan(self) -> TACKMeansPlan:
+        self.check_positive("n_clusters", "n_members", "n_init")
+        n_members = self.member_count(N_MEMBERS)
+        return TACKMeansPlan(
+            n_clusters=self.n_clusters,
+            n_members=n_members,
+            n_neighbors=N_NEIGHBORS,
+            rows_per_neighbor=ROWS_PER_NEIGHBOR,
+            smoothing=SMOOTHING if n_members > 1 else 0,
+            random_state=self.random_state,
+            device=self.resolved_device(),
+            n_init=self.n_init,
+        )

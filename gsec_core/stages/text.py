@@ -1,0 +1,61 @@
+"""Where a run's text half comes from: the stage that makes counterparts, whichever the settings name, or none."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsec_core.config import PipelineConfig
+from gsec_core.stages import fuse
+from gsec_core.stages.base import Context, Stage
+from gsec_core.text import CAPTIONS, NONE
+
+_MODULES: dict[str, ModuleType] = {CAPTIONS: fuse}
+"""Each has load_counterparts, counterparts_of, text_weight and weight_deserved."""
+
+
+_STAGES: dict[str, tuple[Stage, ...]] = {CAPTIONS: (fuse.STAGE,)}
+
+ALL_STAGES = tuple(stage for stages in _STAGES.values() for stage in stages)
+"""Whatever the settings."""
+
+
+def stages(config: PipelineConfig) -> tuple[Stage, ...]:
+    """Those that make counterparts, in the order they run."""
+    module = _module(config)
+    return () if module is None else _STAGES[config.text_source]
+
+
+def fingerprints(context: Context) -> list[str]:
+    """Of the last of these, for stages that read what it makes."""
+    return [stage.fingerprint(context) for stage in stages(context.config)[-1:]]
+
+
+def halves(context: Context, X: NDArray[np.float16]) -> list[NDArray[Any]]:
+    """All images, ``X`` (n, d) in canonical order, and their counterparts (n, dt) where there are any."""
+    module = _module(context.config)
+    return [X] if module is None else [X, module.load_counterparts(context)]
+
+
+def halves_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16]) -> list[NDArray[Any]]:
+    """Images, ``X`` (rows, d) and ``joint`` (rows, joint_dim) in the space shared with text, of this run or not, and the counterparts that it gives them."""
+    module = _module(context.config)
+    return [X] if module is None else [X, module.counterparts_of(context, X, joint)]
+
+
+def weight(context: Context) -> float:
+    """Of the text half against the image half."""
+    module = _module(context.config)
+    return 0.0 if module is None else float(module.text_weight(context))
+
+
+def weight_deserved(context: Context) -> float:
+    """The same, as far as the counterparts have earned it, whatever the settings say."""
+    module = _module(context.config)
+    return 0.0 if module is None else float(module.weight_deserved(context))
+
+
+def _module(config: PipelineConfig) -> ModuleType | None:
+    source = config.text_source
+    return None if source == NONE else _MODULES[source]

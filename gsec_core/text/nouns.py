@@ -1,0 +1,117 @@
+"""Text counterparts of images from the nouns of a vocabulary: those that tell parts of the images from the others.
+
+TAC's construction (Li et al. 2024, https://arxiv.org/abs/2310.11989). The images fall into many small parts, each with a *semantic
+centre*. Every noun belongs to the centre that it is nearest to, and of each centre the few nouns are kept that are nearer to it than to
+the other centres. An image's counterpart is the mean of the kept nouns, weighted by softmax of their cosines with the image.
+
+Nothing has the size of nouns times images: see `assigned_nouns` and `fusion.softmax_counterparts`.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
+from gsec_core.text.fusion import softmax_counterparts
+
+IMAGES_PER_CENTRE = 300
+NOUNS_PER_CENTRE = 5
+TAU = 0.005
+"""Temperature of the softmax over the kept nouns."""
+
+MAX_LOST_WEIGHT = 1e-4
+"""Of the nouns that are left out of a counterpart, together."""
+
+_MANY_CENTRES = 1000
+"""From here on centres are placed by fewer starts and iterations: the published 10 and 300 would take longer than all that follows."""
+
+_NOUN_ROWS, _CENTRE_ROWS = 16_384, 256
+"""Nouns and centres whose cosines are in memory at once."""
+
+
+class Selection(NamedTuple):
+    """The nouns that are kept, centre by centre, the best first."""
+
+    noun: NDArray[np.int64]
+    """(kept,): their numbers in the vocabulary. Of equal vectors the first."""
+    centre: NDArray[np.int64]
+    """(kept,)."""
+    rank: NDArray[np.int64]
+    """(kept,): 0 is the centre's best."""
+    score: NDArray[np.float32]
+    """(kept,): log of the softmax over centres of the noun's cosines."""
+
+
+def centre_count(n: int, n_clusters: int, images_per_centre: int = IMAGES_PER_CENTRE) -> int:
+    """Semantic centres of ``n`` images: one for so many, three a cluster if that is not more than there are clusters, at most one for two images."""
+    count = round(n / images_per_centre)
+    if count <= n_clusters:
+        count = 3 * n_clusters
+    return max(1, min(count, n // 2))
+
+
+def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_threads: int = 0) -> NDArray[np.float32]:
+    """Unit centres (count, d) of images ``X`` (n, d) by spherical k-means, and none of a part without images."""
+    few = count <= _MANY_CENTRES
+    parts = SphericalKMeans(count, n_init=10 if few else 3, max_iter=300 if few else 50, random_state=random_state, n_threads=n_threads).fit(X)
+    return parts.cluster_centers_[np.unique(parts.labels_)]
+
+
+def select_nouns(
+    X: NDArray[Any],
+    nouns: NDArray[Any],
+    n_clusters: int,
+    *,
+    images_per_centre: int = IMAGES_PER_CENTRE,
+    per_centre: int = NOUNS_PER_CENTRE,
+    random_state: int = 0,
+) -> Selection:
+    """The nouns (n_nouns, d) that tell images ``X`` (n, d), of the same space, apart."""
+    centres = semantic_centres(X, centre_count(len(X), n_clusters, images_per_centre), random_state=random_state)
+    return best_nouns(nouns, centres, per_centre)
+
+
+def best_nouns(nouns: NDArray[Any], centres: NDArray[np.float32], per_centre: int = NOUNS_PER_CENTRE) -> Selection:
+    """Of each of the unit ``centres`` (k, d) the nouns (n_nouns, d) that belong to it with the largest softmax value.
+
+    Equal vectors are one noun, and the order of the vocabulary does not matter. A centre to which no noun belongs gives none.
+    """
+    first = _distinct(nouns)
+    centre, score = assigned_nouns(nouns[first], centres)
+    order = np.lexsort((-score, centre))
+    starts = np.searchsorted(centre[order], np.arange(len(centres)))
+    rank = np.arange(len(order)) - starts[centre[order]]
+    kept = order[rank < per_centre]
+    return Selection(first[kept], centre[kept], rank[rank < per_centre], score[kept])
+
+
+def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of each noun (n_nouns, d) the nearest of the unit ``centres`` (k, d), and the logarithm of its softmax over all centres, at temperature 1."""
+    labels, scores = np.empty(len(nouns), np.int64), np.empty(len(nouns), np.float32)
+    for start in range(0, len(nouns), _NOUN_ROWS):
+        rows = slice(start, min(start + _NOUN_ROWS, len(nouns)))
+        vectors = unit_rows(nouns[rows])
+        best, label, total = np.full(len(vectors), -np.inf), np.zeros(len(vectors), np.int64), np.zeros(len(vectors))
+        for first in range(0, len(centres), _CENTRE_ROWS):
+            cosines = vectors @ centres[first : first + _CENTRE_ROWS].T
+            total += np.exp(cosines).sum(1, dtype=np.float64)  # of cosines no exponential overflows
+            here = cosines.argmax(1)
+            value = np.take_along_axis(cosines, here[:, None], 1)[:, 0]
+            label = np.where(value > best, first + here, label)
+            best = np.maximum(best, value)
+        labels[rows], scores[rows] = label, best - np.log(total)
+    return labels, scores
+
+
+def noun_counterparts(X: NDArray[Any], nouns: NDArray[Any], tau: float = TAU) -> NDArray[np.float32]:
+    """Unit counterparts (n, d) of images ``X`` (n, d): the means of ``nouns`` (n_kept, d), weighted by softmax(cosine / ``tau``)."""
+    return np.concatenate(list(softmax_counterparts(X, nouns, nouns, tau, MAX_LOST_WEIGHT)))
+
+
+def _distinct(nouns: NDArray[Any]) -> NDArray[np.int64]:
+    """The first of each set of equal vectors, in an order that is the vectors' own."""
+    rows = np.ascontiguousarray(nouns)
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    found: NDArray[np.int64] = np.unique(keys, return_index=True)[1]
+    return found

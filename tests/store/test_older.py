@@ -1,0 +1,72 @@
+"""A store that the version before methods had sections of their own has written: its runs are read, and found again."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from gsec_core import pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.results import publishing, status
+from gsec_core.stages.base import Context, run_stage
+from gsec_core.store import Store
+
+from ..command import gsec, gsec_here
+from ..stages.test_golden import write_colours
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Context:
+    with tarfile.open(Path(__file__).parent / "store-0.1.tgz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    store = Store.open(str(tmp_path / "store"))
+    [run] = store.runs()
+    return Context.of(run, run.config())
+
+
+def test_its_settings_are_what_they_were_under_their_names_of_now(older: Context) -> None:
+    request = older.run.request()["config"]
+    assert (request["preset"], request["train"]["ensemble_size"]) == ("default", 32)
+    assert older.config.of_method.model_dump() == {"preset": "default", "ensemble_size": 32, "max_steps": None, "tol": None}
+    assert (older.config.method, older.config.text_source) == ("gsec", "captions")
+
+
+def test_the_same_request_finds_the_run_again_with_all_its_tables(older: Context) -> None:
+    again = pipeline.run_of(Store(older.run.files), older.corpus, PipelineConfig(clusters=3, store=older.run.files.url), older.generation.number)
+    assert again.id == older.run.id
+    for name in older.run.request()["stages"]:
+        recorded = older.run.stage(name)
+        assert recorded is not None
+        assert pipeline.stage(name).fingerprint(older) == recorded["fingerprint"], name
+        assert run_stage(older, pipeline.stage(name)) == {}, "nothing is made"
+
+
+def test_its_summary_and_its_publication_stand(older: Context) -> None:
+    said = pipeline.finish(older)
+    assert (said["images"], said["clusters"], said["published"]) == (12, 3, True)
+    assert sorted(row["size"] for row in said["cluster_rows"]) == [4, 4, 4]
+    assert [row["key"] for row in said["cluster_rows"]] == [0, 1, 2]
+    published = publishing.published(Store(older.run.files), older.config, older.corpus)
+    assert published is not None
+    assert published.run_id == older.run.id
+    assert not status.verify(Store(older.run.files))
+
+
+def test_commands_read_it(older: Context, tmp_path: Path) -> None:
+    store = ["--store", older.run.files.url]
+    gsec_here("status", *store)
+    gsec_here("publish", "--run", older.run.id, *store)
+    gsec_here("report", "--to", tmp_path / "report", *store)
+    gsec_here("export", "--to", tmp_path / "export", *store)
+    assert "binder" in (tmp_path / "export" / "clusters.csv").read_text()
+
+
+def test_new_images_go_into_its_clusters(older: Context, tmp_path: Path) -> None:
+    new = write_colours(tmp_path / "new")
+    gsec("assign", new, "--run", older.run.id, "--store", older.run.files.url, home=tmp_path / "prefect")
+    assigned = next(run for run in Store(older.run.files).runs() if run.request().get("of_run"))
+    context = Context.of(assigned, assigned.config())
+    rows = pipeline.assignments(context).read_all(context.run.table("assigned")[1])
+    theirs = {uri: cluster for table in rows for uri, cluster in zip(table["uri"].to_pylist(), table["cluster"].to_pylist(), strict=True)}
+    assert len({frozenset(uri for uri in theirs if theirs[uri] == cluster) for cluster in range(3)}) == 3
+    assert all(len({cluster for uri, cluster in theirs.items() if uri.startswith(colour)}) == 1 for colour in ("red", "green", "blue"))
