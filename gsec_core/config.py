@@ -122,6 +122,26 @@ class TextConfig(Section):
         None,
         description="`captions`: descriptions of a few images; `nouns`: those of a vocabulary that tell the images apart; `none`; not given: the method's own.",
     )
+    vocabulary: str = Field(
+        "wordnet",
+        description="nouns: `wordnet` (117,798 nouns of WordNet 3.0), `imagenet` (the names of its classes), or `file:PATH` with a word or a sentence a line.",
+    )
+    prompts: str | None = Field(
+        None,
+        min_length=1,
+        description="nouns: what a word is put into, as `a photo of a {}`; several with `|` between them are averaged; not given: seven of CLIP's, "
+        "with `lite` `a photo of a {}`.",
+    )
+
+
+class NounsConfig(Section):
+    """Which words of the vocabulary stand for the images, and how."""
+
+    images_per_centre: int = Field(300, ge=1, le=1_000_000, description="Images a part that words are to tell from the others.")
+    per_centre: int = Field(5, ge=1, le=1000, description="Words that are kept of each part.")
+    tau: float = Field(0.005, gt=0, le=10, description="Temperature over the words that are kept.")
+    weight: float = Field(0.3, ge=0, le=1, description="Of the text half against the image half, with a method that weighs them.")
+    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the parts.")
 
 
 class TrainConfig(Section):
@@ -178,6 +198,7 @@ class _PipelineConfig(Section):
     prototypes: PrototypesConfig = PrototypesConfig()
     describe: DescribeConfig = DescribeConfig()
     text: Annotated[TextConfig, BeforeValidator(lambda value: {"source": value} if isinstance(value, str) else value)] = TextConfig()
+    nouns: NounsConfig = NounsConfig()
     fuse: FuseConfig = FuseConfig()
     train: TrainConfig = TrainConfig()
     publish: PublishConfig = PublishConfig()

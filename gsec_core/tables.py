@@ -188,6 +188,34 @@ def counterparts_schema(dim: int) -> pa.Schema:
     )
 
 
+WORD = _column("word", pa.string(), "a noun, or a user's own word or sentence")
+
+
+def vocabulary_schema(dim: int) -> pa.Schema:
+    """One row a word; of the store, and not of a corpus."""
+    return pa.schema(
+        [
+            _column("noun", pa.int32(), "its number"),
+            WORD,
+            _column("embedding", vector(dim), "unit mean of its prompts' embeddings, in the space shared with images"),
+        ]
+    )
+
+
+def selected_nouns_schema(dim: int) -> pa.Schema:
+    """One row a word that is kept."""
+    return pa.schema(
+        [
+            _column("noun", pa.int32(), "its number in the vocabulary"),
+            WORD,
+            _column("semantic_centre", pa.int32(), "the part of the images that it stands for"),
+            _column("rank", pa.int32(), "0 is the best of its part"),
+            _column("score", pa.float32(), "log of the softmax over all parts of its cosines with their centres"),
+            _column("embedding", vector(dim), "as in the vocabulary"),
+        ]
+    )
+
+
 CLUSTER_COUNTS = pa.schema(
     [
         _column("clusters", pa.int32(), "a number that was tried"),
@@ -328,6 +356,9 @@ PROTOTYPES_TABLE = "prototypes"
 REPRESENTATIVES_TABLE = "representatives"
 CAPTIONS_TABLE = "captions"
 REPRESENTATIVE_CAPTIONS_TABLE = "representative_captions"
+VOCABULARY_TABLE = "vocabulary"
+SEMANTIC_CENTRES_TABLE = "semantic_centres"
+SELECTED_NOUNS_TABLE = "selected_nouns"
 CAPTION_EMBEDDINGS_TABLE = "caption_embeddings"
 COUNTERPART_MODEL_TABLE = "counterpart_model"
 COUNTERPARTS_TABLE = "counterparts"
@@ -361,6 +392,9 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         REPRESENTATIVES_TABLE: REPRESENTATIVES,
         CAPTIONS_TABLE: CAPTIONS,
         REPRESENTATIVE_CAPTIONS_TABLE: REPRESENTATIVE_CAPTIONS,
+        VOCABULARY_TABLE: vocabulary_schema(text),
+        SEMANTIC_CENTRES_TABLE: centres_schema(text),
+        SELECTED_NOUNS_TABLE: selected_nouns_schema(text),
         CAPTION_EMBEDDINGS_TABLE: caption_embeddings_schema(text),
         COUNTERPART_MODEL_TABLE: COUNTERPART_MODEL,
         COUNTERPARTS_TABLE: counterparts_schema(text),

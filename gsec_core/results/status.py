@@ -134,25 +134,32 @@ def _image_counts(run: Run) -> dict[str, int]:
 
 
 def verify(store: Store) -> list[str]:
-    """Read every shard of every corpus. Damaged ones of derived tables are set aside, so that the next run makes them anew.
+    """Read every shard of every corpus, and of what they share. Damaged ones of derived tables are set aside, so that the next run makes them anew.
 
     Returns the paths of all that was damaged. A damaged shard of `images` is left to the next ingest, one of the captions
     log to whoever runs describe.
     """
-    damaged = []
+    damaged = [error for shards in store.shared_tables() for error in _verify_shards(shards, derived=True)]
     for corpus in store.corpora():
         for shards in [corpus.images, corpus.captions, *corpus.tables()]:
-            for name in sorted(shards.names()):
-                try:
-                    shards.read(name)
-                except FileNotFoundError:
-                    continue  # pruned, or set aside, meanwhile
-                except BadShard as error:
-                    damaged.append(str(error))
-                    if shards not in (corpus.images, corpus.captions):
-                        shards.set_aside(name)
+            damaged += _verify_shards(shards, derived=shards not in (corpus.images, corpus.captions))
         for shards in corpus.tables(REPORT_TABLE):
             damaged += _verify_pages(shards)
+    return damaged
+
+
+def _verify_shards(shards: Shards, derived: bool) -> list[str]:
+    """Read every shard of a table. What is damaged of a ``derived`` one is set aside."""
+    damaged = []
+    for name in sorted(shards.names()):
+        try:
+            shards.read(name)
+        except FileNotFoundError:
+            continue  # pruned, or set aside, meanwhile
+        except BadShard as error:
+            damaged.append(str(error))
+            if derived:
+                shards.set_aside(name)
     return damaged
 
 

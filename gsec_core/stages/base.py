@@ -100,7 +100,7 @@ class Context:
         if record is None:
             self.run.check_stage(stage.name)
             raise Refused(f"run {self.run.id} has no {table} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
-        return self.corpus.table(table, record["fingerprint"])
+        return self.run.place(record).table(table, record["fingerprint"])
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ class Stage:
     inputs: Callable[[Context], list[str]]
     """Fingerprints and digests of what the stage reads. Raises Refused naming the stage to run if something is missing."""
     steps: tuple[Step, ...]
+    shared: bool = False
+    """Whether its tables know nothing of the corpus and are the store's."""
 
     def fingerprint(self, context: Context) -> str:
         return fingerprint(self.name, self.version, self.settings(context.config), self.inputs(context), context.redo.get(self.name, 0))
@@ -141,7 +143,7 @@ class Stage:
 def begin(context: Context, stage: Stage) -> None:
     """Record where the stage's tables will be. Raises as `Stage.inputs` and `Run.begin_stage` do."""
     planned = {table: step.plan(context) for step in stage.steps for table in step.tables}
-    context.run.begin_stage(stage.name, stage.fingerprint(context), planned)
+    context.run.begin_stage(stage.name, stage.fingerprint(context), planned, shared=stage.shared)
 
 
 def missing(context: Context, stage: Stage, step: Step) -> list[str]:

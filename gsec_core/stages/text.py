@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsec_core.config import PipelineConfig
-from gsec_core.stages import fuse
+from gsec_core.stages import fuse, nouns, vocabulary
 from gsec_core.stages.base import Context, Stage
-from gsec_core.text import CAPTIONS, NONE
+from gsec_core.text import CAPTIONS, NONE, NOUNS
 
-_MODULES: dict[str, ModuleType] = {CAPTIONS: fuse}
+_MODULES: dict[str, ModuleType] = {CAPTIONS: fuse, NOUNS: nouns}
 """Each has load_counterparts, counterparts_of, text_weight and weight_deserved."""
 
 
-_STAGES: dict[str, tuple[Stage, ...]] = {CAPTIONS: (fuse.STAGE,)}
+_STAGES: dict[str, tuple[Stage, ...]] = {CAPTIONS: (fuse.STAGE,), NOUNS: (vocabulary.STAGE, nouns.STAGE)}
 
 ALL_STAGES = tuple(stage for stages in _STAGES.values() for stage in stages)
 """Whatever the settings."""

@@ -1,6 +1,7 @@
 """The store: corpora, their tables, and runs, on any fsspec URL. The only package that knows paths.
 
-``CORPUS/images`` and ``CORPUS/generations`` (see `corpus`), ``CORPUS/TABLE/FINGERPRINT`` (see `shards`), ``runs``
+``CORPUS/images`` and ``CORPUS/generations`` (see `corpus`), ``CORPUS/TABLE/FINGERPRINT`` (see `shards`), ``vocabularies`` (tables that all
+corpora share), ``runs``
 (see `runs`), ``published`` (see `publications`). Nothing in a store is ever unpickled.
 """
 
@@ -12,7 +13,7 @@ from uuid import uuid4
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.store import records
-from gsec_core.store.corpus import NAME, Corpus, Generation
+from gsec_core.store.corpus import NAME, SHARED, Corpus, Generation
 from gsec_core.store.files import Files, open_files
 from gsec_core.store.publications import DIRECTORY as PUBLISHED
 from gsec_core.store.publications import Publication, Publications
@@ -21,7 +22,7 @@ from gsec_core.store.shards import Shards
 
 __all__ = ["Corpus", "Generation", "Publication", "Publications", "Run", "Shards", "Store", "fingerprint"]
 
-_RESERVED = {"runs", PUBLISHED}
+_RESERVED = {"runs", PUBLISHED, SHARED}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Store:
         """All corpora, by name."""
         names = sorted(self.files.directories("") - _RESERVED)
         return [Corpus(self.files, name) for name in names if "corpus.json" in self.files.files(name)]
+
+    def shared_tables(self) -> list[Shards]:
+        """Every table that all corpora share."""
+        return Corpus(self.files, SHARED).tables()
 
     def run(self, id: str) -> Run:
         """A run by its id or an unambiguous beginning of it. Raises Refused if there is none."""

@@ -24,6 +24,10 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 """What a corpus or a pipeline may be called: a folder's name on every filesystem, and a part of an address."""
 
 
+SHARED = "vocabularies"
+"""The folder of tables that all corpora of a store share. It is no corpus, and no corpus is called so."""
+
+
 class ImagesShard(NamedTuple):
     """One shard of `images`: its name is the digest of its rows."""
 

@@ -60,6 +60,10 @@ def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
     names = _Names(store.files)
     for corpus in store.corpora():
         found += _of_corpus(store, corpus, [run for run in kept if run.request()["corpus"] == corpus.name], names, oldest)
+    named = {path for run in kept for path in _named(run)[0]}
+    for shards in store.shared_tables():
+        if shards.directory not in named:
+            found += _files_of(store, shards.directory, "no kept run names this table", cache(partial(names.lack, shards.directory)))
     return [deletion for deletion in found if _is_older(store, deletion.path, oldest)] + [
         merging for corpus in store.corpora() for merging in _mergings(store, corpus.captions, oldest)
     ]
@@ -109,7 +113,7 @@ def _named(run: Run) -> tuple[set[str], bool]:
     """Paths of the generation that a run reads and of its tables, and whether these are all: every stage has begun."""
     request, stages = run.request(), run.stages()
     corpus = Corpus(run.files, request["corpus"])
-    tables = {corpus.table(table, record["fingerprint"]).directory for record in stages.values() for table in record["tables"]}
+    tables = {run.place(record).table(table, record["fingerprint"]).directory for record in stages.values() for table in record["tables"]}
     return tables | {corpus.generation_path(request["generation"])}, set(request["stages"]) <= stages.keys()
 
 

@@ -20,7 +20,7 @@ import xxhash
 from gsec_core.config import AUTO, PipelineConfig, recorded
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.store import records
-from gsec_core.store.corpus import Corpus
+from gsec_core.store.corpus import SHARED, Corpus
 from gsec_core.store.files import Files
 from gsec_core.store.shards import Shards
 
@@ -52,13 +52,15 @@ class Run:
         """The settings of the request, with this store as the store (it may have been moved)."""
         return recorded(self.request()["config"]).model_copy(update={"store": self.files.url})
 
-    def begin_stage(self, stage: str, fingerprint: str, tables: Mapping[str, Sequence[str]]) -> None:
-        """Record where a stage's tables are and which shards each will have, before the first is written.
+    def begin_stage(self, stage: str, fingerprint: str, tables: Mapping[str, Sequence[str]], shared: bool = False) -> None:
+        """Record where a stage's tables are and which shards each will have, before the first is written; ``shared`` ones are the store's.
 
         Raises GsecError if the stage was begun with other inputs than it has now: they were damaged and could not be
         restored as they were.
         """
-        record = {"fingerprint": fingerprint, "tables": {table: list(names) for table, names in tables.items()}}
+        record: dict[str, Any] = {"fingerprint": fingerprint, "tables": {table: list(names) for table, names in tables.items()}}
+        if shared:
+            record["shared"] = True
         if not self._create(f"stage-{stage}.json", record) and self.stage(stage) != record:
             raise GsecError(f"run {self.id}: what stage {stage} reads is no longer what it was when the stage began. Start it anew with --redo {stage}.")
 
@@ -68,6 +70,10 @@ class Run:
             return self._load(f"stage-{stage}.json")
         except FileNotFoundError:
             return None
+
+    def place(self, record: Mapping[str, Any]) -> Corpus:
+        """Where the tables are of which `begin_stage` recorded this: below the run's corpus, or below what all corpora share."""
+        return Corpus(self.files, SHARED if record.get("shared") else self.request()["corpus"])
 
     def check_stage(self, stage: str) -> None:
         """Raises Refused unless the run has this stage: it assigns, finds the number of clusters, or an older gsec asked for it."""
@@ -86,7 +92,7 @@ class Run:
         record = self.stage(stage)
         if record is None:
             return 0, 0
-        corpus = Corpus(self.files, self.request()["corpus"])
+        corpus = self.place(record)
         there = {table: corpus.table(table, record["fingerprint"]).names() for table in record["tables"]}
         done = [name in there[table] for table, names in record["tables"].items() for name in names]
         return sum(done), len(done)
@@ -112,7 +118,7 @@ class Run:
         """
         for record in self.stages().values():
             if name in record["tables"]:
-                shards = Corpus(self.files, self.request()["corpus"]).table(name, record["fingerprint"])
+                shards = self.place(record).table(name, record["fingerprint"])
                 planned: list[str] = record["tables"][name]
                 if set(planned) <= shards.names():
                     return shards, planned

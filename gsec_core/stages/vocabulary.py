@@ -1,0 +1,102 @@
+"""vocabulary: every word of a vocabulary as a unit vector in the space that images and texts share.
+
+Writes `vocabulary`, a shard for 4,096 words. It knows nothing of the corpus: all corpora of a store that use the same words, prompts and
+encoder share it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.config import PipelineConfig
+from gsec_core.encoders import encoder_identity
+from gsec_core.errors import Refused
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.tables import VOCABULARY_TABLE, vocabulary_schema
+from gsec_core.text.vocabulary import PROMPT, PROMPTS, Vocabulary, check_prompts, load_vocabulary, prompted
+
+SHARD_WORDS = 4096
+
+_BATCH_WORDS = 256
+"""Words that are encoded between two signs of progress."""
+
+
+def words_of(config: PipelineConfig) -> Vocabulary:
+    """The words of the settings. Raises Refused naming the setting that is wrong."""
+    return load_vocabulary(config.text.vocabulary)
+
+
+def prompts_of(config: PipelineConfig) -> tuple[str, ...]:
+    """The prompts of the settings. Raises Refused for one without a place for the word."""
+    if config.text.prompts is None:
+        return (PROMPT,) if config.encode.encoder == "lite" else PROMPTS
+    prompts = tuple(prompt.strip() for prompt in config.text.prompts.split("|"))
+    check_prompts(prompts)
+    return prompts
+
+
+def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The words of the named shards."""
+    words, prompts = words_of(context.config).words, prompts_of(context.config)
+    encoder = encode.loaded_encoder(context.config)
+    for number, name in enumerate(_names(context)):
+        if name not in names:
+            continue
+        first = number * SHARD_WORDS
+        here = words[first : first + SHARD_WORDS]
+        found = []
+        for start in range(0, len(here), _BATCH_WORDS):
+            batch = here[start : start + _BATCH_WORDS]
+            found.append(_embedded(encoder, [prompted(word, prompts) for word in batch]))
+            progress(len(batch))
+        vectors = np.concatenate(found)
+        if not np.isfinite(vectors).all():
+            raise Refused(f"encode.encoder = {context.config.encode.encoder}: its texts are no finite vectors. Take another, or encode.precision = fp32.")
+        schema = vocabulary_schema(vectors.shape[1])
+        columns = [np.arange(first, first + len(here)), pa.array(here), to_column(vectors.astype(np.float16), schema.field("embedding").type)]
+        yield Finished(name, (pa.table(columns, schema=schema),), {"words": len(here)})
+
+
+def _embedded(encoder: Any, texts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    """Of each word the unit mean of the unit vectors of its texts."""
+    vectors = encoder.encode_texts([text for of_word in texts for text in of_word])
+    starts = np.cumsum([0, *(len(of_word) for of_word in texts[:-1])])
+    return unit_rows(np.add.reduceat(vectors, starts, axis=0))
+
+
+@once
+def load_words(context: Context) -> tuple[list[str], NDArray[np.float16]]:
+    """All words, and their vectors (words, joint_dim), in memory."""
+    tables = context.shards(STAGE, VOCABULARY_TABLE).read_all(_names(context), ["word", "embedding"])
+    words = [word for table in tables for word in table["word"].to_pylist()]
+    return words, np.concatenate([to_matrix(table, "embedding") for table in tables])
+
+
+def _names(context: Context) -> list[str]:
+    return [f"words-{number:05d}" for number in range(-(-len(words_of(context.config).words) // SHARD_WORDS))]
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    encoder = {"encoder": encoder_identity(config.encode.encoder), "precision": config.encode.precision}
+    return {**words_of(config).identity, "prompts": prompts_of(config), **encoder}
+
+
+def _words(context: Context, names: Sequence[str]) -> int:
+    total = len(words_of(context.config).words)
+    return sum(min(SHARD_WORDS, total - number * SHARD_WORDS) for number, name in enumerate(_names(context)) if name in names)
+
+
+STAGE = Stage(
+    name="vocabulary",
+    version=1,
+    settings=_settings,
+    inputs=lambda context: [],
+    steps=(Step((VOCABULARY_TABLE,), _names, work, _words, whole=True, unit="words"),),
+    shared=True,
+)

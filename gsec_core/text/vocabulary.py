@@ -1,0 +1,102 @@
+"""Vocabularies: lists of nouns, or of a user's own words and sentences, and the prompts that they are put into."""
+
+import json
+import lzma
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from gsec_core.errors import Refused
+
+WORDNET = Path(__file__).with_name("wordnet-3.0.txt.xz")
+"""The 117,798 nouns of WordNet 3.0, a word a line. Made by `benchmarks.wordnet`; the licence is beside it."""
+
+FILE = "file:"
+
+MOST_WORDS = 200_000
+"""Of a user's file. Each is encoded in every prompt, and held in memory."""
+
+PROMPTS = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""Seven of CLIP's (Radford et al. 2021), which TAC takes."""
+
+PROMPT = "a photo of a {}"
+"""For encoders whose texts are no captions."""
+
+_SENTENCE_WORDS = 6
+"""A line of so many words is a sentence, and is put into no prompt."""
+
+
+class Vocabulary(NamedTuple):
+    """Its words, each once."""
+
+    words: tuple[str, ...]
+    identity: dict[str, object]
+    """What makes it itself, for fingerprints: JSON-able, without paths."""
+
+
+def load_vocabulary(name: str) -> Vocabulary:
+    """``wordnet``, ``imagenet``, or ``file:PATH``. Raises Refused naming ``text.vocabulary``."""
+    if name == "wordnet":
+        return wordnet()
+    if name == "imagenet":
+        return _imagenet()
+    if name.startswith(FILE):
+        return _of_file(name.removeprefix(FILE))
+    raise Refused(f"text.vocabulary = {json.dumps(name)}: there is no such vocabulary; there are `wordnet`, `imagenet` and `file:PATH`.")
+
+
+@cache
+def wordnet() -> Vocabulary:
+    """Its nouns, each once whatever its case, as it is spelt first."""
+    return _vocabulary("wordnet", lzma.decompress(WORDNET.read_bytes()).decode().splitlines())
+
+
+@cache
+def _imagenet() -> Vocabulary:
+    """Names of ImageNet's thousand classes, as CLIP's authors cleaned them."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return _vocabulary("imagenet", list(dict.fromkeys(IMAGENET_CLASSNAMES)))
+
+
+def _of_file(path: str) -> Vocabulary:
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise Refused(f"text.vocabulary = file:{path}: it cannot be read ({error.strerror}). Give a text file with a word or a sentence a line.") from None
+    except UnicodeDecodeError:
+        raise Refused(f"text.vocabulary = file:{path}: it is not UTF-8. Save it as UTF-8, with a word or a sentence a line.") from None
+    words = list(dict.fromkeys(word for line in lines if (word := " ".join(line.split()))))
+    if not 2 <= len(words) <= MOST_WORDS:
+        raise Refused(f"text.vocabulary = file:{path}: it has {len(words):,} different lines; give between 2 and {MOST_WORDS:,} words or sentences.")
+    return _vocabulary("file", words)
+
+
+def _vocabulary(kind: str, words: Sequence[str]) -> Vocabulary:
+    digest = xxhash.xxh3_128_hexdigest("\n".join(words).encode())
+    return Vocabulary(tuple(words), {"vocabulary": kind, "words": len(words), "digest": digest})
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises Refused for a prompt without a place for the word."""
+    for prompt in prompts:
+        if prompt.count("{}") != 1:
+            raise Refused(f"text.prompts: {json.dumps(prompt)} has no place for the word; write one {{}} in it, as `a photo of a {{}}`.")
+
+
+def prompted(word: str, prompts: Sequence[str]) -> list[str]:
+    """The texts that stand for a word; a sentence stands for itself."""
+    if len(word.split()) >= _SENTENCE_WORDS:
+        return [word]
+    return [prompt.replace("{}", word) for prompt in prompts]
