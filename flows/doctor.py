@@ -179,10 +179,10 @@ def captioner(config: PipelineConfig) -> str:
 
 def namer(config: PipelineConfig) -> str:
     """It can be asked."""
-    from gsec_core.naming.namers import load_namer
+    from gsec_core.naming.namers import load_namer, namer_of
 
     load_namer(config).check()
-    return f"{config.publish.namer} can be asked"
+    return f"{namer_of(config)} can be asked"
 
 
 def prefect() -> str:

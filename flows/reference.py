@@ -73,10 +73,21 @@ def _kind(field: FieldInfo) -> str:
 
 def tables() -> str:
     """Every table and its columns."""
-    maker = {table: stage.name for stage in ALL_STAGES for step in stage.steps for table in step.tables} | {"images": "ingest", "captions": "describe"}
+    makers: dict[str, list[str]] = {"images": ["ingest"], "captions": ["describe"]}
+    for stage in ALL_STAGES:
+        for table in (table for step in stage.steps for table in step.tables):
+            makers.setdefault(table, []).append(stage.name)
     lines = ["# Tables", "", "Parquet shards at `STORE/CORPUS/TABLE/FINGERPRINT/`, with page checksums. Vector lengths are those of the encoder `lite`."]
     for name, schema in schemas().items():
-        lines += ["", f"## {name}", "", f"Made by stage `{maker[name]}`.", "", "| column | type | |", "| --- | --- | --- |"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"Made by stage {' or '.join(f'`{maker}`' for maker in makers[name])}.",
+            "",
+            "| column | type | |",
+            "| --- | --- | --- |",
+        ]
         lines += [f"| `{field.name}` | {_type(field)} | {_cell(field.metadata[b'meaning'].decode())} |" for field in schema]
     return "\n".join(lines) + "\n"
 

@@ -43,7 +43,9 @@ def status(url: str, as_json: Json | None) -> int:
         if run["state"] == state.DAMAGED:
             terminal.out.print(f"    {run['error']}", markup=False)
             continue
-        terminal.out.print(f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters, encoder {run['encoder']}", markup=False)
+        terminal.out.print(
+            f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters by {run['method']}, encoder {run['encoder']}", markup=False
+        )
         terminal.out.print(f"    shards: {stages}; images: {images or '-'}; {run['attempts']} attempts since {run['created']}", markup=False)
         if run["error"]:
             terminal.out.print(f"    last error: {run['error']}", markup=False)

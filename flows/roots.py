@@ -15,6 +15,7 @@ from gsec_core.captioners.table import file_and_column
 from gsec_core.config import PipelineConfig
 from gsec_core.encoders.open_clip import FOLDER
 from gsec_core.errors import Refused
+from gsec_core.text.vocabulary import FILE
 
 VARIABLE = "GSEC_ROOTS"
 
@@ -62,11 +63,13 @@ def places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
     if encoder == "open_clip" and (model == FOLDER or os.path.exists(weights)):
         yield "encode.encoder", weights
     captioner, _, reference = config.describe.captioner.partition(":")
+    if config.text.vocabulary.startswith(FILE):
+        yield "text.vocabulary", config.text.vocabulary.removeprefix(FILE)
     if captioner == "table":
         yield "describe.captioner", file_and_column(reference)[0]
     if config.describe.template is not None:
         yield "describe.template", config.describe.template
-    if captioner == "openai" or config.publish.namer.startswith("openai:"):
+    if captioner == "openai" or (config.publish.namer or "").startswith("openai:"):
         for url in checked_urls(config.describe.url):
             yield "describe.url", url
 

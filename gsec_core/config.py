@@ -155,7 +155,11 @@ class TrainConfig(Section):
 class PublishConfig(Section):
     """How clusters get their names."""
 
-    namer: str = Field("terms", description="`terms`: from the descriptions' words; `openai:MODEL`: by a language model at describe.url.")
+    namer: str | None = Field(
+        None,
+        description="`terms`: from the descriptions' words; `nouns`: those that stand for the images; `openai:MODEL`: by a language model at "
+        "describe.url; not given: `nouns` where they are the text source, else `terms`.",
+    )
     max_moved: Annotated[float, RUNTIME] = Field(
         0.25,
         ge=0,

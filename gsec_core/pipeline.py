@@ -267,7 +267,8 @@ def check_servers(context: Context) -> None:
     """Raises Refused if descriptions or names are to be made and nobody answers: before anything costly is done for them."""
     if describe.STAGE.name not in context.run.request()["stages"]:
         return
-    if context.config.publish.namer != namers.TERMS and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
+    asks = namers.namer_of(context.config) not in (namers.TERMS, namers.NOUNS)
+    if asks and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
         namers.load_namer(context.config).check()
     for needed in (encode.STAGE, prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
         base.begin(context, needed)

@@ -4,6 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gsec_core import text
 from gsec_core.captioners import background
 from gsec_core.captioners.chat import Chat, Declined, Probe
 from gsec_core.captioners.replies import without_reasoning
@@ -14,7 +18,10 @@ from gsec_core.errors import Refused
 from gsec_core.naming import terms as naming
 from gsec_core.naming.terms import LONGEST_NAME, Description, Name
 
-TERMS = "terms"
+TERMS, NOUNS = "terms", "nouns"
+
+NOUNS_VERSION = 1
+"""Raised when equal weights of nouns give other names."""
 
 VERSION = 1
 """Raised when a model is asked otherwise, or equal replies are read otherwise."""
@@ -60,6 +67,17 @@ class TermsNamer:
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
         progress(len(said))
         return [Named(name, TERMS) for name in naming.name_clusters(said)]
+
+
+def by_nouns(words: Sequence[str], weights: NDArray[np.float32]) -> list[Named]:
+    """A name and terms for each cluster from the nouns that stand for its images.
+
+    ``weights``: (clusters, words), how much more a word stands for the cluster's images than for all. Names that several clusters
+    would have are told apart by what follows.
+    """
+    best = [[words[noun] for noun in np.argsort(-row, kind="stable")[: naming.TERMS] if row[noun] > 0] for row in weights]
+    names = naming.unique([(found[0] if found else f"cluster {cluster}", found[1:]) for cluster, found in enumerate(best)])
+    return [Named(Name(name, None, tuple(found)), NOUNS) for name, found in zip(names, best, strict=True)]
 
 
 class OpenAINamer:
@@ -113,25 +131,36 @@ def read(reply: Reply) -> tuple[str, str] | None:
     return (name, sentence[:_LONGEST_SENTENCE]) if 0 < len(name) <= LONGEST_NAME and sentence else None
 
 
+def namer_of(config: PipelineConfig) -> str:
+    """Who names: as set, or nouns where they are the text source. Raises Refused if there are no nouns to name by."""
+    nouns = config.text_source == text.NOUNS
+    if config.publish.namer == NOUNS and not nouns:
+        raise Refused(f"publish.namer = nouns: only with text.source = nouns are there any, and it is {config.text_source}. Leave the namer out.")
+    return config.publish.namer or (NOUNS if nouns else TERMS)
+
+
 def load_namer(config: PipelineConfig) -> Namer:
-    """The namer of these settings. Raises Refused if there is none of that name."""
-    model = _model(config.publish.namer)
+    """The namer of these settings that reads descriptions. Raises Refused if there is none of that name."""
+    model = _model(namer_of(config))
     return TermsNamer() if model is None else OpenAINamer(model, config)
 
 
 def namer_identity(config: PipelineConfig) -> dict[str, object]:
     """What makes this namer's answers its own, for fingerprints. Raises Refused as `load_namer`."""
-    model = _model(config.publish.namer)
+    namer = namer_of(config)
+    if namer == NOUNS:
+        return {"name": NOUNS, "version": NOUNS_VERSION}
+    model = _model(namer)
     if model is None:
         return {"name": TERMS, "version": naming.VERSION}
     checked_urls(config.describe.url)
-    return {"name": config.publish.namer, "version": VERSION, "terms": naming.VERSION, "prompt": PROMPT}
+    return {"name": namer, "version": VERSION, "terms": naming.VERSION, "prompt": PROMPT}
 
 
 def _model(name: str) -> str | None:
     family, _, model = name.partition(":")
-    if name == TERMS:
+    if name in (TERMS, NOUNS):
         return None
     if family == "openai" and model:
         return model
-    raise Refused(f"publish.namer = {json.dumps(name)}: there is no such namer; there are `terms` and `openai:MODEL`.")
+    raise Refused(f"publish.namer = {json.dumps(name)}: there is no such namer; there are `terms`, `nouns` and `openai:MODEL`.")

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from gsec_core.captioners.template import prompt
 from gsec_core.config import DescribeConfig
+from gsec_core.naming import namers
 from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicates, Shown, Unusable
 from gsec_core.results import quality
 from gsec_core.stages import align, describe, encode, lineage, publish
@@ -77,11 +78,12 @@ def _asked(context: Context) -> Iterator[tuple[str, str]]:
     yield "corpus", f"{context.corpus.name}, generation {context.generation.number}"
     yield "clusters", str(config.n_clusters)
     yield "continues", _continued(context)
+    yield "method", f"{config.method}, text: {config.text_source}"
     yield "encoder", config.encode.encoder
     yield "captioner", config.describe.captioner
     yield "question", _question(config.describe)
     yield "descriptions", _told(describe.told(context))
-    yield "namer", config.publish.namer
+    yield "namer", namers.namer_of(config)
 
 
 def _continued(context: Context) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow.compute as pc
 import xxhash
 
+from gsec_core import methods
 from gsec_core.errors import BadRecord, BadShard, GsecError
 from gsec_core.store import Corpus, Run, Shards, Store, captions
 from gsec_core.store.files import Files
@@ -67,7 +68,7 @@ def _run(run: Run) -> dict[str, Any]:
         return _readable(run)
     except BadRecord as error:
         known = {"run": run.id, "stages": {}, "state": DAMAGED, "attempts": 0, "error": str(error), "images": {}}
-        return {**dict.fromkeys(("run", "corpus", "generation", "clusters", "encoder", "created")), **known}
+        return {**dict.fromkeys(("run", "corpus", "generation", "clusters", "method", "encoder", "created")), **known}
 
 
 def _readable(run: Run) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def _readable(run: Run) -> dict[str, Any]:
         "corpus": request["corpus"],
         "generation": request["generation"],
         "clusters": request["config"]["clusters"],
+        "method": request["config"].get("method", methods.DEFAULT),
         "encoder": request["config"]["encode"]["encoder"],
         "created": request["created"],
         "stages": {stage: dict(zip(("done", "planned"), run.shards_done(stage), strict=True)) for stage in request["stages"]},

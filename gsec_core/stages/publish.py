@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.centres import distances
-from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.clustering.kmeans import sample_rows, unit_rows
 from gsec_core.devices import thread_count
 from gsec_core.naming import namers
 from gsec_core.naming.terms import Description
 from gsec_core.report import layout
-from gsec_core.stages import align, describe
+from gsec_core.stages import align, describe, nouns
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.stages.canonical import load_embeddings, load_joint, usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, LAYOUT, LAYOUT_TABLE
+from gsec_core.text.nouns import cluster_weights
+
+NAMING_ROWS = 65_536
+"""Images by which nouns name clusters."""
 
 BORROWED = 3
 """Descriptions that a cluster without any of its own is named by."""
@@ -31,9 +35,23 @@ BORROWED = 3
 def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """A name, a sentence and terms for every cluster, from the descriptions of its images."""
     said, own = descriptions(context)
-    named = namers.load_namer(context.config).name(said, progress)
+    if namers.namer_of(context.config) == namers.NOUNS:
+        named = _named_by_nouns(context)
+        progress(len(named))
+    else:
+        named = namers.load_namer(context.config).name(said, progress)
     columns = [np.arange(len(said)), *zip(*(found.name for found in named), strict=True), own, [found.namer for found in named]]
     yield Finished("all", (pa.table([pa.array(column, field.type) for column, field in zip(columns, CLUSTER_NAMES, strict=True)], schema=CLUSTER_NAMES),), {})
+
+
+def _named_by_nouns(context: Context) -> list[namers.Named]:
+    words, kept = nouns.load_nouns(context)
+    assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster"])
+    labels = pa.concat_tables(assignments)["cluster"].to_numpy()
+    rows = sample_rows(len(labels), NAMING_ROWS, 0)
+    with threadpool_limits(thread_count(context.config.threads)):
+        weights = cluster_weights(load_joint(context)[rows], labels[rows], context.config.n_clusters, kept, context.config.nouns.tau)
+    return namers.by_nouns(words, weights)
 
 
 def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:

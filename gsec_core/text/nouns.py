@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
 from gsec_core.text.fusion import softmax_counterparts
@@ -28,6 +29,9 @@ _MANY_CENTRES = 1000
 
 _NOUN_ROWS, _CENTRE_ROWS = 16_384, 256
 """Nouns and centres whose cosines are in memory at once."""
+
+_WEIGHTS = 2**25
+"""Weights of nouns in images that are in memory at once."""
 
 
 class Selection(NamedTuple):
@@ -107,6 +111,25 @@ def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[N
 def noun_counterparts(X: NDArray[Any], nouns: NDArray[Any], tau: float = TAU) -> NDArray[np.float32]:
     """Unit counterparts (n, d) of images ``X`` (n, d): the means of ``nouns`` (n_kept, d), weighted by softmax(cosine / ``tau``)."""
     return np.concatenate(list(softmax_counterparts(X, nouns, nouns, tau, MAX_LOST_WEIGHT)))
+
+
+def cluster_weights(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int, nouns: NDArray[Any], tau: float = TAU) -> NDArray[np.float32]:
+    """How much more each noun weighs in the counterparts of a cluster's images than in those of all: (n_clusters, n_kept), means over images.
+
+    ``X`` (n, d) images, ``labels`` (n,), ``nouns`` (n_kept, d). A cluster without images has zeros.
+    """
+    vectors, sums = unit_rows(nouns), np.zeros((n_clusters, len(nouns)))
+    step = max(1, _WEIGHTS // len(nouns))
+    for start in range(0, len(X), step):
+        logits = unit_rows(X[start : start + step]) @ vectors.T / np.float32(tau)
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        here = labels[start : start + step]
+        member = csr_array((np.ones(len(here), np.float32), (here, np.arange(len(here)))), shape=(n_clusters, len(here)))
+        sums += member @ weights
+    counts = np.bincount(labels, minlength=n_clusters)[:, None]
+    means = np.where(counts > 0, sums / np.maximum(counts, 1) - sums.sum(0) / len(X), 0)
+    return means.astype(np.float32)
 
 
 def _distinct(nouns: NDArray[Any]) -> NDArray[np.int64]:

@@ -1,0 +1,152 @@
+"""Methods side by side on the same embeddings: ACC, NMI and ARI over seeds, seconds and memory.
+
+    python -m benchmarks.systems --data FOLDER [--sets clip500 cifar10 stamps digits fashion] [--methods ...] [--seeds 5]
+
+FOLDER holds `clip500/` (images and nouns in CLIP's space), `cifar10-test.parquet` and `stamps.parquet`. One protocol: every method as it is by default,
+one setting for all sets; the last state; the number of clusters is given; labels are seen by the scorer alone, when all labellings of a set are made.
+`zero-shot` knows the names of the classes and is an upper mark, no peer. On `clip500` nouns are those of LVIS and Open Images, elsewhere those of
+`--vocabulary`; nouns are selected once a set, whatever the seed. `one member` is the method without its outer layer, as its paper has it.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from benchmarks.memory import peak
+from benchmarks.sets import SOURCES
+from gsec_core import GSEC, TAC, TACKMeans
+from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
+from gsec_core.clustering.metrics import score
+from gsec_core.config import NounsConfig
+from gsec_core.encoders import load_encoder
+from gsec_core.store.arrays import to_matrix
+from gsec_core.text.nouns import noun_counterparts, select_nouns
+from gsec_core.text.vocabulary import PROMPT, load_vocabulary, prompted
+
+Labels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A set, with what methods may know of it."""
+
+    name: str
+    X: NDArray[Any]
+    """(n, d) images."""
+    joint: NDArray[Any]
+    """(n, dt) in the space of the texts."""
+    S: NDArray[np.float32]
+    """(n, dt) counterparts by nouns."""
+    names: NDArray[np.float32] | None
+    """(classes, dt) vectors of the classes' names, for zero-shot alone."""
+    n_clusters: int
+
+
+WEIGHT = NounsConfig().weight
+
+METHODS: dict[str, Callable[[Case, int], Labels]] = {
+    "k-means": lambda case, seed: SphericalKMeans(case.n_clusters, n_init=10, random_state=seed).fit(case.X).labels_,
+    "gsec, no text": lambda case, seed: GSEC(case.n_clusters, random_state=seed).fit(case.X).labels_,
+    "gsec, nouns": lambda case, seed: GSEC(case.n_clusters, random_state=seed, text_weight=WEIGHT).fit(case.X, text=case.S).labels_,
+    "tac-kmeans, one member": lambda case, seed: TACKMeans(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
+    "tac-kmeans": lambda case, seed: TACKMeans(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
+    "tac, one member": lambda case, seed: TAC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
+    "tac": lambda case, seed: TAC(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
+}
+ZERO_SHOT = "zero-shot (knows the names)"
+
+
+def zero_shot(case: Case) -> Labels:
+    assert case.names is not None
+    labels: Labels = (unit_rows(case.joint) @ unit_rows(case.names).T).argmax(1).astype(np.int32)
+    return labels
+
+
+CLIP500_CLASSES = ("airplane", "car_(automobile)", "bird", "cat", "deer", "dog", "frog", "horse", "cargo_ship cruise_ship passenger_ship", "truck")
+"""How its nouns call the ten classes of CIFAR-10; of several the mean."""
+
+
+def clip500(data: Path) -> tuple[Case, NDArray[Any]]:
+    """500 images of CIFAR-10 and 1,703 nouns, by CLIP ViT-B/32."""
+    images, nouns = (pq.read_table(data / "clip500" / f"{name}.parquet") for name in ("images", "nouns"))
+    X, vectors, truth = to_matrix(images, "embedding"), to_matrix(nouns, "embedding"), images["label"].to_numpy()
+    of = dict(zip(reversed(nouns["noun"].to_pylist()), vectors[::-1], strict=True))
+    names = np.stack([np.mean([of[noun] for noun in called.split()], axis=0) for called in CLIP500_CLASSES])
+    return _case("clip500", X, X, vectors, len(np.unique(truth)), names), truth
+
+
+def _case(name: str, X: NDArray[Any], joint: NDArray[Any], vectors: NDArray[Any], n_clusters: int, names: NDArray[Any] | None) -> Case:
+    kept = vectors[select_nouns(joint, vectors, n_clusters).noun]
+    return Case(name, X, joint, noun_counterparts(joint, kept), names, n_clusters)
+
+
+def others(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> Iterator[tuple[Case, NDArray[Any]]]:
+    """The sets of `benchmarks.sets` without descriptions, which nouns stand in for."""
+    loaded = load_encoder(encoder, precision="fp32", device="auto", threads=0)
+    vectors = loaded.encode_texts([prompted(word, [PROMPT])[0] for word in load_vocabulary(vocabulary).words])
+    for found in SOURCES[name](data, work, encoder):
+        if found.described is None:
+            yield _case(found.name.replace(", no captions", ""), found.X, found.joint, vectors, found.n_clusters, None), found.truth
+
+
+def measure(case: Case, truth: NDArray[Any], methods: list[str], seeds: int) -> Iterator[dict[str, Any]]:
+    """A row a method."""
+    made: dict[str, list[Labels]] = {}
+    costs: dict[str, tuple[float, float]] = {}
+    for name in methods:
+        with peak() as memory:
+            before, started = memory.mib, time.monotonic()
+            made[name] = [METHODS[name](case, seed) for seed in range(seeds)]
+            costs[name] = (time.monotonic() - started) / seeds, memory.mib - before
+    if case.names is not None:
+        made[ZERO_SHOT], costs[ZERO_SHOT] = [zero_shot(case)] * seeds, (0.0, 0.0)
+    for name, found in made.items():
+        values = 100 * np.array([score(truth, labels) for labels in found])
+        sizes = np.bincount(found[0], minlength=case.n_clusters)
+        deviations = values.std(0, ddof=1) if seeds > 1 else np.zeros(3)
+        scored = {metric: [float(mean), float(deviation)] for metric, mean, deviation in zip(("ACC", "NMI", "ARI"), values.mean(0), deviations, strict=True)}
+        sized = f"{sizes.max()} / {sizes.min()}"
+        yield {"set": case.name, "method": name, **scored, "sizes": sized, "seconds": costs[name][0], "MiB": costs[name][1], "values": values.tolist()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["clip500", *SOURCES])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--encoder", default="lite")
+    parser.add_argument("--vocabulary", default="imagenet")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--work", type=Path, help="keeps the embeddings between calls")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="gsec-systems-") as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        for name in options.sets:
+            known = name == "clip500"
+            cases = [clip500(options.data)] if known else others(name, options.data, work, options.encoder, options.vocabulary)
+            for case, truth in cases:
+                encoder = "CLIP ViT-B/32, nouns of LVIS and Open Images" if known else f"{options.encoder}, nouns: {options.vocabulary}"
+                print(f"\n{case.name}: {len(case.X):,} images, {case.n_clusters} clusters; encoder {encoder}; {options.seeds} seeds\n")
+                print("| method | ACC | NMI | ARI | largest / smallest | seconds | MiB |\n| --- | --- | --- | --- | --- | --- | --- |")
+                for row in measure(case, truth, options.methods, options.seeds):
+                    scored = " | ".join(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (row["ACC"], row["NMI"], row["ARI"]))
+                    print(f"| {row['method']} | {scored} | {row['sizes']} | {row['seconds']:.1f} | {row['MiB']:.0f} |", flush=True)
+                    rows.append(row)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
