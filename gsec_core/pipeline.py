@@ -19,7 +19,7 @@ from gsec_core.naming import namers
 from gsec_core.results import publishing, quality
 from gsec_core.sources import source_name
 from gsec_core.sources.base import Source
-from gsec_core.stages import align, assign, base, baseline, count, describe, encode, lineage, prepare, prototypes, publish, report, text, train
+from gsec_core.stages import align, assign, base, baseline, count, describe, encode, lineage, prepare, prototypes, publish, report, text, train, vocabulary
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
@@ -96,6 +96,8 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
     identity(numbered, of_run)  # names of encoders, captioners and files
     checked_urls(config.describe.url)  # recorded with every attempt, whoever describes
+    vocabulary.words_of(config)  # also if no nouns are asked for, as is told of every setting that names nothing
+    vocabulary.prompts_of(config)
     resolve(config.encode.device, "encode.device")
     prepare.plan_of(numbered)
     scratch_file(config).close()

@@ -49,6 +49,11 @@ def beyond(field: FieldInfo) -> list[object]:
 
 
 NONSENSE: dict[str, list[tuple[str, str]]] = {
+    "text.vocabulary": [
+        ("words", "there is no such vocabulary; there are `wordnet`, `imagenet` and `file:PATH`"),
+        ("file:{here}/nowhere", "it cannot be read (No such file or directory). Give a text file"),
+    ],
+    "text.prompts": [("a photo", "has no place for the word; write one {} in it")],
     "method": [("magic", "there is no such method; there are `gsec`, "), ("", "there is no such method")],
     "source": [
         ("", "give a folder, a .parquet file or a .tar file"),
@@ -94,7 +99,15 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
     "describe.criterion": [("the colour", "Name an openai:MODEL"), ("", "name one aspect on one line")],
     "describe.template": [("nowhere.toml", "Name an openai:MODEL"), ("", "Name an openai:MODEL")],
     "describe.url": [("ftp://x", "give http://HOST:PORT/v1"), (f"http://me:{SECRET}@host/v1", "without credentials"), ("", "give http://HOST:PORT/v1")],
-    "publish.namer": [("llm", "there are `terms` and `openai:MODEL`"), ("openai:", "there are `terms` and `openai:MODEL`"), ("", "there are `terms`")],
+    "publish.namer": [
+        ("llm", "there are `terms`, `nouns` and `openai:MODEL`"),
+        ("openai:", "there are `terms`, `nouns` and `openai:MODEL`"),
+        ("", "there are `terms`"),
+    ],
+        ("llm", "there are `terms`, `nouns` and `openai:MODEL`"),
+        ("openai:", "there are `terms`, `nouns` and `openai:MODEL`"),
+        ("", "there are `terms`"),
+    ],
 }
 """Of every setting that is text, values that name nothing, and what the sentence says to do."""
 

@@ -136,7 +136,9 @@ def namer_of(config: PipelineConfig) -> str:
     nouns = config.text_source == text.NOUNS
     if config.publish.namer == NOUNS and not nouns:
         raise Refused(f"publish.namer = nouns: only with text.source = nouns are there any, and it is {config.text_source}. Leave the namer out.")
-    return config.publish.namer or (NOUNS if nouns else TERMS)
+    if config.publish.namer is not None:
+        return config.publish.namer
+    return NOUNS if nouns else TERMS
 
 
 def load_namer(config: PipelineConfig) -> Namer:

@@ -1,0 +1,161 @@
+"""Nouns as the source of text: the stages, what corpora share, and runs of several methods on one corpus."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gsec_core import TAC, pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import Refused
+from gsec_core.results import status
+from gsec_core.stages import nouns, vocabulary
+from gsec_core.stages.base import Context
+from gsec_core.stages.canonical import load_embeddings, load_joint
+from gsec_core.store import Store, prune
+from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, SELECTED_NOUNS_TABLE, VOCABULARY_TABLE
+from gsec_core.text.nouns import noun_counterparts
+
+from ..pictures import cluster, labels, settings, write_pictures
+
+WORDS = ["a red disc", "green disc", "wall", "poster", "ball", "flag", "sky", "sun", "a lamp that hangs from a white ceiling", "plate", "moon", "coin"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and a vocabulary."""
+    folder = tmp_path_factory.mktemp("nouns")
+    write_pictures(folder / "in", range(24))
+    (folder / "words.txt").write_text("\n".join(WORDS))
+    return folder
+
+
+def with_nouns(place: Path, store: Path, text: dict[str, str] | None = None, **more: object) -> PipelineConfig:
+    words = {"source": "nouns", "vocabulary": f"file:{place / 'words.txt'}", **(text or {})}
+    return settings(place / "in", store, **{"clusters": 3, "text": words, "tac": {"max_steps": 12}, "train": {"n_members": 3}, **more})
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
+    return cluster(with_nouns(place, tmp_path_factory.mktemp("store"), method="tac"))[0]
+
+
+def test_every_word_has_a_vector_and_the_store_has_them_once(whole: Context) -> None:
+    words, vectors = vocabulary.load_words(whole)
+    assert words == WORDS
+    assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)
+    assert whole.shards(vocabulary.STAGE, VOCABULARY_TABLE).directory.startswith("vocabularies/")
+    said = vocabulary.encode.loaded_encoder(whole.config).encode_texts(["a photo of a wall", WORDS[8]])
+    assert vectors[[2, 8]] == pytest.approx(said, abs=1e-3), "a sentence is put into no prompt"
+
+
+def test_counterparts_are_of_the_words_that_are_kept(whole: Context) -> None:
+    rows = whole.shards(nouns.STAGE, SELECTED_NOUNS_TABLE).read("all").to_pylist()
+    assert 3 <= len(rows) <= len(WORDS)
+    assert all(row["word"] == WORDS[row["noun"]] for row in rows)
+    kept = np.array([row["embedding"] for row in rows], np.float16)
+    assert nouns.load_counterparts(whole) == pytest.approx(noun_counterparts(load_joint(whole), kept), abs=2e-3)
+
+
+def test_the_stages_are_the_estimator(whole: Context) -> None:
+    parameters = {"max_steps": 12, "n_members": 3, "device": "cpu"}
+    fitted = TAC(3, **parameters).fit(np.array(load_embeddings(whole)), text=np.array(nouns.load_counterparts(whole)))
+    shards, names = whole.run.table(ASSIGNMENTS_TABLE)
+    rows = shards.read(names[0])
+    assert np.array_equal(rows["cluster"].to_numpy(), fitted.labels_)
+    assert rows["confidence"].to_numpy() == pytest.approx(fitted.confidence_, abs=1e-5)
+
+
+def test_clusters_are_named_by_nouns_or_by_descriptions(whole: Context) -> None:
+    def named(context: Context) -> list[dict[str, object]]:
+        shards, names = context.run.table(CLUSTER_NAMES_TABLE)
+        rows: list[dict[str, object]] = shards.read(names[0]).to_pylist()
+        return rows
+
+    by_nouns = named(whole)
+    assert {row["namer"] for row in by_nouns} == {"nouns"}
+    assert {str(row["name"]).split(",")[0] for row in by_nouns} <= set(WORDS)
+    assert len({row["name"] for row in by_nouns}) == 3
+    by_words = named(cluster(whole.config.model_copy(update={"publish": whole.config.publish.model_copy(update={"namer": "terms"})}))[0])
+    assert {row["namer"] for row in by_words} == {"terms"}
+
+
+def test_runs_that_are_switched_between_methods_and_texts_share_what_lies_above(place: Path, tmp_path: Path) -> None:
+    made = {}
+    for method, text in [("gsec", "captions"), ("tac", "nouns"), ("tac-kmeans", "nouns"), ("gsec", "nouns"), ("gsec", "none"), ("tac", "captions")]:
+        config = with_nouns(place, tmp_path, method=method)
+        config = config.model_copy(update={"text": config.text.model_copy(update={"source": text})})
+        _, _, found = cluster(config)
+        made[method, text] = [name for name, sums in found.items() if sums]
+    below = ["prepare", "train", "align", "publish", "lineage", "report"]
+    assert made == {
+        ("gsec", "captions"): ["encode", "baseline", "prototypes", "describe", "fuse", *below],
+        ("tac", "nouns"): ["vocabulary", "nouns", *below],
+        ("tac-kmeans", "nouns"): below,
+        ("gsec", "nouns"): below,
+        ("gsec", "none"): below,
+        ("tac", "captions"): below,
+    }
+
+
+def test_another_corpus_of_the_store_encodes_no_word_again_and_prune_keeps_what_one_of_them_needs(place: Path, tmp_path: Path) -> None:
+    first, _, made = cluster(with_nouns(place, tmp_path))
+    assert made["vocabulary"]["words"] == len(WORDS)
+    other = write_pictures(tmp_path / "other", range(40, 52))
+    second, _, made = cluster(with_nouns(place, tmp_path).model_copy(update={"source": str(other)}))
+    assert made["vocabulary"] == {}
+    store = Store.open(str(tmp_path))
+    assert {corpus.name for corpus in store.corpora()} == {first.corpus.name, second.corpus.name}
+    [table] = store.shared_tables()
+    assert table.directory not in {deletion.path for deletion in prune.plan(store, keep_runs=1)}
+    assert not status.verify(store)
+    [name] = table.names()
+    path = tmp_path / table.path(name)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert len(status.verify(store)) == 1, "damaged, and set aside"
+    assert cluster(with_nouns(place, tmp_path))[2]["vocabulary"]["words"] == len(WORDS)
+
+
+def test_a_shard_of_words_is_made_when_it_is_missing_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "SHARD_WORDS", 5)
+    context, _, made = cluster(with_nouns(place, tmp_path))
+    assert made["vocabulary"]["shards"] == 3
+    before = vocabulary.load_words(context)[1]
+    (tmp_path / context.shards(vocabulary.STAGE, VOCABULARY_TABLE).path("words-00001")).unlink()
+    again, _, made = cluster(with_nouns(place, tmp_path))
+    assert (made["vocabulary"]["shards"], made["vocabulary"]["words"]) == (1, 5)
+    assert np.array_equal(vocabulary.load_words(again)[1], before)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"method": "magic"}, "there is no such method; there are `gsec`, `tac`"),
+        ({"method": "tac", "text": {"source": "none"}}, "method tac cannot use it; give `nouns` or `captions`"),
+        ({"text": {"vocabulary": "file:/nowhere"}}, "it cannot be read"),
+        ({"text": {"prompts": "a photo"}}, "has no place for the word"),
+        ({"publish": {"namer": "nouns"}, "text": {"source": "none"}}, "only with text.source = nouns are there any"),
+        ({"method": "tac", "train": {"n_members": 1000}, "clusters": 100}, "aligning them in 100 clusters would take"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(more: dict[str, object], says: str, place: Path, tmp_path: Path) -> None:
+    config = with_nouns(place, tmp_path / "store", **more)
+    with pytest.raises(Refused, match=says):
+        pipeline.request(config)
+    assert not (tmp_path / "store" / "runs").exists() or not list((tmp_path / "store" / "runs").iterdir())
+
+
+def test_fewer_words_than_clusters_are_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.txt").write_text("wall\nball\n")
+    with pytest.raises(Refused, match="only 2 of its 2 words tell the images apart, fewer than clusters = 3"):
+        cluster(with_nouns(place, tmp_path / "store", text={"vocabulary": f"file:{tmp_path / 'two.txt'}"}))
+
+
+def test_new_images_are_assigned_by_nouns(whole: Context, place: Path, tmp_path: Path) -> None:
+    config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
+    run, _ = pipeline.request(config, of_run=whole.run.id)
+    context = Context.of(run, config)
+    for name in run.request()["stages"]:
+        pipeline.base.run_stage(context, pipeline.stage(name))
+    theirs, ours = labels(whole), labels(context)
+    assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that stands for the consensus agrees with it"
