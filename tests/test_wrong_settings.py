@@ -104,10 +104,6 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("openai:", "there are `terms`, `nouns` and `openai:MODEL`"),
         ("", "there are `terms`"),
     ],
-        ("llm", "there are `terms`, `nouns` and `openai:MODEL`"),
-        ("openai:", "there are `terms`, `nouns` and `openai:MODEL`"),
-        ("", "there are `terms`"),
-    ],
 }
 """Of every setting that is text, values that name nothing, and what the sentence says to do."""
 
