@@ -1,6 +1,7 @@
 """Seconds, memory and quality of the stages after captions, at a size for which encoding would take hours.
 
     python -m benchmarks.scale --images 1281167 --clusters 1000 --members 4
+    python -m benchmarks.scale --images 1281167 --clusters 1000 --nouns 80000
 
 Writes a corpus as `encode` and `describe` would have left it, and runs each stage in a process of its own. Printed: seconds (the
 start of the process and its libraries left out), the peak of anonymous memory, RssAnon of /proc/self/status, and how the
@@ -9,6 +10,8 @@ consensus and k-means, one start with as many centres, agree with the planted cl
 The images are made up so that k-means of them is not the truth: vectors of 512 dimensions, in each cluster around three
 modes. What a cluster's modes have in common lies in one subspace, what they differ in, as much of it, in another; noise is
 everywhere. Descriptions, of up to 20,480 images, say the cluster and not the mode, and 30% of them another cluster.
+
+With `--nouns` it is `fuse` and, on a vocabulary of so many random directions around the clusters, `nouns` that are measured, one beside the other.
 """
 
 import argparse
@@ -28,13 +31,13 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from benchmarks.memory import anonymous_mib, peak
 from gsec_core import pipeline
-from gsec_core.config import PipelineConfig
+from gsec_core.config import PipelineConfig, TextConfig
 from gsec_core.settings import load_config
-from gsec_core.stages import align, baseline, describe, encode, fuse, prepare, prototypes, train
+from gsec_core.stages import align, baseline, describe, encode, fuse, nouns, prepare, prototypes, train, vocabulary
 from gsec_core.stages.base import Context, begin, run_stage
 from gsec_core.stages.canonical import usable
 from gsec_core.store import Store
-from gsec_core.store.arrays import to_column
+from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import (
     ASSIGNMENTS_TABLE,
     BASELINE_TABLE,
@@ -46,9 +49,11 @@ from gsec_core.tables import (
     REPRESENTATIVE_CAPTIONS_TABLE,
     THUMBNAILS,
     THUMBNAILS_TABLE,
+    VOCABULARY_TABLE,
     caption_embeddings_schema,
     embeddings_schema,
     vector,
+    vocabulary_schema,
 )
 
 DIMENSIONS = 512
@@ -134,11 +139,33 @@ def _describe(context: Context, truth: NDArray[np.int64], random: np.random.Gene
     }
     begin(context, prototypes.STAGE)
     begin(context, describe.STAGE)
-    captions = pa.table([given[field.name] for field in REPRESENTATIVE_CAPTIONS], schema=REPRESENTATIVE_CAPTIONS)
+    columns = [given.get(field.name, pa.nulls(len(said), field.type)) for field in REPRESENTATIVE_CAPTIONS]
+    captions = pa.table(columns, schema=REPRESENTATIVE_CAPTIONS)
     context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).commit("all", captions)
     begin(context, fuse.STAGE)
     embedded = [np.arange(len(said)), nobody, nobody, texts, _unit(meanings[said])]
     context.shards(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE).commit("all", pa.table(embedded, schema=caption_embeddings_schema(DIMENSIONS)))
+
+
+def write_vocabulary(directory: Path, options: argparse.Namespace, run: str) -> str:
+    """The run on the same images with text from nouns: a vocabulary of `options.nouns` words as `vocabulary` would have left it. Returns its id."""
+    words = directory / "words.txt"
+    words.write_text("\n".join(f"word {number}" for number in range(options.nouns)))
+    config = settings(directory, options).model_copy(update={"text": TextConfig(source="nouns", vocabulary=f"file:{words}")})
+    store = Store.open(config.store)
+    first = Context.of(store.run(run), config)
+    context = Context.of(pipeline.run_of(store, first.corpus, config, first.generation.number), config)
+    begin(context, encode.STAGE)
+    begin(context, vocabulary.STAGE)
+    random = np.random.default_rng(options.seed)
+    embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    near = to_matrix(embeddings.read(context.generation.shard_names[0], ["embedding"]), "embedding").astype(np.float32)
+    schema, shards = vocabulary_schema(DIMENSIONS), context.shards(vocabulary.STAGE, VOCABULARY_TABLE)
+    for number, name in enumerate(vocabulary.STAGE.steps[0].plan(context)):
+        numbers = np.arange(number * vocabulary.SHARD_WORDS, min((number + 1) * vocabulary.SHARD_WORDS, options.nouns))
+        vectors = near[random.integers(len(near), size=len(numbers))] + 0.05 * random.standard_normal((len(numbers), DIMENSIONS), np.float32)
+        shards.commit(name, pa.table([numbers, [f"word {word}" for word in numbers], _unit(vectors)], schema=schema))
+    return context.run.id
 
 
 def _numbers(rows: pa.Table) -> NDArray[np.int64]:
@@ -182,6 +209,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=80_000)
     parser.add_argument("--clusters", type=int, default=1000)
     parser.add_argument("--members", type=int, default=4)
+    parser.add_argument("--nouns", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure", nargs=3, metavar=("DIRECTORY", "RUN", "STAGE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -194,15 +222,20 @@ def main() -> None:
         print(
             f"{options.images:,} images of {DIMENSIONS} + {DIMENSIONS} dimensions, {options.clusters} clusters, {options.members} members, seed {options.seed}"
         )
-        print("| stage | seconds | times k-means | peak anonymous MiB |\n| --- | --- | --- | --- |")
+        measured = [(stage, run) for stage in MEASURED]
+        if options.nouns:
+            measured = [(fuse.STAGE, run), (nouns.STAGE, write_vocabulary(Path(name), options, run))]
+        print(f"| stage | seconds | times {measured[0][0].name} | peak anonymous MiB |\n| --- | --- | --- | --- |")
         seconds: dict[str, float] = {}
-        for stage in MEASURED:
+        for stage, of_run in measured:
             passed = [f"--{key}={getattr(options, key)}" for key in ("images", "clusters", "members", "seed")]
-            command = [sys.executable, "-m", "benchmarks.scale", *passed, "--measure", name, run, stage.name]
+            command = [sys.executable, "-m", "benchmarks.scale", *passed, "--measure", name, of_run, stage.name]
             done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
             seconds[stage.name] = done["seconds"]
-            times = done["seconds"] / seconds["baseline"]
+            times = done["seconds"] / seconds[measured[0][0].name]
             print(f"| {stage.name} | {done['seconds']:.1f} | {times:.2f} | {done['peak']:.0f} (libraries {done['libraries']:.0f}) |", flush=True)
+        if options.nouns:
+            return
         ours = sum(seconds[stage] for stage in ("prepare", "train", "align"))
         print(f"\nprepare to align: {ours:.0f} s, {ours / seconds['baseline']:.1f} times k-means.")
         kmeans, consensus = nmi(Path(name), options, run, truth)
