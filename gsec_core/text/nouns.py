@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from threadpoolctl import threadpool_limits
 
-from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
+from gsec_core.clustering.kmeans import SphericalKMeans, cosines, one_start, sample_rows, unit_rows
+from gsec_core.devices import thread_count
 from gsec_core.text.fusion import softmax_counterparts
 
 IMAGES_PER_CENTRE = 300
@@ -25,9 +27,9 @@ MAX_LOST_WEIGHT = 1e-4
 """Of the nouns that are left out of a counterpart, together."""
 
 _MANY_CENTRES = 1000
-"""Beyond, centres are placed by one start of few iterations on a smaller sample: the published 10 and 300 would take longer than all that follows."""
+"""Beyond, centres are placed by one start of ten iterations on a sample: the published 10 and 300 would take longer than all that follows."""
 
-_SAMPLE_PER_CENTRE = 64
+_SAMPLE_PER_CENTRE = 32
 
 _NOUN_ROWS, _CENTRE_ROWS = 16_384, 256
 """Nouns and centres whose cosines are in memory at once."""
@@ -60,11 +62,13 @@ def centre_count(n: int, n_clusters: int, images_per_centre: int = IMAGES_PER_CE
 def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_threads: int = 0) -> NDArray[np.float32]:
     """Unit centres (count, d) of images ``X`` (n, d) by spherical k-means, and none of a part without images."""
     if count <= _MANY_CENTRES:
-        estimator = SphericalKMeans(count, n_init=10, max_iter=300, random_state=random_state, n_threads=n_threads)
-    else:
-        estimator = SphericalKMeans(count, n_init=1, max_iter=20, random_state=random_state, n_threads=n_threads, sample_per_cluster=_SAMPLE_PER_CENTRE)
-    parts = estimator.fit(X)
-    return parts.cluster_centers_[np.unique(parts.labels_)]
+        parts = SphericalKMeans(count, n_init=10, max_iter=300, random_state=random_state, n_threads=n_threads).fit(X)
+        found: NDArray[np.float32] = parts.cluster_centers_[np.unique(parts.labels_)]
+        return found
+    sample = unit_rows(X[sample_rows(len(X), _SAMPLE_PER_CENTRE * count, random_state)])
+    with threadpool_limits(thread_count(n_threads)):
+        centres = unit_rows(one_start(sample, count, max_iter=10, seed=random_state, spherical=True)[0])
+        return centres[np.unique(np.concatenate([block.argmax(1) for block in cosines(sample, centres)]))]
 
 
 def select_nouns(
@@ -103,10 +107,10 @@ def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[N
         vectors = unit_rows(nouns[rows])
         best, label, total = np.full(len(vectors), -np.inf), np.zeros(len(vectors), np.int64), np.zeros(len(vectors))
         for first in range(0, len(centres), _CENTRE_ROWS):
-            cosines = vectors @ centres[first : first + _CENTRE_ROWS].T
-            total += np.exp(cosines).sum(1, dtype=np.float64)  # of cosines no exponential overflows
-            here = cosines.argmax(1)
-            value = np.take_along_axis(cosines, here[:, None], 1)[:, 0]
+            found = vectors @ centres[first : first + _CENTRE_ROWS].T
+            total += np.exp(found).sum(1, dtype=np.float64)  # of cosines no exponential overflows
+            here = found.argmax(1)
+            value = np.take_along_axis(found, here[:, None], 1)[:, 0]
             label = np.where(value > best, first + here, label)
             best = np.maximum(best, value)
         labels[rows], scores[rows] = label, best - np.log(total)
