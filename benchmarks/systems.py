@@ -5,7 +5,8 @@
 FOLDER holds `clip500/` (images and nouns in CLIP's space), `cifar10-test.parquet` and `stamps.parquet`. One protocol: every method as it is by default,
 one setting for all sets; the last state; the number of clusters is given; labels are seen by the scorer alone, when all labellings of a set are made.
 `zero-shot` knows the names of the classes and is an upper mark, no peer. On `clip500` nouns are those of LVIS and Open Images, elsewhere those of
-`--vocabulary`; nouns are selected once a set, whatever the seed. `one member` is the method without its outer layer, as its paper has it.
+`--vocabulary`; nouns are selected once a set, whatever the seed. `gsec, joint` is what a run without a language model does by default: the image in the
+space of the texts is its own counterpart. `one member` is the method without its outer layer, as its paper has it.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from gsec_core.clustering.metrics import score
 from gsec_core.config import NounsConfig
 from gsec_core.encoders import load_encoder
 from gsec_core.store.arrays import to_matrix
+from gsec_core.text.fusion import LEAST_WEIGHT
 from gsec_core.text.nouns import noun_counterparts, select_nouns
 from gsec_core.text.vocabulary import PROMPT, load_vocabulary, prompted
 
@@ -56,6 +58,7 @@ WEIGHT = NounsConfig().weight
 METHODS: dict[str, Callable[[Case, int], Labels]] = {
     "k-means": lambda case, seed: SphericalKMeans(case.n_clusters, n_init=10, random_state=seed).fit(case.X).labels_,
     "gsec, no text": lambda case, seed: GSEC(case.n_clusters, random_state=seed).fit(case.X).labels_,
+    "gsec, joint": lambda case, seed: GSEC(case.n_clusters, random_state=seed, text_weight=LEAST_WEIGHT).fit(case.X, text=case.joint).labels_,
     "gsec, nouns": lambda case, seed: GSEC(case.n_clusters, random_state=seed, text_weight=WEIGHT).fit(case.X, text=case.S).labels_,
     "tac-kmeans, one member": lambda case, seed: TACKMeans(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
     "tac-kmeans": lambda case, seed: TACKMeans(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,

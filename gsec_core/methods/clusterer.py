@@ -64,7 +64,7 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Fit on image embeddings ``X`` (n_samples, d), floats of any precision.
 
         Their texts are counterparts ``text`` (n_samples, dt), one a sample; or ``nouns`` (n_nouns, d), of a vocabulary in the space
-        of ``X``, of which those that tell the images apart are selected as `text.nouns` says; or none.
+        of ``X``, of which those that tell the images apart are selected, as `text.nouns` says and whatever the seed; or none.
 
         Raises ValueError naming the parameter and its value.
         """
@@ -110,7 +110,7 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         images, vectors = (check_array(matrix, dtype=_FLOATS, input_name=name) for matrix, name in ((X, "X"), (nouns, "nouns")))
         if images.shape[1] != vectors.shape[1]:
             raise ValueError(f"nouns has {vectors.shape[1]} features and X has {images.shape[1]}: they must be in one space.")
-        self.nouns_ = select_nouns(images, vectors, self.n_clusters, random_state=self.random_state).noun
+        self.nouns_ = select_nouns(images, vectors, self.n_clusters).noun
         self._noun_vectors = vectors[self.nouns_]
         return noun_counterparts(images, self._noun_vectors)
 

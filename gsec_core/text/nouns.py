@@ -63,12 +63,14 @@ def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_thread
     """Unit centres (count, d) of images ``X`` (n, d) by spherical k-means, and none of a part without images."""
     if count <= _MANY_CENTRES:
         parts = SphericalKMeans(count, n_init=10, max_iter=300, random_state=random_state, n_threads=n_threads).fit(X)
-        found: NDArray[np.float32] = parts.cluster_centers_[np.unique(parts.labels_)]
-        return found
-    sample = unit_rows(X[sample_rows(len(X), _SAMPLE_PER_CENTRE * count, random_state)])
-    with threadpool_limits(thread_count(n_threads)):
-        centres = unit_rows(one_start(sample, count, max_iter=10, seed=random_state, spherical=True)[0])
-        return centres[np.unique(np.concatenate([block.argmax(1) for block in cosines(sample, centres)]))]
+        centres, labels = parts.cluster_centers_, parts.labels_
+    else:
+        sample = unit_rows(X[sample_rows(len(X), _SAMPLE_PER_CENTRE * count, random_state)])
+        with threadpool_limits(thread_count(n_threads)):
+            centres = unit_rows(one_start(sample, count, max_iter=10, seed=random_state, spherical=True)[0])
+            labels = np.concatenate([block.argmax(1) for block in cosines(sample, centres)])
+    kept: NDArray[np.float32] = centres[np.unique(labels)]
+    return kept
 
 
 def select_nouns(
