@@ -14,7 +14,7 @@ from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.encoders.open_clip import OpenClipEncoder
 from gsec_core.errors import Refused
 
-__all__ = ["Embedded", "Encoder", "EncoderFamily", "check_encoder", "encoder_identity", "load_encoder"]
+__all__ = ["Embedded", "Encoder", "EncoderFamily", "check_encoder", "check_texts", "encoder_identity", "load_encoder"]
 
 GROUP = "gsec.encoders"
 """Entry points of encoders that other packages bring; each is an `EncoderFamily`."""
@@ -41,6 +41,12 @@ def check_encoder(name: str) -> None:
     """Raises Refused unless the name is one: of a model, and of a tag or checkpoint of it. Loads no weights."""
     encoder, reference = _find(name)
     encoder.check(reference)
+
+
+def check_texts(name: str) -> None:
+    """Raises Refused unless the encoder has a text side."""
+    if not _find(name)[0].has_texts:
+        raise Refused(f"encode.encoder = {json.dumps(name)}: it encodes no texts, which text.source = nouns needs. Take `lite` or a CLIP, or other text.")
 
 
 def encoder_identity(name: str) -> dict[str, object]:

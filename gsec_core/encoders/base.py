@@ -51,6 +51,11 @@ class EncoderFamily(Protocol):
         """The encoder, with its weights, on cpu, cuda or cuda:N. Raises Refused naming ``encode.encoder``."""
         ...
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether its encoders have a text side."""
+        ...
+
     def check(self, reference: str) -> None:
         """Raises Refused if the reference names nothing. Loads no weights."""
         ...

@@ -33,6 +33,8 @@ class LiteEncoder:
     convolutions'; pooling, classifier and texts are always fp32.
     """
 
+    has_texts = True
+
     dim: int = 1280
     joint_dim: int | None = 384
     side: int = round(SIZE / CROP)

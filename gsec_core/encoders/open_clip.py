@@ -29,6 +29,8 @@ class OpenClipEncoder:
     Checkpoints are read without unpickling code: safetensors, or torch's weights-only loader.
     """
 
+    has_texts = True
+
     joint_dim: int | None = None
 
     @staticmethod

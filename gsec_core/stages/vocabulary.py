@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.config import PipelineConfig
-from gsec_core.encoders import encoder_identity
+from gsec_core.encoders import check_texts, encoder_identity
 from gsec_core.errors import Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
@@ -83,6 +83,7 @@ def _names(context: Context) -> list[str]:
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
+    check_texts(config.encode.encoder)
     encoder = {"encoder": encoder_identity(config.encode.encoder), "precision": config.encode.precision}
     return {**words_of(config).identity, "prompts": prompts_of(config), **encoder}
 

@@ -38,6 +38,8 @@ METHOD = Method(
 class Colours:
     """The mean colour of an image, in a space of its own with texts."""
 
+    has_texts = True
+
     dim = 8
     joint_dim = None
     side = 8

@@ -7,6 +7,7 @@ import pytest
 
 from gsec_core import TAC, pipeline
 from gsec_core.config import PipelineConfig
+from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.errors import Refused
 from gsec_core.results import status
 from gsec_core.stages import nouns, vocabulary
@@ -143,6 +144,12 @@ def test_wrong_settings_are_refused_before_anything_is_written(more: dict[str, o
     with pytest.raises(Refused, match=says):
         pipeline.request(config)
     assert not (tmp_path / "store" / "runs").exists() or not list((tmp_path / "store" / "runs").iterdir())
+
+
+def test_an_encoder_without_texts_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiteEncoder, "has_texts", False)
+    with pytest.raises(Refused, match="it encodes no texts"):
+        pipeline.request(with_nouns(place, tmp_path / "store"))
 
 
 def test_fewer_words_than_clusters_are_refused(place: Path, tmp_path: Path) -> None:
