@@ -28,9 +28,7 @@ from gsec_core.store.publications import check_pipeline
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
 
-def stages_of(config: PipelineConfig) -> tuple[Stage, ...]:
-    """Of a run that makes clusters, in the order they run; ingest comes before them and has no tables of a run."""
-    counterparts = text.stages(config)
+def _in_order(counterparts: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return (
         encode.STAGE,
         baseline.STAGE,
@@ -46,27 +44,18 @@ def stages_of(config: PipelineConfig) -> tuple[Stage, ...]:
     )
 
 
+def stages_of(config: PipelineConfig) -> tuple[Stage, ...]:
+    """Of a run that makes clusters, in the order they run; ingest comes before them and has no tables of a run."""
+    return _in_order(text.stages(config))
+
+
 ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
 """Those of a run that assigns new images to the clusters of another."""
 
 COUNT_STAGES: tuple[Stage, ...] = (encode.STAGE, count.STAGE)
 """Those of a run that finds the number of clusters for another."""
 
-ALL_STAGES = (
-    encode.STAGE,
-    baseline.STAGE,
-    prototypes.STAGE,
-    describe.STAGE,
-    *text.ALL_STAGES,
-    prepare.STAGE,
-    train.STAGE,
-    align.STAGE,
-    publish.STAGE,
-    lineage.STAGE,
-    report.STAGE,
-    assign.STAGE,
-    count.STAGE,
-)
+ALL_STAGES = (*_in_order(text.ALL_STAGES), assign.STAGE, count.STAGE)
 """Every stage that there is."""
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from gsec_core.clustering.ensemble import Ensemble, Head, Models
-from gsec_core.clustering.features import Features, Half
+from gsec_core.clustering.features import Features, Half, UnitFeatures, unscaled
+from gsec_core.clustering.linear import LinearModels, linear_shapes
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import NeighborIndex, Neighbors
 from gsec_core.clustering.smoothing import Allocate, Posteriors
@@ -96,3 +97,29 @@ class Plan(ABC):
     def consensus(self, features: Features, neighbors: Neighbors, ensemble: Ensemble, allocate: Allocate = np.empty) -> Posteriors:
         """See `Ensemble.consensus`."""
         return ensemble.consensus(features, neighbors, self.smoothing, self.device, allocate)
+
+
+class UnitVectors:
+    """The part of a plan that takes images and texts as the unit vectors that they are."""
+
+    def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
+        """See `Plan.halves`."""
+        return [unscaled(matrix.shape[1]) for matrix in matrices]
+
+    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
+        """See `Plan.features`."""
+        return UnitFeatures(matrices)
+
+
+class LinearMembers:
+    """The part of a plan the members of which are linear maps of the features."""
+
+    n_clusters: int
+
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        """See `Plan.shapes`."""
+        return linear_shapes(self.n_clusters, widths)
+
+    def models(self, members: Sequence[Member]) -> Models:
+        """See `Plan.models`."""
+        return LinearModels.of(members)

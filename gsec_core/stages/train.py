@@ -51,7 +51,7 @@ def load_members(context: Context) -> tuple[list[Member], str]:
     for table in context.shards(STAGE, MEMBERS_TABLE).read_all(blocks(context)):
         arrays = {name: to_matrix(table, name) for name in shapes}
         for row, fact in enumerate(table.select(["steps", "changed", "loss"]).to_pylist()):
-            members.append(Member({name: arrays[name][row].reshape(shape) for name, shape in shapes.items()}, **fact))
+            members.append(Member({name: arrays[name][row].reshape(shape).copy() for name, shape in shapes.items()}, **fact))
     members = members[: plan.n_members]
     for member in members:
         digest.update(b"".join(array.tobytes() for array in member.parameters.values()))

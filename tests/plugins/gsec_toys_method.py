@@ -1,23 +1,20 @@
 """The toy's estimator."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gsec_core.clustering.features import Features, Half, UnitFeatures, unscaled
-from gsec_core.clustering.linear import BIAS, WEIGHTS, LinearModels, linear_shapes
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.linear import BIAS, WEIGHTS
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
-from gsec_core.clustering.smoothing import Allocate
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import Plan
+from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToyPlan(Plan):
+class ToyPlan(UnitVectors, LinearMembers, Plan):
     """Members are random images as centres."""
 
     sharpness: float
@@ -26,18 +23,6 @@ class ToyPlan(Plan):
 
     def steps(self, n: int) -> int:
         return 1
-
-    def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
-        return [unscaled(matrix.shape[1]) for matrix in matrices]
-
-    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
-        return UnitFeatures(matrices)
-
-    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-        return linear_shapes(self.n_clusters, widths)
-
-    def models(self, members: Sequence[Member]) -> LinearModels:
-        return LinearModels.of(members)
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         rows = np.random.default_rng([self.random_state, block]).choice(len(features), self.n_clusters, replace=False)

@@ -1,7 +1,7 @@
 """GSEC as one estimator: features, neighbours, members, consensus."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsec_core.clustering.features import Features, Half, principal, project, standardising
-from gsec_core.clustering.linear import LinearModels, linear_shapes
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.devices import keep_freed_memory
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.gsec.bilevel import Training, train_block
-from gsec_core.methods.plan import Plan
+from gsec_core.methods.plan import LinearMembers, Plan
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ MOST_COLUMNS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSECPlan(Plan):
+class GSECPlan(LinearMembers, Plan):
     """See `Plan`."""
 
     preset: Preset
@@ -150,12 +149,6 @@ class GSECPlan(Plan):
             return Features(found, [1 / len(found)] * len(found), [1.0] * len(found))
         weights = [1.0] if len(found) == 1 else [1 - text_weight, text_weight]
         return Features(found, weights, [math.sqrt(weight) for weight in weights])
-
-    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-        return linear_shapes(self.n_clusters, widths)
-
-    def models(self, members: Sequence[Member]) -> LinearModels:
-        return LinearModels.of(members)
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         """All members of a block, as its width changes none of them. See `bilevel.train_block`."""

@@ -8,20 +8,19 @@ said the same of in any batch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gsec_core.clustering.features import Features, Half, Rows, UnitFeatures, unscaled
+from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
-from gsec_core.clustering.smoothing import Allocate
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import Plan
+from gsec_core.methods.plan import Plan, UnitVectors
 
 MANY_CLUSTERS = 100
 """Above it the schedule is the one that the paper has for its sets of many classes."""
@@ -143,7 +142,7 @@ class ImageHeads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TACPlan(Plan):
+class TACPlan(UnitVectors, Plan):
     """See `Plan`."""
 
     max_steps: int | None
@@ -158,12 +157,6 @@ class TACPlan(Plan):
     @property
     def batch_rows(self) -> int:
         return schedule(2**31, self.n_clusters).batch
-
-    def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
-        return [unscaled(matrix.shape[1]) for matrix in matrices]
-
-    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
-        return UnitFeatures(matrices)
 
     def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
         d = widths[0]

@@ -1,22 +1,19 @@
 """TAC without training: k-means of images and their text counterparts side by side (Li et al. 2024, https://arxiv.org/abs/2310.11989)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from gsec_core.clustering.features import Features, Half, UnitFeatures, unscaled
+from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
-from gsec_core.clustering.linear import BIAS, WEIGHTS, LinearModels, linear_shapes
+from gsec_core.clustering.linear import BIAS, WEIGHTS
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
-from gsec_core.clustering.smoothing import Allocate
 from gsec_core.clustering.starts import softened
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import Plan
+from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
 from gsec_core.methods.tac.estimator import N_MEMBERS, N_NEIGHBORS, ROWS_PER_NEIGHBOR, SMOOTHING
 
 MAX_ITER = 300
@@ -25,7 +22,7 @@ BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class TACKMeansPlan(Plan):
+class TACKMeansPlan(UnitVectors, LinearMembers, Plan):
     """See `Plan`."""
 
     n_init: int
@@ -40,18 +37,6 @@ class TACKMeansPlan(Plan):
     @property
     def batch_rows(self) -> int:
         return BATCH_ROWS
-
-    def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
-        return [unscaled(matrix.shape[1]) for matrix in matrices]
-
-    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
-        return UnitFeatures(matrices)
-
-    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-        return linear_shapes(self.n_clusters, widths)
-
-    def models(self, members: Sequence[Member]) -> LinearModels:
-        return LinearModels.of(members)
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         seed = int(np.random.SeedSequence([self.random_state, block]).generate_state(1)[0] >> 1)
