@@ -57,8 +57,9 @@ def _seconds(work: object) -> float:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that want a core each."""
-    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """So many processes that want a core each, as long as this one lives."""
+    work = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(10_000))"
+    neighbours = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(count)]
     try:
         yield
     finally:

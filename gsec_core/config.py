@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from gsec_core import methods
@@ -201,7 +201,7 @@ class _PipelineConfig(Section):
     baseline: BaselineConfig = BaselineConfig()
     prototypes: PrototypesConfig = PrototypesConfig()
     describe: DescribeConfig = DescribeConfig()
-    text: Annotated[TextConfig, BeforeValidator(lambda value: {"source": value} if isinstance(value, str) else value)] = TextConfig()
+    text: TextConfig = TextConfig()
     nouns: NounsConfig = NounsConfig()
     fuse: FuseConfig = FuseConfig()
     train: TrainConfig = TrainConfig()

@@ -25,7 +25,7 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
-    """Flags (``overrides``, nested by section) over environment over ``file`` over defaults.
+    """Flags (``overrides``, nested by section) over environment over ``file`` over defaults. ``text = "nouns"`` is short for its source.
 
     Raises Refused naming the setting, its value, where it is from, and what to give.
     """
@@ -34,7 +34,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     given.append(("", overrides or {}))
     values: Mapping[str, Any] = {}
     for _, more in given:
-        values = _over(values, more)
+        values = _over(values, {**more, "text": {"source": more["text"]}} if isinstance(more.get("text"), str) else more)
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:

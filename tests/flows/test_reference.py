@@ -24,9 +24,13 @@ def test_every_table_of_a_run_is_as_the_reference_says(tmp_path: Path) -> None:
     described = schemas(neighbors=1)  # of forty images
     found: dict[str, pa.Schema] = {"images": corpus.images.read(min(corpus.images.names())).schema}
     found[CAPTIONS_TABLE] = corpus.captions.read(min(corpus.captions.names())).schema
-    for record in (context.run.stages() | counting.run.stages()).values():
-        for table, names in record["tables"].items():
-            found[table] = corpus.table(table, record["fingerprint"]).read(names[0]).schema
+    (tmp_path / "words.txt").write_text("wall\nball\ndisc\npicture\n")
+    text = {"source": "nouns", "vocabulary": f"file:{tmp_path / 'words.txt'}"}
+    by_nouns = cluster(settings(folder, tmp_path / "store", clusters=2, text=text))[0]
+    for run in (by_nouns.run, counting.run, context.run):
+        for record in run.stages().values():
+            for table, names in record["tables"].items():
+                found[table] = run.place(record).table(table, record["fingerprint"]).read(names[0]).schema
     assert found.keys() | {"assigned"} == described.keys()
     for table, schema in found.items():
         assert schema == described[table].remove_metadata(), table

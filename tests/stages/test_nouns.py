@@ -10,6 +10,7 @@ from gsec_core.config import PipelineConfig
 from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.errors import Refused
 from gsec_core.results import status
+from gsec_core.settings import load_config
 from gsec_core.stages import nouns, vocabulary
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_embeddings, load_joint
@@ -144,6 +145,12 @@ def test_wrong_settings_are_refused_before_anything_is_written(more: dict[str, o
     with pytest.raises(Refused, match=says):
         pipeline.request(config)
     assert not (tmp_path / "store" / "runs").exists() or not list((tmp_path / "store" / "runs").iterdir())
+
+
+def test_the_text_source_has_a_short_form_that_keeps_what_else_is_set(tmp_path: Path) -> None:
+    (tmp_path / "gsec.toml").write_text('text = "nouns"')
+    config = load_config(tmp_path / "gsec.toml", {"text": {"vocabulary": "imagenet"}})
+    assert (config.text_source, config.text.vocabulary) == ("nouns", "imagenet")
 
 
 def test_an_encoder_without_texts_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
