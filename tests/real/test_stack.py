@@ -17,8 +17,8 @@ from gsec_core.store import Run, Store
 
 from ..command import GSEC
 from ..pictures import cluster, labels, settings, write_pictures
+from ..results.test_publishing import write_groups
 from ..stages.steps import STAGES, run_stages
-from ..test_publishing import write_groups
 from .stacks import Stack, stack_in
 
 
