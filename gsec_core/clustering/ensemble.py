@@ -76,7 +76,7 @@ class Models(Protocol):
         """Of each member, in its own label space: (rows, members, clusters), on the device."""
         ...
 
-    def mean(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Where the head begins to learn: weights (clusters, dimensions) and bias (clusters,), of the members' mean if they are linear, else 0."""
         ...
 
@@ -140,8 +140,8 @@ class Ensemble:
         return replace(self, temperature=temperature)
 
     def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
-        """Distill ``consensus`` (Hinton et al. 2015), from where `Models.mean` is."""
-        weights, bias = self.models.mean(self.permutations, features.dimensions)
+        """Distill ``consensus`` (Hinton et al. 2015), from `Models.head_start`."""
+        weights, bias = self.models.head_start(self.permutations, features.dimensions)
         weight, offset = (torch.from_numpy(part).to(device).requires_grad_() for part in (weights, bias))
         optimizer = torch.optim.Adam([weight, offset], fused=True)
         rows_a_step = min(len(features), max(batch_rows, _HEAD_BATCH_ROWS))

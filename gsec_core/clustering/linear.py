@@ -48,7 +48,7 @@ class LinearModels:
         weights, bias = torch.from_numpy(self.weights).to(device), torch.from_numpy(self.bias).to(device)
         return linear(features.rows(rows, device), weights, bias)
 
-    def mean(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         weights, bias = (np.zeros(part.shape[1:], np.float32) for part in (self.weights, self.bias))
         for w, b, permutation in zip(self.weights, self.bias, permutations, strict=True):
             weights[permutation] += w / np.float32(len(self.weights))

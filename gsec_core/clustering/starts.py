@@ -1,4 +1,4 @@
-"""Where the task encoder of a member begins: at random, or at a k-means of its own."""
+"""k-means as a linear map from features to soft labels: where a member of GSEC begins, and what a member of k-means is."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,6 +46,7 @@ def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> 
         return one_start(sample(seed), n_clusters, max_iter=MAX_ITER, seed=seed)[0]
 
     found = side_by_side(centres, seeds, torch.get_num_threads())
+    # Samples are drawn again, and not kept: side by side they would take as much memory as there are starts.
     return [softened(sample(seed), vectors, seed) for seed, vectors in zip(seeds, found, strict=True)]
 
 

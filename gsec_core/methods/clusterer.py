@@ -49,8 +49,8 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     random_state: int
     device: str
 
-    TEXT_WEIGHT = 0.5
-    """Weight of the text half against the image half, where it is no parameter."""
+    text_weight: float = 0.5
+    """Weight of the text half against the image half; a parameter where the method weighs them."""
 
     NEEDS_TEXT = False
     """Whether there are no clusters without texts or nouns."""
@@ -76,7 +76,7 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         matrices = self._validated(X, text, reset=True)
         plan = self.plan()
         self.halves_ = plan.halves(matrices)
-        features = plan.features(matrices, self.halves_, self._text_weight())
+        features = plan.features(matrices, self.halves_, self.text_weight)
         neighbors = plan.neighbors(features)
         self.members_ = [member for block in range(plan.n_blocks) for member in plan.train(features, neighbors, block)][: plan.n_members]
         self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_)
@@ -99,12 +99,9 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 raise ValueError("text: it was fitted with nouns, which give the texts of new rows as well. Leave it out.")
             text = noun_counterparts(np.asarray(X), self._noun_vectors)
         matrices, plan = self._validated(X, text, reset=False), self.plan()
-        features = plan.features(matrices, self.halves_, self._text_weight())
+        features = plan.features(matrices, self.halves_, self.text_weight)
         blocks = self.ensemble_.blocks(0, len(features))
         return np.concatenate([head_posteriors(self.head_, features, rows, plan.device) for rows in blocks])
-
-    def _text_weight(self) -> float:
-        return float(getattr(self, "text_weight", self.TEXT_WEIGHT))
 
     def _select(self, X: ArrayLike, nouns: ArrayLike) -> NDArray[np.float32]:
         images, vectors = (check_array(matrix, dtype=_FLOATS, input_name=name) for matrix, name in ((X, "X"), (nouns, "nouns")))

@@ -62,10 +62,9 @@ class Plan(ABC):
     def models(self, members: Sequence[Member]) -> Models:
         """What the members say of rows."""
 
-    @property
     @abstractmethod
-    def batch_rows(self) -> int:
-        """Rows of a mini-batch, by which the head is distilled too."""
+    def batch(self, n: int) -> int:
+        """Rows of a mini-batch of ``n``, by which the head is distilled too."""
 
     @property
     def n_blocks(self) -> int:
@@ -91,7 +90,7 @@ class Plan(ABC):
         ensemble = Ensemble.aligned(self.models(members), features, random_state=self.random_state, device=self.device)
         consensus = self.consensus(features, neighbors, ensemble, allocate)
         ensemble = ensemble.by_size(consensus).calibrated(features, consensus, random_state=self.random_state, device=self.device)
-        rows = min(len(features), self.batch_rows)
+        rows = self.batch(len(features))
         return ensemble, consensus, ensemble.head(features, consensus, batch_rows=rows, random_state=self.random_state, device=self.device)
 
     def consensus(self, features: Features, neighbors: Neighbors, ensemble: Ensemble, allocate: Allocate = np.empty) -> Posteriors:

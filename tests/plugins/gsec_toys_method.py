@@ -19,7 +19,9 @@ class ToyPlan(UnitVectors, LinearMembers, Plan):
 
     sharpness: float
     block_size = 1
-    batch_rows = 64
+
+    def batch(self, n: int) -> int:
+        return min(n, 64)
 
     def steps(self, n: int) -> int:
         return 1

@@ -126,9 +126,8 @@ class GSECPlan(LinearMembers, Plan):
     def steps(self, n: int) -> int:
         return self.preset.training.max_steps
 
-    @property
-    def batch_rows(self) -> int:
-        return self.preset.training.batch(2**63, self.n_clusters)
+    def batch(self, n: int) -> int:
+        return self.preset.training.batch(n, self.n_clusters)
 
     def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
         if self.preset.components is None:

@@ -39,7 +39,6 @@ SMOOTHING = 3
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.99)
 
 _PROBE_ROWS, _PROBE_STEPS = 4096, 10
-_BLOCK_VALUES = 2**24
 _LEAST = 1e-8
 
 
@@ -137,7 +136,7 @@ class ImageHeads:
         weights, bias, last, offset = (torch.from_numpy(member[name]).to(x.device) for name in ("hidden_weights", "hidden_bias", "weights", "bias"))
         return torch.addmm(offset, torch.addmm(bias, x, weights.T).relu_(), last.T)
 
-    def mean(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
 
 
@@ -154,9 +153,8 @@ class TACPlan(UnitVectors, Plan):
     def steps(self, n: int) -> int:
         return schedule(n, self.n_clusters, self.max_steps).steps
 
-    @property
-    def batch_rows(self) -> int:
-        return schedule(2**31, self.n_clusters).batch
+    def batch(self, n: int) -> int:
+        return schedule(n, self.n_clusters).batch
 
     def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
         d = widths[0]

@@ -34,9 +34,8 @@ class TACKMeansPlan(UnitVectors, LinearMembers, Plan):
     def steps(self, n: int) -> int:
         return self.n_init
 
-    @property
-    def batch_rows(self) -> int:
-        return BATCH_ROWS
+    def batch(self, n: int) -> int:
+        return min(n, BATCH_ROWS)
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         seed = int(np.random.SeedSequence([self.random_state, block]).generate_state(1)[0] >> 1)
