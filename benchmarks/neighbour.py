@@ -3,7 +3,7 @@
     python -m benchmarks.neighbour [--images 512] [--rounds 3]
 
 The fit is `GSEC` on 500 x (512 + 512) random rows. The stages run without an orchestrator on photographs of 500 to 800 px with the
-embedded encoder. k-means is Lloyd's with ten starts on 20,000 x 192 rows. Each figure is the least of several rounds, each in a process
+embedded encoder. k-means is Lloyd's with ten starts on 20,000 x 192 rows. Each figure is the median of several rounds, each in a process
 of its own. The last columns are OpenMP's own waiting, which gsec shortens. The quota is a control group, which root may make.
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -85,15 +86,15 @@ def quota_of_one_core() -> Iterator[list[str]]:
 
 
 def child(images: Path, environment: Mapping[str, str], groups: list[str], rounds: int) -> dict[str, float]:
-    """The least seconds of several rounds of `measure`, each in a process of its own."""
-    found: dict[str, float] = {}
+    """The median seconds of several rounds of `measure`, each in a process of its own."""
+    found: dict[str, list[float]] = {}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="gsec-neighbour-") as store:
             command = [sys.executable, "-m", "benchmarks.neighbour", "--child", str(images), store, *groups]
             said = subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE, text=True).stdout
         for name, seconds in json.loads(said).items():
-            found[name] = min(seconds, found.get(name, seconds))
-    return found
+            found.setdefault(name, []).append(seconds)
+    return {name: median(seconds) for name, seconds in found.items()}
 
 
 def main() -> None:
@@ -119,7 +120,7 @@ def main() -> None:
                     columns["quota" + name] = child(images, environment, groups, options.rounds)
             except OSError as error:
                 print(f"no control group can be made here: {error}")
-    print(f"{cores} cores, {options.images} photographs, encoder lite, least of {options.rounds} rounds, seconds\n")
+    print(f"{cores} cores, {options.images} photographs, encoder lite, median of {options.rounds} rounds, seconds\n")
     print(f"| work | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
     for work, alone in columns["alone"].items():
         print(f"| {work} | {' | '.join(f'{taken[work]:.1f} ({taken[work] / alone:.1f})' for taken in columns.values())} |")

@@ -72,12 +72,12 @@ def set_threads(threads: int) -> None:
 
 
 @contextmanager
-def within_usable_cores() -> Iterator[None]:
-    """Inside, this process's torch computes with at most `usable_cores` threads: it knows of affinity, but not of a quota."""
+def threads_of_torch(most: int) -> Iterator[None]:
+    """Inside, this process's torch computes with at most ``most`` threads."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, usable_cores()))
+    torch.set_num_threads(min(before, most))
     try:
         yield
     finally:

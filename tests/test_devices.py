@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gsec_core.devices import _quotas, thread_count, usable_cores, within_usable_cores
+from gsec_core.devices import _quotas, thread_count, usable_cores, threads_of_torch
 
 
 def group(mount: Path, path: str, **files: str) -> None:
@@ -65,7 +65,7 @@ def test_a_fit_takes_no_more_threads_than_cores_and_gives_them_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(usable_cores() + 3)
     try:
-        with within_usable_cores():
+        with threads_of_torch(usable_cores()):
             assert torch.get_num_threads() == usable_cores()
         assert torch.get_num_threads() == usable_cores() + 3
     finally:

@@ -17,6 +17,7 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
+from gsec_core.devices import threads_of_torch
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64
@@ -30,6 +31,9 @@ _LOG_TEMPERATURES = (-3.0, 3.0)
 _HEAD_STEPS = 200
 _HEAD_BATCH_ROWS = 1024
 _HEAD_LR = 0.01
+
+_SMALL_PRODUCT = 2**27
+"""Multiplications of a step of the head up to which threads would wait for each other longer than they work."""
 
 
 class Assigned(NamedTuple):
@@ -141,10 +145,15 @@ class Ensemble:
 
     def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
         """Distill ``consensus`` (Hinton et al. 2015), from `Models.head_start`."""
+        rows_a_step = min(len(features), max(batch_rows, _HEAD_BATCH_ROWS))
+        small = rows_a_step * features.dimensions * self.models.n_clusters <= _SMALL_PRODUCT
+        with threads_of_torch(1 if small else torch.get_num_threads()):
+            return self._distilled(features, consensus, rows_a_step, random_state, device)
+
+    def _distilled(self, features: Features, consensus: Posteriors, rows_a_step: int, random_state: int, device: str) -> Head:
         weights, bias = self.models.head_start(self.permutations, features.dimensions)
         weight, offset = (torch.from_numpy(part).to(device).requires_grad_() for part in (weights, bias))
         optimizer = torch.optim.Adam([weight, offset], fused=True)
-        rows_a_step = min(len(features), max(batch_rows, _HEAD_BATCH_ROWS))
         for step in range(_HEAD_STEPS):
             optimizer.param_groups[0]["lr"] = _HEAD_LR * (1 - step / _HEAD_STEPS)
             rows = np.sort(np.random.default_rng([random_state, step]).choice(len(features), rows_a_step, replace=False))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows
+from gsec_core.devices import threads_of_torch
 
 CLIP = 10.0
 """Deviations from the mean beyond which a standardised value counts no more. The published code cuts there only if some
@@ -57,7 +58,8 @@ def principal(X: NDArray[Any], components: int) -> Half:
     mean = _mean(sample)
     centred = (block - mean.float() for block in _blocks(sample))
     covariance = _total((block.T @ block).double() for block in centred) / len(sample)
-    variances, axes = torch.linalg.eigh(covariance)
+    with threads_of_torch(1):  # its many small steps would wait for each other
+        variances, axes = torch.linalg.eigh(covariance)
     axes = axes.flip(1)[:, : min(components, len(X))]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # an axis has no sign of its own
     norm = float(variances.flip(0)[: axes.shape[1]].clamp(min=0).sum().sqrt())

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from gsec_core.clustering.ensemble import head_posteriors, joined
-from gsec_core.devices import resolve, within_usable_cores
+from gsec_core.devices import resolve, threads_of_torch, usable_cores
 from gsec_core.errors import Refused
 from gsec_core.methods.plan import Plan
 from gsec_core.text.nouns import noun_counterparts, select_nouns
@@ -59,7 +59,6 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def plan(self) -> Plan:
         """What the parameters come to. Raises ValueError naming the parameter and its value."""
 
-    @within_usable_cores()
     def fit(self, X: ArrayLike, y: object = None, *, text: ArrayLike | None = None, nouns: ArrayLike | None = None) -> Self:
         """Fit on image embeddings ``X`` (n_samples, d), floats of any precision.
 
@@ -75,11 +74,12 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             text = self._select(X, nouns)
         matrices = self._validated(X, text, reset=True)
         plan = self.plan()
-        self.halves_ = plan.halves(matrices)
-        features = plan.features(matrices, self.halves_, self.text_weight)
-        neighbors = plan.neighbors(features)
-        self.members_ = [member for block in range(plan.n_blocks) for member in plan.train(features, neighbors, block)][: plan.n_members]
-        self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_)
+        with threads_of_torch(usable_cores()):  # torch knows of affinity, but not of a quota
+            self.halves_ = plan.halves(matrices)
+            features = plan.features(matrices, self.halves_, self.text_weight)
+            neighbors = plan.neighbors(features)
+            self.members_ = [member for block in plan.trained(features, neighbors, range(plan.n_blocks)) for member in block][: plan.n_members]
+            self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_)
         found = joined(list(self.ensemble_.assigned(features, consensus, plan.device, 0, len(features))))
         self.labels_, self.confidence_, self.margin_, self.agreement_ = found.labels, found.confidence, found.margin, found.agreement
         self.member_labels_ = np.ascontiguousarray(found.member_labels.T)

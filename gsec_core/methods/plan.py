@@ -1,8 +1,10 @@
 """What a method does, step by step, with parameters that are checked: its estimator takes the steps in a row, the pipeline each in a stage."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from gsec_core.clustering.linear import LinearModels, linear_shapes
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import NeighborIndex, Neighbors
 from gsec_core.clustering.smoothing import Allocate, Posteriors
+from gsec_core.devices import threads_of_torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,11 @@ class Plan(ABC):
         """Rows of a mini-batch of ``n``, by which the head is distilled too."""
 
     @property
+    def abreast(self) -> int:
+        """Blocks that are trained side by side, where there are as many threads. It does not depend on how many members are wanted."""
+        return 1
+
+    @property
     def n_blocks(self) -> int:
         """Blocks of members."""
         return -(-self.n_members // self.block_size)
@@ -84,6 +92,34 @@ class Plan(ABC):
         n = len(features)
         found = [self.neighbor_index(features, half).search(0, n, self.neighbor_count(n)) for half in range(len(features.halves))]
         return Neighbors(found[0], found[1] if len(found) > 1 else None)
+
+    def trained(
+        self, features: Features, neighbors: Neighbors, blocks: Sequence[int], progress: Callable[[int], None] = lambda steps: None
+    ) -> Iterator[list[Member]]:
+        """The members of each of ``blocks``, in their order; see `train`.
+
+        On a CPU blocks are trained side by side, each with its share of the threads. Threads that share a small step wait for each other at
+        every operation: that takes time, and one neighbour who wants a core stops them all.
+        """
+        if self.device != "cpu":
+            yield from (self.train(features, neighbors, block, progress) for block in blocks)
+            return
+        threads = torch.get_num_threads()
+        lanes = min(threads, self.abreast)
+        share = threads // lanes
+        told: SimpleQueue[int] = SimpleQueue()  # progress is told by the thread that asked
+        with threads_of_torch(share), ThreadPoolExecutor(lanes, thread_name_prefix="train", initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            futures = [pool.submit(self.train, features, neighbors, block, told.put) for block in blocks]
+            try:
+                for future in futures:
+                    future.add_done_callback(lambda _: told.put(0))
+                    while not future.done():
+                        progress(told.get())
+                    yield future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        while not told.empty():
+            progress(told.get())
 
     def align(self, features: Features, neighbors: Neighbors, members: Sequence[Member], allocate: Allocate = np.empty) -> tuple[Ensemble, Posteriors, Head]:
         """The members with one label space, the consensus of all rows, and the head that stands for it; cluster 0 is the largest."""

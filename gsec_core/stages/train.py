@@ -25,22 +25,22 @@ from gsec_core.tables import MEMBERS_TABLE, members_schema
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Train the named blocks, one after the other: each keeps all threads busy."""
+    """Train the named blocks."""
     set_threads(context.config.threads)
     plan = plan_of(context.config)
     features, neighbors = prepare.load_features(context), prepare.load_neighbors(context)
     shapes = plan.shapes(features.widths)
-    for block, name in enumerate(blocks(context)):
-        if name in names:
-            members = plan.train(features, neighbors, block, progress)
-            columns: dict[str, Any] = {
-                "member": block * plan.block_size + np.arange(len(members)),
-                **{array: [member.parameters[array].ravel() for member in members] for array in shapes},
-                "steps": [member.steps for member in members],
-                "changed": [member.changed for member in members],
-                "loss": [member.loss for member in members],
-            }
-            yield Finished(name, (pa.table(columns, schema=members_schema(shapes)),), {"members": len(members), "steps": sum(columns["steps"])})
+    wanted = [(block, name) for block, name in enumerate(blocks(context)) if name in names]
+    trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress)
+    for (block, name), members in zip(wanted, trained, strict=True):
+        columns: dict[str, Any] = {
+            "member": block * plan.block_size + np.arange(len(members)),
+            **{array: [member.parameters[array].ravel() for member in members] for array in shapes},
+            "steps": [member.steps for member in members],
+            "changed": [member.changed for member in members],
+            "loss": [member.loss for member in members],
+        }
+        yield Finished(name, (pa.table(columns, schema=members_schema(shapes)),), {"members": len(members), "steps": sum(columns["steps"])})
 
 
 def load_members(context: Context) -> tuple[list[Member], str]:

@@ -24,6 +24,9 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.15, 0.5
 """Text weights of counterparts that say nothing new, and of such that say as much as the images."""
 
 _BLOCK_VALUES = 2**25
+
+_SPARSE = 0.02
+"""Share of the weights up to which a sparse product, of one thread, is faster than a dense one."""
 """Cosines in memory at once."""
 
 
@@ -164,6 +167,9 @@ def _summed(cosines: NDArray[np.float32], best: NDArray[np.int64], values: NDArr
         return sums
     kept = cosines >= largest + np.float32(tau * least)
     counts = kept.sum(1)
+    if counts.sum() > _SPARSE * kept.size:
+        sums = np.where(kept, np.exp((cosines - largest) / np.float32(tau)), np.float32(0)) @ values
+        return sums
     columns = np.flatnonzero(kept) - np.repeat(np.arange(len(kept)) * kept.shape[1], counts)
     weights = np.exp((cosines[kept] - np.repeat(largest, counts)) / np.float32(tau))
     sums = csr_array((weights, columns, np.concatenate([[0], np.cumsum(counts)])), shape=cosines.shape) @ values

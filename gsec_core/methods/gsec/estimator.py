@@ -123,6 +123,10 @@ class GSECPlan(LinearMembers, Plan):
     def block_size(self) -> int:
         return self.preset.training.block_size
 
+    @property
+    def abreast(self) -> int:
+        return -(-self.preset.n_members // self.preset.training.block_size)
+
     def steps(self, n: int) -> int:
         return self.preset.training.max_steps
 

@@ -150,6 +150,10 @@ class TACPlan(UnitVectors, Plan):
     def block_size(self) -> int:
         return 1
 
+    @property
+    def abreast(self) -> int:
+        return N_MEMBERS
+
     def steps(self, n: int) -> int:
         return schedule(n, self.n_clusters, self.max_steps).steps
 
