@@ -1,4 +1,4 @@
-"""train: the members of the outer ensemble, a block at a time.
+"""train: the members of the outer ensemble, block by block.
 
 Reads what `prepare` made, and the embeddings and counterparts behind it; writes `members`, one shard a block. A block depends on
 its number and the settings alone, and not on how many members are wanted: a cut one starts again, and more members
