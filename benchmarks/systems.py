@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import peak
 from benchmarks.sets import SOURCES
-from gsec_core import GSEC, TAC, TACKMeans
+from gsec_core import GSEC, TAC, TEMI, TURTLE, TACKMeans
 from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
 from gsec_core.clustering.metrics import score
 from gsec_core.config import NounsConfig
@@ -64,6 +64,10 @@ METHODS: dict[str, Callable[[Case, int], Labels]] = {
     "tac-kmeans": lambda case, seed: TACKMeans(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
     "tac, one member": lambda case, seed: TAC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
     "tac": lambda case, seed: TAC(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
+    "turtle, one member": lambda case, seed: TURTLE(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
+    "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X).labels_,
+    "temi, one member": lambda case, seed: TEMI(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
+    "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X).labels_,
 }
 ZERO_SHOT = "zero-shot (knows the names)"
 

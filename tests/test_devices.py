@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gsec_core.devices import _quotas, thread_count, usable_cores, threads_of_torch
+from gsec_core.devices import _quotas, thread_count, threads_of_torch, usable_cores
 
 
 def group(mount: Path, path: str, **files: str) -> None:

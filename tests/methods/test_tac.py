@@ -127,28 +127,6 @@ def test_new_rows_get_the_clusters_of_their_like_without_texts() -> None:
         fitted.predict(X[1200:], X[1200:])
 
 
-def test_equal_seeds_give_equal_labels_and_a_member_does_not_know_of_others() -> None:
-    X, nouns, _ = planted(n=400)
-    one, two = (TAC(8, n_members=members, max_steps=20, random_state=3, device="cpu").fit(X, nouns=nouns) for members in (1, 2))
-    assert np.array_equal(one.members_[0].parameters["weights"], two.members_[0].parameters["weights"])
-    again = TAC(8, n_members=2, max_steps=20, random_state=3, device="cpu").fit(X, nouns=nouns)
-    assert np.array_equal(again.labels_, two.labels_)
-
-
-@pytest.mark.parametrize("estimator", [TAC(3, n_members=2, max_steps=15, device="cpu"), TACKMeans(3, n_members=2)], ids=["tac", "tac-kmeans"])
-@pytest.mark.parametrize("kind", ["few", "as many as clusters", "identical", "two clusters"])
-def test_small_and_odd_input_ends(estimator: Clusterer, kind: str) -> None:
-    random = np.random.default_rng(0)
-    X = random.standard_normal({"few": (30, 8), "as many as clusters": (3, 8), "identical": (12, 8), "two clusters": (20, 8)}[kind]).astype(np.float32)
-    if kind == "identical":
-        X[:] = X[0]
-    fitted = clone(estimator).set_params(n_clusters=2 if kind == "two clusters" else 3).fit(X, nouns=random.standard_normal((40, 8)).astype(np.float32))
-    assert len(fitted.labels_) == len(X)
-    posteriors = fitted.predict_proba(X)
-    assert np.isfinite(posteriors).all()
-    assert posteriors.sum(1) == pytest.approx(1, abs=1e-5)
-
-
 def test_many_clusters_train_on_large_batches() -> None:
     random = np.random.default_rng(0)
     X = random.standard_normal((900, 16)).astype(np.float32)

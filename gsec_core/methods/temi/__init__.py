@@ -1,0 +1,30 @@
+"""TEMI: neighbours have the same label, by their pointwise mutual information."""
+
+from pydantic import Field
+
+from gsec_core.methods.method import Method
+from gsec_core.section import Section
+from gsec_core.text import CAPTIONS, NONE, NOUNS
+
+
+class TEMISettings(Section):
+    """Parameters of the estimator `gsec_core.TEMI`."""
+
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Steps of the heads; not given: 200 epochs of batches of 512 (of 1,000 clusters or more 1,024), and at least 7,200.",
+    )
+    beta: float = Field(0.6, gt=0.5, le=1, description="Exponent of the agreement: at 1 sizes are free, below clusters are drawn to like size.")
+
+
+METHOD = Method(
+    name="temi",
+    title="TEMI",
+    paper="https://arxiv.org/abs/2303.17896",
+    does="Perceptrons, each with a slowly moving copy as its teacher, that give an image and its neighbours the same label.",
+    texts=(NONE, NOUNS, CAPTIONS),
+    Settings=TEMISettings,
+    estimator="gsec_core.methods.temi.estimator:TEMI",
+)

@@ -1,0 +1,275 @@
+"""TEMI (Adaloglou et al. 2023, "Exploring the Limits of Deep Image Clustering using Pretrained Models", https://arxiv.org/abs/2303.17896).
+
+Several heads on frozen embeddings, each with a teacher that follows it slowly. A head is taught that an image and one of its neighbours have
+the same label, by pointwise mutual information, which the clusters' sizes are part of. All heads together say how much a pair counts: a
+neighbour of another class counts little.
+
+The heads are the members of the outer layer. They are in the order of their mean loss over the last epoch, so that a single member is the
+one that the paper predicts with; what a head says is what its teacher says, as there. The paper's evaluation then takes the best
+state by labels, which is not done here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gsec_core.clustering.features import Features, Rows
+from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.plan import Plan, UnitVectors
+
+N_HEADS = 4
+"""Heads that are trained together: a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
+
+N_NEIGHBORS, ROWS_PER_NEIGHBOR = 50, 40
+SMOOTHING = 3
+"""Rounds over neighbours of the consensus; a single member is left as it is."""
+
+HIDDEN, BOTTLENECK = 512, 256
+TEMPERATURE = 0.1
+TEACHER_MOMENTUM, SIZES_MOMENTUM = 0.996, 0.9
+LEARNING_RATE, RATE_ROWS = 1e-4, 256
+"""Of AdamW, for so many rows of a mini-batch."""
+WEIGHT_DECAY = 1e-4
+
+MANY_CLUSTERS = 1000
+"""From there on the schedule is the one that the paper has for ImageNet."""
+EPOCHS, LEAST_STEPS = 200, 7200
+"""The latter as many as on the smallest set of the paper."""
+
+_PROBE_ROWS, _PROBE_STEPS = 4096, 10
+_LEAST = 1e-8
+
+
+class Schedule(NamedTuple):
+    """How long heads are trained, and on what batches."""
+
+    steps: int
+    batch: int
+
+
+def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
+    """That of ``n`` images; ``max_steps`` is taken in place of the published epochs."""
+    batch = min(512 if n_clusters < MANY_CLUSTERS else 1024, n)
+    return Schedule(max_steps or max(EPOCHS * (n // batch), LEAST_STEPS), batch)
+
+
+def pair_weights(teachers: Tensor, teachers_of_neighbors: Tensor) -> Tensor:
+    """How much each pair counts, (rows,): the mean over heads of the probability that its images have one label. Labels are (heads, rows, clusters)."""
+    return (teachers * teachers_of_neighbors).sum(2).mean(0)
+
+
+def losses(students: Tensor, teachers: Tensor, sizes: Tensor, weights: Tensor, beta: float) -> Tensor:
+    """TEMI's loss of each head, (heads,), in one direction: ``students`` are of the neighbours of what ``teachers`` are of.
+
+    Labels (heads, rows, clusters); ``sizes`` (heads, clusters); ``weights`` (rows,).
+    """
+    agreement = ((students * teachers).clamp(min=_LEAST**2) ** beta / sizes[:, None].clamp(min=_LEAST)).sum(2)
+    return -(weights * agreement.clamp(min=_LEAST).log()).mean(1)
+
+
+class _Heads(nn.Module):
+    """So many perceptrons side by side: linear, GELU, linear, unit length, and cosines with the clusters, each with a factor."""
+
+    def __init__(self, d: int, n_clusters: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+
+        def normal(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.stack([nn.init.trunc_normal_(torch.empty(*shape), std=0.02, generator=generator) for generator in generators]))
+
+        self.first, self.second, self.last = normal(HIDDEN, d), normal(BOTTLENECK, HIDDEN), normal(n_clusters, BOTTLENECK)
+        self.first_bias, self.second_bias = (nn.Parameter(torch.zeros(len(generators), width)) for width in (HIDDEN, BOTTLENECK))
+        self.factors = nn.Parameter(torch.ones(len(generators), n_clusters, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (heads, rows, n_clusters) of ``x`` (rows, d)."""
+        return said(dict(self.named_parameters()), x)
+
+
+def said(heads: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Logits (heads, rows, n_clusters) of heads with these arrays, of ``x`` (rows, d)."""
+    n_heads = len(heads["first"])
+    hidden = torch.addmm(heads["first_bias"].flatten(), x, heads["first"].flatten(0, 1).T)  # the first layers of all heads are one product
+    hidden = nn.functional.gelu(hidden).view(len(x), n_heads, -1).transpose(0, 1)
+    inner = torch.baddbmm(heads["second_bias"][:, None], hidden, heads["second"].transpose(1, 2))
+    inner = nn.functional.normalize(inner, dim=2)
+    clusters = heads["factors"] * nn.functional.normalize(heads["last"], dim=2)
+    return torch.bmm(inner, clusters.transpose(1, 2)) / TEMPERATURE
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What the teachers of several heads say; see `ensemble.Models`."""
+
+    members: Sequence[Mapping[str, NDArray[np.float32]]]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def n_clusters(self) -> int:
+        return len(self.members[0]["last"])
+
+    @property
+    def values_a_row(self) -> int:
+        return len(self) * (self.n_clusters + 2 * HIDDEN)
+
+    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
+        x = features.half(0, rows, device)
+        heads = {name: torch.from_numpy(np.stack([member[name] for member in self.members])).to(device) for name in self.members[0]}
+        return said(heads, x).transpose(0, 1)
+
+    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TEMIPlan(UnitVectors, Plan):
+    """See `Plan`."""
+
+    max_steps: int | None
+    beta: float
+
+    @property
+    def block_size(self) -> int:
+        return N_HEADS
+
+    def steps(self, n: int) -> int:
+        return schedule(n, self.n_clusters, self.max_steps).steps
+
+    def batch(self, n: int) -> int:
+        return schedule(n, self.n_clusters).batch
+
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        return {
+            "first": (HIDDEN, widths[0]),
+            "first_bias": (HIDDEN,),
+            "second": (BOTTLENECK, HIDDEN),
+            "second_bias": (BOTTLENECK,),
+            "last": (self.n_clusters, BOTTLENECK),
+            "factors": (self.n_clusters, 1),
+        }
+
+    def models(self, members: Sequence[Member]) -> Teachers:
+        return Teachers([member.parameters for member in members])
+
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        n, (steps, batch) = len(features), schedule(len(features), self.n_clusters, self.max_steps)
+        seeds = np.random.SeedSequence([self.random_state, block]).generate_state(N_HEADS, np.uint64) >> 1
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        students, teachers = (_Heads(features.widths[0], self.n_clusters, generators).to(self.device) for _ in range(2))
+        teachers.load_state_dict(students.state_dict())
+        teachers.requires_grad_(False)
+        matrices = [value for name, value in students.named_parameters() if not name.endswith("bias") and name != "factors"]
+        others = [value for name, value in students.named_parameters() if name.endswith("bias") or name == "factors"]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY, fused=True)
+        epoch_steps = n // batch
+        rate, warm_up = LEARNING_RATE * batch / RATE_ROWS, max(1, steps // 10)
+        sizes = torch.full((N_HEADS, self.n_clusters), 1 / self.n_clusters, device=self.device)
+        probe, before = features.half(0, sample_rows(n, _PROBE_ROWS, self.random_state), self.device), None
+        order, total, counted = np.empty(0, np.int64), torch.zeros(N_HEADS, device=self.device), 0
+        for step in range(steps):
+            if step == steps - _PROBE_STEPS:
+                before = _labels(teachers, probe)
+            epoch, place = divmod(step, epoch_steps)
+            if not place:  # what is left of an epoch, fewer than a batch, is left out
+                order = np.random.default_rng([self.random_state, block, epoch]).permutation(n)
+            rows = np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a file is read forwards
+            near = np.random.default_rng([self.random_state, block, step, 1]).integers(neighbors.image.shape[1], size=batch)
+            x = torch.cat([features.half(0, which, self.device) for which in (rows, neighbors.image[rows, near].astype(np.int64))])
+            with torch.no_grad():
+                taught = teachers(x).softmax(2)
+                sizes.lerp_(taught.mean(1), 1 - SIZES_MOMENTUM)
+                t, t_near = taught.split(batch, 1)
+                weights = pair_weights(t, t_near)
+            s, s_near = students(x).softmax(2).split(batch, 1)
+            found = (losses(s_near, t, sizes, weights, self.beta) + losses(s, t_near, sizes, weights, self.beta)) / 2
+            optimizer.zero_grad(set_to_none=True)
+            found.mean().backward()  # type: ignore[no-untyped-call]
+            if epoch == 0 and epoch_steps < steps:  # the clusters' directions stay where they are in the first epoch
+                students.last.grad = None
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / warm_up)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(list(teachers.parameters()), list(students.parameters()), 1 - TEACHER_MOMENTUM)
+            if step >= steps - epoch_steps:
+                total, counted = total + found.detach(), counted + 1
+            progress(1)
+        changed = np.ones(N_HEADS) if before is None else (_labels(teachers, probe) != before).mean(1)
+        mean = (total / counted).cpu().numpy()
+        arrays = {name: value.detach().cpu().numpy() for name, value in teachers.named_parameters()}
+        return [
+            Member({name: array[head].copy() for name, array in arrays.items()}, steps, float(changed[head]), float(mean[head]))
+            for head in np.argsort(mean, kind="stable")
+        ]
+
+
+@torch.no_grad()
+def _labels(heads: _Heads, x: Tensor) -> NDArray[np.int64]:
+    labels: NDArray[np.int64] = heads(x).argmax(2).cpu().numpy()
+    return labels
+
+
+class TEMI(Clusterer):
+    """Clusters images by heads that give an image and its neighbours the same label.
+
+    Adaloglou et al. 2023, https://arxiv.org/abs/2303.17896. The heads of one training are the members; the outer layer makes their
+    consensus. Texts take part in the smoothing of the consensus alone. Attributes are those of `Clusterer`.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_members : int or None
+        Outer members; None = 4, the heads of one training; 1 = TEMI as published, the head of least loss.
+    max_steps : int or None
+        Steps of the heads; None = the published epochs (200 of batches of 512; of 1,000 clusters or more of 1,024), and at least 7,200.
+    beta : float
+        Exponent of the agreement, above .5. At 1 sizes are free; the smaller, the more alike they are, and the softer the labels.
+    random_state : int
+        Seed. Equal seeds, versions, processors and thread counts give equal labels.
+    device : str
+        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 10,
+        *,
+        n_members: int | None = None,
+        max_steps: int | None = None,
+        beta: float = 0.6,
+        random_state: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.n_members = n_members
+        self.max_steps = max_steps
+        self.beta = beta
+        self.random_state = random_state
+        self.device = device
+
+    def plan(self) -> TEMIPlan:
+        self.check_positive("n_clusters", "n_members", "max_steps")
+        if not 0.5 < self.beta <= 1:
+            raise ValueError(f"beta = {self.beta}: it must be above 0.5, where one label for all would be as good as any, and at most 1.")
+        n_members = self.member_count(N_HEADS)
+        return TEMIPlan(
+            n_clusters=self.n_clusters,
+            n_members=n_members,
+            n_neighbors=N_NEIGHBORS,
+            rows_per_neighbor=ROWS_PER_NEIGHBOR,
+            smoothing=SMOOTHING if n_members > 1 else 0,
+            random_state=self.random_state,
+            device=self.resolved_device(),
+            max_steps=self.max_steps,
+            beta=self.beta,
+        )

@@ -1,0 +1,25 @@
+"""TURTLE: the labelling that linear classifiers learn most easily."""
+
+from pydantic import Field
+
+from gsec_core.methods.method import Method
+from gsec_core.section import Section
+from gsec_core.text import CAPTIONS, NONE, NOUNS
+
+
+class TURTLESettings(Section):
+    """Parameters of the estimator `gsec_core.TURTLE`."""
+
+    max_steps: int = Field(6000, ge=1, le=1_000_000, description="Outer steps of a member.")
+    gamma: float = Field(10.0, ge=0, le=1000, description="Weight of the entropy of the clusters' sizes: the larger, the more alike they are.")
+
+
+METHOD = Method(
+    name="turtle",
+    title="TURTLE",
+    paper="https://arxiv.org/abs/2406.07236",
+    does="Searches the labels that linear classifiers learn most easily, in one space or two. Asks for clusters of like size.",
+    texts=(NONE, NOUNS, CAPTIONS),
+    Settings=TURTLESettings,
+    estimator="gsec_core.methods.turtle.estimator:TURTLE",
+)

@@ -1,0 +1,274 @@
+"""TURTLE (Gadetsky et al. 2024, "Let Go of Your Labels with Unsupervised Transfer", https://arxiv.org/abs/2406.07236).
+
+A task encoder, a linear map with a softmax for each space, proposes labels. At every step a new linear classifier a space learns to
+predict them for a few steps of Adam, and the task encoder then moves towards labels that the classifiers predict better. Without more
+one label for all would be the easiest to predict, so the entropy of the clusters' sizes is rewarded.
+
+The last state counts. The paper chooses among learning rates by how well the labels of a run can be predicted; here there is one setting.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gsec_core.clustering.features import RADIUS, Features, Rows
+from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.plan import Plan, UnitVectors
+
+N_MEMBERS = 4
+"""A member takes minutes."""
+
+N_NEIGHBORS, ROWS_PER_NEIGHBOR = 20, 40
+SMOOTHING = 3
+"""Rounds over neighbours of the consensus; a single member is left as it is."""
+
+BATCH_ROWS = 10_000
+INNER_STEPS = 10
+LEARNING_RATE = 1e-3
+"""Of Adam, inside and outside."""
+
+SCALE = RADIUS
+"""Norm of a row in each space, which is what the learning rates are for."""
+
+_BETAS, _EPS = (0.9, 0.999), 1e-8
+_PROBE_ROWS, _PROBE_STEPS = 4096, 10
+
+
+class Linear(NamedTuple):
+    """A linear map from a space to logits."""
+
+    weight: Tensor
+    """(n_clusters, d)."""
+    bias: Tensor
+    """(n_clusters,)."""
+
+    @classmethod
+    def random(cls, d: int, n_clusters: int, generator: torch.Generator) -> "Linear":
+        """As torch begins one: uniform within 1 / sqrt(d)."""
+        values = torch.empty(n_clusters, d + 1).uniform_(-(d**-0.5), d**-0.5, generator=generator)
+        return cls(values[:, :d].contiguous(), values[:, d].clone())
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.addmm(self.bias, z, self.weight.T)
+
+
+@torch.no_grad()
+def learned(start: Linear, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Linear:
+    """A classifier of rows ``z`` (rows, d) after ``steps`` of Adam from ``start`` on the cross-entropy with labels ``q`` (rows, n_clusters)."""
+    weight, bias = start.weight.clone(), start.bias.clone()
+    state = [(values, torch.zeros_like(values), torch.zeros_like(values)) for values in (weight, bias)]
+    for step in range(1, steps + 1):
+        error = torch.addmm(bias, z, weight.T).softmax(1).sub_(q).div_(len(z))
+        rate, correction = LEARNING_RATE / (1 - _BETAS[0] ** step), (1 - _BETAS[1] ** step) ** 0.5
+        for (values, mean, square), gradient in zip(state, (error.T @ z, error.sum(0)), strict=True):
+            mean.lerp_(gradient, 1 - _BETAS[0])
+            square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+            values.addcdiv_(mean, square.sqrt().div_(correction).add_(_EPS), value=-rate)
+    return Linear(weight, bias)
+
+
+def loss(labels: Sequence[Tensor], predictions: Sequence[Tensor], gamma: float) -> Tensor:
+    """TURTLE's outer loss of the labels of a mini-batch in each space, and what the classifiers predict: (rows, n_clusters) each, logits the latter."""
+    q = torch.stack(list(labels)).mean(0)
+    predicted = torch.stack([-(q * logits.log_softmax(1)).sum(1).mean() for logits in predictions]).sum()
+    sizes = torch.stack([part.mean(0) for part in labels])
+    return predicted + gamma * torch.xlogy(sizes, sizes).sum()
+
+
+class _TaskEncoder(torch.nn.Module):
+    """A linear map a space, whose rows have a norm and a direction of their own."""
+
+    def __init__(self, widths: Sequence[int], n_clusters: int, generator: torch.Generator) -> None:
+        super().__init__()
+        starts = [Linear.random(d, n_clusters, generator) for d in widths]
+        self.directions = torch.nn.ParameterList([start.weight for start in starts])
+        self.norms = torch.nn.ParameterList([start.weight.norm(dim=1, keepdim=True) for start in starts])
+        self.biases = torch.nn.ParameterList([start.bias for start in starts])
+
+    def maps(self) -> list[Linear]:
+        """Of each space."""
+        parts = zip(self.directions, self.norms, self.biases, strict=True)
+        return [Linear(norm * torch.nn.functional.normalize(direction, dim=1), bias) for direction, norm, bias in parts]
+
+    def forward(self, spaces: Sequence[Tensor]) -> list[Tensor]:
+        return [linear(z).softmax(1) for linear, z in zip(self.maps(), spaces, strict=True)]
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What members say that have a linear map a space: the mean of the spaces' labels; see `ensemble.Models`."""
+
+    members: Sequence[Mapping[str, NDArray[np.float32]]]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def n_clusters(self) -> int:
+        return int(self.members[0]["bias"].shape[1])
+
+    @property
+    def values_a_row(self) -> int:
+        return int(max(2 * len(self) * self.members[0]["bias"].size, self.members[0]["weights"].shape[1]))
+
+    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
+        spaces = [SCALE * features.half(number, rows, device) for number in range(len(features.halves))]
+        return torch.stack([self._logits(member, spaces) for member in self.members], 1)
+
+    def _logits(self, member: Mapping[str, NDArray[np.float32]], spaces: Sequence[Tensor]) -> Tensor:
+        weights = torch.split(torch.from_numpy(member["weights"]), [space.shape[1] for space in spaces], 1)
+        parts = zip(weights, torch.from_numpy(member["bias"]), spaces, strict=True)
+        labels = [Linear(weight.to(space.device), bias.to(space.device))(space).log_softmax(1) for weight, bias, space in parts]
+        return torch.stack(labels).logsumexp(0)
+
+    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The mean map: of one space what the members say, of two nearly."""
+        n_spaces = len(self.members[0]["bias"])
+        weights, bias = np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
+        for member, permutation in zip(self.members, permutations, strict=True):
+            weights[permutation] += member["weights"] / np.float32(len(self) * n_spaces**0.5)  # rows of the features are as much shorter in each half
+            bias[permutation] += member["bias"].mean(0) / np.float32(len(self))
+        return weights, bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class TURTLEPlan(UnitVectors, Plan):
+    """See `Plan`. A space is a half of the features."""
+
+    max_steps: int
+    gamma: float
+
+    @property
+    def block_size(self) -> int:
+        return 1
+
+    @property
+    def abreast(self) -> int:
+        return N_MEMBERS
+
+    def steps(self, n: int) -> int:
+        return self.max_steps
+
+    def batch(self, n: int) -> int:
+        return min(n, BATCH_ROWS)
+
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        return {"weights": (self.n_clusters, sum(widths)), "bias": (len(widths), self.n_clusters)}
+
+    def models(self, members: Sequence[Member]) -> Spaces:
+        return Spaces([member.parameters for member in members])
+
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        n, rows = len(features), self.batch(len(features))
+        seed = int(np.random.SeedSequence([self.random_state, block]).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
+        encoder = _TaskEncoder(features.widths, self.n_clusters, generator).to(self.device)
+        optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=_BETAS, eps=_EPS, fused=True)
+        probe = self._spaces(features, sample_rows(n, _PROBE_ROWS, self.random_state))
+        everything = self._spaces(features, slice(0, n)) if rows == n else None
+        before, last = None, torch.zeros(())
+        for step in range(self.max_steps):
+            if step == self.max_steps - _PROBE_STEPS:
+                before = _labels(encoder, probe)
+            drawn = np.random.default_rng([self.random_state, block, step])
+            spaces = everything or self._spaces(features, np.sort(drawn.choice(n, rows, replace=False)))
+            labels = encoder(spaces)
+            q = torch.stack(labels).mean(0).detach()
+            cold = [Linear(*(part.to(self.device) for part in Linear.random(d, self.n_clusters, generator))) for d in features.widths]
+            predictions = [learned(start, z, q)(z) for start, z in zip(cold, spaces, strict=True)]
+            found = loss(labels, predictions, self.gamma)
+            optimizer.zero_grad(set_to_none=True)
+            found.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            last = found.detach()
+            progress(1)
+        changed = 1.0 if before is None else float((_labels(encoder, probe) != before).mean())
+        with torch.no_grad():
+            maps = encoder.maps()
+        parameters = {
+            "weights": torch.cat([linear.weight for linear in maps], 1).cpu().numpy(),
+            "bias": torch.stack([linear.bias.detach() for linear in maps]).cpu().numpy(),
+        }
+        return [Member(parameters, self.max_steps, changed, float(last))]
+
+    def _spaces(self, features: Features, rows: Rows) -> list[Tensor]:
+        return [SCALE * features.half(number, rows, self.device) for number in range(len(features.halves))]
+
+
+@torch.no_grad()
+def _labels(encoder: _TaskEncoder, spaces: Sequence[Tensor]) -> NDArray[np.int64]:
+    labels: NDArray[np.int64] = torch.stack(encoder(spaces)).mean(0).argmax(1).cpu().numpy()
+    return labels
+
+
+class TURTLE(Clusterer):
+    """Clusters images by the labels that linear classifiers on their embeddings learn most easily.
+
+    Gadetsky et al. 2024, https://arxiv.org/abs/2406.07236. With ``text``, which may be any second space of the same images, as
+    the embeddings of another encoder, the labels are to be learnt in both. Each member is TURTLE from a seed of its own; the outer layer makes
+    their consensus. It asks for clusters of like size: where they are not, see ``gamma``. Attributes are those of `Clusterer`.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_members : int or None
+        Outer members; None = 4; 1 = TURTLE as published, without an outer layer.
+    max_steps : int
+        Outer steps of a member.
+    gamma : float
+        Weight of the entropy of the clusters' sizes. With 0 clusters die out.
+    random_state : int
+        Seed. Equal seeds, versions, processors and thread counts give equal labels.
+    device : str
+        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 10,
+        *,
+        n_members: int | None = None,
+        max_steps: int = 6000,
+        gamma: float = 10.0,
+        random_state: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.n_members = n_members
+        self.max_steps = max_steps
+        self.gamma = gamma
+        self.random_state = random_state
+        self.device = device
+
+    def fit(self, X: Any, y: object = None, *, text: Any = None, nouns: Any = None) -> "TURTLE":
+        """See `Clusterer.fit`. ``X`` may also be a list of two spaces, (n_samples, d) each, which is the same as the second for ``text``."""
+        if isinstance(X, list | tuple) and len(X) == 2 and np.ndim(X[0]) == 2:
+            if text is not None or nouns is not None:
+                raise ValueError("X: it has two spaces; give no text and no nouns beside them.")
+            X, text = X
+        return super().fit(X, text=text, nouns=nouns)
+
+    def plan(self) -> TURTLEPlan:
+        self.check_positive("n_clusters", "n_members", "max_steps")
+        if not self.gamma >= 0:
+            raise ValueError(f"gamma = {self.gamma}: it must be at least 0.")
+        n_members = self.member_count(N_MEMBERS)
+        return TURTLEPlan(
+            n_clusters=self.n_clusters,
+            n_members=n_members,
+            n_neighbors=N_NEIGHBORS,
+            rows_per_neighbor=ROWS_PER_NEIGHBOR,
+            smoothing=SMOOTHING if n_members > 1 else 0,
+            random_state=self.random_state,
+            device=self.resolved_device(),
+            max_steps=self.max_steps,
+            gamma=self.gamma,
+        )

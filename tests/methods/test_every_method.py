@@ -1,0 +1,63 @@
+"""What holds for every method that gsec brings: small and odd input, equal seeds, new rows."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gsec_core.methods import BUILT_IN, Method
+from gsec_core.methods.clusterer import Clusterer
+
+QUICK: dict[str, dict[str, Any]] = {
+    "gsec": {"n_members": 2, "max_steps": 10, "ensemble_size": 2},
+    "tac": {"n_members": 2, "max_steps": 15},
+    "tac-kmeans": {"n_members": 2, "n_init": 2},
+    "turtle": {"n_members": 2, "max_steps": 15},
+    "temi": {"n_members": 2, "max_steps": 15},
+}
+"""Of each method what makes it quick."""
+
+every_method = pytest.mark.parametrize("method", BUILT_IN, ids=lambda method: method.name)
+
+
+def fitted(method: Method, n_clusters: int, X: NDArray[Any], **more: Any) -> Clusterer:
+    nouns = np.random.default_rng(1).standard_normal((max(40, 4 * n_clusters), X.shape[1])).astype(np.float32)
+    estimator = method.load()(n_clusters, device="cpu", **{**QUICK[method.name], **more})
+    return estimator.fit(X, nouns=nouns) if estimator.NEEDS_TEXT else estimator.fit(X)
+
+
+@every_method
+@pytest.mark.parametrize(("n", "n_clusters"), [(50, 3), (3, 3), (12, 3), (20, 2), (900, 300)], ids=["few", "as many as clusters", "identical", "two", "many"])
+def test_small_and_odd_input_ends(method: Method, n: int, n_clusters: int) -> None:
+    X = np.random.default_rng(0).standard_normal((n, 8)).astype(np.float32)
+    if n == 12:
+        X[:] = X[0]
+    found = fitted(method, n_clusters, X)
+    assert found.labels_.shape == (n,)
+    assert found.labels_.max() < n_clusters
+    posteriors = found.predict_proba(X)
+    assert np.isfinite(posteriors).all()
+    assert posteriors.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+@every_method
+def test_equal_seeds_give_equal_labels_and_a_member_does_not_know_of_others(method: Method) -> None:
+    X = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    one, two, again = (fitted(method, 4, X, random_state=3, n_members=members) for members in (1, 2, 2))
+    assert np.array_equal(two.labels_, again.labels_)
+    for name, array in one.members_[0].parameters.items():
+        assert np.array_equal(array, two.members_[0].parameters[name])
+    other = fitted(method, 4, X, random_state=4)
+    assert any(not np.array_equal(array, other.members_[0].parameters[name]) for name, array in two.members_[0].parameters.items())
+
+
+@every_method
+def test_a_wrong_parameter_is_named(method: Method) -> None:
+    X = np.ones((9, 4), np.float32)
+    with pytest.raises(ValueError, match="n_clusters = 0"):
+        fitted(method, 0, X)
+    with pytest.raises(ValueError, match="n_clusters = 10: n_samples = 9"):
+        fitted(method, 10, X)
+    with pytest.raises(ValueError, match="n_members = 0"):
+        fitted(method, 3, X, n_members=0)

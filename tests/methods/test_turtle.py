@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from gsec_core import TURTLE
+from gsec_core.clustering.metrics import accuracy
+from gsec_core.methods.turtle.estimator import LEARNING_RATE, Linear, learned, loss
+
+from ..planted import planted
+
+SHORT = {"max_steps": 400, "device": "cpu"}
+
+
+def softmax(rows: NDArray) -> NDArray:
+    raised = np.exp(rows - rows.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def by_loops(theta: list[NDArray], heads: list[NDArray], spaces: list[NDArray], gamma: float) -> float:
+    """The outer loss of linear maps without bias, image by image."""
+    labels = [softmax(z @ weight.T) for z, weight in zip(spaces, theta, strict=True)]
+    total = 0.0
+    for z, head in zip(spaces, heads, strict=True):
+        for i, row in enumerate(z):
+            q = np.mean([part[i] for part in labels], 0)
+            total -= float(q @ np.log(softmax((head @ row)[None])[0])) / len(z)
+    for part in labels:
+        sizes = part.mean(0)
+        total += gamma * float((sizes * np.log(sizes)).sum())
+    return total
+
+
+def test_the_outer_loss_and_its_gradient_are_those_of_loops() -> None:
+    random = np.random.default_rng(0)
+    spaces = [random.standard_normal((200, d)) for d in (4, 3)]
+    theta, heads = ([random.standard_normal((5, d)) for d in (4, 3)] for _ in range(2))
+    tensors = [torch.tensor(weight, requires_grad=True) for weight in theta]
+    labels = [(torch.tensor(z) @ weight.T).softmax(1) for z, weight in zip(spaces, tensors, strict=True)]
+    found = loss(labels, [torch.tensor(z @ head.T) for z, head in zip(spaces, heads, strict=True)], 10.0)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert float(found.detach()) == pytest.approx(by_loops(theta, heads, spaces, 10.0), rel=1e-10)
+    for space, place in [(0, (1, 2)), (0, (4, 0)), (1, (3, 1))]:
+        above, below = ([weight.copy() for weight in theta] for _ in range(2))
+        above[space][place] += 1e-5
+        below[space][place] -= 1e-5
+        slope = (by_loops(above, heads, spaces, 10.0) - by_loops(below, heads, spaces, 10.0)) / 2e-5
+        gradient = tensors[space].grad
+        assert gradient is not None
+        assert float(gradient[place]) == pytest.approx(slope, rel=1e-6)
+
+
+def test_a_classifier_without_a_step_says_nothing_of_labels() -> None:
+    labels = torch.rand(50, 4, dtype=torch.float64).softmax(1).requires_grad_()
+    loss([labels], [torch.zeros(50, 4, dtype=torch.float64)], 0.0).backward()  # type: ignore[no-untyped-call]
+    assert labels.grad is not None
+    assert torch.allclose(labels.grad, labels.grad[:, :1].expand(-1, 4)), "all clusters alike: nothing for a softmax to move"
+
+
+def test_a_classifier_learns_as_by_torchs_adam() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, q = torch.randn(64, 6, generator=generator), torch.rand(64, 3, generator=generator).softmax(1)
+    start = Linear.random(6, 3, generator)
+    weight, bias = (part.clone().requires_grad_() for part in start)
+    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
+    for _ in range(7):
+        optimizer.zero_grad()
+        (-(q * torch.nn.functional.linear(z, weight, bias).log_softmax(1)).sum(1).mean()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    found = learned(start, z, q, 7)
+    torch.testing.assert_close(found.weight, weight.detach())
+    torch.testing.assert_close(found.bias, bias.detach())
+
+
+def test_two_spaces_show_the_classes_that_neither_shows_alone() -> None:
+    (X, _, y), (other, _, _) = planted(seed=0), planted(seed=10)
+    assert accuracy(y, TURTLE(8, n_members=1, **SHORT).fit(X).labels_) <= 0.7
+    both = TURTLE(8, n_members=2, **SHORT).fit([X, other])
+    assert accuracy(y, both.labels_) >= 0.95
+    assert (both.predict(X, other) == both.labels_).mean() >= 0.98
+
+
+def test_gamma_asks_for_clusters_of_like_size() -> None:
+    X, _, _ = planted(b=0.4)
+    free, even = (np.bincount(TURTLE(8, n_members=1, gamma=gamma, **SHORT).fit(X).labels_, minlength=8) for gamma in (0.0, 10.0))
+    assert free.min() == 0, "without it clusters die out"
+    assert even.max() < 1.5 * even.min()
+
+
+def test_the_norm_of_embeddings_does_not_count() -> None:
+    X, _, _ = planted(n=300)
+    small = {"n_members": 1, "max_steps": 15, "device": "cpu"}
+    assert np.array_equal(TURTLE(8, **small).fit(X).labels_, TURTLE(8, **small).fit(8 * X).labels_)
+
+
+def test_wrong_parameters_are_named() -> None:
+    X, _, _ = planted(n=60)
+    with pytest.raises(ValueError, match="X: it has two spaces; give no text"):
+        TURTLE(8).fit([X, X], text=X)
+    with pytest.raises(ValueError, match="gamma = -1"):
+        TURTLE(8, gamma=-1).fit(X)
