@@ -1,7 +1,7 @@
 """Proof that a killed run resumes: SIGKILL at random moments, then the labels of an undisturbed run.
 
     python -m tests.kills --images 2000 --times 20
-    python -m tests.kills --images 2000 --at train --at align
+    python -m tests.kills --images 2000 --at train --at align --set method=tac
 
 Kills alternate between the process and its whole process group. With ``--at`` there is one as each named stage works, a
 moment after it said that it begins. Whenever a run gets through, its labels are compared
@@ -161,13 +161,14 @@ def main() -> None:
     parser.add_argument("--at", action="append", metavar="STAGE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-rows", type=int, default=100)
+    parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="gsec-kills-"))
     try:
         cifar = CIFAR.exists()
         source = write_cifar(directory / "in", options.images) if cifar else write_pictures(directory / "in", range(options.images))
         print(f"{options.images} images of {'CIFAR-10' if cifar else 'generated discs'}, encoder lite, {options.shard_rows} images a shard")
-        settings = ["-k", "10", "--set", f"ingest.shard_rows={options.shard_rows}"]
+        settings = ["-k", "10", *(part for setting in [f"ingest.shard_rows={options.shard_rows}", *options.set] for part in ("--set", setting))]
         if options.at:
             prove_at(source, options.at, options.seed, settings, directory)
         else:
