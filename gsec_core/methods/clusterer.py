@@ -18,6 +18,12 @@ from gsec_core.text.nouns import noun_counterparts, select_nouns
 _FLOATS = [np.float32, np.float16]
 """What is taken as it is; other numbers become the first."""
 
+ROWS_PER_NEIGHBOR = 40
+"""Few rows have fewer neighbours: one for so many."""
+
+SMOOTHING = 3
+"""Rounds over neighbours of the consensus."""
+
 MEMBERS_TIMES_CLUSTERS = 10_000
 """Of many clusters there are fewer members: so many columns together, unless more are asked for."""
 
@@ -125,6 +131,18 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if gram_bytes > MOST_GRAM_BYTES:
             raise ValueError(f"n_members = {n_members}: aligning them in {self.n_clusters} clusters would take {gram_bytes / 2**30:.0f} GiB. Ask for fewer.")
         return n_members
+
+    def shared(self, default_members: int) -> dict[str, Any]:
+        """What the plans of most methods have in common: of a single member, which is a method as published, nothing is smoothed."""
+        n_members = self.member_count(default_members)
+        return {
+            "n_clusters": self.n_clusters,
+            "n_members": n_members,
+            "rows_per_neighbor": ROWS_PER_NEIGHBOR,
+            "smoothing": SMOOTHING if n_members > 1 else 0,
+            "random_state": self.random_state,
+            "device": self.resolved_device(),
+        }
 
     def resolved_device(self) -> str:
         """See `devices.resolve`. Raises ValueError if it is not there."""

@@ -74,6 +74,19 @@ class Plan(ABC):
         """Blocks that are trained side by side, where there are as many threads. It does not depend on how many members are wanted."""
         return 1
 
+    def seed(self, block: int) -> int:
+        """Of a block's random numbers."""
+        return int(np.random.SeedSequence([self.random_state, block]).generate_state(1, np.uint64)[0] >> 1)
+
+    def mini_batches(self, n: int, block: int, steps: int) -> Iterator[NDArray[np.int64]]:
+        """Of each step the rows, epoch by epoch; of an epoch what is left, fewer than a batch, is left out."""
+        batch = self.batch(n)
+        for step in range(steps):
+            epoch, place = divmod(step, n // batch)
+            if not place:
+                order = np.random.default_rng([self.random_state, block, epoch]).permutation(n)
+            yield np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a file is read forwards
+
     @property
     def n_blocks(self) -> int:
         """Blocks of members."""
@@ -158,3 +171,23 @@ class LinearMembers:
     def models(self, members: Sequence[Member]) -> Models:
         """See `Plan.models`."""
         return LinearModels.of(members)
+
+
+@dataclass(frozen=True)
+class NonlinearModels:
+    """The part of `ensemble.Models` that members have in common which are no linear maps of the features."""
+
+    members: Sequence[Mapping[str, NDArray[np.float32]]]
+    """The arrays of each."""
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    @abstractmethod
+    def n_clusters(self) -> int:
+        """See `ensemble.Models`."""
+
+    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `ensemble.Models`."""
+        return np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)

@@ -24,10 +24,10 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.15, 0.5
 """Text weights of counterparts that say nothing new, and of such that say as much as the images."""
 
 _BLOCK_VALUES = 2**25
+"""Cosines in memory at once."""
 
 _SPARSE = 0.02
 """Share of the weights up to which a sparse product, of one thread, is faster than a dense one."""
-"""Cosines in memory at once."""
 
 
 @dataclass(frozen=True)

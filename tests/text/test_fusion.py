@@ -70,6 +70,17 @@ def test_a_counterpart_moves_with_the_bound_and_no_more(max_lost_weight: float) 
     assert (moved <= 2 * 2 * max_lost_weight / lengths + 1e-4).all()
 
 
+def test_a_dense_product_and_a_sparse_one_leave_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, T_joint, _ = images_and_texts()
+    found = []
+    for share in (0.0, 1.0):  # what is kept is more than the first and less than the second
+        monkeypatch.setattr(fusion, "_SPARSE", share)
+        found.append(np.concatenate(list(softmax_counterparts(X, T_joint, np.eye(len(T_joint)), 0.05, 1e-4))))
+    assert 0 < (found[0] > 0).mean() < 1
+    assert np.array_equal(found[0] > 0, found[1] > 0)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
 @pytest.mark.parametrize("max_lost_weight", [0.0, 1e-4])
 def test_blocks_of_rows_make_no_difference(max_lost_weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
     X, T_joint, T = images_and_texts()

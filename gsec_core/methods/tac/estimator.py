@@ -20,7 +20,7 @@ from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import Plan, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
 
 MANY_CLUSTERS = 100
 """Above it the schedule is the one that the paper has for its sets of many classes."""
@@ -32,9 +32,7 @@ BALANCE = 5.0
 """Weight of the entropy of the mean label."""
 
 N_MEMBERS = 10
-N_NEIGHBORS, ROWS_PER_NEIGHBOR = 50, 40
-SMOOTHING = 3
-"""Rounds over neighbours of the consensus; a single member is left as it is."""
+N_NEIGHBORS = 50
 
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.99)
 
@@ -112,13 +110,8 @@ class _Head(nn.Module):
 
 
 @dataclass(frozen=True)
-class ImageHeads:
+class ImageHeads(NonlinearModels):
     """What the image heads of several members say; see `ensemble.Models`."""
-
-    members: Sequence[Mapping[str, NDArray[np.float32]]]
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     @property
     def n_clusters(self) -> int:
@@ -135,9 +128,6 @@ class ImageHeads:
     def _logits(self, member: Mapping[str, NDArray[np.float32]], x: Tensor) -> Tensor:
         weights, bias, last, offset = (torch.from_numpy(member[name]).to(x.device) for name in ("hidden_weights", "hidden_bias", "weights", "bias"))
         return torch.addmm(offset, torch.addmm(bias, x, weights.T).relu_(), last.T)
-
-    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,18 +160,13 @@ class TACPlan(UnitVectors, Plan):
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         n, (steps, batch, temperature) = len(features), schedule(len(features), self.n_clusters, self.max_steps)
         assert neighbors.text is not None, "there is a text half"
-        seed = int(np.random.SeedSequence([self.random_state, block]).generate_state(1, np.uint64)[0] >> 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.seed(block))
         image_head, _ = heads = [_Head(width, self.n_clusters, generator).to(self.device) for width in features.widths]
         optimizer = torch.optim.Adam([parameter for head in heads for parameter in head.parameters()], lr=LEARNING_RATE, betas=BETAS, fused=True)
-        probe, before, order, last = sample_rows(n, _PROBE_ROWS, self.random_state), None, np.empty(0, np.int64), torch.zeros(())
-        for step in range(steps):
+        probe, before, last = sample_rows(n, _PROBE_ROWS, self.random_state), None, torch.zeros(())
+        for step, rows in enumerate(self.mini_batches(n, block, steps)):
             if step == steps - _PROBE_STEPS:
                 before = self._labels(image_head, features, probe)
-            epoch, place = divmod(step, n // batch)
-            if not place:  # what is left of an epoch, fewer than a batch, is left out
-                order = np.random.default_rng([self.random_state, block, epoch]).permutation(n)
-            rows = np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a file is read forwards
             random = np.random.default_rng([self.random_state, block, step, 1])
             near = [half[rows, random.integers(half.shape[1], size=batch)].astype(np.int64) for half in neighbors.halves]
             images, texts = (head(features.half(half, rows, self.device)) for half, head in enumerate(heads))
@@ -236,14 +221,4 @@ class TAC(Clusterer):
     def plan(self) -> TACPlan:
         """What the parameters come to. Raises ValueError naming the parameter and its value."""
         self.check_positive("n_clusters", "n_members", "max_steps")
-        n_members = self.member_count(N_MEMBERS)
-        return TACPlan(
-            n_clusters=self.n_clusters,
-            n_members=n_members,
-            n_neighbors=N_NEIGHBORS,
-            rows_per_neighbor=ROWS_PER_NEIGHBOR,
-            smoothing=SMOOTHING if n_members > 1 else 0,
-            random_state=self.random_state,
-            device=self.resolved_device(),
-            max_steps=self.max_steps,
-        )
+        return TACPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps)

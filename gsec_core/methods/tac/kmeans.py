@@ -14,7 +14,7 @@ from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.starts import softened
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
-from gsec_core.methods.tac.estimator import N_MEMBERS, N_NEIGHBORS, ROWS_PER_NEIGHBOR, SMOOTHING
+from gsec_core.methods.tac.estimator import N_MEMBERS, N_NEIGHBORS
 
 MAX_ITER = 300
 BATCH_ROWS = 1024
@@ -83,14 +83,4 @@ class TACKMeans(Clusterer):
 
     def plan(self) -> TACKMeansPlan:
         self.check_positive("n_clusters", "n_members", "n_init")
-        n_members = self.member_count(N_MEMBERS)
-        return TACKMeansPlan(
-            n_clusters=self.n_clusters,
-            n_members=n_members,
-            n_neighbors=N_NEIGHBORS,
-            rows_per_neighbor=ROWS_PER_NEIGHBOR,
-            smoothing=SMOOTHING if n_members > 1 else 0,
-            random_state=self.random_state,
-            device=self.resolved_device(),
-            n_init=self.n_init,
-        )
+        return TACKMeansPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, n_init=self.n_init)

@@ -23,14 +23,12 @@ from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import Plan, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
 
 N_HEADS = 4
 """Heads that are trained together: a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
 
-N_NEIGHBORS, ROWS_PER_NEIGHBOR = 50, 40
-SMOOTHING = 3
-"""Rounds over neighbours of the consensus; a single member is left as it is."""
+N_NEIGHBORS = 50
 
 HIDDEN, BOTTLENECK = 512, 256
 TEMPERATURE = 0.1
@@ -105,13 +103,8 @@ def said(heads: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Teachers:
+class Teachers(NonlinearModels):
     """What the teachers of several heads say; see `ensemble.Models`."""
-
-    members: Sequence[Mapping[str, NDArray[np.float32]]]
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     @property
     def n_clusters(self) -> int:
@@ -125,9 +118,6 @@ class Teachers:
         x = features.half(0, rows, device)
         heads = {name: torch.from_numpy(np.stack([member[name] for member in self.members])).to(device) for name in self.members[0]}
         return said(heads, x).transpose(0, 1)
-
-    def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +165,10 @@ class TEMIPlan(UnitVectors, Plan):
         rate, warm_up = LEARNING_RATE * batch / RATE_ROWS, max(1, steps // 10)
         sizes = torch.full((N_HEADS, self.n_clusters), 1 / self.n_clusters, device=self.device)
         probe, before = features.half(0, sample_rows(n, _PROBE_ROWS, self.random_state), self.device), None
-        order, total, counted = np.empty(0, np.int64), torch.zeros(N_HEADS, device=self.device), 0
-        for step in range(steps):
+        total, counted = torch.zeros(N_HEADS, device=self.device), 0
+        for step, rows in enumerate(self.mini_batches(n, block, steps)):
             if step == steps - _PROBE_STEPS:
                 before = _labels(teachers, probe)
-            epoch, place = divmod(step, epoch_steps)
-            if not place:  # what is left of an epoch, fewer than a batch, is left out
-                order = np.random.default_rng([self.random_state, block, epoch]).permutation(n)
-            rows = np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a file is read forwards
             near = np.random.default_rng([self.random_state, block, step, 1]).integers(neighbors.image.shape[1], size=batch)
             x = torch.cat([features.half(0, which, self.device) for which in (rows, neighbors.image[rows, near].astype(np.int64))])
             with torch.no_grad():
@@ -194,8 +180,8 @@ class TEMIPlan(UnitVectors, Plan):
             found = (losses(s_near, t, sizes, weights, self.beta) + losses(s, t_near, sizes, weights, self.beta)) / 2
             optimizer.zero_grad(set_to_none=True)
             found.mean().backward()  # type: ignore[no-untyped-call]
-            if epoch == 0 and epoch_steps < steps:  # the clusters' directions stay where they are in the first epoch
-                students.last.grad = None
+            if step < epoch_steps < steps:  # the last layer stays where it is in the first epoch
+                students.last.grad = students.factors.grad = None
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / warm_up)
             optimizer.step()
@@ -261,15 +247,4 @@ class TEMI(Clusterer):
         self.check_positive("n_clusters", "n_members", "max_steps")
         if not 0.5 < self.beta <= 1:
             raise ValueError(f"beta = {self.beta}: it must be above 0.5, where one label for all would be as good as any, and at most 1.")
-        n_members = self.member_count(N_HEADS)
-        return TEMIPlan(
-            n_clusters=self.n_clusters,
-            n_members=n_members,
-            n_neighbors=N_NEIGHBORS,
-            rows_per_neighbor=ROWS_PER_NEIGHBOR,
-            smoothing=SMOOTHING if n_members > 1 else 0,
-            random_state=self.random_state,
-            device=self.resolved_device(),
-            max_steps=self.max_steps,
-            beta=self.beta,
-        )
+        return TEMIPlan(**self.shared(N_HEADS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps, beta=self.beta)

@@ -21,14 +21,12 @@ from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import Plan, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
 
 N_MEMBERS = 4
 """A member takes minutes."""
 
-N_NEIGHBORS, ROWS_PER_NEIGHBOR = 20, 40
-SMOOTHING = 3
-"""Rounds over neighbours of the consensus; a single member is left as it is."""
+N_NEIGHBORS = 20
 
 BATCH_ROWS = 10_000
 INNER_STEPS = 10
@@ -103,13 +101,8 @@ class _TaskEncoder(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class Spaces:
+class Spaces(NonlinearModels):
     """What members say that have a linear map a space: the mean of the spaces' labels; see `ensemble.Models`."""
-
-    members: Sequence[Mapping[str, NDArray[np.float32]]]
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     @property
     def n_clusters(self) -> int:
@@ -168,8 +161,7 @@ class TURTLEPlan(UnitVectors, Plan):
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         n, rows = len(features), self.batch(len(features))
-        seed = int(np.random.SeedSequence([self.random_state, block]).generate_state(1, np.uint64)[0] >> 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.seed(block))
         encoder = _TaskEncoder(features.widths, self.n_clusters, generator).to(self.device)
         optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=_BETAS, eps=_EPS, fused=True)
         probe = self._spaces(features, sample_rows(n, _PROBE_ROWS, self.random_state))
@@ -260,15 +252,4 @@ class TURTLE(Clusterer):
         self.check_positive("n_clusters", "n_members", "max_steps")
         if not self.gamma >= 0:
             raise ValueError(f"gamma = {self.gamma}: it must be at least 0.")
-        n_members = self.member_count(N_MEMBERS)
-        return TURTLEPlan(
-            n_clusters=self.n_clusters,
-            n_members=n_members,
-            n_neighbors=N_NEIGHBORS,
-            rows_per_neighbor=ROWS_PER_NEIGHBOR,
-            smoothing=SMOOTHING if n_members > 1 else 0,
-            random_state=self.random_state,
-            device=self.resolved_device(),
-            max_steps=self.max_steps,
-            gamma=self.gamma,
-        )
+        return TURTLEPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps, gamma=self.gamma)
