@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import peak
 from benchmarks.sets import SOURCES
-from gsec_core import GSEC, TAC, TEMI, TURTLE, TACKMeans
-from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
+from gsec_core import GSEC, SIC, TAC, TEMI, TURTLE, TACKMeans, ZeroShot
+from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import score
 from gsec_core.config import NounsConfig
 from gsec_core.encoders import load_encoder
@@ -46,8 +46,10 @@ class Case:
     """(n, d) images."""
     joint: NDArray[Any]
     """(n, dt) in the space of the texts."""
+    nouns: NDArray[Any]
+    """(words, dt) the vocabulary."""
     S: NDArray[np.float32]
-    """(n, dt) counterparts by nouns."""
+    """(n, dt) TAC's counterparts by nouns."""
     names: NDArray[np.float32] | None
     """(classes, dt) vectors of the classes' names, for zero-shot alone."""
     n_clusters: int
@@ -64,6 +66,8 @@ METHODS: dict[str, Callable[[Case, int], Labels]] = {
     "tac-kmeans": lambda case, seed: TACKMeans(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
     "tac, one member": lambda case, seed: TAC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
     "tac": lambda case, seed: TAC(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
+    "sic, one member": lambda case, seed: SIC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
+    "sic": lambda case, seed: SIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
     "turtle, one member": lambda case, seed: TURTLE(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
     "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X).labels_,
     "temi, one member": lambda case, seed: TEMI(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
@@ -74,7 +78,7 @@ ZERO_SHOT = "zero-shot (knows the names)"
 
 def zero_shot(case: Case) -> Labels:
     assert case.names is not None
-    labels: Labels = (unit_rows(case.joint) @ unit_rows(case.names).T).argmax(1).astype(np.int32)
+    labels: Labels = ZeroShot(case.n_clusters).fit(case.X, nouns=case.names, joint=case.joint).labels_
     return labels
 
 
@@ -93,7 +97,7 @@ def clip500(data: Path) -> tuple[Case, NDArray[Any]]:
 
 def _case(name: str, X: NDArray[Any], joint: NDArray[Any], vectors: NDArray[Any], n_clusters: int, names: NDArray[Any] | None) -> Case:
     kept = vectors[select_nouns(joint, vectors, n_clusters).noun]
-    return Case(name, X, joint, noun_counterparts(joint, kept), names, n_clusters)
+    return Case(name, X, joint, vectors, np.concatenate(list(noun_counterparts(joint, kept))), names, n_clusters)
 
 
 def others(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> Iterator[tuple[Case, NDArray[Any]]]:

@@ -137,9 +137,11 @@ class TextConfig(Section):
 class NounsConfig(Section):
     """Which words of the vocabulary stand for the images, and how."""
 
-    images_per_centre: int = Field(300, ge=1, le=1_000_000, description="Images a part that words are to tell from the others.")
-    per_centre: int = Field(5, ge=1, le=1000, description="Words that are kept of each part.")
-    tau: float = Field(0.005, gt=0, le=10, description="Temperature over the words that are kept.")
+    images_per_centre: int | None = Field(
+        None, ge=1, le=1_000_000, description="Images a part that words are kept for; not given: as the method has it, mostly 300."
+    )
+    per_centre: int | None = Field(None, ge=1, le=1000, description="Words that are kept of each part; not given: as the method has it, mostly 5.")
+    tau: float | None = Field(None, gt=0, le=10, description="Temperature over the words that are kept; not given: as the method has it, mostly 0.005.")
     weight: float = Field(0.3, ge=0, le=1, description="Of the text half against the image half, with a method that weighs them.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the parts.")
 

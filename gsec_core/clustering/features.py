@@ -87,6 +87,9 @@ class Features:
     scales : what each half's rows are multiplied by where they stand side by side
     """
 
+    nouns: NDArray[Any] | None = None
+    """(n_kept, d): where training asks for the nouns themselves, their vectors, in the space of the last half."""
+
     def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float], scales: Sequence[float]) -> None:
         self.halves = list(halves)
         self.weights = tuple(weights)
@@ -120,11 +123,17 @@ class Features:
 
 
 class UnitFeatures(Features):
-    """Rows of unit length in each half, as they come, of any precision. Side by side the halves count alike, and rows have norm `RADIUS`."""
+    """Rows of unit length in each half, as they come, of any precision. Side by side they have norm `RADIUS`.
 
-    def __init__(self, halves: Sequence[NDArray[Any]]) -> None:
-        share = 1 / len(halves)
-        super().__init__(halves, [share] * len(halves), [RADIUS * math.sqrt(share)] * len(halves))
+    Parameters
+    ----------
+    halves : see `Features`
+    weights : see `Features`; not given: the halves count alike
+    """
+
+    def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> None:
+        weights = weights or [1 / len(halves)] * len(halves)
+        super().__init__(halves, weights, [RADIUS * math.sqrt(weight) for weight in weights])
 
     def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
         return torch.nn.functional.normalize(super().half(number, rows, device), dim=1)

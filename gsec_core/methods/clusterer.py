@@ -13,6 +13,7 @@ from gsec_core.clustering.ensemble import head_posteriors, joined
 from gsec_core.devices import resolve, threads_of_torch, usable_cores
 from gsec_core.errors import Refused
 from gsec_core.methods.plan import Plan
+from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.nouns import noun_counterparts, select_nouns
 
 _FLOATS = [np.float32, np.float16]
@@ -61,28 +62,40 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     NEEDS_TEXT = False
     """Whether there are no clusters without texts or nouns."""
 
+    NEEDS_NOUNS = False
+    """Whether there are none without nouns."""
+
     @abstractmethod
     def plan(self) -> Plan:
         """What the parameters come to. Raises ValueError naming the parameter and its value."""
 
-    def fit(self, X: ArrayLike, y: object = None, *, text: ArrayLike | None = None, nouns: ArrayLike | None = None) -> Self:
+    def noun_selection(self) -> NounSelection:
+        """Which nouns stand for the images, and how."""
+        return DISTINCT
+
+    def fit(self, X: ArrayLike, y: object = None, *, text: ArrayLike | None = None, nouns: ArrayLike | None = None, joint: ArrayLike | None = None) -> Self:
         """Fit on image embeddings ``X`` (n_samples, d), floats of any precision.
 
-        Their texts are counterparts ``text`` (n_samples, dt), one a sample; or ``nouns`` (n_nouns, d), of a vocabulary in the space
-        of ``X``, of which those that tell the images apart are selected, as `text.nouns` says and whatever the seed; or none.
+        Their texts are counterparts ``text`` (n_samples, dt), one a sample; or ``nouns`` (n_nouns, dt), of a vocabulary, of which some are
+        selected, as `text.nouns` says and whatever the seed; or none. If nouns are not in the space of ``X``, ``joint`` (n_samples, dt) are the
+        images in theirs.
 
         Raises ValueError naming the parameter and its value.
         """
         if text is not None and nouns is not None:
             raise ValueError("text and nouns: give one of them.")
+        plan = self.plan()
         self.nouns_: NDArray[np.int64] | None = None
         if nouns is not None:
-            text = self._select(X, nouns)
+            joint = self._select(X, nouns, joint)
+            text = self._counterparts(X, joint)
+        elif self.NEEDS_NOUNS:
+            raise ValueError(f"nouns: {type(self).__name__} clusters by images and nouns. Give them.")
         matrices = self._validated(X, text, reset=True)
-        plan = self.plan()
         with threads_of_torch(usable_cores()):  # torch knows of affinity, but not of a quota
             self.halves_ = plan.halves(matrices)
             features = plan.features(matrices, self.halves_, self.text_weight)
+            features.nouns = None if nouns is None else self._noun_vectors
             neighbors = plan.neighbors(features)
             self.members_ = [member for block in plan.trained(features, neighbors, range(plan.n_blocks)) for member in block][: plan.n_members]
             self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_)
@@ -92,30 +105,44 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.member_agreement_ = (self.member_labels_ == self.labels_).mean(1, dtype=np.float32)
         return self
 
-    def predict(self, X: ArrayLike, text: ArrayLike | None = None) -> NDArray[np.int32]:
-        """The cluster of each row of ``X`` (n_samples, d), by `head_`; with ``text`` (n_samples, dt) if and only if it was fitted with it."""
-        labels: NDArray[np.int32] = self.predict_proba(X, text).argmax(1).astype(np.int32)
+    def predict(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.int32]:
+        """The cluster of each row of ``X`` (n_samples, d), by `head_`; with ``text`` or ``joint`` if and only if it was fitted with them."""
+        labels: NDArray[np.int32] = self.predict_proba(X, text, joint=joint).argmax(1).astype(np.int32)
         return labels
 
-    def predict_proba(self, X: ArrayLike, text: ArrayLike | None = None) -> NDArray[np.float32]:
+    def predict_proba(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.float32]:
         """Posteriors by `head_`, (n_samples, n_clusters); arguments as of `predict`."""
         check_is_fitted(self)
         if self.nouns_ is not None:
             if text is not None:
                 raise ValueError("text: it was fitted with nouns, which give the texts of new rows as well. Leave it out.")
-            text = noun_counterparts(np.asarray(X), self._noun_vectors)
+            text = self._counterparts(X, X if joint is None else joint)
         matrices, plan = self._validated(X, text, reset=False), self.plan()
         features = plan.features(matrices, self.halves_, self.text_weight)
         blocks = self.ensemble_.blocks(0, len(features))
         return np.concatenate([head_posteriors(self.head_, features, rows, plan.device) for rows in blocks])
 
-    def _select(self, X: ArrayLike, nouns: ArrayLike) -> NDArray[np.float32]:
-        images, vectors = (check_array(matrix, dtype=_FLOATS, input_name=name) for matrix, name in ((X, "X"), (nouns, "nouns")))
-        if images.shape[1] != vectors.shape[1]:
-            raise ValueError(f"nouns has {vectors.shape[1]} features and X has {images.shape[1]}: they must be in one space.")
-        self.nouns_ = select_nouns(images, vectors, self.n_clusters).noun
+    def _select(self, X: ArrayLike, nouns: ArrayLike, joint: ArrayLike | None) -> ArrayLike:
+        """Selects nouns; the images in their space."""
+        name, images = ("X", X) if joint is None else ("joint", joint)
+        matrix, vectors = (check_array(given, dtype=_FLOATS, input_name=called) for given, called in ((images, name), (nouns, "nouns")))
+        if matrix.shape[1] != vectors.shape[1]:
+            raise ValueError(f"nouns has {vectors.shape[1]} features and {name} has {matrix.shape[1]}: they must be in one space.")
+        self._check_enough(len(matrix))
+        if self.noun_selection().per_centre is None and len(vectors) > self.n_clusters:
+            raise ValueError(f"nouns: {len(vectors)} are given, and n_clusters = {self.n_clusters}. Give one for each cluster.")
+        self.nouns_ = select_nouns(matrix, vectors, self.n_clusters, self.noun_selection()).noun
+        if len(self.nouns_) < self.n_clusters:
+            raise ValueError(f"nouns: {len(self.nouns_)} of {len(vectors)} stand for the images, fewer than n_clusters = {self.n_clusters}. Give more.")
         self._noun_vectors = vectors[self.nouns_]
-        return noun_counterparts(images, self._noun_vectors)
+        return images
+
+    def _counterparts(self, X: ArrayLike, joint: ArrayLike) -> ArrayLike | None:
+        """By the nouns that were selected; None if they are the images themselves."""
+        selection = self.noun_selection()
+        if selection.tau is None:
+            return None if joint is X else joint
+        return np.concatenate(list(noun_counterparts(np.asarray(joint), self._noun_vectors, selection)))
 
     def check_positive(self, *names: str) -> None:
         """Raises ValueError for a parameter of ``names`` that is given and below 1."""
@@ -151,6 +178,10 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         except Refused as error:
             raise ValueError(str(error)) from None
 
+    def _check_enough(self, n: int) -> None:
+        if n < max(2, self.n_clusters):
+            raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {n}, and there must be at least as many, and two.")
+
     def _validated(self, X: ArrayLike, text: ArrayLike | None, *, reset: bool) -> Sequence[NDArray[Any]]:
         images: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, reset=reset)
         texts: NDArray[Any] | None = None if text is None else check_array(text, dtype=_FLOATS, input_name="text")
@@ -160,8 +191,7 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if texts is not None and len(texts) != len(images):
             raise ValueError(f"text has {len(texts)} rows and X has {len(images)}: give each sample its counterpart.")
         if reset:
-            if len(images) < max(2, self.n_clusters):
-                raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {len(images)}, and there must be at least as many, and two.")
+            self._check_enough(len(images))
             self.n_text_features_in_ = width
         elif width != self.n_text_features_in_:
             raise ValueError(f"text has {width} features, and {type(self).__name__} was fitted with {self.n_text_features_in_}.")

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gsec_core.section import Section, output_settings
+from gsec_core.text import DISTINCT, NounSelection
 
 if TYPE_CHECKING:
     from gsec_core.methods.clusterer import Clusterer
@@ -31,6 +32,8 @@ class Method:
     """``module:class`` of a `Clusterer`, imported when it is used."""
     as_published: Callable[[Any], bool] = lambda settings: False
     """Whether its settings ask for counterparts as its paper makes them from descriptions."""
+    nouns: Callable[[int], NounSelection] = lambda n_clusters: DISTINCT
+    """Which nouns stand for the images of so many clusters, where text comes from nouns."""
     prepared_by: tuple[str, ...] = ()
     """The settings that change features or neighbours; the others change the members alone."""
 

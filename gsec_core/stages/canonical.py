@@ -102,10 +102,13 @@ def load_embeddings(context: Context) -> NDArray[np.float16]:
 @once
 def load_joint(context: Context) -> NDArray[np.float16]:
     """As `load_embeddings`, in the space shared with text: (n, joint_dim or dim)."""
+    return _load_vectors(context, "joint") if has_joint(context) else load_embeddings(context)
+
+
+def has_joint(context: Context) -> bool:
+    """Whether the space shared with text is another than that of the images."""
     shards = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
-    if "joint" in shards.read(context.generation.shard_names[0], ["joint"]).column_names:
-        return _load_vectors(context, "joint")
-    return load_embeddings(context)
+    return "joint" in shards.read(context.generation.shard_names[0], ["joint"]).column_names
 
 
 @once

@@ -1,10 +1,11 @@
-"""nouns: a text counterpart for every image, from the words of a vocabulary that tell the images apart.
+"""nouns: the words of a vocabulary that stand for the images, and a text counterpart of them for every image.
 
 Reads `vocabulary` and `embeddings`; writes `semantic_centres` (a row a part of the images), `selected_nouns` (a row a word that is kept) and
-`counterparts` (a row an image). Of the number of clusters nothing is used but the number of parts that may follow from it.
+`counterparts` (a row an image; none with a method that takes the nouns themselves). Which words are kept is the method's `NounSelection`.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
+from gsec_core import methods
+from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
 from gsec_core.errors import Refused
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, vocabulary
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import check_enough, load_joint, load_parts, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import check_enough, has_joint, load_joint, load_parts, parts, rows_of_parts, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import (
     COUNTERPARTS_TABLE,
@@ -28,15 +31,20 @@ from gsec_core.tables import (
     counterparts_schema,
     selected_nouns_schema,
 )
-from gsec_core.text.fusion import LEAST_WEIGHT, softmax_counterparts
-from gsec_core.text.nouns import MAX_LOST_WEIGHT, best_nouns, centre_count, semantic_centres
+from gsec_core.text import NounSelection
+from gsec_core.text.fusion import LEAST_WEIGHT
+from gsec_core.text.nouns import centre_count, kept_nouns, noun_counterparts, semantic_centres
+from gsec_core.text.vocabulary import shown
 
 
 def place(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """The semantic centres, from all usable images."""
     config, X = context.config, load_joint(context)
     with config_context(assume_finite=True), threadpool_limits(thread_count(config.threads)):
-        centres = semantic_centres(X, _count(context), random_state=config.nouns.random_state, n_threads=config.threads)
+        if selection_of(config).per_centre is None:
+            centres = unit_rows(vocabulary.load_words(context)[1])
+        else:
+            centres = semantic_centres(X, _count(context), random_state=config.nouns.random_state, n_threads=config.threads)
     progress(len(X))
     schema = centres_schema(X.shape[1])
     yield Finished("all", (pa.table([np.arange(len(centres)), to_column(centres, schema.field("centre").type)], schema=schema),), {})
@@ -47,7 +55,7 @@ def select(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     words, vectors = vocabulary.load_words(context)
     centres = to_matrix(context.shards(STAGE, SEMANTIC_CENTRES_TABLE).read("all"), "centre")
     with threadpool_limits(thread_count(context.config.threads)):
-        found = best_nouns(vectors, centres, context.config.nouns.per_centre)
+        found = kept_nouns(vectors, centres, selection_of(context.config))
     if len(found.noun) < context.config.n_clusters:
         raise Refused(
             f"text.vocabulary = {context.config.text.vocabulary}: only {len(found.noun)} of its {len(words):,} words tell the images apart, fewer than "
@@ -69,8 +77,10 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         yield Finished(part.name, (pa.table([part.rows["image_id"], column], schema=schema),), {})
 
 
-def counterparts_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16]) -> NDArray[np.float16]:
-    """The counterparts (rows, joint_dim) that the run gives to images in the space shared with text, its own or not; see `text.halves_of`."""
+def counterparts_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16]) -> NDArray[np.float16] | None:
+    """The counterparts (rows, joint_dim) that the run gives to images in the space shared with text, its own or not; see `load_counterparts`."""
+    if selection_of(context.config).tau is None:
+        return joint if has_joint(context) else None
     return _counterparts(context, joint, lambda images: None)
 
 
@@ -78,7 +88,7 @@ def _counterparts(context: Context, joint: NDArray[np.float16], progress: Progre
     _, kept = load_nouns(context)
     found = []
     with threadpool_limits(thread_count(context.config.threads)):
-        for block in softmax_counterparts(joint, kept, kept, context.config.nouns.tau, MAX_LOST_WEIGHT):
+        for block in noun_counterparts(joint, kept, selection_of(context.config)):
             found.append(block.astype(np.float16))
             progress(len(block))
     return np.concatenate(found)
@@ -86,13 +96,18 @@ def _counterparts(context: Context, joint: NDArray[np.float16], progress: Progre
 
 @once
 def load_nouns(context: Context) -> tuple[list[str], NDArray[np.float16]]:
-    """The words that are kept, and their vectors (kept, joint_dim)."""
+    """The words that are kept, as they are shown, and their vectors (kept, joint_dim)."""
     table = context.shards(STAGE, SELECTED_NOUNS_TABLE).read("all", ["word", "embedding"])
-    return table["word"].to_pylist(), to_matrix(table, "embedding")
+    return [shown(word) for word in table["word"].to_pylist()], to_matrix(table, "embedding")
 
 
-def load_counterparts(context: Context) -> NDArray[np.float16]:
-    """The counterparts of all images in canonical order, (n, joint_dim); a memory map as `canonical.load_embeddings` is."""
+def load_counterparts(context: Context) -> NDArray[np.float16] | None:
+    """The counterparts of all images in canonical order, (n, joint_dim); a memory map as `canonical.load_embeddings` is.
+
+    None if the method has the images themselves for them, and these are in the space of the nouns.
+    """
+    if selection_of(context.config).tau is None:
+        return load_joint(context) if has_joint(context) else None
     return load_parts(context, context.shards(STAGE, COUNTERPARTS_TABLE), "counterpart")
 
 
@@ -107,20 +122,47 @@ def weight_deserved(context: Context) -> float:
 
 
 def _count(context: Context) -> int:
-    return centre_count(int(usable(context).rows.num_rows), context.config.n_clusters, context.config.nouns.images_per_centre)
+    return centre_count(int(usable(context).rows.num_rows), context.config.n_clusters, selection_of(context.config).images_per_centre)
+
+
+def selection_of(config: PipelineConfig) -> NounSelection:
+    """As set, or as the method has it. Raises Refused for a setting that the method does not have."""
+    of_method = methods.find(config.method).nouns(config.n_clusters)
+    given = {name: value for name in ("images_per_centre", "per_centre", "tau") if (value := getattr(config.nouns, name)) is not None}
+    for name, value in given.items():
+        if getattr(of_method, name) is None:
+            raise Refused(f"nouns.{name} = {value}: method {config.method} has no such thing. Leave it out.")
+    return replace(of_method, **given)
 
 
 def _settings(config: PipelineConfig) -> dict[str, object]:
-    return dict(output_settings(config.nouns))
+    selection = {field.name: value for field in fields(NounSelection) if (value := getattr(selection_of(config), field.name)) != field.default}
+    return {**output_settings(config.nouns), **selection}
 
 
 def _inputs(context: Context) -> list[str]:
     check_enough(context)
+    if selection_of(context.config).per_centre is None:
+        _check_names(context.config)
     return [vocabulary.STAGE.fingerprint(context), encode.STAGE.fingerprint(context), usable(context).digest, str(_count(context))]
+
+
+def _check_names(config: PipelineConfig) -> None:
+    """Raises Refused if there is not a word for each cluster."""
+    words = len(vocabulary.words_of(config).words)
+    if words != config.n_clusters:
+        raise Refused(
+            f"clusters = {config.n_clusters}: method {config.method} takes a name a cluster, and text.vocabulary = {config.text.vocabulary} has {words:,} "
+            f"different ones. Give clusters = {words}, or a file with {config.n_clusters} names, one a line."
+        )
 
 
 def _images(context: Context, names: Sequence[str]) -> int:
     return int(usable(context).rows.num_rows)
+
+
+def _parts(context: Context) -> list[str]:
+    return [] if selection_of(context.config).tau is None else usable(context).part_names
 
 
 STAGE = Stage(
@@ -131,6 +173,6 @@ STAGE = Stage(
     steps=(
         Step((SEMANTIC_CENTRES_TABLE,), lambda context: ["all"], place, _images, whole=True),
         Step((SELECTED_NOUNS_TABLE,), lambda context: ["all"], select, lambda context, names: 0, whole=True),
-        Step((COUNTERPARTS_TABLE,), lambda context: usable(context).part_names, combine, rows_of_parts, whole=True),
+        Step((COUNTERPARTS_TABLE,), _parts, combine, rows_of_parts, whole=True),
     ),
 )

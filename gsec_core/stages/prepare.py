@@ -78,7 +78,9 @@ def load_features(context: Context) -> Features:
     """All images in canonical order as training sees them; memory maps as `canonical.load_embeddings` is."""
     set_threads(context.config.threads)
     halves = text.halves(context, load_embeddings(context))
-    return features_of(context, halves, lambda shape, kind: scratch_array(context.config, shape, kind))
+    features = features_of(context, halves, lambda shape, kind: scratch_array(context.config, shape, kind))
+    features.nouns = text.nouns_of(context)
+    return features
 
 
 def features_of(context: Context, halves: Sequence[NDArray[Any]], allocate: Any = np.empty) -> Features:
@@ -115,8 +117,7 @@ def named(config: PipelineConfig) -> dict[str, str]:
 
 
 def _units(context: Context, names: Sequence[str]) -> int:
-    halves = 2 if text.stages(context.config) else 1
-    return halves * rows_of_parts(context, names)
+    return len(load_halves(context)) * rows_of_parts(context, names)
 
 
 STAGE = Stage(

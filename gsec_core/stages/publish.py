@@ -23,6 +23,7 @@ from gsec_core.stages import align, describe, nouns
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import load_embeddings, load_joint, usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, LAYOUT, LAYOUT_TABLE
+from gsec_core.text import TAU
 from gsec_core.text.nouns import cluster_weights
 
 NAMING_ROWS = 65_536
@@ -45,12 +46,14 @@ def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def _named_by_nouns(context: Context) -> list[namers.Named]:
-    words, kept = nouns.load_nouns(context)
+    (words, kept), selection = nouns.load_nouns(context), nouns.selection_of(context.config)
     assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster"])
     labels = pa.concat_tables(assignments)["cluster"].to_numpy()
     rows = sample_rows(len(labels), NAMING_ROWS, 0)
     with threadpool_limits(thread_count(context.config.threads)):
-        weights = cluster_weights(load_joint(context)[rows], labels[rows], context.config.n_clusters, kept, context.config.nouns.tau)
+        weights = cluster_weights(load_joint(context)[rows], labels[rows], context.config.n_clusters, kept, selection.tau or TAU)
+    if selection.per_centre is None:  # a noun is a cluster's own, whatever else there is in its images
+        weights[align.load_ensemble(context).permutations[0], np.arange(len(words))] += 2
     return namers.by_nouns(words, weights)
 
 

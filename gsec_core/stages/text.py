@@ -33,15 +33,24 @@ def fingerprints(context: Context) -> list[str]:
 
 
 def halves(context: Context, X: NDArray[np.float16]) -> list[NDArray[Any]]:
-    """All images, ``X`` (n, d) in canonical order, and their counterparts (n, dt) where there are any."""
+    """All images, ``X`` (n, d) in canonical order, and their counterparts (n, dt) where there are others."""
     module = _module(context.config)
-    return [X] if module is None else [X, module.load_counterparts(context)]
+    return _halves(X, None if module is None else module.load_counterparts(context))
 
 
 def halves_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16]) -> list[NDArray[Any]]:
     """Images, ``X`` (rows, d) and ``joint`` (rows, joint_dim) in the space shared with text, of this run or not, and the counterparts that it gives them."""
     module = _module(context.config)
-    return [X] if module is None else [X, module.counterparts_of(context, X, joint)]
+    return _halves(X, None if module is None else module.counterparts_of(context, X, joint))
+
+
+def _halves(X: NDArray[Any], counterparts: NDArray[Any] | None) -> list[NDArray[Any]]:
+    return [X] if counterparts is None else [X, counterparts]
+
+
+def nouns_of(context: Context) -> NDArray[np.float16] | None:
+    """The vectors of the nouns that stand for the images, (kept, dt), where text comes from nouns."""
+    return nouns.load_nouns(context)[1] if context.config.text_source == NOUNS else None
 
 
 def weight(context: Context) -> float:

@@ -153,19 +153,37 @@ def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any]
     step = max(1, _BLOCK_VALUES // len(T))
     for start in range(0, len(X), step):
         cosines = unit_rows(X[start : start + step]) @ texts.T
-        best = cosines.argmax(1)
-        least = np.log(max_lost_weight / len(T)) if max_lost_weight else -np.inf
-        yield unit_rows(_summed(cosines, best, values, tau, least))
+        least = cosines.max(1, keepdims=True) + np.float32(tau * np.log(max_lost_weight / len(T))) if max_lost_weight else None
+        yield unit_rows(_summed(cosines, values, tau, least))
 
 
-def _summed(cosines: NDArray[np.float32], best: NDArray[np.int64], values: NDArray[np.float32], tau: float, least: float) -> NDArray[np.float32]:
-    """The sums (rows, dt), with weights that are multiples of the largest, of the weights whose logarithm is at least ``least``."""
-    largest = _at(cosines, best)
+def nearest_counterparts(X: NDArray[Any], nouns: NDArray[Any], count: int, tau: float) -> Iterator[NDArray[np.float32]]:
+    """Counterparts of the rows of ``X`` (n, d) from the ``count`` nearest of ``nouns`` (n_nouns, d) alone, block by block: unit vectors (rows, d).
+
+    The weights are the softmax of their cosines / ``tau`` over these. Nouns as near as the last of them take part too, so that no order
+    matters; of ``count`` nouns or fewer all do, as in `softmax_counterparts`.
+
+    Raises ValueError if there is no noun.
+    """
+    if count >= len(nouns):
+        yield from softmax_counterparts(X, nouns, nouns, tau)
+        return
+    vectors, values = unit_rows(nouns), np.ascontiguousarray(nouns, np.float32)
+    step = max(1, _BLOCK_VALUES // len(nouns))
+    for start in range(0, len(X), step):
+        cosines = unit_rows(X[start : start + step]) @ vectors.T
+        last = len(nouns) - count
+        yield unit_rows(_summed(cosines, values, tau, np.partition(cosines, last, axis=1)[:, last : last + 1]))
+
+
+def _summed(cosines: NDArray[np.float32], values: NDArray[np.float32], tau: float, least: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The sums (rows, dt), with weights that are multiples of the largest, of ``values`` whose cosines are at least ``least`` (rows, 1)."""
+    largest = cosines.max(1, keepdims=True)
     sums: NDArray[np.float32]
-    if least == -np.inf:
+    if least is None:
         sums = np.exp((cosines - largest) / np.float32(tau)) @ values
         return sums
-    kept = cosines >= largest + np.float32(tau * least)
+    kept = cosines >= least
     counts = kept.sum(1)
     if counts.sum() > _SPARSE * kept.size:
         sums = np.where(kept, np.exp((cosines - largest) / np.float32(tau)), np.float32(0)) @ values
@@ -174,7 +192,3 @@ def _summed(cosines: NDArray[np.float32], best: NDArray[np.int64], values: NDArr
     weights = np.exp((cosines[kept] - np.repeat(largest, counts)) / np.float32(tau))
     sums = csr_array((weights, columns, np.concatenate([[0], np.cumsum(counts)])), shape=cosines.shape) @ values
     return sums
-
-
-def _at(cosines: NDArray[np.float32], best: NDArray[np.int64]) -> NDArray[np.float32]:
-    return np.take_along_axis(cosines, best[:, None], 1)

@@ -1,12 +1,14 @@
 """Text counterparts of images from the nouns of a vocabulary: those that tell parts of the images from the others.
 
-TAC's construction (Li et al. 2024, https://arxiv.org/abs/2310.11989). The images fall into many small parts, each with a *semantic
-centre*. Every noun belongs to the centre that it is nearest to, and of each centre the few nouns are kept that are nearer to it than to
-the other centres. An image's counterpart is the mean of the kept nouns, weighted by softmax of their cosines with the image.
+The images fall into parts, each with a *semantic centre*, and of each some nouns are kept. What a method takes is its `NounSelection`. By TAC
+(Li et al. 2024, https://arxiv.org/abs/2310.11989) parts are small, every noun belongs to the centre that it is nearest to, and those are
+kept that are nearer to it than to the other centres; SIC and SEIC keep many nouns near each of as many centres as there are clusters. An image's
+counterpart is the mean of the kept nouns, weighted by softmax of their cosines with the image.
 
 Nothing has the size of nouns times images: see `assigned_nouns` and `fusion.softmax_counterparts`.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines, one_start, sample_rows, unit_rows
 from gsec_core.devices import thread_count
-from gsec_core.text.fusion import softmax_counterparts
-
-IMAGES_PER_CENTRE = 300
-NOUNS_PER_CENTRE = 5
-TAU = 0.005
-"""Temperature of the softmax over the kept nouns."""
+from gsec_core.text import DISTINCT, NounSelection
+from gsec_core.text.fusion import nearest_counterparts, softmax_counterparts
 
 MAX_LOST_WEIGHT = 1e-4
 """Of the nouns that are left out of a counterpart, together."""
@@ -51,8 +49,13 @@ class Selection(NamedTuple):
     """(kept,): log of the softmax over centres of the noun's cosines."""
 
 
-def centre_count(n: int, n_clusters: int, images_per_centre: int = IMAGES_PER_CENTRE) -> int:
-    """Semantic centres of ``n`` images: one for so many, three a cluster if that is not more than there are clusters, at most one for two images."""
+def centre_count(n: int, n_clusters: int, images_per_centre: int | None) -> int:
+    """Semantic centres of ``n`` images: one for so many, three a cluster if that is not more than there are clusters, at most one for two images.
+
+    If no number is given, one a cluster.
+    """
+    if images_per_centre is None:
+        return n_clusters
     count = round(n / images_per_centre)
     if count <= n_clusters:
         count = 3 * n_clusters
@@ -73,32 +76,33 @@ def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_thread
     return kept
 
 
-def select_nouns(
-    X: NDArray[Any],
-    nouns: NDArray[Any],
-    n_clusters: int,
-    *,
-    images_per_centre: int = IMAGES_PER_CENTRE,
-    per_centre: int = NOUNS_PER_CENTRE,
-    random_state: int = 0,
-) -> Selection:
-    """The nouns (n_nouns, d) that tell images ``X`` (n, d), of the same space, apart."""
-    centres = semantic_centres(X, centre_count(len(X), n_clusters, images_per_centre), random_state=random_state)
-    return best_nouns(nouns, centres, per_centre)
+def select_nouns(X: NDArray[Any], nouns: NDArray[Any], n_clusters: int, selection: NounSelection = DISTINCT, *, random_state: int = 0) -> Selection:
+    """The nouns (n_nouns, d) that stand for images ``X`` (n, d), of the same space."""
+    if selection.per_centre is None:
+        return kept_nouns(nouns, unit_rows(nouns), selection)
+    count = centre_count(len(X), n_clusters, selection.images_per_centre)
+    return kept_nouns(nouns, semantic_centres(X, count, random_state=random_state), selection)
 
 
-def best_nouns(nouns: NDArray[Any], centres: NDArray[np.float32], per_centre: int = NOUNS_PER_CENTRE) -> Selection:
-    """Of each of the unit ``centres`` (k, d) the nouns (n_nouns, d) that belong to it with the largest softmax value.
+def kept_nouns(nouns: NDArray[Any], centres: NDArray[np.float32], selection: NounSelection) -> Selection:
+    """What is kept of nouns (n_nouns, d) for the unit ``centres`` (k, d).
 
     Equal vectors are one noun, and the order of the vocabulary does not matter. A centre to which no noun belongs gives none.
     """
     first = _distinct(nouns)
+    if selection.unlike:
+        vectors = unit_rows(nouns[first])
+        first = first[vectors @ unit_rows(vectors.mean(0, keepdims=True))[0] < 1 - selection.unlike]
+    most = selection.per_centre or 1
+    if selection.nearest:
+        first = first[np.unique(nearest_nouns(nouns[first], centres, most))] if len(first) else first
+        most = len(first)
     centre, score = assigned_nouns(nouns[first], centres)
     order = np.lexsort((-score, centre))
     starts = np.searchsorted(centre[order], np.arange(len(centres)))
     rank = np.arange(len(order)) - starts[centre[order]]
-    kept = order[rank < per_centre]
-    return Selection(first[kept], centre[kept], rank[rank < per_centre], score[kept])
+    kept = order[rank < most]
+    return Selection(first[kept], centre[kept], rank[rank < most], score[kept])
 
 
 def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -119,12 +123,35 @@ def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[N
     return labels, scores
 
 
-def noun_counterparts(X: NDArray[Any], nouns: NDArray[Any], tau: float = TAU) -> NDArray[np.float32]:
-    """Unit counterparts (n, d) of images ``X`` (n, d): the means of ``nouns`` (n_kept, d), weighted by softmax(cosine / ``tau``)."""
-    return np.concatenate(list(softmax_counterparts(X, nouns, nouns, tau, MAX_LOST_WEIGHT)))
+def nearest_nouns(nouns: NDArray[Any], centres: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """The numbers of the ``count`` nouns (n_nouns, d) nearest to each of ``centres`` (k, d) by cosine, the nearest first: (k, count).
+
+    Equal vectors are one noun, the first of them, and the order of the vocabulary does not matter. Of fewer nouns all are given.
+    """
+    first, directions = _distinct(nouns), unit_rows(centres)
+    count = min(count, len(first))
+    found, best = np.zeros((len(centres), count), np.int64), np.full((len(centres), count), -np.inf, np.float32)
+    for start in range(0, len(first), _NOUN_ROWS):
+        here = first[start : start + _NOUN_ROWS]
+        vectors = unit_rows(nouns[here])
+        for place in range(0, len(centres), _CENTRE_ROWS):
+            rows = slice(place, place + _CENTRE_ROWS)
+            values = np.hstack([best[rows], directions[rows] @ vectors.T])
+            numbers = np.hstack([found[rows], np.broadcast_to(here, (len(values), len(here)))])
+            kept = np.argpartition(values, len(here), axis=1)[:, len(here) :]
+            found[rows], best[rows] = np.take_along_axis(numbers, kept, 1), np.take_along_axis(values, kept, 1)
+    return np.take_along_axis(found, np.argsort(-best, axis=1, kind="stable"), 1)
 
 
-def cluster_weights(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int, nouns: NDArray[Any], tau: float = TAU) -> NDArray[np.float32]:
+def noun_counterparts(X: NDArray[Any], nouns: NDArray[Any], selection: NounSelection = DISTINCT) -> Iterator[NDArray[np.float32]]:
+    """Unit counterparts of images ``X`` (n, d), block by block: the means of ``nouns`` (n_kept, d) by softmax(cosine / tau)."""
+    assert selection.tau is not None, "else images are their own counterparts"
+    if selection.in_counterpart is None:
+        return softmax_counterparts(X, nouns, nouns, selection.tau, MAX_LOST_WEIGHT)
+    return nearest_counterparts(X, nouns, selection.in_counterpart, selection.tau)
+
+
+def cluster_weights(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int, nouns: NDArray[Any], tau: float) -> NDArray[np.float32]:
     """How much more each noun weighs in the counterparts of a cluster's images than in those of all: (n_clusters, n_kept), means over images.
 
     ``X`` (n, d) images, ``labels`` (n,), ``nouns`` (n_kept, d). A cluster without images has zeros.

@@ -15,6 +15,8 @@ WORDNET = Path(__file__).with_name("wordnet-3.0.txt.xz")
 """The 117,798 nouns of WordNet 3.0, a word a line. Made by `benchmarks.wordnet`; the licence is beside it."""
 
 FILE = "file:"
+SYNONYM = "|"
+"""Between synonyms in a line of a file, the mean of which counts."""
 
 MOST_WORDS = 200_000
 """Of a user's file. Each is encoded in every prompt, and held in memory."""
@@ -85,7 +87,8 @@ def _of_file(path: str) -> Vocabulary:
 
 def _vocabulary(kind: str, words: Sequence[str]) -> Vocabulary:
     digest = xxhash.xxh3_128_hexdigest("\n".join(words).encode())
-    return Vocabulary(tuple(words), {"vocabulary": kind, "words": len(words), "digest": digest})
+    synonyms = {"synonyms": True} if any(SYNONYM in word for word in words) else {}
+    return Vocabulary(tuple(words), {"vocabulary": kind, "words": len(words), "digest": digest, **synonyms})
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -96,7 +99,13 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def prompted(word: str, prompts: Sequence[str]) -> list[str]:
-    """The texts that stand for a word; a sentence stands for itself."""
-    if len(word.split()) >= _SENTENCE_WORDS:
-        return [word]
-    return [prompt.replace("{}", word) for prompt in prompts]
+    """The texts that stand for a word, all its synonyms; a sentence stands for itself."""
+    texts = []
+    for said in [synonym.strip() for synonym in word.split(SYNONYM) if synonym.strip()] or [word]:
+        texts += [said] if len(said.split()) >= _SENTENCE_WORDS else [prompt.replace("{}", said) for prompt in prompts]
+    return texts
+
+
+def shown(word: str) -> str:
+    """What a word is called: the first of its synonyms."""
+    return word.partition(SYNONYM)[0].strip()

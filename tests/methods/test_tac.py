@@ -112,7 +112,7 @@ def test_nouns_show_the_classes_where_images_show_styles(estimator: Clusterer, b
 
 def test_nouns_are_those_that_are_selected_and_help_gsec_too() -> None:
     X, nouns, y = planted()
-    S = noun_counterparts(X, nouns[select_nouns(X, nouns, 8).noun])
+    S = np.concatenate(list(noun_counterparts(X, nouns[select_nouns(X, nouns, 8).noun])))
     small = {"n_members": 4, "ensemble_size": 4, "device": "cpu", "text_weight": 0.5}
     by_nouns, by_text = GSEC(8, **small).fit(X, nouns=nouns), GSEC(8, **small).fit(X, text=S)
     assert np.array_equal(by_nouns.labels_, by_text.labels_)

@@ -11,6 +11,7 @@ from gsec_core.text.fusion import (
     PENALTY,
     Ridge,
     best_predicted,
+    nearest_counterparts,
     ridge_cosines,
     softmax_cosines,
     softmax_counterparts,
@@ -89,6 +90,27 @@ def test_blocks_of_rows_make_no_difference(max_lost_weight: float, monkeypatch: 
     blocks = list(softmax_counterparts(X, T_joint, T, 0.005, max_lost_weight))
     assert [len(block) for block in blocks] == [37] * 8 + [4]
     np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize("tau", [0.01, 0.1])
+@pytest.mark.parametrize("rows", [1, 37, 1000])
+def test_counterparts_of_the_nearest_are_the_dense_formula_over_these(count: int, tau: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, nouns, _ = images_and_texts()
+    monkeypatch.setattr(fusion, "_BLOCK_VALUES", rows * len(nouns))
+    weights = weights_of(X, nouns, tau)
+    weights[weights < np.sort(weights, axis=1)[:, -count, None]] = 0
+    assert ((weights > 0).sum(1) == count).all()
+    np.testing.assert_allclose(np.concatenate(list(nearest_counterparts(X, nouns, count, tau))), dense(weights, nouns), atol=1e-6 / tau)
+
+
+def test_counterparts_of_as_many_as_there_are_are_those_of_all() -> None:
+    X, nouns, _ = images_and_texts()
+    of_all = np.concatenate(list(softmax_counterparts(X, nouns, nouns, 0.005)))
+    for count in (len(nouns), 10 * len(nouns)):
+        assert np.array_equal(np.concatenate(list(nearest_counterparts(X, nouns, count, 0.005))), of_all)
+    with pytest.raises(ValueError, match="without a description"):
+        next(nearest_counterparts(X, nouns[:0], 5, 0.1))
 
 
 def test_equal_descriptions_all_count() -> None:

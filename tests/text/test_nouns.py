@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text import nouns as module
-from gsec_core.text.nouns import assigned_nouns, best_nouns, centre_count, cluster_weights, noun_counterparts, select_nouns
+from gsec_core.text.nouns import assigned_nouns, centre_count, cluster_weights, kept_nouns, nearest_nouns, noun_counterparts, select_nouns
 
 from ..planted import planted
 
@@ -17,6 +18,10 @@ def space() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float3
     """200 images, 500 nouns and 20 centres."""
     random = np.random.default_rng(0)
     return unit(random.standard_normal((200, 32))), unit(random.standard_normal((500, 32))), unit(random.standard_normal((20, 32)))
+
+
+def counterparts(X: NDArray[np.float32], nouns: NDArray[np.float32], tau: float = 0.005) -> NDArray[np.float32]:
+    return np.concatenate(list(noun_counterparts(X, nouns, NounSelection(tau=tau))))
 
 
 def reference(nouns: NDArray[np.float32], centres: NDArray[np.float32], per_centre: int) -> dict[int, list[int]]:
@@ -34,7 +39,7 @@ def test_selection_is_that_of_the_dense_softmax_whatever_the_blocks(
     _, nouns, centres = space
     monkeypatch.setattr(module, "_NOUN_ROWS", blocks[0])
     monkeypatch.setattr(module, "_CENTRE_ROWS", blocks[1])
-    found = best_nouns(nouns, centres, 5)
+    found = kept_nouns(nouns, centres, DISTINCT)
     ours: dict[int, list[int]] = {}
     for noun, centre, rank in zip(found.noun, found.centre, found.rank, strict=True):
         assert rank == len(ours.setdefault(int(centre), []))
@@ -54,26 +59,26 @@ def test_counterparts_are_softmax_means_and_tau_leads_from_the_nearest_noun_to_t
     logits = X.astype(np.float64) @ nouns.T / 0.05
     weights = np.exp(logits - logits.max(1, keepdims=True))
     expected = unit((weights / weights.sum(1, keepdims=True)) @ nouns)
-    assert noun_counterparts(X, nouns, 0.05) == pytest.approx(expected, abs=1e-3)
-    assert noun_counterparts(X, nouns, 1e-6) == pytest.approx(nouns[(X @ nouns.T).argmax(1)], abs=1e-5)
-    assert noun_counterparts(X, nouns, 1e6) == pytest.approx(np.tile(unit(nouns.mean(0, keepdims=True)), (200, 1)), abs=1e-3)
+    assert counterparts(X, nouns, 0.05) == pytest.approx(expected, abs=1e-3)
+    assert counterparts(X, nouns, 1e-6) == pytest.approx(nouns[(X @ nouns.T).argmax(1)], abs=1e-5)
+    assert counterparts(X, nouns, 1e6) == pytest.approx(np.tile(unit(nouns.mean(0, keepdims=True)), (200, 1)), abs=1e-3)
 
 
 def test_neither_the_order_of_nouns_nor_doubled_ones_matter(space: tuple[NDArray[np.float32], ...]) -> None:
     _, nouns, centres = space
-    kept = set(best_nouns(nouns, centres).noun.tolist())
+    kept = set(kept_nouns(nouns, centres, DISTINCT).noun.tolist())
     order = np.random.default_rng(1).permutation(500)
-    assert {int(order[noun]) for noun in best_nouns(nouns[order], centres).noun} == kept
-    doubled = best_nouns(np.vstack([nouns, nouns[::-1]]), centres)
+    assert {int(order[noun]) for noun in kept_nouns(nouns[order], centres, DISTINCT).noun} == kept
+    doubled = kept_nouns(np.vstack([nouns, nouns[::-1]]), centres, DISTINCT)
     assert set(doubled.noun.tolist()) == kept, "of equal vectors the first"
 
 
 def test_the_order_of_images_and_of_centres_does_not_matter(space: tuple[NDArray[np.float32], ...]) -> None:
     X, nouns, centres = space
     order = np.random.default_rng(1).permutation(20)
-    assert set(best_nouns(nouns, centres[order]).noun.tolist()) == set(best_nouns(nouns, centres).noun.tolist())
+    assert set(kept_nouns(nouns, centres[order], DISTINCT).noun.tolist()) == set(kept_nouns(nouns, centres, DISTINCT).noun.tolist())
     rows = np.random.default_rng(2).permutation(200)
-    assert noun_counterparts(X[rows], nouns) == pytest.approx(noun_counterparts(X, nouns)[rows], abs=1e-6)
+    assert counterparts(X[rows], nouns) == pytest.approx(counterparts(X, nouns)[rows], abs=1e-6)
 
 
 def test_nouns_of_every_class_are_selected_and_more_than_by_chance() -> None:
@@ -83,12 +88,53 @@ def test_nouns_of_every_class_are_selected_and_more_than_by_chance() -> None:
     assert set(kept[kept < 80] // 10) == set(range(8)), "of each"
 
 
+@pytest.mark.parametrize("blocks", [(1, 1), (7, 3), (500, 256)])
+@pytest.mark.parametrize("count", [1, 30, 500])
+def test_nearest_nouns_are_those_of_a_full_sort_whatever_the_blocks(
+    space: tuple[NDArray[np.float32], ...], count: int, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, nouns, centres = space
+    monkeypatch.setattr(module, "_NOUN_ROWS", blocks[0])
+    monkeypatch.setattr(module, "_CENTRE_ROWS", blocks[1])
+    expected = np.argsort(-(centres.astype(np.float64) @ nouns.T.astype(np.float64)), axis=1)[:, :count]
+    assert np.array_equal(nearest_nouns(nouns, centres, count), expected)
+    assert np.array_equal(nearest_nouns(nouns, 3 * centres, count), expected), "centres may have any length"
+
+
+def test_a_doubled_noun_is_among_the_nearest_once(space: tuple[NDArray[np.float32], ...]) -> None:
+    _, nouns, centres = space
+    doubled = np.vstack([nouns, nouns[::-1]])
+    assert np.array_equal(nearest_nouns(doubled, centres, 30), nearest_nouns(nouns, centres, 30)), "the first of equal vectors"
+    assert nearest_nouns(doubled, centres, 2000).shape == (20, 500), "of fewer nouns all"
+
+
+def test_nouns_near_a_centre_are_kept_unless_they_are_like_the_mean_noun(space: tuple[NDArray[np.float32], ...]) -> None:
+    _, nouns, centres = space
+    common = nouns.mean(0) / np.linalg.norm(nouns.mean(0))
+    nouns = unit(nouns + np.linspace(0, 2, 500)[:, None] * common)
+    far = nouns @ unit(nouns.mean(0, keepdims=True))[0] < 0.9
+    allowed = np.flatnonzero(far)
+    expected = np.unique([allowed[np.argsort(-(nouns[allowed] @ centre))[:12]] for centre in centres])
+    found = kept_nouns(nouns, centres, NounSelection(per_centre=12, nearest=True, unlike=0.1))
+    assert 0 < far.sum() < 500
+    assert np.array_equal(np.sort(found.noun), expected)
+    assert np.array_equal(found.centre, (nouns[found.noun] @ centres.T).argmax(1))
+    everything = kept_nouns(nouns, centres, NounSelection(per_centre=600, nearest=True))
+    assert np.array_equal(np.sort(everything.noun), np.arange(500))
+
+
+def test_names_are_all_kept_in_their_order(space: tuple[NDArray[np.float32], ...]) -> None:
+    X, nouns, _ = space
+    assert np.array_equal(select_nouns(X, nouns, 500, NounSelection()).noun, np.arange(500))
+    assert len(select_nouns(X, np.vstack([nouns, nouns[:3]]), 503, NounSelection()).noun) == 500, "a doubled one once"
+
+
 PUBLISHED = [(50_000, 10, 167), (5_000, 10, 17), (13_000, 10, 43), (19_500, 15, 65), (1_281_167, 1000, 4271)]
 
 
 @pytest.mark.parametrize(("n", "clusters", "count"), [*PUBLISHED, (500, 10, 30), (12, 3, 6), (2, 2, 1)])
 def test_there_are_as_many_centres_as_published(n: int, clusters: int, count: int) -> None:
-    assert centre_count(n, clusters) == count
+    assert centre_count(n, clusters, 300) == count
 
 
 def test_weights_tell_clusters_apart_by_their_nouns() -> None:

@@ -1,0 +1,290 @@
+"""SIC: Semantic-Enhanced Image Clustering (Cai et al. 2023, https://arxiv.org/abs/2208.09849).
+
+A linear head on the images. An image and its neighbour are to have the same label, clusters are to be of like size, and a label that nouns
+give is to be met: of each cluster's surest images the mean, the nouns nearest to it, and their mean, the cluster's *semantic centre*. An image's
+label by nouns is that of the nearest one. With the mapping `adjusted` they are looked up at the start of every epoch, as the head moves.
+
+The paper's code stops at the epoch whose labels are best by the truth. Here the last state counts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gsec_core.clustering.features import Features, Half, Rows, UnitFeatures
+from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
+from gsec_core.clustering.linear import BIAS, WEIGHTS, linear
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.clustering.smoothing import Allocate
+from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
+from gsec_core.methods.sic import MANY_CLUSTERS, Mapping, nouns
+from gsec_core.text import NounSelection
+
+N_MEMBERS = 10
+BLOCK_MEMBERS = 5
+"""Heads that are trained together: their small products as one."""
+
+WEIGHT_DECAY = 1e-4
+EPOCHS, LEAST_STEPS = 100, 3900
+"""The latter as many as on the smallest set of the paper."""
+MAPPED_STEPS = 39
+"""Between two mappings at least: an epoch of that set. Of a small set an epoch is a step or two."""
+
+SOFTNESS = 0.05
+"""Of a head that starts at centres: logits are minus the squared distances, times it."""
+
+_MAX_ITER = 300
+_SEMANTIC_ROWS, _MAPPED_ROWS = 256, 8192
+"""Centres, and images, the logits of which are in memory at once."""
+
+_PROBE_ROWS, _PROBE_STEPS = 4096, 10
+_LEAST = 1e-8
+
+
+class Schedule(NamedTuple):
+    """How members are trained; the values are the published ones for CIFAR-10, and of many clusters those for ImageNet."""
+
+    n_neighbors: int
+    batch: int
+    learning_rate: float
+    balance: float
+    """Weight of the entropy of the mean label."""
+    surest: float
+    """Images that a cluster is mapped by, as a share of an equal part of all."""
+    nearest: int
+    """Nouns of a semantic centre."""
+
+
+def schedule(n_clusters: int) -> Schedule:
+    """That of so many clusters."""
+    if n_clusters <= MANY_CLUSTERS:
+        return Schedule(20, 128, 1e-4, 5.0, 0.9, 30)
+    return Schedule(50, 4096, 3e-4, 1.0, 0.5, 20)
+
+
+def loss(logits: Tensor, neighbors: Tensor, labels: Tensor, balance: float, beta: float) -> Tensor:
+    """SIC's loss (members,) of images and a neighbour of each, logits (rows, members, clusters), with ``labels`` (rows, members) by nouns."""
+    p, q = logits.softmax(2), neighbors.softmax(2)
+    consistency = -(p * q).sum(2).clamp(min=_LEAST).log().mean(0)
+    sizes = p.mean(0)
+    entropy = -torch.xlogy(sizes, sizes).sum(1)
+    pseudo = F.cross_entropy(logits.permute(0, 2, 1), labels, reduction="none").mean(0)
+    return consistency - balance * entropy + beta * pseudo
+
+
+@torch.no_grad()
+def surest_rows(logits: Callable[[slice], Tensor], n: int, count: int) -> Tensor:
+    """Of each column of ``logits``, given for a slice of ``n`` rows as (rows, columns), the ``count`` largest rows: (columns, count)."""
+    best = rows = None
+    for start in range(0, n, _MAPPED_ROWS):
+        found = logits(slice(start, min(start + _MAPPED_ROWS, n))).T
+        numbers = torch.arange(start, start + found.shape[1], device=found.device).expand_as(found)
+        if best is not None and rows is not None:
+            found, numbers = torch.cat([best, found], 1), torch.cat([rows, numbers], 1)
+        best, places = found.topk(min(count, found.shape[1]), 1)
+        rows = numbers.gather(1, places)
+    assert rows is not None
+    return rows
+
+
+@torch.no_grad()
+def semantic_centres(centres: Tensor, nouns: Tensor, nearest: int) -> Tensor:
+    """Unit means of the ``nearest`` unit ``nouns`` (m, d) of each of ``centres`` (k, d)."""
+    found = []
+    for start in range(0, len(centres), _SEMANTIC_ROWS):
+        near = (centres[start : start + _SEMANTIC_ROWS] @ nouns.T).topk(min(nearest, len(nouns)), 1).indices
+        found.append(F.normalize(nouns[near].mean(1), dim=1))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def mean_directions(features: Features, half: int, rows: Tensor, device: str) -> Tensor:
+    """Unit means of a half's ``rows`` (k, count): (k, d). The features are read forwards, once."""
+    cluster = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
+    numbers, order = rows.flatten().sort(stable=True)
+    cluster = cluster[order]
+    sums = torch.zeros(len(rows), features.widths[half], device=device)
+    for start in range(0, len(features), _MAPPED_ROWS):
+        stop = min(start + _MAPPED_ROWS, len(features))
+        first, last = (int(place) for place in torch.searchsorted(numbers, torch.tensor([start, stop], device=numbers.device)))
+        if first < last:
+            here = features.half(half, slice(start, stop), device)
+            sums.index_add_(0, cluster[first:last], here[numbers[first:last] - start])
+    return F.normalize(sums, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SICPlan(UnitVectors, LinearMembers, Plan):
+    """See `Plan`. Members are linear maps of the image half; where nouns are in another space, the second half is the images in theirs."""
+
+    max_steps: int | None
+    mapping: Mapping
+    beta: float
+    start_at_centres: bool
+
+    @property
+    def block_size(self) -> int:
+        return BLOCK_MEMBERS
+
+    @property
+    def abreast(self) -> int:
+        return N_MEMBERS // BLOCK_MEMBERS
+
+    def steps(self, n: int) -> int:
+        return self.max_steps or max(EPOCHS * (n // self.batch(n)), LEAST_STEPS)
+
+    def batch(self, n: int) -> int:
+        return min(schedule(self.n_clusters).batch, n)
+
+    def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> UnitFeatures:
+        return UnitFeatures(matrices, [1.0, 0.0][: len(matrices)])
+
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        n, steps, batch = len(features), self.steps(len(features)), self.batch(len(features))
+        how, joint = schedule(self.n_clusters), len(features.halves) - 1
+        assert features.nouns is not None, "there are nouns"
+        vectors = F.normalize(torch.from_numpy(features.nouns.astype(np.float32)).to(self.device), dim=1)
+        weight, bias = (part.to(self.device).requires_grad_() for part in self._starts(features, block))
+        optimizer = torch.optim.Adam([weight, bias], lr=how.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+        probe, before, last = sample_rows(n, _PROBE_ROWS, self.random_state), None, torch.zeros(BLOCK_MEMBERS)
+        centres = self._fixed(features, vectors, block) if self.mapping != "adjusted" else None
+        for step, rows in enumerate(self.mini_batches(n, block, steps)):
+            if step == steps - _PROBE_STEPS:
+                before = self._labels(features, probe, weight, bias)
+            if self.mapping == "adjusted" and step % max(n // batch, MAPPED_STEPS) == 0:
+                centres = self._adjusted(features, vectors, weight, bias)
+            assert centres is not None
+            random = np.random.default_rng([self.random_state, block, step, 1])
+            near = np.column_stack([rows, neighbors.image[rows]])[np.arange(batch), random.integers(neighbors.image.shape[1] + 1, size=batch)]
+            labels = linear(features.half(joint, rows, self.device), centres, torch.zeros(centres.shape[:2], device=self.device)).argmax(2)
+            logits, others = (linear(features.rows(picked, self.device), weight, bias) for picked in (rows, near))
+            found = loss(logits, others, labels, how.balance, self.beta)
+            optimizer.zero_grad(set_to_none=True)
+            found.sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            last = found.detach()
+            progress(1)
+        after = self._labels(features, probe, weight, bias)
+        changed = np.ones(BLOCK_MEMBERS) if before is None else (after != before).mean(0)
+        arrays = (weight.detach().cpu().numpy(), bias.detach().cpu().numpy(), changed, last.tolist())
+        return [Member({WEIGHTS: w.copy(), BIAS: b.copy()}, steps, float(moved), value) for w, b, moved, value in zip(*arrays, strict=True)]
+
+    def _starts(self, features: Features, block: int) -> tuple[Tensor, Tensor]:
+        """Weights (members, clusters, dimensions), 0 for all but the image half, and bias (members, clusters)."""
+        d = features.widths[0]
+        if self.start_at_centres:
+            centres = torch.from_numpy(np.stack([self._centres(features.rows, len(features), seed) for seed in self._seeds(block)]))
+            return 2 * SOFTNESS * centres, -SOFTNESS * centres.square().sum(2)
+        values = torch.empty(BLOCK_MEMBERS, self.n_clusters, d + 1)
+        values.uniform_(-(d**-0.5), d**-0.5, generator=torch.Generator().manual_seed(self.seed(block)))
+        return F.pad(values[..., :d], (0, features.dimensions - d)).contiguous(), values[..., d].clone()
+
+    def _fixed(self, features: Features, nouns: Tensor, block: int) -> Tensor:
+        """Semantic centres (members, clusters, d) that do not follow the heads."""
+        joint = len(features.halves) - 1
+
+        def centres(seed: int) -> Tensor:
+            if self.mapping == "direct":
+                return torch.from_numpy(self._centres(lambda rows: nouns.cpu()[torch.as_tensor(rows)], len(nouns), seed, spherical=True))
+            found = torch.from_numpy(self._centres(lambda rows: features.half(joint, rows), len(features), seed, spherical=True))
+            return semantic_centres(found.to(self.device), nouns, schedule(self.n_clusters).nearest)
+
+        return torch.stack([centres(seed).to(self.device) for seed in self._seeds(block)])
+
+    def _centres(self, take: Callable[[NDArray[np.int64]], Tensor], n: int, seed: int, *, spherical: bool = False) -> NDArray[np.float32]:
+        sample = take(sample_rows(n, sample_size(self.n_clusters), seed)).numpy()
+        threads = torch.get_num_threads()
+        return lloyd(sample, self.n_clusters, n_init=1, max_iter=_MAX_ITER, random_state=seed, spherical=spherical, n_threads=threads)[0]
+
+    def _seeds(self, block: int) -> list[int]:
+        return [int(seed >> 1) for seed in np.random.SeedSequence([self.random_state, block]).generate_state(BLOCK_MEMBERS)]
+
+    def _adjusted(self, features: Features, nouns: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Semantic centres (members, clusters, d) by the images that the heads are surest of."""
+        n, how = len(features), schedule(self.n_clusters)
+        count = max(1, int(how.surest * (n // self.n_clusters)))
+        rows = surest_rows(lambda rows: linear(features.rows(rows, self.device), weight, bias).flatten(1), n, count)
+        directions = mean_directions(features, len(features.halves) - 1, rows, self.device)
+        return semantic_centres(directions, nouns, how.nearest).view(BLOCK_MEMBERS, self.n_clusters, -1)
+
+    @torch.no_grad()
+    def _labels(self, features: Features, rows: Rows, weight: Tensor, bias: Tensor) -> NDArray[np.int64]:
+        labels: NDArray[np.int64] = linear(features.rows(rows, self.device), weight, bias).argmax(2).cpu().numpy()
+        return labels
+
+
+class SIC(Clusterer):
+    """Clusters images by a linear head that neighbours and nouns teach.
+
+    Cai et al. 2023, "Semantic-Enhanced Image Clustering", https://arxiv.org/abs/2208.09849. It is fitted with ``nouns``. Each member is SIC
+    from a seed of its own; the outer layer makes their consensus. It asks for clusters of like size. Attributes are those of `Clusterer`.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_members : int or None
+        Outer members; None = 10; 1 = SIC as published, without an outer layer.
+    max_steps : int or None
+        Steps of a member; None = the published 100 epochs of batches of 128 (of more than 100 clusters of 4,096), and at least 3,900.
+    mapping : str
+        Where a cluster's nouns come from: ``adjusted``, near the images that the head is surest of, looked up every epoch; ``centres``, near the
+        centres of k-means of the images, once; ``direct``, from k-means of the nouns themselves.
+    beta : float
+        Weight of the labels that nouns give. The paper's code has 0.1 for CIFAR-10; 1 was chosen on development sets.
+    start_at_centres : bool or None
+        Whether heads start at the centres of a k-means of the images, or else at random; None = of more than 100 clusters.
+    random_state : int
+        Seed. Equal seeds, versions, processors and thread counts give equal labels.
+    device : str
+        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+    """
+
+    NEEDS_NOUNS = True
+
+    def __init__(
+        self,
+        n_clusters: int = 10,
+        *,
+        n_members: int | None = None,
+        max_steps: int | None = None,
+        mapping: Mapping = "adjusted",
+        beta: float = 1.0,
+        start_at_centres: bool | None = None,
+        random_state: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.n_members = n_members
+        self.max_steps = max_steps
+        self.mapping = mapping
+        self.beta = beta
+        self.start_at_centres = start_at_centres
+        self.random_state = random_state
+        self.device = device
+
+    def noun_selection(self) -> NounSelection:
+        return nouns(self.n_clusters)
+
+    def plan(self) -> SICPlan:
+        self.check_positive("n_clusters", "n_members", "max_steps")
+        if self.mapping not in get_args(Mapping):
+            raise ValueError(f"mapping = {self.mapping!r}: give one of {', '.join(get_args(Mapping))}.")
+        if not self.beta >= 0:
+            raise ValueError(f"beta = {self.beta}: it must be at least 0.")
+        start_at_centres = self.n_clusters > MANY_CLUSTERS if self.start_at_centres is None else self.start_at_centres
+        return SICPlan(
+            **self.shared(N_MEMBERS),
+            n_neighbors=schedule(self.n_clusters).n_neighbors,
+            max_steps=self.max_steps,
+            mapping=self.mapping,
+            beta=self.beta,
+            start_at_centres=start_at_centres,
+        )

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from gsec_core import ZeroShot
+
+from ..planted import planted
+
+
+def test_images_go_to_the_name_that_they_are_nearest_to() -> None:
+    X, nouns, y = planted(b=0.6)
+    names = nouns[:80].reshape(8, 10, 64).mean(1)
+    found = ZeroShot(8, device="cpu").fit(X, nouns=names)
+    clusters = found.ensemble_.permutations[0]
+    assert np.array_equal(clusters[y], found.labels_), "by the classes' own names every image, where k-means sees styles"
+    assert np.array_equal(found.predict(X), found.labels_)
+    order = np.random.default_rng(0).permutation(8)
+    other = ZeroShot(8, device="cpu").fit(X, nouns=names[order])
+    assert np.array_equal(other.ensemble_.permutations[0][np.argsort(order)][y], other.labels_)
+
+
+def test_images_in_another_space_than_the_names() -> None:
+    X, nouns, y = planted()
+    names = nouns[:80].reshape(8, 10, 64).mean(1)
+    noise = np.random.default_rng(0).standard_normal((len(X), 20)).astype(np.float32)
+    found = ZeroShot(8, device="cpu").fit(noise, nouns=names, joint=X)
+    assert np.array_equal(found.ensemble_.permutations[0][y], found.labels_)
+    assert np.array_equal(found.predict(noise, joint=X), found.labels_)
+
+
+def test_there_is_a_name_for_each_cluster() -> None:
+    X, nouns, _ = planted(n=60)
+    with pytest.raises(ValueError, match="ZeroShot clusters by images and nouns"):
+        ZeroShot(8).fit(X)
+    with pytest.raises(ValueError, match="nouns: 7 of 8 stand for the images, fewer than n_clusters = 8"):
+        ZeroShot(8).fit(X, nouns=nouns[[0, 1, 2, 3, 4, 5, 6, 0]])
+    with pytest.raises(ValueError, match="nouns: 9 are given, and n_clusters = 8"):
+        ZeroShot(8).fit(X, nouns=nouns[:9])
