@@ -1,0 +1,40 @@
+"""The benchmark that is made for a GPU runs on a CPU, small."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu
+from gsec_core.methods import BUILT_IN
+
+
+def test_it_measures_every_part_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["--quick", "--device", "cpu", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["failed"] == []
+    assert {name: figures["ari_cpu"] for name, figures in found["methods"].items()} == {method.name: 1.0 for method in BUILT_IN}
+    encoded = found["encode"]["tiny"]
+    assert encoded["share"] == pytest.approx(encoded["per_second"]["encode"] / min(encoded["per_second"]["prepare"], encoded["per_second"]["forward"]))
+    assert found["neighbours"]["shared"] == 1, "both are exact"
+    for figures in found["fit"].values():
+        seconds = figures["cpu"]["seconds"]
+        assert sum(took for part, took in seconds.items() if part != "whole") == pytest.approx(seconds["whole"])
+        assert min(seconds["training"], seconds["k-means starts"], seconds["head"]) > 0
+
+
+def test_a_part_that_fails_says_so_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*arguments: Any) -> np.ndarray:
+        raise RuntimeError("no such card")
+
+    monkeypatch.setattr(gpu, "neighbours", broken)
+    file = tmp_path / "gpu.json"
+    small = ["--rows", "200", "--clusters", "3", "--parts", "neighbours", "fit"]
+    assert gpu.main(["--quick", "--device", "cpu", "--json", str(file), *small]) == 1
+    assert "RuntimeError: no such card" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert found["failed"] == ["neighbours"]
+    assert found["fit"]["200 rows"]["cpu"]["seconds"]["whole"] > 0
