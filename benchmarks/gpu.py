@@ -443,6 +443,7 @@ def neighbours(report: Report, options: argparse.Namespace, device: str) -> None
 def methods(report: Report, options: argparse.Namespace, device: str) -> None:
     n, clusters = min(options.rows), min(options.clusters)
     [X, text], truth = made_up(n, clusters, 2, halves=2)
+    nouns = np.stack([X[truth == cluster][:40].mean(0) for cluster in range(clusters)])
     report.say(f"\n## methods: {n:,} x ({DIMENSIONS} + {DIMENSIONS}), {clusters} clusters, {options.steps} steps, 2 members\n")
     report.table(["method", f"{device}, s", "cpu, s", "ARI of the two", f"ARI with the truth, {device}", "cpu", "device GiB"])
     for method in BUILT_IN:
@@ -450,11 +451,12 @@ def methods(report: Report, options: argparse.Namespace, device: str) -> None:
             wanted = {"n_clusters": clusters, "n_members": 2, "max_steps": options.steps, "random_state": 0}
             Estimator = method.load()
             known = Estimator._get_param_names()
+            given = {"nouns": nouns} if Estimator.NEEDS_NOUNS else {"text": text}
             labels, took = {}, {}
             with peak_memory(device) as peak:
                 for kind, where in (("device", device), ("cpu", "cpu")):
                     estimator = Estimator(**{key: value for key, value in {**wanted, "device": where}.items() if key in known})
-                    took[kind] = seconds(lambda estimator=estimator: estimator.fit(X, text=text), where)  # type: ignore[misc]
+                    took[kind] = seconds(lambda estimator=estimator, given=given: estimator.fit(X, **given), where)  # type: ignore[misc]
                     assert np.isfinite(estimator.confidence_).all(), "there is a confidence that is no number"
                     labels[kind] = estimator.labels_
             ari = float(adjusted_rand_score(labels["device"], labels["cpu"]))
