@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import peak
 from benchmarks.sets import SOURCES
-from gsec_core import GSEC, SIC, TAC, TEMI, TURTLE, TACKMeans, ZeroShot
+from gsec_core import ASD, GSEC, SIC, TAC, TEMI, TURTLE, TACKMeans, ZeroShot
 from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import score
 from gsec_core.config import NounsConfig
@@ -72,6 +72,8 @@ METHODS: dict[str, Callable[[Case, int], Labels]] = {
     "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X).labels_,
     "temi, one member": lambda case, seed: TEMI(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
     "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X).labels_,
+    "asd, one member": lambda case, seed: ASD(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
+    "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X).labels_,
 }
 ZERO_SHOT = "zero-shot (knows the names)"
 

@@ -17,6 +17,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "temi": {"n_members": 2, "max_steps": 15},
     "sic": {"n_members": 2, "max_steps": 15},
     "zero-shot": {"n_members": 2},
+    "asd": {"n_members": 2, "max_steps": 40},
 }
 """Of each method what makes it quick."""
 

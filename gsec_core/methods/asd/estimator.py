@@ -1,0 +1,284 @@
+"""ASD (Duan et al. 2025, "An Adaptor for Triggering Semi-Supervised Learning to Out-of-Box Serve Deep Image Clustering", https://arxiv.org/abs/2509.20976).
+
+A semi-supervised learner needs some labelled images. ASD makes them: it draws a sample, so large that every cluster is hit, and trains a
+classifier with one class an image. While it learns, what it says of other images changes from class to class. Classes between which
+images change often are alike, and alike classes are one cluster. Each drawn image then has the cluster of its class as its label.
+
+There is no published code, and the paper trains networks on pixels. This is its mechanism on frozen embeddings: both classifiers are
+linear, dropout of features stands for augmentation, and the learner is FixMatch (Sohn et al. 2020, https://arxiv.org/abs/2001.07685).
+Classes are grouped by spectral clustering, where the authors' earlier code (SoC, AAAI 2024) has k-medoids. The last state counts.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.special import betaln
+from scipy.stats import hypergeom
+from sklearn.cluster import SpectralClustering
+from torch import Tensor
+from torch.nn import functional as F
+
+from gsec_core.clustering.features import RADIUS, Features, Rows
+from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.linear import BIAS, WEIGHTS
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
+
+N_MEMBERS = 4
+"""A member takes seconds for ten clusters, and minutes for hundreds."""
+
+N_NEIGHBORS = 20
+
+SURE = 0.999
+"""Chance that a sample hits every cluster, if they are of equal size."""
+IMAGES_PER_CLUSTER, MOST_IMAGES = 12, 4096
+"""Of a sample: the former at least, if the latter allows."""
+
+INSTANCE_SHARE = 3 / 8
+"""Of all steps."""
+SAMPLES = 10
+"""That the instance classifier learns, one after the other."""
+INSTANCE_RATE, INSTANCE_DROPOUT, LOOK_DROPOUT = 1e-2, 0.3, 0.1
+
+MOST_TRACKED = 16_384
+"""Images whose changes are counted. Of a million each would be looked at once, and none would change."""
+
+BATCH_ROWS, LABELLED_ROWS = 448, 64
+"""Of a step of FixMatch: seven images without a label for one with."""
+THRESHOLD = 0.95
+"""Confidence from which FixMatch takes what it says of an image for its label."""
+RATE, WEAK_DROPOUT, STRONG_DROPOUT = 1e-3, 0.1, 0.3
+
+_LEAST_AFFINITY = 1e-6
+_HOPELESS = 10.0
+_PROBE_ROWS, _PROBE_STEPS = 4096, 10
+
+
+def chance_of_all(n: int, n_clusters: int, n_drawn: int) -> float:
+    """The chance that ``n_drawn`` of ``n`` images, without repetition, hit every one of ``n_clusters`` of equal size, to 1e-4.
+
+    By inclusion and exclusion over the clusters that are missed: the sum over i of (-1)^i C(K, i) C(n - i n / K, n_drawn) / C(n, n_drawn).
+    """
+    missed = np.arange(n_clusters + 1)
+    binomials = -betaln(n_clusters - missed + 1, missed + 1) - np.log(n_clusters + 1)
+    logs = binomials + hypergeom.logpmf(0, n, np.rint(missed * n / n_clusters), n_drawn)
+    if logs[1] > np.log(_HOPELESS):  # the expected number of missed clusters: the chance is at most exp(-10), and the sum would cancel
+        return 0.0
+    return float(np.clip((np.exp(logs) * (-1.0) ** missed).sum(), 0, 1))
+
+
+def sample_size(n: int, n_clusters: int) -> int:
+    """Images that are drawn of ``n``: enough to hit every cluster, and twelve a cluster; at most a quarter and 4,096, but one a cluster."""
+    least = bisect_left(range(n), SURE, lo=1, key=lambda n_drawn: chance_of_all(n, n_clusters, n_drawn))
+    return max(n_clusters, min(max(least, IMAGES_PER_CLUSTER * n_clusters), n // 4, MOST_IMAGES))
+
+
+def matched(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Of each class the image that takes it over, (n_classes,), by ``logits`` (images, classes), one for one, with the largest sum (Hungarian)."""
+    images, classes = linear_sum_assignment(logits, maximize=True)
+    found: NDArray[np.int64] = images[np.argsort(classes)]
+    return found
+
+
+class Transitions:
+    """How often images change from class to class between one look at them and the next."""
+
+    def __init__(self, n_images: int, n_classes: int) -> None:
+        self._last = np.full(n_images, -1, np.int64)
+        self._shape = (n_classes, n_classes)
+        self._changes: list[NDArray[np.int64]] = []
+
+    def see(self, images: NDArray[np.int64], classes: NDArray[np.int64]) -> None:
+        """A look at ``images``, each once, that are now in ``classes``."""
+        before = self._last[images]
+        changed = (before >= 0) & (before != classes)
+        self._changes.append(np.stack([before[changed], classes[changed]]))
+        self._last[images] = classes
+
+    def counts(self) -> NDArray[np.float64]:
+        """(n_classes, n_classes), from row to column."""
+        changes = np.concatenate(self._changes, 1) if self._changes else np.empty((2, 0), np.int64)
+        found: NDArray[np.float64] = coo_array((np.ones(changes.shape[1]), (changes[0], changes[1])), shape=self._shape).toarray()
+        return found
+
+
+def grouped(transitions: NDArray[np.float64], n_clusters: int) -> NDArray[np.int64]:
+    """The cluster of each class, (n_classes,), by spectral clustering of ``transitions`` (n_classes, n_classes) in both directions.
+
+    Normalised cut; clusters are read off the eigenvectors by QR with pivots (Damle et al. 2019), which needs no start.
+    """
+    if len(transitions) == n_clusters:
+        return np.arange(n_clusters)
+    affinity = (transitions + transitions.T) / 2 + _LEAST_AFFINITY
+    found = SpectralClustering(n_clusters, affinity="precomputed", assign_labels="cluster_qr", random_state=0).fit_predict(affinity)
+    return np.asarray(found, np.int64)
+
+
+def loss(labelled: Tensor, labels: Tensor, weak: Tensor, strong: Tensor, threshold: float = THRESHOLD) -> Tensor:
+    """FixMatch's loss: cross-entropy of ``labelled`` with ``labels``, and of ``strong`` with what ``weak`` says where that is sure.
+
+    All but ``labels`` (rows,) are logits (rows, n_clusters), the latter two of the same images; no gradient flows through ``weak``.
+    """
+    confidence, pseudo = weak.detach().softmax(1).max(1)
+    return F.cross_entropy(labelled, labels) + (F.cross_entropy(strong, pseudo, reduction="none") * (confidence >= threshold)).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASDPlan(UnitVectors, LinearMembers, Plan):
+    """See `Plan`. A member is a map of the image half; its weights of the text half are 0."""
+
+    max_steps: int
+
+    @property
+    def block_size(self) -> int:
+        return 1
+
+    @property
+    def abreast(self) -> int:
+        return N_MEMBERS
+
+    def steps(self, n: int) -> int:
+        return self.max_steps
+
+    def batch(self, n: int) -> int:
+        return min(n, BATCH_ROWS)
+
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        generator = torch.Generator(self.device).manual_seed(self.seed(block))
+        instance_steps = int(self.max_steps * INSTANCE_SHARE)
+        drawn, labels = self._labelled(features, block, instance_steps, generator, progress)
+        return [self._fixmatch(features, block, self.max_steps - instance_steps, drawn, labels, generator, progress)]
+
+    def _labelled(
+        self, features: Features, block: int, steps: int, generator: torch.Generator, progress: Callable[[int], None]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images that were drawn, ascending, and the cluster of the class of each."""
+        n, size = len(features), sample_size(len(features), self.n_clusters)
+        tracked = sample_rows(n, MOST_TRACKED, self.seed(block))
+        transitions = Transitions(len(tracked), size)
+        looks = self.mini_batches(len(tracked), block, steps)
+        samples = self._samples(n, size, block)
+        weight, bias, optimizer = self._linear(size, features.widths[0], INSTANCE_RATE)
+        classes = torch.arange(size, device=self.device)
+        class_of = np.full(n, -1, np.int64)
+        sample = next(samples)
+        class_of[sample] = np.arange(size)
+        x = self._images(features, sample)
+        for step, look in enumerate(looks):
+            if step and step % -(-steps // SAMPLES) == 0:
+                sample = next(samples)
+                x = self._images(features, sample)
+                with torch.no_grad():
+                    order = matched(F.linear(x, weight, bias).log_softmax(1).cpu().numpy())
+                sample, x = sample[order], x[torch.from_numpy(order).to(self.device)]
+                class_of[sample] = np.arange(size)
+            found = F.cross_entropy(F.linear(_dropped(x, INSTANCE_DROPOUT, generator), weight, bias), classes)
+            optimizer.zero_grad(set_to_none=True)
+            found.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                seen = _dropped(self._images(features, tracked[look]), LOOK_DROPOUT, generator)
+                transitions.see(look, F.linear(seen, weight, bias).argmax(1).cpu().numpy())
+            progress(1)
+        drawn = np.flatnonzero(class_of >= 0)
+        return drawn, grouped(transitions.counts(), self.n_clusters)[class_of[drawn]]
+
+    def _fixmatch(
+        self,
+        features: Features,
+        block: int,
+        steps: int,
+        drawn: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        generator: torch.Generator,
+        progress: Callable[[int], None],
+    ) -> Member:
+        n, (image_width, *text_widths) = len(features), features.widths
+        weight, bias, optimizer = self._linear(self.n_clusters, image_width, RATE)
+        probe, before, last = self._images(features, sample_rows(n, _PROBE_ROWS, self.random_state)), None, torch.zeros(())
+        for step, rows in enumerate(self.mini_batches(n, block, steps)):
+            if step == steps - _PROBE_STEPS:
+                before = _labels(probe, weight, bias)
+            picked = np.random.default_rng([self.random_state, block, step, 2]).integers(len(drawn), size=LABELLED_ROWS)
+            x = self._images(features, rows)
+            views = [(self._images(features, drawn[picked]), WEAK_DROPOUT), (x, WEAK_DROPOUT), (x, STRONG_DROPOUT)]
+            logits = [F.linear(_dropped(images, share, generator), weight, bias) for images, share in views]
+            found = loss(logits[0], torch.from_numpy(labels[picked]).to(self.device), *logits[1:])
+            optimizer.zero_grad(set_to_none=True)
+            found.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            last = found.detach()
+            progress(1)
+        changed = 1.0 if before is None else float((_labels(probe, weight, bias) != before).mean())
+        images = weight.detach().cpu().numpy() * np.float32(len(features.halves) ** 0.5)  # rows of the features are as much shorter in each half
+        weights = np.hstack([images, np.zeros((self.n_clusters, sum(text_widths)), np.float32)])
+        return Member({WEIGHTS: weights, BIAS: bias.detach().cpu().numpy()}, self.max_steps, changed, float(last))
+
+    def _samples(self, n: int, size: int, block: int) -> Iterator[NDArray[np.int64]]:
+        """Samples without repetition until all images were drawn, but for fewer than a sample."""
+        for epoch in count():
+            order = np.random.default_rng([self.random_state, block, epoch, 1]).permutation(n)
+            yield from (order[start : start + size] for start in range(0, n - size + 1, size))
+
+    def _images(self, features: Features, rows: Rows) -> Tensor:
+        return RADIUS * features.half(0, rows, self.device)
+
+    def _linear(self, outputs: int, d: int, rate: float) -> tuple[Tensor, Tensor, torch.optim.Optimizer]:
+        """A linear map of zeros, which Adam moves."""
+        weight, bias = (torch.zeros(*shape, device=self.device, requires_grad=True) for shape in ((outputs, d), (outputs,)))
+        return weight, bias, torch.optim.Adam([weight, bias], lr=rate, fused=True)
+
+
+def _dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Dropout, by a generator of one's own."""
+    return x * torch.empty_like(x).bernoulli_(1 - share, generator=generator) / (1 - share)
+
+
+@torch.no_grad()
+def _labels(x: Tensor, weight: Tensor, bias: Tensor) -> NDArray[np.int64]:
+    labels: NDArray[np.int64] = F.linear(x, weight, bias).argmax(1).cpu().numpy()
+    return labels
+
+
+class ASD(Clusterer):
+    """Clusters images by FixMatch on a sample that labels itself.
+
+    After Duan et al. 2025, https://arxiv.org/abs/2509.20976, of which there is no code: a re-creation on frozen embeddings. The paper learns
+    features from pixels, which is what it gains by; on embeddings that separate the classes k-means may be better. Of more than 340 clusters
+    there are fewer than twelve sampled images a cluster, and labels become poor. Each member is ASD from a seed of its own; the outer layer
+    makes their consensus. Texts take part in the smoothing of the consensus alone. Attributes are those of `Clusterer`.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_members : int or None
+        Outer members; None = 4; 1 = one ASD, without an outer layer.
+    max_steps : int
+        Steps of a member: three eighths of the instance classifier, the others of FixMatch.
+    random_state : int
+        Seed. Equal seeds, versions, processors and thread counts give equal labels.
+    device : str
+        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+    """
+
+    def __init__(
+        self, n_clusters: int = 10, *, n_members: int | None = None, max_steps: int = 1600, random_state: int = 0, device: str = "auto"
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.n_members = n_members
+        self.max_steps = max_steps
+        self.random_state = random_state
+        self.device = device
+
+    def plan(self) -> ASDPlan:
+        self.check_positive("n_clusters", "n_members", "max_steps")
+        return ASDPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps)
