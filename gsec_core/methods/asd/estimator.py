@@ -211,8 +211,8 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
             picked = np.random.default_rng([self.random_state, block, step, 2]).integers(len(drawn), size=LABELLED_ROWS)
             x = self._images(features, rows)
             views = [(self._images(features, drawn[picked]), WEAK_DROPOUT), (x, WEAK_DROPOUT), (x, STRONG_DROPOUT)]
-            logits = [F.linear(_dropped(images, share, generator), weight, bias) for images, share in views]
-            found = loss(logits[0], torch.from_numpy(labels[picked]).to(self.device), *logits[1:])
+            labelled, weak, strong = (F.linear(_dropped(images, share, generator), weight, bias) for images, share in views)
+            found = loss(labelled, torch.from_numpy(labels[picked]).to(self.device), weak, strong)
             optimizer.zero_grad(set_to_none=True)
             found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -270,9 +270,7 @@ class ASD(Clusterer):
         ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
-    def __init__(
-        self, n_clusters: int = 10, *, n_members: int | None = None, max_steps: int = 1600, random_state: int = 0, device: str = "auto"
-    ) -> None:
+    def __init__(self, n_clusters: int = 10, *, n_members: int | None = None, max_steps: int = 1600, random_state: int = 0, device: str = "auto") -> None:
         self.n_clusters = n_clusters
         self.n_members = n_members
         self.max_steps = max_steps
