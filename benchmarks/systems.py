@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import peak
 from benchmarks.sets import SOURCES
-from gsec_core import ASD, GSEC, SIC, TAC, TEMI, TURTLE, TACKMeans, ZeroShot
+from gsec_core import ASD, GSEC, SEIC, SIC, TAC, TEMI, TURTLE, TACKMeans, ZeroShot
 from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import score
 from gsec_core.config import NounsConfig
@@ -68,6 +68,8 @@ METHODS: dict[str, Callable[[Case, int], Labels]] = {
     "tac": lambda case, seed: TAC(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
     "sic, one member": lambda case, seed: SIC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
     "sic": lambda case, seed: SIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
+    "seic, one member": lambda case, seed: SEIC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
+    "seic": lambda case, seed: SEIC(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
     "turtle, one member": lambda case, seed: TURTLE(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
     "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X).labels_,
     "temi, one member": lambda case, seed: TEMI(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,

@@ -6,7 +6,7 @@ from functools import cache
 
 from gsec_core import plugins
 from gsec_core.errors import Refused
-from gsec_core.methods import asd, gsec, sic, tac, temi, turtle, zero_shot
+from gsec_core.methods import asd, gsec, seic, sic, tac, temi, turtle, zero_shot
 from gsec_core.methods.method import Method
 
 __all__ = ["DEFAULT", "GROUP", "Method", "find", "loaded", "names"]
@@ -14,7 +14,7 @@ __all__ = ["DEFAULT", "GROUP", "Method", "find", "loaded", "names"]
 GROUP = "gsec.methods"
 """Entry points of methods that other packages bring; each is a `Method`."""
 
-BUILT_IN: tuple[Method, ...] = (gsec.METHOD, tac.METHOD, tac.WITHOUT_TRAINING, sic.METHOD, turtle.METHOD, temi.METHOD, asd.METHOD, zero_shot.METHOD)
+BUILT_IN: tuple[Method, ...] = (gsec.METHOD, tac.METHOD, tac.WITHOUT_TRAINING, sic.METHOD, seic.METHOD, turtle.METHOD, temi.METHOD, asd.METHOD, zero_shot.METHOD)
 
 DEFAULT = BUILT_IN[0].name
 

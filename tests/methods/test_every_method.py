@@ -18,6 +18,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "sic": {"n_members": 2, "max_steps": 15},
     "zero-shot": {"n_members": 2},
     "asd": {"n_members": 2, "max_steps": 40},
+    "seic": {"n_members": 2, "max_steps": 15},
 }
 """Of each method what makes it quick."""
 

@@ -1,0 +1,30 @@
+"""SEIC: clusters on which images and texts agree, image by image, cluster by cluster and centre by centre."""
+
+from pydantic import Field
+
+from gsec_core.methods.method import Method
+from gsec_core.section import Section
+from gsec_core.text import CAPTIONS, NOUNS
+
+
+class SEICSettings(Section):
+    """Parameters of the estimator `gsec_core.SEIC`."""
+
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Steps of a member; not given: the published 200 epochs of batches of 1,024 (of more than 128 clusters eight rows a cluster, "
+        "at most 8,192), and at least 800.",
+    )
+
+
+METHOD = Method(
+    name="seic",
+    title="SEIC, stage one",
+    paper="https://arxiv.org/abs/2508.01254",
+    does="Linear maps of images and of their texts that agree on images, clusters and centres. Asks for clusters of like size.",
+    texts=(NOUNS, CAPTIONS),
+    Settings=SEICSettings,
+    estimator="gsec_core.methods.seic.estimator:SEIC",
+)

@@ -1,0 +1,260 @@
+"""Stage one of SEIC (Li et al. 2025, "Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency", https://arxiv.org/abs/2508.01254).
+
+Images and their text counterparts are each mapped into one space, linearly and to unit length, and labelled there, linearly. Both sides are
+to agree on every image, on which images each cluster has, and on where its centre is; clusters that few images have had lately are
+asked for more. No labels take part; the last state counts. What a member says is what its image side says.
+
+There is no official code. Losses, weights and schedule are those of an implementation from the paper and its appendix; what is said of many
+clusters is this module's own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsec_core.clustering.features import Features, Rows
+from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.members import Member
+from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
+
+EPOCHS, LEAST_STEPS = 200, 800
+"""The latter as many as on the smallest set of the paper: its epochs are meant for thousands of images."""
+
+INSTANCES, CLUSTERS, CENTRES, BALANCE = 0.5, 1.0, 1.0, 2.0
+"""Weights of the terms of the loss."""
+
+TEMPERATURE = 0.5
+"""Of the agreement of clusters and of centres."""
+
+FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
+"""Of the agreement of images; it is learnt."""
+
+SIZES_MOMENTUM, LEAST_SIZE, LARGEST_WEIGHT = 0.9, 0.01, 5.0
+"""Of the running sizes of the clusters, as shares of the images, and of the weights that follow from them."""
+
+LEARNING_RATE = 5e-3
+
+N_MEMBERS = 4
+N_NEIGHBORS = 50
+
+_PROBE_ROWS, _PROBE_STEPS = 4096, 10
+_LEAST = 1e-8
+
+
+class Schedule(NamedTuple):
+    """How long a member is trained, and on what batches."""
+
+    steps: int
+    batch: int
+
+
+def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
+    """That of ``n`` images; ``max_steps`` is taken in place of the published epochs.
+
+    Of many clusters a batch has eight rows for each, up to 8,192: in fewer most clusters would have none.
+    """
+    batch = min(max(1024, min(8 * n_clusters, 8192)), n)
+    return Schedule(max_steps or max(EPOCHS * (n // batch), LEAST_STEPS), batch)
+
+
+def agreement(first: Tensor, second: Tensor, scale: Tensor | float) -> Tensor:
+    """InfoNCE of two sets of unit vectors (rows, d), in both directions: each row's partner is that of the same number, the others are negatives."""
+    similarities = scale * first @ second.T
+    partners = torch.arange(len(first), device=first.device)
+    return (F.cross_entropy(similarities, partners) + F.cross_entropy(similarities.T, partners)) / 2
+
+
+def cluster_agreement(images: Tensor, texts: Tensor) -> Tensor:
+    """That of the clusters of two labellings (rows, clusters) of the same rows, which are their columns at unit length."""
+    return agreement(F.normalize(images.T, dim=1), F.normalize(texts.T, dim=1), 1 / TEMPERATURE)
+
+
+def centre_agreement(images: Tensor, texts: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """That of the clusters' centres by image and by text. ``a`` and ``b`` (rows, d) are unit vectors, labelled ``images`` and ``texts`` (rows, clusters).
+
+    A centre is the direction of the sum of the vectors whose largest label is the cluster's, weighted by it. Clusters without any, in
+    either, are left out; of fewer than two nothing can be asked.
+    """
+    (image_centres, image_sizes), (text_centres, text_sizes) = _centres(images, a), _centres(texts, b)
+    used = (image_sizes > 0) & (text_sizes > 0)
+    if int(used.sum()) < 2:
+        return images.new_zeros(())
+    return agreement(image_centres[used], text_centres[used], 1 / TEMPERATURE)
+
+
+def _centres(labels: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each cluster the centre, (clusters, d), and how many rows are its own."""
+    own = F.one_hot(labels.argmax(1), labels.shape[1])
+    return F.normalize((own * labels).T @ vectors, dim=1), own.sum(0)
+
+
+def balance(images: Tensor, texts: Tensor, sizes: Tensor) -> Tensor:
+    """What uneven mean labels cost: their negative entropy, in which a cluster counts the more, the smaller its running size (clusters,) is."""
+    weights = (1 / (len(sizes) * sizes)).clamp(max=LARGEST_WEIGHT)
+    weights = weights / weights.mean()
+    return sum((weights * torch.xlogy(mean, mean.clamp(min=_LEAST))).sum() for mean in (images.mean(0), texts.mean(0)))  # type: ignore[return-value]
+
+
+def loss(images: Tensor, texts: Tensor, a: Tensor, b: Tensor, scale: Tensor, sizes: Tensor) -> Tensor:
+    """That of SEIC's first stage. ``images`` and ``texts`` (rows, clusters) are the labels of the unit vectors ``a`` and ``b`` (rows, d)."""
+    return (
+        INSTANCES * agreement(a, b, scale)
+        + CLUSTERS * cluster_agreement(images, texts)
+        + CENTRES * centre_agreement(images, texts, a, b)
+        + BALANCE * balance(images, texts, sizes)
+    )
+
+
+def followed(sizes: Tensor, labels: Tensor) -> Tensor:
+    """The running sizes (clusters,), of sum 1, after labels (rows, clusters). Of many clusters the least is a tenth of the mean, or all would be as small."""
+    found = F.one_hot(labels.argmax(1), len(sizes)).to(sizes.dtype).mean(0)
+    moved = (SIZES_MOMENTUM * sizes + (1 - SIZES_MOMENTUM) * found).clamp(min=min(LEAST_SIZE, 0.1 / len(sizes)))
+    return moved / moved.sum()
+
+
+class _Side(nn.Module):
+    """Linear, unit length, linear, softmax."""
+
+    def __init__(self, d: int, shared: int, n_clusters: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.projection, self.head = nn.Linear(d, shared), nn.Linear(shared, n_clusters)
+        for layer in (self.projection, self.head):
+            nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (rows, n_clusters) and unit vectors (rows, shared)."""
+        vectors = F.normalize(self.projection(x), dim=1)
+        return self.head(vectors).softmax(1), vectors
+
+    @torch.no_grad()
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """As they are stored."""
+        found = {"projection": self.projection.weight, "projection_bias": self.projection.bias, "weights": self.head.weight, "bias": self.head.bias}
+        return {name: array.cpu().numpy().copy() for name, array in found.items()}
+
+
+@dataclass(frozen=True)
+class ImageSides(NonlinearModels):
+    """What the image sides of several members say; see `ensemble.Models`."""
+
+    @property
+    def n_clusters(self) -> int:
+        return len(self.members[0]["bias"])
+
+    @property
+    def values_a_row(self) -> int:
+        return max(len(self) * self.n_clusters, sum(self.members[0]["projection"].shape))
+
+    def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
+        x = features.half(0, rows, device)
+        return torch.stack([self._logits(member, x) for member in self.members], 1)
+
+    def _logits(self, member: Mapping[str, NDArray[np.float32]], x: Tensor) -> Tensor:
+        projection, offset, weights, bias = (torch.from_numpy(member[name]).to(x.device) for name in ("projection", "projection_bias", "weights", "bias"))
+        return F.linear(F.normalize(F.linear(x, projection, offset), dim=1), weights, bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SEICPlan(UnitVectors, Plan):
+    """See `Plan`."""
+
+    max_steps: int | None
+
+    @property
+    def block_size(self) -> int:
+        return 1
+
+    @property
+    def abreast(self) -> int:
+        return N_MEMBERS
+
+    def steps(self, n: int) -> int:
+        return schedule(n, self.n_clusters, self.max_steps).steps
+
+    def batch(self, n: int) -> int:
+        return schedule(n, self.n_clusters).batch
+
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        d, shared = widths
+        return {"projection": (shared, d), "projection_bias": (shared,), "weights": (self.n_clusters, shared), "bias": (self.n_clusters,)}
+
+    def models(self, members: Sequence[Member]) -> ImageSides:
+        return ImageSides([member.parameters for member in members])
+
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        n, steps = len(features), self.steps(len(features))
+        generator = torch.Generator().manual_seed(self.seed(block))
+        image_side, text_side = (_Side(width, features.widths[1], self.n_clusters, generator).to(self.device) for width in features.widths)
+        log_scale = nn.Parameter(torch.tensor(FIRST_SCALE, device=self.device).log())
+        optimizer = torch.optim.Adam([*image_side.parameters(), *text_side.parameters(), log_scale], lr=LEARNING_RATE, fused=True)
+        sizes = torch.full((self.n_clusters,), 1 / self.n_clusters, device=self.device)
+        probe, before, last = features.half(0, sample_rows(n, _PROBE_ROWS, self.random_state), self.device), None, torch.zeros(())
+        for step, rows in enumerate(self.mini_batches(n, block, steps)):
+            if step == steps - _PROBE_STEPS:
+                before = _labels(image_side, probe)
+            images, a = image_side(features.half(0, rows, self.device))
+            texts, b = text_side(features.half(1, rows, self.device))
+            found = loss(images, texts, a, b, log_scale.exp(), sizes)
+            optimizer.zero_grad(set_to_none=True)
+            found.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                log_scale.clamp_(max=np.log(LARGEST_SCALE))
+                sizes = followed(sizes, images)
+            last = found.detach()
+            progress(1)
+        changed = 1.0 if before is None else float((_labels(image_side, probe) != before).mean())
+        return [Member(image_side.arrays(), steps, changed, float(last))]
+
+
+@torch.no_grad()
+def _labels(side: _Side, x: Tensor) -> NDArray[np.int64]:
+    labels: NDArray[np.int64] = side(x)[0].argmax(1).cpu().numpy()
+    return labels
+
+
+class SEIC(Clusterer):
+    """Clusters images by their embeddings and text counterparts, on which linear maps of both agree.
+
+    The first stage of Li et al. 2025, "Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency",
+    https://arxiv.org/abs/2508.01254. Each member is SEIC from a seed of its own; the outer layer makes their consensus. It asks for clusters of
+    like size. Attributes are those of `Clusterer`.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_members : int or None
+        Outer members; None = 4; 1 = SEIC as published, without an outer layer.
+    max_steps : int or None
+        Steps of a member; None = the published 200 epochs of batches of 1,024 (of more than 128 clusters eight rows a cluster, at most
+        8,192), and at least 800.
+    random_state : int
+        Seed. Equal seeds, versions, processors and thread counts give equal labels.
+    device : str
+        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+    """
+
+    NEEDS_TEXT = True
+
+    def __init__(
+        self, n_clusters: int = 10, *, n_members: int | None = None, max_steps: int | None = None, random_state: int = 0, device: str = "auto"
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.n_members = n_members
+        self.max_steps = max_steps
+        self.random_state = random_state
+        self.device = device
+
+    def plan(self) -> SEICPlan:
+        """What the parameters come to. Raises ValueError naming the parameter and its value."""
+        self.check_positive("n_clusters", "n_members", "max_steps")
+        return SEICPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps)
