@@ -14,7 +14,17 @@ __all__ = ["DEFAULT", "GROUP", "Method", "find", "loaded", "names"]
 GROUP = "gsec.methods"
 """Entry points of methods that other packages bring; each is a `Method`."""
 
-BUILT_IN: tuple[Method, ...] = (gsec.METHOD, tac.METHOD, tac.WITHOUT_TRAINING, sic.METHOD, seic.METHOD, turtle.METHOD, temi.METHOD, asd.METHOD, zero_shot.METHOD)
+BUILT_IN: tuple[Method, ...] = (
+    gsec.METHOD,
+    tac.METHOD,
+    tac.WITHOUT_TRAINING,
+    sic.METHOD,
+    seic.METHOD,
+    turtle.METHOD,
+    temi.METHOD,
+    asd.METHOD,
+    zero_shot.METHOD,
+)
 
 DEFAULT = BUILT_IN[0].name
 

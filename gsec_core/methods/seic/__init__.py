@@ -4,7 +4,7 @@ from pydantic import Field
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
-from gsec_core.text import CAPTIONS, NOUNS
+from gsec_core.text import CAPTIONS, NOUNS, NounSelection
 
 
 class SEICSettings(Section):
@@ -19,6 +19,9 @@ class SEICSettings(Section):
     )
 
 
+SELECTION = NounSelection(per_centre=200, nearest=True, tau=0.01, in_counterpart=50)
+"""Many nouns near each of as many centres as clusters; a counterpart is of the nearest."""
+
 METHOD = Method(
     name="seic",
     title="SEIC, stage one",
@@ -27,4 +30,5 @@ METHOD = Method(
     texts=(NOUNS, CAPTIONS),
     Settings=SEICSettings,
     estimator="gsec_core.methods.seic.estimator:SEIC",
+    nouns=lambda n_clusters: SELECTION,
 )

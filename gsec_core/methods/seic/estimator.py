@@ -24,6 +24,8 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
+from gsec_core.methods.seic import SELECTION
+from gsec_core.text import NounSelection
 
 EPOCHS, LEAST_STEPS = 200, 800
 """The latter as many as on the smallest set of the paper: its epochs are meant for thousands of images."""
@@ -253,6 +255,9 @@ class SEIC(Clusterer):
         self.max_steps = max_steps
         self.random_state = random_state
         self.device = device
+
+    def noun_selection(self) -> NounSelection:
+        return SELECTION
 
     def plan(self) -> SEICPlan:
         """What the parameters come to. Raises ValueError naming the parameter and its value."""
