@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import fuse, nouns, vocabulary
 from gsec_core.stages.base import Context, Stage
+from gsec_core.store import Run
 from gsec_core.text import CAPTIONS, NONE, NOUNS
 
 _MODULES: dict[str, ModuleType] = {CAPTIONS: fuse, NOUNS: nouns}
@@ -42,6 +43,12 @@ def halves_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float1
     """Images, ``X`` (rows, d) and ``joint`` (rows, joint_dim) in the space shared with text, of this run or not, and the counterparts that it gives them."""
     module = _module(context.config)
     return [X] if module is None else [X, module.counterparts_of(context, X, joint)]
+
+
+def source_of(run: Run) -> str:
+    """Where a run's text came from, by its stages: also if the package of its method is not there any more."""
+    names = run.request()["stages"]
+    return next((source for source, stages in _STAGES.items() if stages[-1].name in names), NONE)
 
 
 def weight(context: Context) -> float:
