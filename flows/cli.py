@@ -205,7 +205,7 @@ def compare(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show runs side by side on the images that they have in common: quality without labels, and how alike they are. The first run's encoder says what is near."""
+    """Show runs side by side on the images that they have in common: quality without labels, and how alike they are. Nearness is by the first run's encoder."""
     from flows import reports
 
     return reports.compare(_config(None, None, store=store), runs, labels, column, to, _out(as_json))
