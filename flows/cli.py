@@ -195,6 +195,23 @@ def evaluate(
 
 
 @app.command
+def compare(
+    *runs: Annotated[str, Parameter(help="Two or more finished runs of one corpus, by their ids or the beginnings of them.")],
+    labels: Annotated[str | None, Parameter(help="A file with a label for each image, as `gsec evaluate` takes it: ACC, NMI and ARI too.")] = None,
+    column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
+    to: Annotated[
+        Path | None, Parameter(help="A folder to draw compare.html into: the same, matched clusters, and the images on which the runs differ.")
+    ] = None,
+    store: StoreUrl = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show runs side by side on the images that they have in common: quality without labels, and how alike they are. Nearness is by the first run's encoder."""
+    from flows import reports
+
+    return reports.compare(_config(None, None, store=store), runs, labels, column, to, _out(as_json))
+
+
+@app.command
 def export(
     *,
     to: Annotated[Path, Parameter(help="A folder; it need not exist. Files of an earlier export are replaced.")],

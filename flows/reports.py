@@ -1,12 +1,13 @@
 """The commands that look. Status, export and prune import neither torch nor Prefect; evaluate and report what they need."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from flows import terminal
+from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.results import status as state
 from gsec_core.stages.base import Context
@@ -152,6 +153,44 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
         title = f"run {context.run.id}: encoder {config.encode.encoder}, captions by {config.describe.captioner}"
         terminal.out.print(terminal.table(title, scores))
         terminal.out.print(terminal.table("the most frequent label of each cluster", majorities))
+    return 0
+
+
+def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, column: str, to: Path | None, as_json: Json | None) -> int:
+    """Runs side by side."""
+    from gsec_core.report import collect, pages
+    from gsec_core.results import compare as comparing
+    from gsec_core.results.export import make_folder
+    from gsec_core.sources import keyed
+
+    store = Store.open(config.store)
+    runs = [store.run(run_id) for run_id in run_ids]
+    comparing.check(runs)
+    label_of = keyed.read_keyed(labels, column, setting="--labels").lookup if labels is not None else None
+    if to is not None:
+        make_folder(to)
+    first = Context.of(runs[0], config)
+    with _mended_by_a_run():
+        found = comparing.compare(first, runs[1:])
+        scores = found.scores(label_of) if label_of is not None else []
+        if to is not None:
+            thumbnails = dict(collect.thumbnails(first, [image.image_id for image in found.differing]))
+            (to / "compare.html").write_bytes(pages.compared(found, scores, thumbnails))
+    page = None if to is None else str(to.resolve() / "compare.html")
+    rows, ari = found.rows(), found.ari.tolist()
+    if as_json:
+        runs_as_json = [{**row, **scored} for row, scored in zip(rows, scores or [{}] * len(rows), strict=True)]
+        as_json({"corpus": found.corpus, "images": found.images.num_rows, "differ": found.differ, "runs": runs_as_json, "ari": ari, "page": page})
+        return 0
+    short = [run.id[:8] for run in runs]
+    none = [name for name in ("empty", "left out") if not any(row[name] for row in rows)]
+    shown = [{name: value for name, value in row.items() if name not in ("run", *none)} for row in rows]
+    alike = [dict(zip(short, values, strict=True)) for values in ari]
+    for title, part in ((f"{found.images.num_rows:,} images of corpus {found.corpus}", shown), ("how alike they are: ARI", alike), ("against labels", scores)):
+        if part:
+            terminal.out.print(terminal.table(title, [{"run": id, **row} for id, row in zip(short, part, strict=True)]))
+    if page is not None:
+        terminal.out.print(page, markup=False)
     return 0
 
 

@@ -45,7 +45,7 @@ def inherit(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32], next_k
     of_older, of_newer = np.bincount(older, images, len(keys)), np.bincount(newer, images, clusters)
     overlaps = images / (of_older[older] + of_newer[newer] - images)
     alike = overlaps >= SAME  # only these count: two that are nothing to each other must not part two that are
-    matched = _match(coo_array((overlaps[alike], (newer[alike], older[alike])), shape=(clusters, len(keys))))
+    matched = match(coo_array((overlaps[alike], (newer[alike], older[alike])), shape=(clusters, len(keys))))
     same = matched[newer] == older
     found, overlap = np.full(clusters, -1, np.int32), np.full(clusters, np.nan, np.float32)
     found[newer[same]], overlap[newer[same]] = older[same], overlaps[same]
@@ -59,12 +59,12 @@ def inherit(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32], next_k
     return Lineage(given, found, overlap, common, common - stayed)
 
 
-def _match(overlaps: coo_array) -> NDArray[np.int32]:
+def match(overlaps: coo_array) -> NDArray[np.int32]:
     """For each row of sparse positive weights the column matched to it, -1 for none, so that the sum of the weights is as large as can be."""
     rows, columns = overlaps.shape
     # A column of its own for every row, of next to no weight, lets each go without a match.
     alone = coo_array((np.full(rows, 1e-9), (np.arange(rows), np.arange(rows))), shape=(rows, rows))
     of, to = min_weight_full_bipartite_matching(hstack([overlaps, alone]).tocsr(), maximize=True)
-    match = np.full(rows, -1, np.int32)
-    match[of] = np.where(to < columns, to, -1)
-    return match
+    matched = np.full(rows, -1, np.int32)
+    matched[of] = np.where(to < columns, to, -1)
+    return matched

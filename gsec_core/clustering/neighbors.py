@@ -79,8 +79,7 @@ class NeighborIndex:
 
         A row is never its own neighbour; a duplicate of it may be. Raises ValueError if there are no ``k`` other rows.
         """
-        if not 1 <= k < self._n:
-            raise ValueError(f"k = {k}: each of {self._n} rows has {self._n - 1} neighbours, so it must be between 1 and {self._n - 1}.")
+        _check_count(self._n, k)
         found = np.empty((stop - start, k), np.int32)
         with threadpool_limits(self._threads):
             for first in range(start, stop, BLOCK_ROWS):
@@ -94,11 +93,7 @@ class NeighborIndex:
         short = (found < 0).any(1)
         if short.any():  # the lists that were probed have fewer rows than that
             _, found[short] = self._index.search(queries[short], k + 1, params=_probing(self._index.nlist))
-        # By its number, not by its place: a duplicate is as near. Where it is not found at all the last one is too many.
-        itself = found == numbers[:, None]
-        itself[:, -1] |= ~itself.any(1)
-        others: NDArray[np.int64] = found[~itself].reshape(-1, k)
-        return others
+        return _without_itself(found, numbers)
 
     def _exact(self) -> Any:
         import faiss
@@ -151,6 +146,36 @@ class NeighborIndex:
 
     def _blocks(self) -> list[slice]:
         return [slice(start, min(start + BLOCK_ROWS, self._n)) for start in range(0, self._n, BLOCK_ROWS)]
+
+
+def neighbors_of(rows: Callable[[Any], NDArray[Any]], n: int, numbers: NDArray[np.int64], k: int, *, n_threads: int = 0) -> NDArray[np.int64]:
+    """The ``k`` nearest neighbours of some of ``n`` rows among all of them, (len(numbers), k), the nearest first; exact, block by block.
+
+    For few rows of many: an index would cost more than it saves. ``rows`` gives (rows, d) for a slice or an array of row
+    numbers. A row is never its own neighbour; a duplicate of it may be. Raises ValueError as `NeighborIndex.search` does.
+    """
+    import faiss
+    from faiss.contrib.exhaustive_search import knn_ground_truth
+
+    _check_count(n, k)
+    blocks = (unit_rows(rows(slice(start, min(start + BLOCK_ROWS, n)))) for start in range(0, n, BLOCK_ROWS))
+    with threadpool_limits(thread_count(n_threads)):
+        _, found = knn_ground_truth(unit_rows(rows(numbers)), blocks, k + 1, faiss.METRIC_INNER_PRODUCT, ngpu=0)  # type: ignore[no-untyped-call]
+    return _without_itself(found, numbers)
+
+
+def _check_count(n: int, k: int) -> None:
+    if not 1 <= k < n:
+        raise ValueError(f"k = {k}: each of {n} rows has {n - 1} neighbours, so it must be between 1 and {n - 1}.")
+
+
+def _without_itself(found: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of the rows ``numbers`` the neighbours that are ``found``, (len(numbers), k + 1), without the row itself."""
+    # By its number, not by its place: a duplicate is as near. Where it is not found at all the last one is too many.
+    itself = found == numbers[:, None]
+    itself[:, -1] |= ~itself.any(1)
+    others: NDArray[np.int64] = found[~itself].reshape(len(found), -1)
+    return others
 
 
 def _probing(lists: int) -> Any:

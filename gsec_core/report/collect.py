@@ -1,8 +1,7 @@
 """What a report says, read from a run's tables."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -13,7 +12,7 @@ from gsec_core.captioners.template import prompt
 from gsec_core.config import DescribeConfig
 from gsec_core.naming import namers
 from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicates, Shown, Unusable
-from gsec_core.results import quality
+from gsec_core.results import quality, status
 from gsec_core.stages import align, describe, encode, lineage, publish
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
@@ -28,7 +27,6 @@ from gsec_core.tables import (
     MISSING,
     OK,
     REJECTED,
-    REPORT_TABLE,
     REPRESENTATIVE_CAPTIONS_TABLE,
     THUMBNAILS_TABLE,
 )
@@ -66,7 +64,7 @@ def collect(context: Context) -> Content:
         reasons=tuple((row["status"], row["reason"], row["images"]) for row in encode.reasons(context)),
         unusable=tuple(Unusable(*row) for row in without.head(LINES).select("uri", "status", "reason").iter_rows()),
         duplicates=tuple(_duplicates(assignments)),
-        timings=tuple(_timings(context)),
+        timings=tuple(status.timings(context.run)),
         made_with=tuple(_made_with(context)),
         configuration=context.config.model_dump(mode="json"),
     )
@@ -133,20 +131,19 @@ def _shown(context: Context, assignments: pl.DataFrame) -> Iterator[Shown]:
     layout = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all")).select("image_id", "role", "x", "y")
     captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all", ["content_hash", "text"]).to_pylist()
     caption_of = {row["content_hash"]: row["text"] for row in captions}
-    thumbnails = dict(_thumbnails(context, layout["image_id"]))
+    thumbnail_of = dict(thumbnails(context, layout["image_id"]))
     for row in layout.join(assignments, on="image_id", maintain_order="left").iter_rows(named=True):
         yield Shown(
             **{name: row[name] for name in ("uri", "cluster", "role", "confidence", "x", "y")},
             caption=caption_of.get(row["content_hash"]),
-            thumbnail=thumbnails.get(row["image_id"]),
+            thumbnail=thumbnail_of.get(row["image_id"]),
         )
 
 
-def _thumbnails(context: Context, image_ids: pl.Series) -> Iterator[tuple[bytes, bytes]]:
-    """From the store alone: the source may be gone."""
-    wanted = image_ids.to_arrow().cast(pa.binary(16))
+def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Image id and JPEG of those that are kept, from the store alone: the source may be gone."""
     rows = usable(context).rows
-    rows = rows.filter(pc.is_in(rows["image_id"], wanted))
+    rows = rows.filter(pc.is_in(rows["image_id"], pa.array(image_ids, pa.binary(16))))
     for shard, table in context.shards(encode.STAGE, THUMBNAILS_TABLE).read_each(sorted(set(rows["shard"].to_pylist()))):
         alive = rows.filter(pc.equal(rows["shard"], shard))["image_id"]  # an older shard has the picture that the file held before
         here = table.filter(pc.is_in(table["image_id"], alive))
@@ -157,25 +154,6 @@ def _duplicates(assignments: pl.DataFrame) -> Iterator[Duplicates]:
     groups = assignments.filter("is_duplicate").group_by("content_hash").agg(pl.len(), pl.col("uri").sort().head(OF_A_GROUP))
     for count, uris in groups.sort(pl.col("uri").list.first()).head(GROUPS).select("len", "uri").iter_rows():
         yield Duplicates(count, tuple(uris))
-
-
-def _timings(context: Context) -> Iterator[Mapping[str, Any]]:
-    """What the shards' footers say of how long each took: the sum over all, whoever made them and whenever."""
-    begun = context.run.stages()
-    for name in context.run.request()["stages"]:
-        record = begun.get(name)
-        if record is None or REPORT_TABLE in record["tables"]:
-            continue  # what draws this report is under way
-        seconds = shards = 0.0
-        for table, planned in record["tables"].items():
-            if table == THUMBNAILS_TABLE:
-                continue  # made together with the embeddings
-            found = context.corpus.table(table, record["fingerprint"])
-            done = found.names()
-            facts = [found.facts(shard) for shard in planned if shard in done]
-            seconds += sum(fact.get("seconds", 0) for fact in facts)
-            shards += len(facts)
-        yield {"stage": name, "shards": int(shards), "seconds": round(seconds, 1)}
 
 
 def _made_with(context: Context) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,6 +19,9 @@ from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content
 from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE
 from gsec_core.report.pictures import Picture
 
+if TYPE_CHECKING:
+    from gsec_core.results.compare import Comparison, Pair
+
 MAX_BYTES = 20_000_000
 """Of the index. The limits below keep it: each list is bounded, each text is cut, and pictures shrink until they fit."""
 
@@ -27,6 +30,9 @@ MAX_INLINE = 50
 
 MAX_LISTED = layout.MOST
 """Clusters in the table, and images on the map."""
+
+MAX_MATCHES = 5_000
+"""Rows of all tables of matched clusters."""
 
 _GALLERY_BYTES = _SHEETS_BYTES = 5_000_000
 
@@ -60,6 +66,32 @@ def pages(content: Content) -> Iterator[tuple[str, bytes]]:
     inlined = _with_pictures([galleries[cluster.cluster] for cluster in listed]) if inline else []
     index = templates.get_template("index.html.j2")
     yield "index.html", _encoded(index.render(**_index(content, listed), galleries=list(zip(listed, inlined, strict=False))))
+
+
+def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thumbnails: Mapping[bytes, bytes]) -> bytes:
+    """The page of a comparison of runs. ``scores``: a row a run, or nothing; ``thumbnails``: JPEGs by image id, as far as there are any."""
+    made = pictures.gallery([thumbnails.get(image.image_id) for image in comparison.differing], _GALLERY_BYTES)
+    page = _templates().get_template("compare.html.j2")
+    rows = [{**row, **scored} for row, scored in zip(comparison.rows(), scores or [{}] * len(comparison.runs), strict=True)]
+    differing = list(zip(comparison.differing, made, strict=True))
+    return _encoded(page.render(comparison=comparison, rows=rows, scores=scores, matches=_matches(comparison), differing=differing))
+
+
+def _matches(comparison: "Comparison") -> list[tuple["Pair", list[tuple[int | None, int | None, int]], int]]:
+    """Of each pair of runs, of very many the first: rows of two clusters that are matched and the images in both, and how many rows are left out.
+
+    Those with most images come first, clusters without a match last.
+    """
+    most = max(10, MAX_MATCHES // len(comparison.pairs))
+    found = []
+    for pair in comparison.pairs[: MAX_MATCHES // most]:
+        match, both = pair.match.tolist(), pair.both.tolist()
+        matched = sorted(((one, other, both[one]) for one, other in enumerate(match) if other >= 0), key=lambda row: -row[2])
+        alone = [(one, None, 0) for one, other in enumerate(match) if other < 0]
+        left = sorted(set(range(len(comparison.runs[pair.other].names))) - set(match))
+        rows = [*matched, *alone, *((None, other, 0) for other in left)]
+        found.append((pair, rows[:most], len(rows) - len(rows[:most])))
+    return found
 
 
 def _index(content: Content, listed: Sequence[Cluster]) -> dict[str, Any]:

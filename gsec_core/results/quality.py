@@ -80,8 +80,6 @@ def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> l
     """
     found = labellings(context)
     truth, known = truth_of(found[0][1], label_of)
-    if not known.any():
-        raise Refused(f"--labels: none of the {len(known)} images of run {context.run.id} has a label there. Are its URIs those of the assignments?")
     counts = {"images": int(known.sum()), "unlabelled": int((~known).sum())}
     scores = {name: score(truth, assignments["cluster"].to_numpy()[known]) for name, assignments, _ in found}
     return [{"labelling": name, **counts, "ACC": scored.acc, "NMI": scored.nmi, "ARI": scored.ari} for name, scored in scores.items()]
@@ -111,10 +109,12 @@ def majorities(context: Context, label_of: Callable[[str, bytes], object]) -> li
 
 
 def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """The labels that there are, in the order of ``assignments``, and of which of its rows, (rows,)."""
+    """The labels that there are, in the order of ``assignments``, and of which of its rows, (rows,). Raises Refused if there is none."""
     keys = zip(assignments["uri"].to_pylist(), assignments["content_hash"].to_pylist(), strict=True)
     labels = [label_of(uri, content_hash) for uri, content_hash in keys]
     known = np.array([label is not None for label in labels])
+    if not known.any():
+        raise Refused(f"--labels: none of the {len(known)} images has a label there. Are its URIs those of the assignments?")
     return np.array([str(label) for label in labels if label is not None], np.str_), known
 
 

@@ -1,5 +1,6 @@
 """What a store holds and how far its runs are, read from the store alone."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.compute as pc
@@ -9,7 +10,7 @@ from gsec_core import methods
 from gsec_core.errors import BadRecord, BadShard, GsecError
 from gsec_core.store import Corpus, Run, Shards, Store, captions
 from gsec_core.store.files import Files
-from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE
+from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE, THUMBNAILS_TABLE
 
 DAMAGED = "damaged"
 """The state of a run with a record that is not what gsec writes."""
@@ -100,6 +101,25 @@ def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
     if ends[-1] is None:
         return "under way or killed"
     return "failed" if ends[-1]["outcome"] == "failed" else "unfinished"
+
+
+def timings(run: Run) -> Iterator[dict[str, Any]]:
+    """A row a stage: stage, shards, seconds, by the shards' footers: the sum over all, whoever made them and whenever. What draws the report is left out."""
+    begun = run.stages()
+    for name in run.request()["stages"]:
+        record = begun.get(name)
+        if record is None or REPORT_TABLE in record["tables"]:
+            continue  # it may be under way
+        shards, made = 0, set()
+        for table, planned in record["tables"].items():
+            if table == THUMBNAILS_TABLE:
+                continue  # its shards come with those of the embeddings
+            found = run.place(record).table(table, record["fingerprint"])
+            done = found.names()
+            facts = [(shard, found.facts(shard)) for shard in planned if shard in done]
+            made |= {(shard, fact.get("seconds", 0.0)) for shard, fact in facts}  # shards of several tables that were made together have the same
+            shards += len(facts)
+        yield {"stage": name, "shards": shards, "seconds": round(sum(seconds for _, seconds in made), 1)}
 
 
 def _image_counts(run: Run) -> dict[str, int]:

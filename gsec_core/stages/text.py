@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import fuse, nouns, vocabulary
 from gsec_core.stages.base import Context, Stage
+from gsec_core.store import Run
 from gsec_core.text import CAPTIONS, NONE, NOUNS
 
 _MODULES: dict[str, ModuleType] = {CAPTIONS: fuse, NOUNS: nouns}
@@ -51,6 +52,12 @@ def _halves(X: NDArray[Any], counterparts: NDArray[Any] | None) -> list[NDArray[
 def nouns_of(context: Context) -> NDArray[np.float16] | None:
     """The vectors of the nouns that stand for the images, (kept, dt), where text comes from nouns."""
     return nouns.load_nouns(context)[1] if context.config.text_source == NOUNS else None
+
+
+def source_of(run: Run) -> str:
+    """Where a run's text came from, by its stages: also if the package of its method is not there any more."""
+    names = run.request()["stages"]
+    return next((source for source, stages in _STAGES.items() if stages[-1].name in names), NONE)
 
 
 def weight(context: Context) -> float:

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from gsec_core.clustering import neighbors
-from gsec_core.clustering.neighbors import NeighborIndex, neighbor_count
+from gsec_core.clustering.neighbors import NeighborIndex, neighbor_count, neighbors_of
 
 
 def planted(n: int, d: int = 32, clusters: int = 100) -> NDArray[np.float32]:
@@ -49,6 +49,22 @@ def test_a_duplicate_is_a_neighbor_and_the_row_itself_is_not(copies: int) -> Non
     assert all(len(set(row)) == 3 for row in found.tolist()), "a neighbor is there twice"
     twins = (found // copies == (np.arange(len(X)) // copies)[:, None]).sum(1)
     np.testing.assert_array_equal(twins, min(copies - 1, 3))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_some_rows_of_many_get_their_true_neighbors_in_order() -> None:
+    X = planted(1000)
+    numbers = np.arange(3, 1000, 7)
+    np.testing.assert_array_equal(neighbors_of(lambda rows: X[rows], 1000, numbers, 5, n_threads=1), true_neighbors(X, 5)[numbers])
+    with pytest.raises(ValueError, match="k = 1000"):
+        neighbors_of(lambda rows: X[rows], 1000, numbers, 1000)
+
+
+def test_of_many_duplicates_each_has_others_for_neighbors() -> None:
+    X = np.repeat(planted(4, clusters=1), 50, axis=0)
+    found = neighbors_of(lambda rows: X[rows], len(X), np.arange(len(X)), 20, n_threads=1)
+    assert not (found == np.arange(len(X))[:, None]).any()
+    assert all(len(set(row)) == 20 for row in found.tolist())
 
 
 def test_the_length_of_a_row_does_not_matter() -> None:

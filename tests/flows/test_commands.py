@@ -17,7 +17,7 @@ from gsec_core.store import Store
 
 from ..command import SMALL, environment, gsec, gsec_here, last_json
 from ..pictures import picture, settings, write_pictures
-from ..stages.steps import STAGES, run_stages
+from ..stages.steps import STAGES, make_up, run_stages
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,41 @@ def test_export_says_what_it_wrote(place: dict[str, str], tmp_path: Path) -> Non
     assert (result["to"], result["assignments.csv"]) == (str(tmp_path / "out"), 20)
 
 
+def test_runs_are_compared_and_nothing_in_the_store_changes(place: dict[str, str], tmp_path: Path) -> None:
+    store = ["--store", place["store"]]
+    another = ["run", place["folder"], "-k", "4", "--method", "turtle", "--set", "turtle.max_steps=20", "--pipeline", "another", *store, "--json"]
+    other = last_json(gsec_here(*another, *SMALL, check=3))["run_id"]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("uri,kind\n" + "".join(f"{number:03d}.jpg,{'even' if number % 2 == 0 else 'odd'}\n" for number in range(18)))
+    before = {path: path.read_bytes() for path in Path(place["store"]).rglob("*") if path.is_file()}
+    command = ["compare", place["run"], other[:10], *store, "--labels", labels, "--column", "kind"]
+    found = last_json(gsec_here(*command, "--to", tmp_path / "page", "--json"))
+    assert [(row["run"], row["method"], row["text"], row["clusters"]) for row in found["runs"]] == [
+        (place["run"], "gsec", "captions", 3),
+        (other, "turtle", "none", 4),
+    ]
+    assert (found["images"], [row["left out"] for row in found["runs"]], [row["labelled"] for row in found["runs"]]) == (20, [0, 0], [18, 18])
+    [[same, alike], [_, _]] = found["ari"]
+    assert same == 1 > alike
+    scored = last_json(gsec_here("evaluate", "--run", other, *store, "--labels", labels, "--column", "kind", "--json"))["scores"][0]
+    assert {name: found["runs"][1][name] for name in ("ACC", "NMI", "ARI")} == {name: scored[name] for name in ("ACC", "NMI", "ARI")}
+    assert found["page"] == str(tmp_path / "page" / "compare.html")
+    assert place["run"] in Path(found["page"]).read_text()
+    shown = gsec_here(*command).stdout
+    assert "20 images of corpus" in shown
+    assert all(said in shown for said in (place["run"][:8], other[:8], "turtle", "how alike they are: ARI", f"{alike:.3f}", "against labels", "purity"))
+    assert "left out" not in shown, "where there is nothing"
+    assert {path: path.read_bytes() for path in Path(place["store"]).rglob("*") if path.is_file()} == before
+
+
+def test_runs_of_different_corpora_are_not_compared(tmp_path: Path) -> None:
+    here, elsewhere = (make_up(settings(write_pictures(tmp_path / name, range(6)), tmp_path / "store")).run.id for name in ("here", "elsewhere"))
+    done = gsec_here("compare", here, elsewhere, "--store", tmp_path / "store", check=2)
+    assert f"run {here} is of corpus here-" in done.stderr
+    assert f"run {elsewhere} of elsewhere-" in done.stderr
+    assert "Compare runs of one corpus." in done.stderr
+
+
 def test_what_was_assigned_is_exported_with_the_names_of_the_runs_clusters(place: dict[str, str], tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(30, 34))
     made = last_json(gsec_here("assign", fresh, "--run", place["run"], "--store", place["store"], "--json"))
@@ -193,6 +228,10 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["assign", "{folder}", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["evaluate", "--labels", "nowhere.csv", "--store", "{store}"], "there is no file"),
         (["evaluate", "--labels", "x.csv", "--store", "{folder}"], "it holds no finished run"),
+        (["compare", "--store", "{store}"], "give two runs or more"),
+        (["compare", "{run}", "--store", "{store}"], "give two runs or more"),
+        (["compare", "{run}", "{run}", "--store", "{store}"], "is given twice"),
+        (["compare", "{run}", "ffff", "--store", "{store}"], "--run ffff: there is no such run"),
         (["stage", "encode"], "give either --run ID or --config FILE"),
         (["stage", "encode", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["stage", "encode", "--run", "{run}", "--store", "{store}", "--set", "clusters=5"], "are the run's own"),

@@ -56,6 +56,12 @@ def test_a_method_an_encoder_and_a_captioner_of_another_package(installed: Path,
     (nothing := tmp_path / "nothing").mkdir()
     status = gsec(nothing, tmp_path, "status", "--store", store)
     assert "3 clusters by toy, encoder colours" in status.stdout, "without the package it can still be looked at"
+    other = gsec(installed, tmp_path, "run", images, "-k", "4", "--method", "toy", "--captioner", "sizes", "--store", store, "--pipeline", "lite", "--json")
+    ids = run, json.loads(other.stdout.splitlines()[-1])["run_id"]
+    for first, second in (ids, ids[::-1]):
+        compared = gsec(nothing, tmp_path, "compare", first, second, "--store", store, "--to", tmp_path / "page", "--json")
+        rows = json.loads(compared.stdout.splitlines()[-1])["runs"]
+        assert {(row["method"], row["text"], row["encoder"], row["clusters"]) for row in rows} == {("toy", "none", "colours", 3), ("toy", "none", "lite", 4)}
     refused = gsec(nothing, tmp_path, "stage", "train", "--run", run, "--redo", "--store", store)
     assert refused.returncode == 2
     assert "there is no such" in refused.stderr

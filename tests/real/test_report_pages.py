@@ -6,10 +6,10 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from gsec_core.report.content import Content
-from gsec_core.report.pages import pages
+from gsec_core.report.pages import compared, pages
 from gsec_core.report.text import visible
 from tests.real.browser import check_report, coloured_point, drawn, loaded, opened, overflow, thumbnail_colours
-from tests.report.contents import HOSTILE, content, hostile
+from tests.report.contents import HOSTILE, comparison, content, hostile, hostile_comparison
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,24 @@ def test_hostile_texts_show_as_texts_and_nothing_runs(browser: Browser, tmp_path
             assert page.locator("#map-tip-uri").evaluate("e => e.childElementCount") == 0
             assert any(said == visible(bad).strip() for bad in HOSTILE)
         assert page.locator("svg[onload], img[onerror], b:has-text('alert')").count() == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_comparison_shows_hostile_texts_as_texts_and_its_pictures(browser: Browser, tmp_path: Path, width: int, dark: bool) -> None:
+    for made, thumbnails in (comparison(), comparison(12, 40), hostile_comparison()):
+        path = tmp_path / "compare.html"
+        path.write_bytes(compared(made, [], thumbnails))
+        with opened(browser, path, width=width, dark=dark) as page:
+            assert overflow(page) <= 0
+            assert all(loaded(picture) for picture in page.locator("figure img").all()[:12])
+            for pair in page.locator("summary").all()[:3]:
+                pair.click()
+            assert overflow(page) <= 0
+            shown = page.locator("body").inner_text()
+            assert made.runs[1].method in shown
+    for bad in HOSTILE[:7]:
+        assert bad in shown
 
 
 def test_the_policy_stops_a_script_that_is_not_ours(browser: Browser, few: Path, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+from sklearn.metrics import adjusted_rand_score
 
 from gsec_core.images.decode import thumbnail
 from gsec_core.report.content import Cluster, Content, Duplicates, Shown, Unusable
 from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
+from gsec_core.results.compare import Compared, Comparison, Differing, Pair
 from tests.pictures import picture
 
 HOSTILE = (
@@ -124,6 +127,61 @@ def worst(clusters: int, shown: int = 5000) -> Content:
         made_with=((long, long),) * 1000,
         configuration={f"{long}{place}": long for place in range(1000)},
     )
+
+
+def comparison(runs: int = 3, clusters: int = 5, images: int = 400) -> tuple[Comparison, dict[bytes, bytes]]:
+    """Runs of ``clusters`` clusters and more that differ in a quarter of their images, and the thumbnails of those that are shown."""
+    random = np.random.default_rng(runs)
+    first = random.integers(0, clusters, images)
+    counts = [clusters + number for number in range(runs)]
+    labels = np.array([np.where(random.random(images) < 0.25, random.integers(0, count, images), first) for count in counts], np.int32)
+    sizes = [np.bincount(own, minlength=count) for own, count in zip(labels, counts, strict=True)]
+    pairs = []
+    for one in range(runs):
+        for other in range(one + 1, runs):
+            both = np.bincount(labels[one][labels[one] == labels[other]], minlength=counts[one])
+            pairs.append(Pair(one, other, np.arange(counts[one], dtype=np.int32), both))
+    ids = [bytes([place % 256, place // 256, *[0] * 14]) for place in range(images)]
+    names = [f"photos/{place:06d}.jpg" for place in range(images)]
+    apart = np.flatnonzero((labels != labels[0]).any(0))
+    shown = [Differing(ids[place], names[place], 0.5, tuple(labels[:, place].tolist()), (0.9,) * runs) for place in apart[:36]]
+    made = Comparison(
+        corpus="photos",
+        runs=tuple(
+            Compared(f"{number:032x}", _METHODS[number % 3], "nouns", "lite", tuple(_name(of) for of in range(count)), sizes[number], 2, 0.5, None, 125.0)
+            for number, count in enumerate(counts)
+        ),
+        images=pa.table({"image_id": ids, "uri": names, "content_hash": ids}),
+        labels=labels,
+        ari=np.array([[adjusted_rand_score(one, other) for other in labels] for one in labels]),
+        pairs=tuple(pairs),
+        differ=len(apart),
+        differing=tuple(shown),
+    )
+    files = [thumbnail(picture(seed), 96) for seed in range(10)]
+    return made, {image.image_id: files[place % 10] for place, image in enumerate(shown)}
+
+
+def hostile_comparison() -> tuple[Comparison, dict[bytes, bytes]]:
+    """The same with hostile texts wherever a text can stand."""
+    plain, thumbnails = comparison(clusters=len(HOSTILE))
+    of = len(HOSTILE)
+    return replace(
+        plain,
+        corpus=HOSTILE[0],
+        runs=tuple(
+            replace(run, run_id=HOSTILE[at], method=HOSTILE[at + 1], text=HOSTILE[at + 2], encoder=HOSTILE[at + 3], names=tuple((HOSTILE * 2)[: of + at]))
+            for at, run in enumerate(plain.runs)
+        ),
+        differing=tuple(replace(image, uri=HOSTILE[place % of]) for place, image in enumerate(plain.differing)),
+    ), thumbnails
+
+
+def _name(number: int) -> str:
+    return f"{_NOUNS[number % len(_NOUNS)]} {number}"
+
+
+_METHODS = ("gsec", "tac", "turtle")
 
 
 def _cluster(number: int, size: int, random: np.random.Generator) -> Cluster:

@@ -11,11 +11,20 @@ from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.errors import Refused
 from gsec_core.results import status
 from gsec_core.settings import load_config
-from gsec_core.stages import nouns, vocabulary
+from gsec_core.stages import align, nouns, vocabulary
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_embeddings, load_joint
 from gsec_core.store import Store, prune
-from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, SELECTED_NOUNS_TABLE, VOCABULARY_TABLE
+from gsec_core.tables import (
+    ALIGNMENT_TABLE,
+    ASSIGNMENTS_TABLE,
+    CLUSTER_CENTRES_TABLE,
+    CLUSTER_NAMES_TABLE,
+    CLUSTERS_TABLE,
+    HEAD_TABLE,
+    SELECTED_NOUNS_TABLE,
+    VOCABULARY_TABLE,
+)
 from gsec_core.text.nouns import noun_counterparts
 
 from ..pictures import cluster, labels, settings, write_pictures
@@ -57,6 +66,18 @@ def test_counterparts_are_of_the_words_that_are_kept(whole: Context) -> None:
     assert all(row["word"] == WORDS[row["noun"]] for row in rows)
     kept = np.array([row["embedding"] for row in rows], np.float16)
     assert nouns.load_counterparts(whole) == pytest.approx(np.concatenate(list(noun_counterparts(load_joint(whole), kept))), abs=2e-3)
+
+
+def test_timings_have_the_shards_that_the_store_shares_and_count_seconds_once(whole: Context) -> None:
+    rows = {row["stage"]: row for row in status.timings(whole.run)}
+    shared = whole.shards(vocabulary.STAGE, VOCABULARY_TABLE)
+    facts = [shared.facts(name) for name in shared.names()]
+    assert rows["vocabulary"] == {"stage": "vocabulary", "shards": len(facts), "seconds": round(sum(fact["seconds"] for fact in facts), 1)}
+    made_together = {whole.shards(align.STAGE, table).facts("all")["seconds"] for table in (ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE)}
+    alone = [whole.shards(align.STAGE, table).facts(name)["seconds"] for table, name in ((ASSIGNMENTS_TABLE, "part-00000"), (CLUSTERS_TABLE, "all"))]
+    [together] = made_together
+    assert rows["align"]["shards"] == 5
+    assert rows["align"]["seconds"] == pytest.approx(together + sum(alone), abs=0.06)
 
 
 def test_the_stages_are_the_estimator(whole: Context) -> None:
