@@ -6,7 +6,8 @@ FOLDER holds `clip500/` (images and nouns in CLIP's space), `cifar10-test.parque
 one setting for all sets; the last state; the number of clusters is given; labels are seen by the scorer alone, when all labellings of a set are made.
 `zero-shot` knows the names of the classes and is an upper mark, no peer. On `clip500` nouns are those of LVIS and Open Images, elsewhere those of
 `--vocabulary`; nouns are selected once a set, whatever the seed. `gsec, joint` is what a run without a language model does by default: the image in the
-space of the texts is its own counterpart. `one member` is the method without its outer layer, as its paper has it.
+space of the texts is its own counterpart. `one member` is the method without its outer layer, as its paper has it. `--work` keeps the embeddings of all
+sets: with it the other calls need neither the images nor the encoder.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +58,22 @@ class Case:
 
 WEIGHT = NounsConfig().weight
 
-METHODS: dict[str, Callable[[Case, int], Labels]] = {
-    "k-means": lambda case, seed: SphericalKMeans(case.n_clusters, n_init=10, random_state=seed).fit(case.X).labels_,
-    "gsec, no text": lambda case, seed: GSEC(case.n_clusters, random_state=seed).fit(case.X).labels_,
-    "gsec, joint": lambda case, seed: GSEC(case.n_clusters, random_state=seed, text_weight=LEAST_WEIGHT).fit(case.X, text=case.joint).labels_,
-    "gsec, nouns": lambda case, seed: GSEC(case.n_clusters, random_state=seed, text_weight=WEIGHT).fit(case.X, text=case.S).labels_,
-    "tac-kmeans, one member": lambda case, seed: TACKMeans(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
-    "tac-kmeans": lambda case, seed: TACKMeans(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
-    "tac, one member": lambda case, seed: TAC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, text=case.S).labels_,
-    "tac": lambda case, seed: TAC(case.n_clusters, random_state=seed).fit(case.X, text=case.S).labels_,
-    "sic, one member": lambda case, seed: SIC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
-    "sic": lambda case, seed: SIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
-    "seic, one member": lambda case, seed: SEIC(case.n_clusters, n_members=1, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
-    "seic": lambda case, seed: SEIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint).labels_,
-    "turtle, one member": lambda case, seed: TURTLE(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
-    "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X).labels_,
-    "temi, one member": lambda case, seed: TEMI(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
-    "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X).labels_,
-    "asd, one member": lambda case, seed: ASD(case.n_clusters, n_members=1, random_state=seed).fit(case.X).labels_,
-    "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X).labels_,
+METHODS: dict[str, Callable[[Case, int], Any]] = {
+    "k-means": lambda case, seed: SphericalKMeans(case.n_clusters, n_init=10, random_state=seed).fit(case.X),
+    "gsec, no text": lambda case, seed: GSEC(case.n_clusters, random_state=seed).fit(case.X),
+    "gsec, joint": lambda case, seed: GSEC(case.n_clusters, random_state=seed, text_weight=LEAST_WEIGHT).fit(case.X, text=case.joint),
+    "gsec, nouns": lambda case, seed: GSEC(case.n_clusters, random_state=seed, text_weight=WEIGHT).fit(case.X, text=case.S),
+    "tac-kmeans": lambda case, seed: TACKMeans(case.n_clusters, random_state=seed).fit(case.X, text=case.S),
+    "tac": lambda case, seed: TAC(case.n_clusters, random_state=seed).fit(case.X, text=case.S),
+    "sic": lambda case, seed: SIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint),
+    "seic": lambda case, seed: SEIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint),
+    "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X),
+    "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X),
+    "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X),
 }
+"""Fitted estimators."""
+
+ONE_MEMBER = ", one member"
 ZERO_SHOT = "zero-shot (knows the names)"
 
 
@@ -100,8 +97,22 @@ def clip500(data: Path) -> tuple[Case, NDArray[Any]]:
 
 
 def _case(name: str, X: NDArray[Any], joint: NDArray[Any], vectors: NDArray[Any], n_clusters: int, names: NDArray[Any] | None) -> Case:
-    kept = vectors[select_nouns(joint, vectors, n_clusters).noun]
-    return Case(name, X, joint, vectors, np.concatenate(list(noun_counterparts(joint, kept))), names, n_clusters)
+    chosen = vectors[select_nouns(joint, vectors, n_clusters).noun]
+    return Case(name, X, joint, vectors, np.concatenate(list(noun_counterparts(joint, chosen))), names, n_clusters)
+
+
+def kept(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> list[tuple[Case, NDArray[Any]]]:
+    """See `others`; a file in the folder ``work`` keeps them for another call, or for a machine without the encoder."""
+    file = work / f"{name}, {encoder}, {vocabulary.replace('/', '-')}.npz"
+    if not file.exists():
+        found = [{**asdict(case), "truth": truth} for case, truth in others(name, data, work, encoder, vocabulary)]
+        shared = {"nouns": found[0]["nouns"]}
+        parts = {f"{number} {key}": value for number, part in enumerate(found) for key, value in part.items() if key not in ("nouns", "names")}
+        np.savez(file, **shared, **parts)
+    with np.load(file) as stored:
+        count = sum(key.endswith(" truth") for key in stored)
+        parts = [{key: stored[f"{number} {key}"] for key in ("name", "X", "joint", "S", "n_clusters", "truth")} for number in range(count)]
+        return [(Case(str(part["name"]), part["X"], part["joint"], stored["nouns"], part["S"], None, int(part["n_clusters"])), part["truth"]) for part in parts]
 
 
 def others(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> Iterator[tuple[Case, NDArray[Any]]]:
@@ -120,17 +131,20 @@ def measure(case: Case, truth: NDArray[Any], methods: list[str], seeds: int) -> 
     for name in methods:
         with peak() as memory:
             before, started = memory.mib, time.monotonic()
-            made[name] = [METHODS[name](case, seed) for seed in range(seeds)]
+            fitted = [METHODS[name](case, seed) for seed in range(seeds)]
             costs[name] = (time.monotonic() - started) / seeds, memory.mib - before
+        if hasattr(fitted[0], "member_labels_"):  # the first member is the method without an outer layer, as a fit of it alone would give it
+            made[name + ONE_MEMBER] = [estimator.member_labels_[0] for estimator in fitted]
+        made[name] = [estimator.labels_ for estimator in fitted]
     if case.names is not None:
-        made[ZERO_SHOT], costs[ZERO_SHOT] = [zero_shot(case)] * seeds, (0.0, 0.0)
+        made[ZERO_SHOT] = [zero_shot(case)] * seeds
     for name, found in made.items():
         values = 100 * np.array([score(truth, labels) for labels in found])
         sizes = np.bincount(found[0], minlength=case.n_clusters)
         deviations = values.std(0, ddof=1) if seeds > 1 else np.zeros(3)
         scored = {metric: [float(mean), float(deviation)] for metric, mean, deviation in zip(("ACC", "NMI", "ARI"), values.mean(0), deviations, strict=True)}
         sized = f"{sizes.max()} / {sizes.min()}"
-        yield {"set": case.name, "method": name, **scored, "sizes": sized, "seconds": costs[name][0], "MiB": costs[name][1], "values": values.tolist()}
+        yield {"set": case.name, "method": name, **scored, "sizes": sized, "costs": costs.get(name), "values": values.tolist()}
 
 
 def main() -> None:
@@ -150,14 +164,15 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         for name in options.sets:
             known = name == "clip500"
-            cases = [clip500(options.data)] if known else others(name, options.data, work, options.encoder, options.vocabulary)
+            cases = [clip500(options.data)] if known else kept(name, options.data, work, options.encoder, options.vocabulary)
             for case, truth in cases:
                 encoder = "CLIP ViT-B/32, nouns of LVIS and Open Images" if known else f"{options.encoder}, nouns: {options.vocabulary}"
                 print(f"\n{case.name}: {len(case.X):,} images, {case.n_clusters} clusters; encoder {encoder}; {options.seeds} seeds\n")
                 print("| method | ACC | NMI | ARI | largest / smallest | seconds | MiB |\n| --- | --- | --- | --- | --- | --- | --- |")
                 for row in measure(case, truth, options.methods, options.seeds):
                     scored = " | ".join(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (row["ACC"], row["NMI"], row["ARI"]))
-                    print(f"| {row['method']} | {scored} | {row['sizes']} | {row['seconds']:.1f} | {row['MiB']:.0f} |", flush=True)
+                    cost = "{:.1f} | {:.0f}".format(*row["costs"]) if row["costs"] else " | "
+                    print(f"| {row['method']} | {scored} | {row['sizes']} | {cost} |", flush=True)
                     rows.append(row)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

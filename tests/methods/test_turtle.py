@@ -37,9 +37,11 @@ def test_the_outer_loss_and_its_gradient_are_those_of_loops() -> None:
     theta, heads = ([random.standard_normal((5, d)) for d in (4, 3)] for _ in range(2))
     tensors = [torch.tensor(weight, requires_grad=True) for weight in theta]
     labels = [(torch.tensor(z) @ weight.T).softmax(1) for z, weight in zip(spaces, tensors, strict=True)]
-    found = loss(labels, [torch.tensor(z @ head.T) for z, head in zip(spaces, heads, strict=True)], 10.0)
-    found.backward()  # type: ignore[no-untyped-call]
-    assert float(found.detach()) == pytest.approx(by_loops(theta, heads, spaces, 10.0), rel=1e-10)
+    other = [torch.rand(200, 5, dtype=torch.float64).softmax(1) for _ in spaces]
+    both = [torch.stack([one, two], 1) for one, two in zip(labels, other, strict=True)]
+    found = loss(both, [torch.tensor(z @ head.T)[:, None].expand(-1, 2, -1) for z, head in zip(spaces, heads, strict=True)], 10.0)
+    found[0].backward()  # type: ignore[no-untyped-call]
+    assert float(found[0].detach()) == pytest.approx(by_loops(theta, heads, spaces, 10.0), rel=1e-10), "whatever the other member"
     for space, place in [(0, (1, 2)), (0, (4, 0)), (1, (3, 1))]:
         above, below = ([weight.copy() for weight in theta] for _ in range(2))
         above[space][place] += 1e-5
@@ -51,25 +53,26 @@ def test_the_outer_loss_and_its_gradient_are_those_of_loops() -> None:
 
 
 def test_a_classifier_without_a_step_says_nothing_of_labels() -> None:
-    labels = torch.rand(50, 4, dtype=torch.float64).softmax(1).requires_grad_()
-    loss([labels], [torch.zeros(50, 4, dtype=torch.float64)], 0.0).backward()  # type: ignore[no-untyped-call]
+    labels = torch.rand(50, 1, 4, dtype=torch.float64).softmax(2).requires_grad_()
+    loss([labels], [torch.zeros(50, 1, 4, dtype=torch.float64)], 0.0).sum().backward()  # type: ignore[no-untyped-call]
     assert labels.grad is not None
-    assert torch.allclose(labels.grad, labels.grad[:, :1].expand(-1, 4)), "all clusters alike: nothing for a softmax to move"
+    assert torch.allclose(labels.grad, labels.grad[..., :1].expand(-1, 1, 4)), "all clusters alike: nothing for a softmax to move"
 
 
 def test_a_classifier_learns_as_by_torchs_adam() -> None:
     generator = torch.Generator().manual_seed(0)
-    z, q = torch.randn(64, 6, generator=generator), torch.rand(64, 3, generator=generator).softmax(1)
-    start = Linear.random(6, 3, generator)
-    weight, bias = (part.clone().requires_grad_() for part in start)
-    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
-    for _ in range(7):
-        optimizer.zero_grad()
-        (-(q * torch.nn.functional.linear(z, weight, bias).log_softmax(1)).sum(1).mean()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    z, q = torch.randn(64, 6, generator=generator), torch.rand(64, 2, 3, generator=generator).softmax(2)
+    start = Linear.random(6, 2, 3, generator)
     found = learned(start, z, q, 7)
-    torch.testing.assert_close(found.weight, weight.detach())
-    torch.testing.assert_close(found.bias, bias.detach())
+    for member in range(2):
+        weight, bias = (part[member].clone().requires_grad_() for part in start)
+        optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
+        for _ in range(7):
+            optimizer.zero_grad()
+            (-(q[:, member] * torch.nn.functional.linear(z, weight, bias).log_softmax(1)).sum(1).mean()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        torch.testing.assert_close(found.weight[member], weight.detach())
+        torch.testing.assert_close(found.bias[member], bias.detach())
 
 
 def test_two_spaces_show_the_classes_that_neither_shows_alone() -> None:

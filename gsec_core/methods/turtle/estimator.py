@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gsec_core.clustering.features import RADIUS, Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.linear import linear
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
@@ -25,6 +26,9 @@ from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
 
 N_MEMBERS = 4
 """A member takes minutes."""
+
+BLOCK_MEMBERS = 2
+"""Members that are trained together: each product reads the batch once for both."""
 
 N_NEIGHBORS = 20
 
@@ -41,32 +45,34 @@ _PROBE_ROWS, _PROBE_STEPS = 4096, 10
 
 
 class Linear(NamedTuple):
-    """A linear map from a space to logits."""
+    """Linear maps from a space to logits, one a member."""
 
     weight: Tensor
-    """(n_clusters, d)."""
+    """(members, n_clusters, d)."""
     bias: Tensor
-    """(n_clusters,)."""
+    """(members, n_clusters)."""
 
     @classmethod
-    def random(cls, d: int, n_clusters: int, generator: torch.Generator) -> "Linear":
+    def random(cls, d: int, members: int, n_clusters: int, generator: torch.Generator) -> "Linear":
         """As torch begins one: uniform within 1 / sqrt(d)."""
-        values = torch.empty(n_clusters, d + 1).uniform_(-(d**-0.5), d**-0.5, generator=generator)
-        return cls(values[:, :d].contiguous(), values[:, d].clone())
+        values = torch.empty(members, n_clusters, d + 1).uniform_(-(d**-0.5), d**-0.5, generator=generator)
+        return cls(values[..., :d].contiguous(), values[..., d].clone())
 
     def __call__(self, z: Tensor) -> Tensor:
-        return torch.addmm(self.bias, z, self.weight.T)
+        """Of rows (rows, d): (rows, members, n_clusters)."""
+        return linear(z, self.weight, self.bias)
 
 
 @torch.no_grad()
 def learned(start: Linear, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Linear:
-    """A classifier of rows ``z`` (rows, d) after ``steps`` of Adam from ``start`` on the cross-entropy with labels ``q`` (rows, n_clusters)."""
+    """Classifiers of rows ``z`` (rows, d) after ``steps`` of Adam from ``start`` on the cross-entropy with labels ``q`` (rows, members, n_clusters)."""
     weight, bias = start.weight.clone(), start.bias.clone()
     state = [(values, torch.zeros_like(values), torch.zeros_like(values)) for values in (weight, bias)]
     for step in range(1, steps + 1):
-        error = torch.addmm(bias, z, weight.T).softmax(1).sub_(q).div_(len(z))
+        error = linear(z, weight, bias).softmax(2).sub_(q).div_(len(z))
         rate, correction = LEARNING_RATE / (1 - _BETAS[0] ** step), (1 - _BETAS[1] ** step) ** 0.5
-        for (values, mean, square), gradient in zip(state, (error.T @ z, error.sum(0)), strict=True):
+        gradients = (error.flatten(1).T @ z).view_as(weight), error.sum(0)
+        for (values, mean, square), gradient in zip(state, gradients, strict=True):
             mean.lerp_(gradient, 1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
             values.addcdiv_(mean, square.sqrt().div_(correction).add_(_EPS), value=-rate)
@@ -74,30 +80,33 @@ def learned(start: Linear, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Li
 
 
 def loss(labels: Sequence[Tensor], predictions: Sequence[Tensor], gamma: float) -> Tensor:
-    """TURTLE's outer loss of the labels of a mini-batch in each space, and what the classifiers predict: (rows, n_clusters) each, logits the latter."""
+    """TURTLE's outer loss (members,) of the labels of a mini-batch in each space, and what the classifiers predict, as logits.
+
+    Both are (rows, members, n_clusters) each.
+    """
     q = torch.stack(list(labels)).mean(0)
-    predicted = torch.stack([-(q * logits.log_softmax(1)).sum(1).mean() for logits in predictions]).sum()
+    predicted = torch.stack([-(q * logits.log_softmax(2)).sum(2).mean(0) for logits in predictions]).sum(0)
     sizes = torch.stack([part.mean(0) for part in labels])
-    return predicted + gamma * torch.xlogy(sizes, sizes).sum()
+    return predicted + gamma * torch.xlogy(sizes, sizes).sum((0, 2))
 
 
 class _TaskEncoder(torch.nn.Module):
-    """A linear map a space, whose rows have a norm and a direction of their own."""
+    """Linear maps a space, one a member, whose rows have a norm and a direction of their own."""
 
     def __init__(self, widths: Sequence[int], n_clusters: int, generator: torch.Generator) -> None:
         super().__init__()
-        starts = [Linear.random(d, n_clusters, generator) for d in widths]
+        starts = [Linear.random(d, BLOCK_MEMBERS, n_clusters, generator) for d in widths]
         self.directions = torch.nn.ParameterList([start.weight for start in starts])
-        self.norms = torch.nn.ParameterList([start.weight.norm(dim=1, keepdim=True) for start in starts])
+        self.norms = torch.nn.ParameterList([start.weight.norm(dim=2, keepdim=True) for start in starts])
         self.biases = torch.nn.ParameterList([start.bias for start in starts])
 
     def maps(self) -> list[Linear]:
         """Of each space."""
         parts = zip(self.directions, self.norms, self.biases, strict=True)
-        return [Linear(norm * torch.nn.functional.normalize(direction, dim=1), bias) for direction, norm, bias in parts]
+        return [Linear(norm * torch.nn.functional.normalize(direction, dim=2), bias) for direction, norm, bias in parts]
 
     def forward(self, spaces: Sequence[Tensor]) -> list[Tensor]:
-        return [linear(z).softmax(1) for linear, z in zip(self.maps(), spaces, strict=True)]
+        return [found(z).softmax(2) for found, z in zip(self.maps(), spaces, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class Spaces(NonlinearModels):
     def _logits(self, member: Mapping[str, NDArray[np.float32]], spaces: Sequence[Tensor]) -> Tensor:
         weights = torch.split(torch.from_numpy(member["weights"]), [space.shape[1] for space in spaces], 1)
         parts = zip(weights, torch.from_numpy(member["bias"]), spaces, strict=True)
-        labels = [Linear(weight.to(space.device), bias.to(space.device))(space).log_softmax(1) for weight, bias, space in parts]
+        labels = [torch.addmm(bias.to(space.device), space, weight.to(space.device).T).log_softmax(1) for weight, bias, space in parts]
         return torch.stack(labels).logsumexp(0)
 
     def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -141,11 +150,11 @@ class TURTLEPlan(UnitVectors, Plan):
 
     @property
     def block_size(self) -> int:
-        return 1
+        return BLOCK_MEMBERS
 
     @property
     def abreast(self) -> int:
-        return N_MEMBERS
+        return N_MEMBERS // BLOCK_MEMBERS
 
     def steps(self, n: int) -> int:
         return self.max_steps
@@ -166,7 +175,7 @@ class TURTLEPlan(UnitVectors, Plan):
         optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=_BETAS, eps=_EPS, fused=True)
         probe = self._spaces(features, sample_rows(n, _PROBE_ROWS, self.random_state))
         everything = self._spaces(features, slice(0, n)) if rows == n else None
-        before, last = None, torch.zeros(())
+        before, last = None, torch.zeros(BLOCK_MEMBERS)
         for step in range(self.max_steps):
             if step == self.max_steps - _PROBE_STEPS:
                 before = _labels(encoder, probe)
@@ -174,22 +183,21 @@ class TURTLEPlan(UnitVectors, Plan):
             spaces = everything or self._spaces(features, np.sort(drawn.choice(n, rows, replace=False)))
             labels = encoder(spaces)
             q = torch.stack(labels).mean(0).detach()
-            cold = [Linear(*(part.to(self.device) for part in Linear.random(d, self.n_clusters, generator))) for d in features.widths]
+            cold = [Linear(*(part.to(self.device) for part in Linear.random(d, BLOCK_MEMBERS, self.n_clusters, generator))) for d in features.widths]
             predictions = [learned(start, z, q)(z) for start, z in zip(cold, spaces, strict=True)]
             found = loss(labels, predictions, self.gamma)
             optimizer.zero_grad(set_to_none=True)
-            found.backward()  # type: ignore[no-untyped-call]
+            found.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = found.detach()
             progress(1)
-        changed = 1.0 if before is None else float((_labels(encoder, probe) != before).mean())
+        changed = np.ones(BLOCK_MEMBERS) if before is None else (_labels(encoder, probe) != before).mean(0)
         with torch.no_grad():
             maps = encoder.maps()
-        parameters = {
-            "weights": torch.cat([linear.weight for linear in maps], 1).cpu().numpy(),
-            "bias": torch.stack([linear.bias.detach() for linear in maps]).cpu().numpy(),
-        }
-        return [Member(parameters, self.max_steps, changed, float(last))]
+            weights = torch.cat([found.weight for found in maps], 2).cpu().numpy()
+            bias = torch.stack([found.bias for found in maps], 1).cpu().numpy()
+        parts = zip(weights, bias, changed, last.tolist(), strict=True)
+        return [Member({"weights": w.copy(), "bias": b.copy()}, self.max_steps, float(moved), value) for w, b, moved, value in parts]
 
     def _spaces(self, features: Features, rows: Rows) -> list[Tensor]:
         return [SCALE * features.half(number, rows, self.device) for number in range(len(features.halves))]
@@ -197,7 +205,7 @@ class TURTLEPlan(UnitVectors, Plan):
 
 @torch.no_grad()
 def _labels(encoder: _TaskEncoder, spaces: Sequence[Tensor]) -> NDArray[np.int64]:
-    labels: NDArray[np.int64] = torch.stack(encoder(spaces)).mean(0).argmax(1).cpu().numpy()
+    labels: NDArray[np.int64] = torch.stack(encoder(spaces)).mean(0).argmax(2).cpu().numpy()
     return labels
 
 
