@@ -88,6 +88,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     vocabulary.words_of(config)  # also if no nouns are asked for, as is told of every setting that names nothing
     vocabulary.prompts_of(config)
     resolve(config.encode.device, "encode.device")
+    text.check(config)
     prepare.plan_of(numbered)
     scratch_file(config).close()
     store = Store.open(config.store)

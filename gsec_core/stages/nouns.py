@@ -142,18 +142,17 @@ def _settings(config: PipelineConfig) -> dict[str, object]:
 
 def _inputs(context: Context) -> list[str]:
     check_enough(context)
-    if selection_of(context.config).per_centre is None:
-        _check_names(context.config)
     return [vocabulary.STAGE.fingerprint(context), encode.STAGE.fingerprint(context), usable(context).digest, str(_count(context))]
 
 
-def _check_names(config: PipelineConfig) -> None:
-    """Raises Refused if there is not a word for each cluster."""
+def check(config: PipelineConfig) -> None:
+    """Raises Refused for settings of nouns that the method does not have, and if it takes a name a cluster and there are more or fewer."""
+    numbered = config.model_copy(update={"clusters": 2}) if isinstance(config.clusters, str) else config
     words = len(vocabulary.words_of(config).words)
-    if words != config.n_clusters:
+    if selection_of(numbered).per_centre is None and words != config.clusters:
         raise Refused(
-            f"clusters = {config.n_clusters}: method {config.method} takes a name a cluster, and text.vocabulary = {config.text.vocabulary} has {words:,} "
-            f"different ones. Give clusters = {words}, or a file with {config.n_clusters} names, one a line."
+            f"clusters = {config.clusters}: method {config.method} takes a name for each, and text.vocabulary = {config.text.vocabulary} has {words:,} "
+            f"different ones. Give clusters = {words}, or another file, with one name a line."
         )
 
 

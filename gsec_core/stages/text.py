@@ -28,6 +28,12 @@ def stages(config: PipelineConfig) -> tuple[Stage, ...]:
     return () if module is None else _STAGES[config.text_source]
 
 
+def check(config: PipelineConfig) -> None:
+    """Raises Refused for settings of the source that the method cannot use."""
+    if config.text_source == NOUNS:
+        nouns.check(config)
+
+
 def fingerprints(context: Context) -> list[str]:
     """Of the last of these, for stages that read what it makes."""
     return [stage.fingerprint(context) for stage in stages(context.config)[-1:]]

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gsec_core import TAC, pipeline
+from gsec_core import TAC, methods, pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.errors import Refused
 from gsec_core.results import status
 from gsec_core.settings import load_config
-from gsec_core.stages import align, nouns, vocabulary
+from gsec_core.stages import align, nouns, train, vocabulary
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_embeddings, load_joint
 from gsec_core.store import Store, prune
@@ -158,6 +158,10 @@ def test_a_shard_of_words_is_made_when_it_is_missing_alone(place: Path, tmp_path
         ({"text": {"vocabulary": "file:/nowhere"}}, "it cannot be read"),
         ({"text": {"prompts": "a photo"}}, "has no place for the word"),
         ({"publish": {"namer": "nouns"}, "text": {"source": "none"}}, "only with text.source = nouns are there any"),
+        ({"method": "sic", "nouns": {"tau": 0.1}}, "nouns.tau = 0.1: method sic has no such thing"),
+        ({"method": "sic", "text": {"source": "captions"}}, "method sic cannot use it; give `nouns`"),
+        ({"method": "zero-shot"}, "clusters = 3: method zero-shot takes a name for each, and text.vocabulary = file:.* has 12"),
+        ({"method": "zero-shot", "clusters": "auto"}, "clusters = auto: method zero-shot takes a name for each, .* Give clusters = 12"),
         ({"method": "tac", "train": {"n_members": 1000}, "clusters": 100}, "aligning them in 100 clusters would take"),
     ],
 )
@@ -184,6 +188,37 @@ def test_fewer_words_than_clusters_are_refused(place: Path, tmp_path: Path) -> N
     (tmp_path / "two.txt").write_text("wall\nball\n")
     with pytest.raises(Refused, match="only 2 of its 2 words tell the images apart, fewer than clusters = 3"):
         cluster(with_nouns(place, tmp_path / "store", text={"vocabulary": f"file:{tmp_path / 'two.txt'}"}))
+
+
+def test_names_that_are_given_are_those_of_the_clusters(place: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("red | scarlet\ngreen\nblue\n")
+    context, _, _ = cluster(with_nouns(place, tmp_path / "store", method="zero-shot", text={"vocabulary": f"file:{names}"}))
+    shards, parts = context.run.table(CLUSTER_NAMES_TABLE)
+    named = {row["cluster"]: row["name"] for row in shards.read(parts[0]).to_pylist()}
+    assert sorted(name.split(",")[0] for name in named.values()) == ["blue", "green", "red"]
+    encoder = vocabulary.encode.loaded_encoder(context.config)
+    texts = [encoder.encode_texts([f"a photo of a {word}" for word in words]).mean(0) for words in (["red", "scarlet"], ["green"], ["blue"])]
+    nearest = (load_joint(context).astype(np.float32) @ (np.array(texts) / np.linalg.norm(texts, axis=1, keepdims=True)).T).argmax(1)
+    assignments, parts = context.run.table(ASSIGNMENTS_TABLE)
+    found = [named[cluster].split(",")[0] for cluster in assignments.read(parts[0])["cluster"].to_pylist()]
+    assert found == [["red", "green", "blue"][name] for name in nearest]
+
+
+@pytest.mark.parametrize("method", ["sic", "seic"])
+def test_methods_that_take_nouns_of_their_own_go_through_the_stages(method: str, place: Path, tmp_path: Path) -> None:
+    context, _, _ = cluster(with_nouns(place, tmp_path, method=method, **{method: {"max_steps": 8}}))
+    X, joint, words = np.array(load_embeddings(context)), np.array(load_joint(context)), vocabulary.load_words(context)[1]
+    estimator = methods.find(method).load()(3, max_steps=8, n_members=3, device="cpu").fit(X, nouns=words, joint=joint)
+    kept = context.shards(nouns.STAGE, SELECTED_NOUNS_TABLE).read("all")["noun"].to_pylist()
+    assert sorted(kept) == sorted(estimator.nouns_.tolist())
+    if method == "seic":
+        stored = np.array(nouns.load_counterparts(context))
+        assert stored == pytest.approx(np.concatenate(list(noun_counterparts(joint, words[estimator.nouns_], estimator.noun_selection()))), abs=2e-3)
+        estimator.fit(X, text=stored)  # rounded as they are stored, to be compared bit by bit
+    for ours, theirs in zip(train.load_members(context)[0], estimator.members_, strict=True):
+        for name, array in theirs.parameters.items():
+            assert np.array_equal(ours.parameters[name], array)
 
 
 def test_new_images_are_assigned_by_nouns(whole: Context, place: Path, tmp_path: Path) -> None:
