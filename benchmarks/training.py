@@ -1,0 +1,121 @@
+"""What training takes at size, method by method, beside one k-means of as many clusters.
+
+    python -m benchmarks.training --rows 100000 1000000 --clusters 100
+    python -m benchmarks.training --rows 1000000 --clusters 10 --methods asd --whole
+
+Made-up embeddings, 512 dimensions in half precision in a file, and as many of a second half; made-up neighbours, on which nothing that is measured
+depends. Every method trains its first block of members in a process of its own, for `--steps` steps, of which the first three are left out. Printed:
+the steps that its schedule has for so many rows, seconds a step, and what the schedule comes to, in seconds and in times of k-means: not measured but
+steps times seconds, unless `--whole`. SIC looks nouns up before some steps: that is its first step less a common one, and is added as often as it happens.
+MiB is the peak of RssAnon above that before the features were opened.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.memory import peak
+from gsec_core import methods
+from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.clustering.neighbors import Neighbors
+
+DIMENSIONS = 512
+RANK = 64
+NOUNS = 20_000
+BLOCK_ROWS = 65_536
+LEFT_OUT = 3
+
+
+def write(folder: Path, rows: int, clusters: int) -> None:
+    """Two halves of the same clusters, and nouns."""
+    random = np.random.default_rng(0)
+    labels = random.integers(clusters, size=rows)
+    for half in range(2):
+        centres = random.standard_normal((clusters, RANK)) @ np.linalg.qr(random.standard_normal((DIMENSIONS, RANK)))[0].T
+        found = np.lib.format.open_memmap(folder / f"half-{half}.npy", "w+", np.float16, (rows, DIMENSIONS))
+        for start in range(0, rows, BLOCK_ROWS):
+            part = centres[labels[start : start + BLOCK_ROWS]] + 0.7 * random.standard_normal((min(BLOCK_ROWS, rows - start), DIMENSIONS))
+            found[start : start + BLOCK_ROWS] = part / np.linalg.norm(part, axis=1, keepdims=True)
+        found.flush()
+        if half:
+            nouns = centres[random.integers(clusters, size=NOUNS)] + random.standard_normal((NOUNS, DIMENSIONS))
+            np.save(folder / "nouns.npy", nouns.astype(np.float16))
+
+
+def measured(name: str, folder: Path, clusters: int, steps: int | None, device: str) -> dict[str, Any]:
+    """Of one method, in this process."""
+    method = methods.find(name)
+    Estimator = method.load()
+    plan = Estimator(clusters, device=device).plan()
+    halves = [np.load(folder / f"half-{half}.npy", mmap_mode="r") for half in range(2 if Estimator.NEEDS_TEXT else 1)]
+    scheduled = plan.steps(len(halves[0]))
+    if steps is not None and "max_steps" in Estimator._get_param_names():
+        plan = Estimator(clusters, device=device, max_steps=min(steps, scheduled)).plan()
+    times: list[float] = []
+    with peak() as memory:
+        before = memory.mib
+        started = time.monotonic()
+        features = plan.features(halves, plan.halves(halves), 0.5)
+        features.nouns = np.load(folder / "nouns.npy")
+        random = np.random.default_rng(1)
+        found = [random.integers(len(features), size=(len(features), plan.n_neighbors), dtype=np.int32) for _ in halves]
+        prepared = time.monotonic()
+        members = plan.train(features, Neighbors(found[0], found[1] if len(found) > 1 else None), 0, lambda done: times.append(time.monotonic()))
+        ended = time.monotonic()
+    each = np.diff(times)
+    step = float(np.median(each[LEFT_OUT:])) if len(each) > LEFT_OUT else (ended - prepared) / len(times)
+    whole = ended - prepared if len(times) >= scheduled else scheduled * step
+    if name == "sic" and len(times) < scheduled:
+        whole += (times[0] - prepared - step) * -(-scheduled // max(len(features) // plan.batch(len(features)), 39))
+    return {
+        "members": len(members),
+        "steps": scheduled,
+        "step": step,
+        "whole": whole,
+        "measured": len(times) >= scheduled,
+        "prepared": prepared - started,
+        "MiB": memory.mib - before,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--clusters", type=int, default=100)
+    parser.add_argument("--methods", nargs="+", default=["gsec", "tac", "sic", "seic", "turtle", "temi", "asd"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--whole", action="store_true", help="all steps")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    steps = None if options.whole else options.steps
+    if options.one:
+        print(json.dumps(measured(options.methods[0], options.one, options.clusters, steps, options.device)))
+        return
+    print("| rows | method | members | steps | seconds a step | seconds in all | times k-means | MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory(prefix="gsec-training-") as temporary:
+            folder = Path(temporary)
+            write(folder, rows, options.clusters)
+            started = time.monotonic()
+            SphericalKMeans(options.clusters, n_init=1, random_state=0).fit(np.load(folder / "half-0.npy", mmap_mode="r"))
+            kmeans = time.monotonic() - started
+            print(f"| {rows:,} | k-means, one start |  |  |  | {kmeans:.1f} | 1 |  |", flush=True)
+            for name in options.methods:
+                command = [sys.executable, "-m", "benchmarks.training", "--one", temporary, "--methods", name, "--clusters", str(options.clusters)]
+                command += ["--steps", str(options.steps), "--device", options.device, *(["--whole"] if options.whole else [])]
+                found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+                about = "" if found["measured"] else "about "
+                cells = (f"{found['step']:.3f}", f"{about}{found['whole']:,.0f}", f"{found['whole'] / kmeans:.0f}", f"{found['MiB']:.0f}")
+                print(f"| {rows:,} | {name} | {found['members']} | {found['steps']:,} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
