@@ -9,8 +9,11 @@ are what is recoloured here. Nothing keeps the clusters apart in this stage: goo
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from gsec_core.methods.enhancer import Images
 
 RANK, ALPHA = 128, 128
 """Of the changes, which are multiplied by alpha / rank."""
@@ -30,16 +35,19 @@ EPOCHS, BATCH_ROWS, LEARNING_RATE = 40, 128, 5e-5
 MOMENTUM, LEAST_VARIANCE = 0.999, 1e-6
 """Of the running mean and variance of how sure labels are."""
 
-_ATTENTION = "in_proj_weight"
-"""What torch and open_clip call queries, keys and values one upon another, (3 d, d)."""
+_AHEAD = 2
+"""Batches that are read while one is learnt."""
 
 
-class Images(Protocol):
-    """Decoded RGB images by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Image.Image: ...
+def _blocks(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Of each attention block of the vision tower, by its name, the module and parameter with queries, keys and values one upon another, (3 d, d)."""
+    found: dict[str, tuple[nn.Module, str]] = {}
+    for name, module in model.get_submodule("visual").named_modules():
+        if getattr(module, "in_proj_weight", None) is not None:  # torch's and open_clip's own
+            found[f"visual.{name}"] = module, "in_proj_weight"
+        elif name.endswith("qkv") and isinstance(module, nn.Linear) and module.out_features == 3 * module.in_features:  # timm's
+            found[f"visual.{name}"] = module, "weight"
+    return found
 
 
 class Sureness(NamedTuple):
@@ -93,19 +101,35 @@ class Enhancer:
         self.device = device
         self.step = 0
         self.sureness: Sureness | None = None
-        blocks = {name: module for name, module in model.get_submodule("visual").named_modules() if getattr(module, _ATTENTION, None) is not None}
-        if not blocks:
+        self._blocks = _blocks(model)
+        if not self._blocks:
             raise ValueError("model: its vision tower has no attention blocks that can be enhanced. Give a CLIP with a vision transformer of open_clip.")
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([random_state]).generate_state(1)[0]))
         self._dtype = next(self.model.parameters()).dtype
         self._trained: dict[str, nn.Parameter] = {}
-        for name, module in blocks.items():
-            change = LowRank(getattr(module, _ATTENTION).shape[1], generator).to(device)
-            parametrize.register_parametrization(module, _ATTENTION, change)
+        for name, (module, weight) in self._blocks.items():
+            change = LowRank(getattr(module, weight).shape[1], generator).to(device)
+            parametrize.register_parametrization(module, weight, change)
             self._trained |= {f"{name}.{part}": parameter for part, parameter in change.named_parameters()}
         self._side = {name: nn.Parameter(torch.from_numpy(array.copy()).to(device)) for name, array in member.items()}
         self._trained |= self._side
         self._optimizer = torch.optim.AdamW(self._trained.values(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+    @staticmethod
+    def fits(model: nn.Module) -> bool:
+        """Whether a model's vision tower has attention blocks that can be enhanced. It need not have weights."""
+        return bool(_blocks(model))
+
+    @staticmethod
+    def steps(n: int) -> int:
+        """Of the published schedule, for ``n`` images."""
+        return schedule(n)
+
+    def posteriors(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """What the member says, as it is now, of preprocessed images (rows, 3, height, width): (rows, clusters)."""
+        with torch.no_grad():
+            found: NDArray[np.float32] = self.logits(torch.from_numpy(pixels)).softmax(1).cpu().numpy()
+        return found
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Of preprocessed images (rows, 3, height, width): (rows, clusters)."""
@@ -128,16 +152,33 @@ class Enhancer:
         return float(loss.detach())
 
     def train(
-        self, images: Images, preprocess: Callable[[Image.Image], NDArray[Any]], side: int, steps: int | None = None, n_workers: int = 0
+        self, images: Images, preprocess: Callable[[Image.Image], NDArray[Any]], side: int, steps: int | None = None, n_threads: int = 1
     ) -> Iterator[float]:
         """The loss of each step from `step` on, as it is made, up to ``steps``; None = the published 40 epochs of batches of 128.
 
-        ``preprocess`` and ``side`` are the encoder's own. ``n_workers`` processes read and crop, 0 none but this one; they make no difference.
+        ``preprocess`` and ``side`` are the encoder's own. ``n_threads`` read and crop; their number makes no difference. An image that is None
+        is left out of its batch; of a batch without any nothing is learnt, and the loss is not a number.
         """
         views = _Views(images, preprocess, side, self.random_state)
-        batches = self._batches(len(images), schedule(len(images)) if steps is None else steps)
-        for weak, strong in DataLoader(views, batch_sampler=batches, num_workers=n_workers):
-            yield self.learn(weak, strong)
+        under_way: deque[list[Future[_Pair | None]]] = deque()
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="enhance") as pool:
+            try:
+                for batch in self._batches(len(images), schedule(len(images)) if steps is None else steps):
+                    under_way.append([pool.submit(views.of, step, row) for step, row in batch])
+                    if len(under_way) > _AHEAD:
+                        yield self._learn_from(under_way.popleft())
+                while under_way:
+                    yield self._learn_from(under_way.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _learn_from(self, batch: "list[Future[_Pair | None]]") -> float:
+        pairs = [pair for pair in (future.result() for future in batch) if pair is not None]
+        if not pairs:
+            self.step += 1
+            return math.nan
+        weak, strong = (torch.from_numpy(np.stack(views)) for views in zip(*pairs, strict=True))
+        return self.learn(weak, strong)
 
     def _batches(self, n: int, steps: int) -> Iterator[list[tuple[int, int]]]:
         """Of each step that is left the numbers of the images, each with the step."""
@@ -155,8 +196,7 @@ class Enhancer:
     def merged(self) -> dict[str, Tensor]:
         """The state of the adapted model under the names of the plain one: a checkpoint of open_clip like any other."""
         plain = {name: value for name, value in self.model.state_dict().items() if ".parametrizations." not in name}
-        changed = {name: module for name, module in self.model.named_modules() if parametrize.is_parametrized(module, _ATTENTION)}
-        return plain | {f"{name}.{_ATTENTION}": getattr(module, _ATTENTION).detach().clone() for name, module in changed.items()}
+        return plain | {f"{name}.{weight}": getattr(module, weight).detach().clone() for name, (module, weight) in self._blocks.items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that training needs to go on as if it had never stopped."""
@@ -191,26 +231,36 @@ def schedule(n: int) -> int:
     return EPOCHS * (n // min(BATCH_ROWS, n))
 
 
-class _Views(Dataset[tuple[NDArray[Any], NDArray[Any]]]):
+_Pair = tuple[NDArray[Any], NDArray[Any]]
+
+_DRAWING = Lock()
+"""torchvision knows torch's global generator alone."""
+
+
+class _Views:
     """An image at a step in two views: as the encoder sees it, and cropped and recoloured. Depends on step, image and seed alone."""
 
     def __init__(self, images: Images, preprocess: Callable[[Image.Image], NDArray[Any]], side: int, random_state: int) -> None:
         self._images, self._preprocess, self._random_state = images, preprocess, random_state
-        self._strong = v2.Compose(
-            [
-                v2.RandomResizedCrop(side, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-                v2.RandomHorizontalFlip(0.5),
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4)], 0.8),
-                v2.RandomGrayscale(0.2),
-            ]
-        )
+        self._crop = v2.RandomResizedCrop(side, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+        self._colours = v2.ColorJitter(0.4, 0.4, 0.4)
 
-    def __getitem__(self, at: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
-        image = self._images[at[1]]
-        with torch.random.fork_rng(devices=[]):  # torchvision knows the global generator alone
-            torch.manual_seed(int(np.random.SeedSequence([self._random_state, *at]).generate_state(1, np.uint64)[0] >> 1))
-            strong = self._strong(image)
-        return self._preprocess(image), self._preprocess(strong)
+    def of(self, step: int, number: int) -> _Pair | None:
+        """Both views; None if there is no such image any more. Any thread may ask."""
+        image = self._images[number]
+        return None if image is None else (self._preprocess(image), self._preprocess(self._strong(image, step, number)))
+
+    def _strong(self, image: Image.Image, step: int, number: int) -> Image.Image:
+        with _DRAWING, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence([self._random_state, step, number]).generate_state(1, np.uint64)[0] >> 1))
+            crop, colours = self._crop.make_params([image]), self._colours.make_params([image])
+            flipped, recoloured, grey = (torch.rand(3) < torch.tensor([0.5, 0.8, 0.2])).tolist()
+        image = self._crop.transform(image, crop)
+        if flipped:
+            image = functional.horizontal_flip(image)
+        if recoloured:
+            image = self._colours.transform(image, colours)
+        return functional.rgb_to_grayscale(image, 3) if grey else image
 
 
 def _array(values: Tensor) -> NDArray[Any]:
