@@ -216,6 +216,9 @@ def export(
     *,
     to: Annotated[Path, Parameter(help="A folder; it need not exist. Files of an earlier export are replaced.")],
     images: Annotated[Literal["links", "copies"] | None, Parameter(help="Also a folder a cluster with links to the images, or with copies.")] = None,
+    encoder: Annotated[
+        bool, Parameter(negative="", help="Also a folder `encoder`: the CLIP that the run has adapted to its clusters, for runs to come.")
+    ] = False,
     run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
@@ -223,7 +226,7 @@ def export(
     """Write a run's assignments with names (Parquet, CSV), its clusters (JSON, CSV), what was unusable (CSV), and images by cluster."""
     from flows import reports
 
-    return reports.export(_config(None, None, store=store).store, to, images, run, _out(as_json))
+    return reports.export(_config(None, None, store=store).store, to, images, encoder, run, _out(as_json))
 
 
 @app.command

@@ -86,20 +86,23 @@ def publish(url: str, run_id: str, as_json: Json | None) -> int:
     return 0
 
 
-def export(url: str, to: Path, images: Literal["links", "copies"] | None, run_id: str | None, as_json: Json | None) -> int:
+def export(url: str, to: Path, images: Literal["links", "copies"] | None, encoder: bool, run_id: str | None, as_json: Json | None) -> int:
     """A run's result as files."""
     from gsec_core.results import export as exporting
 
     context = _context(url, run_id)
     with _mended_by_a_run():
-        written = exporting.export(context, to, images)
+        written = exporting.export(context, to, images, encoder)
     if as_json:
         as_json({"run_id": context.run.id, "to": str(to.resolve()), **written})
         return 0
     terminal.out.print(f"run {context.run.id} to {to}:", markup=False)
     for name, count in written.items():
         if name != exporting.LOST:
-            terminal.out.print(f"  {name}: {count:,} {'images' if name == exporting.IMAGES else 'rows'}", markup=False)
+            what = {exporting.IMAGES: "images", exporting.ENCODER: "files"}.get(name, "rows")
+            terminal.out.print(f"  {name}: {count:,} {what}", markup=False)
+    if encoder:
+        terminal.out.print(f"to cluster by it: gsec run --encoder open_clip:local-dir:{(to / exporting.ENCODER).resolve()}", markup=False)
     if written.get(exporting.LOST):
         terminal.err.print(
             f"warning: {written[exporting.LOST]:,} images are no longer there as they were clustered, and not in {to / exporting.IMAGES}.", markup=False

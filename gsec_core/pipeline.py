@@ -19,7 +19,24 @@ from gsec_core.naming import namers
 from gsec_core.results import publishing, quality
 from gsec_core.sources import source_name
 from gsec_core.sources.base import Source
-from gsec_core.stages import align, assign, base, baseline, count, describe, encode, lineage, prepare, prototypes, publish, report, text, train, vocabulary
+from gsec_core.stages import (
+    align,
+    assign,
+    base,
+    baseline,
+    count,
+    describe,
+    encode,
+    enhance,
+    lineage,
+    prepare,
+    prototypes,
+    publish,
+    report,
+    text,
+    train,
+    vocabulary,
+)
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
@@ -28,7 +45,7 @@ from gsec_core.store.publications import check_pipeline
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
 
-def _in_order(counterparts: tuple[Stage, ...]) -> tuple[Stage, ...]:
+def _in_order(counterparts: tuple[Stage, ...], enhancing: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return (
         encode.STAGE,
         baseline.STAGE,
@@ -38,6 +55,7 @@ def _in_order(counterparts: tuple[Stage, ...]) -> tuple[Stage, ...]:
         prepare.STAGE,
         train.STAGE,
         align.STAGE,
+        *enhancing,
         publish.STAGE,
         lineage.STAGE,
         report.STAGE,
@@ -46,7 +64,7 @@ def _in_order(counterparts: tuple[Stage, ...]) -> tuple[Stage, ...]:
 
 def stages_of(config: PipelineConfig) -> tuple[Stage, ...]:
     """Of a run that makes clusters, in the order they run; ingest comes before them and has no tables of a run."""
-    return _in_order(text.stages(config))
+    return _in_order(text.stages(config), enhance.stages(config))
 
 
 ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
@@ -55,7 +73,7 @@ ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
 COUNT_STAGES: tuple[Stage, ...] = (encode.STAGE, count.STAGE)
 """Those of a run that finds the number of clusters for another."""
 
-ALL_STAGES = (*_in_order(text.ALL_STAGES), assign.STAGE, count.STAGE)
+ALL_STAGES = (*_in_order(text.ALL_STAGES, (enhance.STAGE,)), assign.STAGE, count.STAGE)
 """Every stage that there is."""
 
 
@@ -90,6 +108,8 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     resolve(config.encode.device, "encode.device")
     text.check(config)
     prepare.plan_of(numbered)
+    if of_run is None:
+        enhance.check(config)
     scratch_file(config).close()
     store = Store.open(config.store)
     source = open_images(config.source, config.ingest)

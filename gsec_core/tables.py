@@ -280,6 +280,26 @@ ALIGNMENT = pa.schema(
 )
 
 
+CHECKPOINT = pa.schema(
+    [
+        _column("name", pa.string(), "of an array that training needs to go on"),
+        _column("dtype", pa.string(), "of its numbers, as NumPy names them"),
+        _column("shape", pa.list_(pa.field("element", pa.int64(), nullable=False)), "of the array"),
+        _column("values", pa.binary(), "its bytes, row after row"),
+    ]
+)
+"""One row an array."""
+
+ENHANCED_CLUSTERS = pa.schema(
+    [
+        _column("cluster", pa.int32(), "its number"),
+        _column("before", pa.int64(), "images that the member gave it, before it was trained further"),
+        _column("after", pa.int64(), "images that it gives it now"),
+        _column("both", pa.int64(), "images of both"),
+    ]
+)
+
+
 def cluster_centres_schema(dim: int) -> pa.Schema:
     """One row a cluster."""
     return pa.schema(
@@ -370,6 +390,9 @@ HEAD_TABLE = "head"
 CLUSTER_CENTRES_TABLE = "cluster_centres"
 ASSIGNMENTS_TABLE = "assignments"
 CLUSTERS_TABLE = "clusters"
+ENHANCER_TABLE = "enhancer"
+ENHANCED_TABLE = "enhanced"
+ENHANCED_CLUSTERS_TABLE = "enhanced_clusters"
 ASSIGNED_TABLE = "assigned"
 CLUSTER_NAMES_TABLE = "cluster_names"
 LAYOUT_TABLE = "layout"
@@ -406,6 +429,9 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         CLUSTER_CENTRES_TABLE: cluster_centres_schema(dim),
         ASSIGNMENTS_TABLE: ASSIGNMENTS,
         CLUSTERS_TABLE: CLUSTERS,
+        ENHANCER_TABLE: CHECKPOINT,
+        ENHANCED_TABLE: ASSIGNMENTS,
+        ENHANCED_CLUSTERS_TABLE: ENHANCED_CLUSTERS,
         CLUSTER_NAMES_TABLE: CLUSTER_NAMES,
         LAYOUT_TABLE: LAYOUT,
         LINEAGE_TABLE: LINEAGE,

@@ -2,19 +2,24 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from gsec_core import plugins
 from gsec_core.devices import keep_freed_memory, resolve, set_threads
-from gsec_core.encoders.base import Embedded, Encoder, EncoderFamily
+from gsec_core.encoders.base import Embedded, Encoder, EncoderFamily, Trainable
 from gsec_core.encoders.lite import LiteEncoder
 from gsec_core.encoders.open_clip import OpenClipEncoder
 from gsec_core.errors import Refused
 
-__all__ = ["Embedded", "Encoder", "EncoderFamily", "check_encoder", "check_texts", "encoder_identity", "load_encoder"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Embedded", "Encoder", "EncoderFamily", "Trainable", "check_encoder", "check_texts", "encoder_identity", "load_encoder", "skeleton"]
 
 GROUP = "gsec.encoders"
 """Entry points of encoders that other packages bring; each is an `EncoderFamily`."""
@@ -47,6 +52,13 @@ def check_texts(name: str) -> None:
     """Raises Refused unless the encoder has a text side."""
     if not _find(name)[0].has_texts:
         raise Refused(f"encode.encoder = {json.dumps(name)}: it encodes no texts, which text.source = nouns needs. Take `lite` or a CLIP, or other text.")
+
+
+def skeleton(name: str) -> "nn.Module | None":
+    """A model with the vision tower of a `Trainable` encoder, without weights; None if the encoder is no such. Raises Refused as `check_encoder` does."""
+    encoder, reference = _find(name)
+    make: Callable[[str], nn.Module] | None = getattr(encoder, "skeleton", None)
+    return None if make is None else make(reference)
 
 
 def encoder_identity(name: str) -> dict[str, object]:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Embedded(NamedTuple):
@@ -41,6 +44,20 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts to (len(texts), joint_dim or dim), unit length."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """An encoder of a model that can be trained, and saved."""
+
+    @property
+    def model(self) -> "nn.Module":
+        """The model itself, with a module ``visual`` for images and a method ``encode_image``."""
+        ...
+
+    def save(self, folder: Path, state: "Mapping[str, Tensor]") -> None:
+        """Write an encoder like this one, with other weights, into a folder that is there and empty."""
         ...
 
 

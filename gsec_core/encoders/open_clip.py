@@ -16,6 +16,7 @@ from gsec_core.images.decode import limit_ratio
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 FOLDER = "local-dir"
 """open_clip's own word for a folder with open_clip_config.json and weights, as Hugging Face serves them."""
@@ -73,9 +74,41 @@ class OpenClipEncoder:
         self._model.eval().requires_grad_(False)
         self._device = torch.device(device)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.dim: int = open_clip.get_model_config(name)["embed_dim"]
+        self._config: dict[str, Any] = open_clip.get_model_config(name) | ({"quick_gelu": True} if options.get("force_quick_gelu") else {})
+        self.dim: int = self._config["embed_dim"]
         self.preprocessing: Mapping[str, object] = dict(self._model.visual.preprocess_cfg)
         self.side: int = int(np.max(self._model.visual.preprocess_cfg["size"]))
+
+    @staticmethod
+    def skeleton(reference: str) -> "nn.Module":
+        """A model with the vision tower of the one that the reference names, without weights. Raises as `check`."""
+        import open_clip
+        import torch
+
+        OpenClipEncoder.check(reference)
+        model = reference.partition(":")[0]
+        config = open_clip.get_model_config(reference if model == FOLDER else model.replace("/", "-"))
+        # Its text tower is of no interest here, and may have its configuration on a hub.
+        text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+        with torch.device("meta"):
+            found: nn.Module = open_clip.CLIP(config["embed_dim"], {**config["vision_cfg"], "timm_model_pretrained": False}, text)
+        return found
+
+    @property
+    def model(self) -> "nn.Module":
+        """See `Trainable`."""
+        found: nn.Module = self._model
+        return found
+
+    def save(self, folder: Path, state: "Mapping[str, torch.Tensor]") -> None:
+        """See `Trainable`: a folder as Hugging Face serves them."""
+        from open_clip.push_to_hf_hub import save_config_for_hf
+        from safetensors.torch import save_file
+
+        save_file({name: value.cpu().contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors")
+        if hasattr(self._tokenizer, "save_pretrained"):  # one of Hugging Face's, which open_clip looks for there
+            self._tokenizer.save_pretrained(folder)
+        save_config_for_hf(self._model, folder / "open_clip_config.json", self._config)
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB image to (3, height, width), float32, by open_clip's own transform for inference; of more than 8:1 only the middle is seen."""

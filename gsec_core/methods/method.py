@@ -10,6 +10,7 @@ from gsec_core.text import DISTINCT, NounSelection
 
 if TYPE_CHECKING:
     from gsec_core.methods.clusterer import Clusterer
+    from gsec_core.methods.enhancer import Enhancer
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,35 @@ class Method:
     """Which nouns stand for the images of so many clusters, where text comes from nouns."""
     prepared_by: tuple[str, ...] = ()
     """The settings that change features or neighbours; the others change the members alone."""
+    enhancer: str | None = None
+    """``module:class`` of an `Enhancer`, imported when it is used, if the method has one: the encoder then learns from the clusters."""
+    enhanced_by: str | None = None
+    """The setting that asks for it, true or false. It is no parameter of the estimator."""
 
     def load(self) -> "type[Clusterer]":
         """The estimator's class."""
-        module, _, name = self.estimator.partition(":")
-        found: type[Clusterer] = getattr(import_module(module), name)
+        found: type[Clusterer] = _imported(self.estimator)
         return found
+
+    def load_enhancer(self) -> "type[Enhancer]":
+        """The enhancer's class."""
+        assert self.enhancer is not None, "a method that enhances has one"
+        found: type[Enhancer] = _imported(self.enhancer)
+        return found
+
+    def enhances(self, settings: Section) -> bool:
+        """Whether its settings ask that the encoder learns from the clusters."""
+        return self.enhanced_by is not None and bool(getattr(settings, self.enhanced_by))
+
+    def parameters(self, settings: Section) -> dict[str, Any]:
+        """Its settings that the estimator takes, and that change the output."""
+        return {name: value for name, value in output_settings(settings).items() if name != self.enhanced_by}
 
     def preparation(self, settings: Section) -> Mapping[str, Any]:
         """What of its settings changes features or neighbours, for fingerprints."""
         return {name: value for name, value in output_settings(settings).items() if name in self.prepared_by}
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -36,6 +36,9 @@ Images = Literal["links", "copies"]
 IMAGES = "images"
 """The folder of links or copies."""
 
+ENCODER = "encoder"
+"""The folder of the encoder that the run has trained."""
+
 LOST = "lost"
 """Counts images that the source no longer has as they were clustered."""
 
@@ -52,17 +55,20 @@ _LONGEST, _LONGEST_ENDING = 120, 6
 """Bytes of a file name, so that it fits wherever it is copied, and characters of its ending."""
 
 
-def export(context: Context, to: Path, images: Images | None = None) -> dict[str, int]:
+def export(context: Context, to: Path, images: Images | None = None, encoder: bool = False) -> dict[str, int]:
     """Write a run's result into the folder ``to``. Returns the files and folders written, with the rows or images of each.
 
     Files that are there are replaced, each at once. ``images`` adds a folder a cluster with links to the images, of a source
-    that is a local folder, or with copies of them; `LOST` counts those that are gone or, of copies, others by now. Raises
+    that is a local folder, or with copies of them; `LOST` counts those that are gone or, of copies, others by now. ``encoder`` adds the
+    folder of the encoder that the run has trained, as `enhance.write_encoder` does, which imports torch; counted are its files. Raises
     Refused if the run is not finished, if there is a folder of images already, or if links are wanted of what are no files;
     OSError if the disk is full.
     """
     assignments, clusters = _assignments(context), _clusters(context)
     if images and (to / IMAGES).exists():
         raise Refused(f"--images {images}: {to / IMAGES} is there already, and may be of another run. Move it away, or name another folder.")
+    if encoder and (to / ENCODER).exists():
+        raise Refused(f"--encoder: {to / ENCODER} is there already, and a run may need it. Move it away, or name another folder.")
     source = context.open_source() if images else None
     if images == "links" and not isinstance(source, LocalFolder):
         raise Refused(f"--images links: the images of {context.config.source} are no files of this machine. Use --images copies.")
@@ -80,6 +86,8 @@ def export(context: Context, to: Path, images: Images | None = None) -> dict[str
         with _replacing(to / name) as file:
             write_csv(table, file)
     written = {"assignments.parquet": len(assignments), "clusters.json": len(clusters), **{name: len(table) for name, table in tables.items()}}
+    if encoder:
+        written |= {ENCODER: _write_encoder(context, to / ENCODER)}
     return written if source is None else written | _write_images(context, source, assignments, to / IMAGES, images == "links")
 
 
@@ -152,6 +160,18 @@ def _write_images(context: Context, source: Source, assignments: pl.DataFrame, t
     partial.mkdir(exist_ok=True)  # a run may have assigned nothing
     partial.rename(to)
     return {to.name: found, LOST: len(assignments) - found}
+
+
+def _write_encoder(context: Context, to: Path) -> int:
+    """The folder appears when it is whole. Returns its files."""
+    from gsec_core.stages import enhance
+
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    enhance.write_encoder(context, partial)
+    partial.rename(to)
+    return len(list(to.iterdir()))
 
 
 def _link(source: Source, ref: ImageRef, digest: bytes, path: Path) -> bool:

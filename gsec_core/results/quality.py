@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.metrics import purity, score
 from gsec_core.errors import Refused
-from gsec_core.stages import align, baseline, prepare, publish, text
+from gsec_core.stages import align, baseline, enhance, prepare, publish, text
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
@@ -70,7 +70,7 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if unsure:
         shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
         said.append(f"Of {len(unsure)} of the {table.num_rows} clusters the members do not agree that they are there (stability below {STABLE}): {shown}.")
-    return said
+    return said + enhance.remarks(context)
 
 
 def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def plan_of(config: PipelineConfig) -> Plan:
     """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
     method = methods.find(config.method)
     try:
-        return method.load()(config.n_clusters, device=config.train.device, **output_settings(config.train), **output_settings(config.of_method)).plan()
+        return method.load()(config.n_clusters, device=config.train.device, **output_settings(config.train), **method.parameters(config.of_method)).plan()
     except ValueError as error:
         parameter = str(error).partition(" ")[0]
         section = "train." if parameter in type(config.train).model_fields else f"{method.name}." if parameter in method.Settings.model_fields else ""

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from gsec_core import methods
 from gsec_core.clustering.members import Member
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
@@ -66,7 +67,7 @@ def blocks(context: Context) -> list[str]:
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     settings = output_settings(config.train)
     del settings["n_members"]
-    return {"clusters": config.n_clusters, **prepare.named(config), **settings, **output_settings(config.of_method)}
+    return {"clusters": config.n_clusters, **prepare.named(config), **settings, **methods.find(config.method).parameters(config.of_method)}
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from gsec_core.text import CAPTIONS, NOUNS, NounSelection
 
 
 class SEICSettings(Section):
-    """Parameters of the estimator `gsec_core.SEIC`."""
+    """Parameters of the estimator `gsec_core.SEIC`, and stage two."""
 
     max_steps: int | None = Field(
         None,
@@ -17,6 +17,11 @@ class SEICSettings(Section):
         description="Steps of a member; not given: the published 200 epochs of batches of 1,024 (of more than 128 clusters eight rows a cluster, "
         "at most 8,192), and at least 800.",
     )
+    enhance: bool = Field(
+        False,
+        description="Stage two: a CLIP's vision tower learns from the clusters. It reads all images 40 times, and wants a GPU; on a CPU it is done only with "
+        "train.device = cpu. `gsec export --encoder` writes the encoder, for a run that clusters by it.",
+    )
 
 
 SELECTION = NounSelection(per_centre=200, nearest=True, tau=0.01, in_counterpart=50)
@@ -24,11 +29,13 @@ SELECTION = NounSelection(per_centre=200, nearest=True, tau=0.01, in_counterpart
 
 METHOD = Method(
     name="seic",
-    title="SEIC, stage one",
+    title="SEIC",
     paper="https://arxiv.org/abs/2508.01254",
-    does="Linear maps of images and of their texts that agree on images, clusters and centres. Asks for clusters of like size.",
+    does="Linear maps of images and of their texts that agree on images, clusters and centres. Asks for clusters of like size. Can adapt a CLIP to them.",
     texts=(NOUNS, CAPTIONS),
     Settings=SEICSettings,
     estimator="gsec_core.methods.seic.estimator:SEIC",
     nouns=lambda n_clusters: SELECTION,
+    enhancer="gsec_core.methods.seic.enhance:Enhancer",
+    enhanced_by="enhance",
 )

@@ -214,7 +214,7 @@ class Enhancer:
         self.sureness = Sureness(*torch.from_numpy(state["sureness"].copy()).to(self.device)) if self.step else None
         with torch.no_grad():
             for name, parameter in self._trained.items():
-                parameter.copy_(torch.from_numpy(state[name]))
+                parameter.copy_(torch.from_numpy(state[name].copy()))
         if self.step:
             moments = [
                 {key: torch.from_numpy(state[f"{name}.{key}"].copy()) for key in _MOMENTS} | {"step": torch.tensor(float(self.step))} for name in self._trained

@@ -1,0 +1,274 @@
+"""enhance: the encoder learns from the clusters of the run, where the method can and the settings ask for it.
+
+Reads `members`, `alignment`, `assignments` and the images themselves; writes `enhancer` (a shard a checkpoint of the training), then `enhanced` (what
+the trained encoder and member say of every image) and `enhanced_clusters`. The run's clusters stay as they are: `write_encoder` makes an
+encoder of the last checkpoint, and a run with that one clusters by it.
+
+It starts from the member that agrees with the consensus on most images: without labels nothing speaks for another.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image
+
+from gsec_core import methods
+from gsec_core.config import PipelineConfig
+from gsec_core.devices import resolve, set_threads, usable_cores
+from gsec_core.encoders import Encoder, Trainable, load_encoder, skeleton
+from gsec_core.errors import GsecError, Refused
+from gsec_core.images import decode as images
+from gsec_core.methods.enhancer import Enhancer
+from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage
+from gsec_core.stages import align, train
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import assignment_table, parts, rows_of_parts, usable
+from gsec_core.stages.encode import fetch
+from gsec_core.tables import (
+    ALIGNMENT_TABLE,
+    ASSIGNMENTS_TABLE,
+    CHECKPOINT,
+    ENHANCED_CLUSTERS,
+    ENHANCED_CLUSTERS_TABLE,
+    ENHANCED_TABLE,
+    ENHANCER_TABLE,
+)
+
+CHECKPOINTS = 20
+"""Of a training: a kill costs at most so small a part of it."""
+
+DEAD = 0.1
+"""Share of a cluster's images below which it counts as dead."""
+
+
+def stages(config: PipelineConfig) -> tuple[Stage, ...]:
+    """This one, if the settings ask for it."""
+    return (STAGE,) if methods.find(config.method).enhances(config.of_method) else ()
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises Refused if the settings ask for what the encoder cannot, or for days of a CPU without saying so. Loads no weights."""
+    if not stages(config):
+        return
+    method, encoder = methods.find(config.method), config.encode.encoder
+    setting = f"{method.name}.{method.enhanced_by} = true"
+    model = skeleton(encoder)
+    if model is None or not method.load_enhancer().fits(model):
+        raise Refused(
+            f"{setting}: encode.encoder = {json.dumps(encoder)} has no attention blocks that can be trained. Take a CLIP with a vision transformer, "
+            "as `open_clip:ViT-B-32:laion2b_s34b_b79k`, or leave the setting out."
+        )
+    if config.train.device != "cpu" and resolve(config.train.device, "train.device") == "cpu":
+        raise Refused(f"{setting}: there is no GPU here, and a CPU takes days for some ten thousand images. If it shall, set train.device = cpu.")
+
+
+class Pictures:
+    """The usable images in canonical order, read again as `encode` reads them; see `enhancer.Images`."""
+
+    def __init__(self, context: Context, side: int) -> None:
+        rows = pl.DataFrame(usable(context).rows.select(["image_id", "content_hash"]))
+        listed = rows.join(pl.DataFrame(context.live.select(["image_id", *ImageRef._fields])), on="image_id", how="left", maintain_order="left")
+        self._refs = [ImageRef._make(row) for row in listed.select(ImageRef._fields).iter_rows()]
+        self._hashes: list[bytes] = listed["content_hash"].to_list()
+        self._source, self._side, self._most = context.open_source(), side, context.config.ingest.max_shrink
+        self.lost: set[int] = set()
+        """Those that are gone, or other than they were."""
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, number: int, /) -> Image.Image | None:
+        try:
+            data = fetch(self._source, self._refs[number])
+            if images.content_hash(data) == self._hashes[number]:
+                return images.decode(data, 2 * self._side)
+        except (MissingImage, RejectedImage):
+            pass
+        self.lost.add(number)
+        return None
+
+    def check(self) -> None:
+        """Raises Unreachable if the source does not answer, GsecError if too many images are gone: nothing is to be learnt from what is left."""
+        if self.lost:
+            self._source.check()
+        if len(self.lost) > self._most * len(self):
+            raise GsecError(
+                f"enhance: {len(self.lost)} of {len(self)} images are no longer what was encoded, more than ingest.max_shrink = {self._most}. "
+                "Run the source again, so that what is gone is noticed."
+            )
+
+
+def learn(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The checkpoints of these names, each from the one before it."""
+    encoder, enhancer, pictures = _start(context)
+    there = context.shards(STAGE, ENHANCER_TABLE).names()
+    losses: list[float] = []
+    for name, steps in _checkpoints(context).items():
+        if name not in names:
+            continue
+        before = [done for done, at in _checkpoints(context).items() if done in there and enhancer.step < at < steps]
+        if before:
+            _restore(context, enhancer, before[-1])
+        for loss in enhancer.train(pictures, encoder.preprocess, encoder.side, steps, _threads(context.config)):
+            losses.append(loss)
+            progress(1)
+        pictures.check()
+        facts = {"steps": len(losses), "losses": {"mean": float(np.nanmean(losses))}}
+        losses = []
+        yield Finished(name, (_table(enhancer.state()),), facts)
+
+
+def label(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """What the trained encoder and member say of the images of the named parts. An image that is lost keeps what the consensus says of it."""
+    encoder, enhancer, pictures = _start(context)
+    _restore(context, enhancer, list(_checkpoints(context))[-1])
+    _, permutation = _member(context)
+    size = context.config.encode.batch_size
+
+    def seen(number: int) -> NDArray[Any] | None:
+        image = pictures[number]
+        return None if image is None else encoder.preprocess(image)
+
+    with ThreadPoolExecutor(_threads(context.config), thread_name_prefix="decode") as pool:
+        for part in parts(context, names):
+            before = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read(part.name)
+            labels, confidence, margin = (before[name].to_numpy().copy() for name in ("cluster", "confidence", "margin"))
+            for start in range(part.start, part.stop, size):
+                numbers = range(start, min(start + size, part.stop))
+                pixels = {number: view for number, view in zip(numbers, pool.map(seen, numbers), strict=True) if view is not None}
+                if pixels:
+                    rows = np.array(list(pixels)) - part.start
+                    padding = [np.zeros_like(next(iter(pixels.values())))] * (size - len(pixels))
+                    posteriors = enhancer.posteriors(np.stack([*pixels.values(), *padding]))[: len(pixels)]
+                    second, first = np.sort(posteriors, axis=1)[:, -2:].T
+                    labels[rows], confidence[rows], margin[rows] = permutation[posteriors.argmax(1)], first, first - second
+                progress(len(numbers))
+            pictures.check()
+            lost = sum(part.start <= number < part.stop for number in pictures.lost)
+            yield Finished(part.name, (assignment_table(part, labels, confidence, margin),), {"lost": lost})
+
+
+def compare(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """How many images of each cluster are where they were."""
+    before, after = (
+        np.concatenate([table["cluster"].to_numpy() for table in context.shards(stage, name).read_all(usable(context).part_names, ["cluster"])])
+        for stage, name in ((align.STAGE, ASSIGNMENTS_TABLE), (STAGE, ENHANCED_TABLE))
+    )
+    clusters = context.config.n_clusters
+    counts = [np.bincount(of, minlength=clusters) for of in (before, after, after[after == before])]
+    yield Finished("all", (pa.table([np.arange(clusters), *counts], schema=ENHANCED_CLUSTERS),), {})
+
+
+def remarks(context: Context) -> list[str]:
+    """What came of it, and what to do with it, in plain words; nothing of a run without this stage."""
+    if STAGE.name not in context.run.request()["stages"]:
+        return []
+    table, dead = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all"), _dead(context)
+    lost = sum(context.shards(STAGE, ENHANCED_TABLE).facts(part)["lost"] for part in usable(context).part_names)
+    share = pc.sum(table["both"]).as_py() / pc.sum(table["before"]).as_py()
+    learnt = f"The encoder has learnt from the clusters, and what it says now agrees with them on {share:.1%} of the images"
+    if dead:
+        said = [
+            f"{learnt}, but of {len(dead)} of the {table.num_rows} clusters it has left less than a tenth: {', '.join(map(str, dead[:20]))}"
+            f"{', ...' if len(dead) > 20 else ''}. The clusters here are those of before, and the encoder is not to be had."
+        ]
+    else:
+        export = f"gsec export --encoder --run {context.run.id} --to FOLDER"
+        said = [f"{learnt}. To cluster by it: {export}, then gsec run with --encoder open_clip:local-dir:FOLDER/encoder"]
+    if lost:
+        said.append(f"{lost} images were gone or changed when the encoder was to learn from them, and took no part.")
+    return said
+
+
+def write_encoder(context: Context, folder: Path) -> None:
+    """The trained encoder into a folder, which is there and empty. Raises Refused if there is none to be had."""
+    run = context.run
+    if STAGE.name not in run.request()["stages"]:
+        can = " or ".join(f"--method {method.name} --set {method.name}.{method.enhanced_by}=true" for method in methods.loaded().values() if method.enhanced_by)
+        raise Refused(f"--encoder: run {run.id} has trained none. A run with {can} does.")
+    if dead := _dead(context):
+        raise Refused(f"--encoder: of {len(dead)} clusters the encoder that run {run.id} has trained leaves less than a tenth. Go on with the one you have.")
+    encoder, enhancer = _adapted(context, "cpu")
+    _restore(context, enhancer, list(_checkpoints(context))[-1])
+    encoder.save(folder, enhancer.merged())
+
+
+def _dead(context: Context) -> list[int]:
+    """Clusters of which too little is left."""
+    table = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all")
+    before, after = (table[name].to_numpy() for name in ("before", "after"))
+    found: list[int] = np.flatnonzero((before > 0) & (after < DEAD * before)).tolist()
+    return found
+
+
+def _start(context: Context) -> "tuple[Encoder, Enhancer, Pictures]":
+    """The encoder and its training, not begun, and what it is trained on. Raises as `check` does."""
+    check(context.config)
+    set_threads(context.config.threads)
+    encoder, enhancer = _adapted(context, context.config.train.device)
+    return encoder, enhancer, Pictures(context, max(encoder.side, context.config.encode.thumbnail_size))
+
+
+def _adapted(context: Context, device: str) -> "tuple[Any, Enhancer]":
+    config = context.config
+    # One of its own: it is changed in place.
+    encoder = load_encoder(config.encode.encoder, precision=config.encode.precision, device=device, threads=config.threads)
+    assert isinstance(encoder, Trainable), "it has a skeleton"
+    member, _ = _member(context)
+    make = methods.find(config.method).load_enhancer()
+    return encoder, make(encoder.model, member, random_state=config.train.random_state, device=resolve(device, "train.device"))
+
+
+def _member(context: Context) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int32]]:
+    """The arrays of the member that agrees best with the consensus, and the consensus's number of each of its clusters."""
+    table = context.shards(align.STAGE, ALIGNMENT_TABLE).read("all")
+    best = int(table["agreement"].to_numpy().argmax())
+    members, _ = train.load_members(context)
+    return dict(members[best].parameters), np.array(table["permutation"][best].as_py(), np.int32)
+
+
+def _checkpoints(context: Context) -> dict[str, int]:
+    """Their names, and how many steps are done then."""
+    steps = methods.find(context.config.method).load_enhancer().steps(usable(context).rows.num_rows)
+    return {f"step-{at:09d}": at for at in (steps * number // CHECKPOINTS for number in range(1, CHECKPOINTS + 1)) if at}
+
+
+def _restore(context: Context, enhancer: Enhancer, name: str) -> None:
+    rows = context.shards(STAGE, ENHANCER_TABLE).read(name).to_pylist()
+    enhancer.restore({row["name"]: np.frombuffer(row["values"], row["dtype"]).reshape(row["shape"]) for row in rows})
+
+
+def _table(state: dict[str, NDArray[Any]]) -> pa.Table:
+    arrays = state.values()
+    columns = [list(state), [array.dtype.str for array in arrays], [list(array.shape) for array in arrays], [array.tobytes() for array in arrays]]
+    return pa.table(columns, schema=CHECKPOINT)
+
+
+def _threads(config: PipelineConfig) -> int:
+    return config.encode.workers or usable_cores()
+
+
+def _steps(context: Context, names: Sequence[str]) -> int:
+    done = [0, *_checkpoints(context).values()]
+    return sum(at - before for name, before, at in zip(_checkpoints(context), done, done[1:], strict=False) if name in names)
+
+
+STAGE = Stage(
+    name="enhance",
+    version=1,
+    settings=lambda config: {},
+    inputs=lambda context: [align.STAGE.fingerprint(context)],
+    steps=(
+        Step((ENHANCER_TABLE,), lambda context: list(_checkpoints(context)), learn, _steps, whole=True, unit="steps"),
+        Step((ENHANCED_TABLE,), lambda context: usable(context).part_names, label, rows_of_parts, whole=True),
+        Step((ENHANCED_CLUSTERS_TABLE,), lambda context: ["all"], compare, lambda context, names: 0, whole=True),
+    ),
+)
