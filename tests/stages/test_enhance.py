@@ -25,7 +25,7 @@ from gsec_core.stages import align, enhance, train
 from gsec_core.stages.base import Context, begin, missing, run_stage
 from gsec_core.stages.canonical import load_embeddings, usable
 from gsec_core.store import Store
-from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, ENHANCED_CLUSTERS, ENHANCED_CLUSTERS_TABLE, ENHANCED_TABLE, ENHANCER_TABLE
+from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, ENHANCED_CLUSTERS, ENHANCED_CLUSTERS_TABLE, ENHANCED_TABLE, ENHANCER_TABLE, schemas
 
 from ..pictures import cluster, labels, settings
 
@@ -151,6 +151,13 @@ def test_labels_are_those_of_the_adapted_encoder_in_the_numbers_of_the_run(whole
     [said] = enhance.remarks(whole)
     assert f"agrees with them on {agreed:.1%} of the images. To cluster by it: gsec export --encoder --run {whole.run.id}" in said
     assert said in pipeline.summary(whole)["remarks"]
+
+
+def test_its_tables_are_as_the_reference_says(whole: Context) -> None:
+    record = whole.run.stage(enhance.STAGE.name)
+    assert record is not None
+    for table, names in record["tables"].items():
+        assert whole.shards(enhance.STAGE, table).read(names[0]).schema == schemas()[table].remove_metadata()
 
 
 class Killed(BaseException):
