@@ -67,7 +67,7 @@ def check(config: PipelineConfig) -> None:
             "as `open_clip:ViT-B-32:laion2b_s34b_b79k`, or leave the setting out."
         )
     if config.train.device != "cpu" and resolve(config.train.device, "train.device") == "cpu":
-        raise Refused(f"{setting}: there is no GPU here, and a CPU takes days for some ten thousand images. If it shall, set train.device = cpu.")
+        raise Refused(f"{setting}: there is no GPU here, and a CPU takes days for some ten thousand images. To use it anyway, set train.device = cpu.")
 
 
 class Pictures:
@@ -178,7 +178,7 @@ def remarks(context: Context) -> list[str]:
     if dead:
         said = [
             f"{learnt}, but of {len(dead)} of the {table.num_rows} clusters it has left less than a tenth: {', '.join(map(str, dead[:20]))}"
-            f"{', ...' if len(dead) > 20 else ''}. The clusters here are those of before, and the encoder is not to be had."
+            f"{', ...' if len(dead) > 20 else ''}. The clusters here are those of before, and the encoder cannot be exported."
         ]
     else:
         export = f"gsec export --encoder --run {context.run.id} --to FOLDER"
