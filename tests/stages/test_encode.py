@@ -315,9 +315,12 @@ def test_what_is_encoded_depends_neither_on_the_workers_nor_on_the_room(tmp_path
     assert all(table == tables[0] for table in tables)
 
 
+@pytest.fixture(scope="module")
+def peak_of_small_images(tmp_path_factory: pytest.TempPathFactory) -> float:
+    return large_images.peak_of(large_images.write(tmp_path_factory.mktemp("small") / "in", "JPEG", 400, 6), 5)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG"])
-def test_large_images_take_no_more_memory_with_more_workers(tmp_path: Path, kind: str) -> None:
+def test_large_images_take_no_more_memory_with_more_workers(tmp_path: Path, kind: str, peak_of_small_images: float) -> None:
     source = large_images.write(tmp_path / "large", kind, 6000, 5)  # 144 MB each, decoded
-    small = large_images.write(tmp_path / "small", "JPEG", 400, 6)
-    floor = large_images.peak_of(small, 5)
-    assert large_images.peak_of(source, 5) - floor < 900
+    assert large_images.peak_of(source, 5) - peak_of_small_images < 900
