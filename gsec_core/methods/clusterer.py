@@ -32,7 +32,27 @@ MOST_GRAM_BYTES = 2**33
 """Of the products of all members' posteriors: 32,768 members times clusters."""
 
 
-class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+class Estimator(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Parameters that are checked by name."""
+
+    device: str
+
+    def check_positive(self, *names: str) -> None:
+        """Raises ValueError for a parameter of ``names`` that is given and below 1."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: it must be at least 1.")
+
+    def resolved_device(self) -> str:
+        """See `devices.resolve`. Raises ValueError if it is not there."""
+        try:
+            return resolve(self.device, "device")
+        except Refused as error:
+            raise ValueError(str(error)) from None
+
+
+class Clusterer(Estimator):
     """An outer ensemble: members that a method trains, aligned, averaged and smoothed over neighbours. No label takes part.
 
     Attributes
@@ -54,7 +74,6 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     n_clusters: int
     n_members: int | None
     random_state: int
-    device: str
 
     text_weight: float = 0.5
     """Weight of the text half against the image half; a parameter where the method weighs them."""
@@ -144,13 +163,6 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return None if joint is X else joint
         return np.concatenate(list(noun_counterparts(np.asarray(joint), self._noun_vectors, selection)))
 
-    def check_positive(self, *names: str) -> None:
-        """Raises ValueError for a parameter of ``names`` that is given and below 1."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: it must be at least 1.")
-
     def member_count(self, default: int) -> int:
         """Outer members: as many as are asked for, else ``default``, and of many clusters fewer. Raises ValueError if so many cannot be aligned."""
         n_members = self.n_members or min(default, max(1, MEMBERS_TIMES_CLUSTERS // self.n_clusters))
@@ -170,13 +182,6 @@ class Clusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             "random_state": self.random_state,
             "device": self.resolved_device(),
         }
-
-    def resolved_device(self) -> str:
-        """See `devices.resolve`. Raises ValueError if it is not there."""
-        try:
-            return resolve(self.device, "device")
-        except Refused as error:
-            raise ValueError(str(error)) from None
 
     def _check_enough(self, n: int) -> None:
         if n < max(2, self.n_clusters):

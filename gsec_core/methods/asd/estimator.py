@@ -13,12 +13,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
 from scipy.special import betaln
 from scipy.stats import hypergeom
 from sklearn.cluster import SpectralClustering
@@ -90,28 +90,27 @@ def matched(logits: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 class Transitions:
-    """How often images change from class to class between one look at them and the next."""
+    """How often images change from class to class between one look at them and the next.
+
+    Attributes
+    ----------
+    last : int64 (n_images,), the class of each at the last look, -1 before the first
+    counts : int32 (n_classes, n_classes), changes from row to column
+    """
 
     def __init__(self, n_images: int, n_classes: int) -> None:
-        self._last = np.full(n_images, -1, np.int64)
-        self._shape = (n_classes, n_classes)
-        self._changes: list[NDArray[np.int64]] = []
+        self.last = np.full(n_images, -1, np.int64)
+        self.counts = np.zeros((n_classes, n_classes), np.int32)
 
     def see(self, images: NDArray[np.int64], classes: NDArray[np.int64]) -> None:
         """A look at ``images``, each once, that are now in ``classes``."""
-        before = self._last[images]
+        before = self.last[images]
         changed = (before >= 0) & (before != classes)
-        self._changes.append(np.stack([before[changed], classes[changed]]))
-        self._last[images] = classes
-
-    def counts(self) -> NDArray[np.float64]:
-        """(n_classes, n_classes), from row to column."""
-        changes = np.concatenate(self._changes, 1) if self._changes else np.empty((2, 0), np.int64)
-        found: NDArray[np.float64] = coo_array((np.ones(changes.shape[1]), (changes[0], changes[1])), shape=self._shape).toarray()
-        return found
+        np.add.at(self.counts, (before[changed], classes[changed]), 1)
+        self.last[images] = classes
 
 
-def grouped(transitions: NDArray[np.float64], n_clusters: int) -> NDArray[np.int64]:
+def grouped(transitions: NDArray[np.number[Any]], n_clusters: int) -> NDArray[np.int64]:
     """The cluster of each class, (n_classes,), by spectral clustering of ``transitions`` (n_classes, n_classes) in both directions.
 
     Normalised cut; clusters are read off the eigenvectors by QR with pivots (Damle et al. 2019), which needs no start.
@@ -190,7 +189,7 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
                 transitions.see(look, F.linear(seen, weight, bias).argmax(1).cpu().numpy())
             progress(1)
         drawn = np.flatnonzero(class_of >= 0)
-        return drawn, grouped(transitions.counts(), self.n_clusters)[class_of[drawn]]
+        return drawn, grouped(transitions.counts, self.n_clusters)[class_of[drawn]]
 
     def _fixmatch(
         self,

@@ -1,0 +1,77 @@
+"""Checkpoints of a training: its arrays, exact, as Parquet files in a folder of their own."""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+KEPT = 2
+"""Of the checkpoints in a folder, the newest: should the last be damaged, the one before it serves."""
+
+SCHEMA = pa.schema(
+    [pa.field("name", pa.string()), pa.field("dtype", pa.string()), pa.field("shape", pa.list_(pa.int64())), pa.field("data", pa.large_binary())]
+)
+"""One row an array; ``data`` are its bytes, row after row."""
+
+_OF = b"gsec.of"
+
+
+class Checkpoints:
+    """The checkpoints of one training in a folder, ``step-NUMBER.parquet``, each written whole or not at all.
+
+    Parameters
+    ----------
+    folder : where they are; made when the first is saved
+    of : what the training depends on, by name: numbers and words
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], of: Mapping[str, int | str]) -> None:
+        self.folder = Path(folder)
+        self.of = dict(of)
+
+    def save(self, step: int, state: Mapping[str, NDArray[Any]]) -> None:
+        """Write the arrays of ``state``, then remove all checkpoints but the newest two."""
+        columns = [list(state), [array.dtype.str for array in state.values()], [array.shape for array in state.values()], [a.tobytes() for a in state.values()]]
+        table = pa.table(columns, schema=SCHEMA.with_metadata({_OF: json.dumps(self.of)}))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / ".part"
+        with part.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.folder / f"step-{step:08d}.parquet")
+        for path in self._paths()[KEPT:]:
+            path.unlink(missing_ok=True)
+
+    def latest(self) -> dict[str, NDArray[Any]] | None:
+        """The arrays of the newest checkpoint that can be read, None if there is none. Warns of one that is damaged.
+
+        Raises ValueError, naming what differs, if it is of another training.
+        """
+        for path in self._paths():
+            try:
+                table = pq.read_table(path, page_checksum_verification=True)
+            except (OSError, pa.ArrowException) as error:
+                warnings.warn(f"{path}: it is damaged and passed over ({error})", stacklevel=2)
+                continue
+            self._check(path, json.loads((table.schema.metadata or {}).get(_OF, b"{}")))
+            return {row["name"]: np.frombuffer(row["data"], row["dtype"]).reshape(row["shape"]).copy() for row in table.to_pylist()}
+        return None
+
+    def _check(self, path: Path, of: Mapping[str, int | str]) -> None:
+        for name, value in self.of.items():
+            if of.get(name) != value:
+                raise ValueError(f"checkpoint: {path} is of a training with {name} = {of.get(name)}, and this one has {value}. Give another folder.")
+
+    def _paths(self) -> list[Path]:
+        """The newest first."""
+        found = self.folder.iterdir() if self.folder.is_dir() else []
+        return sorted((path for path in found if re.fullmatch(r"step-\d+\.parquet", path.name)), key=lambda path: int(path.stem[5:]), reverse=True)
