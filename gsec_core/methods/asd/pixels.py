@@ -17,7 +17,8 @@ import torch
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
-from timm.layers import BatchNormAct2d, create_conv2d
+from timm.layers.create_conv2d import create_conv2d
+from timm.layers.norm_act import BatchNormAct2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,7 +78,7 @@ def network(outputs: int, depth: int, width: int) -> nn.Module:
         norm_layer=BatchNormAct2d,
         conv_layer=create_conv2d,
     )
-    found.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)  # timm's own are for large images
+    found.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False))  # timm's own are for large images
     return found
 
 
@@ -89,7 +90,7 @@ class Trained:
             self.module = network(outputs, depth, width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = dict(self.module.named_parameters())
         plain, decaying = ([p for p in self._parameters.values() if (p.ndim > 1) == decays] for decays in (False, True))
-        groups = [{"params": plain}, {"params": decaying, "weight_decay": DECAY}]
+        groups: list[dict[str, Any]] = [{"params": plain}, {"params": decaying, "weight_decay": DECAY}]
         self._optimizer = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM, nesterov=True)
 
     def descend(self, found: Tensor, rate: float) -> float:
@@ -138,7 +139,7 @@ class Learner:
         self.size = sample_size(len(images), n_clusters)
         self._tracked = sample_rows(len(images), MOST_TRACKED, self._seed(_TRACKED))
         self.transitions = Transitions(len(self._tracked), self.size)
-        self.sample = self._batch(len(images), self.size, 0, _SAMPLE)
+        self.sample = self._batch(len(images), self.size, 0, _SAMPLE).copy()
         """The image of each class, (size,)."""
         self.class_of = np.full(len(images), -1, np.int64)
         """The class of each image, -1 of those that were not drawn yet, (n,)."""
@@ -155,7 +156,7 @@ class Learner:
 
     def learn(self) -> float:
         """A step. Returns its loss."""
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):  # type: ignore[no-untyped-call]
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             if self.step < self.instance_steps:
                 found = self._instance_step()
             else:
@@ -165,11 +166,6 @@ class Learner:
                 found = self._fixmatch_step(self.step - self.instance_steps)
         self.step += 1
         return found
-
-    def posteriors(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-        """Of images (rows, height, width, 3) the clusters' probabilities (rows, n_clusters), block by block, by the averaged network."""
-        assert self._average is not None
-        yield from posteriors(self._average.module, images, self.device)
 
     @property
     def averaged(self) -> nn.Module:
@@ -229,7 +225,7 @@ class Learner:
         return found | {"drawn": self.drawn, "labels": self.labels} | _arrays("average", self._average.state_dict())
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave, of the same images and parameters."""
+        """Go on in a new learner from what `state` gave, of the same images and parameters."""
         self.step = int(state["step"])
         if self.step > self.instance_steps:
             self.drawn, self.labels = state["drawn"], state["labels"]
@@ -273,7 +269,8 @@ def _shifted(side: int, n: int, random: np.random.Generator) -> NDArray[np.int64
     """The numbers of the pixels along a side, (n, side)."""
     most = side // _SHIFT
     along = np.abs(np.arange(side) + random.integers(-most, most, size=(n, 1), endpoint=True))
-    return side - 1 - np.abs(side - 1 - along)
+    found: NDArray[np.int64] = side - 1 - np.abs(side - 1 - along)
+    return found
 
 
 _STRONG_STEPS = [
@@ -292,7 +289,7 @@ def strong_views(images: Tensor, seed: int) -> Tensor:
         for step in _STRONG_STEPS:
             order = torch.randperm(len(images))
             place = order.argsort().to(images.device)
-            images = torch.cat([step(images[part.to(images.device)]) for part in order.split(_SHARED)])[place]
+            images = torch.cat([step(images[part.to(images.device)]) for part in torch.split(order, _SHARED)])[place]
     return images
 
 
@@ -325,10 +322,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def _permutation(n: int, *key: int) -> NDArray[np.int64]:
-    return np.random.default_rng(key).permutation(n)
+    found: NDArray[np.int64] = np.random.default_rng(key).permutation(n)
+    return found
 
 
-def _average(average: Tensor, now: Tensor, steps: Tensor) -> Tensor:
+def _average(average: Tensor, now: Tensor, steps: Tensor | int) -> Tensor:
     """A moving average that does not remember its start for long: its weight is at most (1 + steps) / (10 + steps)."""
     return average + (now - average) * (1 - min(AVERAGE, (1 + int(steps)) / (10 + int(steps))))
 
@@ -364,12 +362,11 @@ class ASDPixels(Estimator):
     ----------
     labels_ : int32 (n_samples,), cluster 0 is the largest
     confidence_ : float32 (n_samples,), the label's posterior
-    network_ : `torch.nn.Module`, averaged weights, what `predict` uses
+    network_ : `torch.nn.Module`, with averaged weights
+    order_ : int64 (n_clusters,), the output of the network that each cluster is
     """
 
-    def __init__(
-        self, n_clusters: int = 10, *, max_steps: int = 20_000, depth: int = 28, width: int = 2, random_state: int = 0, device: str = "auto"
-    ) -> None:
+    def __init__(self, n_clusters: int = 10, *, max_steps: int = 20_000, depth: int = 28, width: int = 2, random_state: int = 0, device: str = "auto") -> None:
         self.n_clusters = n_clusters
         self.max_steps = max_steps
         self.depth = depth
@@ -412,14 +409,10 @@ class ASDPixels(Estimator):
                 if kept and (learner.step % CHECKPOINT_STEPS == 0 or learner.step == self.max_steps):
                     kept.save(learner.step, learner.state())
             self.network_ = learner.averaged
-            self.side_ = pixels.shape[1:3]
             found = np.concatenate(list(posteriors(self.network_, pixels, device)))
-        order = np.argsort(-np.bincount(found.argmax(1), minlength=self.n_clusters), kind="stable")
-        last: Any = self.network_.head.fc  # type: ignore[union-attr]
-        with torch.no_grad():
-            for values in (last.weight, last.bias):
-                values.copy_(values[torch.from_numpy(order)])
-        self.labels_, self.confidence_ = found[:, order].argmax(1).astype(np.int32), found.max(1)
+        self.side_ = pixels.shape[1:3]
+        self.order_ = np.argsort(-np.bincount(found.argmax(1), minlength=self.n_clusters), kind="stable")
+        self.labels_, self.confidence_ = found[:, self.order_].argmax(1).astype(np.int32), found.max(1)
         return self
 
     def predict(self, images: ArrayLike) -> NDArray[np.int32]:
@@ -435,7 +428,8 @@ class ASDPixels(Estimator):
             raise ValueError(f"images: {_size(pixels.shape)} pixels, and it was fitted on {_size((0, *self.side_))}.")
         device = self.resolved_device()
         with threads_of_torch(usable_cores()):
-            return np.concatenate(list(posteriors(self.network_.to(device), pixels, device)))
+            found = np.concatenate(list(posteriors(self.network_.to(device), pixels, device)))
+        return found[:, self.order_]
 
     def _validated(self, images: ArrayLike) -> NDArray[np.uint8]:
         pixels = np.asarray(images)
@@ -454,7 +448,7 @@ def _size(shape: Sequence[int]) -> str:
 
 def _digest(pixels: NDArray[np.uint8]) -> str:
     """Of the images and their shape."""
-    digest = xxhash.xxh3_128(str(pixels.shape))
+    digest = xxhash.xxh3_128(str(pixels.shape).encode())
     for start in range(0, len(pixels), 4096):
         digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)
     return digest.hexdigest()
