@@ -1,4 +1,4 @@
-"""Checkpoints of a training: its arrays, exact, as Parquet files in a folder of their own."""
+"""Checkpoints of a training: its arrays, exact, as tables, and as Parquet files in a folder of their own."""
 
 import json
 import os
@@ -13,15 +13,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from gsec_core.tables import CHECKPOINT
+
 KEPT = 2
 """Of the checkpoints in a folder, the newest: should the last be damaged, the one before it serves."""
 
-SCHEMA = pa.schema(
-    [pa.field("name", pa.string()), pa.field("dtype", pa.string()), pa.field("shape", pa.list_(pa.int64())), pa.field("data", pa.large_binary())]
-)
-"""One row an array; ``data`` are its bytes, row after row."""
-
 _OF = b"gsec.of"
+
+
+def to_table(state: Mapping[str, NDArray[Any]]) -> pa.Table:
+    """Arrays by name as `tables.CHECKPOINT`."""
+    arrays = state.values()
+    columns = [list(state), [array.dtype.str for array in arrays], [list(array.shape) for array in arrays], [array.tobytes() for array in arrays]]
+    return pa.table(columns, schema=CHECKPOINT)
+
+
+def to_state(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """What `to_table` was given."""
+    return {row["name"]: np.frombuffer(row["values"], row["dtype"]).reshape(row["shape"]).copy() for row in table.to_pylist()}
 
 
 class Checkpoints:
@@ -39,8 +48,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Write the arrays of ``state``, then remove all checkpoints but the newest two."""
-        columns = [list(state), [array.dtype.str for array in state.values()], [array.shape for array in state.values()], [a.tobytes() for a in state.values()]]
-        table = pa.table(columns, schema=SCHEMA.with_metadata({_OF: json.dumps(self.of)}))
+        table = to_table(state).replace_schema_metadata({_OF: json.dumps(self.of)})
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / ".part"
         with part.open("wb") as file:
@@ -63,7 +71,7 @@ class Checkpoints:
                 warnings.warn(f"{path}: it is damaged and passed over ({error})", stacklevel=2)
                 continue
             self._check(path, json.loads((table.schema.metadata or {}).get(_OF, b"{}")))
-            return {row["name"]: np.frombuffer(row["data"], row["dtype"]).reshape(row["shape"]).copy() for row in table.to_pylist()}
+            return to_state(table)
         return None
 
     def _check(self, path: Path, of: Mapping[str, int | str]) -> None:

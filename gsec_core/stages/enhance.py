@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gsec_core import methods
+from gsec_core.checkpoints import to_state, to_table
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import resolve, set_threads, usable_cores
 from gsec_core.encoders import Encoder, Trainable, load_encoder, skeleton
@@ -35,7 +36,6 @@ from gsec_core.stages.encode import fetch
 from gsec_core.tables import (
     ALIGNMENT_TABLE,
     ASSIGNMENTS_TABLE,
-    CHECKPOINT,
     ENHANCED_CLUSTERS,
     ENHANCED_CLUSTERS_TABLE,
     ENHANCED_TABLE,
@@ -123,7 +123,7 @@ def learn(context: Context, names: Sequence[str], progress: Progress) -> Iterato
         pictures.check()
         facts = {"steps": len(losses), "losses": {"mean": float(np.nanmean(losses))}}
         losses = []
-        yield Finished(name, (_table(enhancer.state()),), facts)
+        yield Finished(name, (to_table(enhancer.state()),), facts)
 
 
 def label(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -242,14 +242,7 @@ def _checkpoints(context: Context) -> dict[str, int]:
 
 
 def _restore(context: Context, enhancer: Enhancer, name: str) -> None:
-    rows = context.shards(STAGE, ENHANCER_TABLE).read(name).to_pylist()
-    enhancer.restore({row["name"]: np.frombuffer(row["values"], row["dtype"]).reshape(row["shape"]) for row in rows})
-
-
-def _table(state: dict[str, NDArray[Any]]) -> pa.Table:
-    arrays = state.values()
-    columns = [list(state), [array.dtype.str for array in arrays], [list(array.shape) for array in arrays], [array.tobytes() for array in arrays]]
-    return pa.table(columns, schema=CHECKPOINT)
+    enhancer.restore(to_state(context.shards(STAGE, ENHANCER_TABLE).read(name)))
 
 
 def _threads(config: PipelineConfig) -> int:
