@@ -39,7 +39,12 @@ Pipeline = Annotated[
 ]
 MethodName = Annotated[str | None, Parameter(name="--method", help="What trains the members: one of `gsec methods`. Default: gsec.")]
 Text = Annotated[
-    str | None, Parameter(name="--text", help="Where text comes from: `captions`, `nouns` or `none`. Default: the method's own; `gsec methods` says which.")
+    str | None,
+    Parameter(
+        name="--text",
+        help="Where text comes from: `captions`, `nouns`, `encoder` (no text: a second encoder, text.encoder) or `none`. "
+        "Default: the method's own; `gsec methods` says which.",
+    ),
 ]
 Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]
 Captioner = Annotated[

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import gettempdir
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from packaging.requirements import Requirement
@@ -23,6 +24,9 @@ from gsec_core.config import PipelineConfig
 from gsec_core.devices import resolve, usable_cores
 from gsec_core.errors import GsecError, without_secrets
 from gsec_core.sources.address import is_local
+
+if TYPE_CHECKING:
+    from gsec_core.stages.encode import Encoding
 
 LEAST_FREE = 2**30
 """Bytes of memory, and of the store's and the scratch folder's disks: with less not even a small run ends well."""
@@ -148,24 +152,30 @@ def _gib(size: int) -> str:
 
 
 def encoder(config: PipelineConfig) -> str:
-    """It loads, and makes one picture and one text to unit vectors."""
+    """It loads, and makes one picture and one text to unit vectors; the second, of which no texts are asked, one picture."""
+    from gsec_core.stages import encode
+
+    return "; ".join(_encoder(config, stage, with_texts=stage is encode.STAGE) for stage in encode.stages(config))
+
+
+def _encoder(config: PipelineConfig, stage: "Encoding", with_texts: bool) -> str:
     import numpy as np
     from PIL import Image
 
-    from gsec_core.stages.encode import loaded_encoder
-
-    loaded = loaded_encoder(config)
+    name, loaded = stage.encoder(config), stage.load(config)
     pixels = loaded.preprocess(Image.effect_noise((64, 48), 60).convert("RGB"))
-    vectors = {"picture": loaded.encode_images(pixels[None]).image, "text": loaded.encode_texts(["a photo of a cat"])}
+    vectors = {"picture": loaded.encode_images(pixels[None]).image}
+    if with_texts:
+        vectors["text"] = loaded.encode_texts(["a photo of a cat"])
     for what, vector in vectors.items():
         length = float(np.linalg.norm(vector))
         if not abs(length - 1) < 1e-3:
             raise GsecError(
-                f"encode.encoder = {json.dumps(config.encode.encoder)}: a {what} becomes a vector of length {length:.3f} in place of 1. "
+                f"{stage.setting} = {json.dumps(name)}: a {what} becomes a vector of length {length:.3f} in place of 1. "
                 "Try encode.precision = fp32; if it is that, its weights are damaged."
             )
     joint = f", {loaded.joint_dim} shared with text" if loaded.joint_dim else ""
-    return f"{config.encode.encoder} has {loaded.dim} dimensions{joint}"
+    return f"{name} has {loaded.dim} dimensions{joint}"
 
 
 def captioner(config: PipelineConfig) -> str:

@@ -64,7 +64,7 @@ def methods(as_json: Json | None) -> int:
     if as_json:
         as_json({"methods": rows})
     else:
-        terminal.out.print(terminal.table("methods; of the text sources the first is taken if none is named", rows))
+        terminal.out.print(terminal.table("methods; of the text sources the first is taken if none is named; `encoder`: a second one, no text", rows))
     return 0
 
 
@@ -139,6 +139,7 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
     """Scores of a run against a file of labels."""
     from gsec_core.results import quality
     from gsec_core.sources import keyed
+    from gsec_core.stages.encode import encoders_of
 
     context = _context(url, run_id)
     if context.of_run is not None:
@@ -150,10 +151,10 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
         scores, majorities = quality.with_labels(context, label_of), quality.majorities(context, label_of)
     config = context.config
     if as_json:
-        facts = {"run_id": context.run.id, "encoder": config.encode.encoder, "captioner": config.describe.captioner}
+        facts = {"run_id": context.run.id, "encoder": encoders_of(context.run), "captioner": config.describe.captioner}
         as_json({**facts, "scores": scores, "clusters": majorities})
     else:
-        title = f"run {context.run.id}: encoder {config.encode.encoder}, captions by {config.describe.captioner}"
+        title = f"run {context.run.id}: encoder {encoders_of(context.run)}, captions by {config.describe.captioner}"
         terminal.out.print(terminal.table(title, scores))
         terminal.out.print(terminal.table("the most frequent label of each cluster", majorities))
     return 0

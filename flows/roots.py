@@ -58,10 +58,11 @@ def places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
     yield "store", config.store
     if config.scratch is not None:
         yield "scratch", config.scratch
-    encoder, _, reference = config.encode.encoder.partition(":")
-    model, _, weights = reference.partition(":")
-    if encoder == "open_clip" and (model == FOLDER or os.path.exists(weights)):
-        yield "encode.encoder", weights
+    for setting, name in (("encode.encoder", config.encode.encoder), ("text.encoder", config.text.encoder or "")):
+        encoder, _, reference = name.partition(":")
+        model, _, weights = reference.partition(":")
+        if encoder == "open_clip" and (model == FOLDER or os.path.exists(weights)):
+            yield setting, weights
     captioner, _, reference = config.describe.captioner.partition(":")
     if config.text.vocabulary.startswith(FILE):
         yield "text.vocabulary", config.text.vocabulary.removeprefix(FILE)

@@ -18,6 +18,7 @@ from gsec_core.errors import Refused
 from gsec_core.section import RUNTIME, Section, is_runtime
 from gsec_core.sources.address import normalise_url
 from gsec_core.sources.listing import EXCLUDED
+from gsec_core.text import ENCODER
 
 AUTO = "auto"
 """The number of clusters is to be found."""
@@ -116,12 +117,14 @@ class FuseConfig(Section):
 
 
 class TextConfig(Section):
-    """Where the images' text counterparts come from."""
+    """Where the images' counterparts come from: text, or a second encoder in its place."""
 
-    source: Literal["captions", "nouns", "none"] | None = Field(
+    source: Literal["captions", "nouns", "encoder", "none"] | None = Field(
         None,
-        description="`captions`: descriptions of a few images; `nouns`: those of a vocabulary that tell the images apart; `none`; not given: the method's own.",
+        description="`captions`: descriptions of a few images; `nouns`: those of a vocabulary that tell the images apart; `encoder`: no text, but the images "
+        "as a second encoder sees them; `none`; not given: the method's own.",
     )
+    encoder: str | None = Field(None, description="encoder: which is the second; takes what encode.encoder takes, and has its precision and batches.")
     vocabulary: str = Field(
         "wordnet",
         description="nouns: `wordnet` (117,798 nouns of WordNet 3.0), `imagenet` (the names of its classes), or `file:PATH` with a word or a sentence a line.",
@@ -224,14 +227,22 @@ class _PipelineConfig(Section):
 
     @property
     def text_source(self) -> str:
-        """Where text comes from: as set, or as the method has it. Raises Refused if the method cannot use it."""
+        """Where text comes from: as set, or as the method has it. Raises Refused if the method cannot use it, or if `text.encoder` does not fit it."""
         method = methods.find(self.method)
-        if self.text.source is None:
-            return method.texts[0]
-        if self.text.source not in method.texts:
+        source = self.text.source or method.texts[0]
+        if source not in method.texts:
             there = " or ".join(f"`{text}`" for text in method.texts)
-            raise Refused(f"text.source = {self.text.source}: method {method.name} cannot use it; give {there}, or leave it out.")
-        return self.text.source
+            raise Refused(f"text.source = {source}: method {method.name} cannot use it; give {there}, or leave it out.")
+        if source == ENCODER and self.text.encoder is None:
+            raise Refused("text.source = encoder: say which is the second, with text.encoder; it takes what encode.encoder takes.")
+        if source != ENCODER and self.text.encoder is not None:
+            raise Refused(f"text.encoder = {self.text.encoder}: only with text.source = encoder is there a second, and it is {source}. Set both or neither.")
+        return source
+
+    @property
+    def second_encoder(self) -> str | None:
+        """Its name, where there is one. Raises as `text_source`."""
+        return self.text.encoder if self.text_source == ENCODER else None
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from gsec_core.captioners import captioner_model
 from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.devices import resolve
-from gsec_core.encoders import check_encoder
 from gsec_core.errors import Refused
 from gsec_core.naming import namers
 from gsec_core.results import publishing, quality
@@ -28,7 +27,9 @@ from gsec_core.stages import (
     describe,
     encode,
     enhance,
+    fuse,
     lineage,
+    nouns,
     prepare,
     prototypes,
     publish,
@@ -40,40 +41,39 @@ from gsec_core.stages import (
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
-from gsec_core.store import Corpus, Run, Shards, Store, fingerprint
+from gsec_core.store import Corpus, Run, Shards, Store
 from gsec_core.store.publications import check_pipeline
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
-
-def _in_order(counterparts: tuple[Stage, ...], enhancing: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    return (
-        encode.STAGE,
-        baseline.STAGE,
-        prototypes.STAGE,
-        describe.STAGE,
-        *counterparts,
-        prepare.STAGE,
-        train.STAGE,
-        align.STAGE,
-        *enhancing,
-        publish.STAGE,
-        lineage.STAGE,
-        report.STAGE,
-    )
+_IN_ORDER: tuple[Stage, ...] = (
+    encode.STAGE,
+    encode.SECOND,
+    baseline.STAGE,
+    prototypes.STAGE,
+    describe.STAGE,
+    fuse.STAGE,
+    vocabulary.STAGE,
+    nouns.STAGE,
+    prepare.STAGE,
+    train.STAGE,
+    align.STAGE,
+    enhance.STAGE,
+    publish.STAGE,
+    lineage.STAGE,
+    report.STAGE,
+)
 
 
 def stages_of(config: PipelineConfig) -> tuple[Stage, ...]:
     """Of a run that makes clusters, in the order they run; ingest comes before them and has no tables of a run."""
-    return _in_order(text.stages(config), enhance.stages(config))
+    wanted = (*text.stages(config), *enhance.stages(config))
+    return tuple(stage for stage in _IN_ORDER if stage in wanted or stage not in (*text.ALL_STAGES, enhance.STAGE))
 
-
-ASSIGN_STAGES: tuple[Stage, ...] = (encode.STAGE, assign.STAGE)
-"""Those of a run that assigns new images to the clusters of another."""
 
 COUNT_STAGES: tuple[Stage, ...] = (encode.STAGE, count.STAGE)
 """Those of a run that finds the number of clusters for another."""
 
-ALL_STAGES = (*_in_order(text.ALL_STAGES, (enhance.STAGE,)), assign.STAGE, count.STAGE)
+ALL_STAGES = (*_IN_ORDER, assign.STAGE, count.STAGE)
 """Every stage that there is."""
 
 
@@ -92,8 +92,8 @@ class Place:
     store: Store
     corpus: Corpus
     source: Source
-    embeddings: Shards
-    """What this request's encoder has done so far."""
+    embeddings: tuple[Shards, ...]
+    """What this request's encoders have done so far."""
 
 
 def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
@@ -118,12 +118,13 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     store.check_writable()
     if of_run is None:
         publishing.published(store, config, corpus)
-    counter = corpus.redo_counters().get(encode.STAGE.name, 0)
-    encoded = fingerprint(encode.STAGE.name, encode.STAGE.version, encode.STAGE.settings(config), [], counter)
-    embeddings = corpus.table(EMBEDDINGS_TABLE, encoded)
-    if not embeddings.names():  # an encoder that has encoded exists; to ask takes seconds
-        check_encoder(config.encode.encoder)
-    return Place(store, corpus, source, embeddings)
+    redo, embeddings = corpus.redo_counters(), []
+    for encoding in encode.stages(config):
+        encoded = corpus.table(EMBEDDINGS_TABLE, encoding.fingerprint_of(config, redo))
+        if not encoded.names():  # an encoder that has encoded exists; to ask takes seconds
+            encoding.check(config)
+        embeddings.append(encoded)
+    return Place(store, corpus, source, tuple(embeddings))
 
 
 def request(
@@ -169,7 +170,7 @@ def identity(config: PipelineConfig, of_run: str | None = None) -> dict[str, Any
 def _names(config: PipelineConfig, of_run: str | None) -> list[str]:
     """The stages of a run that makes clusters, that finds how many there are, or that assigns to those of another."""
     if of_run is not None:
-        return [s.name for s in ASSIGN_STAGES]
+        return [*(s.name for s in encode.stages(config)), assign.STAGE.name]
     return [s.name for s in (COUNT_STAGES if config.clusters == AUTO else stages_of(config))]
 
 
@@ -282,7 +283,7 @@ def check_servers(context: Context) -> None:
     asks = namers.namer_of(context.config) not in (namers.TERMS, namers.NOUNS)
     if asks and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
         namers.load_namer(context.config).check()
-    for needed in (encode.STAGE, prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
+    for needed in (*encode.stages_of(context.run), prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
         base.begin(context, needed)
         if not context.run.is_complete(needed.name):
             if needed is not describe.STAGE or describe.unanswered(context):

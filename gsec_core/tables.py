@@ -237,7 +237,7 @@ COUNTERPART_MODEL = pa.schema(
 
 FEATURES = pa.schema(
     [
-        _column("half", pa.string(), "image or text"),
+        _column("half", pa.string(), "image or text; the latter also where it is a second encoder's"),
         _column("mean", _floats(), "of each dimension"),
         _column("basis", _floats(), "principal axes, (dimensions, axes), row after row; null: the dimensions as they are", nullable=True),
         _column("scale", _floats(), "what each axis is divided by"),
@@ -246,9 +246,10 @@ FEATURES = pa.schema(
 
 
 def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
-    """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded; by text where there is any."""
+    """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
     kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
-    return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), _column("text_neighbors", kind, "by the text half")][: 1 + halves])
+    by_text = _column("text_neighbors", kind, "by the text half, or by the second encoder, where there is either")
+    return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), by_text][: 1 + halves])
 
 
 _ARRAYS = {

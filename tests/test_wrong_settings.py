@@ -53,6 +53,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("words", "there is no such vocabulary; there are `wordnet`, `imagenet` and `file:PATH`"),
         ("file:{here}/nowhere", "it cannot be read (No such file or directory). Give a text file"),
     ],
+    "text.encoder": [("foo", "only with text.source = encoder is there a second"), ("", "only with text.source = encoder is there a second")],
     "text.prompts": [("a photo", "has no place for the word; write one {} in it")],
     "method": [("magic", "there is no such method; there are `gsec`, "), ("", "there is no such method")],
     "source": [

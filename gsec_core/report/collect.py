@@ -77,7 +77,7 @@ def _asked(context: Context) -> Iterator[tuple[str, str]]:
     yield "clusters", str(config.n_clusters)
     yield "continues", _continued(context)
     yield "method", f"{config.method}, text: {config.text_source}"
-    yield "encoder", config.encode.encoder
+    yield "encoder", encode.encoders_of(context.run)
     yield "captioner", config.describe.captioner
     yield "question", _question(config.describe)
     yield "descriptions", _told(describe.told(context))

@@ -20,7 +20,7 @@ from gsec_core.clustering.neighbors import neighbor_count, neighbors_of
 from gsec_core.errors import Refused
 from gsec_core.results import status
 from gsec_core.results.quality import PURITY_ROWS, truth_of
-from gsec_core.stages import align, text
+from gsec_core.stages import align, encode, text
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_embeddings
 from gsec_core.store import Run
@@ -180,7 +180,7 @@ def compare(first: Context, others: Sequence[Run]) -> Comparison:
                 run_id=run.id,
                 method=config.method,
                 text=text.source_of(run),
-                encoder=config.encode.encoder,
+                encoder=encode.encoders_of(run),
                 names=tuple(names[number]),
                 sizes=sizes[number],
                 left_out=counts[number] - len(common),

@@ -27,7 +27,7 @@ from gsec_core.sources.folder import LocalFolder
 from gsec_core.sources.listing import is_image_name
 from gsec_core.sources.uris import inside
 from gsec_core.stages.base import Context
-from gsec_core.stages.encode import encoded_rows, fetch
+from gsec_core.stages.encode import encoded_rows, encoders_of, fetch
 from gsec_core.store import Run
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, LINEAGE_TABLE, OK
 
@@ -129,7 +129,7 @@ def _read(run: Run, table: str) -> pl.DataFrame:
 
 def _json(context: Context, clusters: pl.DataFrame) -> bytes:
     config = context.config
-    about = {"run_id": context.run.id, "source": config.source, "encoder": config.encode.encoder, "captioner": config.describe.captioner}
+    about = {"run_id": context.run.id, "source": config.source, "encoder": encoders_of(context.run), "captioner": config.describe.captioner}
     return json.dumps({**about, "clusters": clusters.to_dicts()}, indent=1, ensure_ascii=False).encode()
 
 

@@ -60,7 +60,7 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     said = []
     if consensus["purity"] <= kmeans["purity"]:
         said.append(
-            "The consensus adds nothing over plain k-means: neighbours of an image, by looks and by description, are in its cluster no more often "
+            "The consensus adds nothing over plain k-means: neighbours of an image are in its cluster no more often "
             f"(purity {consensus['purity']:.3f} against {kmeans['purity']:.3f})."
         )
     elif kmeans["ARI to consensus"] >= NEARLY_EQUAL:

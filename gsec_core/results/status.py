@@ -8,6 +8,7 @@ import xxhash
 
 from gsec_core import methods
 from gsec_core.errors import BadRecord, BadShard, GsecError
+from gsec_core.stages import encode
 from gsec_core.store import Corpus, Run, Shards, Store, captions
 from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE, THUMBNAILS_TABLE
@@ -82,7 +83,7 @@ def _readable(run: Run) -> dict[str, Any]:
         "generation": request["generation"],
         "clusters": request["config"]["clusters"],
         "method": request["config"].get("method", methods.DEFAULT),
-        "encoder": request["config"]["encode"]["encoder"],
+        "encoder": encode.encoders_of(run),
         "created": request["created"],
         "stages": {stage: dict(zip(("done", "planned"), run.shards_done(stage), strict=True)) for stage in request["stages"]},
         "state": state(run, ends),
@@ -124,12 +125,12 @@ def timings(run: Run) -> Iterator[dict[str, Any]]:
 
 def _image_counts(run: Run) -> dict[str, int]:
     """The live images of the run's generation by status, as far as they are encoded; ``listed`` is all of them."""
-    record = run.stage("encode")
-    if record is None:
+    records = [record for stage in encode.stages_of(run) if (record := run.stage(stage.name)) is not None]
+    if not records:
         return {}
     request = run.request()
     corpus = Corpus(run.files, request["corpus"])
-    embeddings = corpus.table(EMBEDDINGS_TABLE, record["fingerprint"])
+    embeddings = [corpus.table(EMBEDDINGS_TABLE, record["fingerprint"]) for record in records]
     try:
         generation = corpus.generation(request["generation"])
     except FileNotFoundError:  # an older gsec pruned it away from under a run
@@ -140,12 +141,12 @@ def _image_counts(run: Run) -> dict[str, int]:
     except GsecError:  # a damaged list, which the next ingest writes again
         return counts
     counts["listed"] = live.num_rows
-    there = embeddings.names()
+    there = set.intersection(*(encoded.names() for encoded in embeddings))
     for name in generation.shard_names:
         if name not in there:
             continue
         try:
-            rows = embeddings.read(name, ["image_id", "status"])
+            rows = encode.agreed([encoded.read(name, ["image_id", "content_hash", "status", "reason"]) for encoded in embeddings])
         except BadShard:
             counts["damaged_shards"] += 1
             continue

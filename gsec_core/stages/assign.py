@@ -1,7 +1,7 @@
 """assign: new images into the clusters of a run, which stays as it is.
 
-Reads this corpus's `embeddings`, and of the other run `counterpart_model`, `caption_embeddings`, `features`, `members`,
-`alignment`, `head` and `cluster_centres`; writes `assigned`, with the schema of `assignments`.
+Reads this corpus's `embeddings`, by the other run's encoders, and of the other run `counterpart_model`, `caption_embeddings`, `features`,
+`members`, `alignment`, `head` and `cluster_centres`; writes `assigned`, with the schema of `assignments`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
 from gsec_core.stages import align, encode, lineage, prepare, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import assignment_table, load_embeddings, load_joint, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import assignment_table, load_embeddings, parts, rows_of_parts, usable
 from gsec_core.tables import ASSIGNED_TABLE
 
 
@@ -20,11 +20,11 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     set_threads(context.config.threads)
     model = model_of(context)
     ensemble, head, device = align.load_ensemble(model), align.load_head(model), prepare.plan_of(model.config).device
-    X, joint = load_embeddings(context), load_joint(context)
+    X = load_embeddings(context)
     for part in parts(context, names):
         found: list[Assigned] = []
         for rows in ensemble.blocks(part.start, part.stop):
-            features = prepare.features_of(model, text.halves_of(model, X[rows], joint[rows]))
+            features = prepare.features_of(model, text.halves_of(model, context, rows))
             found += ensemble.predicted(features, head, device)
             progress(rows.stop - rows.start)
         whole = joined(found)
@@ -48,9 +48,10 @@ def check_model(model: Context) -> None:
     for name in stages[: stages.index(lineage.STAGE.name) + 1]:
         if not model.run.is_complete(name):
             raise Refused(f"--run {model.run.id}: its stage {name} is not complete. Finish it first: gsec run, or gsec stage {name} --run {model.run.id}.")
-    record = model.run.stage(encode.STAGE.name)
-    if record is None or record["fingerprint"] != encode.STAGE.fingerprint(model):
-        raise Refused(f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put it back, or run gsec run anew.")
+    for stage in encode.stages_of(model.run):
+        record = model.run.stage(stage.name)
+        if record is None or record["fingerprint"] != stage.fingerprint(model):
+            raise Refused(f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put it back, or run gsec run anew.")
 
 
 def _inputs(context: Context) -> list[str]:
@@ -58,7 +59,7 @@ def _inputs(context: Context) -> list[str]:
     assert record is not None, "a complete stage has begun"
     if not usable(context).rows.num_rows:
         raise Refused(f"gsec assign: none of {usable(context).live} images is usable; the reasons are in the column `reason` of the embeddings.")
-    return [encode.STAGE.fingerprint(context), usable(context).digest, record["fingerprint"]]
+    return [*(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest, record["fingerprint"]]
 
 
 STAGE = Stage(

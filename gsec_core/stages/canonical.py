@@ -20,7 +20,7 @@ from gsec_core.clustering.kmeans import cosines, unit_rows
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import encode
-from gsec_core.stages.base import Context, once
+from gsec_core.stages.base import Context, Stage, once
 from gsec_core.store import Shards
 from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK
@@ -96,13 +96,19 @@ def load_embeddings(context: Context) -> NDArray[np.float16]:
     nothing behind. Raises GsecError if an embedding is not finite, Refused if there is no folder ``scratch``, OSError
     if it is full.
     """
-    return _load_vectors(context, "embedding")
+    return _load_vectors(context, encode.STAGE, "embedding")
+
+
+@once
+def load_second(context: Context) -> NDArray[np.float16]:
+    """As `load_embeddings`, by the second encoder of a run that has one: (n, its dim)."""
+    return _load_vectors(context, encode.SECOND, "embedding")
 
 
 @once
 def load_joint(context: Context) -> NDArray[np.float16]:
     """As `load_embeddings`, in the space shared with text: (n, joint_dim or dim)."""
-    return _load_vectors(context, "joint") if has_joint(context) else load_embeddings(context)
+    return _load_vectors(context, encode.STAGE, "joint") if has_joint(context) else load_embeddings(context)
 
 
 def has_joint(context: Context) -> bool:
@@ -125,8 +131,8 @@ def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.floa
     return matrix
 
 
-def _load_vectors(context: Context, column: str) -> NDArray[np.float16]:
-    embeddings, rows = context.shards(encode.STAGE, EMBEDDINGS_TABLE), usable(context).rows
+def _load_vectors(context: Context, stage: Stage, column: str) -> NDArray[np.float16]:
+    embeddings, rows = context.shards(stage, EMBEDDINGS_TABLE), usable(context).rows
     wanted = {
         shard: frame
         for (shard,), frame in pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position").partition_by("shard", as_dict=True).items()
@@ -137,7 +143,9 @@ def _load_vectors(context: Context, column: str) -> NDArray[np.float16]:
         here = pl.DataFrame(table.select(["image_id"])).with_row_index("row").join(wanted[name], on="image_id")
         values = to_matrix(table, column)[here["row"].to_numpy()]
         if not np.isfinite(values).all():
-            raise GsecError(f"encode: embeddings in {embeddings.location(name)} are not finite. Encode anew with --redo encode and encode.precision = fp32.")
+            raise GsecError(
+                f"{stage.name}: embeddings in {embeddings.location(name)} are not finite. Encode anew with --redo {stage.name} and encode.precision = fp32."
+            )
         matrix[here["position"].to_numpy()] = values
     return matrix
 

@@ -1,7 +1,8 @@
-"""encode: every image of the corpus as a unit vector.
+"""encode: every image of the corpus as a unit vector; encode2: as another, by the second encoder of a run that has two.
 
-Reads `images`; writes `embeddings` and `thumbnails`, one shard of each for each shard of `images`, with its name. Its
-fingerprint does not know the generation, so that a grown corpus only adds shards.
+Each reads `images` and writes `embeddings` and `thumbnails`, one shard of each for each shard of `images`, with its name. Their
+fingerprint does not know the generation, so that a grown corpus only adds shards, and not which of the two they are, so that
+an encoder has one table, in whichever place it is.
 
 Reading, hashing and decoding run in a pool of threads (Pillow and xxhash release the GIL) while the forward pass has
 the main thread. Every forward pass has the same batch shape, so that an embedding does not depend on its neighbours.
@@ -12,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -26,14 +28,14 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads, usable_cores
-from gsec_core.encoders import encoder_identity, load_encoder
+from gsec_core.encoders import check_encoder, encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
-from gsec_core.errors import GsecError
+from gsec_core.errors import GsecError, Refused
 from gsec_core.images import decode as images
 from gsec_core.section import output_settings
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.store import Shards
+from gsec_core.store import Run, Shards, fingerprint
 from gsec_core.store.arrays import to_column
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
 
@@ -125,13 +127,59 @@ class _Builder:
         return len(self.prepared) == len(self.refs) and not self.waiting
 
 
-def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+@dataclass(frozen=True, kw_only=True)
+class Encoding(Stage):
+    """The stage of one of the run's encoders."""
+
+    setting: str
+    """Which names the encoder."""
+    encoder: Callable[[PipelineConfig], str]
+    """Its name."""
+
+    def fingerprint(self, context: Context) -> str:
+        """See `Stage.fingerprint`."""
+        return self.fingerprint_of(context.config, context.redo)
+
+    def fingerprint_of(self, config: PipelineConfig, redo: Mapping[str, int]) -> str:
+        """That of one encoder's tables is the same in both stages, until the second is done anew by itself."""
+        counter, by_itself = redo.get(STAGE.name, 0), 0 if self is STAGE else redo.get(self.name, 0)
+        return fingerprint(STAGE.name, self.version, self.settings(config), [], [counter, by_itself] if by_itself else counter)
+
+    def identity(self, config: PipelineConfig) -> dict[str, object]:
+        """See `encoder_identity`, which it raises as."""
+        with self._named():
+            return encoder_identity(self.encoder(config))
+
+    def check(self, config: PipelineConfig) -> None:
+        """Raises as `check_encoder` does."""
+        with self._named():
+            check_encoder(self.encoder(config))
+
+    def load(self, config: PipelineConfig) -> Encoder:
+        """The encoder, loaded once a process, with torch's threads as the settings say."""
+        with self._named():
+            identity = json.dumps(self.identity(config), sort_keys=True)
+            encoder = _load(identity, self.encoder(config), config.encode.precision, config.encode.device, config.threads)
+        # Not only when it is loaded: others in the process may have set another number since, and with it the last bits of an embedding differ.
+        set_threads(config.threads)
+        return encoder
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Encoders know one setting that names them."""
+        try:
+            yield
+        except Refused as error:
+            raise Refused(str(error).replace(STAGE.setting, self.setting, 1)) from error
+
+
+def work(stage: Encoding, context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Encode the named shards of `images`, yielding each when its last image is through."""
     config = context.config.encode
-    encoder = loaded_encoder(context.config)
+    encoder = stage.load(context.config)
     source = context.open_source()
-    embeddings, thumbnails = context.shards(STAGE, EMBEDDINGS_TABLE), context.shards(STAGE, THUMBNAILS_TABLE)
-    _check_preprocessing(embeddings, encoder)
+    embeddings, thumbnails = context.shards(stage, EMBEDDINGS_TABLE), context.shards(stage, THUMBNAILS_TABLE)
+    _check_preprocessing(stage, embeddings, encoder)
     known = known_contents(embeddings, thumbnails, context.generation.number) if context.generation.number > 1 else {}
     builders: deque[_Builder] = deque()
     step = partial(prepare, source, encoder, config.thumbnail_size, known)
@@ -142,7 +190,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
             yield from ((builder, index, ref) for index, ref in enumerate(builder.refs))
 
     def finish() -> Finished:
-        return _finish(context.config, source, encoder, embeddings, thumbnails, builders.popleft())
+        return _finish(stage, context.config, source, encoder, embeddings, thumbnails, builders.popleft())
 
     batch: list[tuple[_Builder, int]] = []
     workers = config.workers or usable_cores()
@@ -214,14 +262,14 @@ def _forward(encoder: Encoder, batch: Sequence[tuple[_Builder, int]], batch_size
         builder.forward_seconds += seconds
 
 
-def _finish(config: PipelineConfig, source: Source, encoder: Encoder, embeddings: Shards, thumbnails: Shards, builder: _Builder) -> Finished:
+def _finish(stage: Encoding, config: PipelineConfig, source: Source, encoder: Encoder, embeddings: Shards, thumbnails: Shards, builder: _Builder) -> Finished:
     rows = [builder.prepared[index] for index in range(len(builder.refs))]
     encoded = len(builder.vectors)
     copied = _copy_known(embeddings, thumbnails, builder, rows)
     if any(row.status == MISSING for row in rows):
         source.check()  # an unmounted disk or an expired key must not become missing images
     if not config.encode.accept_loss and (embeddings.was_set_aside(builder.name) or thumbnails.was_set_aside(builder.name)):
-        _check_restored(builder, rows)
+        _check_restored(stage, builder, rows)
     schema = embeddings_schema(encoder.dim, encoder.joint_dim)
     vectors = [builder.vectors.get(index) for index in range(len(rows))]
     columns: dict[str, Any] = {
@@ -299,20 +347,20 @@ def known_contents(embeddings: Shards, thumbnails: Shards, generation: int) -> M
     return known
 
 
-def _check_preprocessing(embeddings: Shards, encoder: Encoder) -> None:
+def _check_preprocessing(stage: Encoding, embeddings: Shards, encoder: Encoder) -> None:
     """Embeddings of two preprocessings must not meet in one table: an upgraded library may have changed its own."""
     for name in sorted(embeddings.names())[:1]:
         before = embeddings.facts(name)["preprocessing"]
         now = json.loads(json.dumps(dict(encoder.preprocessing)))
         if before != now:
-            raise GsecError(f"encode: the encoder prepares images as {now}, the embeddings so far as {before}. Encode anew with --redo encode.")
+            raise GsecError(f"{stage.name}: the encoder prepares images as {now}, the embeddings so far as {before}. Encode anew with --redo {stage.name}.")
 
 
-def _check_restored(builder: _Builder, rows: Sequence[Prepared]) -> None:
+def _check_restored(stage: Encoding, builder: _Builder, rows: Sequence[Prepared]) -> None:
     gone = sum(row.status == MISSING and ref is not None for row, ref in zip(rows, builder.refs, strict=True))
     if gone:
         raise GsecError(
-            f"encode: shard {builder.name} was damaged and {gone} of its images can no longer be read, so that it cannot be restored whole. "
+            f"{stage.name}: shard {builder.name} was damaged and {gone} of its images can no longer be read, so that it cannot be restored whole. "
             "Run the source again, so that what is gone is noticed, or go on without them with --set encode.accept_loss=true."
         )
 
@@ -323,16 +371,8 @@ def _load(identity: str, name: str, precision: str, device: str, threads: int) -
 
 
 def loaded_encoder(config: PipelineConfig) -> Encoder:
-    """The encoder of these settings, loaded once a process, with torch's threads as the settings say."""
-    identity = json.dumps(encoder_identity(config.encode.encoder), sort_keys=True)
-    encoder = _load(identity, config.encode.encoder, config.encode.precision, config.encode.device, config.threads)
-    # Not only when it is loaded: others in the process may have set another number since, and with it the last bits of an embedding differ.
-    set_threads(config.threads)
-    return encoder
-
-
-def _settings(config: PipelineConfig) -> dict[str, Any]:
-    return {**output_settings(config.encode), "encoder": encoder_identity(config.encode.encoder)}
+    """That of `encode.encoder`; see `Encoding.load`."""
+    return STAGE.load(config)
 
 
 def _plan(context: Context) -> list[str]:
@@ -343,13 +383,54 @@ def _units(context: Context, names: Sequence[str]) -> int:
     return int(pc.sum(pc.is_in(context.live["shard"], pa.array(names, pa.string()))).as_py() or 0)
 
 
-STAGE = Stage(
-    name="encode",
-    version=2,
-    settings=_settings,
-    inputs=lambda context: [],
-    steps=(Step((EMBEDDINGS_TABLE, THUMBNAILS_TABLE), _plan, work, _units),),
-)
+def _encoding(name: str, setting: str, encoder: Callable[[PipelineConfig], str], settings: Callable[[PipelineConfig], dict[str, Any]]) -> Encoding:
+    def encode(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+        return work(stage, context, names, progress)
+
+    stage = Encoding(
+        name=name,
+        version=2,
+        settings=settings,
+        inputs=lambda context: [],
+        steps=(Step((EMBEDDINGS_TABLE, THUMBNAILS_TABLE), _plan, encode, _units),),
+        setting=setting,
+        encoder=encoder,
+    )
+    return stage
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    return {**output_settings(config.encode), "encoder": STAGE.identity(config)}
+
+
+def _settings_of_second(config: PipelineConfig) -> dict[str, Any]:
+    identity = SECOND.identity(config)
+    if identity == STAGE.identity(config):
+        raise Refused(f"{SECOND.setting} = {json.dumps(SECOND.encoder(config))}: it is the first encoder, {STAGE.setting}, itself. Name another.")
+    return {**_settings(config), "encoder": identity}
+
+
+STAGE = _encoding("encode", "encode.encoder", lambda config: config.encode.encoder, _settings)
+
+SECOND = _encoding("encode2", "text.encoder", lambda config: str(config.second_encoder), _settings_of_second)
+"""Of runs with two encoders."""
+
+
+def stages(config: PipelineConfig) -> tuple[Encoding, ...]:
+    """One for each encoder of the settings."""
+    return (STAGE,) if config.second_encoder is None else (STAGE, SECOND)
+
+
+def stages_of(run: Run) -> tuple[Encoding, ...]:
+    """One for each encoder of a run; also if the package of its method is not there any more."""
+    return tuple(stage for stage in (STAGE, SECOND) if stage.name in run.request()["stages"])
+
+
+def encoders_of(run: Run) -> str:
+    """The names of a run's encoders, with a plus between two."""
+    config = run.request()["config"]
+    names = {STAGE: config["encode"]["encoder"], SECOND: config.get("text", {}).get("encoder")}
+    return " + ".join(names[stage] for stage in stages_of(run))
 
 
 def reasons(context: Context) -> list[dict[str, Any]]:
@@ -369,21 +450,42 @@ def remarks(context: Context) -> list[str]:
 
 
 def encoded_rows(context: Context) -> pa.Table:
-    """The generation's live rows as encode left them.
+    """The generation's live rows as the run's encoders left them; see `agreed`.
 
     Returns image_id, uri, content_hash, status, reason and shard, in canonical order: content hash, then image id, so
     that what follows depends on the images and neither on the source's kind nor on the order they were found in.
-    Raises Refused if encode has not run, GsecError if it has not finished, BadShard naming all that is bad.
+    Raises Refused if an encoder has not run, GsecError if it has not finished, BadShard naming all that is bad.
     """
-    embeddings = context.shards(STAGE, EMBEDDINGS_TABLE)
     names = context.generation.shard_names
-    try:
-        tables = embeddings.read_all(names, ["image_id", "content_hash", "status", "reason"])
-    except FileNotFoundError:
-        raise GsecError(f"run {context.run.id} is not encoded yet. Run stage encode first: gsec stage encode --run {context.run.id}.") from None
+    tables = [agreed(tables) for tables in zip(*(_rows(context, stage) for stage in stages_of(context.run)), strict=True)]
     rows = pa.concat_tables([t.append_column("shard", pa.array([n] * t.num_rows, pa.string())) for n, t in zip(names, tables, strict=True)])
     live = context.live.select(["image_id", "uri", "shard"]).join(rows, ["image_id", "shard"], join_type="inner")
     if live.num_rows != context.live.num_rows:
         raise GsecError(f"run {context.run.id}: {context.live.num_rows} images are listed but {live.num_rows} have an embedding row: a fault in encode.")
     order = pc.sort_indices(live, [("content_hash", "ascending"), ("image_id", "ascending")])
     return live.take(order).select(["image_id", "uri", "content_hash", "status", "reason", "shard"])
+
+
+def _rows(context: Context, stage: Encoding) -> list[pa.Table]:
+    try:
+        return context.shards(stage, EMBEDDINGS_TABLE).read_all(context.generation.shard_names, ["image_id", "content_hash", "status", "reason"])
+    except FileNotFoundError:
+        raise GsecError(f"run {context.run.id} is not encoded yet. Run stage {stage.name} first: gsec stage {stage.name} --run {context.run.id}.") from None
+
+
+def agreed(tables: Sequence[pa.Table]) -> pa.Table:
+    """One shard of `embeddings` of each encoder, with the columns content_hash, status and reason, as one: what a later one could not use, no one has used.
+
+    All have the same images in the same order, as the shard of `images` has them.
+    """
+    return reduce(_agreed, tables)
+
+
+def _agreed(first: pa.Table, second: pa.Table) -> pa.Table:
+    used, used_too = pc.equal(first["status"], OK), pc.equal(second["status"], OK)
+    changed = pc.and_kleene(pc.and_(used, used_too), pc.not_equal(first["content_hash"], second["content_hash"]))
+    lost = pc.and_(used, pc.invert(used_too))
+    status = pc.if_else(changed, MISSING, pc.if_else(lost, second["status"], first["status"]))
+    reason = pc.if_else(changed, "changed between one encoder and the other", pc.if_else(lost, second["reason"], first["reason"]))
+    columns = {"status": status, "reason": reason}
+    return pa.table([columns.get(name, first[name]) for name in first.column_names], schema=first.schema)

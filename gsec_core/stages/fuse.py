@@ -120,11 +120,10 @@ def load_model(context: Context) -> CounterpartModel:
 
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """The counterparts of the images of the named parts."""
-    X, joint = load_embeddings(context), load_joint(context)
     described, own = describe.described_rows(context), load_captions(context)
     for part in parts(context, names):
         rows = slice(part.start, part.stop)
-        vectors = counterparts_of(context, X[rows], joint[rows], progress)
+        vectors = counterparts_of(context, context, rows, progress)
         if load_model(context).kind == OWN:
             here = np.flatnonzero((rows.start <= described) & (described < rows.stop))
             vectors[described[here] - rows.start] = own[here]
@@ -133,12 +132,13 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         yield Finished(part.name, (pa.table([part.rows["image_id"], counterparts], schema=schema),), {})
 
 
-def counterparts_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], progress: Progress = lambda rows: None) -> NDArray[np.float16]:
-    """The counterparts of images by the run's model, as they would be stored: (n, d) and joint embeddings (n, dj) to (n, dt), n above 0.
+def counterparts_of(context: Context, images: Context, rows: slice, progress: Progress = lambda rows: None) -> NDArray[np.float16]:
+    """The counterparts of these images of the run ``images`` by this run's model, as they would be stored: (rows, dt), rows above 0.
 
     An image's own description is not looked for.
     """
     model, config = load_model(context), context.config.fuse
+    X, joint = load_embeddings(images)[rows], load_joint(images)[rows]
     if model.kind == JOINT:
         progress(len(joint))
         return joint

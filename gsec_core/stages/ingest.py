@@ -3,7 +3,7 @@
 Reads the source's listing; writes `images` and a generation. Nothing is decoded, and without a change nothing is written.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -54,11 +54,11 @@ class Changes:
         return {"images": self.live, "added": self.added, "changed": self.changed, "deleted": self.deleted, "damaged_lists": self.damaged, **self.skipped}
 
 
-def ingest(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Shards, at_least: int) -> tuple[Generation, Changes]:
+def ingest(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int) -> tuple[Generation, Changes]:
     """Bring the corpus up to date with its source, and say what changed.
 
-    ``embeddings`` is asked which images could not be read last time: once one of these can be, they count as changed. Raises Refused if the
-    source has fewer than ``at_least`` images, or lost more of them than ``config.max_shrink`` allows; then nothing is
+    ``embeddings``, of each encoder, are asked which images could not be read last time: once one of these can be, they count as changed. Raises
+    Refused if the source has fewer than ``at_least`` images, or lost more of them than ``config.max_shrink`` allows; then nothing is
     written.
     """
     while True:
@@ -72,7 +72,7 @@ def ingest(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sha
         # Another ingest of the same corpus was first: compare with what it wrote.
 
 
-def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Shards, at_least: int) -> Changes:
+def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int) -> Changes:
     """What `ingest` would write. Raises as it does."""
     corpus.check_bound(_binding(source, config))
     listed = pl.DataFrame(source.list())
@@ -156,11 +156,12 @@ def _any_readable(source: Source, images: pl.DataFrame) -> bool:
         return any(any(pool.map(readable, refs[start : start + _PROBES])) for start in range(0, len(refs), _PROBES))
 
 
-def _missing(live: pl.DataFrame, embeddings: Shards) -> list[bytes]:
-    """Live images that could not be read when they were encoded."""
+def _missing(live: pl.DataFrame, embeddings: Sequence[Shards]) -> list[bytes]:
+    """Live images that could not be read when they were encoded, by whichever encoder."""
     unread: list[bytes] = []
     for (name,), rows in live.group_by("shard"):
-        unread.extend(_missing_in(embeddings, str(name), set(rows["image_id"])))
+        for encoded in embeddings:
+            unread.extend(_missing_in(encoded, str(name), set(rows["image_id"])))
     return unread
 
 

@@ -77,8 +77,9 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         yield Finished(part.name, (pa.table([part.rows["image_id"], column], schema=schema),), {})
 
 
-def counterparts_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16]) -> NDArray[np.float16] | None:
-    """The counterparts (rows, joint_dim) that the run gives to images in the space shared with text, its own or not; see `load_counterparts`."""
+def counterparts_of(context: Context, images: Context, rows: slice) -> NDArray[np.float16] | None:
+    """The counterparts (rows, joint_dim) that the run gives to these images of the run ``images``, its own or not; see `load_counterparts`."""
+    joint = load_joint(images)[rows]
     if selection_of(context.config).tau is None:
         return joint if has_joint(context) else None
     return _counterparts(context, joint, lambda images: None)

@@ -1,4 +1,4 @@
-"""Where a run's text half comes from: the stage that makes counterparts, whichever the settings name, or none."""
+"""Where a run's second half comes from: the stage that makes counterparts, whichever the settings name, or none."""
 
 from types import ModuleType
 from typing import Any
@@ -7,16 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsec_core.config import PipelineConfig
-from gsec_core.stages import fuse, nouns, vocabulary
+from gsec_core.stages import encode, fuse, nouns, second, vocabulary
 from gsec_core.stages.base import Context, Stage
+from gsec_core.stages.canonical import load_embeddings
 from gsec_core.store import Run
-from gsec_core.text import CAPTIONS, NONE, NOUNS
+from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
-_MODULES: dict[str, ModuleType] = {CAPTIONS: fuse, NOUNS: nouns}
+_MODULES: dict[str, ModuleType] = {CAPTIONS: fuse, NOUNS: nouns, ENCODER: second}
 """Each has load_counterparts, counterparts_of, text_weight and weight_deserved."""
 
 
-_STAGES: dict[str, tuple[Stage, ...]] = {CAPTIONS: (fuse.STAGE,), NOUNS: (vocabulary.STAGE, nouns.STAGE)}
+_STAGES: dict[str, tuple[Stage, ...]] = {CAPTIONS: (fuse.STAGE,), NOUNS: (vocabulary.STAGE, nouns.STAGE), ENCODER: (encode.SECOND,)}
 
 ALL_STAGES = tuple(stage for stages in _STAGES.values() for stage in stages)
 """Whatever the settings."""
@@ -45,10 +46,10 @@ def halves(context: Context, X: NDArray[np.float16]) -> list[NDArray[Any]]:
     return _halves(X, None if module is None else module.load_counterparts(context))
 
 
-def halves_of(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16]) -> list[NDArray[Any]]:
-    """Images, ``X`` (rows, d) and ``joint`` (rows, joint_dim) in the space shared with text, of this run or not, and the counterparts that it gives them."""
+def halves_of(context: Context, images: Context, rows: slice) -> list[NDArray[Any]]:
+    """These images of the run ``images``, (rows, d), and the counterparts (rows, dt) that this run gives them, where it gives any."""
     module = _module(context.config)
-    return _halves(X, None if module is None else module.counterparts_of(context, X, joint))
+    return _halves(load_embeddings(images)[rows], None if module is None else module.counterparts_of(context, images, rows))
 
 
 def _halves(X: NDArray[Any], counterparts: NDArray[Any] | None) -> list[NDArray[Any]]:

@@ -116,8 +116,9 @@ class Run:
 
         Raises Refused unless every shard is there.
         """
-        for record in self.stages().values():
-            if name in record["tables"]:
+        for stage in self.request()["stages"]:  # in their order: embeddings are those of the first encoder
+            record = self.stage(stage)
+            if record is not None and name in record["tables"]:
                 shards = self.place(record).table(name, record["fingerprint"])
                 planned: list[str] = record["tables"][name]
                 if set(planned) <= shards.names():
@@ -180,7 +181,7 @@ def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mappin
     return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 
 
-def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: list[str], redo: int) -> str:
+def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: list[str], redo: int | list[int]) -> str:
     """Where a stage's tables are: xxh3-128 over all that determines their rows. 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(json.dumps([stage, version, dict(settings), inputs, redo], sort_keys=True).encode())
 

@@ -1,9 +1,9 @@
-"""Text counterparts of images: what stands for a description of each. Where they come from is the setting `text.source`."""
+"""Counterparts of images: what stands for a description of each. Where they come from is the setting `text.source`."""
 
 from dataclasses import dataclass
 
-CAPTIONS, NOUNS, NONE = "captions", "nouns", "none"
-"""Descriptions of a few images; nouns of a vocabulary; no text at all."""
+CAPTIONS, NOUNS, ENCODER, NONE = "captions", "nouns", "encoder", "none"
+"""Descriptions of a few images; nouns of a vocabulary; no text, but the images by a second encoder; nothing at all."""
 
 
 @dataclass(frozen=True)

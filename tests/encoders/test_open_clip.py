@@ -14,27 +14,13 @@ from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.errors import Refused
 
-MODEL = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "layers": 2, "width": 64, "heads": 2},
-}
-PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "shortest"}
+from ..checkpoint import PREPROCESSING, write_checkpoint
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder as Hugging Face serves them; the model is also known to open_clip as ``tiny/model``."""
-    from safetensors.torch import save_file
-
-    path = tmp_path_factory.mktemp("checkpoint")
-    configs = tmp_path_factory.mktemp("configs")
-    (configs / "tiny-model.json").write_text(json.dumps(MODEL))
-    open_clip.add_model_config(configs)
-    torch.manual_seed(0)
-    save_file(open_clip.create_model("tiny-model").state_dict(), path / "open_clip_model.safetensors")
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESSING}))
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("open_clip") / "checkpoint")
 
 
 @pytest.fixture(scope="session")

@@ -85,8 +85,7 @@ def test_own_counterparts_are_the_images_own_descriptions_and_ridge_for_the_othe
     found = fuse.load_counterparts(context)
     np.testing.assert_array_equal(found[rows], fuse.load_captions(context))
     others = np.setdiff1d(np.arange(20), rows)
-    X = load_embeddings(context)
-    np.testing.assert_allclose(found[others], fuse.counterparts_of(context, X, load_joint(context))[others], atol=1e-3)
+    np.testing.assert_allclose(found[others], fuse.counterparts_of(context, context, slice(None))[others], atol=1e-3)
 
 
 def test_joint_counterparts_are_the_images_in_the_joint_space(source: Path, tmp_path: Path) -> None:
@@ -143,5 +142,5 @@ def test_other_images_get_the_counterparts_that_the_run_would_give_them(source: 
     context = described(source, tmp_path, fuse={"counterpart": counterpart})
     describe_with(context)
     run_stage(context, fuse.STAGE)
-    found = fuse.counterparts_of(context, load_embeddings(context), load_joint(context))
+    found = fuse.counterparts_of(context, context, slice(None))
     np.testing.assert_array_equal(found, fuse.load_counterparts(context))

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
-from gsec_core.text import CAPTIONS, NONE, NOUNS
+from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
 
 class ASDSettings(Section):
@@ -18,7 +18,7 @@ METHOD = Method(
     title="ASD",
     paper="https://arxiv.org/abs/2509.20976",
     does="Sampled images, a class each; classes that images change between are one cluster, and FixMatch learns the clusters from the sample.",
-    texts=(NONE, NOUNS, CAPTIONS),
+    texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=ASDSettings,
     estimator="gsec_core.methods.asd.estimator:ASD",
 )

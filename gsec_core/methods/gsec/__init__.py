@@ -6,7 +6,7 @@ from pydantic import Field
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
-from gsec_core.text import CAPTIONS, NONE, NOUNS
+from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
 
 class GSECSettings(Section):
@@ -25,7 +25,7 @@ METHOD = Method(
     title="GSEC",
     paper="https://arxiv.org/abs/2605.12961",
     does="Linear members, each from a k-means of its own, that learn what BatchEnsemble heads can predict and neighbours agree on.",
-    texts=(CAPTIONS, NOUNS, NONE),
+    texts=(CAPTIONS, NOUNS, ENCODER, NONE),
     Settings=GSECSettings,
     estimator="gsec_core.methods.gsec.estimator:GSEC",
     as_published=lambda settings: settings.preset == "published",

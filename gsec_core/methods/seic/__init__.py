@@ -4,7 +4,7 @@ from pydantic import Field
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
-from gsec_core.text import CAPTIONS, NOUNS, NounSelection
+from gsec_core.text import CAPTIONS, ENCODER, NOUNS, NounSelection
 
 
 class SEICSettings(Section):
@@ -32,7 +32,7 @@ METHOD = Method(
     title="SEIC",
     paper="https://arxiv.org/abs/2508.01254",
     does="Linear maps of images and of their texts that agree on images, clusters and centres. Asks for clusters of like size. Can adapt a CLIP to them.",
-    texts=(NOUNS, CAPTIONS),
+    texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=SEICSettings,
     estimator="gsec_core.methods.seic.estimator:SEIC",
     nouns=lambda n_clusters: SELECTION,

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
-from gsec_core.text import CAPTIONS, NOUNS
+from gsec_core.text import CAPTIONS, ENCODER, NOUNS
 
 
 class TACSettings(Section):
@@ -29,7 +29,7 @@ METHOD = Method(
     title="TAC",
     paper="https://arxiv.org/abs/2310.11989",
     does="Two perceptrons, on images and on their texts, that teach each other's neighbours. Asks for clusters of like size.",
-    texts=(NOUNS, CAPTIONS),
+    texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=TACSettings,
     estimator="gsec_core.methods.tac.estimator:TAC",
 )
@@ -39,7 +39,7 @@ WITHOUT_TRAINING = Method(
     title="TAC without training",
     paper="https://arxiv.org/abs/2310.11989",
     does="k-means of images and their texts side by side.",
-    texts=(NOUNS, CAPTIONS),
+    texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=TACKMeansSettings,
     estimator="gsec_core.methods.tac.kmeans:TACKMeans",
 )

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
-from gsec_core.text import CAPTIONS, NONE, NOUNS
+from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
 
 class TEMISettings(Section):
@@ -24,7 +24,7 @@ METHOD = Method(
     title="TEMI",
     paper="https://arxiv.org/abs/2303.17896",
     does="Perceptrons, each with a slowly moving copy as its teacher, that give an image and its neighbours the same label.",
-    texts=(NONE, NOUNS, CAPTIONS),
+    texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=TEMISettings,
     estimator="gsec_core.methods.temi.estimator:TEMI",
 )

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
-from gsec_core.text import CAPTIONS, NONE, NOUNS
+from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
 
 class TURTLESettings(Section):
@@ -19,7 +19,7 @@ METHOD = Method(
     title="TURTLE",
     paper="https://arxiv.org/abs/2406.07236",
     does="Searches the labels that linear classifiers learn most easily, in one space or two. Asks for clusters of like size.",
-    texts=(NONE, NOUNS, CAPTIONS),
+    texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=TURTLESettings,
     estimator="gsec_core.methods.turtle.estimator:TURTLE",
 )
