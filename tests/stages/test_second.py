@@ -1,0 +1,233 @@
+"""A second encoder in place of text: the stages, what runs share, new images, and images that one of the two cannot use."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+
+from gsec_core import TURTLE, methods, pipeline
+from gsec_core.config import PipelineConfig
+from gsec_core.encoders import load_encoder
+from gsec_core.encoders.open_clip import OpenClipEncoder
+from gsec_core.errors import Refused
+from gsec_core.results import compare, status
+from gsec_core.sources.base import RejectedImage
+from gsec_core.stages import encode, prepare, second, text
+from gsec_core.stages.base import Context, begin, missing, run_stage, work
+from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.store import Store, prune
+from gsec_core.tables import ASSIGNMENTS_TABLE, EMBEDDINGS_TABLE
+from gsec_core.text import ENCODER
+
+from ..checkpoint import write_checkpoint
+from ..pictures import cluster, labels, settings, write_pictures
+
+ABOVE = ["baseline", "prototypes", "describe"]
+BELOW = ["prepare", "train", "align", "publish", "lineage", "report"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and a tiny CLIP."""
+    folder = tmp_path_factory.mktemp("second")
+    write_pictures(folder / "in", range(24))
+    write_checkpoint(folder / "clip")
+    return folder
+
+
+def clip(place: Path) -> str:
+    return f"open_clip:local-dir:{place / 'clip'}"
+
+
+def with_second(place: Path, store: Path, **more: object) -> PipelineConfig:
+    own = {"method": "turtle", "clusters": 3, "text": {"source": "encoder", "encoder": clip(place)}, "train": {"n_members": 2}}
+    return settings(place / "in", store, **{**own, "turtle": {"max_steps": 20}, "temi": {"max_steps": 20}, "tac": {"max_steps": 12}, **more})
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
+    return cluster(with_second(place, tmp_path_factory.mktemp("store")))[0]
+
+
+def test_the_second_half_is_what_the_second_encoder_says(whole: Context, place: Path) -> None:
+    encoder = load_encoder(clip(place), precision="fp32", device="cpu", threads=1)
+    pixels = [encoder.preprocess(Image.open(place / "in" / uri).convert("RGB")) for uri in usable(whole).rows["uri"].to_pylist()]
+    assert second.load_counterparts(whole) == pytest.approx(encoder.encode_images(np.stack(pixels)).image, abs=2e-3)
+    assert [half.shape[1] for half in text.halves(whole, load_embeddings(whole))] == [1280, 32]
+    assert (text.weight(whole), text.source_of(whole.run), encode.encoders_of(whole.run)) == (0.5, "encoder", f"lite + {clip(place)}")
+    assert whole.run.table(EMBEDDINGS_TABLE)[0] == whole.shards(encode.STAGE, EMBEDDINGS_TABLE), "the first encoder's"
+
+
+def test_the_stages_are_the_estimator_of_two_spaces(whole: Context) -> None:
+    spaces = [np.array(load_embeddings(whole)), np.array(second.load_counterparts(whole))]
+    fitted = TURTLE(3, max_steps=20, n_members=2, device="cpu").fit(spaces)
+    shards, names = whole.run.table(ASSIGNMENTS_TABLE)
+    rows = shards.read(names[0])
+    assert np.array_equal(rows["cluster"].to_numpy(), fitted.labels_)
+    assert rows["confidence"].to_numpy() == pytest.approx(fitted.confidence_, abs=1e-5)
+
+
+def test_runs_that_are_switched_between_methods_and_encoders_share_what_lies_above(place: Path, tmp_path: Path) -> None:
+    two, none = {"source": "encoder", "encoder": clip(place)}, {"source": "none"}
+    swapped = {"encode": {"encoder": clip(place)}, "text": {"source": "encoder", "encoder": "lite"}}
+    made = []
+    for more in (
+        {"method": "turtle", "text": two},
+        {"method": "gsec", "text": two},
+        {"method": "temi", "text": two},
+        {"method": "turtle", "text": none},
+        {"method": "turtle", **swapped},
+        {"method": "turtle", "encode": {"encoder": clip(place)}, "text": none},
+        {"method": "tac", "text": two},
+    ):
+        context, _, found = cluster(with_second(place, tmp_path, **more))
+        made.append([name for name, sums in found.items() if sums])
+    assert made == [["encode", "encode2", *ABOVE, *BELOW], BELOW, BELOW, BELOW, [*ABOVE, *BELOW], BELOW, BELOW]
+    assert len(context.corpus.tables(EMBEDDINGS_TABLE)) == 2, "one an encoder"
+
+
+@pytest.mark.parametrize("method", [method.name for method in methods.BUILT_IN if ENCODER in method.texts])
+def test_every_method_that_takes_any_second_half_clusters_by_two_encoders(method: str, whole: Context, place: Path) -> None:
+    config = with_second(place, whole.run.files.url, method=method, seic={"max_steps": 12}, asd={"max_steps": 80})
+    context, _, made = cluster(config)
+    assert made["encode2"] == {}, "the store has it"
+    assert len(prepare.load_halves(context)) == 2
+    assert sum(row["size"] for row in pipeline.cluster_rows(context)) == 24
+
+
+def test_each_encoder_can_be_done_anew_by_itself(place: Path, tmp_path: Path) -> None:
+    def made(config: PipelineConfig, *redo: str) -> list[str]:
+        return [name for name, sums in cluster(config, redo)[2].items() if sums]
+
+    config = with_second(place, tmp_path)
+    cluster(config)
+    assert made(config, "encode2") == ["encode2", *BELOW], "nothing above the text reads it"
+    assert made(config, "encode")[:2] == ["encode", "encode2"]
+    assert made(config) == []
+
+
+def test_a_killed_second_encoder_goes_on_where_it_was_and_a_grown_corpus_adds_what_is_new(place: Path, tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(24))
+    config = with_second(place, tmp_path / "store").model_copy(update={"source": str(source)})
+    run, _ = pipeline.request(config)
+    context = Context.of(run, config)
+    run_stage(context, encode.STAGE)
+    begin(context, encode.SECOND)
+    [step] = encode.SECOND.steps
+    work(context, encode.SECOND, step, missing(context, encode.SECOND, step)[:1])  # one shard of three, then killed
+    [row] = status.runs(Store.open(config.store))
+    assert (row["stages"]["encode2"], row["images"]["ok"]) == ({"done": 2, "planned": 6}, 8)
+    with pytest.raises(Exception, match="Run stage encode2 first"):
+        encode.encoded_rows(context)
+    _, _, made = cluster(config)
+    assert (made["encode"], made["encode2"]["encoded"]) == ({}, 16)
+    write_pictures(source, [24, 25])
+    (source / "007.jpg").unlink()
+    context, _, made = cluster(config)
+    assert (made["encode"]["encoded"], made["encode2"]["encoded"]) == (2, 2)
+    assert set(labels(context)) == {path.name for path in source.iterdir()}
+    assert not [deletion for deletion in prune.plan(Store.open(config.store)) if EMBEDDINGS_TABLE in deletion.path]
+
+
+def test_new_images_are_encoded_by_both_and_assigned(whole: Context, place: Path) -> None:
+    config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
+    run, _ = pipeline.request(config, of_run=whole.run.id)
+    assert run.request()["stages"] == ["encode", "encode2", "assign"]
+    context = Context.of(run, config)
+    for name in run.request()["stages"]:
+        run_stage(context, pipeline.stage(name))
+    theirs, ours = labels(whole), labels(context)
+    assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that stands for the consensus agrees with it"
+    features = prepare.features_of(whole, text.halves_of(whole, context, slice(0, 5)))
+    assert np.array_equal(features.half(1, slice(0, 5)), prepare.load_features(whole).half(1, slice(0, 5))), "the same images, the same second half"
+
+
+def test_an_image_that_one_encoder_cannot_use_is_left_out_and_counted_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = OpenClipEncoder.preprocess
+
+    def preprocess(self: OpenClipEncoder, image: Image.Image) -> np.ndarray:
+        if image.size == (5, 5):
+            raise RejectedImage("too small for this encoder")
+        return whole(self, image)
+
+    monkeypatch.setattr(OpenClipEncoder, "preprocess", preprocess)
+    source = write_pictures(tmp_path / "in", range(20))
+    Image.new("RGB", (5, 5)).save(source / "small.png")
+    (source / "broken.png").write_bytes(b"no image")
+    config = with_second(place, tmp_path / "store").model_copy(update={"source": str(source), "max_rejects": 0.5})
+    context, _, made = cluster(config)
+    assert (made["encode"]["rejected"], made["encode2"]["rejected"]) == (1, 2)
+    said = pipeline.summary(context)
+    assert (said["images"], said["rejected"]) == (22, 2)
+    rows = {row["uri"]: row["reason"] for row in encode.encoded_rows(context).to_pylist() if row["status"] != "ok"}
+    assert rows.keys() == {"broken.png", "small.png"}
+    assert rows["small.png"] == "too small for this encoder"
+    assert set(labels(context)) == {f"{seed:03d}.jpg" for seed in range(20)}
+    assert len(second.load_counterparts(context)) == 20
+    [row] = status.runs(Store.open(config.store))
+    assert row["images"] == {"listed": 22, "ok": 20, "rejected": 2, "missing": 0, "damaged_shards": 0}
+    alone, _, _ = cluster(config.model_copy(update={"text": config.text.model_copy(update={"source": "none", "encoder": None})}))
+    assert "small.png" in labels(alone), "the first encoder has no fault to find"
+    compared = compare.compare(context, [alone.run])
+    assert [run.encoder for run in compared.runs] == [f"lite + {clip(place)}", "lite"]
+
+
+def test_an_image_that_changed_between_the_encoders_is_missing_until_the_next_run(place: Path, tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    config = with_second(place, tmp_path / "store").model_copy(update={"source": str(source)})
+    run, _ = pipeline.request(config)
+    context = Context.of(run, config)
+    run_stage(context, encode.STAGE)
+    write_pictures(tmp_path / "other", [99])
+    (tmp_path / "other" / "099.jpg").replace(source / "003.jpg")
+    run_stage(context, encode.SECOND)
+    [row] = encode.reasons(context)
+    assert (row["status"], row["reason"], row["images"]) == ("missing", "changed between one encoder and the other", 1)
+    _, changes, made = cluster(config)
+    assert (changes.changed, made["encode"]["ok"], made["encode2"]["copied"]) == (1, 1, 1)
+
+
+def test_what_one_encoder_could_not_use_no_one_has_used() -> None:
+    def shard(*rows: tuple[bytes | None, str, str | None]) -> pa.Table:
+        return pa.Table.from_pylist([dict(zip(("content_hash", "status", "reason"), row, strict=True)) for row in rows])
+
+    first = shard((b"a", "ok", "a note"), (b"b", "ok", None), (b"c", "rejected", "no image"), (None, "missing", "gone"), (b"e", "ok", None))
+    other = shard((b"a", "ok", None), (b"b", "rejected", "too small"), (b"c", "rejected", "broken"), (b"d", "ok", None), (None, "missing", "gone"))
+    agreed = encode.agreed([first, other])
+    assert agreed["status"].to_pylist() == ["ok", "rejected", "rejected", "missing", "missing"]
+    assert agreed["reason"].to_pylist() == ["a note", "too small", "no image", "gone", "gone"]
+    assert pc.all(pc.equal(encode.agreed([first])["status"], first["status"])).as_py()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"text": {"source": "encoder"}}, r"text.source = encoder: say which is the second, with text.encoder"),
+        ({"text": {"source": "none", "encoder": "lite"}}, r"text.encoder = lite: only with text.source = encoder is there a second, and it is none"),
+        ({"text": {"encoder": "lite"}}, r"only with text.source = encoder is there a second, and it is none"),
+        ({"text": {"source": "encoder", "encoder": "lite"}}, r'text.encoder = "lite": it is the first encoder, encode.encoder, itself'),
+        ({"text": {"source": "encoder", "encoder": "foo"}}, r'^text.encoder = "foo": there is no such encoder'),
+        ({"text": {"source": "encoder", "encoder": "open_clip:ViT-B-33:openai"}}, r'^text.encoder = "open_clip:ViT-B-33:openai": .*near it are'),
+        ({"text": {"source": "encoder", "encoder": "open_clip:local-dir:/nowhere"}}, r"^text.encoder = .* does not exist"),
+        ({"method": "sic", "text": {"source": "encoder", "encoder": "{clip}"}}, r"text.source = encoder: method sic cannot use it; give `nouns`"),
+        ({"publish": {"namer": "nouns"}, "text": {"source": "encoder", "encoder": "{clip}"}}, r"only with text.source = nouns are there any"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(more: dict[str, dict[str, str]], says: str, place: Path, tmp_path: Path) -> None:
+    config = settings(place / "in", tmp_path / "store", **{"method": "turtle", "clusters": 3, **more})
+    if config.text.encoder == "{clip}":
+        config = config.model_copy(update={"text": config.text.model_copy(update={"encoder": clip(place)})})
+    with pytest.raises(Refused, match=says):
+        pipeline.request(config)
+    assert not (tmp_path / "store" / "runs").exists() or not list((tmp_path / "store" / "runs").iterdir())
+
+
+def test_a_checkpoint_that_is_gone_or_another_assigns_nothing(whole: Context, place: Path, tmp_path: Path) -> None:
+    moved = write_checkpoint(tmp_path / "clip", seed=1)
+    other = whole.config.model_copy(update={"text": whole.config.text.model_copy(update={"encoder": f"open_clip:local-dir:{moved}"})})
+    context = Context(whole.run, other, whole.corpus, whole.generation)
+    with pytest.raises(Refused, match="is no longer what encoded the run"):
+        pipeline.assign.check_model(context)
