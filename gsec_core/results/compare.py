@@ -227,11 +227,8 @@ def _neighbors(context: Context, places: NDArray[np.integer[Any]]) -> tuple[NDAr
 def _seconds(runs: Sequence[Run]) -> list[float]:
     """Of each run the seconds of the stages that it does not share with all the others."""
     begun = [{name: record["fingerprint"] for name, record in run.stages().items()} for run in runs]
-    shared = set.intersection(*(set(stages.items()) for stages in begun))
-    return [
-        round(sum(row["seconds"] for row in status.timings(run) if (row["stage"], stages[row["stage"]]) not in shared), 1)
-        for run, stages in zip(runs, begun, strict=True)
-    ]
+    shared = set.intersection(*(set(stages.values()) for stages in begun))
+    return [round(sum(row["seconds"] for row in status.timings(run) if stages[row["stage"]] not in shared), 1) for run, stages in zip(runs, begun, strict=True)]
 
 
 def _pair(one: int, other: int, labels: NDArray[np.int32], sizes: Sequence[NDArray[np.int64]]) -> Pair:

@@ -141,12 +141,13 @@ def _image_counts(run: Run) -> dict[str, int]:
     except GsecError:  # a damaged list, which the next ingest writes again
         return counts
     counts["listed"] = live.num_rows
+    columns = ["image_id", "status", *(["content_hash", "reason"] if len(embeddings) > 1 else [])]
     there = set.intersection(*(encoded.names() for encoded in embeddings))
     for name in generation.shard_names:
         if name not in there:
             continue
         try:
-            rows = encode.agreed([encoded.read(name, ["image_id", "content_hash", "status", "reason"]) for encoded in embeddings])
+            rows = encode.agreed([encoded.read(name, columns) for encoded in embeddings])
         except BadShard:
             counts["damaged_shards"] += 1
             continue

@@ -17,6 +17,7 @@ from flows.cli import main
 from gsec_core.captioners import servers
 
 from ..captioners.server import Server, error
+from ..checkpoint import write_checkpoint
 from ..command import GSEC, environment
 
 CHECKS = ["packages", "machine", "store", "scratch", "encoder", "captioner", "namer", "Prefect"]
@@ -64,6 +65,16 @@ def test_where_all_is_well_every_check_says_what_it_found(server: str, tmp_path:
     for name, pattern in found.items():
         assert re.search(pattern, said.lines[name]), said.lines[name]
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_a_second_encoder_is_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = f"open_clip:local-dir:{write_checkpoint(tmp_path / 'clip')}"
+    two = ["--store", tmp_path / "store", "--set", "text.source=encoder", "--set"]
+    said = doctor(*two, f"text.encoder={second}", capsys=capsys)
+    assert said.lines["encoder"].endswith(f"lite has 1280 dimensions, 384 shared with text; {second} has 32 dimensions")
+    assert said.lines["namer"].endswith("terms can be asked")
+    (tmp_path / "clip" / "open_clip_model.safetensors").write_bytes(b"nothing")
+    assert re.match(r"FAIL  encoder: text\.encoder = .* could not be loaded", doctor(*two, f"text.encoder={second}", capsys=capsys).lines["encoder"])
 
 
 def test_every_check_that_fails_says_what_to_do_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,7 @@ def test_what_is_under_a_root(settings: dict[str, object], allowed: Path) -> Non
         ("scratch", {"scratch": "/var/tmp"}),
         ("encode.encoder", {"encode": {"encoder": "open_clip:ViT-B-32:/etc/hostname"}}),
         ("encode.encoder", {"encode": {"encoder": "open_clip:local-dir:/models/x"}}),
+        ("text.encoder", {"text": {"source": "encoder", "encoder": "open_clip:local-dir:/models/x"}}),
         ("describe.captioner", {"describe": {"captioner": "table:/home/me/private.csv:text"}}),
         ("describe.template", {"describe": {"template": "/etc/passwd"}}),
         ("describe.url", {"describe": {"captioner": "openai:m", "url": "http://captions:8001/v1"}}),
