@@ -37,7 +37,9 @@ CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's
 Pipeline = Annotated[
     str | None, Parameter(name="--pipeline", help="What the clustering is published as, and whose cluster keys it continues. Default: the corpus's name.")
 ]
-MethodName = Annotated[str | None, Parameter(name="--method", help="What trains the members: one of `gsec methods`. Default: gsec.")]
+MethodName = Annotated[
+    str | None, Parameter(name="--method", help="What trains the members: one of `gsec methods`, or several with commas between them. Default: gsec.")
+]
 Text = Annotated[
     str | None,
     Parameter(

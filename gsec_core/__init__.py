@@ -19,9 +19,10 @@ def __getattr__(name: str) -> Any:
     """``from gsec_core import GSEC`` loads torch; importing gsec_core alone does not."""
     if name[:1].isupper():  # a module is looked for here too, before it is imported
         from gsec_core.methods import BUILT_IN
+        from gsec_core.methods.mixture import ESTIMATOR
 
-        for method in BUILT_IN:
-            module, _, estimator = method.estimator.partition(":")
+        for found in (*(method.estimator for method in BUILT_IN), ESTIMATOR):
+            module, _, estimator = found.partition(":")
             if estimator == name:
                 return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

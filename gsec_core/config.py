@@ -188,7 +188,9 @@ class _PipelineConfig(Section):
     clusters: Literal["auto"] | Annotated[int, Field(ge=2, le=100_000)] = Field(
         10, description="Number of clusters; `auto`: the number that the images show, and a refusal with the reason where they show none."
     )
-    method: str = Field(methods.DEFAULT, description="What trains the members: one of `gsec methods`.")
+    method: str = Field(
+        methods.DEFAULT, description="What trains the members: one of `gsec methods`, or several with commas between them, which have one consensus."
+    )
     max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
     threads: Annotated[int, RUNTIME] = Field(
         0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core that affinity and CPU quota leave. Equal counts, equal labels."
@@ -222,8 +224,7 @@ class _PipelineConfig(Section):
     @property
     def of_method(self) -> Section:
         """The method's own settings. Raises Refused if there is no such method."""
-        section: Section = getattr(self, methods.find(self.method).name)
-        return section
+        return methods.find(self.method).section(self)
 
     @property
     def text_source(self) -> str:

@@ -237,7 +237,7 @@ COUNTERPART_MODEL = pa.schema(
 
 FEATURES = pa.schema(
     [
-        _column("half", pa.string(), "image or text; the latter also where it is a second encoder's"),
+        _column("half", pa.string(), "image or text, the latter also where it is a second encoder's; of several methods those of each, one after the other"),
         _column("mean", _floats(), "of each dimension"),
         _column("basis", _floats(), "principal axes, (dimensions, axes), row after row; null: the dimensions as they are", nullable=True),
         _column("scale", _floats(), "what each axis is divided by"),

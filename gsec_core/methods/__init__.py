@@ -8,6 +8,7 @@ from gsec_core import plugins
 from gsec_core.errors import Refused
 from gsec_core.methods import asd, gsec, seic, sic, tac, temi, turtle, zero_shot
 from gsec_core.methods.method import Method
+from gsec_core.methods.mixture import SEPARATOR, mixed
 
 __all__ = ["DEFAULT", "GROUP", "Method", "find", "loaded", "names"]
 
@@ -37,7 +38,12 @@ def names() -> list[str]:
 
 @cache
 def find(name: str) -> Method:
-    """A method by its name. Raises Refused if there is none, or if the package that brings it cannot be loaded."""
+    """A method by its name, or of several names with commas between them their mixture.
+
+    Raises Refused if there is none, if the package that brings it cannot be loaded, or if they are no mixture.
+    """
+    if SEPARATOR in name:
+        return mixed([find(part.strip()) for part in name.split(SEPARATOR)])
     for method in BUILT_IN:
         if method.name == name:
             return method

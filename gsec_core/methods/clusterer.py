@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from gsec_core.clustering.ensemble import head_posteriors, joined
 from gsec_core.devices import resolve, threads_of_torch, usable_cores
 from gsec_core.errors import Refused
-from gsec_core.methods.plan import Plan
+from gsec_core.methods.plan import OuterLayer
 from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.nouns import noun_counterparts, select_nouns
 
@@ -85,7 +85,7 @@ class Clusterer(Estimator):
     """Whether there are none without nouns."""
 
     @abstractmethod
-    def plan(self) -> Plan:
+    def plan(self) -> OuterLayer:
         """What the parameters come to. Raises ValueError naming the parameter and its value."""
 
     def noun_selection(self) -> NounSelection:
@@ -116,7 +116,7 @@ class Clusterer(Estimator):
             features = plan.features(matrices, self.halves_, self.text_weight)
             features.nouns = None if nouns is None else self._noun_vectors
             neighbors = plan.neighbors(features)
-            self.members_ = [member for block in plan.trained(features, neighbors, range(plan.n_blocks)) for member in block][: plan.n_members]
+            self.members_ = plan.wanted(plan.trained(features, neighbors, plan.blocks))
             self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_)
         found = joined(list(self.ensemble_.assigned(features, consensus, plan.device, 0, len(features))))
         self.labels_, self.confidence_, self.margin_, self.agreement_ = found.labels, found.confidence, found.margin, found.agreement
@@ -163,10 +163,13 @@ class Clusterer(Estimator):
             return None if joint is X else joint
         return np.concatenate(list(noun_counterparts(np.asarray(joint), self._noun_vectors, selection)))
 
-    def member_count(self, default: int) -> int:
-        """Outer members: as many as are asked for, else ``default``, and of many clusters fewer. Raises ValueError if so many cannot be aligned."""
-        n_members = self.n_members or min(default, max(1, MEMBERS_TIMES_CLUSTERS // self.n_clusters))
-        gram_bytes = 8 * (n_members * self.n_clusters) ** 2
+    def member_count(self, default: int, methods: int = 1) -> int:
+        """Outer members of each of ``methods``: as many as are asked for, else ``default``, and of many clusters fewer.
+
+        Raises ValueError if so many cannot be aligned.
+        """
+        n_members = self.n_members or min(default, max(1, MEMBERS_TIMES_CLUSTERS // (methods * self.n_clusters)))
+        gram_bytes = 8 * (methods * n_members * self.n_clusters) ** 2
         if gram_bytes > MOST_GRAM_BYTES:
             raise ValueError(f"n_members = {n_members}: aligning them in {self.n_clusters} clusters would take {gram_bytes / 2**30:.0f} GiB. Ask for fewer.")
         return n_members

@@ -42,9 +42,19 @@ class Method:
     enhanced_by: str | None = None
     """The setting that asks for it, true or false. It is no parameter of the estimator."""
 
-    def load(self) -> "type[Clusterer]":
+    @property
+    def takes_names(self) -> bool:
+        """Whether the nouns that it takes are the names of the clusters, one each."""
+        return self.nouns(2).per_centre is None
+
+    def load(self) -> "Callable[..., Clusterer]":
         """The estimator's class."""
-        found: type[Clusterer] = _imported(self.estimator)
+        found: Callable[..., Clusterer] = _imported(self.estimator)
+        return found
+
+    def section(self, config: object) -> Section:
+        """Its section of the settings of a pipeline."""
+        found: Section = getattr(config, self.name)
         return found
 
     def load_enhancer(self) -> "type[Enhancer]":

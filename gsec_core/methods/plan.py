@@ -1,7 +1,7 @@
 """What a method does, step by step, with parameters that are checked: its estimator takes the steps in a row, the pipeline each in a stage."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -21,16 +21,12 @@ from gsec_core.devices import threads_of_torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(ABC):
-    """The steps. A method gives features, members and what members say; neighbours, alignment and consensus are the same for all."""
+class OuterLayer(ABC):
+    """What becomes of members, whatever trained them. Neighbours, alignment and consensus are the same for all."""
 
     n_clusters: int
     n_members: int
     """Outer members."""
-    n_neighbors: int
-    """Of a row in each half."""
-    rows_per_neighbor: int
-    """Few rows have fewer neighbours: one for so many, at least one."""
     smoothing: int
     """Rounds in which posteriors are averaged with those of neighbours."""
     random_state: int
@@ -38,28 +34,38 @@ class Plan(ABC):
 
     @property
     @abstractmethod
-    def block_size(self) -> int:
-        """Members that are trained in one computation, a unit of training: a block that was cut is trained again from its start."""
+    def blocks(self) -> Sequence[int]:
+        """Numbers of the blocks that the members are in, as they are trained. More members add blocks and change none."""
 
     @abstractmethod
-    def steps(self, n: int) -> int:
-        """Steps of a block's training on ``n`` rows, at most: units of progress."""
+    def numbers(self, block: int) -> range:
+        """Those of a block's members among all."""
+
+    @abstractmethod
+    def total_steps(self, n: int, blocks: Sequence[int]) -> int:
+        """Steps of the training of ``blocks`` on ``n`` rows, at most: units of progress."""
+
+    @abstractmethod
+    def neighbor_count(self, n: int) -> int:
+        """Neighbours of a row of ``n`` in each half."""
 
     @abstractmethod
     def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
-        """What puts the image half and, where there is one, the text half, (n, d) each, on its scale."""
+        """What puts the image half and, where there is one, the text half, (n, d) each, on its scale; of several methods one after the other."""
 
     @abstractmethod
     def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
         """The halves of ``matrices``, (n, d) each, as training sees them."""
 
     @abstractmethod
-    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-        """The arrays that a member is made of, by name, where the halves have ``widths`` dimensions."""
+    def arrays(self, halves: Sequence[Half], block: int) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the arrays that a member of a block is made of, by name; ``halves`` as `halves` has them."""
 
     @abstractmethod
-    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
-        """All members of a block, wanted or not, which depend on its number and the parameters alone; ``progress`` is told of every step."""
+    def trained(
+        self, features: Features, neighbors: Neighbors, blocks: Sequence[int], progress: Callable[[int], None] = lambda steps: None
+    ) -> Iterator[list[Member]]:
+        """All members of each of ``blocks``, in their order, wanted or not; ``progress`` is told of every step."""
 
     @abstractmethod
     def models(self, members: Sequence[Member]) -> Models:
@@ -68,6 +74,61 @@ class Plan(ABC):
     @abstractmethod
     def batch(self, n: int) -> int:
         """Rows of a mini-batch of ``n``, by which the head is distilled too."""
+
+    def wanted(self, trained: Iterable[Sequence[Member]]) -> list[Member]:
+        """The first `n_members`, by their numbers, of the members of `blocks`."""
+        blocks = zip(self.blocks, trained, strict=True)
+        by_number = {number: member for block, members in blocks for number, member in zip(self.numbers(block), members, strict=True)}
+        return [by_number[number] for number in range(self.n_members)]
+
+    def neighbor_index(self, features: Features, half: int) -> NeighborIndex:
+        """Of all rows in one half, by cosine."""
+        return NeighborIndex(lambda rows: features.half(half, rows).numpy(), len(features), n_threads=torch.get_num_threads())
+
+    def neighbors(self, features: Features) -> Neighbors:
+        """Of every row in each half."""
+        n = len(features)
+        found = [self.neighbor_index(features, half).search(0, n, self.neighbor_count(n)) for half in range(len(features.halves))]
+        return Neighbors(found[0], found[1] if len(found) > 1 else None)
+
+    def align(self, features: Features, neighbors: Neighbors, members: Sequence[Member], allocate: Allocate = np.empty) -> tuple[Ensemble, Posteriors, Head]:
+        """The members with one label space, the consensus of all rows, and the head that stands for it; cluster 0 is the largest."""
+        ensemble = Ensemble.aligned(self.models(members), features, random_state=self.random_state, device=self.device)
+        consensus = self.consensus(features, neighbors, ensemble, allocate)
+        ensemble = ensemble.by_size(consensus).calibrated(features, consensus, random_state=self.random_state, device=self.device)
+        rows = self.batch(len(features))
+        return ensemble, consensus, ensemble.head(features, consensus, batch_rows=rows, random_state=self.random_state, device=self.device)
+
+    def consensus(self, features: Features, neighbors: Neighbors, ensemble: Ensemble, allocate: Allocate = np.empty) -> Posteriors:
+        """See `Ensemble.consensus`."""
+        return ensemble.consensus(features, neighbors, self.smoothing, self.device, allocate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(OuterLayer):
+    """The steps of one method. It gives features, members and what members say."""
+
+    n_neighbors: int
+    """Of a row in each half."""
+    rows_per_neighbor: int
+    """Few rows have fewer neighbours: one for so many, at least one."""
+
+    @property
+    @abstractmethod
+    def block_size(self) -> int:
+        """Members that are trained in one computation, a unit of training: a block that was cut is trained again from its start."""
+
+    @abstractmethod
+    def steps(self, n: int) -> int:
+        """Steps of a block's training on ``n`` rows, at most."""
+
+    @abstractmethod
+    def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        """The arrays that a member is made of, by name, where the halves have ``widths`` dimensions."""
+
+    @abstractmethod
+    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
+        """All members of a block, wanted or not, which depend on its number and the parameters alone; ``progress`` is told of every step."""
 
     @property
     def abreast(self) -> int:
@@ -92,24 +153,26 @@ class Plan(ABC):
         """Blocks of members."""
         return -(-self.n_members // self.block_size)
 
+    @property
+    def blocks(self) -> range:
+        return range(self.n_blocks)
+
+    def numbers(self, block: int) -> range:
+        return range(block * self.block_size, (block + 1) * self.block_size)
+
+    def total_steps(self, n: int, blocks: Sequence[int]) -> int:
+        return self.steps(n) * len(blocks)
+
+    def arrays(self, halves: Sequence[Half], block: int) -> Mapping[str, tuple[int, ...]]:
+        return self.shapes([len(half.scale) for half in halves])
+
     def neighbor_count(self, n: int) -> int:
-        """Neighbours of a row of ``n`` in each half."""
         return max(1, min(self.n_neighbors, n // self.rows_per_neighbor, n - 1))
-
-    def neighbor_index(self, features: Features, half: int) -> NeighborIndex:
-        """Of all rows in one half, by cosine."""
-        return NeighborIndex(lambda rows: features.half(half, rows).numpy(), len(features), n_threads=torch.get_num_threads())
-
-    def neighbors(self, features: Features) -> Neighbors:
-        """Of every row in each half."""
-        n = len(features)
-        found = [self.neighbor_index(features, half).search(0, n, self.neighbor_count(n)) for half in range(len(features.halves))]
-        return Neighbors(found[0], found[1] if len(found) > 1 else None)
 
     def trained(
         self, features: Features, neighbors: Neighbors, blocks: Sequence[int], progress: Callable[[int], None] = lambda steps: None
     ) -> Iterator[list[Member]]:
-        """The members of each of ``blocks``, in their order; see `train`.
+        """See `OuterLayer.trained`.
 
         On a CPU blocks are trained side by side, each with its share of the threads. Threads that share a small step wait for each other at
         every operation: that takes time, and one neighbour who wants a core stops them all.
@@ -133,18 +196,6 @@ class Plan(ABC):
                 pool.shutdown(cancel_futures=True)
         while not told.empty():
             progress(told.get())
-
-    def align(self, features: Features, neighbors: Neighbors, members: Sequence[Member], allocate: Allocate = np.empty) -> tuple[Ensemble, Posteriors, Head]:
-        """The members with one label space, the consensus of all rows, and the head that stands for it; cluster 0 is the largest."""
-        ensemble = Ensemble.aligned(self.models(members), features, random_state=self.random_state, device=self.device)
-        consensus = self.consensus(features, neighbors, ensemble, allocate)
-        ensemble = ensemble.by_size(consensus).calibrated(features, consensus, random_state=self.random_state, device=self.device)
-        rows = self.batch(len(features))
-        return ensemble, consensus, ensemble.head(features, consensus, batch_rows=rows, random_state=self.random_state, device=self.device)
-
-    def consensus(self, features: Features, neighbors: Neighbors, ensemble: Ensemble, allocate: Allocate = np.empty) -> Posteriors:
-        """See `Ensemble.consensus`."""
-        return ensemble.consensus(features, neighbors, self.smoothing, self.device, allocate)
 
 
 class UnitVectors:

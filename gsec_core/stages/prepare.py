@@ -17,7 +17,7 @@ from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
-from gsec_core.methods.plan import Plan
+from gsec_core.methods.plan import OuterLayer
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
@@ -29,7 +29,7 @@ HALVES = ("image", "text")
 """The second where there is text."""
 
 
-def plan_of(config: PipelineConfig) -> Plan:
+def plan_of(config: PipelineConfig) -> OuterLayer:
     """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
     method = methods.find(config.method)
     try:
@@ -43,9 +43,11 @@ def plan_of(config: PipelineConfig) -> Plan:
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """What puts each half on its scale."""
     set_threads(context.config.threads)
-    halves = plan_of(context.config).halves(text.halves(context, load_embeddings(context)))
+    matrices = text.halves(context, load_embeddings(context))
+    halves = plan_of(context.config).halves(matrices)
+    names = list(HALVES[: len(matrices)]) * (len(halves) // len(matrices))
     bases = [None if half.basis is None else half.basis.ravel() for half in halves]
-    columns: list[Any] = [list(HALVES[: len(halves)]), [half.mean for half in halves], bases, [half.scale for half in halves]]
+    columns: list[Any] = [names, [half.mean for half in halves], bases, [half.scale for half in halves]]
     yield Finished("all", (pa.table(columns, schema=FEATURES),), {})
 
 
@@ -90,7 +92,7 @@ def features_of(context: Context, halves: Sequence[NDArray[Any]], allocate: Any 
 
 @once
 def load_halves(context: Context) -> list[Half]:
-    """What puts each half on its scale."""
+    """What puts each half on its scale, of several methods one after the other."""
     found = []
     for row in context.shards(STAGE, FEATURES_TABLE).read("all").to_pylist():
         mean, scale = (np.array(row[name], np.float32) for name in ("mean", "scale"))
@@ -113,11 +115,13 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 def named(config: PipelineConfig) -> dict[str, str]:
     """The method, for fingerprints; the default is not named, as it was not before there were others."""
-    return {} if config.method == methods.DEFAULT else {"method": config.method}
+    name = methods.find(config.method).name
+    return {} if name == methods.DEFAULT else {"method": name}
 
 
 def _units(context: Context, names: Sequence[str]) -> int:
-    return len(load_halves(context)) * rows_of_parts(context, names)
+    halves = context.shards(STAGE, FEATURES_TABLE).read("all", ["half"])["half"].unique()
+    return len(halves) * rows_of_parts(context, names)
 
 
 STAGE = Stage(

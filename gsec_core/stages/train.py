@@ -5,10 +5,9 @@ its number and the settings alone, and not on how many members are wanted: a cut
 only add blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
@@ -30,12 +29,13 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     set_threads(context.config.threads)
     plan = plan_of(context.config)
     features, neighbors = prepare.load_features(context), prepare.load_neighbors(context)
-    shapes = plan.shapes(features.widths)
-    wanted = [(block, name) for block, name in enumerate(blocks(context)) if name in names]
+    halves = prepare.load_halves(context)
+    wanted = [(block, name) for block, name in zip(plan.blocks, blocks(context), strict=True) if name in names]
     trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress)
     for (block, name), members in zip(wanted, trained, strict=True):
+        shapes = plan.arrays(halves, block)
         columns: dict[str, Any] = {
-            "member": block * plan.block_size + np.arange(len(members)),
+            "member": list(plan.numbers(block)),
             **{array: [member.parameters[array].ravel() for member in members] for array in shapes},
             "steps": [member.steps for member in members],
             "changed": [member.changed for member in members],
@@ -46,22 +46,24 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 def load_members(context: Context) -> tuple[list[Member], str]:
     """The members that are wanted, in order, and a digest of them."""
-    members, digest = [], xxhash.xxh3_128()
-    plan = plan_of(context.config)
-    shapes = plan.shapes([len(half.scale) for half in prepare.load_halves(context)])
-    for table in context.shards(STAGE, MEMBERS_TABLE).read_all(blocks(context)):
-        arrays = {name: to_matrix(table, name) for name in shapes}
-        for row, fact in enumerate(table.select(["steps", "changed", "loss"]).to_pylist()):
-            members.append(Member({name: arrays[name][row].reshape(shape).copy() for name, shape in shapes.items()}, **fact))
-    members = members[: plan.n_members]
+    digest = xxhash.xxh3_128()
+    plan, halves = plan_of(context.config), prepare.load_halves(context)
+    tables = zip(plan.blocks, context.shards(STAGE, MEMBERS_TABLE).read_all(blocks(context)), strict=True)
+    members = plan.wanted([_members(table, plan.arrays(halves, block)) for block, table in tables])
     for member in members:
         digest.update(b"".join(array.tobytes() for array in member.parameters.values()))
     return members, digest.hexdigest()
 
 
+def _members(table: pa.Table, shapes: Mapping[str, tuple[int, ...]]) -> list[Member]:
+    arrays = {name: to_matrix(table, name) for name in shapes}
+    facts = enumerate(table.select(["steps", "changed", "loss"]).to_pylist())
+    return [Member({name: arrays[name][row].reshape(shape).copy() for name, shape in shapes.items()}, **fact) for row, fact in facts]
+
+
 def blocks(context: Context) -> list[str]:
     """Names of the blocks."""
-    return [f"block-{block:04d}" for block in range(plan_of(context.config).n_blocks)]
+    return [f"block-{block:04d}" for block in plan_of(context.config).blocks]
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
@@ -71,7 +73,9 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:
-    return plan_of(context.config).steps(int(usable(context).rows.num_rows)) * len(names)
+    plan = plan_of(context.config)
+    wanted = [block for block, name in zip(plan.blocks, blocks(context), strict=True) if name in names]
+    return plan.total_steps(int(usable(context).rows.num_rows), wanted)
 
 
 STAGE = Stage(

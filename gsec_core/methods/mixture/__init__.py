@@ -1,0 +1,88 @@
+"""Members of several methods in one outer layer: consensus clustering of a heterogeneous ensemble (Strehl and Ghosh 2002)."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import create_model
+
+from gsec_core.errors import Refused
+from gsec_core.methods.method import Method
+from gsec_core.section import Section
+from gsec_core.text import NOUNS, NounSelection
+
+if TYPE_CHECKING:
+    from gsec_core.methods.clusterer import Clusterer
+
+SEPARATOR = ","
+"""Between the names of methods."""
+
+ESTIMATOR = "gsec_core.methods.mixture.estimator:Mixture"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodMixture(Method):
+    """A method that is made of others. Its section is made of theirs."""
+
+    parts: tuple[Method, ...]
+
+    def load(self) -> Callable[..., "Clusterer"]:
+        """Makes the estimator; of each part's parameters a mapping by its name."""
+        Mixture = super().load()
+
+        def made(n_clusters: int = 10, **parameters: Any) -> "Clusterer":
+            estimators = [(part.name, part.load()(**parameters.pop(part.name, {}))) for part in self.parts]
+            return Mixture(n_clusters, estimators=estimators, **parameters)
+
+        return made
+
+    def section(self, config: object) -> Section:
+        return self.Settings(**{part.name: part.section(config) for part in self.parts})
+
+    def preparation(self, settings: Section) -> Mapping[str, Any]:
+        return {part.name: part.preparation(getattr(settings, part.name)) for part in self.parts}
+
+
+def mixed(parts: Sequence[Method]) -> Method:
+    """Of two methods or more, in their order. Raises Refused if they are no mixture."""
+    name = SEPARATOR.join(part.name for part in parts)
+
+    def refused(why: str) -> Refused:
+        return Refused(f"method = {json.dumps(name)}: {why}")
+
+    [(most, count)] = Counter(part.name for part in parts).most_common(1)
+    if count > 1:
+        raise refused(f"`{most}` is there {count} times. Name each method once.")
+    for part in parts:
+        if part.takes_names:
+            raise refused(f"`{part.name}` takes a name for each cluster, and finds none that others could agree on. Leave it out.")
+    texts = tuple(text for text in parts[0].texts if all(text in part.texts for part in parts))
+    if not texts:
+        there = "; ".join(f"`{part.name}` takes {' or '.join(part.texts)}" for part in parts)
+        raise refused(f"there is no text source that all of them can use: {there}. Leave one out.")
+
+    def nouns(n_clusters: int) -> NounSelection:
+        first, *others = parts
+        selection = first.nouns(n_clusters)
+        for other in others:
+            if other.nouns(n_clusters) != selection:
+                instead = "".join(f"give text.source = {text}, or " for text in texts if text != NOUNS)
+                raise refused(f"`{first.name}` and `{other.name}` take different nouns for the images; {instead}leave one out.")
+        return selection
+
+    *titles, last = (part.title for part in parts)
+    sections: dict[str, Any] = {part.name: (part.Settings, part.Settings()) for part in parts}
+    return MethodMixture(
+        name=name,
+        title=f"{', '.join(titles)} and {last}",
+        paper=", ".join(part.paper for part in parts),
+        does="Consensus of members of several methods, as many of each.",
+        texts=texts,
+        Settings=create_model("MixtureSettings", __base__=Section, **sections),
+        estimator=ESTIMATOR,
+        as_published=lambda settings: any(part.as_published(getattr(settings, part.name)) for part in parts),
+        nouns=nouns,
+        parts=tuple(parts),
+    )
