@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import peak
 from benchmarks.sets import SOURCES
-from gsec_core import ASD, GSEC, SEIC, SIC, TAC, TEMI, TURTLE, TACKMeans, ZeroShot
+from gsec_core import ASD, GSEC, SEIC, SIC, TAC, TEMI, TURTLE, Mixture, TACKMeans, ZeroShot
 from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import score
 from gsec_core.config import NounsConfig
 from gsec_core.encoders import load_encoder
+from gsec_core.methods.clusterer import Clusterer
 from gsec_core.store.arrays import to_matrix
 from gsec_core.text.fusion import LEAST_WEIGHT
 from gsec_core.text.nouns import noun_counterparts, select_nouns
@@ -58,6 +59,12 @@ class Case:
 
 WEIGHT = NounsConfig().weight
 
+
+def mixed(case: Case, seed: int, **estimators: Clusterer) -> Mixture:
+    """The consensus of several methods, with text from nouns."""
+    return Mixture(case.n_clusters, list(estimators.items()), random_state=seed, text_weight=WEIGHT).fit(case.X, text=case.S)
+
+
 METHODS: dict[str, Callable[[Case, int], Any]] = {
     "k-means": lambda case, seed: SphericalKMeans(case.n_clusters, n_init=10, random_state=seed).fit(case.X),
     "gsec, no text": lambda case, seed: GSEC(case.n_clusters, random_state=seed).fit(case.X),
@@ -70,6 +77,9 @@ METHODS: dict[str, Callable[[Case, int], Any]] = {
     "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X),
     "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X),
     "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X),
+    "gsec + tac": lambda case, seed: mixed(case, seed, gsec=GSEC(), tac=TAC()),
+    "gsec + temi": lambda case, seed: mixed(case, seed, gsec=GSEC(), temi=TEMI()),
+    "gsec + tac + asd": lambda case, seed: mixed(case, seed, gsec=GSEC(), tac=TAC(), asd=ASD()),
 }
 """Fitted estimators."""
 
@@ -133,7 +143,9 @@ def measure(case: Case, truth: NDArray[Any], methods: list[str], seeds: int) -> 
             before, started = memory.mib, time.monotonic()
             fitted = [METHODS[name](case, seed) for seed in range(seeds)]
             costs[name] = (time.monotonic() - started) / seeds, memory.mib - before
-        if hasattr(fitted[0], "member_labels_"):  # the first member is the method without an outer layer, as a fit of it alone would give it
+        if hasattr(fitted[0], "member_labels_") and not isinstance(
+            fitted[0], Mixture
+        ):  # the first member is the method without an outer layer, as a fit of it alone would give it
             made[name + ONE_MEMBER] = [estimator.member_labels_[0] for estimator in fitted]
         made[name] = [estimator.labels_ for estimator in fitted]
     if case.names is not None:

@@ -65,6 +65,7 @@ def methods(as_json: Json | None) -> int:
         as_json({"methods": rows})
     else:
         terminal.out.print(terminal.table("methods; of the text sources the first is taken if none is named; `encoder`: a second one, no text", rows))
+        terminal.out.print("Several with commas between them, as --method gsec,tac, have one consensus.", markup=False)
     return 0
 
 

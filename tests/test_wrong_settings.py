@@ -55,7 +55,12 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
     ],
     "text.encoder": [("foo", "only with text.source = encoder is there a second"), ("", "only with text.source = encoder is there a second")],
     "text.prompts": [("a photo", "has no place for the word; write one {} in it")],
-    "method": [("magic", "there is no such method; there are `gsec`, "), ("", "there is no such method")],
+    "method": [
+        ("magic", "there is no such method; there are `gsec`, "),
+        ("", "there is no such method"),
+        ("tac,tac", "Name each method once"),
+        ("gsec,zero-shot", "takes a name for each"),
+    ],
     "source": [
         ("", "give a folder, a .parquet file or a .tar file"),
         ("{here}/nowhere", "nowhere is not there: check the path"),

@@ -1,4 +1,4 @@
-"""What holds for every method that gsec brings: small and odd input, equal seeds, new rows."""
+"""What holds for every method that gsec brings, and for several together: small and odd input, equal seeds, new rows."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gsec_core.methods import BUILT_IN, Method
+from gsec_core.methods import BUILT_IN, Method, find
 from gsec_core.methods.clusterer import Clusterer
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -19,13 +19,14 @@ QUICK: dict[str, dict[str, Any]] = {
     "zero-shot": {"n_members": 2},
     "asd": {"n_members": 2, "max_steps": 40},
     "seic": {"n_members": 2, "max_steps": 15},
+    "gsec,tac,temi": {"n_members": 2, "gsec": {"max_steps": 10, "ensemble_size": 2}, "tac": {"max_steps": 15}, "temi": {"max_steps": 15}},
 }
 """Of each method what makes it quick."""
 
 SEEDLESS = {"zero-shot"}
 """Methods with nothing to draw."""
 
-every_method = pytest.mark.parametrize("method", BUILT_IN, ids=lambda method: method.name)
+every_method = pytest.mark.parametrize("method", [*BUILT_IN, find("gsec,tac,temi")], ids=lambda method: method.name)
 
 
 def fitted(method: Method, n_clusters: int, X: NDArray[Any], **more: Any) -> Clusterer:
