@@ -78,7 +78,8 @@ METHODS: dict[str, Callable[[Case, int], Any]] = {
     "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X),
     "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X),
     "gsec + tac": lambda case, seed: mixed(case, seed, gsec=GSEC(), tac=TAC()),
-    "gsec + temi": lambda case, seed: mixed(case, seed, gsec=GSEC(), temi=TEMI()),
+    "gsec + asd": lambda case, seed: mixed(case, seed, gsec=GSEC(), asd=ASD()),
+    "tac + asd": lambda case, seed: mixed(case, seed, tac=TAC(), asd=ASD()),
     "gsec + tac + asd": lambda case, seed: mixed(case, seed, gsec=GSEC(), tac=TAC(), asd=ASD()),
 }
 """Fitted estimators."""

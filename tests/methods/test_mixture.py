@@ -17,7 +17,7 @@ from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.mixture import mixed
 from gsec_core.methods.mixture.estimator import MixedFeatures, MixturePlan
 from gsec_core.methods.tac import estimator as tac
-from gsec_core.stages import align, nouns, prepare, train
+from gsec_core.stages import nouns, prepare, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings
 from gsec_core.tables import ASSIGNMENTS_TABLE, FEATURES_TABLE, MEMBERS_TABLE
@@ -128,7 +128,7 @@ def test_wrong_parameters_are_named(estimator: Clusterer, says: str) -> None:
 
 
 def test_texts_are_needed_if_one_needs_them() -> None:
-    with pytest.raises(ValueError, match="Mixture clusters by images and texts. Give one of them"):
+    with pytest.raises(ValueError, match=r"Mixture clusters by images and texts\. Give one of them"):
         Mixture(3, [("gsec", GSEC()), ("tac", TACKMeans())], device="cpu").fit(np.ones((9, 4)))
 
 
@@ -157,7 +157,7 @@ def test_what_is_no_mixture_is_refused(name: str, says: str) -> None:
 
 
 def test_methods_without_a_text_source_in_common_are_refused() -> None:
-    with pytest.raises(Refused, match="no text source that all of them can use: `tac` takes nouns; `gsec` takes captions. Leave one out"):
+    with pytest.raises(Refused, match=r"no text source that all of them can use: `tac` takes nouns; `gsec` takes captions\. Leave one out"):
         mixed([replace(find("tac"), texts=("nouns",)), replace(find("gsec"), texts=("captions",))])
 
 
