@@ -254,7 +254,7 @@ def test_what_a_mixture_is_made_of_is_in_its_fingerprints(place: Path, tmp_path:
 
 
 def test_different_nouns_are_refused_with_what_to_give(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"`tac` and `seic` take different nouns for the images; give text\.source = captions, or leave one out"):
+    with pytest.raises(Refused, match=r"`tac` and `seic` take different nouns for the images; give text\.source = captions or encoder, or leave one out"):
         pipeline.request(asked(place, tmp_path / "store", method="tac,seic"))
     with pytest.raises(Refused, match="`tac` and `sic` take different nouns for the images; leave one out"):
         pipeline.request(asked(place, tmp_path / "store", method="tac,sic"))

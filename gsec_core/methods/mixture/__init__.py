@@ -68,7 +68,8 @@ def mixed(parts: Sequence[Method]) -> Method:
         selection = first.nouns(n_clusters)
         for other in others:
             if other.nouns(n_clusters) != selection:
-                instead = "".join(f"give text.source = {text}, or " for text in texts if text != NOUNS)
+                sources = " or ".join(text for text in texts if text != NOUNS)
+                instead = f"give text.source = {sources}, or " if sources else ""
                 raise refused(f"`{first.name}` and `{other.name}` take different nouns for the images; {instead}leave one out.")
         return selection
 
