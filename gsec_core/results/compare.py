@@ -1,4 +1,4 @@
-"""Runs side by side: methods, settings or seeds on the images that they have in common; and their scores where somebody has labels, when all else is done."""
+"""Runs side by side: methods, settings or seeds on the images that they have in common; and their scores where there are labels, when all else is done."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

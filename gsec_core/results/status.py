@@ -105,7 +105,7 @@ def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
 
 
 def timings(run: Run) -> Iterator[dict[str, Any]]:
-    """A row a stage: stage, shards, seconds, by the shards' footers: the sum over all, whoever made them and whenever. What draws the report is left out."""
+    """A row a stage: stage, shards, seconds, by the shards' footers: the sum over all, by any run. What draws the report is left out."""
     begun = run.stages()
     for name in run.request()["stages"]:
         record = begun.get(name)

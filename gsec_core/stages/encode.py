@@ -141,7 +141,7 @@ class Encoding(Stage):
         return self.fingerprint_of(context.config, context.redo)
 
     def fingerprint_of(self, config: PipelineConfig, redo: Mapping[str, int]) -> str:
-        """That of one encoder's tables is the same in both stages, until the second is done anew by itself."""
+        """That of one encoder's tables is the same in both stages, until the second is made again by itself."""
         counter, by_itself = redo.get(STAGE.name, 0), 0 if self is STAGE else redo.get(self.name, 0)
         return fingerprint(STAGE.name, self.version, self.settings(config), [], [counter, by_itself] if by_itself else counter)
 

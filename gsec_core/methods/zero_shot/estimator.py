@@ -53,7 +53,7 @@ class ZeroShotPlan(UnitVectors, LinearMembers, Plan):
 
 
 class ZeroShot(Clusterer):
-    """Puts each image to the nearest of given names: what somebody does who knows the classes. An upper mark for clusterings, not one of them.
+    """Puts each image to the nearest of given names: what you do if you know the classes. An upper mark for clusterings, not one of them.
 
     Radford et al. 2021, https://arxiv.org/abs/2103.00020. It is fitted with ``nouns``, a vector for each cluster. Attributes are those
     of `Clusterer`; cluster 0 is the largest, and ``ensemble_.permutations[0]`` are the clusters of the names.
