@@ -61,7 +61,7 @@ def planted(wide: float = 0.0, signal: float = 0.5) -> tuple[np.ndarray, np.ndar
     return X.astype(np.float32), y
 
 
-SHORT = {"beta": 1.0, "max_steps": 300, "device": "cpu"}
+SHORT = {"beta": 1.0, "max_steps": 200, "device": "cpu"}
 
 
 def test_sizes_may_differ_at_beta_one() -> None:
