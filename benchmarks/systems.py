@@ -77,6 +77,7 @@ METHODS: dict[str, Callable[[Case, int], Any]] = {
     "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X),
     "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X),
     "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X),
+    "asd, nouns": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X, text=case.S),
     "gsec + tac": lambda case, seed: mixed(case, seed, gsec=GSEC(), tac=TAC()),
     "gsec + asd": lambda case, seed: mixed(case, seed, gsec=GSEC(), asd=ASD()),
     "tac + asd": lambda case, seed: mixed(case, seed, tac=TAC(), asd=ASD()),
@@ -144,9 +145,8 @@ def measure(case: Case, truth: NDArray[Any], methods: list[str], seeds: int) -> 
             before, started = memory.mib, time.monotonic()
             fitted = [METHODS[name](case, seed) for seed in range(seeds)]
             costs[name] = (time.monotonic() - started) / seeds, memory.mib - before
-        if hasattr(fitted[0], "member_labels_") and not isinstance(
-            fitted[0], Mixture
-        ):  # the first member is the method without an outer layer, as a fit of it alone would give it
+        if isinstance(fitted[0], Clusterer) and not isinstance(fitted[0], Mixture):
+            # the first member is the method without an outer layer, as a fit of it alone would give it
             made[name + ONE_MEMBER] = [estimator.member_labels_[0] for estimator in fitted]
         made[name] = [estimator.labels_ for estimator in fitted]
     if case.names is not None:

@@ -25,6 +25,7 @@ from benchmarks.memory import peak
 from gsec_core import methods
 from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.methods.sic.estimator import MAPPED_STEPS
 
 DIMENSIONS = 512
 RANK = 64
@@ -73,7 +74,7 @@ def measured(name: str, folder: Path, clusters: int, steps: int | None, device: 
     step = float(np.median(each[LEFT_OUT:])) if len(each) > LEFT_OUT else (ended - prepared) / len(times)
     whole = ended - prepared if len(times) >= scheduled else scheduled * step
     if name == "sic" and len(times) < scheduled:
-        whole += (times[0] - prepared - step) * -(-scheduled // max(len(features) // plan.batch(len(features)), 39))
+        whole += (times[0] - prepared - step) * -(-scheduled // max(len(features) // plan.batch(len(features)), MAPPED_STEPS))
     return {
         "members": len(members),
         "steps": scheduled,

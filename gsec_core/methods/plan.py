@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gsec_core.clustering.ensemble import Ensemble, Head, Models
 from gsec_core.clustering.features import Features, Half, UnitFeatures, unscaled
+from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.linear import LinearModels, linear_shapes
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import NeighborIndex, Neighbors
@@ -148,6 +150,10 @@ class Plan(OuterLayer):
                 order = np.random.default_rng([self.random_state, block, epoch]).permutation(n)
             yield np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a file is read forwards
 
+    def probed_rows(self, n: int) -> NDArray[np.int64]:
+        """Of ``n`` rows those that `Probe` watches, the same for all members."""
+        return sample_rows(n, PROBE_ROWS, self.random_state)
+
     @property
     def n_blocks(self) -> int:
         """Blocks of members."""
@@ -196,6 +202,37 @@ class Plan(OuterLayer):
                 pool.shutdown(cancel_futures=True)
         while not told.empty():
             progress(told.get())
+
+
+PROBE_ROWS, PROBE_STEPS = 4096, 10
+"""Rows whose labels tell whether a member still moves, and over how many steps."""
+
+
+class Probe:
+    """How many labels change over the last steps of a training.
+
+    Parameters
+    ----------
+    steps : of the training
+    labels : those of `Plan.probed_rows` as they are now, (rows,) or (rows, members)
+    """
+
+    def __init__(self, steps: int, labels: Callable[[], Tensor]) -> None:
+        self._last, self._labels = steps - PROBE_STEPS, torch.no_grad()(labels)
+        self._before: Tensor | None = None
+
+    def look(self, step: int) -> None:
+        """Before each step."""
+        if step == self._last:
+            self._before = self._labels()
+
+    def changed(self) -> NDArray[np.float64]:
+        """After the last: the share of the rows whose label is another, () or (members,); 1 if there were too few steps."""
+        labels = self._labels()
+        if self._before is None:
+            return np.ones(labels.shape[1:])
+        found: NDArray[np.float64] = (labels != self._before).double().mean(0).cpu().numpy()
+        return found
 
 
 class UnitVectors:

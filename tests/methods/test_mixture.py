@@ -17,6 +17,7 @@ from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.mixture import mixed
 from gsec_core.methods.mixture.estimator import MixedFeatures, MixturePlan
 from gsec_core.methods.tac import estimator as tac
+from gsec_core.settings import load_config
 from gsec_core.stages import nouns, prepare, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings
@@ -251,6 +252,13 @@ def test_what_a_mixture_is_made_of_is_in_its_fingerprints(place: Path, tmp_path:
     assert fingerprinted(temi={"beta": 0.7}) == usual
     for more in ({"method": "tac,gsec"}, {"tac": {"max_steps": 13}}, {"gsec": {"preset": "published"}}, {"method": "gsec,tac,temi"}):
         assert fingerprinted(**more) != usual
+
+
+def test_a_part_that_can_adapt_the_encoder_is_a_part_as_any_other_but_does_not_adapt_it() -> None:
+    more = {"source": "photos", "clusters": 3, "method": "gsec,seic", "text": {"source": "captions"}}
+    assert len(prepare.plan_of(load_config(overrides=more)).blocks) > 1
+    with pytest.raises(Refused, match=r"seic\.enhance = true: an encoder learns from the clusters of one method alone"):
+        prepare.plan_of(load_config(overrides={**more, "seic": {"enhance": True}}))
 
 
 def test_different_nouns_are_refused_with_what_to_give(place: Path, tmp_path: Path) -> None:

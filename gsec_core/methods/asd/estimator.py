@@ -31,7 +31,7 @@ from gsec_core.clustering.linear import BIAS, WEIGHTS
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
+from gsec_core.methods.plan import LinearMembers, Plan, Probe, UnitVectors
 
 N_MEMBERS = 4
 """A member takes seconds for ten clusters, and minutes for hundreds."""
@@ -60,7 +60,6 @@ RATE, WEAK_DROPOUT, STRONG_DROPOUT = 1e-3, 0.1, 0.3
 
 _LEAST_AFFINITY = 1e-6
 _HOPELESS = 10.0
-_PROBE_ROWS, _PROBE_STEPS = 4096, 10
 
 
 def chance_of_all(n: int, n_clusters: int, n_drawn: int) -> float:
@@ -203,10 +202,10 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
     ) -> Member:
         n, (image_width, *text_widths) = len(features), features.widths
         weight, bias, optimizer = self._linear(self.n_clusters, image_width, RATE)
-        probe, before, last = self._images(features, sample_rows(n, _PROBE_ROWS, self.random_state)), None, torch.zeros(())
+        probed, last = self._images(features, self.probed_rows(n)), torch.zeros(())
+        probe = Probe(steps, lambda: F.linear(probed, weight, bias).argmax(1))
         for step, rows in enumerate(self.mini_batches(n, block, steps)):
-            if step == steps - _PROBE_STEPS:
-                before = _labels(probe, weight, bias)
+            probe.look(step)
             picked = np.random.default_rng([self.random_state, block, step, 2]).integers(len(drawn), size=LABELLED_ROWS)
             x = self._images(features, rows)
             views = [(self._images(features, drawn[picked]), WEAK_DROPOUT), (x, WEAK_DROPOUT), (x, STRONG_DROPOUT)]
@@ -217,10 +216,9 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
             optimizer.step()
             last = found.detach()
             progress(1)
-        changed = 1.0 if before is None else float((_labels(probe, weight, bias) != before).mean())
         images = weight.detach().cpu().numpy() * np.float32(len(features.halves) ** 0.5)  # rows of the features are as much shorter in each half
         weights = np.hstack([images, np.zeros((self.n_clusters, sum(text_widths)), np.float32)])
-        return Member({WEIGHTS: weights, BIAS: bias.detach().cpu().numpy()}, self.max_steps, changed, float(last))
+        return Member({WEIGHTS: weights, BIAS: bias.detach().cpu().numpy()}, self.max_steps, float(probe.changed()), float(last))
 
     def _samples(self, n: int, size: int, block: int) -> Iterator[NDArray[np.int64]]:
         """Samples without repetition until all images were drawn, but for fewer than a sample."""
@@ -240,12 +238,6 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
 def _dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Dropout, by a generator of one's own."""
     return x * torch.empty_like(x).bernoulli_(1 - share, generator=generator) / (1 - share)
-
-
-@torch.no_grad()
-def _labels(x: Tensor, weight: Tensor, bias: Tensor) -> NDArray[np.int64]:
-    labels: NDArray[np.int64] = F.linear(x, weight, bias).argmax(1).cpu().numpy()
-    return labels
 
 
 class ASD(Clusterer):

@@ -30,10 +30,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.starts import Start, kmeans_starts
 from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads, uniform
-
-PROBE_ROWS = 4096
-"""Rows whose labels tell whether a member still moves."""
-PROBE_STEPS = 10
+from gsec_core.methods.plan import PROBE_ROWS, PROBE_STEPS
 
 _MARGINAL_DECAY = 0.9
 

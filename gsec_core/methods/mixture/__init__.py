@@ -39,7 +39,15 @@ class MethodMixture(Method):
         return made
 
     def section(self, config: object) -> Section:
-        return self.Settings(**{part.name: part.section(config) for part in self.parts})
+        sections = {part.name: part.section(config) for part in self.parts}
+        for part in self.parts:
+            if part.enhances(sections[part.name]):
+                setting = f"{part.name}.{part.enhanced_by} = true"
+                raise Refused(f"{setting}: an encoder learns from the clusters of one method alone. Leave it out, or give method = {part.name}.")
+        return self.Settings(**sections)
+
+    def parameters(self, settings: Section) -> dict[str, Any]:
+        return {part.name: part.parameters(getattr(settings, part.name)) for part in self.parts}
 
     def preparation(self, settings: Section) -> Mapping[str, Any]:
         return {part.name: part.preparation(getattr(settings, part.name)) for part in self.parts}

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsec_core.clustering.features import Features, Rows
-from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
 from gsec_core.methods.seic import SELECTION
 from gsec_core.text import NounSelection
 
@@ -47,7 +46,6 @@ LEARNING_RATE = 5e-3
 N_MEMBERS = 4
 N_NEIGHBORS = 50
 
-_PROBE_ROWS, _PROBE_STEPS = 4096, 10
 _LEAST = 1e-8
 
 
@@ -199,10 +197,10 @@ class SEICPlan(UnitVectors, Plan):
         log_scale = nn.Parameter(torch.tensor(FIRST_SCALE, device=self.device).log())
         optimizer = torch.optim.Adam([*image_side.parameters(), *text_side.parameters(), log_scale], lr=LEARNING_RATE, fused=True)
         sizes = torch.full((self.n_clusters,), 1 / self.n_clusters, device=self.device)
-        probe, before, last = features.half(0, sample_rows(n, _PROBE_ROWS, self.random_state), self.device), None, torch.zeros(())
+        probed, last = features.half(0, self.probed_rows(n), self.device), torch.zeros(())
+        probe = Probe(steps, lambda: image_side(probed)[0].argmax(1))
         for step, rows in enumerate(self.mini_batches(n, block, steps)):
-            if step == steps - _PROBE_STEPS:
-                before = _labels(image_side, probe)
+            probe.look(step)
             images, a = image_side(features.half(0, rows, self.device))
             texts, b = text_side(features.half(1, rows, self.device))
             found = loss(images, texts, a, b, log_scale.exp(), sizes)
@@ -214,14 +212,7 @@ class SEICPlan(UnitVectors, Plan):
                 sizes = followed(sizes, images)
             last = found.detach()
             progress(1)
-        changed = 1.0 if before is None else float((_labels(image_side, probe) != before).mean())
-        return [Member(image_side.arrays(), steps, changed, float(last))]
-
-
-@torch.no_grad()
-def _labels(side: _Side, x: Tensor) -> NDArray[np.int64]:
-    labels: NDArray[np.int64] = side(x)[0].argmax(1).cpu().numpy()
-    return labels
+        return [Member(image_side.arrays(), steps, float(probe.changed()), float(last))]
 
 
 class SEIC(Clusterer):

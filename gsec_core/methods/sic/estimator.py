@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsec_core.clustering.features import Features, Half, Rows, UnitFeatures
+from gsec_core.clustering.features import Features, Half, UnitFeatures
 from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
 from gsec_core.clustering.linear import BIAS, WEIGHTS, linear
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
+from gsec_core.methods.plan import LinearMembers, Plan, Probe, UnitVectors
 from gsec_core.methods.sic import MANY_CLUSTERS, Mapping, nouns
 from gsec_core.text import NounSelection
 
@@ -45,7 +45,6 @@ _MAX_ITER = 300
 _SEMANTIC_ROWS, _MAPPED_ROWS = 256, 8192
 """Centres, and images, the logits of which are in memory at once."""
 
-_PROBE_ROWS, _PROBE_STEPS = 4096, 10
 _LEAST = 1e-8
 
 
@@ -154,11 +153,11 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         vectors = F.normalize(torch.from_numpy(features.nouns.astype(np.float32)).to(self.device), dim=1)
         weight, bias = (part.to(self.device).requires_grad_() for part in self._starts(features, block))
         optimizer = torch.optim.Adam([weight, bias], lr=how.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-        probe, before, last = sample_rows(n, _PROBE_ROWS, self.random_state), None, torch.zeros(BLOCK_MEMBERS)
+        probed, last = features.rows(self.probed_rows(n), self.device), torch.zeros(BLOCK_MEMBERS)
+        probe = Probe(steps, lambda: linear(probed, weight, bias).argmax(2))
         centres = self._fixed(features, vectors, block) if self.mapping != "adjusted" else None
         for step, rows in enumerate(self.mini_batches(n, block, steps)):
-            if step == steps - _PROBE_STEPS:
-                before = self._labels(features, probe, weight, bias)
+            probe.look(step)
             if self.mapping == "adjusted" and step % max(n // batch, MAPPED_STEPS) == 0:
                 centres = self._adjusted(features, vectors, weight, bias)
             assert centres is not None
@@ -172,9 +171,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
             optimizer.step()
             last = found.detach()
             progress(1)
-        after = self._labels(features, probe, weight, bias)
-        changed = np.ones(BLOCK_MEMBERS) if before is None else (after != before).mean(0)
-        arrays = (weight.detach().cpu().numpy(), bias.detach().cpu().numpy(), changed, last.tolist())
+        arrays = (weight.detach().cpu().numpy(), bias.detach().cpu().numpy(), probe.changed(), last.tolist())
         return [Member({WEIGHTS: w.copy(), BIAS: b.copy()}, steps, float(moved), value) for w, b, moved, value in zip(*arrays, strict=True)]
 
     def _starts(self, features: Features, block: int) -> tuple[Tensor, Tensor]:
@@ -214,11 +211,6 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         rows = surest_rows(lambda rows: linear(features.rows(rows, self.device), weight, bias).flatten(1), n, count)
         directions = mean_directions(features, len(features.halves) - 1, rows, self.device)
         return semantic_centres(directions, nouns, how.nearest).view(BLOCK_MEMBERS, self.n_clusters, -1)
-
-    @torch.no_grad()
-    def _labels(self, features: Features, rows: Rows, weight: Tensor, bias: Tensor) -> NDArray[np.int64]:
-        labels: NDArray[np.int64] = linear(features.rows(rows, self.device), weight, bias).argmax(2).cpu().numpy()
-        return labels
 
 
 class SIC(Clusterer):

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsec_core.clustering.features import Features, Rows
-from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
 
 MANY_CLUSTERS = 100
 """Above it the schedule is the one that the paper has for its sets of many classes."""
@@ -36,7 +35,6 @@ N_NEIGHBORS = 50
 
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.99)
 
-_PROBE_ROWS, _PROBE_STEPS = 4096, 10
 _LEAST = 1e-8
 
 
@@ -163,10 +161,10 @@ class TACPlan(UnitVectors, Plan):
         generator = torch.Generator().manual_seed(self.seed(block))
         image_head, _ = heads = [_Head(width, self.n_clusters, generator).to(self.device) for width in features.widths]
         optimizer = torch.optim.Adam([parameter for head in heads for parameter in head.parameters()], lr=LEARNING_RATE, betas=BETAS, fused=True)
-        probe, before, last = sample_rows(n, _PROBE_ROWS, self.random_state), None, torch.zeros(())
+        probed, last = features.half(0, self.probed_rows(n), self.device), torch.zeros(())
+        probe = Probe(steps, lambda: _labels(image_head, probed))
         for step, rows in enumerate(self.mini_batches(n, block, steps)):
-            if step == steps - _PROBE_STEPS:
-                before = self._labels(image_head, features, probe)
+            probe.look(step)
             random = np.random.default_rng([self.random_state, block, step, 1])
             near = [half[rows, random.integers(half.shape[1], size=batch)].astype(np.int64) for half in neighbors.halves]
             images, texts = (head(features.half(half, rows, self.device)) for half, head in enumerate(heads))
@@ -177,15 +175,14 @@ class TACPlan(UnitVectors, Plan):
             optimizer.step()
             last = found.detach()
             progress(1)
-        changed = 1.0 if before is None else float((self._labels(image_head, features, probe) != before).mean())
-        return [Member(image_head.folded(), steps, changed, float(last))]
+        return [Member(image_head.folded(), steps, float(probe.changed()), float(last))]
 
-    def _labels(self, head: _Head, features: Features, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        head.eval()
-        with torch.no_grad():
-            labels: NDArray[np.int64] = head(features.half(0, rows, self.device)).argmax(1).cpu().numpy()
-        head.train()
-        return labels
+
+def _labels(head: _Head, x: Tensor) -> Tensor:
+    head.eval()
+    labels: Tensor = head(x).argmax(1)
+    head.train()
+    return labels
 
 
 class TAC(Clusterer):

@@ -15,15 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsec_core.clustering.features import Features, Rows
-from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
 
 N_HEADS = 4
 """Heads that are trained together: a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
@@ -42,7 +40,6 @@ MANY_CLUSTERS = 1000
 EPOCHS, LEAST_STEPS = 200, 7200
 """The latter as many as on the smallest set of the paper."""
 
-_PROBE_ROWS, _PROBE_STEPS = 4096, 10
 _LEAST = 1e-8
 
 
@@ -164,11 +161,11 @@ class TEMIPlan(UnitVectors, Plan):
         epoch_steps = n // batch
         rate, warm_up = LEARNING_RATE * batch / RATE_ROWS, max(1, steps // 10)
         sizes = torch.full((N_HEADS, self.n_clusters), 1 / self.n_clusters, device=self.device)
-        probe, before = features.half(0, sample_rows(n, _PROBE_ROWS, self.random_state), self.device), None
+        probed = features.half(0, self.probed_rows(n), self.device)
+        probe = Probe(steps, lambda: teachers(probed).argmax(2).T)
         total, counted = torch.zeros(N_HEADS, device=self.device), 0
         for step, rows in enumerate(self.mini_batches(n, block, steps)):
-            if step == steps - _PROBE_STEPS:
-                before = _labels(teachers, probe)
+            probe.look(step)
             near = np.random.default_rng([self.random_state, block, step, 1]).integers(neighbors.image.shape[1], size=batch)
             x = torch.cat([features.half(0, which, self.device) for which in (rows, neighbors.image[rows, near].astype(np.int64))])
             with torch.no_grad():
@@ -190,19 +187,12 @@ class TEMIPlan(UnitVectors, Plan):
             if step >= steps - epoch_steps:
                 total, counted = total + found.detach(), counted + 1
             progress(1)
-        changed = np.ones(N_HEADS) if before is None else (_labels(teachers, probe) != before).mean(1)
-        mean = (total / counted).cpu().numpy()
+        changed, mean = probe.changed(), (total / counted).cpu().numpy()
         arrays = {name: value.detach().cpu().numpy() for name, value in teachers.named_parameters()}
         return [
             Member({name: array[head].copy() for name, array in arrays.items()}, steps, float(changed[head]), float(mean[head]))
             for head in np.argsort(mean, kind="stable")
         ]
-
-
-@torch.no_grad()
-def _labels(heads: _Heads, x: Tensor) -> NDArray[np.int64]:
-    labels: NDArray[np.int64] = heads(x).argmax(2).cpu().numpy()
-    return labels
 
 
 class TEMI(Clusterer):

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import RADIUS, Features, Rows
-from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.linear import linear
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
 
 N_MEMBERS = 4
 """A member takes minutes."""
@@ -41,7 +40,6 @@ SCALE = RADIUS
 """Norm of a row in each space, which is what the learning rates are for."""
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
-_PROBE_ROWS, _PROBE_STEPS = 4096, 10
 
 
 class Linear(NamedTuple):
@@ -173,12 +171,12 @@ class TURTLEPlan(UnitVectors, Plan):
         generator = torch.Generator().manual_seed(self.seed(block))
         encoder = _TaskEncoder(features.widths, self.n_clusters, generator).to(self.device)
         optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=_BETAS, eps=_EPS, fused=True)
-        probe = self._spaces(features, sample_rows(n, _PROBE_ROWS, self.random_state))
+        probed = self._spaces(features, self.probed_rows(n))
+        probe = Probe(self.max_steps, lambda: torch.stack(encoder(probed)).mean(0).argmax(2))
         everything = self._spaces(features, slice(0, n)) if rows == n else None
-        before, last = None, torch.zeros(BLOCK_MEMBERS)
+        last = torch.zeros(BLOCK_MEMBERS)
         for step in range(self.max_steps):
-            if step == self.max_steps - _PROBE_STEPS:
-                before = _labels(encoder, probe)
+            probe.look(step)
             drawn = np.random.default_rng([self.random_state, block, step])
             spaces = everything or self._spaces(features, np.sort(drawn.choice(n, rows, replace=False)))
             labels = encoder(spaces)
@@ -191,22 +189,15 @@ class TURTLEPlan(UnitVectors, Plan):
             optimizer.step()
             last = found.detach()
             progress(1)
-        changed = np.ones(BLOCK_MEMBERS) if before is None else (_labels(encoder, probe) != before).mean(0)
         with torch.no_grad():
             maps = encoder.maps()
             weights = torch.cat([found.weight for found in maps], 2).cpu().numpy()
             bias = torch.stack([found.bias for found in maps], 1).cpu().numpy()
-        parts = zip(weights, bias, changed, last.tolist(), strict=True)
+        parts = zip(weights, bias, probe.changed(), last.tolist(), strict=True)
         return [Member({"weights": w.copy(), "bias": b.copy()}, self.max_steps, float(moved), value) for w, b, moved, value in parts]
 
     def _spaces(self, features: Features, rows: Rows) -> list[Tensor]:
         return [SCALE * features.half(number, rows, self.device) for number in range(len(features.halves))]
-
-
-@torch.no_grad()
-def _labels(encoder: _TaskEncoder, spaces: Sequence[Tensor]) -> NDArray[np.int64]:
-    labels: NDArray[np.int64] = torch.stack(encoder(spaces)).mean(0).argmax(2).cpu().numpy()
-    return labels
 
 
 class TURTLE(Clusterer):
