@@ -15,12 +15,19 @@ class Refused(GsecError):
     exit_code = 2
 
 
+class NotFound(Refused):
+    """There is nothing of the name, key or id that was given."""
+
+
 class BadShard(GsecError):
     """Committed shards whose bytes are not what was written: a failed checksum, a torn or foreign file."""
 
     def __init__(self, path: str, why: str, *, paths: tuple[str, ...] = ()) -> None:
-        super().__init__(f"{path}: {why}")
+        super().__init__(path, why)  # as they are, or no other process could make it again
         self.paths = paths or (path,)
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
     @classmethod
     def of(cls, errors: "list[BadShard]") -> "BadShard":

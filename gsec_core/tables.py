@@ -28,6 +28,10 @@ CONTENT_HASH = _column("content_hash", pa.binary(16), "xxh3-128 of the file's by
 OK, REJECTED, MISSING = "ok", "rejected", "missing"
 """An image's status: usable; never usable with these bytes; not to be read when it was tried, looked at again by the next ingest."""
 
+KEPT, CONTINUED, RENEWED, FRESH = "kept", "continued", "renewed", "from scratch"
+"""What becomes of the published model: it stays and labels new images; its members are trained further; others are fitted, and images stay where
+these do not object; or nothing of it counts."""
+
 IMAGES = pa.schema(
     [
         IMAGE_ID,
@@ -252,6 +256,18 @@ def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
     return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), by_text][: 1 + halves])
 
 
+DUPLICATES = pa.schema(
+    [
+        _column("group", pa.int32(), "0 is the largest"),
+        IMAGE_ID,
+        URI,
+        _column("cosine", pa.float32(), "of its embedding to that of the group's first, 1 for the same bytes"),
+        _column("exact", pa.bool_(), "whether it has the same bytes as the first"),
+        _column("keep", pa.bool_(), "whether it is the first: of the most pixels, then by URI"),
+    ]
+)
+"""A row an image of which there is a copy, or nearly one: group after group, the one to keep first."""
+
 _ARRAYS = {
     "weights": "of its last linear map, (clusters, dimensions of the features or of its hidden layer), row after row",
     "bias": "(clusters,)",
@@ -290,6 +306,24 @@ CHECKPOINT = pa.schema(
     ]
 )
 """One row an array."""
+
+TRANSITIONS = pa.schema(
+    [
+        _column("member", pa.int32(), "its number"),
+        _column("class", pa.int32(), "of its instance classifier"),
+        _column("next_class", pa.int32(), "another"),
+        _column("count", pa.int32(), "how often an image was in the first at one look and in the second at its next; pairs without any have no row"),
+    ]
+)
+INSTANCE_GROUPS = pa.schema(
+    [
+        _column("member", pa.int32(), "its number"),
+        _column("class", pa.int32(), "of its instance classifier, which this image was learnt as"),
+        IMAGE_ID,
+        _column("group", pa.int32(), "the member's cluster that the class became: the label that the member learnt for this image"),
+    ]
+)
+"""One row an image that a member drew."""
 
 ENHANCED_CLUSTERS = pa.schema(
     [
@@ -332,17 +366,39 @@ CLUSTER_NAMES = pa.schema(
     ]
 )
 
+HIERARCHY = pa.schema(
+    [
+        _column("node", pa.int32(), "clusters, and the number of the row: clusters have the numbers below"),
+        _column("left", pa.int32(), "the cluster or node that it is made of"),
+        _column("right", pa.int32(), "and the other"),
+        _column("height", pa.float32(), "mean distance of the clusters of both: 1 less the mean of their co-association and of the cosine of their centres"),
+        _column("clusters", pa.int32(), "below it"),
+        _column("size", pa.int64(), "images below it"),
+        _column("name", pa.string(), "by the namer of the clusters; unlike that of every other node"),
+    ]
+)
+"""An average-linkage tree, from the bottom up: one row fewer than clusters."""
+
 LAYOUT = pa.schema(
     [
         IMAGE_ID,
         URI,
         _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("role", pa.string(), "why it is shown: representative, most confident, least confident, or sample"),
+        _column("role", pa.string(), "why it is shown: representative, most confident, least confident, sample, or new"),
         _column("x", pa.float32(), "on the map, where only distances mean something"),
         _column("y", pa.float32(), "on the map"),
     ]
 )
 """The images that a report shows: a sample of at most 5,000."""
+
+MAP = pa.schema(
+    [
+        IMAGE_ID,
+        _column("x", pa.float32(), "from 0 to 1, on the map of `layout`, where only distances mean something"),
+        _column("y", pa.float32(), "from 0 to 1"),
+    ]
+)
+"""One row an image."""
 
 _ORIGIN = pa.struct([pa.field("cluster_key", pa.int32(), nullable=False), pa.field("share", pa.float32(), nullable=False)])
 
@@ -355,6 +411,41 @@ LINEAGE = pa.schema(
         _column("common", pa.int64(), "its images that the published run before had, with the same bytes"),
         _column("moved", pa.float32(), "share of those that were under another key; null without any", nullable=True),
         _column("origins", pa.list_(pa.field("element", _ORIGIN, nullable=False)), "the keys that those were under, with their shares of them, largest first"),
+    ]
+)
+
+REFIT = pa.schema(
+    [
+        _column("decision", pa.string(), "kept, continued, renewed or from scratch"),
+        _column("why", pa.string(), "in words"),
+        _column("warning", pa.string(), "what people should know of it", nullable=True),
+        _column("model", pa.string(), "the run whose model is kept or continued", nullable=True),
+        _column("clusters", pa.int32(), "how many the run has, if not as many as are asked for", nullable=True),
+        _column("images", pa.int64(), "usable images"),
+        _column("new", pa.int64(), "of them those that the model was not made of", nullable=True),
+        _column("gone", pa.int64(), "images that it was made of and that are not there any more", nullable=True),
+        _column("fitted_images", pa.int64(), "images when all members were fitted"),
+        _column("outliers", pa.float64(), "share of the new images that are 2 deviations or more from their cluster's centre", nullable=True),
+        _column("confidence", pa.float64(), "mean posterior of the new images, by the model's head", nullable=True),
+        _column("margin", pa.float64(), "how much that is above the second largest", nullable=True),
+        _column("outliers_before", pa.float64(), "the same of the images that the model was made of", nullable=True),
+        _column("confidence_before", pa.float64(), "the same", nullable=True),
+        _column("margin_before", pa.float64(), "the same", nullable=True),
+        _column("scratch_moved", pa.float64(), "share of the images that the pipeline's last fit from scratch moved", nullable=True),
+        _column("left_out", pa.list_(pa.field("element", pa.string(), nullable=False)), "stages that the run does not need"),
+    ]
+)
+
+_OF_A_GROUP = pa.list_(pa.field("element", pa.binary(16), nullable=False))
+
+EMERGING = pa.schema(
+    [
+        _column("group", pa.int32(), "0 is the largest"),
+        _column("size", pa.int64(), "images"),
+        _column("cohesion", pa.float32(), "mean cosine of them to their mean direction"),
+        _column("cluster", pa.int32(), "where the published model puts most of them; where they become a cluster of their own, that one"),
+        _column("images", _OF_A_GROUP, "their ids, the most typical first"),
+        _column("like", pa.list_(pa.field("element", pa.string(), nullable=False)), "what is said of the described images that are nearest to them"),
     ]
 )
 
@@ -384,7 +475,12 @@ CAPTION_EMBEDDINGS_TABLE = "caption_embeddings"
 COUNTERPART_MODEL_TABLE = "counterpart_model"
 COUNTERPARTS_TABLE = "counterparts"
 FEATURES_TABLE = "features"
+NEIGHBOR_INDEX_TABLE = "neighbor_index"
 NEIGHBORS_TABLE = "neighbors"
+DUPLICATES_TABLE = "duplicates"
+CHECKPOINTS_TABLE = "checkpoints"
+TRANSITIONS_TABLE = "transitions"
+INSTANCE_GROUPS_TABLE = "instance_groups"
 MEMBERS_TABLE = "members"
 ALIGNMENT_TABLE = "alignment"
 HEAD_TABLE = "head"
@@ -397,7 +493,11 @@ ENHANCED_CLUSTERS_TABLE = "enhanced_clusters"
 ASSIGNED_TABLE = "assigned"
 CLUSTER_NAMES_TABLE = "cluster_names"
 LAYOUT_TABLE = "layout"
+HIERARCHY_TABLE = "hierarchy"
+MAP_TABLE = "map"
 LINEAGE_TABLE = "lineage"
+REFIT_TABLE = "refit"
+EMERGING_TABLE = "emerging"
 REPORT_TABLE = "report"
 
 
@@ -409,6 +509,8 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         EMBEDDINGS_TABLE: embeddings_schema(dim, joint_dim),
         THUMBNAILS_TABLE: THUMBNAILS,
         CLUSTER_COUNTS_TABLE: CLUSTER_COUNTS,
+        REFIT_TABLE: REFIT,
+        EMERGING_TABLE: EMERGING,
         BASELINE_CENTRES_TABLE: centres_schema(dim),
         BASELINE_TABLE: ASSIGNMENTS,
         BASELINE_CLUSTERS_TABLE: CLUSTERS,
@@ -423,7 +525,12 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         COUNTERPART_MODEL_TABLE: COUNTERPART_MODEL,
         COUNTERPARTS_TABLE: counterparts_schema(text),
         FEATURES_TABLE: FEATURES,
+        NEIGHBOR_INDEX_TABLE: CHECKPOINT,
         NEIGHBORS_TABLE: neighbors_schema(neighbors),
+        DUPLICATES_TABLE: DUPLICATES,
+        CHECKPOINTS_TABLE: CHECKPOINT,
+        TRANSITIONS_TABLE: TRANSITIONS,
+        INSTANCE_GROUPS_TABLE: INSTANCE_GROUPS,
         MEMBERS_TABLE: members_schema(),
         ALIGNMENT_TABLE: ALIGNMENT,
         HEAD_TABLE: HEAD,
@@ -435,6 +542,8 @@ def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -
         ENHANCED_CLUSTERS_TABLE: ENHANCED_CLUSTERS,
         CLUSTER_NAMES_TABLE: CLUSTER_NAMES,
         LAYOUT_TABLE: LAYOUT,
+        HIERARCHY_TABLE: HIERARCHY,
+        MAP_TABLE: MAP,
         LINEAGE_TABLE: LINEAGE,
         REPORT_TABLE: REPORT,
         ASSIGNED_TABLE: ASSIGNMENTS,

@@ -2,7 +2,7 @@
 
 ``CORPUS/images`` and ``CORPUS/generations`` (see `corpus`), ``CORPUS/TABLE/FINGERPRINT`` (see `shards`), ``vocabularies`` (tables that all
 corpora share), ``runs``
-(see `runs`), ``published`` (see `publications`). Nothing in a store is ever unpickled.
+(see `runs`), ``published`` (see `publications`), ``curation`` (see `gsec_core.curation`). Nothing in a store is ever unpickled.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,10 @@ from gsec_core.store.shards import Shards
 
 __all__ = ["Corpus", "Generation", "Publication", "Publications", "Run", "Shards", "Store", "fingerprint"]
 
-_RESERVED = {"runs", PUBLISHED, SHARED}
+CURATION = "curation"
+"""The folder of what people said about clusters; see `gsec_core.curation.log`."""
+
+_RESERVED = {"runs", PUBLISHED, SHARED, CURATION}
 
 
 @dataclass(frozen=True)

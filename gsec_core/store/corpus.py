@@ -6,6 +6,7 @@ their rows, so that a writer that was killed, or lost the race for a generation,
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -43,6 +44,8 @@ class Generation:
 
     number: int
     shards: tuple[ImagesShard, ...]
+    listing: str | None = None
+    """Digest of the source's listing that its live rows are; None of a generation that an older gsec wrote."""
 
     @property
     def shard_names(self) -> list[str]:
@@ -100,29 +103,44 @@ class Corpus:
             return EMPTY
         # It is not to be removed: another of its number would list other images, and a run is known by the number.
         remedy = 'Put a copy of the file before it in its place, or {"shards": []} if there is none: the next gsec run lists what is not in that.'
-        return records.read(self.files, self.generation_path(number), lambda record: Generation(number, _shards(record)), remedy)
+        return records.read(self.files, self.generation_path(number), lambda record: Generation(number, _shards(record), record.get("listing")), remedy)
 
-    def add_generation(self, base: Generation, rows: list[pa.Table]) -> bool:
-        """Write ``rows`` (tables of schema IMAGES, a shard each) on top of ``base``. False if another writer was first."""
+    def add_generation(self, base: Generation, rows: list[pa.Table], listing: str | None = None) -> bool:
+        """Write ``rows`` (tables of schema IMAGES, a shard each) on top of ``base``; ``listing`` is `Generation`'s. False if another writer was first."""
         number = base.number + 1
         new = []
         for table in rows:
             name = _digest(table, number)
             self.images.commit(name, table)
             new.append(ImagesShard(name, table.num_rows, number))
-        return self.files.create(self.generation_path(number), records.to_json({"shards": [shard._asdict() for shard in (*base.shards, *new)]}))
+        record: dict[str, Any] = {"shards": [shard._asdict() for shard in (*base.shards, *new)]}
+        if listing is not None:
+            record["listing"] = listing
+        return self.files.create(self.generation_path(number), records.to_json(record))
+
+    def is_listed(self, generation: Generation) -> bool:
+        """Whether every shard of a generation is there, by one listing; reads none."""
+        return set(generation.shard_names) <= self.images.names()
 
     def live_rows(self, generation: Generation) -> pa.Table:
         """Which images count in a generation: for each the row in its newest shard, unless that is a tombstone.
 
         Returns the columns of `images` but ``deleted``, and ``shard``, the name of the shard the row is in, in no
-        particular order. Raises BadShard or GsecError if a listed shard is bad or not there.
+        particular order. Raises GsecError if a listed shard is bad, which is set aside then, or not there.
         """
         try:
             tables = self.images.read_all(generation.shard_names)
         except (FileNotFoundError, BadShard) as error:
+            if isinstance(error, BadShard):
+                self._set_aside(error)
             raise GsecError(f"corpus {self.name}: its image list is damaged ({error}). The next `gsec run` of its source writes it again.") from None
         return newest_rows(tables, generation.shard_names)
+
+    def _set_aside(self, error: BadShard) -> None:
+        """So that the next ingest, which reads no list that is there as a whole, sees that some of it is gone."""
+        for path in error.paths:
+            with suppress(PermissionError):  # of those who may only read; `gsec doctor --verify` does it then
+                self.images.set_aside(path.rpartition("/")[2].removesuffix(".parquet"))
 
     def redo_counters(self) -> dict[str, int]:
         """How often each stage was asked to be done again: stage -> count, stages never redone left out."""

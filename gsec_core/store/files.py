@@ -7,13 +7,14 @@ makes a file if and only if there is none of that name: of two writers the first
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import posixpath
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import PurePath
-from typing import IO, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 from uuid import uuid4
 
 import fsspec
@@ -33,6 +34,9 @@ _REMEDIES = {
     errno.EROFS: "mount its disk for writing",
 }
 
+_SMALL = 2**20
+"""Bytes of a remote file that is read as a whole, whatever is wanted of it."""
+
 _TEMPORARY = ".tmp-"
 _ATTEMPTS = 10
 
@@ -41,6 +45,8 @@ class Files(Protocol):
     """Files below one root. Paths are relative, with ``/``. Names beginning with a dot are nobody's but this module's."""
 
     url: str
+    readers: int
+    """How many files are read at once: more than one where it is the answers that take time."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Make ``path`` with ``data``, durably and whole. False, and nothing is changed, if there is such a file already."""
@@ -105,6 +111,8 @@ def open_files(url: str) -> Files:
 
 class LocalFiles:
     """A folder. A commit is: temporary file, fsync, hard link (exclusive by nature), fsync of the directory."""
+
+    readers = 1
 
     def __init__(self, root: str) -> None:
         self.url = root
@@ -209,6 +217,8 @@ def _answering(method: Callable[Concatenate["RemoteFiles", P], T]) -> Callable[C
 class RemoteFiles:
     """An object store. A commit is one PUT or one completed multipart upload, conditional where the store can."""
 
+    readers = 8
+
     def __init__(self, filesystem: Any, root: str, url: str) -> None:
         self.url = url
         self._filesystem = filesystem
@@ -217,21 +227,28 @@ class RemoteFiles:
     @_answering
     def create(self, path: str, data: bytes) -> bool:
         where = self._path(path)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             if self._filesystem.exists(where):
-                return False
+                return attempt > 0 and self._is(path, data)
             try:
                 self._filesystem.pipe_file(where, data, mode="create")
                 return True
             except FileExistsError:
-                return False
+                return self._is(path, data)
             except OSError as error:
                 if _s3_code(error) == "PreconditionFailed":
-                    return False
-                # Another upload or a removal of this name is under way: whether there will be a file is open.
-                if _s3_code(error) != "ConditionalRequestConflict":
+                    return self._is(path, data)
+                # Another upload or a removal of this name is under way, or the upload has ended: whether there is a file is open.
+                if _s3_code(error) not in ("ConditionalRequestConflict", "NoSuchUpload"):
                     raise
         raise Unreachable(f"{self.location(path)}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
+
+    def _is(self, path: str, data: bytes) -> bool:
+        """Whether a file that was not there before a write has these bytes: then it is ours, if only the reply was lost, and the driver wrote again."""
+        try:
+            return self.read(path) == data
+        except FileNotFoundError:
+            return False
 
     @_answering
     def replace(self, path: str, data: bytes) -> None:
@@ -249,8 +266,11 @@ class RemoteFiles:
 
     @_answering
     def open(self, path: str) -> IO[bytes]:
-        file: IO[bytes] = self._filesystem.open(self._path(path), "rb")
-        return file
+        file: Any = self._filesystem.open(self._path(path), "rb")
+        if file.size > _SMALL:
+            return cast(IO[bytes], file)
+        with file:  # one request in place of one for each end of it that is looked at
+            return io.BytesIO(file.read())
 
     def files(self, directory: str) -> set[str]:
         return {name for name, kind in self._entries(directory) if kind == "file"}

@@ -92,6 +92,8 @@ def _kept_runs(store: Store, keep_runs: int, oldest: datetime) -> list[Run]:
         if newest[kind] <= keep_runs or run.id in published or not run.is_finished() or not _is_at_rest(store, run, oldest):
             kept.append(run)
     needed = {run.request().get("of_run") for run in kept}  # whose clusters a kept run's images are assigned to
+    needed |= {run.model().id for run in kept}  # whose model it keeps
+    needed |= {run.request().get("counting") for run in kept}  # which found its number of clusters, that later nights keep
     # Whose cluster keys it continues: its own can be made, or made anew, from those alone.
     needed |= {_continued(run) for run in kept if run.id in published or not run.is_finished()}
     return kept + [run for run in store.runs() if run.id in needed - {run.id for run in kept}]
@@ -105,7 +107,7 @@ def _is_still_old(store: Store, id: str, known: Set[str], oldest: datetime) -> b
     """Whether nobody has worked on a run since the plan was made, published it, or asked for one that is not ``known`` and needs it."""
     runs = [Run(store.files, other) for other in store.published_runs() | (store.files.directories("runs") - known)]
     there = [run for run in runs if run.exists()]
-    needed = {run.id for run in runs} | {run.request().get("of_run") for run in there} | {_continued(run) for run in there}
+    needed = {run.id for run in runs} | {run.request().get("of_run") for run in there} | {_continued(run) for run in there} | {run.model().id for run in there}
     return id not in needed and _is_at_rest(store, Run(store.files, id), oldest)
 
 
@@ -114,7 +116,7 @@ def _named(run: Run) -> tuple[set[str], bool]:
     request, stages = run.request(), run.stages()
     corpus = Corpus(run.files, request["corpus"])
     tables = {run.place(record).table(table, record["fingerprint"]).directory for record in stages.values() for table in record["tables"]}
-    return tables | {corpus.generation_path(request["generation"])}, set(request["stages"]) <= stages.keys()
+    return tables | {corpus.generation_path(request["generation"])}, set(run.stage_names()) <= stages.keys()
 
 
 class _Names:

@@ -1,8 +1,8 @@
 """Runs: a directory of small files, each created once. Nothing in it is ever changed.
 
-``request.json`` says what was asked, ``stage-NAME.json`` where a stage's tables are (written before its first shard),
-``attempt-ID-start.json`` and ``-end.json`` who worked on it and how it ended, ``result.json`` what a finished run found. A run's identity is what was asked, so
-the same request finds its run again and does what is missing.
+``request.json`` says what was asked, ``decision.json`` what became of the published model, ``stage-NAME.json`` where a stage's tables are (written before
+its first shard), ``attempt-ID-start.json`` and ``-end.json`` who worked on it and how it ended, ``result.json`` what a finished run found. A run's identity is
+what was asked, so the same request finds its run again and does what is missing.
 """
 
 import json
@@ -23,6 +23,9 @@ from gsec_core.store import records
 from gsec_core.store.corpus import SHARED, Corpus
 from gsec_core.store.files import Files
 from gsec_core.store.shards import Shards
+from gsec_core.tables import KEPT, REFIT_TABLE
+
+_DECISION = "decision.json"
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,30 @@ class Run:
             raise Refused(f"--run {self.id}: there is no such run in {self.files.url}. `gsec status` lists the runs.") from None
 
     def config(self) -> PipelineConfig:
-        """The settings of the request, with this store as the store (it may have been moved)."""
-        return recorded(self.request()["config"]).model_copy(update={"store": self.files.url})
+        """The settings of the request, with this store as the store (it may have been moved) and as many clusters as were decided on."""
+        decision = self.decision()
+        clusters = {} if decision is None or decision["clusters"] is None else {"clusters": decision["clusters"]}
+        return recorded(self.request()["config"]).model_copy(update={"store": self.files.url, **clusters})
+
+    def decision(self) -> dict[str, Any] | None:
+        """What the run decided about the published model, the row of its table `refit`; None before that, or if it decides nothing."""
+        if _DECISION in self.files.files(self.directory):
+            return self._load(_DECISION)
+        if not any(REFIT_TABLE in record["tables"] for record in self.stages().values()):
+            return None
+        found = self._own_table(REFIT_TABLE)
+        return None if found is None else dict(found[0].read(found[1][0]).to_pylist()[0])
+
+    def stage_names(self) -> list[str]:
+        """The stages that it takes to finish the run, in order. Those of a run that keeps the published model are fewer than were asked for."""
+        names: list[str] = self.request()["stages"]
+        left_out = (self.decision() or {}).get("left_out", ())
+        return [name for name in names if name not in left_out]
+
+    def model(self) -> "Run":
+        """The run whose model labels this one's images: itself, but for a run that keeps the published one."""
+        decision = self.decision()
+        return self if decision is None or decision["decision"] != KEPT else Run(self.files, decision["model"])
 
     def begin_stage(self, stage: str, fingerprint: str, tables: Mapping[str, Sequence[str]], shared: bool = False) -> None:
         """Record where a stage's tables are and which shards each will have, before the first is written; ``shared`` ones are the store's.
@@ -58,6 +83,8 @@ class Run:
         Raises GsecError if the stage was begun with other inputs than it has now: they were damaged and could not be
         restored as they were.
         """
+        if decision := self.decision():  # from now on that is known without a table
+            self._create(_DECISION, decision)
         record: dict[str, Any] = {"fingerprint": fingerprint, "tables": {table: list(names) for table, names in tables.items()}}
         if shared:
             record["shared"] = True
@@ -77,9 +104,12 @@ class Run:
 
     def check_stage(self, stage: str) -> None:
         """Raises Refused unless the run has this stage: it assigns, finds the number of clusters, or an older gsec asked for it."""
-        stages = self.request()["stages"]
+        stages = self.stage_names()
         if stage not in stages:
             request = self.request()
+            if stage in request["stages"]:
+                model = self.model().id
+                raise Refused(f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit anew: --redo train.")
             older = " An older gsec made it: the same gsec run again makes one that has."
             if request.get("of_run"):
                 older = ""
@@ -104,7 +134,7 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether every stage that the request wants is complete."""
-        return all(self.is_complete(stage) for stage in self.request()["stages"])
+        return all(self.is_complete(stage) for stage in self.stage_names())
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Every stage that has begun."""
@@ -116,6 +146,14 @@ class Run:
 
         Raises Refused unless every shard is there.
         """
+        found = self._own_table(name)
+        if found is not None:
+            return found
+        if not any(name in record["tables"] for record in self.stages().values()) and (model := self.model()) != self:
+            return model.table(name)
+        raise Refused(f"run {self.id} has no complete table {name}. Finish the run first: the same gsec run again, or gsec stage NAME --run {self.id}.")
+
+    def _own_table(self, name: str) -> tuple[Shards, list[str]] | None:
         for stage in self.request()["stages"]:  # in their order: embeddings are those of the first encoder
             record = self.stage(stage)
             if record is not None and name in record["tables"]:
@@ -123,7 +161,7 @@ class Run:
                 planned: list[str] = record["tables"][name]
                 if set(planned) <= shards.names():
                     return shards, planned
-        raise Refused(f"run {self.id} has no complete table {name}. Finish the run first: the same gsec run again, or gsec stage NAME --run {self.id}.")
+        return None
 
     @contextmanager
     def attempt(self, provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -174,10 +212,10 @@ class Run:
 def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mapping[str, int], pipeline: str | None, previous: Mapping[str, Any] | None) -> str:
     """The identity of a request: all that changes its output, and nothing else. 32 hex digits.
 
-    ``stages`` holds, for each stage, all that determines its output beside its inputs and its redo counter; ``pipeline`` names
+    ``stages`` holds, for each stage, all that determines its output beside its inputs and its redo counter, or None if that is nothing; ``pipeline`` names
     where the clustering is to be published, and ``previous`` what of the published one it continues.
     """
-    told = [dict(stages), corpus, generation, dict(redo), pipeline, previous and dict(previous)]
+    told = [{stage: what for stage, what in stages.items() if what is not None}, corpus, generation, dict(redo), pipeline, previous and dict(previous)]
     return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 
 

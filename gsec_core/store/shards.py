@@ -7,7 +7,10 @@ timings). Parquet has no checksum of the footer: a digest of it stands before it
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -55,13 +58,32 @@ class Shards:
     def read_each(self, names: Iterable[str], columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """Several shards with their names, one after the other. BadShard comes last, so that one pass finds all that is bad."""
         bad = []
-        for name in names:
-            try:
-                yield name, self.read(name, columns)
-            except BadShard as error:
-                bad.append(error)
+        for name, found in self.look_at(names, partial(self.read, columns=columns)):
+            if isinstance(found, BadShard):
+                bad.append(found)
+            elif isinstance(found, FileNotFoundError):
+                raise found
+            else:
+                yield name, found
         if bad:
             raise BadShard.of(bad)
+
+    def look_at(self, names: Iterable[str], look: Callable[[str], T]) -> Iterator[tuple[str, T | BadShard | FileNotFoundError]]:
+        """What ``look`` finds of each of several shards, or why it cannot; in order, and as many at once as the store's files are read."""
+
+        def looked(name: str) -> T | BadShard | FileNotFoundError:
+            try:
+                return look(name)
+            except (BadShard, FileNotFoundError) as error:
+                return error
+
+        if self.files.readers == 1:
+            yield from ((name, looked(name)) for name in names)
+            return
+        with ThreadPoolExecutor(self.files.readers, thread_name_prefix="read") as pool:
+            left = iter(names)
+            while some := list(islice(left, self.files.readers)):
+                yield from zip(some, pool.map(looked, some), strict=True)
 
     def read_all(self, names: Iterable[str], columns: Sequence[str] | None = None) -> list[pa.Table]:
         """Several shards, in order. Raises as `read_each` does."""
@@ -88,9 +110,10 @@ class Shards:
             return False
         return False
 
-    def was_set_aside(self, name: str) -> bool:
-        """Whether a bad shard of this name was ever set aside."""
-        return any(self.is_aside(file) and file.endswith(f"-{name}{_SUFFIX}") for file in self.files.files(self.directory))
+    def names_set_aside(self) -> set[str]:
+        """Names of which a bad shard was ever set aside. One listing."""
+        asides = (file.removeprefix(_ASIDE) for file in self.files.files(self.directory) if self.is_aside(file))
+        return {file.partition("-")[2].removesuffix(_SUFFIX) for file in asides}
 
     @staticmethod
     def is_aside(file: str) -> bool:

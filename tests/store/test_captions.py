@@ -106,7 +106,7 @@ def test_with_accept_loss_what_is_damaged_is_set_aside_and_the_rest_is_read(shar
     log.append([answer(3)])
     damage(shards, bad)
     assert texts(log, accept_loss=True) == {3: "a bird"}
-    assert shards.was_set_aside(bad)
+    assert shards.names_set_aside() == {bad}
     assert texts(log) == {3: "a bird"}
 
 

@@ -405,6 +405,18 @@ def test_a_conflict_with_an_upload_that_fails_is_no_lost_race(s3: RemoteFiles, m
     assert s3.read("table/a") == b"bytes"
 
 
+@pytest.mark.parametrize(("there", "made"), [(b"bytes", True), (b"another's", False)])
+def test_an_upload_that_is_over_already_was_ours_if_the_file_is(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch, there: bytes, made: bool) -> None:
+    put = s3._filesystem.pipe_file
+
+    def after_a_lost_reply(where: str, data: bytes, **options: Any) -> None:
+        put(where, there)
+        raise s3_error("NoSuchUpload")
+
+    monkeypatch.setattr(s3._filesystem, "pipe_file", after_a_lost_reply)
+    assert s3.create("table/a", b"bytes") == made
+
+
 def test_a_conflict_that_does_not_end_is_told(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     conflict = raising(s3_error("ConditionalRequestConflict"))
     monkeypatch.setattr(s3._filesystem, "pipe_file", conflict)

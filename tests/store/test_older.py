@@ -11,7 +11,7 @@ from gsec_core.results import publishing, status
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
 
-from ..command import gsec, gsec_here
+from ..command import asking, gsec_here
 from ..stages.test_golden import write_colours
 
 
@@ -61,9 +61,10 @@ def test_commands_read_it(older: Context, tmp_path: Path) -> None:
     assert "binder" in (tmp_path / "export" / "clusters.csv").read_text()
 
 
-def test_new_images_go_into_its_clusters(older: Context, tmp_path: Path) -> None:
+def test_new_images_go_into_its_clusters(older: Context, server: str, tmp_path: Path) -> None:
     new = write_colours(tmp_path / "new")
-    gsec("assign", new, "--run", older.run.id, "--store", older.run.files.url, home=tmp_path / "prefect")
+    with asking(server):
+        gsec_here("assign", new, "--run", older.run.id, "--store", older.run.files.url)
     assigned = next(run for run in Store(older.run.files).runs() if run.request().get("of_run"))
     context = Context.of(assigned, assigned.config())
     rows = pipeline.assignments(context).read_all(context.run.table("assigned")[1])

@@ -60,12 +60,12 @@ def test_the_pages_of_a_report_go_with_its_run(tmp_path: Path, source: Path) -> 
 
 
 def test_nothing_younger_than_a_day_is_deleted(tmp_path: Path, source: Path) -> None:
-    contexts(tmp_path, source, range(2, 6))
+    contexts(tmp_path, source, range(2, 4))
     assert prune.plan(Store.open(str(tmp_path / "store")), 1) == []
 
 
 def test_old_runs_go_with_their_tables_and_the_newest_stay(tmp_path: Path, source: Path) -> None:
-    *old, newest = contexts(tmp_path, source, range(2, 5))
+    old, newest = contexts(tmp_path, source, range(2, 4))
     before = labels(newest)
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
@@ -74,12 +74,12 @@ def test_old_runs_go_with_their_tables_and_the_newest_stay(tmp_path: Path, sourc
     assert labels(newest) == before
     assert carry_out(tmp_path, 1) == []
     again, _, made = cluster(settings(source, tmp_path / "store", clusters=2))
-    assert again.run.id == old[0].run.id
+    assert again.run.id == old.run.id
     assert made["encode"] == {}, "embeddings of live images stay"
 
 
 def test_planning_deletes_nothing(tmp_path: Path, source: Path) -> None:
-    contexts(tmp_path, source, range(2, 5))
+    contexts(tmp_path, source, range(2, 4))
     grow_old(tmp_path)
     files = set((tmp_path / "store").rglob("*"))
     assert prune.plan(Store.open(str(tmp_path / "store")), 1)
@@ -87,7 +87,7 @@ def test_planning_deletes_nothing(tmp_path: Path, source: Path) -> None:
 
 
 def test_an_unfinished_run_is_kept(tmp_path: Path, source: Path) -> None:
-    first, _, _ = contexts(tmp_path, source, range(2, 5))
+    first, _ = contexts(tmp_path, source, range(2, 4))
     next(Path(first.run.files.location(f"{first.corpus.name}/baseline/{first.run.stage('baseline')['fingerprint']}")).iterdir()).unlink()  # type: ignore[index]
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
@@ -134,7 +134,7 @@ def test_what_was_set_aside_is_never_deleted(tmp_path: Path, source: Path) -> No
     assert embeddings.set_aside(name)
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
-    assert embeddings.was_set_aside(name)
+    assert name in embeddings.names_set_aside()
 
 
 def describe_all(context: Context, source: Path) -> CaptionsLog:

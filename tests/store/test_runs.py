@@ -170,8 +170,8 @@ def test_a_run_is_finished_when_every_stage_it_wants_is_complete(store: Store) -
     run = request(store)
     for stage in (stage.name for stage in STAGES):
         assert not run.is_finished()
-        run.begin_stage(stage, "f" * 32, {stage: ["a"]})
-        store.corpus("birds").table(stage, "f" * 32).commit("a", embeddings(first=0))
+        run.begin_stage(stage, "f" * 32, {f"{stage} table": ["a"]})
+        store.corpus("birds").table(f"{stage} table", "f" * 32).commit("a", embeddings(first=0))
     assert run.is_finished()
 
 

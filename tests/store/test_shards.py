@@ -258,7 +258,7 @@ def test_an_input_output_error_does_not_make_a_shard_bad(local_shards: Shards, m
         with pytest.raises(OSError, match="Input/output error"):
             look(local_shards, "00000")
     assert local_shards.names() == {"00000"}
-    assert not local_shards.was_set_aside("00000")
+    assert not local_shards.names_set_aside()
 
 
 def test_an_input_output_error_that_passes_costs_a_second_read(local_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_good_shard_is_not_set_aside(any_shards: Shards) -> None:
     any_shards.commit("00000", TABLE)
     assert not any_shards.set_aside("00000")
     assert any_shards.read("00000").equals(TABLE)
-    assert not any_shards.was_set_aside("00000")
+    assert not any_shards.names_set_aside()
 
 
 def test_a_shard_that_is_gone_is_not_set_aside(any_shards: Shards) -> None:
@@ -306,8 +306,7 @@ def test_that_a_shard_was_set_aside_is_remembered_when_it_is_made_again(any_shar
     overwrite(any_shards, "10", cut)
     any_shards.set_aside("10")
     any_shards.commit("10", TABLE)
-    assert any_shards.was_set_aside("10")
-    assert not any_shards.was_set_aside("1")
+    assert any_shards.names_set_aside() == {"10"}
 
 
 def test_a_shard_that_another_run_mends_between_look_and_rename_stays(any_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
