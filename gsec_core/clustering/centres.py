@@ -29,12 +29,16 @@ class Centres(NamedTuple):
         variance = np.bincount(labels, np.square(found - mean[labels]), n_clusters) / sizes
         return cls(directions, mean.astype(np.float32), np.sqrt(variance).astype(np.float32))
 
-    def outliers(self, X: NDArray[Any], labels: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    def outliers(self, X: NDArray[Any], labels: NDArray[np.integer[Any]], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """By how many deviations each row of ``X`` (n, d) is farther from its cluster's centre than the cluster's images are: (n,).
 
-        0 in a cluster whose images are all equally far.
+        0 in a cluster whose images are all equally far. With the clusters' ``sizes`` (n_clusters,), for images that the centres are made of: a centre
+        is then that of the other images, as it is for new ones, which are farther from it than those that are in it.
         """
         beyond = distances(X, labels, self.directions) - self.distance[labels]
+        if sizes is not None:
+            lengths = sizes * (1 - self.distance)  # of the sum of unit vectors, of which the mean cosine to it is the length of the mean
+            beyond = _without_itself(beyond + self.distance[labels], lengths[labels]) - self.distance[labels]
         deviation = self.deviation[labels]
         return np.where(deviation > 1e-6, beyond / np.maximum(deviation, 1e-6), 0).astype(np.float32)
 
@@ -46,6 +50,13 @@ def distances(X: NDArray[Any], labels: NDArray[np.integer[Any]], directions: NDA
         block = slice(start, start + BLOCK_ROWS)
         found[block] = 1 - np.einsum("ij,ij->i", unit_rows(X[block]), directions[labels[block]])
     return found
+
+
+def _without_itself(distance: NDArray[np.float32], length: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Distances (n,) of images to their clusters' centres, if these were without them; ``length`` (n,) of the sums that centres are directions of."""
+    cosine = 1 - distance
+    rest = np.sqrt(np.maximum(length**2 - 2 * length * cosine + 1, 1e-12))
+    return np.where(length > 1.5, 1 - (length * cosine - 1) / rest, distance).astype(np.float32)
 
 
 def cluster_sums(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int) -> NDArray[np.float64]:

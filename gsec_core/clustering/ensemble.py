@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.sparse import coo_array
 from scipy.special import logsumexp
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.lineage import match
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
 from gsec_core.devices import threads_of_torch
@@ -76,6 +78,11 @@ class Models(Protocol):
         """Values that are in memory for a row, at most."""
         ...
 
+    @property
+    def of_features(self) -> bool:
+        """Whether what they say depends on the features alone, so that a linear map of those can stand for them."""
+        ...
+
     def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
         """Of each member, in its own label space: (rows, members, clusters), on the device."""
         ...
@@ -104,12 +111,18 @@ class Ensemble:
         rows = (sample[start : start + step] for start in range(0, len(sample), step))
         return replace(ensemble, permutations=align(co_assignment(ensemble.posteriors(features, part, device) for part in rows)))
 
-    def consensus(self, features: Features, neighbors: Neighbors, rounds: int, device: str, allocate: Allocate) -> Posteriors:
-        """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours, at the ensemble's temperature."""
+    def consensus(
+        self, features: Features, neighbors: Neighbors, rounds: int, device: str, allocate: Allocate, before: NDArray[np.int32] | None = None
+    ) -> Posteriors:
+        """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours, at the ensemble's temperature.
+
+        ``before``: see `Posteriors.leaning`.
+        """
         found = Posteriors.empty(len(features), self.models.n_clusters, allocate)
         for rows in self.blocks(0, len(features)):
             found.put(rows, aligned_mean(self.posteriors(features, rows, device), self.permutations))
-        return smooth(found, neighbors.halves, features.weights, rounds, allocate).sharpened(self.temperature)
+        smoothed = smooth(found, neighbors.halves, features.weights, rounds, allocate)
+        return (smoothed if before is None else smoothed.leaning(before)).sharpened(self.temperature)
 
     def by_size(self, consensus: Posteriors) -> "Ensemble":
         """The same, with the clusters of ``consensus``, which is changed in place, numbered by size."""
@@ -117,6 +130,23 @@ class Ensemble:
         rank = np.argsort(np.argsort(-np.asarray(sizes), kind="stable")).astype(np.int32)
         consensus.renamed(rank)
         return replace(self, permutations=rank[self.permutations])
+
+    def as_before(self, consensus: Posteriors, before: NDArray[np.int32]) -> "Ensemble":
+        """The same, with the clusters of ``consensus``, which is changed in place, numbered as those that rows had ``before`` (n,), -1 of new rows.
+
+        Clusters are matched by the rows that they share; those without a match have the numbers that are left, the largest first.
+        """
+        clusters = consensus.n_clusters
+        labels = np.concatenate([consensus.best(rows)[0] for rows in self.blocks(0, len(before))])
+        had = before >= 0
+        shared = coo_array((np.ones(had.sum()), (labels[had], before[had])), shape=(clusters, clusters))
+        shared.sum_duplicates()
+        names = match(shared)
+        left = np.flatnonzero(names < 0)
+        by_size = left[np.argsort(-np.bincount(labels, minlength=clusters)[left], kind="stable")]
+        names[by_size] = np.setdiff1d(np.arange(clusters), names)
+        consensus.renamed(names)
+        return replace(self, permutations=names[self.permutations])
 
     def calibrated(self, features: Features, consensus: Posteriors, *, random_state: int, device: str) -> "Ensemble":
         """The same, with the temperature at which ``consensus``, which is changed in place, says how many members agree.
@@ -184,11 +214,21 @@ class Ensemble:
         for rows in self.blocks(start, stop):
             yield self._with_members(features, rows, device, *consensus.best(rows))
 
+    def member_labels(self, features: Features, device: str, start: int, stop: int) -> NDArray[np.int32]:
+        """What the members say of the rows from ``start`` to ``stop``, aligned: (rows, members)."""
+        return np.concatenate([self._labels(features, rows, device) for rows in self.blocks(start, stop)])
+
     def predicted(self, features: Features, head: Head, device: str) -> Iterator[Assigned]:
-        """What the head says of rows that the consensus does not hold, block by block, and how many members agree."""
+        """What is said of rows that the consensus does not hold, block by block, and how many members agree.
+
+        The head says it; where it cannot stand for the members, their mean.
+        """
         for rows in self.blocks(0, len(features)):
             found = Posteriors.empty(rows.stop - rows.start, self.models.n_clusters, np.empty)
-            found.put(slice(None), head_posteriors(head, features, rows, device))
+            if self.models.of_features:
+                found.put(slice(None), head_posteriors(head, features, rows, device))
+            else:
+                found.put(slice(None), aligned_mean(self.posteriors(features, rows, device), self.permutations))
             yield self._with_members(features, rows, device, *found.best(slice(None)))
 
     def _with_members(

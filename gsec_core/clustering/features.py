@@ -90,6 +90,9 @@ class Features:
     nouns: NDArray[Any] | None = None
     """(n_kept, d): where training asks for the nouns themselves, their vectors, in the space of the last half."""
 
+    pixels: NDArray[np.uint8] | None = None
+    """(n, side, side, 3): where members look at the images themselves, RGB."""
+
     def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float], scales: Sequence[float]) -> None:
         self.halves = list(halves)
         self.weights = tuple(weights)

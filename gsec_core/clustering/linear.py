@@ -28,6 +28,8 @@ class LinearModels:
     bias: NDArray[np.float32]
     """(members, clusters)."""
 
+    of_features = True
+
     @classmethod
     def of(cls, members: Sequence[Member]) -> "LinearModels":
         """Their arrays side by side."""

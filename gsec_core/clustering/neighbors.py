@@ -39,6 +39,14 @@ def neighbor_count(n: int, k: int) -> int:
     return min(k, n - 1)
 
 
+class Built(NamedTuple):
+    """A `NeighborIndex` without its rows, to be kept."""
+
+    data: NDArray[np.uint8]
+    """As faiss writes an index."""
+    recall: float | None
+
+
 class NeighborIndex:
     """The nearest neighbours of ``n`` rows among themselves.
 
@@ -55,6 +63,8 @@ class NeighborIndex:
         versions, processors and thread counts give equal neighbours.
     n_threads : int
         Threads; 0 = one a core.
+    built : Built, optional
+        One that was built of the same rows. Then none is built.
 
     Attributes
     ----------
@@ -62,17 +72,25 @@ class NeighborIndex:
         Share of the nearest `N_NEIGHBORS` of 500 random rows that are as near as the true ones; None if the index is exact.
     """
 
-    def __init__(self, rows: Callable[[slice], NDArray[Any]], n: int, *, random_state: int = 0, n_threads: int = 0) -> None:
+    def __init__(self, rows: Callable[[slice], NDArray[Any]], n: int, *, random_state: int = 0, n_threads: int = 0, built: Built | None = None) -> None:
         self._rows = rows
         self._n = n
         self._threads = thread_count(n_threads)
         self._random_state = random_state
         self._width = rows(slice(0, 1)).shape[1]
+        if built is not None:
+            self._index, self.recall = _faiss().deserialize_index(built.data), built.recall
+            return
         with threadpool_limits(self._threads):
             self._index = self._approximate() if n >= EXACT_ROWS else self._exact()
             for block in self._blocks():
                 self._index.add(self._unit(block))
         self.recall = self._measured_recall() if n >= EXACT_ROWS else None
+
+    @property
+    def built(self) -> Built:
+        """What another process needs beside the rows to search as this one does."""
+        return Built(_faiss().serialize_index(self._index), self.recall)
 
     def search(self, start: int, stop: int, k: int) -> NDArray[np.int32]:
         """The ``k`` nearest neighbours of the rows from ``start`` to ``stop``: row numbers (stop - start, k), the nearest first.
@@ -96,13 +114,10 @@ class NeighborIndex:
         return _without_itself(found, numbers)
 
     def _exact(self) -> Any:
-        import faiss
-
-        return faiss.IndexFlatIP(self._width)
+        return _faiss().IndexFlatIP(self._width)
 
     def _approximate(self) -> Any:
-        import faiss
-
+        faiss = _faiss()
         lists = min(int(4 * self._n**0.5), _MOST_LISTS)
         index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(self._width), self._width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
         index.cp.seed = self._random_state
@@ -178,9 +193,13 @@ def _without_itself(found: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDA
     return others
 
 
-def _probing(lists: int) -> Any:
+def _faiss() -> Any:
     import faiss
 
-    parameters = faiss.SearchParametersIVF()
+    return faiss
+
+
+def _probing(lists: int) -> Any:
+    parameters = _faiss().SearchParametersIVF()
     parameters.nprobe = lists
     return parameters

@@ -16,6 +16,9 @@ MOST_KEPT = 32
 MIX = 0.5
 """Share of the neighbours in a round of smoothing."""
 
+STAY = 0.3
+"""Share of the posteriors of a row that stays on the cluster that it had, where a clustering is continued."""
+
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 """Makes an array of a shape and a type, as `numpy.empty` does; in memory or in a file."""
 
@@ -61,6 +64,19 @@ class Posteriors:
         labels = np.take_along_axis(self.clusters[rows], place, 1)
         np.put_along_axis(values, place, 0, 1)  # what is left, if anything, is the second best
         return labels[:, 0], best[:, 0], best[:, 0] - values.max(1)
+
+    def leaning(self, before: NDArray[np.int32]) -> "Posteriors":
+        """In place: a row that had a cluster ``before`` (n,), -1 of one that had none, keeps it unless the posteriors speak against it by a margin.
+
+        P becomes (1 - `STAY`) P + `STAY` on that cluster, so that another must be larger by STAY / (1 - STAY).
+        """
+        for rows in blocks(len(self.values)):
+            had = np.flatnonzero(before[rows] >= 0)
+            values = self.block(rows)
+            values[had] *= np.float32(1 - STAY)
+            values[had, before[rows][had]] += np.float32(STAY)
+            self.put(rows, values)
+        return self
 
     def sharpened(self, temperature: float) -> "Posteriors":
         """In place: P becomes P^(1 / ``temperature``), of sum 1 in each row."""

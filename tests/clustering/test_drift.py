@@ -1,0 +1,121 @@
+"""Whether new images are like the old, on planted data."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gsec_core.clustering import drift
+from gsec_core.clustering.centres import Centres
+from gsec_core.clustering.drift import Said
+from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.tables import CONTINUED, KEPT, RENEWED
+
+D = 64
+
+
+def blobs(counts: list[int], seed: int, spread: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Unit rows around directions that are the same for every seed, and which each is around."""
+    directions = unit_rows(np.random.default_rng(7).normal(size=(len(counts), D)))
+    labels = np.repeat(np.arange(len(counts)), counts)
+    noise = np.random.default_rng(seed).normal(scale=spread / np.sqrt(D) * 2, size=(len(labels), D))
+    return unit_rows(directions[labels] + noise), labels
+
+
+def said(X: NDArray[np.float32], labels: NDArray[np.int64], centres: Centres, sizes: NDArray[np.int64] | None = None) -> Said:
+    return Said.of(X, np.eye(len(centres.distance), dtype=np.float32)[labels] * 0.8 + 0.05, centres, sizes)
+
+
+def test_images_of_a_fit_are_no_nearer_to_centres_than_new_ones_if_centres_are_without_them() -> None:
+    """Of six images in many dimensions each is a good part of its own centre."""
+    X, labels = blobs([6] * 30, seed=0)
+    new, theirs = blobs([6] * 30, seed=1)
+    centres = Centres.of(X, labels, 30)
+    naive, honest, fresh = (
+        values.mean() for values in (centres.outliers(X, labels), centres.outliers(X, labels, np.bincount(labels)), centres.outliers(new, theirs))
+    )
+    assert naive == pytest.approx(0, abs=1e-5)
+    assert fresh > 2, "so much farther are images of the same kind"
+    assert honest == pytest.approx(fresh, rel=0.15)
+
+
+def test_without_itself_is_what_a_centre_of_the_others_says() -> None:
+    X, labels = blobs([4, 7], seed=3)
+    centres = Centres.of(X, labels, 2)
+    found = centres.outliers(X, labels, np.bincount(labels))
+    for row in range(len(X)):
+        others = (labels == labels[row]) & (np.arange(len(X)) != row)
+        distance = 1 - X[row] @ unit_rows(X[others].sum(0, keepdims=True))[0]
+        assert found[row] == pytest.approx((distance - centres.distance[labels[row]]) / centres.deviation[labels[row]], abs=2e-3)
+
+
+def test_more_of_the_same_fits_and_something_else_does_not() -> None:
+    X, labels = blobs([80] * 4, seed=0)
+    centres, sizes = Centres.of(X, labels, 4), np.bincount(labels)
+    old = said(X, labels, centres, sizes)
+    for seed in range(1, 6):
+        assert not any(measure.worse for measure in drift.compare(old, said(*blobs([10] * 4, seed), centres)))
+    far, theirs = blobs([10] * 4, 9, spread=1.5)
+    assert [measure.name for measure in drift.compare(old, said(far, theirs, centres)) if measure.worse] == ["outliers"]
+
+
+def test_one_strange_image_is_no_reason() -> None:
+    X, labels = blobs([80] * 4, seed=0)
+    centres = Centres.of(X, labels, 4)
+    strange = said(unit_rows(np.random.default_rng(5).normal(size=(1, D))), np.zeros(1, np.int64), centres)
+    assert strange.outlier[0] > drift.FAR_OUT
+    old = Said(*(np.repeat(values, 2) for values in said(X, labels, centres, np.bincount(labels))))
+    old.outlier[:40] = 9  # some of the old ones are outliers too, so that one more is no wonder
+    assert not any(measure.worse for measure in drift.compare(old, strange))
+
+
+@pytest.mark.parametrize(
+    ("growth", "group", "worse", "decision"),
+    [
+        (1.0, 0.0, False, KEPT),
+        (1.5, 0.0, False, KEPT),
+        (1.51, 0.0, False, RENEWED),
+        (0.49, 0.0, False, RENEWED),
+        (1.0, 0.25, False, RENEWED),
+        (1.0, 0.24, False, KEPT),
+        (1.0, 0.0, True, CONTINUED),
+        (1.6, 0.0, True, RENEWED),
+    ],
+)
+def test_what_is_decided(growth: float, group: float, worse: bool, decision: str) -> None:
+    old = Said(*(np.full(200, value, np.float32) for value in (0.0, 0.9, 0.8)))
+    new = Said(*(np.full(50, value, np.float32) for value in (9.0 if worse else 0.0, 0.9, 0.8)))
+    found = drift.decide(old, new, 50, growth, group)
+    assert found.decision == decision
+    assert [(measure.name, measure.worse) for measure in found.measures] == [("outliers", worse), ("confidence", False), ("margin", False)]
+    if decision == CONTINUED:
+        assert found.why == "of 50 new images 100% are outliers (0% of the old)"
+
+
+def test_new_images_that_lie_together_are_found_and_others_are_not() -> None:
+    X, labels = blobs([60, 60, 60, 25], seed=0)
+    is_new = labels == 3
+    is_new[::20] = True  # and some of the old kinds
+    groups = drift.together(lambda rows: X[rows], is_new)
+    assert len(groups) == 1
+    assert set(groups[0]) <= set(np.flatnonzero(labels == 3))
+    assert len(groups[0]) >= 20
+
+
+def test_two_kinds_are_two_groups_the_largest_first() -> None:
+    X, labels = blobs([60, 60, 15, 30], seed=0)
+    groups = drift.together(lambda rows: X[rows], labels >= 2)
+    assert [int(np.unique(labels[group])[0]) for group in groups] == [3, 2]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.3, 0.5])
+def test_more_of_the_same_is_no_group(share: float) -> None:
+    for seed in range(5):
+        X, _ = blobs([100] * 4, seed)
+        assert drift.together(lambda rows, X=X: X[rows], np.random.default_rng(seed).random(400) < share) == []  # type: ignore[misc]
+
+
+def test_few_new_images_or_nothing_but_new_ones_are_no_group() -> None:
+    X, _ = blobs([30, 30], seed=0)
+    few = np.arange(60) >= 60 - drift.LEAST_TOGETHER + 1
+    assert drift.together(lambda rows: X[rows], few) == []
+    assert drift.together(lambda rows: X[rows], np.ones(60, bool)) == []
