@@ -10,9 +10,10 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from gsec_core.clustering.ensemble import head_posteriors, joined
+from gsec_core.clustering.features import Half
 from gsec_core.devices import resolve, threads_of_torch, usable_cores
 from gsec_core.errors import Refused
-from gsec_core.methods.plan import OuterLayer
+from gsec_core.methods.plan import OuterLayer, Start
 from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.nouns import noun_counterparts, select_nouns
 
@@ -92,12 +93,26 @@ class Clusterer(Estimator):
         """Which nouns stand for the images, and how."""
         return DISTINCT
 
-    def fit(self, X: ArrayLike, y: object = None, *, text: ArrayLike | None = None, nouns: ArrayLike | None = None, joint: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        *,
+        text: ArrayLike | None = None,
+        nouns: ArrayLike | None = None,
+        joint: ArrayLike | None = None,
+        start: "Clusterer | None" = None,
+        before: ArrayLike | None = None,
+    ) -> Self:
         """Fit on image embeddings ``X`` (n_samples, d), floats of any precision.
 
         Their texts are counterparts ``text`` (n_samples, dt), one a sample; or ``nouns`` (n_nouns, dt), of a vocabulary, of which some are
         selected, as `text.nouns` says and whatever the seed; or none. If nouns are not in the space of ``X``, ``joint`` (n_samples, dt) are the
         images in theirs.
+
+        A fit can continue another: ``start`` is that one, of the same class and parameters, and ``before`` (n_samples,) the cluster that each
+        sample had, -1 of new ones. Clusters are called as they were; their members are trained further, if the method can. With
+        ``before`` alone all members are trained from the beginning; there may then be more clusters than before.
 
         Raises ValueError naming the parameter and its value.
         """
@@ -111,13 +126,14 @@ class Clusterer(Estimator):
         elif self.NEEDS_NOUNS:
             raise ValueError(f"nouns: {type(self).__name__} clusters by images and nouns. Give them.")
         matrices = self._validated(X, text, reset=True)
+        continued = self._start(plan, start, before, len(matrices[0]))
         with threads_of_torch(usable_cores()):  # torch knows of affinity, but not of a quota
-            self.halves_ = plan.halves(matrices)
+            self.halves_: list[Half] = start.halves_ if start is not None and continued is not None and continued.members else plan.halves(matrices)
             features = plan.features(matrices, self.halves_, self.text_weight)
             features.nouns = None if nouns is None else self._noun_vectors
             neighbors = plan.neighbors(features)
-            self.members_ = plan.wanted(plan.trained(features, neighbors, plan.blocks))
-            self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_)
+            self.members_ = plan.wanted(plan.trained(features, neighbors, plan.blocks, start=continued.members if continued else ()))
+            self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_, start=continued)
         found = joined(list(self.ensemble_.assigned(features, consensus, plan.device, 0, len(features))))
         self.labels_, self.confidence_, self.margin_, self.agreement_ = found.labels, found.confidence, found.margin, found.agreement
         self.member_labels_ = np.ascontiguousarray(found.member_labels.T)
@@ -140,6 +156,22 @@ class Clusterer(Estimator):
         features = plan.features(matrices, self.halves_, self.text_weight)
         blocks = self.ensemble_.blocks(0, len(features))
         return np.concatenate([head_posteriors(self.head_, features, rows, plan.device) for rows in blocks])
+
+    def _start(self, plan: OuterLayer, start: "Clusterer | None", before: ArrayLike | None, n: int) -> Start | None:
+        """What this fit continues."""
+        if before is None:
+            if start is not None:
+                raise ValueError("start: say which cluster each sample had, by before.")
+            return None
+        had = np.asarray(before, np.int32)
+        if had.shape != (n,) or had.min() < -1 or had.max() >= self.n_clusters:
+            raise ValueError(f"before: give {n} numbers of clusters below n_clusters = {self.n_clusters}, or -1.")
+        if start is None or not plan.goes_on:
+            return Start(had, (), np.empty((0, self.n_clusters), np.int32))
+        check_is_fitted(start)
+        if (type(start), start.n_clusters, len(start.members_)) != (type(self), self.n_clusters, plan.n_members):
+            raise ValueError("start: it is of another class, or of other numbers of clusters or members. Give before alone.")
+        return Start(had, start.members_, start.ensemble_.permutations)
 
     def _select(self, X: ArrayLike, nouns: ArrayLike, joint: ArrayLike | None) -> ArrayLike:
         """Selects nouns; the images in their space."""

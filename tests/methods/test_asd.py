@@ -133,7 +133,7 @@ def test_where_nothing_is_sure_enough_it_learns_from_the_sample_alone() -> None:
 def test_the_changes_between_classes_show_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     X, _, y = planted(b=0.4)
     assert sample_size(len(X), 8) == 96
-    fitted = ASD(8, n_members=3, device="cpu").fit(X)
+    fitted = ASD(8, n_members=3, max_steps=1000, device="cpu").fit(X)
     assert np.mean([accuracy(y, labels) for labels in fitted.member_labels_]) >= 0.8
     assert accuracy(y, fitted.labels_) >= 0.95, "members err in different places"
     assert (fitted.predict(X) == fitted.labels_).mean() >= 0.98
@@ -142,7 +142,7 @@ def test_the_changes_between_classes_show_the_clusters(monkeypatch: pytest.Monke
         return grouped(np.random.default_rng(0).permutation(transitions.ravel()).reshape(transitions.shape), n_clusters)
 
     monkeypatch.setattr(estimator, "grouped", shuffled)
-    without = ASD(8, n_members=2, device="cpu").fit(X)
+    without = ASD(8, n_members=2, max_steps=1000, device="cpu").fit(X)
     assert np.mean([accuracy(y, labels) for labels in without.member_labels_]) <= 0.5
 
 

@@ -189,7 +189,7 @@ def test_the_stages_are_the_estimator(whole: Context) -> None:
     for ours, theirs in zip(members, fitted.members_, strict=True):
         assert ours.parameters.keys() == theirs.parameters.keys()
         for name, array in ours.parameters.items():
-            assert array == pytest.approx(theirs.parameters[name], abs=1e-5)
+            np.testing.assert_allclose(array, theirs.parameters[name], rtol=0, atol=1e-5)
     shards, [name] = whole.run.table(ASSIGNMENTS_TABLE)
     assert np.array_equal(shards.read(name)["cluster"].to_numpy(), fitted.labels_)
     assert shards.read(name)["confidence"].to_numpy() == pytest.approx(fitted.confidence_, abs=1e-5)

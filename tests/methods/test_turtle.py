@@ -9,7 +9,7 @@ from gsec_core.methods.turtle.estimator import LEARNING_RATE, Linear, learned, l
 
 from ..planted import planted
 
-SHORT = {"max_steps": 400, "device": "cpu"}
+SHORT = {"max_steps": 250, "device": "cpu"}
 
 
 def softmax(rows: NDArray) -> NDArray:

@@ -10,14 +10,14 @@ Classes are grouped by spectral clustering, where the authors' earlier code (SoC
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import betaln
 from scipy.stats import hypergeom
@@ -31,10 +31,12 @@ from gsec_core.clustering.linear import BIAS, WEIGHTS
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import LinearMembers, Plan, Probe, UnitVectors
+from gsec_core.methods.plan import Leg, LinearMembers, Probe, PseudoLabels, ResumablePlan, State, UnitVectors
 
 N_MEMBERS = 4
 """A member takes seconds for ten clusters, and minutes for hundreds."""
+
+MAX_STEPS = 1600
 
 N_NEIGHBORS = 20
 
@@ -130,9 +132,13 @@ def loss(labelled: Tensor, labels: Tensor, weak: Tensor, strong: Tensor, thresho
     return F.cross_entropy(labelled, labels) + (F.cross_entropy(strong, pseudo, reduction="none") * (confidence >= threshold)).mean()
 
 
+CLASS_OF, TRANSITIONS = "class_of", "transitions"
+"""Of a state: the class of each image, -1 if it was not drawn, and how often images changed their class."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ASDPlan(UnitVectors, LinearMembers, Plan):
-    """See `Plan`. A member is a map of the image half; its weights of the text half are 0."""
+class SelfLabellingPlan(UnitVectors, ResumablePlan):
+    """See `Plan`. What both forms of ASD have in common: one member a block, a sample that labels itself, then FixMatch."""
 
     max_steps: int
 
@@ -141,8 +147,9 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
         return 1
 
     @property
-    def abreast(self) -> int:
-        return N_MEMBERS
+    def instance_steps(self) -> int:
+        """Steps of the instance classifier."""
+        return int(self.max_steps * INSTANCE_SHARE)
 
     def steps(self, n: int) -> int:
         return self.max_steps
@@ -150,16 +157,39 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
     def batch(self, n: int) -> int:
         return min(n, BATCH_ROWS)
 
-    def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
-        generator = torch.Generator(self.device).manual_seed(self.seed(block))
-        instance_steps = int(self.max_steps * INSTANCE_SHARE)
-        drawn, labels = self._labelled(features, block, instance_steps, generator, progress)
-        return [self._fixmatch(features, block, self.max_steps - instance_steps, drawn, labels, generator, progress)]
+    def labelled_at(self, block: int) -> int | None:
+        return self.instance_steps
 
-    def _labelled(
-        self, features: Features, block: int, steps: int, generator: torch.Generator, progress: Callable[[int], None]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The images that were drawn, ascending, and the cluster of the class of each."""
+    def pseudo_labels(self, block: int, state: State) -> PseudoLabels:
+        images = np.flatnonzero(state[CLASS_OF] >= 0)
+        transitions = state[TRANSITIONS]
+        return PseudoLabels(images, state[CLASS_OF][images], grouped(transitions, self.n_clusters), transitions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASDPlan(LinearMembers, SelfLabellingPlan):
+    """See `Plan`. A member is a map of the image half; its weights of the text half are 0."""
+
+    @property
+    def abreast(self) -> int:
+        return N_MEMBERS
+
+    def checkpoints(self, n: int, block: int) -> Sequence[int]:
+        return [self.instance_steps]
+
+    def advance(self, features: Features, neighbors: Neighbors, leg: Leg, progress: Callable[[int], None]) -> State:
+        generator = torch.Generator(self.device).manual_seed(self.seed(leg.block))
+        labelled = self._labelled(features, leg.block, leg.step, generator, progress)
+        return {**labelled, "generator": generator.get_state().numpy()}
+
+    def finish(self, features: Features, neighbors: Neighbors, block: int, state: State | None, progress: Callable[[int], None]) -> list[Member]:
+        state = state or self.advance(features, neighbors, Leg(block, None, self.instance_steps), progress)
+        generator = torch.Generator(self.device)
+        generator.set_state(torch.from_numpy(state["generator"]))
+        found = self.pseudo_labels(block, state)
+        return [self._fixmatch(features, block, found.images, found.groups[found.classes], generator, progress)]
+
+    def _labelled(self, features: Features, block: int, steps: int, generator: torch.Generator, progress: Callable[[int], None]) -> State:
         n, size = len(features), sample_size(len(features), self.n_clusters)
         tracked = sample_rows(n, MOST_TRACKED, self.seed(block))
         transitions = Transitions(len(tracked), size)
@@ -187,20 +217,18 @@ class ASDPlan(UnitVectors, LinearMembers, Plan):
                 seen = _dropped(self._images(features, tracked[look]), LOOK_DROPOUT, generator)
                 transitions.see(look, F.linear(seen, weight, bias).argmax(1).cpu().numpy())
             progress(1)
-        drawn = np.flatnonzero(class_of >= 0)
-        return drawn, grouped(transitions.counts, self.n_clusters)[class_of[drawn]]
+        return {CLASS_OF: class_of, TRANSITIONS: transitions.counts}
 
     def _fixmatch(
         self,
         features: Features,
         block: int,
-        steps: int,
         drawn: NDArray[np.int64],
         labels: NDArray[np.int64],
         generator: torch.Generator,
         progress: Callable[[int], None],
     ) -> Member:
-        n, (image_width, *text_widths) = len(features), features.widths
+        n, steps, (image_width, *text_widths) = len(features), self.max_steps - self.instance_steps, features.widths
         weight, bias, optimizer = self._linear(self.n_clusters, image_width, RATE)
         probed, last = self._images(features, self.probed_rows(n)), torch.zeros(())
         probe = Probe(steps, lambda: F.linear(probed, weight, bias).argmax(1))
@@ -253,21 +281,58 @@ class ASD(Clusterer):
     n_clusters : int
     n_members : int or None
         Outer members; None = 4; 1 = one ASD, without an outer layer.
-    max_steps : int
-        Steps of a member: three eighths of the instance classifier, the others of FixMatch.
+    max_steps : int or None
+        Steps of a member: three eighths of the instance classifier, the others of FixMatch. None = 1,600, on pixels 20,000.
+    pixels : bool
+        Members are networks that look at the images themselves, see `networks`: those of a run, which has thumbnails. `fit`, which is given
+        embeddings alone, refuses; of an array of images `pixels.ASDPixels` makes clusters.
+    side : int
+        pixels: of the square that each image is made into, 8 to 96.
+    depth, width : int
+        pixels: of the wide residual network; the depth is 6 times a whole number, plus 4.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
         ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
-    def __init__(self, n_clusters: int = 10, *, n_members: int | None = None, max_steps: int = 1600, random_state: int = 0, device: str = "auto") -> None:
+    def __init__(
+        self,
+        n_clusters: int = 10,
+        *,
+        n_members: int | None = None,
+        max_steps: int | None = None,
+        pixels: bool = False,
+        side: int = 32,
+        depth: int = 10,
+        width: int = 1,
+        random_state: int = 0,
+        device: str = "auto",
+    ) -> None:
         self.n_clusters = n_clusters
         self.n_members = n_members
         self.max_steps = max_steps
+        self.pixels = pixels
+        self.side = side
+        self.depth = depth
+        self.width = width
         self.random_state = random_state
         self.device = device
 
-    def plan(self) -> ASDPlan:
+    def fit(self, X: ArrayLike, y: object = None, **others: Any) -> Self:
+        if self.pixels:
+            raise ValueError("pixels = True: fit is given embeddings, and no images. Use gsec_core.methods.asd.pixels.ASDPixels, or a run.")
+        return super().fit(X, y, **others)
+
+    def plan(self) -> SelfLabellingPlan:
         self.check_positive("n_clusters", "n_members", "max_steps")
-        return ASDPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps)
+        shared = {**self.shared(N_MEMBERS), "n_neighbors": N_NEIGHBORS}
+        if not self.pixels:
+            return ASDPlan(**shared, max_steps=self.max_steps or MAX_STEPS)
+        from gsec_core.methods.asd import networks, pixels  # torchvision takes seconds to import
+
+        self.check_positive("width")
+        pixels.check_depth(self.depth)
+        if not pixels.LEAST_SIDE <= self.side <= pixels.MOST_SIDE:
+            raise ValueError(f"side = {self.side}: it must be {pixels.LEAST_SIDE} to {pixels.MOST_SIDE}.")
+        return networks.NetworkPlan(**shared, max_steps=self.max_steps or pixels.MAX_STEPS, side=self.side, depth=self.depth, width=self.width)

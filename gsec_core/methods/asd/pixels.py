@@ -50,6 +50,8 @@ RATE, MOMENTUM, DECAY = 0.03, 0.9, 5e-4
 AVERAGE = 0.999
 """Of the moving average of a network's weights, which gives the clusters; less at first."""
 
+MAX_STEPS = 20_000
+
 CHECKPOINT_STEPS = 100
 """Between one checkpoint and the next."""
 
@@ -80,6 +82,12 @@ def network(outputs: int, depth: int, width: int) -> nn.Module:
     )
     found.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False))  # timm's own are for large images
     return found
+
+
+def check_depth(depth: int) -> None:
+    """Raises ValueError for a depth that `network` cannot have."""
+    if depth < 10 or depth % 6 != 4:
+        raise ValueError(f"depth = {depth}: it must be 10, 16, 22, 28 or another 6 more.")
 
 
 class Trained:
@@ -190,7 +198,7 @@ class Learner:
     def _draw(self, number: int) -> None:
         """The next sample, the images of which take the classes over."""
         sample = self._batch(len(self.images), self.size, number, _SAMPLE)
-        logits = np.concatenate(list(_said(self._trained.module, self.images, sample, self.device)))
+        logits = np.concatenate(list(log_posteriors(self._trained.module, self.images, sample, self.device)))
         self.sample = sample[matched(logits)]
         self.class_of[self.sample] = np.arange(self.size)
 
@@ -293,15 +301,9 @@ def strong_views(images: Tensor, seed: int) -> Tensor:
     return images
 
 
-def posteriors(module: nn.Module, images: NDArray[np.uint8], device: str) -> Iterator[NDArray[np.float32]]:
-    """Of images (rows, height, width, 3) what a network says, (rows, outputs), block by block."""
-    for logits in _said(module, images, np.arange(len(images)), device):
-        yield np.exp(logits)
-
-
 @torch.no_grad()
-def _said(module: nn.Module, images: NDArray[np.uint8], rows: NDArray[np.int64], device: str) -> Iterator[NDArray[np.float32]]:
-    """Logarithms of posteriors."""
+def log_posteriors(module: nn.Module, images: NDArray[np.uint8], rows: NDArray[np.int64], device: str) -> Iterator[NDArray[np.float32]]:
+    """Of ``rows`` of images what a network says, (rows, outputs), block by block."""
     module.eval()
     for start in range(0, len(rows), _EVAL_ROWS):
         pixels = torch.from_numpy(images[rows[start : start + _EVAL_ROWS]]).to(device).permute(0, 3, 1, 2)
@@ -366,7 +368,9 @@ class ASDPixels(Estimator):
     order_ : int64 (n_clusters,), the output of the network that each cluster is
     """
 
-    def __init__(self, n_clusters: int = 10, *, max_steps: int = 20_000, depth: int = 28, width: int = 2, random_state: int = 0, device: str = "auto") -> None:
+    def __init__(
+        self, n_clusters: int = 10, *, max_steps: int = MAX_STEPS, depth: int = 28, width: int = 2, random_state: int = 0, device: str = "auto"
+    ) -> None:
         self.n_clusters = n_clusters
         self.max_steps = max_steps
         self.depth = depth
@@ -390,8 +394,7 @@ class ASDPixels(Estimator):
         Raises ValueError naming the parameter and its value, also if the checkpoint is of other images or parameters.
         """
         self.check_positive("n_clusters", "max_steps", "width")
-        if self.depth < 10 or self.depth % 6 != 4:
-            raise ValueError(f"depth = {self.depth}: it must be 10, 16, 22, 28 or another 6 more.")
+        check_depth(self.depth)
         pixels = self._validated(images)
         if len(pixels) < max(2, self.n_clusters):
             raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {len(pixels)}, and there must be at least as many, and two.")
@@ -409,7 +412,7 @@ class ASDPixels(Estimator):
                 if kept and (learner.step % CHECKPOINT_STEPS == 0 or learner.step == self.max_steps):
                     kept.save(learner.step, learner.state())
             self.network_ = learner.averaged
-            found = np.concatenate(list(posteriors(self.network_, pixels, device)))
+            found = _posteriors(self.network_, pixels, device)
         self.side_ = pixels.shape[1:3]
         self.order_ = np.argsort(-np.bincount(found.argmax(1), minlength=self.n_clusters), kind="stable")
         self.labels_, self.confidence_ = found[:, self.order_].argmax(1).astype(np.int32), found.max(1)
@@ -428,7 +431,7 @@ class ASDPixels(Estimator):
             raise ValueError(f"images: {_size(pixels.shape)} pixels, and it was fitted on {_size((0, *self.side_))}.")
         device = self.resolved_device()
         with threads_of_torch(usable_cores()):
-            found = np.concatenate(list(posteriors(self.network_.to(device), pixels, device)))
+            found = _posteriors(self.network_.to(device), pixels, device)
         return found[:, self.order_]
 
     def _validated(self, images: ArrayLike) -> NDArray[np.uint8]:
@@ -440,6 +443,12 @@ class ASDPixels(Estimator):
         if not all(LEAST_SIDE <= side <= MOST_SIDE for side in pixels.shape[1:3]):
             raise ValueError(f"images: {_size(pixels.shape)} pixels: each side must have {LEAST_SIDE} to {MOST_SIDE}. Resize them.")
         return pixels
+
+
+def _posteriors(module: nn.Module, images: NDArray[np.uint8], device: str) -> NDArray[np.float32]:
+    """Of all images."""
+    found: NDArray[np.float32] = np.exp(np.concatenate(list(log_posteriors(module, images, np.arange(len(images)), device))))
+    return found
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ clipped for each alone, and a member that has stopped is kept as it was.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,9 @@ from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads, uniform
 from gsec_core.methods.plan import PROBE_ROWS, PROBE_STEPS
 
 _MARGINAL_DECAY = 0.9
+
+FURTHER_STEPS, FURTHER_LR, HEADS_ALONE = 40, 2e-3, 10
+"""Training of members that were trained before: outer steps and their rate, and how many of these the heads, which begin at random, learn alone."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,21 @@ def train_block(
     block: int,
     device: str,
     progress: Callable[[int], None],
+    start: Sequence[Member] = (),
 ) -> list[Member]:
-    """Train the members ``block * block_size`` and following.
+    """Train the members ``block * block_size`` and following, or train those further that are given as ``start``.
 
     Depends on nothing but the arguments: a block that was cut is trained again from its start, with an equal result.
     ``progress`` is told of every outer step.
     """
-    seeds = [_seed(random_state, block * training.block_size + member) for member in range(training.block_size)]
+    seeds = [_seed(random_state, block * training.block_size + member) for member in range(len(start) or training.block_size)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    if training.from_kmeans:
+    probe = sample_rows(len(features), PROBE_ROWS, random_state)
+    alone = 0  # steps in which the heads learn and the task encoder waits
+    if start:
+        training, alone = replace(training, max_steps=FURTHER_STEPS, outer_lr=FURTHER_LR, last_lr=0.0, tol=0.0), HEADS_ALONE
+        starts = [_as_trained(member, features.rows(probe)) for member in start]
+    elif training.from_kmeans:
         starts = kmeans_starts(features, n_clusters, [seed % 2**31 for seed in seeds])
     else:
         starts = [_random_start(features.dimensions, n_clusters, generator) for generator in generators]
@@ -117,8 +126,7 @@ def train_block(
     heads = nn.ModuleList([BatchEnsembleHeads(p, n_clusters, ensemble_size, generators) for p in features.widths]).to(device)
     inner = _optimizer(heads, training.inner_lr, training.inner_weight_decay)
     outer = _optimizer(encoder, training.outer_lr, training.outer_weight_decay)
-    probe = sample_rows(len(features), PROBE_ROWS, random_state)
-    watch = _Watch(features.rows(probe, device), training.block_size, training.tol)
+    watch = _Watch(features.rows(probe, device), len(seeds), training.tol)
     rows = training.batch(len(features), n_clusters)
     for step in range(training.max_steps):
         outer.param_groups[0]["lr"] = training.outer_lr + (training.last_lr - training.outer_lr) * step / training.max_steps
@@ -132,7 +140,8 @@ def train_block(
         with torch.no_grad():
             prediction = mean_logits([head(half[0]) for head, half in zip(heads, batch.halves, strict=True)], features.weights)
         losses = outer_losses(proposed, prediction, training, encoder.marginal)
-        _descend(outer, losses, training)
+        if step >= alone:
+            _descend(outer, losses, training)
         progress(1)
         if (step + 1) % PROBE_STEPS == 0 and watch.look(step + 1, encoder, losses):
             break
@@ -323,6 +332,12 @@ def _clip(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
 
 def _optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def _as_trained(member: Member, rows: Tensor) -> Start:
+    """A member as a start, with its mean label of ``rows`` (rows, dimensions)."""
+    weight, bias = (torch.from_numpy(member.parameters[name].copy()) for name in (WEIGHTS, BIAS))
+    return Start(weight, bias, torch.addmm(bias, rows, weight.T).softmax(1).mean(0))
 
 
 def _random_start(dimensions: int, n_clusters: int, generator: torch.Generator) -> Start:

@@ -14,8 +14,8 @@ from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.devices import keep_freed_memory
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.gsec.bilevel import Training, train_block
-from gsec_core.methods.plan import LinearMembers, Plan
+from gsec_core.methods.gsec.bilevel import FURTHER_STEPS, Training, train_block
+from gsec_core.methods.plan import LinearMembers, OngoingPlan
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ MOST_COLUMNS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSECPlan(LinearMembers, Plan):
+class GSECPlan(LinearMembers, OngoingPlan):
     """See `Plan`."""
 
     preset: Preset
@@ -129,6 +129,9 @@ class GSECPlan(LinearMembers, Plan):
 
     def steps(self, n: int) -> int:
         return self.preset.training.max_steps
+
+    def further_steps(self, n: int) -> int:
+        return FURTHER_STEPS
 
     def batch(self, n: int) -> int:
         return self.preset.training.batch(n, self.n_clusters)
@@ -155,6 +158,13 @@ class GSECPlan(LinearMembers, Plan):
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         """All members of a block, as its width changes none of them. See `bilevel.train_block`."""
+        return self._trained(features, neighbors, block, (), progress)
+
+    def further(self, features: Features, neighbors: Neighbors, block: int, members: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
+        """See `OngoingPlan.further` and `bilevel.train_block`."""
+        return self._trained(features, neighbors, block, members, progress)
+
+    def _trained(self, features: Features, neighbors: Neighbors, block: int, start: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
         if self.device == "cpu":
             keep_freed_memory()
         return train_block(
@@ -167,6 +177,7 @@ class GSECPlan(LinearMembers, Plan):
             block=block,
             device=self.device,
             progress=progress,
+            start=start,
         )
 
 

@@ -8,6 +8,7 @@ alone, but for neighbours, which are those of the embeddings for all. Members of
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +24,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.methods.clusterer import SMOOTHING, Clusterer
-from gsec_core.methods.plan import OuterLayer
+from gsec_core.methods.plan import Leg, OuterLayer, PseudoLabels, State
 from gsec_core.text import NounSelection
 
 
@@ -33,6 +34,16 @@ class MixedFeatures(UnitFeatures):
     def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float], parts: Sequence[Features]) -> None:
         super().__init__(halves, weights)
         self.parts = list(parts)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8] | None:
+        """See `Features`; each part has them."""
+        return self.parts[0].pixels
+
+    @pixels.setter
+    def pixels(self, found: NDArray[np.uint8] | None) -> None:
+        for part in self.parts:
+            part.pixels = found
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,10 @@ class MixedModels:
     @property
     def values_a_row(self) -> int:
         return sum(part.values_a_row for part in self.parts)
+
+    @property
+    def of_features(self) -> bool:
+        return all(part.of_features for part in self.parts)
 
     def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
         assert isinstance(features, MixedFeatures)
@@ -76,7 +91,7 @@ class MixturePlan(OuterLayer):
         found, step = self.parts[part].numbers(own), len(self.parts)
         return range(found.start * step + part, found.stop * step + part, step)
 
-    def total_steps(self, n: int, blocks: Sequence[int]) -> int:
+    def total_steps(self, n: int, blocks: Sequence[int], further: bool = False) -> int:
         return sum(self.parts[block % len(self.parts)].total_steps(n, [block // len(self.parts)]) for block in blocks)
 
     def neighbor_count(self, n: int) -> int:
@@ -94,24 +109,55 @@ class MixturePlan(OuterLayer):
         return self.parts[part].arrays(self._own(halves, part), own)
 
     def trained(
-        self, features: Features, neighbors: Neighbors, blocks: Sequence[int], progress: Callable[[int], None] = lambda steps: None
+        self,
+        features: Features,
+        neighbors: Neighbors,
+        blocks: Sequence[int],
+        progress: Callable[[int], None] = lambda steps: None,
+        states: Mapping[int, State] = MappingProxyType({}),
+        start: Sequence[Member] = (),
     ) -> Iterator[list[Member]]:
         """See `OuterLayer.trained`. One method after the other, each on the nearest of the neighbours, as many as it has alone."""
-        assert isinstance(features, MixedFeatures)
         for part, numbers in groupby(blocks, lambda block: block % len(self.parts)):
-            plan, own = self.parts[part], features.parts[part]
-            own.nouns = features.nouns
-            count = plan.neighbor_count(len(features))
-            nearest = [np.ascontiguousarray(half[:, :count]) for half in neighbors.halves]
-            yield from plan.trained(
-                own, Neighbors(nearest[0], nearest[1] if len(nearest) > 1 else None), [number // len(self.parts) for number in numbers], progress
-            )
+            own = {block // len(self.parts): states.get(block) for block in numbers}
+            begun = {block: state for block, state in own.items() if state is not None}
+            yield from self.parts[part].trained(*self._seen_by(part, features, neighbors), list(own), progress, begun)
+
+    def checkpoints(self, n: int, block: int) -> Sequence[int]:
+        own, part = divmod(block, len(self.parts))
+        return self.parts[part].checkpoints(n, own)
+
+    def advanced(self, features: Features, neighbors: Neighbors, legs: Sequence[Leg], progress: Callable[[int], None] = lambda steps: None) -> Iterator[State]:
+        for part, theirs in groupby(legs, lambda leg: leg.block % len(self.parts)):
+            own = [leg._replace(block=leg.block // len(self.parts)) for leg in theirs]
+            yield from self.parts[part].advanced(*self._seen_by(part, features, neighbors), own, progress)
+
+    def labelled_at(self, block: int) -> int | None:
+        own, part = divmod(block, len(self.parts))
+        return self.parts[part].labelled_at(own)
+
+    def pseudo_labels(self, block: int, state: State) -> PseudoLabels:
+        own, part = divmod(block, len(self.parts))
+        return self.parts[part].pseudo_labels(own, state)
+
+    @property
+    def pixel_side(self) -> int:
+        return max(plan.pixel_side for plan in self.parts)
 
     def models(self, members: Sequence[Member]) -> MixedModels:
         return MixedModels([plan.models(members[part :: len(self.parts)]) for part, plan in enumerate(self.parts)])
 
     def batch(self, n: int) -> int:
         return max(plan.batch(n) for plan in self.parts)
+
+    def _seen_by(self, part: int, features: Features, neighbors: Neighbors) -> tuple[Features, Neighbors]:
+        """What one method trains on."""
+        assert isinstance(features, MixedFeatures)
+        own = features.parts[part]
+        own.nouns = features.nouns
+        count = self.parts[part].neighbor_count(len(features))
+        nearest = [np.ascontiguousarray(half[:, :count]) for half in neighbors.halves]
+        return own, Neighbors(nearest[0], nearest[1] if len(nearest) > 1 else None)
 
     def _own(self, halves: Sequence[Half], part: int) -> Sequence[Half]:
         """Of the halves of all parts those of one."""

@@ -239,13 +239,13 @@ class TURTLE(Clusterer):
         self.random_state = random_state
         self.device = device
 
-    def fit(self, X: Any, y: object = None, *, text: Any = None, nouns: Any = None, joint: Any = None) -> "TURTLE":
+    def fit(self, X: Any, y: object = None, *, text: Any = None, **others: Any) -> "TURTLE":
         """See `Clusterer.fit`. ``X`` may also be a list of two spaces, (n_samples, d) each, which is the same as the second for ``text``."""
         if isinstance(X, list | tuple) and len(X) == 2 and np.ndim(X[0]) == 2:
-            if text is not None or nouns is not None:
+            if text is not None or others.get("nouns") is not None:
                 raise ValueError("X: it has two spaces; give no text and no nouns beside them.")
             X, text = X
-        return super().fit(X, text=text, nouns=nouns, joint=joint)
+        return super().fit(X, text=text, **others)
 
     def plan(self) -> TURTLEPlan:
         self.check_positive("n_clusters", "n_members", "max_steps")

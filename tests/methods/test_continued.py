@@ -1,0 +1,111 @@
+"""A fit that continues another."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gsec_core import GSEC, TACKMeans
+from gsec_core.clustering.smoothing import STAY, Posteriors
+from gsec_core.methods.gsec.bilevel import FURTHER_STEPS
+
+from ..clustering.test_drift import blobs
+
+K = 4
+
+
+def gsec(**more: object) -> GSEC:
+    parameters: dict[str, object] = {"n_members": 5, "ensemble_size": 4, "max_steps": 30, **more}
+    return GSEC(K, **parameters)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def night() -> tuple[NDArray[np.float32], NDArray[np.int32], GSEC]:
+    """More images than were fitted, the clusters that these had, and the fit."""
+    X, _ = blobs([60] * K, seed=0)
+    order = np.random.default_rng(0).permutation(len(X))
+    before = np.full(len(X), -1, np.int32)
+    there = np.sort(order[:200])
+    fitted: GSEC = gsec().fit(X[there])
+    before[there] = fitted.labels_
+    return X, before, fitted
+
+
+def test_clusters_are_called_as_before_and_members_go_on(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+    X, before, fitted = night
+    continued = gsec().fit(X, start=fitted, before=before)
+    had = before >= 0
+    assert np.array_equal(continued.labels_[had], before[had])
+    assert np.array_equal(continued.ensemble_.permutations, fitted.ensemble_.permutations)
+    assert [member.steps for member in continued.members_] == [FURTHER_STEPS] * 5
+    moved = [np.abs(now.parameters["weights"] - was.parameters["weights"]).max() for now, was in zip(continued.members_, fitted.members_, strict=True)]
+    assert all(0 < value < 0.1 for value in moved), "a little"
+    assert all(half is was for half, was in zip(continued.halves_, fitted.halves_, strict=True))
+
+
+def test_it_is_as_deterministic_as_any_other(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+    X, before, fitted = night
+    one, other = (gsec().fit(X, start=fitted, before=before) for _ in range(2))
+    assert np.array_equal(one.labels_, other.labels_)
+    assert np.array_equal(one.confidence_, other.confidence_)
+
+
+@pytest.mark.parametrize("estimator", [lambda: gsec(random_state=5), lambda: TACKMeans(K, n_members=3, random_state=5)])
+def test_members_that_are_fitted_anew_get_the_names_of_before(
+    night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC], estimator: Callable[[], GSEC]
+) -> None:
+    X, before, _ = night
+    names = np.array([2, 0, 3, 1], np.int32)
+    renamed = np.where(before >= 0, names[before], -1)
+    found = estimator().fit(X, text=X, before=renamed)
+    had = before >= 0
+    assert np.array_equal(found.labels_[had], renamed[had])
+
+
+def test_with_more_clusters_than_before_the_new_ones_have_the_numbers_that_are_left(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+    X, labels = blobs([60] * (K + 1), seed=0)
+    before = np.where(labels == K, -1, labels).astype(np.int32)
+    found = GSEC(K + 1, n_members=5, ensemble_size=4, max_steps=30).fit(X, before=before)
+    assert np.array_equal(found.labels_[labels < K], before[labels < K])
+    assert set(found.labels_[labels == K]) == {K}
+
+
+def test_a_row_keeps_its_cluster_unless_another_is_larger_by_a_margin() -> None:
+    margin = STAY / (1 - STAY)
+    values = np.array([[0.5 - margin / 2 + 0.01, 0.5 + margin / 2 - 0.01], [0.5 - margin / 2 - 0.01, 0.5 + margin / 2 + 0.01], [0.6, 0.4]], np.float32)
+    posteriors = Posteriors.empty(3, 2, np.empty)
+    posteriors.put(slice(None), values)
+    assert posteriors.leaning(np.array([0, 0, -1], np.int32)).best(slice(None))[0].tolist() == [0, 1, 0]
+    assert posteriors.block(slice(None))[2] == pytest.approx(values[2]), "a new row has nothing to stay with"
+    assert posteriors.block(slice(None)).sum(1) == pytest.approx(np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"start": True}, "start: say which cluster each sample had, by before"),
+        ({"before": np.zeros(3)}, "before: give 240 numbers of clusters below n_clusters = 4, or -1"),
+        ({"before": np.full(240, 4)}, "before: give 240 numbers"),
+        ({"before": np.full(240, -2)}, "before: give 240 numbers"),
+    ],
+)
+def test_what_cannot_be_continued_is_said(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC], given: dict[str, object], message: str) -> None:
+    X, _, fitted = night
+    if "start" in given:
+        given = {"start": fitted}
+    with pytest.raises(ValueError, match=message):
+        gsec().fit(X, **given)  # type: ignore[arg-type]
+
+
+def test_another_estimator_is_no_start(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+    X, before, fitted = night
+    with pytest.raises(ValueError, match="start: it is of another class, or of other numbers"):
+        gsec(n_members=3).fit(X, start=fitted, before=before)
+    with pytest.raises(ValueError, match="start: it is of another class"):
+        gsec().fit(X, start=_other(X), before=before)
+
+
+def _other(X: NDArray[np.float32]) -> TACKMeans:
+    found: TACKMeans = TACKMeans(K, n_members=5).fit(X, text=X)
+    return found
