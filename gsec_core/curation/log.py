@@ -1,0 +1,177 @@
+"""The log of what people said about a pipeline's clusters: ``curation/PIPELINE/NUMBER.json``, a file an act, created once and never changed.
+
+Of two who write at once one gets the number and the other the next, so that both acts are in the log, in an order that everybody sees.
+"""
+
+import base64
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+
+from gsec_core.errors import Refused, Unreachable
+from gsec_core.store import CURATION, records
+from gsec_core.store.files import Files
+from gsec_core.store.publications import check_pipeline
+
+RENAME, DESCRIBE, MERGE, SPLIT, MOVE = "rename", "describe", "merge", "split", "move"
+HIDE, SHOW, STAR, UNSTAR, UNDO = "hide", "show", "star", "unstar", "undo"
+
+NEEDS: Mapping[str, tuple[frozenset[str], ...]] = {
+    RENAME: (frozenset({"key", "text"}),),
+    DESCRIBE: (frozenset({"key", "text"}),),
+    MERGE: (frozenset({"key", "keys"}),),
+    SPLIT: (frozenset({"key", "keys", "centres", "encoder"}),),
+    MOVE: (frozenset({"key", "images"}),),
+    **dict.fromkeys((HIDE, SHOW, STAR, UNSTAR), (frozenset({"key"}), frozenset({"images"}))),
+    UNDO: (frozenset({"undoes"}),),
+}
+"""Kind -> the fields that it has beside `kind`, `who`, `at` and `why`; of two sets one."""
+
+FIRST_NEW = 1_000_000
+"""The first key that a split gives. Those of models are below."""
+
+_ATTEMPTS = 100
+
+_Key = Annotated[int, Field(ge=0, lt=2**31)]
+_Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Image(NamedTuple):
+    """An image as it was when something was said about it."""
+
+    id: _Id
+    """As in the tables, in hex digits."""
+    content_hash: _Id
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a person said, once."""
+
+    kind: str
+    who: str
+    at: str
+    """UTC."""
+    why: str | None = None
+    key: _Key | None = None
+    """The cluster that it is about; of `merge` and `move` the one that the images come to, of `split` the one that is split."""
+    keys: tuple[_Key, ...] = ()
+    """`merge`: the clusters that become part of it. `split`: those of all parts but the largest, which keeps the key."""
+    text: str | None = None
+    """`rename` and `describe`."""
+    images: tuple[Image, ...] = ()
+    """`move`; and `hide`, `show`, `star` and `unstar`, if they are not about a cluster."""
+    centres: str | None = None
+    """`split`; see `directions`."""
+    encoder: str | None = None
+    """`split`: whose embeddings the centres are among."""
+    undoes: int | None = None
+    """`undo`: the number of an act."""
+    number: int = 0
+    """Its place in the log, from 1."""
+    unknown: tuple[str, ...] = ()
+    """What of it this version of gsec does not know: ``kind``, or names of fields. Nothing else is known of it then but who, when and why."""
+
+    @property
+    def directions(self) -> NDArray[np.float32]:
+        """Of a split the parts' centres, (parts, dim); the first is that of `key`, and the others follow `keys`."""
+        values = np.frombuffer(base64.b64decode(self.centres or "", validate=True), "<f2").astype(np.float32)
+        return values.reshape(len(self.keys) + 1, -1)
+
+
+def packed(centres: NDArray[np.floating[Any]]) -> str:
+    """What `Act.directions` reads: half precision, in base64."""
+    return base64.b64encode(np.ascontiguousarray(centres, "<f2").tobytes()).decode()
+
+
+class Log:
+    """The log of one pipeline. An act that was read once is not read again by the same object. Raises Refused for a name that cannot be a pipeline's."""
+
+    def __init__(self, files: Files, pipeline: str) -> None:
+        check_pipeline(pipeline)
+        self.files = files
+        self.pipeline = pipeline
+        self._known: dict[int, Act] = {}
+
+    @classmethod
+    def pipelines(cls, files: Files) -> list[str]:
+        """Names of the pipelines that have a log."""
+        names = sorted(files.directories(CURATION))
+        return [name for name in names if _is_pipeline(name) and cls(files, name).numbers()]
+
+    def numbers(self) -> list[int]:
+        """Those of the acts, ascending, by a listing. What else lies beside them is passed over."""
+        return sorted(int(name[:8]) for name in self.files.files(f"{CURATION}/{self.pipeline}") if _ACT.fullmatch(name))
+
+    def read(self) -> list[Act]:
+        """All acts, in order. Raises BadRecord for a file that is not what gsec writes; what a newer gsec wrote is `Act.unknown`."""
+        numbers = self.numbers()
+        unread = [number for number in numbers if number not in self._known]
+        if self.files.readers == 1:
+            self._known.update(zip(unread, map(self._read, unread), strict=True))
+        elif unread:
+            with ThreadPoolExecutor(self.files.readers, thread_name_prefix="curation") as pool:
+                self._known.update(zip(unread, pool.map(self._read, unread), strict=True))
+        return [self._known[number] for number in numbers]
+
+    def append(self, make: Callable[[list[Act]], Act]) -> Act:
+        """Add what ``make`` makes of the acts before it; it is asked again if another came first. Returns the act with its number."""
+        for _ in range(_ATTEMPTS):
+            before = self.read()
+            act = replace(make(before), number=before[-1].number + 1 if before else 1)
+            if self.files.create(self._path(act.number), records.to_json(_record(act))):
+                return act
+        raise Unreachable(f"{self.files.location(self._path(act.number))}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
+
+    def _read(self, number: int) -> Act:
+        remedy = "Put a copy of it in its place, or remove it: what was said in it is lost then, and all other acts count."
+        return records.read(self.files, self._path(number), lambda record: _act(number, record), remedy)
+
+    def _path(self, number: int) -> str:
+        return f"{CURATION}/{self.pipeline}/{number:08d}.json"
+
+
+_ACT = re.compile(r"\d{8}\.json")
+
+_ADAPTER = TypeAdapter(Act)
+
+_ALWAYS = frozenset({"kind", "who", "at", "why"})
+
+
+def _record(act: Act) -> dict[str, Any]:
+    """Only what says something."""
+    written = {field.name: getattr(act, field.name) for field in fields(act) if field.name not in ("number", "unknown")}
+    return {name: value for name, value in written.items() if value not in (None, ())}
+
+
+def _act(number: int, record: dict[str, Any]) -> Act:
+    """Raises ValueError if the record cannot be an act of any version of gsec."""
+    known = NEEDS.get(record["kind"])
+    told = frozenset(record) - _ALWAYS
+    unknown = ("kind",) if known is None else tuple(sorted(told - frozenset().union(*known)))
+    kept = _ALWAYS if unknown else frozenset(record)
+    try:
+        act = _ADAPTER.validate_python({name: value for name, value in record.items() if name in kept} | {"number": number, "unknown": unknown})
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+    if known is not None and not unknown:
+        if told not in known:
+            raise ValueError(f"a {act.kind} has {' or '.join(', '.join(sorted(needed)) for needed in known)}")
+        if act.kind == SPLIT and not np.isfinite(act.directions).all():
+            raise ValueError("its centres are not finite")
+    return act
+
+
+def _is_pipeline(name: str) -> bool:
+    try:
+        check_pipeline(name)
+    except Refused:
+        return False
+    return True

@@ -1,0 +1,69 @@
+"""The curated clustering of a run. Reads its tables and the log of its pipeline; imports no torch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gsec_core.curation.log import Log
+from gsec_core.curation.replay import Curated, Model, Named, replay
+from gsec_core.stages.base import Context, once
+from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.store import Run
+from gsec_core.store.publications import pipeline_of
+from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, LINEAGE_TABLE
+
+
+@once
+def log_of(context: Context) -> Log:
+    """The log that a run's clusters are curated by: that of its pipeline, or of the pipeline of the run that it assigns by."""
+    model = context.of_run or context
+    return Log(context.run.files, pipeline_of(model.config, model.corpus.name))
+
+
+def curated(context: Context) -> Curated:
+    """The clustering of a finished run as people have curated it, in the order of `usable`.
+
+    Of a run that assigns to another's clusters: what acts say of single images is about the images of that one, and open in none of both for that.
+    Raises Refused if a table is not complete, BadRecord if a file of the log is damaged, BadShard.
+    """
+    found = replay(log_of(context).read(), load_model(context))
+    if context.of_run is None:
+        return found
+    return replace(found, open=tuple(one for one in found.open if not one.act.images))
+
+
+def curated_clusters(context: Context) -> Curated | None:
+    """The clusters alone, without images and so without sizes; None if nobody has curated anything. Raises as `curated` does."""
+    acts = log_of(context).read()
+    return replay(acts, _without_images((context.of_run or context).run)) if acts else None
+
+
+@once
+def load_model(context: Context) -> Model:
+    """What a run found, before anybody curated it. Raises as `curated` does."""
+    rows = usable(context).rows
+    shards, names = context.run.table(ASSIGNMENTS_TABLE if context.of_run is None else ASSIGNED_TABLE)
+    labels = pa.concat_tables(shards.read_all(names, ["cluster"]))["cluster"].to_numpy()
+    clusters = _clusters((context.of_run or context).run)
+
+    def embeddings(of: NDArray[np.int64]) -> NDArray[np.float16]:
+        return load_embeddings(context)[of]
+
+    keys = np.array([cluster.key for cluster in clusters], np.int32)[labels]
+    ids, hashes = (rows[name].combine_chunks() for name in ("image_id", "content_hash"))
+    return Model(ids, hashes, keys, clusters, context.config.encode.encoder, embeddings)
+
+
+def _without_images(run: Run) -> Model:
+    none = pa.array([], pa.binary(16))
+    return Model(none, none, np.empty(0, np.int32), _clusters(run), run.config().encode.encoder, lambda rows: np.empty((0, 0), np.float16))
+
+
+def _clusters(run: Run) -> tuple[Named, ...]:
+    """By their numbers, with their keys."""
+    (lineage, (of_lineage,)), (names, (of_names,)) = run.table(LINEAGE_TABLE), run.table(CLUSTER_NAMES_TABLE)
+    keys = lineage.read(of_lineage, ["cluster_key"])["cluster_key"].to_pylist()
+    named = names.read(of_names, ["name", "description"])
+    return tuple(Named(*row) for row in zip(keys, named["name"].to_pylist(), named["description"].to_pylist(), strict=True))
