@@ -1,0 +1,124 @@
+"""The clusters of a run as they are shown: as it made them, and as they were curated since."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gsec_core.curation import Curated, Model, Named
+from gsec_core.explore.columns import Columns, to_arrow
+from gsec_core.explore.rows import ClusterRow
+from gsec_core.store import Run
+from gsec_core.tables import CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, LINEAGE_TABLE
+
+EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Made:
+    """One cluster as the run made it."""
+
+    cluster: int
+    key: int
+    name: str
+    description: str
+    terms: tuple[str, ...]
+    size: int
+    cohesion: float | None
+    stability: float | None
+
+
+def made(run: Run) -> list[Made]:
+    """The clusters of a run by their numbers. Raises Refused if it has not come to names and keys."""
+    frames = []
+    for name, columns in (
+        (LINEAGE_TABLE, ["cluster", "cluster_key"]),
+        (CLUSTER_NAMES_TABLE, ["cluster", "name", "description", "terms"]),
+        (CLUSTERS_TABLE, ["cluster", "size", "cohesion", "stability"]),
+    ):
+        shards, names = run.table(name)
+        frames.append(pl.DataFrame(shards.read(names[0], columns)))
+    table = frames[0].join(frames[1], on="cluster").join(frames[2], on="cluster").sort("cluster")
+    return [
+        Made(row["cluster"], row["cluster_key"], row["name"], row["description"] or "", tuple(row["terms"]), row["size"], row["cohesion"], row["stability"])
+        for row in table.iter_rows(named=True)
+    ]
+
+
+def model(columns: Columns, clusters: Sequence[Made], encoder: str, embeddings: Callable[[NDArray[np.int64]], NDArray[np.float16]]) -> Model:
+    """The same for `gsec_core.curation.replay`; ``embeddings`` gives those of rows (m,)."""
+    keys = np.array([one.key for one in clusters], np.int32)[columns.cluster]
+    named = tuple(Named(one.key, one.name, one.description or None) for one in clusters)
+    return Model(to_arrow(columns.ids), to_arrow(columns.hashes), keys, named, encoder, embeddings)
+
+
+class View:
+    """The clusters and their images at one state of the curation log.
+
+    Attributes
+    ----------
+    curated : Curated
+        What it is made of.
+    keys : int32 (n,)
+        The cluster of each image.
+    hidden, starred : bool (n,)
+        Of each image; those of a hidden cluster are hidden with it.
+    rows : tuple of ClusterRow
+        The largest first.
+    """
+
+    def __init__(self, columns: Columns, clusters: Sequence[Made], curated: Curated) -> None:
+        self.curated, self.keys, self.hidden, self.starred = curated, curated.keys, curated.hidden, curated.starred
+        self.names = {one.key: one.name for one in curated.clusters}
+        # Within a cluster those that are shown come first, the surest of them before the others.
+        self._order = np.lexsort((-columns.confidence, self.hidden, self.keys))
+        self._keys, starts = np.unique(self.keys[self._order], return_index=True)
+        self._starts = np.append(starts, len(self.keys))
+        self.rows = tuple(sorted(self._rows(columns, clusters), key=lambda row: (-row.size, row.key)))
+        self.by_key: Mapping[int, ClusterRow] = {row.key: row for row in self.rows}
+
+    def images(self, key: int) -> NDArray[np.int64]:
+        """The rows of a cluster's images, hidden ones last, the surest first. None for a key without images."""
+        place = int(np.searchsorted(self._keys, key))
+        if place == len(self._keys) or self._keys[place] != key:
+            return np.empty(0, np.int64)
+        return self._order[self._starts[place] : self._starts[place + 1]]
+
+    def _rows(self, columns: Columns, clusters: Sequence[Made]) -> list[ClusterRow]:
+        by_key = {one.key: one for one in clusters}
+        place = np.searchsorted(self._keys, self.keys)
+        count = len(self._keys)
+        sizes = np.bincount(place, minlength=count)
+        own = np.array([one.key for one in clusters], np.int32)[columns.cluster]
+        same = np.bincount(place[self.keys == own], minlength=count)
+        means = {name: np.bincount(place, np.nan_to_num(getattr(columns, name)), count) / np.maximum(sizes, 1) for name in ("confidence", "agreement")}
+        known = not np.isnan(columns.agreement).all()
+        visible = np.bincount(place[~self.hidden], minlength=count)
+        at = {int(key): number for number, key in enumerate(self._keys)}
+        rows = []
+        for one in self.curated.clusters:
+            number = at.get(one.key)
+            size = 0 if number is None else int(sizes[number])
+            was = by_key.get(one.key)
+            intact = was if was is not None and was.size == size and (number is None or same[number] == size) else None
+            rows.append(
+                ClusterRow(
+                    key=one.key,
+                    name=one.name,
+                    description=one.description or "",
+                    terms=() if was is None else was.terms,
+                    size=0 if number is None else int(visible[number]),
+                    confidence=None if number is None else float(means["confidence"][number]),
+                    cohesion=intact.cohesion if intact else None,
+                    agreement=None if number is None or not known else float(means["agreement"][number]),
+                    stability=intact.stability if intact else None,
+                    curated=one.curated,
+                    starred=one.starred,
+                    hidden=one.hidden,
+                    examples=tuple(columns.hexes(self.images(one.key)[: min(EXAMPLES, size if one.hidden or number is None else int(visible[number]))])),
+                    merged=one.merged,
+                )
+            )
+        return rows

@@ -1,0 +1,121 @@
+"""What is searched for, as a vector: words, or an image that is given. Encoders are loaded when they are first asked for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsec_core.config import PipelineConfig
+from gsec_core.devices import return_freed_memory, threads_of_torch
+from gsec_core.encoders import Encoder, check_texts
+from gsec_core.errors import Refused
+from gsec_core.images import decode as images
+from gsec_core.sources.base import RejectedImage
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context
+
+MOST_LETTERS = 500
+"""Of a search by words: more is beyond what encoders read."""
+
+LITE_NOTE = (
+    "The encoder `lite` knows an image by ImageNet's thousand classes: it finds what is one of them or near to one in meaning, "
+    "and no colours, places, styles or letters. A CLIP finds more."
+)
+LITE_LEAST = 0.42
+"""By words tried on the demo's photographs: with what is above it most images are right, with what is below it few."""
+
+_LOCK = Lock()
+_ENCODED: set[str] = set()
+
+
+class Query(NamedTuple):
+    """A vector and where to look for it."""
+
+    stage: str
+    """The encoder's."""
+    column: str
+    """Of its table `embeddings`."""
+    vector: NDArray[np.float32]
+    """(1, d)."""
+    note: str | None = None
+    """What can be found at all, for people."""
+    least: float = -1.0
+    """If even the nearest image has less than this cosine, what is found may be anything."""
+
+
+def words(context: Context, text: str) -> Query:
+    """Words or a sentence, in the prompts that the words of vocabularies are put into, by the first of the run's encoders that has a text side.
+
+    Raises Refused if none has, or for no words, or too many.
+    """
+    text = " ".join(text.split())
+    if not text:
+        raise Refused("search: there is nothing to look for. Give a word or a sentence.")
+    if len(text) > MOST_LETTERS:
+        raise Refused(f"search: {len(text):,} letters; give {MOST_LETTERS} at most.")
+    stage = _with_texts(context)
+    _check_same(context, stage)
+    from gsec_core.stages import vocabulary
+    from gsec_core.text.vocabulary import prompted
+
+    with _encoding(stage.load, context.config, f"words by {stage.encoder(context.config)}") as encoder:
+        vector = vocabulary.embedded(encoder, [prompted(text, vocabulary.prompts_of(context.config))])
+    name = stage.encoder(context.config)
+    query = Query(stage.name, "embedding" if encoder.joint_dim is None else "joint", _finite(vector, name))
+    return query._replace(note=LITE_NOTE, least=LITE_LEAST) if name == "lite" else query
+
+
+def image(context: Context, data: bytes) -> Query:
+    """An image by its file's bytes, as the run's encoder sees it; decoded within the limits of the pipeline. Raises Refused for what is no image."""
+    _check_same(context, encode.STAGE)
+    with _encoding(encode.STAGE.load, context.config, f"images by {encode.STAGE.encoder(context.config)}") as encoder:
+        try:
+            with images.opened(data, 2 * encoder.side) as picture:
+                pixels = encoder.preprocess(picture.image)
+        except RejectedImage as error:
+            raise Refused(f"The image cannot be used: {error}.") from None
+        vector = encoder.encode_images(pixels[None]).image
+    return Query(encode.STAGE.name, "embedding", _finite(vector, encode.STAGE.encoder(context.config)))
+
+
+@contextmanager
+def _encoding(load: Callable[[PipelineConfig], Encoder], config: PipelineConfig, what: str) -> Iterator[Encoder]:
+    """The encoder, for one search at a time, and with one thread: of so little several would wait for each other longer than they work.
+
+    The first of a kind loads much, with all threads, and leaves freed memory behind.
+    """
+    with _LOCK:
+        encoder = load(config)
+        if what in _ENCODED:
+            with threads_of_torch(1):
+                yield encoder
+            return
+        yield encoder
+        _ENCODED.add(what)
+        return_freed_memory()
+
+
+def _with_texts(context: Context) -> encode.Encoding:
+    stages: Sequence[encode.Encoding] = encode.stages_of(context.run)
+    for stage in stages:
+        try:
+            check_texts(stage.encoder(context.config))
+        except Refused:
+            continue
+        return stage
+    raise Refused(f"The encoder {encode.encoders_of(context.run)} reads no words. Search by an image, or run gsec with `lite` or a CLIP.")
+
+
+def _check_same(context: Context, stage: encode.Encoding) -> None:
+    record = context.run.stage(stage.name)
+    if record is None or record["fingerprint"] != stage.fingerprint(context):
+        raise Refused(f"The encoder {stage.encoder(context.config)}, or its checkpoint, is no longer what encoded run {context.run.id}. Put it back.")
+
+
+def _finite(vector: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    if not np.isfinite(vector).all():
+        raise Refused(f"The encoder {name} makes no finite vector of this.")
+    return vector

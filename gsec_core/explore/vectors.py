@@ -1,0 +1,166 @@
+"""The embeddings of a run, for search by cosine: compressed by faiss to a byte a value, in a disposable file that is mapped into memory."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from tempfile import mkstemp
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gsec_core.config import PipelineConfig
+from gsec_core.devices import return_freed_memory, thread_count
+from gsec_core.errors import Refused
+from gsec_core.explore.cached import CachedShards
+from gsec_core.explore.columns import Columns, bytes16
+from gsec_core.store import Shards
+from gsec_core.store.arrays import to_matrix
+
+MOST_FOUND = 1000
+"""Images that a search finds."""
+
+_SEGMENT_ROWS = 32_768
+"""Of one index: they are searched side by side, and one is in memory while it is made."""
+
+_EXACT_BYTES = 2**28
+"""Up to here vectors are kept at half precision."""
+
+
+class Found(NamedTuple):
+    """What is nearest, the nearest first."""
+
+    rows: NDArray[np.int64]
+    cosines: NDArray[np.float32]
+
+
+class Embeddings:
+    """A table `embeddings` by image.
+
+    Parameters
+    ----------
+    shards, names : the table, and the names of its shards
+    columns : the images
+    places : int (n,)
+        Of each image the number of its shard. Rows of an image in other shards are dead.
+    """
+
+    def __init__(self, shards: Shards, names: list[str], columns: Columns, places: NDArray[np.int32]) -> None:
+        self._shards, self._names, self._columns, self._places = shards, names, columns, places
+        self._cached = CachedShards(shards)
+
+    def of(self, row: int) -> dict[str, Any]:
+        """The columns of one image, its vectors as (1, d) arrays. Raises Refused if its shard is gone, BadShard if that is damaged."""
+        name = self._names[self._places[row]]
+        try:
+            table = self._cached.read(name)
+        except FileNotFoundError:
+            raise self._gone([name]) from None
+        place = np.flatnonzero(bytes16(table["image_id"]) == self._columns.ids[row])
+        if not len(place):
+            raise self._gone([name])
+        one = table.slice(int(place[0]), 1)
+        vectors = [field.name for field in one.schema if pa.types.is_fixed_size_list(field.type)]
+        return {name: _one(one[name]) if name in vectors else one[name][0].as_py() for name in one.column_names}
+
+    def vectors(self, column: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        """Every image's vector once, some thousand at a time: rows (m,) and vectors (m, d). Raises Refused if shards are gone, BadShard of all damaged ones."""
+        number_of = {name: number for number, name in enumerate(self._names)}
+        gone = sorted(set(self._names) - self._shards.names())
+        if gone:
+            raise self._gone(gone)
+        for name, table in self._shards.read_each(self._names, ["image_id", column]):
+            rows = self._columns.rows(bytes16(table["image_id"]))
+            live = (rows >= 0) & (self._places[rows] == number_of[name])
+            yield rows[live], to_matrix(table, column)[live]
+
+    def _gone(self, names: list[str]) -> Refused:
+        return Refused(
+            f"{len(names)} of {len(self._names)} shards of embeddings are gone, {self._shards.location(names[0])} among them, and with them neighbours and "
+            "search. The gsec run that made them makes them again."
+        )
+
+
+class Vectors:
+    """One column of vectors of all images, to be searched.
+
+    Each value takes a byte, or two where all are less than 256 MiB. What is found is exact but for that rounding: of one byte the cosines are
+    right to about 0.002.
+    """
+
+    def __init__(self, embeddings: Embeddings, column: str, n: int, config: PipelineConfig) -> None:
+        self._pool = ThreadPoolExecutor(thread_count(config.threads), thread_name_prefix="search", initializer=lambda: _faiss().omp_set_num_threads(1))
+        self._segments: list[tuple[NDArray[np.int64], Any]] = []
+        rows: list[NDArray[np.int64]] = []
+        vectors: list[NDArray[np.float16]] = []
+        for some, values in embeddings.vectors(column):
+            rows.append(some)
+            vectors.append(values)
+            if sum(map(len, rows)) >= _SEGMENT_ROWS:
+                self._add(rows, vectors, n, config.scratch)
+                rows, vectors = [], []
+        if sum(map(len, rows)):
+            self._add(rows, vectors, n, config.scratch)
+        del rows, vectors
+        release()
+
+    def _add(self, rows: list[NDArray[np.int64]], vectors: list[NDArray[np.float16]], n: int, scratch: str | None) -> None:
+        matrix = np.concatenate(vectors)
+        faiss = _faiss()
+        kind = faiss.ScalarQuantizer.QT_fp16 if 2 * n * matrix.shape[1] <= _EXACT_BYTES else faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexScalarQuantizer(matrix.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        values = matrix.astype(np.float32)
+        index.train(values)
+        index.add(values)
+        self._segments.append((np.concatenate(rows), _mapped(faiss.serialize_index(index), scratch)))
+
+    def search(self, query: NDArray[np.floating[Any]], count: int, out: NDArray[np.bool_]) -> Found:
+        """The ``count`` images nearest to a vector (1, d) of those that are not ``out`` (n,)."""
+        unit = (query / np.linalg.norm(query.astype(np.float32))).astype(np.float32)
+
+        def of_segment(segment: tuple[NDArray[np.int64], Any]) -> Found:
+            rows, index = segment
+            faiss = _faiss()
+            bits = np.packbits(~out[rows], bitorder="little")
+            wanted = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+            cosines, places = index.search(unit, min(count, len(rows)), params=wanted)
+            there = places[0] >= 0
+            return Found(rows[places[0][there]], cosines[0][there])
+
+        found = list(self._pool.map(of_segment, self._segments))
+        rows, cosines = (np.concatenate([np.asarray(one[part]) for one in found]) if found else np.empty(0) for part in range(2))
+        best = np.lexsort((rows, -cosines))[:count]  # of equally near ones the first in canonical order
+        return Found(rows[best].astype(np.int64), np.minimum(cosines[best], 1))
+
+
+def release() -> None:
+    """Give back what was needed to read much, and is not any more; allocators would keep it."""
+    pa.default_memory_pool().release_unused()
+    return_freed_memory()
+
+
+def _one(column: pa.ChunkedArray) -> NDArray[np.float16]:
+    values: NDArray[np.float16] = column[0].values.to_numpy(zero_copy_only=False)
+    return values[None]
+
+
+def _mapped(data: NDArray[np.uint8], scratch: str | None) -> Any:
+    """A faiss index, in a file that has no name any more. Raises Refused if none can be made, OSError if the disk is full."""
+    faiss = _faiss()
+    try:
+        number, path = mkstemp(dir=scratch, prefix="gsec-search-")
+    except OSError as error:
+        raise Refused(f"scratch = {scratch}: no file can be made there ({error.strerror}). Make the folder, or name another.") from None
+    try:
+        with open(number, "wb") as file:
+            file.write(data.data)
+        return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    finally:
+        os.unlink(path)
+
+
+def _faiss() -> Any:
+    import faiss
+
+    return faiss
