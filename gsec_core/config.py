@@ -6,6 +6,8 @@ settings are a section by its name.
 `gsec_core.settings` reads their values.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,14 +16,14 @@ from pydantic import AfterValidator, BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from gsec_core import methods
-from gsec_core.errors import Refused
+from gsec_core.errors import Refused, without_secrets
 from gsec_core.section import RUNTIME, Section, is_runtime
 from gsec_core.sources.address import normalise_url
 from gsec_core.sources.listing import EXCLUDED
 from gsec_core.text import ENCODER
 
 AUTO = "auto"
-"""The number of clusters is to be found."""
+"""The number of clusters, or the Ray cluster of this machine, is to be found."""
 
 
 class IngestConfig(Section):
@@ -149,11 +151,26 @@ class NounsConfig(Section):
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the parts.")
 
 
+class DuplicatesConfig(Section):
+    """Which images count as copies of another."""
+
+    threshold: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto",
+        description="Cosine from which on two images are copies; where small pictures of them are the same, 3 times as far from 1. `auto`: the encoder's.",
+    )
+
+
 class TrainConfig(Section):
     """The members of the ensemble. What a method trains is in the section of its name."""
 
     n_members: int | None = Field(None, ge=1, le=1000, description="Outer members; not given: as many as the method has.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of starts and mini-batches.")
+    refit: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="What becomes of the published model when images come and go. `auto`: it stays and labels the new ones while they fit, and is continued or "
+        "renewed when they do not; `never`: it stays; `always`: every run fits from scratch.",
+    )
+    grow: bool = Field(False, description="New images that lie together where no old ones are become a cluster of their own; `clusters = auto` has it on.")
     device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
 
 
@@ -172,6 +189,25 @@ class PublishConfig(Section):
         description="Share of the images in common with the published clustering that may be in other clusters. A run that moved more is published "
         "only if its settings are others than those of the clustering before it; either way it warns.",
     )
+
+
+class RayConfig(Section):
+    """The Ray cluster, where the engine is one."""
+
+    address: Annotated[str | None, RUNTIME] = Field(
+        None,
+        description="`auto` or HOST:PORT, of a cluster that this machine is a node of, or `ray://HEAD:10001`; not given: one of this machine alone.",
+    )
+    cpus: Annotated[int, RUNTIME] = Field(
+        0, ge=0, le=1024, description="Cores a slice, and its threads where `threads` is 0; 0 = as many as the smallest node has, so that a node has one slice."
+    )
+    gpus: Annotated[float, RUNTIME] = Field(0, ge=0, le=64, description="GPUs a slice of a stage that computes on one; .5: two slices share one.")
+    memory: Annotated[float, RUNTIME] = Field(0, ge=0, le=65_536, description="GiB of memory a slice is placed by; 0 = it is not looked at.")
+
+    def check(self) -> None:
+        """Raises Refused if the address cannot be one."""
+        if self.address not in (None, AUTO) and not re.fullmatch(r"(ray://)?[^\s/@]+:\d+", self.address):
+            raise Refused(f"ray.address = {json.dumps(without_secrets(self.address))}: give `auto`, HOST:PORT or ray://HOST:PORT, or leave it out.")
 
 
 class _PipelineConfig(Section):
@@ -196,7 +232,10 @@ class _PipelineConfig(Section):
         0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core that affinity and CPU quota leave. Equal counts, equal labels."
     )
     scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder of the disposable files that training reads; not given: the system's own.")
-    max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="Slices of shards that are worked on at once.")
+    engine: Annotated[Literal["threads", "ray"], RUNTIME] = Field(
+        "threads", description="Where slices of shards are worked on: `threads` of this process, or the nodes of a `ray` cluster."
+    )
+    max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="threads: slices that are worked on at once. On Ray it is as many as have room.")
     max_slices: Annotated[int, RUNTIME] = Field(
         200, ge=1, le=1000, description="Slices that a stage's missing shards are cut into at most: each is a task, with a bar of its own on the dashboard."
     )
@@ -211,8 +250,10 @@ class _PipelineConfig(Section):
     text: TextConfig = TextConfig()
     nouns: NounsConfig = NounsConfig()
     fuse: FuseConfig = FuseConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
     train: TrainConfig = TrainConfig()
     publish: PublishConfig = PublishConfig()
+    ray: RayConfig = RayConfig()
 
     @property
     def n_clusters(self) -> int:

@@ -11,9 +11,10 @@ from typing import Any
 
 from gsec_core.captioners import captioner_model
 from gsec_core.captioners.servers import checked_urls
-from gsec_core.config import AUTO, PipelineConfig, with_runtime
+from gsec_core.config import AUTO, PipelineConfig, recorded, with_runtime
+from gsec_core.curation.run import curated_clusters
 from gsec_core.devices import resolve
-from gsec_core.errors import Refused
+from gsec_core.errors import BadRecord, BadShard, Refused
 from gsec_core.naming import namers
 from gsec_core.results import publishing, quality
 from gsec_core.sources import source_name
@@ -25,14 +26,18 @@ from gsec_core.stages import (
     baseline,
     count,
     describe,
+    duplicates,
     encode,
     enhance,
     fuse,
+    hierarchy,
     lineage,
+    map,
     nouns,
     prepare,
     prototypes,
     publish,
+    refit,
     report,
     text,
     train,
@@ -42,12 +47,13 @@ from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
 from gsec_core.store import Corpus, Run, Shards, Store
-from gsec_core.store.publications import check_pipeline
+from gsec_core.store.publications import check_pipeline, pipeline_of
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
 
 _IN_ORDER: tuple[Stage, ...] = (
     encode.STAGE,
     encode.SECOND,
+    refit.STAGE,
     baseline.STAGE,
     prototypes.STAGE,
     describe.STAGE,
@@ -55,10 +61,13 @@ _IN_ORDER: tuple[Stage, ...] = (
     vocabulary.STAGE,
     nouns.STAGE,
     prepare.STAGE,
+    duplicates.STAGE,
     train.STAGE,
     align.STAGE,
     enhance.STAGE,
     publish.STAGE,
+    hierarchy.STAGE,
+    map.STAGE,
     lineage.STAGE,
     report.STAGE,
 )
@@ -105,6 +114,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     checked_urls(config.describe.url)  # recorded with every attempt, whoever describes
     vocabulary.words_of(config)  # also if no nouns are asked for, as is told of every setting that names nothing
     vocabulary.prompts_of(config)
+    config.ray.check()
     resolve(config.encode.device, "encode.device")
     text.check(config)
     prepare.plan_of(numbered)
@@ -114,7 +124,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     store = Store.open(config.store)
     source = open_images(config.source, config.ingest)
     corpus = store.corpus(config.corpus or source_name(config.source))
-    check_pipeline(publishing.pipeline_of(config, corpus.name))
+    check_pipeline(pipeline_of(config, corpus.name))
     store.check_writable()
     if of_run is None:
         publishing.published(store, config, corpus)
@@ -141,13 +151,29 @@ def request(
     check_redo(redo, config, of_run)
     if counting is not None:
         place.store.run(counting).check_stage(count.STAGE.name)
-    generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
+    settled = _settled(place, config, of_run)
+    generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run), settled=settled)
     for name in redo:
         if name == describe.RETRY:
             describe.retry(place.corpus, config.describe, asked_by)
         else:
             place.corpus.redo(name, asked_by)
     return run_of(place.store, place.corpus, config, generation.number, of_run, counting), changes
+
+
+def _settled(place: Place, config: PipelineConfig, of_run: str | None) -> bool:
+    """Whether the run of this request on the newest generation is finished and could read every image, so that only new images are something to do.
+
+    By records and listings, so that a night with nothing new reads no shard of a corpus, however many it has.
+    """
+    run = _wanted(place, config, place.corpus.generation().number, of_run)
+    found = run.result()
+    return found is not None and not found["missing"] and run.is_finished()
+
+
+def _wanted(place: Place, config: PipelineConfig, generation: int, of_run: str | None) -> Run:
+    """See `Store.wanted_run`."""
+    return place.store.wanted_run(place.corpus, generation, identity(config, of_run), _line(config, place.corpus, of_run))
 
 
 def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None, counting: str | None = None) -> Run:
@@ -158,12 +184,15 @@ def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int
 
 def _line(config: PipelineConfig, corpus: Corpus, of_run: str | None) -> str | None:
     """The pipeline whose clusters the run continues; None for a run without clusters of its own."""
-    return None if of_run is not None or config.clusters == AUTO else publishing.pipeline_of(config, corpus.name)
+    return None if of_run is not None or config.clusters == AUTO else pipeline_of(config, corpus.name)
 
 
 def identity(config: PipelineConfig, of_run: str | None = None) -> dict[str, Any]:
     """What of a request, and of this version of gsec, changes the output: for each stage its version and settings."""
-    wanted = {name: [stage(name).version, dict(stage(name).settings(config))] for name in _names(config, of_run)}
+    wanted: dict[str, Any] = {name: [stage(name).version, dict(stage(name).settings(config))] for name in _names(config, of_run)}
+    for later in (refit.STAGE.name, duplicates.STAGE.name, hierarchy.STAGE.name, map.STAGE.name):
+        if wanted.get(later) == [1, {}]:
+            wanted[later] = None  # as it was before there was such a stage
     return wanted if of_run is None else wanted | {assign.STAGE.name: [assign.STAGE.version, {"run": of_run}]}
 
 
@@ -181,10 +210,11 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
     """
     place = open_place(config, of_run)
     check_redo(redo, config, of_run)
-    changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run))
-    run = place.store.wanted_run(place.corpus, changes.base.number, identity(config, of_run), _line(config, place.corpus, of_run))
+    settled = _settled(place, config, of_run)
+    changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run), settled=settled)
+    run = _wanted(place, config, changes.base.number, of_run)
     again = [name for name in redo if name != describe.RETRY or describe.any_failed(place.corpus, config.describe)]
-    return run if changes.none and not again and run.exists() and run.is_finished() else None
+    return run if changes.none and not again and run.exists() and (settled or run.is_finished()) else None
 
 
 def split_redo(redo: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -195,7 +225,37 @@ def split_redo(redo: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def numbered_by(counting: Run, config: PipelineConfig) -> PipelineConfig:
     """The settings with the number of clusters that a run found. Raises Refused if it cannot be told."""
-    return config.model_copy(update={"clusters": count.counted(Context.of(counting, config))})
+    return _numbered(config, count.counted(Context.of(counting, config)))
+
+
+def numbered_before(config: PipelineConfig, redo: Sequence[str]) -> tuple[PipelineConfig, str] | None:
+    """The settings with the number of clusters of the published clustering, and the run that found it; None if it is to be found now.
+
+    A night does not count again: with another number nothing would stay what it was. `train.refit = always`, other settings, or to redo a stage of the counting
+    asks for it.
+    """
+    store = Store.open(config.store)
+    corpus = store.corpus(config.corpus or source_name(config.source or ""))
+    newest = publishing.published(store, config, corpus)
+    if newest is None or config.train.refit == refit.ALWAYS or split_redo(redo)[0]:
+        return None
+    store.check_there(newest)
+    run = store.run(newest.run_id)
+    counting: str | None = run.request()["counting"]
+    if counting is None:
+        return None
+    before = recorded(run.request()["config"])
+    now = _numbered(config, before.n_clusters)
+    try:
+        count.load_counts(Context.of(store.run(counting), config))
+    except (BadShard, Refused):  # counting again mends it
+        return None
+    return None if refit.changed(now, before) else (now, counting)
+
+
+def _numbered(config: PipelineConfig, clusters: int) -> PipelineConfig:
+    """Where the number is found, new things are clusters of their own."""
+    return config.model_copy(update={"clusters": clusters, "train": config.train.model_copy(update={"grow": True})})
 
 
 def _at_least(config: PipelineConfig, of_run: str | None) -> int:
@@ -223,7 +283,9 @@ def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, b
 
     A new run finds what another has made of its stages.
     """
-    for name in context.run.request()["stages"]:
+    done: set[str] = set()
+    while left := [name for name in context.run.stage_names() if name not in done]:  # the decision of stage refit may leave out some
+        name = left[0]
         if name == until:
             return
         base.begin(context, stage(name))
@@ -231,6 +293,7 @@ def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, b
         yield stage(name), complete
         if not complete:
             return
+        done.add(name)
 
 
 def newest_run(config: PipelineConfig) -> Run:
@@ -270,20 +333,26 @@ def run_for_stage(
 
 def check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
     """Raises Refused naming the first stage above ``name`` that is not complete."""
-    for above, complete in begun(Context.of(run, config), until=name):
-        if not complete:
+    context = Context.of(run, config)
+    for above, complete in begun(context, until=name):
+        if not complete and above is refit.STAGE:  # takes no time, and nobody redoes a stage to be asked for another first
+            base.run_stage(context, above)
+            check_inputs(run, config, name)
+        elif not complete:
             first = f"gsec stage {above.name} --run {run.id}"
             raise Refused(f"stage {name} comes after stage {above.name}, which is not complete in run {run.id}. First: {first}")
 
 
 def check_servers(context: Context) -> None:
     """Raises Refused if descriptions or names are to be made and nobody answers: before anything costly is done for them."""
-    if describe.STAGE.name not in context.run.request()["stages"]:
+    undecided = refit.STAGE.name in context.run.request()["stages"] and not context.decision
+    if describe.STAGE.name not in context.run.stage_names() or (undecided and context.previous is not None):
         return
     asks = namers.namer_of(context.config) not in (namers.TERMS, namers.NOUNS)
     if asks and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
         namers.load_namer(context.config).check()
-    for needed in (*encode.stages_of(context.run), prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
+    decides = (refit.STAGE,) if context.decision else ()
+    for needed in (*encode.stages_of(context.run), *decides, prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
         base.begin(context, needed)
         if not context.run.is_complete(needed.name):
             if needed is not describe.STAGE or describe.unanswered(context):
@@ -305,14 +374,26 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
 def finish(context: Context) -> dict[str, Any]:
     """The last step of a finished run, whoever comes to it and however often: its `summary`, recorded, and its publication.
 
-    Adds the fields of `publishing.Verdict`. What is recorded is how it was when somebody first came to it.
+    Adds the fields of `publishing.Verdict`. What is recorded is how it was when somebody first came to it; who comes later reads its result, and
+    not again what that was found by. Raises BadShard if the result is damaged.
     """
-    said = summary(context)
+    found = context.run.result() or {}
+    if "labellings" in found:
+        shards, parts = context.run.table(ASSIGNMENTS_TABLE)
+        for _ in shards.read_each(parts):
+            pass
+        said = {**{name: found[name] for name in _FOUND}, **_places(context)}
+    else:
+        said = summary(context)
     said |= asdict(publishing.publish(context, said))
     if context.of_run is None:
-        told = ("images", "rejected", "missing", "clusters", "moved", "descriptions", "published", "why_not", "warnings", "remarks")
+        told = (*_FOUND, "published", "why_not", "warnings")
         context.run.finish({name: said[name] for name in told} | {"agreement": said["labellings"][0]["agreement"]})
     return said
+
+
+_FOUND = ("images", "rejected", "missing", "decision", "clusters", "moved", "labellings", "remarks", "descriptions")
+"""What of a summary is the same whenever it is asked for."""
 
 
 def summary(context: Context) -> dict[str, Any]:
@@ -321,19 +402,27 @@ def summary(context: Context) -> dict[str, Any]:
     labellings = None if context.of_run else quality.without_labels(context)
     counts = {status: live["status"].to_pylist().count(status) for status in (OK, REJECTED, MISSING)}
     return {
-        "run_id": context.run.id,
         "images": live.num_rows,
         "rejected": counts[REJECTED],
         "missing": counts[MISSING],
+        "decision": refit.in_words(context),
         "clusters": context.config.n_clusters,
+        "moved": None if context.of_run else lineage.moved(context),
+        "labellings": labellings,
+        "remarks": [*(quality.remarks(context, labellings) if labellings else []), *encode.remarks(context), *duplicates.remarks(context)],
+        "descriptions": None if context.of_run or context.keeps else {"model": captioner_model(context.config.describe), **describe.told(context)},
+        **_places(context),
+    }
+
+
+def _places(context: Context) -> dict[str, Any]:
+    """Which run it is, where the tables of a finished one are, and its clusters."""
+    return {
+        "run_id": context.run.id,
         "assignments": context.run.files.location(assignments(context).directory),
         "cluster_table": clusters(context).location("all"),
         "report": None if context.of_run else report.index(context),
         "cluster_rows": cluster_rows(context),
-        "moved": None if context.of_run else lineage.moved(context),
-        "labellings": labellings,
-        "remarks": [*(quality.remarks(context, labellings) if labellings else []), *encode.remarks(context)],
-        "descriptions": None if context.of_run else {"model": captioner_model(context.config.describe), **describe.told(context)},
     }
 
 
@@ -350,11 +439,24 @@ def clusters(context: Context) -> Shards:
 
 
 def cluster_rows(context: Context) -> list[dict[str, Any]]:
-    """The cluster table with the clusters' keys and names, a dictionary a row."""
+    """The cluster table with the clusters' keys and names, a dictionary a row. Where people named clusters, the names are theirs, the model's own beside.
+
+    Of a cluster that they merged it is that of the one that it is part of now.
+    """
     model = context.of_run or context
     names = model.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name", "description"]).to_pylist()
-    rows = zip(clusters(context).read("all").to_pylist(), lineage.keys_of(model.run).tolist(), names, strict=True)
-    return [{"cluster": row.pop("cluster"), "key": key, **name, **row} for row, key, name in rows]
+    keys = lineage.keys_of(model.run).tolist()
+    try:
+        found = curated_clusters(context)
+    except BadRecord:  # publishing says so
+        found = None
+    if found is not None:
+        now = [found.of_model(key) for key in keys]
+        names = [{"name": one.name, "model_name": name["name"], "description": one.description} for one, name in zip(now, names, strict=True)]
+    return [
+        {"cluster": row.pop("cluster"), "key": key, **name, **row}
+        for row, key, name in zip(clusters(context).read("all").to_pylist(), keys, names, strict=True)
+    ]
 
 
 def provenance(config: PipelineConfig) -> dict[str, Any]:

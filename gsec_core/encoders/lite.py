@@ -4,6 +4,7 @@ All weights lie inside installed packages, so it works without a GPU, a model hu
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,13 @@ class LiteEncoder:
         del network._fc
         self._network = network.to(self._device, self._dtype, memory_format=torch.channels_last)
         self._texts = _minilm(device)
-        self._class_names = torch.from_numpy(self.encode_texts(class_names())).to(self._device)
+
+    @cached_property
+    def _class_names(self) -> Any:
+        """Text embeddings of the classes, (1000, 384), for images alone: they take seconds, which a run that has its images encoded does without."""
+        import torch
+
+        return torch.from_numpy(self.encode_texts(class_names())).to(self._device)
 
     @staticmethod
     def preprocess(image: Image.Image) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,6 +58,10 @@ class Namer(Protocol):
         """A name for each cluster by what was said of its images, all unlike; ``progress`` hears of each. Raises GsecError if nobody answers."""
         ...
 
+    def name_groups(self, said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], progress: Callable[[int], None]) -> list[Named]:
+        """As `name`, for groups of clusters, which may lie in each other."""
+        ...
+
 
 class TermsNamer:
     """See `naming.name_clusters`."""
@@ -67,6 +72,10 @@ class TermsNamer:
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
         progress(len(said))
         return [Named(name, TERMS) for name in naming.name_clusters(said)]
+
+    def name_groups(self, said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], progress: Callable[[int], None]) -> list[Named]:
+        progress(len(groups))
+        return [Named(name, TERMS) for name in naming.name_groups(said, groups)]
 
 
 def by_nouns(words: Sequence[str], weights: NDArray[np.float32]) -> list[Named]:
@@ -92,7 +101,13 @@ class OpenAINamer:
         background.start(self._chat.check()).result()
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
-        by_terms = naming.name_clusters(said)
+        return self._named(naming.name_clusters(said), said, progress)
+
+    def name_groups(self, said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], progress: Callable[[int], None]) -> list[Named]:
+        in_turn = (zip_longest(*(said[cluster] for cluster in group)) for group in groups)  # the model reads the first of them
+        return self._named(naming.name_groups(said, groups), [[one for row in rows for one in row if one is not None] for rows in in_turn], progress)
+
+    def _named(self, by_terms: Sequence[Name], said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
         replies = []
         asked = [background.start(self._ask(name, quoted)) for name, quoted in zip(by_terms, said, strict=True)]
         try:

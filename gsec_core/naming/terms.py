@@ -61,8 +61,19 @@ def name_clusters(said: Sequence[Sequence[Description]]) -> list[Name]:
     A name is the most distinctive object; two of them, if the first is in fewer than half of the descriptions; a distinctive
     word, if no description names an object; ``cluster 7`` without any.
     """
-    weighed = zip(said, _weigh(said, _objects), _weigh(said, _attributes), _weigh(said, _words_and_pairs), strict=True)
-    found = [_name(*cluster) for cluster in weighed]
+    return _named(said, [(cluster,) for cluster in range(len(said))], len(said))
+
+
+def name_groups(said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]]) -> list[Name]:
+    """As `name_clusters`, for groups of clusters, which may lie in each other: each is told from all that is not in it."""
+    return _named(said, groups, 2)
+
+
+def _named(said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], classes: int) -> list[Name]:
+    """Names of groups of clusters, each of which is one of ``classes`` of like size."""
+    weighed = (_weigh(said, groups, classes, terms_of) for terms_of in (_objects, _attributes, _words_and_pairs))
+    together = ([description for cluster in group for description in said[cluster]] for group in groups)
+    found = [_name(*group) for group in zip(together, *weighed, strict=True)]
     names = unique([(name.name, name.terms) for name in found])
     return [name._replace(name=shown) for name, shown in zip(found, names, strict=True)]
 
@@ -103,8 +114,10 @@ def _numbered(wish: str, cluster: int) -> Iterator[str]:
         name += "'"
 
 
-def _weigh(said: Sequence[Sequence[Description]], terms_of: Callable[[Description], list[str]]) -> list[list[_Term]]:
-    """For each cluster its terms, the heaviest first, without those that other clusters have as often: "colours" may be everywhere."""
+def _weigh(
+    said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], classes: int, terms_of: Callable[[Description], list[str]]
+) -> Iterator[list[_Term]]:
+    """For each group of clusters its terms, the heaviest first, without those that others have as often: "colours" may be everywhere."""
     spelt: dict[str, Counter[str]] = {}
     counts: list[Counter[str]] = []
     for descriptions in said:
@@ -117,20 +130,17 @@ def _weigh(said: Sequence[Sequence[Description]], terms_of: Callable[[Descriptio
     spelling = {key: min(spellings, key=lambda term: (-spellings[term], term)) for key, spellings in spelt.items()}
     overall = _together(counts)
     total = overall.total()
-    found = []
-    for count, weights in zip(counts, c_tf_idf(counts), strict=True):
-        terms_here = count.total()
+    for group in groups:
+        count = _together([counts[cluster] for cluster in group])
+        terms_here, weights = count.total(), c_tf_idf(count, overall, classes)
         own = [_Term(spelling[key], count[key], weight) for key, weight in weights.items() if count[key] * total >= overall[key] * terms_here]
-        found.append(sorted(own, key=lambda term: (-term.weight, -len(term.text), term.text)))
-    return found
+        yield sorted(own, key=lambda term: (-term.weight, -len(term.text), term.text))
 
 
-def c_tf_idf(counts: Sequence[Mapping[str, int]]) -> list[dict[str, float]]:
-    """Of each class the weights of its terms: its share of the class's terms times log(1 + mean terms a class / count over all)."""
-    overall = _together(counts)
-    mean = overall.total() / max(1, len(counts))
-    totals = [sum(count.values()) for count in counts]
-    return [{term: n / total * math.log(1 + mean / overall[term]) for term, n in count.items()} for count, total in zip(counts, totals, strict=True)]
+def c_tf_idf(count: Mapping[str, int], overall: Mapping[str, int], classes: int) -> dict[str, float]:
+    """Weights of a class's terms: its share of the class's terms times log(1 + mean terms of one of ``classes`` / count over all)."""
+    total, mean = sum(count.values()), sum(overall.values()) / classes
+    return {term: n / total * math.log(1 + mean / overall[term]) for term, n in count.items()}
 
 
 def _together(counts: Sequence[Mapping[str, int]]) -> Counter[str]:

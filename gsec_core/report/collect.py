@@ -1,7 +1,7 @@
 """What a report says, read from a run's tables."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 import numpy as np
 import polars as pl
@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 
 from gsec_core.captioners.template import prompt
 from gsec_core.config import DescribeConfig
+from gsec_core.curation import Curated, curated, log_of
+from gsec_core.errors import BadRecord
 from gsec_core.naming import namers
-from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicates, Shown, Unusable
+from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicate, Duplicates, Emerging, Node, Shown, Unusable
 from gsec_core.results import quality, status
-from gsec_core.stages import align, describe, encode, lineage, publish
+from gsec_core.stages import align, describe, duplicates, encode, hierarchy, lineage, publish, refit
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
 from gsec_core.tables import (
@@ -44,6 +46,9 @@ def collect(context: Context) -> Content:
     counts = Counter(live["status"])
     without = live.filter(pl.col("status") != OK).sort("uri")
     labellings = quality.without_labels(context)
+    copies = duplicates.load_duplicates(context)
+    found, curation = _curation(context)
+    hidden = set() if found is None else set(assignments["image_id"].filter(pl.Series(found.hidden)))
     return Content(
         run_id=context.run.id,
         created=request["created"],
@@ -54,20 +59,43 @@ def collect(context: Context) -> Content:
             "rejected": counts[REJECTED],
             "missing": counts[MISSING],
             "clusters": context.config.n_clusters,
-            "duplicates": int(assignments["is_duplicate"].sum()),
+            "duplicates": 0 if copies is None else pc.sum(pc.invert(copies["keep"])).as_py() or 0,
         },
-        clusters=tuple(_clusters(context, assignments)),
-        shown=tuple(_shown(context, assignments)),
+        clusters=tuple(_clusters(context, assignments, found)),
+        tree=tuple(_tree(context)),
+        shown=tuple(_shown(context, assignments, hidden)),
+        emerging=tuple(_emerging(context, hidden)),
         confidences=tuple(np.histogram(assignments["confidence"].to_numpy(), BINS, (0, 1))[0].tolist()),
         labellings=tuple(labellings),
         remarks=tuple(quality.remarks(context, labellings)),
         reasons=tuple((row["status"], row["reason"], row["images"]) for row in encode.reasons(context)),
         unusable=tuple(Unusable(*row) for row in without.head(LINES).select("uri", "status", "reason").iter_rows()),
-        duplicates=tuple(_duplicates(assignments)),
+        duplicates=None if copies is None else tuple(_duplicates(context, pl.DataFrame(copies))),
         timings=tuple(status.timings(context.run)),
         made_with=tuple(_made_with(context)),
         configuration=context.config.model_dump(mode="json"),
+        curation=curation,
     )
+
+
+def _curation(context: Context) -> tuple[Curated | None, tuple[str, ...]]:
+    """What people have made of the clusters, None if nothing, and what a reader should know of it."""
+    try:
+        found = curated(context) if log_of(context).numbers() else None
+    except BadRecord as error:
+        return None, (f"The names are the model's own: what people said cannot be read. {error}",)
+    if found is None:
+        return None, ()
+    said = []
+    if found.hidden.any() or any(one.curated or one.hidden for one in found.clusters):  # a star changes nothing here, nor does what is undone
+        said.append(
+            f"Names and descriptions are those that people gave, up to act {found.last}; where the model calls a cluster otherwise, that stands below. "
+            "The clusters themselves, their images and their figures are the model's own: those that people merged have the name of the one that they "
+            "are part of, splits and moves are not drawn, and hidden images are in no gallery. What people said since this page was drawn is not in it."
+        )
+    if found.open:
+        said.append(f"{len(found.open)} of {found.acts} acts cannot be applied to these clusters: gsec curate log says which, and why.")
+    return found, tuple(said)
 
 
 def _asked(context: Context) -> Iterator[tuple[str, str]]:
@@ -107,16 +135,17 @@ def _question(config: DescribeConfig) -> str:
     return "Which of ImageNet's thousand classes is it, and what are its colour, light and texture?"
 
 
-def _clusters(context: Context, assignments: pl.DataFrame) -> Iterator[Cluster]:
+def _clusters(context: Context, assignments: pl.DataFrame, found: Curated | None) -> Iterator[Cluster]:
     confidence = dict(assignments.group_by("cluster").agg(pl.col("confidence").mean()).iter_rows())
     rows = context.shards(align.STAGE, CLUSTERS_TABLE).read("all").to_pylist()
     names = context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all").to_pylist()
     for row, key, named in zip(rows, lineage.keys_of(context.run).tolist(), names, strict=True):
+        now = None if found is None else found.of_model(key)
         yield Cluster(
             cluster=row["cluster"],
             key=key,
-            name=named["name"],
-            description=named["description"] or "",
+            name=named["name"] if now is None else now.name,
+            description=(named["description"] if now is None else now.description) or "",
             terms=tuple(named["terms"]),
             size=row["size"],
             confidence=confidence.get(row["cluster"]),
@@ -124,11 +153,13 @@ def _clusters(context: Context, assignments: pl.DataFrame) -> Iterator[Cluster]:
             separation=row["separation"],
             agreement=row["agreement"],
             stability=row["stability"],
+            model_name=None if now is None or now.name == named["name"] else named["name"],
         )
 
 
-def _shown(context: Context, assignments: pl.DataFrame) -> Iterator[Shown]:
+def _shown(context: Context, assignments: pl.DataFrame, hidden: Set[bytes]) -> Iterator[Shown]:
     layout = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all")).select("image_id", "role", "x", "y")
+    layout = layout.filter(~pl.col("image_id").is_in(list(hidden)))
     captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all", ["content_hash", "text"]).to_pylist()
     caption_of = {row["content_hash"]: row["text"] for row in captions}
     thumbnail_of = dict(thumbnails(context, layout["image_id"]))
@@ -138,6 +169,24 @@ def _shown(context: Context, assignments: pl.DataFrame) -> Iterator[Shown]:
             caption=caption_of.get(row["content_hash"]),
             thumbnail=thumbnail_of.get(row["image_id"]),
         )
+
+
+def _tree(context: Context) -> Iterator[Node]:
+    table = hierarchy.load_hierarchy(context)
+    if table is not None:
+        for row in table.to_pylist():
+            yield Node(row["left"], row["right"], row["name"], row["clusters"], row["size"])
+
+
+PICTURES = 3
+"""Of a group of new images."""
+
+
+def _emerging(context: Context, hidden: Set[bytes]) -> Iterator[Emerging]:
+    for group in refit.emerged(context)[:LINES]:
+        typical = [image for image in group["images"] if image not in hidden][:PICTURES]
+        thumbnail_of = dict(thumbnails(context, typical))
+        yield Emerging(group["size"], group["cluster"], tuple(group["like"]), tuple(map(thumbnail_of.get, typical)))
 
 
 def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -150,10 +199,14 @@ def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[b
         yield from zip(here["image_id"].to_pylist(), here["thumbnail"].to_pylist(), strict=True)
 
 
-def _duplicates(assignments: pl.DataFrame) -> Iterator[Duplicates]:
-    groups = assignments.filter("is_duplicate").group_by("content_hash").agg(pl.len(), pl.col("uri").sort().head(OF_A_GROUP))
-    for count, uris in groups.sort(pl.col("uri").list.first()).head(GROUPS).select("len", "uri").iter_rows():
-        yield Duplicates(count, tuple(uris))
+def _duplicates(context: Context, copies: pl.DataFrame) -> Iterator[Duplicates]:
+    shown = copies.filter(pl.col("group") < GROUPS)
+    counts = dict(shown.group_by("group").len().iter_rows())
+    first = shown.group_by("group", maintain_order=True).head(OF_A_GROUP)
+    thumbnail_of = dict(thumbnails(context, first["image_id"]))
+    for (group,), rows in first.partition_by("group", as_dict=True, maintain_order=True).items():
+        images = rows.select("uri", "cosine", "exact", "image_id").iter_rows()
+        yield Duplicates(counts[group], tuple(Duplicate(uri, cosine, exact, thumbnail_of.get(id)) for uri, cosine, exact, id in images))
 
 
 def _made_with(context: Context) -> Iterator[tuple[str, str]]:

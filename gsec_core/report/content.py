@@ -7,7 +7,7 @@ from typing import Any
 LINES = 200
 """Rows of a list that a page has at most: images without a cluster, settings, stages."""
 
-GROUPS, OF_A_GROUP = 50, 12
+GROUPS, OF_A_GROUP = 50, 6
 """Groups of duplicates that are listed, and images of one."""
 
 
@@ -28,6 +28,20 @@ class Cluster:
     separation: float
     agreement: float | None
     stability: float | None
+    model_name: str | None = None
+    """What the model calls it, if people call it otherwise."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """An inner node of the tree over the clusters."""
+
+    left: int
+    right: int
+    """Clusters by their numbers; nodes by the number of clusters and their place."""
+    name: str
+    clusters: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Emerging:
+    """New images that lie together where no old ones are."""
+
+    size: int
+    cluster: int
+    """Where most of them are."""
+    like: tuple[str, ...]
+    """What was said of the images that are most like them."""
+    thumbnails: tuple[bytes | None, ...]
+    """Of the most typical ones."""
+
+
+@dataclass(frozen=True)
 class Unusable:
     """An image without a cluster."""
 
@@ -58,12 +85,24 @@ class Unusable:
 
 
 @dataclass(frozen=True)
+class Duplicate:
+    """An image of a group of duplicates."""
+
+    uri: str
+    cosine: float
+    """To the first of its group."""
+    exact: bool
+    """Whether it has the same bytes as that."""
+    thumbnail: bytes | None
+
+
+@dataclass(frozen=True)
 class Duplicates:
-    """Images with equal bytes."""
+    """Images of one picture, or nearly one."""
 
     count: int
-    uris: tuple[str, ...]
-    """The first of them."""
+    images: tuple[Duplicate, ...]
+    """The first of them; the very first is the one to keep."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +114,15 @@ class Content:
     asked: tuple[tuple[str, str], ...]
     """What was asked, label and value: source, question, encoder, captioner, ..."""
     counts: Mapping[str, int]
-    """images, assigned, rejected, missing, clusters, duplicates (images that share their bytes with another)."""
+    """images, assigned, rejected, missing, clusters, duplicates (images that are copies of another, byte by byte or nearly)."""
     clusters: tuple[Cluster, ...]
-    """All of them, largest first; their numbers are their places."""
+    """All of them; their numbers are their places."""
+    tree: tuple[Node, ...]
+    """From the bottom up; empty if there is none."""
     shown: tuple[Shown, ...]
     """In the order in which galleries show them."""
+    emerging: tuple[Emerging, ...]
+    """The largest group first."""
     confidences: tuple[int, ...]
     """How many images have a confidence in each of as many equal parts of 0 to 1."""
     labellings: tuple[Mapping[str, Any], ...]
@@ -90,11 +133,13 @@ class Content:
     """Status, reason and number of the images without a cluster, the most frequent first."""
     unusable: tuple[Unusable, ...]
     """The first of them."""
-    duplicates: tuple[Duplicates, ...]
-    """The first of them, by URI."""
+    duplicates: tuple[Duplicates, ...] | None
+    """The largest groups; None if the run looked for none."""
     timings: tuple[Mapping[str, Any], ...]
     """A row a stage: stage, shards, seconds."""
     made_with: tuple[tuple[str, str], ...]
     """Versions and machine."""
     configuration: Mapping[str, Any]
     """All settings, sections within."""
+    curation: tuple[str, ...] = ()
+    """What people did to the clusters, in plain words, if anything."""

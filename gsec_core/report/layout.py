@@ -1,10 +1,13 @@
 """Which images a report shows, and where they are on its map."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
 
 MOST = 5_000
 """Images that a report shows at most."""
@@ -12,12 +15,17 @@ MOST = 5_000
 PER_ROLE = 6
 """Images of each role that a cluster's gallery has at most."""
 
-REPRESENTATIVE, MOST_CONFIDENT, LEAST_CONFIDENT, SAMPLE = "representative", "most confident", "least confident", "sample"
-"""Why an image is shown: it was described or is near its cluster's centre, its cluster is surest or least sure of it, or it was drawn for the map."""
+REPRESENTATIVE, MOST_CONFIDENT, LEAST_CONFIDENT, SAMPLE, NEW = "representative", "most confident", "least confident", "sample", "new"
+"""Why an image is shown: it was described or is near its cluster's centre, its cluster is surest or least sure of it, it was drawn for the map, or it has come
+since the model was fitted that labels it."""
 
 _SEED = 0
 _COMPONENTS = 50
 _PERPLEXITY = 30
+_LANDMARKS = 10
+_ONE_ISLAND = 0.05
+"""Of a landmark that lies farther from the nearest one, on the map, nothing is taken: between two islands there is nothing."""
+_LEAST_SPREAD, _MOST_SPREAD = 0.001, 0.01
 
 
 def choose(
@@ -76,3 +84,40 @@ def place(X: NDArray[Any]) -> NDArray[np.float32]:
     low, span = points.min(0), np.ptp(points, axis=0).max() or 1.0
     placed: NDArray[np.float32] = ((points - low) / span).astype(np.float32)
     return placed
+
+
+def beside(X: NDArray[Any], landmarks: NDArray[np.float32], points: NDArray[np.float32], noise: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Rows (n, d) as points (n, 2) within the unit square, each beside the landmarks that it is most like.
+
+    ``landmarks`` (m, d) are unit rows that are at ``points`` (m, 2). A point is the mean of the nearest landmarks' points, by the weights of modified
+    Shepard interpolation (Franke, Scattered Data Interpolation, 1982) of the chords between unit rows. To it comes ``noise`` (n, 2), standard normal,
+    times the distance from the nearest landmark to its own neighbours on the map: with less, many points are clumps around landmarks.
+    """
+    import faiss
+    from scipy.spatial import KDTree
+
+    count = min(_LANDMARKS, len(points))
+    between = KDTree(points).query(points, k=np.arange(2, 5))[0]
+    spread = np.where(np.isfinite(between), between, _MOST_SPREAD).mean(1).clip(_LEAST_SPREAD, _MOST_SPREAD)
+    placed = np.empty((len(X), 2), np.float32)
+    for start in range(0, len(X), BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, len(X))
+        similar, nearest = faiss.knn(unit_rows(X[start:stop]), landmarks, count, metric=faiss.METRIC_INNER_PRODUCT)
+        chord = np.sqrt(np.maximum(2 - 2 * similar, 1e-6))
+        near = points[nearest]
+        weights = np.square(chord[:, -1:] * 1.001 / chord - 1) * (np.linalg.norm(near - near[:, :1], axis=2) <= _ONE_ISLAND)
+        weights[:, 0] += 1e-6
+        mean = (near * weights[:, :, None]).sum(1) / weights.sum(1)[:, None]
+        placed[start:stop] = mean + noise[start:stop] * spread[nearest[:, 0], None]
+    reflected: NDArray[np.float32] = 1 - np.abs(1 - np.abs(placed))  # clipped, they would make a line of the border
+    return reflected.clip(0, 1)
+
+
+def noise_of(ids: Sequence[bytes]) -> NDArray[np.float64]:
+    """(n, 2) standard normal values, always the same of an image: its id (16 bytes, a hash) is the randomness."""
+    from scipy.special import ndtri
+
+    halves = np.frombuffer(b"".join(ids), np.uint64).reshape(-1, 2)
+    # Of 52 bits, so that with the half none becomes 0 or 1.
+    normal: NDArray[np.float64] = ndtri(((halves >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52)
+    return normal.clip(-2.5, 2.5)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from gsec_core.clustering import hierarchy
 from gsec_core.report import charts, layout, pictures, text
 from gsec_core.report.colours import colour
-from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Shown
-from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE
+from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicate, Duplicates, Emerging, Node, Shown
+from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, NEW, REPRESENTATIVE
 from gsec_core.report.pictures import Picture
 
 if TYPE_CHECKING:
@@ -31,15 +32,26 @@ MAX_INLINE = 50
 MAX_LISTED = layout.MOST
 """Clusters in the table, and images on the map."""
 
+MAX_TREE = 1_000
+"""Clusters up to which the index has their tree."""
+
+_DEEPEST, _NODE = 24, 60
+"""Levels of the tree that fold, as browsers show some hundreds of elements within each other, and characters of a node's name."""
+
 MAX_MATCHES = 5_000
 """Rows of all tables of matched clusters."""
 
 _GALLERY_BYTES = _SHEETS_BYTES = 5_000_000
 
+_EMERGING_BYTES = 500_000
+
+_DUPLICATES_BYTES = 1_500_000
+
 _ROLES = (
     (REPRESENTATIVE, "Representatives", "described ones first, the nearest to the centre"),
     (MOST_CONFIDENT, "Most confident", "surest to belong here"),
     (LEAST_CONFIDENT, "Least confident", "where the cluster frays"),
+    (NEW, "New", "came since the model was fitted"),
 )
 
 _NAME, _DESCRIPTION, _WHOLE, _TERMS, _URI, _SHORT, _CAPTION, _VALUE = 120, 480, 2000, 240, 300, 90, 300, 1000
@@ -105,15 +117,46 @@ def _index(content: Content, listed: Sequence[Cluster]) -> dict[str, Any]:
         "listed": listed,
         "inline": inline,
         "targets": {cluster.cluster: f"#cluster-{cluster.cluster}" if inline else _path(cluster.cluster) for cluster in listed},
+        "emerging": _emerging(content),
+        "duplicates": _duplicates(content),
+        "tree": list(_tree(content)),
+        "merges": [(node.left, node.right, text.cut(node.name, _NODE)) for node in content.tree] if _tree_fits(content) else [],
         "largest": max([1, *sizes]),
-        "sizes": charts.ranked(sizes),
+        "sizes": charts.ranked(sorted(sizes, reverse=True)),
         "confidences": charts.histogram(content.confidences),
         "onmap": onmap,
         "sheets": sheets,
         "map": _map(content, onmap, sheets),
         "settings": list(_flat(content.configuration)),
-        "limits": {"groups": GROUPS, "group": OF_A_GROUP, "lines": LINES, "shown": MAX_LISTED},
+        "limits": {"lines": LINES, "shown": MAX_LISTED},
     }
+
+
+def _tree_fits(content: Content) -> bool:
+    return 0 < len(content.tree) == len(content.clusters) - 1 < MAX_TREE
+
+
+def _tree(content: Content) -> Iterator[tuple[str, Node | Cluster]]:
+    """What opens, what closes and the clusters between, in the order of the page; nothing of a tree with too many."""
+    if not _tree_fits(content):
+        return
+    merges = [(node.left, node.right) for node in content.tree]
+    sizes = [*(cluster.size for cluster in content.clusters), *(node.size for node in content.tree)]
+    for step, number, _ in hierarchy.walk(merges, sizes, _DEEPEST):
+        yield step, content.clusters[number] if step == "leaf" else content.tree[number - len(content.clusters)]
+
+
+def _emerging(content: Content) -> list[tuple[Emerging, list[Picture | None]]]:
+    """Groups of new images with their pictures."""
+    made = iter(pictures.gallery([thumbnail for group in content.emerging for thumbnail in group.thumbnails], _EMERGING_BYTES))
+    return [(group, [next(made) for _ in group.thumbnails]) for group in content.emerging]
+
+
+def _duplicates(content: Content) -> list[tuple[Duplicates, list[tuple[Duplicate, Picture | None]]]]:
+    """The first groups of duplicates with their pictures."""
+    groups = [(group, group.images[:OF_A_GROUP]) for group in (content.duplicates or ())[:GROUPS]]
+    made = iter(pictures.gallery([image.thumbnail for _, images in groups for image in images], _DUPLICATES_BYTES))
+    return [(group, [(image, next(made)) for image in images]) for group, images in groups]
 
 
 def _map(content: Content, onmap: Sequence[Shown], sheets: pictures.Sheets) -> dict[str, Any]:
@@ -130,7 +173,7 @@ def _map(content: Content, onmap: Sequence[Shown], sheets: pictures.Sheets) -> d
         "height": [height for _, height in sheets.sizes],
         "tile": sheets.tile,
         "clusters": {
-            str(cluster.cluster): [_FILTERS["name"](cluster.name), colour(cluster.cluster)] for cluster in content.clusters if cluster.cluster in numbers
+            str(cluster.cluster): [FILTERS["name"](cluster.name), colour(cluster.cluster)] for cluster in content.clusters if cluster.cluster in numbers
         },
     }
 
@@ -205,7 +248,7 @@ def _duration(seconds: object) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-_FILTERS: dict[str, Callable[..., Any]] = {
+FILTERS: dict[str, Callable[..., Any]] = {
     "name": lambda value: text.prose(value, _NAME) or "unnamed",
     "description": lambda value: text.prose(value, _DESCRIPTION),
     "whole": lambda value: text.prose(value, _WHOLE),
@@ -227,7 +270,7 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("gsec_core.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    environment.filters |= _FILTERS
+    environment.filters |= FILTERS
     environment.globals |= {"colour": colour, "share": _share, "path": _path, "asset": asset, "digest": digest}
     return environment
 

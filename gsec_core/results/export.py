@@ -14,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import polars as pl
+import polars.selectors as cs
 from PIL import Image
 
+from gsec_core.clustering import hierarchy
+from gsec_core.curation import Curated, curated, log_of
 from gsec_core.devices import usable_cores
 from gsec_core.errors import Refused
 from gsec_core.images.decode import FORMATS, content_hash
@@ -29,7 +32,18 @@ from gsec_core.sources.uris import inside
 from gsec_core.stages.base import Context
 from gsec_core.stages.encode import encoded_rows, encoders_of, fetch
 from gsec_core.store import Run
-from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, LINEAGE_TABLE, OK
+from gsec_core.tables import (
+    ALIGNMENT_TABLE,
+    ASSIGNED_TABLE,
+    ASSIGNMENTS_TABLE,
+    CLUSTER_NAMES_TABLE,
+    CLUSTERS_TABLE,
+    DUPLICATES_TABLE,
+    HIERARCHY_TABLE,
+    INSTANCE_GROUPS_TABLE,
+    LINEAGE_TABLE,
+    OK,
+)
 
 Images = Literal["links", "copies"]
 
@@ -55,20 +69,26 @@ _LONGEST, _LONGEST_ENDING = 120, 6
 """Bytes of a file name, so that it fits wherever it is copied, and characters of its ending."""
 
 
-def export(context: Context, to: Path, images: Images | None = None, encoder: bool = False) -> dict[str, int]:
+def export(context: Context, to: Path, images: Images | None = None, encoder: bool = False, groups: int | None = None) -> dict[str, int]:
     """Write a run's result into the folder ``to``. Returns the files and folders written, with the rows or images of each.
 
-    Files that are there are replaced, each at once. ``images`` adds a folder a cluster with links to the images, of a source
+    Files that are there are replaced, each at once. Where people have curated the clusters, keys and names are theirs, the model's own beside
+    them, and hidden images are marked, and in no folder. ``images`` adds a folder a cluster with links to the images, of a source
     that is a local folder, or with copies of them; `LOST` counts those that are gone or, of copies, others by now. ``encoder`` adds the
-    folder of the encoder that the run has trained, as `enhance.write_encoder` does, which imports torch; counted are its files. Raises
-    Refused if the run is not finished, if there is a folder of images already, or if links are wanted of what are no files;
-    OSError if the disk is full.
+    folder of the encoder that the run has trained, as `enhance.write_encoder` does, which imports torch; counted are its files. ``groups`` adds
+    a table with the model's clusters in so many groups, by its tree. Raises Refused if the run is not finished, has no tree or not so many
+    clusters, if there is a folder of images already, or if links are wanted of what are no files; OSError if the disk is full.
     """
-    assignments, clusters = _assignments(context), _clusters(context)
+    labelled = _assignments(context)
+    model = clusters = _clusters(context)
+    assignments, found = labelled, curated(context) if log_of(context).numbers() else None
+    if found is not None:
+        assignments, clusters = _curated_assignments(labelled, found), _curated_clusters(model, found)
     if images and (to / IMAGES).exists():
         raise Refused(f"--images {images}: {to / IMAGES} is there already, and may be of another run. Move it away, or name another folder.")
     if encoder and (to / ENCODER).exists():
         raise Refused(f"--encoder: {to / ENCODER} is there already, and a run may need it. Move it away, or name another folder.")
+    grouped = None if groups is None else _groups(_model(context), model, groups)
     source = context.open_source() if images else None
     if images == "links" and not isinstance(source, LocalFolder):
         raise Refused(f"--images links: the images of {context.config.source} are no files of this machine. Use --images copies.")
@@ -76,19 +96,29 @@ def export(context: Context, to: Path, images: Images | None = None, encoder: bo
     with _replacing(to / "assignments.parquet") as file:
         assignments.write_parquet(file)
     with _replacing(to / "clusters.json") as file:
-        file.write(_json(context, clusters))
+        file.write(_json(context, clusters, {} if found is None else {"model_clusters": model.to_dicts(), "acts": found.acts, "open_acts": len(found.open)}))
     tables = {
         "assignments.csv": assignments.with_columns(pl.col("image_id", "content_hash").bin.encode("hex")),
-        "clusters.csv": clusters.with_columns(pl.col("terms").list.join("; ")),
+        "clusters.csv": clusters.with_columns(cs.list().cast(pl.List(pl.String)).list.join("; ")),
         "unusable.csv": pl.DataFrame(encoded_rows(context)).filter(pl.col("status") != OK).select("uri", "status", "reason").sort("uri"),
     }
+    made = {table for record in context.run.stages().values() for table in record["tables"]}
+    if DUPLICATES_TABLE in made:  # not of a run that assigns, or of an older gsec
+        tables["duplicates.csv"] = _read(context.run, DUPLICATES_TABLE).with_columns(pl.col("image_id").bin.encode("hex"))
+    if INSTANCE_GROUPS_TABLE in made:
+        tables["pseudo_labels.csv"] = _pseudo_labels(context.run, labelled, model)
+    if grouped is not None:
+        tables["groups.csv"] = grouped
     for name, table in tables.items():
         with _replacing(to / name) as file:
             write_csv(table, file)
     written = {"assignments.parquet": len(assignments), "clusters.json": len(clusters), **{name: len(table) for name, table in tables.items()}}
     if encoder:
         written |= {ENCODER: _write_encoder(context, to / ENCODER)}
-    return written if source is None else written | _write_images(context, source, assignments, to / IMAGES, images == "links")
+    if source is None:
+        return written
+    shown = assignments if found is None else assignments.filter(~pl.col("hidden")).with_columns(cluster="cluster_key")
+    return written | _write_images(context, source, shown, to / IMAGES, images == "links")
 
 
 def make_folder(to: Path) -> None:
@@ -117,6 +147,57 @@ def _clusters(context: Context) -> pl.DataFrame:
     return functools.reduce(lambda left, right: left.join(right, on="cluster", maintain_order="left"), more, keys.select("cluster", "cluster_key"))
 
 
+def _curated_assignments(assignments: pl.DataFrame, found: Curated) -> pl.DataFrame:
+    """With key and name as people curated them, the model's own beside."""
+    names = {cluster.key: cluster.name for cluster in found.clusters}
+    own = assignments.rename({"cluster_key": "model_cluster_key", "name": "model_name"})
+    keyed = own.with_columns(cluster_key=pl.Series(found.keys, dtype=pl.Int32), hidden=pl.Series(found.hidden))
+    first = ["uri", "cluster", "cluster_key", "name", "hidden", "model_cluster_key", "model_name"]
+    return keyed.with_columns(name=pl.col("cluster_key").replace_strict(names, return_dtype=pl.String)).select(*first, pl.exclude(*first))
+
+
+def _curated_clusters(clusters: pl.DataFrame, found: Curated) -> pl.DataFrame:
+    """A row a curated cluster; beside it, of the model's cluster of this key, name, size and what else is known of that. Parts that a split made have none."""
+    kinds = {"cluster_key": pl.Int32, "name": pl.String, "description": pl.String, "size": pl.Int64, "hidden": pl.Boolean, "starred": pl.Boolean}
+    rows = pl.DataFrame(
+        [(*cluster[:7], list(cluster.merged), cluster.key if cluster.model_name is not None else None) for cluster in found.clusters],
+        schema={**kinds, "curated": pl.Boolean, "merged": pl.List(pl.Int32), "model_cluster_key": pl.Int32},
+        orient="row",
+    )
+    own = clusters.rename({name: f"model_{name}" for name in ("name", "description", "size")})
+    return rows.join(own, on="cluster_key", how="left", maintain_order="left")
+
+
+def _pseudo_labels(run: Run, assignments: pl.DataFrame, clusters: pl.DataFrame) -> pl.DataFrame:
+    """What a semi-supervised learner starts from: the images that members labelled themselves, each with the label, in the numbers of the consensus."""
+    labels = _read(run, ALIGNMENT_TABLE).select("member", cluster="permutation").explode("cluster")
+    labels = labels.with_columns(group=pl.int_range(pl.len(), dtype=pl.Int32).over("member"))
+    found = _read(run, INSTANCE_GROUPS_TABLE).join(assignments.select("image_id", "uri"), on="image_id").join(labels, on=["member", "group"])
+    named = found.join(clusters.select("cluster", "cluster_key", "name"), on="cluster")
+    return named.select("uri", "member", "class", "cluster", "cluster_key", "name").sort("member", "class", "uri")
+
+
+def _groups(run: Run, clusters: pl.DataFrame, groups: int) -> pl.DataFrame:
+    """A row a cluster of the model, with the group that it is in, the largest first."""
+    count = len(clusters)
+    if not 1 <= groups <= count:
+        raise Refused(f"--groups {groups}: the run has {count} clusters. Give 1 to {count}.")
+    try:
+        tree = _read(run, HIERARCHY_TABLE)
+    except Refused:
+        raise Refused(
+            f"--groups {groups}: run {run.id} has no tree of its clusters, as an older gsec made it. gsec run with --redo hierarchy makes one."
+        ) from None
+    if len(tree) != count - 1:
+        raise Refused(f"--groups {groups}: of {count} clusters there is no tree.")
+    merges = list(tree.select("left", "right").iter_rows())
+    names = [*clusters["name"], *tree["name"]]
+    found = sorted(hierarchy.cut(merges, count, groups).items(), key=lambda group: (-sum(clusters["size"][group[1]]), group[1]))
+    rows = [(cluster, number, names[node]) for number, (node, inside) in enumerate(found) for cluster in inside]
+    grouped = pl.DataFrame(rows, schema={"cluster": pl.Int32, "group": pl.Int32, "group_name": pl.String}, orient="row")
+    return clusters.select("cluster", "cluster_key", "name", "size").join(grouped, on="cluster").sort("group", "cluster")
+
+
 def _model(context: Context) -> Run:
     """The run that made the clusters."""
     return (context.of_run or context).run
@@ -127,10 +208,10 @@ def _read(run: Run, table: str) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(found) for found in shards.read_all(names)])
 
 
-def _json(context: Context, clusters: pl.DataFrame) -> bytes:
+def _json(context: Context, clusters: pl.DataFrame, more: dict[str, Any]) -> bytes:
     config = context.config
     about = {"run_id": context.run.id, "source": config.source, "encoder": encoders_of(context.run), "captioner": config.describe.captioner}
-    return json.dumps({**about, "clusters": clusters.to_dicts()}, indent=1, ensure_ascii=False).encode()
+    return json.dumps({**about, "clusters": clusters.to_dicts(), **more}, indent=1, ensure_ascii=False).encode()
 
 
 @contextmanager

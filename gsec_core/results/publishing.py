@@ -6,14 +6,17 @@ it continues, of a generation that is not newer. Otherwise what was published st
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from gsec_core.config import PipelineConfig
+from gsec_core.curation import published as curation
 from gsec_core.errors import Refused
 from gsec_core.section import output_settings
-from gsec_core.stages import align, lineage
+from gsec_core.stages import align, lineage, refit
 from gsec_core.stages.base import Context
 from gsec_core.store import Corpus, Publication, Run, Store
+from gsec_core.store.publications import pipeline_of
 from gsec_core.store.runs import now
 
 
@@ -40,11 +43,6 @@ def told(summary: Mapping[str, Any]) -> list[str]:
     return [*summary["warnings"], *([summary["why_not"]] if summary["why_not"] else [])]
 
 
-def pipeline_of(config: PipelineConfig, corpus: str) -> str:
-    """The name that runs of these settings publish under."""
-    return corpus if config.pipeline is None else config.pipeline
-
-
 def published(store: Store, config: PipelineConfig, corpus: Corpus) -> Publication | None:
     """What a run of these settings would continue. Raises Refused if the pipeline publishes another corpus."""
     newest = store.publications.newest(pipeline_of(config, corpus.name))
@@ -58,20 +56,23 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
     doubts = list(_suspicions(context, summary))
     if context.of_run is not None:
         return Verdict(False, tuple(doubts), bool(doubts))
+    news = refit.warnings(context)
     run, store = context.run, Store(context.run.files)
     store.publications.point(pipeline_of(context.config, context.corpus.name))
     newest = published(store, context.config, context.corpus)
     if newest is not None and newest.run_id == run.id:
-        return Verdict(True, tuple(doubts), held=False)
+        curation.tell(store, newest.pipeline, context)
+        return Verdict(True, (*doubts, *news, *_curation(store, newest.pipeline)), held=False)
     wide, obstacle = _moved_far(context, summary["moved"]), _obstacle(context, newest)
-    warnings = (*doubts, *([wide] if wide else []))
+    warnings = (*doubts, *([wide] if wide else []), *news)
     if obstacle is None:
         if back := _went_back(context, newest):
             warnings = (*warnings, back)
         if doubts or back or (wide and not _asked_for_another(context)):
             return Verdict(False, warnings, True, bool(wide), why_not=f"So it is not published. After a look at it: gsec publish --run {run.id}")
-        if store.publications.add(_next(context, newest, summary["moved"])):
-            return Verdict(True, warnings, False, bool(wide), replaces=True)
+        wanted = _next(context, newest, summary["moved"])
+        if store.publications.add(wanted, partial(curation.additions, store, context)):
+            return Verdict(True, (*warnings, *_curation(store, wanted.pipeline)), False, bool(wide), replaces=True)
         obstacle = _OTHER_NOW
     return Verdict(False, warnings, bool(doubts), bool(wide), why_not=f"It is not published: {obstacle}")
 
@@ -82,6 +83,7 @@ def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
     store.publications.point(pipeline)
     newest = published(store, context.config, context.corpus)
     if newest is not None and newest.run_id == run.id:
+        curation.tell(store, pipeline, context)
         return newest
     if any(former.run_id == run.id for former in store.publications.newest_first(pipeline)):
         wanted = replace(_next(context, newest, None), left=newest.assignments if newest else None)
@@ -89,9 +91,14 @@ def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
         raise Refused(f"--run {run.id}: {obstacle}")
     else:
         wanted = _next(context, newest, summary["moved"])
-    if not store.publications.add(wanted):
+    if not store.publications.add(wanted, partial(curation.additions, store, context)):
         raise Refused(f"--run {run.id}: {_OTHER_NOW}")
     return wanted
+
+
+def _curation(store: Store, pipeline: str) -> list[str]:
+    remark = curation.remark(store.publications.pointer(pipeline).get("curated"))
+    return [] if remark is None else [remark]
 
 
 def _next(context: Context, newest: Publication | None, moved: float | None) -> Publication:

@@ -12,10 +12,10 @@ from sklearn.metrics import adjusted_rand_score
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.metrics import purity, score
 from gsec_core.errors import Refused
-from gsec_core.stages import align, baseline, enhance, prepare, publish, text
+from gsec_core.stages import align, baseline, enhance, prepare, publish, refit, text, train
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
-from gsec_core.tables import ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
+from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
 
 STABLE = 0.5
 """Stability of a cluster below which it counts as dissolved (Hennig 2007)."""
@@ -33,16 +33,15 @@ MOST_NAMED = 20
 def without_labels(context: Context) -> list[dict[str, Any]]:
     """One row a labelling, consensus first: purity, cohesion and agreement (means over images), separation (mean over clusters), sizes, ARI with the consensus.
 
-    Purity is of the neighbours in both halves, the text half counting as much as its counterparts have earned.
+    Purity is of the neighbours in both halves, the text half counting as much as its counterparts have earned. A run that keeps the published model searches
+    no neighbours and makes no k-means.
     """
     consensus, *_ = found = labellings(context)
-    neighbors, weight = prepare.load_neighbors(context).halves, text.weight_deserved(context)
-    rows = sample_rows(len(neighbors[0]), PURITY_ROWS, 0)
-    near = [half[rows] for half in neighbors]
+    purities = [None] if context.keeps else _purities(context, [_clusters(assignments) for _, assignments, _ in found])
     return [
         {
             "labelling": name,
-            "purity": float(np.average([purity(_clusters(assignments), half, rows)[1] for half in near], weights=[1 - weight, weight][: len(near)])),
+            "purity": pure,
             "cohesion": _mean(clusters["cohesion"], clusters["size"]),
             "separation": _mean(clusters["separation"]),
             "agreement": _mean(clusters["agreement"], clusters["size"]),
@@ -50,15 +49,27 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
             "smallest": min(clusters["size"].to_pylist()),
             "ARI to consensus": float(adjusted_rand_score(_clusters(consensus[1]), _clusters(assignments))),
         }
-        for name, assignments, clusters in found
+        for (name, assignments, clusters), pure in zip(found, purities, strict=True)
     ]
+
+
+def _purities(context: Context, labellings: Sequence[NDArray[np.int32]]) -> list[float]:
+    """Of each labelling."""
+    neighbors, weight = prepare.load_neighbors(context).halves, text.weight_deserved(context)
+    rows, weights = sample_rows(len(neighbors[0]), PURITY_ROWS, 0), [1 - weight, weight][: len(neighbors)]
+    near = [half[rows] for half in neighbors]
+    return [float(np.average([purity(labels, half, rows)[1] for half in near], weights=weights)) for labels in labellings]
 
 
 def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader of a result is to know of it, in plain words; ``rows`` as `without_labels` gives them."""
-    consensus, kmeans = rows
     said = []
-    if consensus["purity"] <= kmeans["purity"]:
+    if decided := refit.in_words(context):
+        said.append(decided)
+    consensus, kmeans = rows[0], rows[-1]
+    if context.keeps:
+        pass
+    elif consensus["purity"] <= kmeans["purity"]:
         said.append(
             "The consensus adds nothing over plain k-means: neighbours of an image are in its cluster no more often "
             f"(purity {consensus['purity']:.3f} against {kmeans['purity']:.3f})."
@@ -70,7 +81,32 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if unsure:
         shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
         said.append(f"Of {len(unsure)} of the {table.num_rows} clusters the members do not agree that they are there (stability below {STABLE}): {shown}.")
-    return said + enhance.remarks(context)
+    return said + ([] if context.keeps else _of_pseudo_labels(context)) + enhance.remarks(context)
+
+
+def _of_pseudo_labels(context: Context) -> list[str]:
+    """Whether labels that members gave a sample themselves, if they did, are of classes that are alike, and whether they lasted."""
+    found = train.load_pseudo_labels(context)
+    if found is None:
+        return []
+    transitions, groups = map(pl.DataFrame, found)
+    classes = groups.select("member", "class", "group").unique()
+    changes = transitions.join(classes, on=["member", "class"])
+    changes = changes.join(classes, left_on=["member", "next_class"], right_on=["member", "class"], suffix="_next")
+    if changes.is_empty():
+        return ["No image changed its class while the members looked, so that the labels which they learnt from are arbitrary. Give more steps."]
+    within = np.average((changes["group"] == changes["group_next"]).to_numpy(), weights=changes["count"].to_numpy())
+    of_a_label, of_all = (classes.group_by(keys).len()["len"].to_numpy().astype(float) for keys in (["member", "group"], ["member"]))
+    chance = (of_a_label * (of_a_label - 1)).sum() / (of_all * (of_all - 1)).sum()
+    permutations = pl.DataFrame(context.shards(align.STAGE, ALIGNMENT_TABLE).read("all", ["member", "permutation"])).explode("permutation")
+    labels = groups.join(permutations.with_columns(group=pl.int_range(pl.len(), dtype=pl.Int32).over("member")), on=["member", "group"])
+    now = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["image_id", "cluster"]))
+    ended = labels.join(pl.DataFrame(now), on="image_id")
+    lasted = (ended["permutation"] == ended["cluster"]).to_numpy().mean()
+    return [
+        "The members learnt from labels that they gave a sample themselves. Of the changes between classes that these come from, "
+        f"{within:.0%} are within a label, where chance has {chance:.0%}; {lasted:.0%} of the sample are in the cluster of their label now."
+    ]
 
 
 def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
@@ -119,7 +155,7 @@ def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) ->
 
 
 def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
-    """Name, assignments in canonical order and cluster table of each labelling that a run makes: the consensus, then k-means."""
+    """Name, assignments in canonical order and cluster table of each labelling that a run makes: the consensus, then k-means, if it does that."""
     names = usable(context).part_names
     sources: Mapping[str, Any] = {
         "consensus": (align.STAGE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE),
@@ -128,6 +164,7 @@ def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
     return [
         (name, pa.concat_tables(context.shards(stage, assignments).read_all(names)), context.shards(stage, clusters).read("all"))
         for name, (stage, assignments, clusters) in sources.items()
+        if stage.name in context.run.stage_names()
     ]
 
 

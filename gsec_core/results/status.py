@@ -1,12 +1,14 @@
 """What a store holds and how far its runs are, read from the store alone."""
 
 from collections.abc import Iterator
+from math import fsum
 from typing import Any
 
 import pyarrow.compute as pc
 import xxhash
 
 from gsec_core import methods
+from gsec_core.curation.log import Log
 from gsec_core.errors import BadRecord, BadShard, GsecError
 from gsec_core.stages import encode
 from gsec_core.store import Corpus, Run, Shards, Store, captions
@@ -23,7 +25,10 @@ def corpora(store: Store) -> list[dict[str, Any]]:
 
 
 def published(store: Store) -> list[dict[str, Any]]:
-    """One row a pipeline: which run it publishes, since when, and how far that moved; ``error`` says what is wrong with a damaged one."""
+    """One row a pipeline: which run it publishes, since when, and how far that moved; ``error`` says what is wrong with a damaged one.
+
+    ``acts`` is how many acts of curation there are, ``open_acts`` how many of them were open when one was last added or a run finished.
+    """
     rows = (_published(store, pipeline) for pipeline in store.publications.pipelines())
     return [row for row in rows if row is not None]
 
@@ -55,14 +60,16 @@ def _corpus(corpus: Corpus) -> dict[str, Any]:
 
 
 def _published(store: Store, pipeline: str) -> dict[str, Any] | None:
-    columns = ("run_id", "corpus", "generation", "moved", "at")
+    columns = ("run_id", "corpus", "generation", "moved", "at", "acts", "open_acts")
     try:
         newest = store.publications.newest(pipeline)
     except BadRecord as error:
         return {"pipeline": pipeline, **dict.fromkeys(columns), "run_id": DAMAGED, "error": str(error)}
     if newest is None:
         return None
-    return {"pipeline": pipeline, **{column: getattr(newest, column) for column in columns}, "error": None}
+    curated = store.publications.pointer(pipeline).get("curated") or {}
+    acts = {"acts": len(Log(store.files, pipeline).numbers()), "open_acts": curated.get("open")}
+    return {"pipeline": pipeline, **{column: getattr(newest, column) for column in columns[:5]}, **acts, "error": curated.get("error")}
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def _run(run: Run) -> dict[str, Any]:
         return _readable(run)
     except BadRecord as error:
         known = {"run": run.id, "stages": {}, "state": DAMAGED, "attempts": 0, "error": str(error), "images": {}}
-        return {**dict.fromkeys(("run", "corpus", "generation", "clusters", "method", "encoder", "created")), **known}
+        return {**dict.fromkeys(("run", "corpus", "generation", "clusters", "method", "encoder", "created", "decision")), **known}
 
 
 def _readable(run: Run) -> dict[str, Any]:
@@ -85,12 +92,18 @@ def _readable(run: Run) -> dict[str, Any]:
         "method": request["config"].get("method", methods.DEFAULT),
         "encoder": encode.encoders_of(run),
         "created": request["created"],
-        "stages": {stage: dict(zip(("done", "planned"), run.shards_done(stage), strict=True)) for stage in request["stages"]},
+        "stages": {stage: dict(zip(("done", "planned"), run.shards_done(stage), strict=True)) for stage in run.stage_names()},
+        "decision": _decision(run),
         "state": state(run, ends),
         "attempts": len(attempts),
         "error": ends[-1].get("error") if ends and ends[-1] else None,
         "images": _image_counts(run),
     }
+
+
+def _decision(run: Run) -> str | None:
+    found = run.decision()
+    return None if found is None else f"{found['decision']}: {found['why']}"
 
 
 def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
@@ -107,7 +120,7 @@ def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
 def timings(run: Run) -> Iterator[dict[str, Any]]:
     """A row a stage: stage, shards, seconds, by the shards' footers: the sum over all, by any run. What draws the report is left out."""
     begun = run.stages()
-    for name in run.request()["stages"]:
+    for name in run.stage_names():
         record = begun.get(name)
         if record is None or REPORT_TABLE in record["tables"]:
             continue  # it may be under way
@@ -120,7 +133,7 @@ def timings(run: Run) -> Iterator[dict[str, Any]]:
             facts = [(shard, found.facts(shard)) for shard in planned if shard in done]
             made |= {(shard, fact.get("seconds", 0.0)) for shard, fact in facts}  # shards of several tables that were made together have the same
             shards += len(facts)
-        yield {"stage": name, "shards": shards, "seconds": round(sum(seconds for _, seconds in made), 1)}
+        yield {"stage": name, "shards": shards, "seconds": round(fsum(seconds for _, seconds in made), 1)}
 
 
 def _image_counts(run: Run) -> dict[str, int]:
@@ -160,20 +173,21 @@ def _image_counts(run: Run) -> dict[str, int]:
 def verify(store: Store) -> list[str]:
     """Read every shard of every corpus, and of what they share. Damaged ones of derived tables are set aside, so that the next run makes them anew.
 
-    Returns the paths of all that was damaged. A damaged shard of `images` is left to the next ingest, one of the captions
-    log to whoever runs describe.
+    Returns the paths of all that was damaged. So is a damaged shard of `images`, which the next ingest writes again; one of the captions
+    log is left to whoever runs describe.
     """
-    damaged = [error for shards in store.shared_tables() for error in _verify_shards(shards, derived=True)]
+    damaged = [error for shards in store.shared_tables() for error in _verify_shards(shards)]
     for corpus in store.corpora():
-        for shards in [corpus.images, corpus.captions, *corpus.tables()]:
-            damaged += _verify_shards(shards, derived=shards not in (corpus.images, corpus.captions))
+        damaged += _verify_shards(corpus.captions, set_aside=False)
+        for shards in [corpus.images, *corpus.tables()]:
+            damaged += _verify_shards(shards)
         for shards in corpus.tables(REPORT_TABLE):
             damaged += _verify_pages(shards)
     return damaged
 
 
-def _verify_shards(shards: Shards, derived: bool) -> list[str]:
-    """Read every shard of a table. What is damaged of a ``derived`` one is set aside."""
+def _verify_shards(shards: Shards, set_aside: bool = True) -> list[str]:
+    """Read every shard of a table, and set aside what is damaged."""
     damaged = []
     for name in sorted(shards.names()):
         try:
@@ -182,7 +196,7 @@ def _verify_shards(shards: Shards, derived: bool) -> list[str]:
             continue  # pruned, or set aside, meanwhile
         except BadShard as error:
             damaged.append(str(error))
-            if derived:
+            if set_aside:
                 shards.set_aside(name)
     return damaged
 

@@ -6,30 +6,38 @@ first assignment, so that all parts are of one labelling.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from gsec_core.clustering.centres import Centres
-from gsec_core.clustering.ensemble import Ensemble, Head, joined
+from gsec_core.clustering.ensemble import Assigned, Ensemble, Head, joined
 from gsec_core.clustering.smoothing import Posteriors
 from gsec_core.devices import set_threads
 from gsec_core.errors import GsecError
-from gsec_core.stages import train
+from gsec_core.methods.plan import Start
+from gsec_core.stages import before, encode, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import assignment_table, cluster_table, load_embeddings, parts, rows_of_parts, scratch_array, usable
-from gsec_core.stages.prepare import load_features, load_neighbors, plan_of
+from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
 
 
 def align(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Match the members' clusters, number the consensus's by size, and distill it."""
+    """Match the members' clusters, number the consensus's by size or as before, and distill it. A model that is kept has all that."""
     set_threads(context.config.threads)
+    if context.keeps:
+        alignment, *others = (context.model.shards(STAGE, table) for table in (ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE))
+        facts = {name: alignment.facts("all")[name] for name in ("members_digest", "temperature")}
+        yield Finished("all", (alignment.read("all"), *(shards.read("all") for shards in others)), facts)
+        return
     features, plan = load_features(context), plan_of(context.config)
     members, digest = train.load_members(context)
-    ensemble, consensus, head = plan.align(features, load_neighbors(context), members, lambda shape, kind: scratch_array(context.config, shape, kind))
+    start = _start(context)
+    ensemble, consensus, head = plan.align(features, load_neighbors(context), members, lambda shape, kind: scratch_array(context.config, shape, kind), start)
     clusters = consensus.n_clusters
     sizes, theirs, shared = np.zeros(clusters, np.int64), *np.zeros((2, len(members), clusters), np.int64)
     labels = []
@@ -42,18 +50,31 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
         progress(len(found.labels))
     agreement = (shared.sum(1) / len(features)).astype(np.float32)
     overlaps = (shared / np.maximum(sizes + theirs - shared, 1)).astype(np.float32)
-    alignment = [np.arange(len(members)), list(ensemble.permutations), agreement, list(overlaps)]
+    columns = [np.arange(len(members)), list(ensemble.permutations), agreement, list(overlaps)]
     weights = [np.arange(len(head.bias)), list(head.weights), head.bias]
     X = load_embeddings(context)
     schema, centres = cluster_centres_schema(X.shape[1]), Centres.of(X, np.concatenate(labels), clusters)
     places = [np.arange(clusters), to_column(centres.directions, schema.field("centre").type), centres.distance, centres.deviation]
-    tables = pa.table(alignment, schema=ALIGNMENT), pa.table(weights, schema=HEAD), pa.table(places, schema=schema)
+    tables = pa.table(columns, schema=ALIGNMENT), pa.table(weights, schema=HEAD), pa.table(places, schema=schema)
     yield Finished("all", tables, {"members_digest": digest, "temperature": ensemble.temperature})
+
+
+def _start(context: Context) -> Start | None:
+    """What the fit continues."""
+    if not context.continues:
+        return None
+    if not trains_further(context):
+        return Start(before.labels_before(context), (), np.empty((0, context.config.n_clusters), np.int32))
+    ensemble, (members, _) = load_ensemble(context.model), train.load_members(context.model)
+    return Start(before.labels_before(context), members, ensemble.permutations)
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """The consensus of every image of the named parts."""
     set_threads(context.config.threads)
+    if context.keeps:
+        yield from _labelled(context, names, progress)
+        return
     features, ensemble, consensus = load_features(context), load_ensemble(context), load_consensus(context)
     for part in parts(context, names):
         found = []
@@ -65,6 +86,43 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
         yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement, outliers),), {})
 
 
+def _labelled(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """By the model that is kept: what was there has what it had, and what is new is predicted.
+
+    Raises GsecError if the model was damaged since the run decided to keep it.
+    """
+    try:
+        load_ensemble(context.model)
+    except FileNotFoundError as error:
+        why = f"the model of run {context.model.run.id}, which it keeps, is not whole any more ({error})"
+        raise GsecError(f"run {context.run.id}: {why}. Let it decide again: the same gsec run with --redo refit.") from None
+    had = before.assigned_before(context, ["cluster", "confidence", "margin", "agreement", "outlier"])
+    for part in parts(context, names):
+        there = had[part.start : part.stop]
+        new = part.start + there["cluster"].is_null().arg_true().to_numpy().astype(np.int64)
+        columns = {name: there[name].fill_null(0).to_numpy().copy() for name in there.columns}
+        for name, values in zip(there.columns, predicted(context.model, context, new), strict=True):
+            columns[name][new - part.start] = values
+        progress(len(there))
+        yield Finished(part.name, (assignment_table(part, *columns.values()),), {"new": len(new)})
+
+
+def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress: Progress = lambda images: None) -> tuple[NDArray[Any], ...]:
+    """What a run's model says of images that are not of its fit, block by block: cluster, confidence, margin, agreement and outlier, (rows,) each."""
+    ensemble, head, device = load_ensemble(model), load_head(model), plan_of(model.config).device
+    found: list[Assigned] = []
+    for block in ensemble.blocks(0, len(rows)):
+        features = features_of(model, text.halves_of(model, images, rows[block]))
+        features.pixels = pixels_of(model, images, rows[block])
+        found += ensemble.predicted(features, head, device)
+        progress(block.stop - block.start)
+    if not found:
+        return tuple(np.empty(0) for _ in range(5))
+    whole = joined(found)
+    outliers = load_centres(model).outliers(load_embeddings(images)[rows], whole.labels)
+    return whole.labels, whole.confidence, whole.margin, whole.agreement, outliers
+
+
 @once
 def load_consensus(context: Context) -> Posteriors:
     """The smoothed posteriors of all images in canonical order; a memory map as `canonical.load_embeddings` is.
@@ -74,7 +132,11 @@ def load_consensus(context: Context) -> Posteriors:
     """
     set_threads(context.config.threads)
     return plan_of(context.config).consensus(
-        load_features(context), load_neighbors(context), load_ensemble(context), lambda shape, kind: scratch_array(context.config, shape, kind)
+        load_features(context),
+        load_neighbors(context),
+        load_ensemble(context),
+        lambda shape, kind: scratch_array(context.config, shape, kind),
+        before.labels_before(context) if context.continues else None,
     )
 
 
@@ -111,6 +173,13 @@ def summarise(context: Context, names: Sequence[str], progress: Progress) -> Ite
     yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.n_clusters, overlaps.mean(0)),), {})
 
 
+def _inputs(context: Context) -> list[str]:
+    if not context.keeps:
+        return [train.STAGE.fingerprint(context)]
+    theirs = [run.stages()[STAGE.name]["fingerprint"] for run in (context.model.run, before.previous(context))]
+    return [*theirs, *(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest]
+
+
 def _images(context: Context, names: Sequence[str]) -> int:
     return int(usable(context).rows.num_rows)
 
@@ -119,10 +188,11 @@ STAGE = Stage(
     name="align",
     version=3,
     settings=lambda config: {"n_members": plan_of(config).n_members},
-    inputs=lambda context: [train.STAGE.fingerprint(context)],
+    inputs=_inputs,
     steps=(
         Step((ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE), lambda context: ["all"], align, _images, whole=True),
         Step((ASSIGNMENTS_TABLE,), lambda context: usable(context).part_names, assign, rows_of_parts, whole=True),
         Step((CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0, whole=True),
     ),
+    on_device=True,
 )

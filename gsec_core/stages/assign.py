@@ -1,17 +1,18 @@
 """assign: new images into the clusters of a run, which stays as it is.
 
-Reads this corpus's `embeddings`, by the other run's encoders, and of the other run `counterpart_model`, `caption_embeddings`, `features`,
-`members`, `alignment`, `head` and `cluster_centres`; writes `assigned`, with the schema of `assignments`.
+Reads this corpus's `embeddings` and, where members look at images, `thumbnails`, by the other run's encoders, and of the other run `counterpart_model`,
+`caption_embeddings`, `features`, `members`, `alignment`, `head` and `cluster_centres`; writes `assigned`, with the schema of `assignments`.
 """
 
 from collections.abc import Iterator, Sequence
 
-from gsec_core.clustering.ensemble import Assigned, joined
+import numpy as np
+
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
-from gsec_core.stages import align, encode, lineage, prepare, text
+from gsec_core.stages import align, encode, lineage
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import assignment_table, load_embeddings, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import assignment_table, parts, rows_of_parts, usable
 from gsec_core.tables import ASSIGNED_TABLE
 
 
@@ -19,17 +20,9 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     """Embed nothing anew: the counterpart, the features and the posteriors of every image of the named parts."""
     set_threads(context.config.threads)
     model = model_of(context)
-    ensemble, head, device = align.load_ensemble(model), align.load_head(model), prepare.plan_of(model.config).device
-    X = load_embeddings(context)
     for part in parts(context, names):
-        found: list[Assigned] = []
-        for rows in ensemble.blocks(part.start, part.stop):
-            features = prepare.features_of(model, text.halves_of(model, context, rows))
-            found += ensemble.predicted(features, head, device)
-            progress(rows.stop - rows.start)
-        whole = joined(found)
-        outliers = align.load_centres(model).outliers(X[part.start : part.stop], whole.labels)
-        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement, outliers),), {})
+        found = align.predicted(model, context, np.arange(part.start, part.stop), progress)
+        yield Finished(part.name, (assignment_table(part, *found),), {})
 
 
 def model_of(context: Context) -> Context:
@@ -44,7 +37,7 @@ def check_model(model: Context) -> None:
     if model.of_run is not None:
         raise Refused(f"--run {model.run.id}: it has no clusters of its own, but assigns to those of run {model.of_run.run.id}. Name that one.")
     model.run.check_stage(lineage.STAGE.name)
-    stages = model.run.request()["stages"]
+    stages = model.run.stage_names()
     for name in stages[: stages.index(lineage.STAGE.name) + 1]:
         if not model.run.is_complete(name):
             raise Refused(f"--run {model.run.id}: its stage {name} is not complete. Finish it first: gsec run, or gsec stage {name} --run {model.run.id}.")
@@ -67,5 +60,6 @@ STAGE = Stage(
     version=2,
     settings=lambda config: {},
     inputs=_inputs,
-    steps=(Step((ASSIGNED_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts, whole=True),),
+    steps=(Step((ASSIGNED_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts, busy=True),),
+    on_device=True,
 )

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
@@ -19,6 +19,7 @@ from gsec_core.errors import GsecError, Refused
 from gsec_core.sources.base import Source
 from gsec_core.stages.ingest import open_images
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
+from gsec_core.tables import CONTINUED, KEPT, RENEWED
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Context:
     config: PipelineConfig
     corpus: Corpus
     generation: Generation
+    _decision: Mapping[str, Any] | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, run: Run, config: PipelineConfig) -> "Context":
@@ -84,6 +86,34 @@ class Context:
         id = self.run.request().get("of_run")
         return None if id is None else Context.of(Run(self.run.files, id), self.config)
 
+    @property
+    def decision(self) -> Mapping[str, Any]:
+        """What the run decided about the published model, see `Run.decision`; nothing before that, or of a run that decides nothing."""
+        if self._decision is None:
+            self._decision = self.run.decision()
+        return self._decision or {}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the run keeps the published model, and has its tables where it has none of its own."""
+        return self.decision.get("decision") == KEPT
+
+    @property
+    def continues(self) -> bool:
+        """Whether its fit begins from the published model, or its images from the clusters that they had."""
+        return self.decision.get("decision") in (CONTINUED, RENEWED)
+
+    @cached_property
+    def model(self) -> "Context":
+        """The run whose model is kept or continued. Only of a run that does so."""
+        return Context.of(Run(self.run.files, self.decision["model"]), self.config)
+
+    @cached_property
+    def previous(self) -> Run | None:
+        """The run that was published when this one was asked for."""
+        previous = self.run.request().get("previous")
+        return None if previous is None else Run(self.run.files, previous["run_id"])
+
     @cached_property
     def redo(self) -> Mapping[str, int]:
         redo: dict[str, int] = self.run.request()["redo"]
@@ -98,6 +128,8 @@ class Context:
         """Where ``table`` of ``stage`` is in this run. Raises Refused if the stage has not begun, or the run does not have it."""
         record = self.run.stage(stage.name)
         if record is None:
+            if self.keeps and stage.name not in self.run.stage_names():
+                return self.model.shards(stage, table)
             self.run.check_stage(stage.name)
             raise Refused(f"run {self.run.id} has no {table} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
         return self.run.place(record).table(table, record["fingerprint"])
@@ -110,13 +142,15 @@ class Step:
     tables: tuple[str, ...]
     """What each shard name stands for: a shard in each of these."""
     plan: Callable[[Context], list[str]]
-    """All shard names, done or not."""
+    """All shard names, done or not; none: the run does not have the step."""
     work: Callable[[Context, Sequence[str], Progress], Iterator[Finished]]
     """Makes the named shards, in any order; a step that computes as a whole ignores that some are there already."""
     units: Callable[[Context, Sequence[str]], int]
     """How many units of progress the named shards are."""
     whole: bool = False
-    """Whether one slice does all that is missing: the work on one shard is that on all, or keeps every thread busy by itself."""
+    """Whether one slice does all that is missing: the work on one shard is that on all, or little beside reading what it needs."""
+    busy: bool = False
+    """Whether a slice keeps every core of a machine busy by itself: then a machine gains nothing by a second, but several machines do by one each."""
     unit: str = "images"
     """What a unit of progress is, in the plural."""
 
@@ -135,6 +169,8 @@ class Stage:
     steps: tuple[Step, ...]
     shared: bool = False
     """Whether its tables know nothing of the corpus and are the store's."""
+    on_device: bool = False
+    """Whether it computes on a GPU where there is one."""
 
     def fingerprint(self, context: Context) -> str:
         return fingerprint(self.name, self.version, self.settings(context.config), self.inputs(context), context.redo.get(self.name, 0))
@@ -142,7 +178,7 @@ class Stage:
 
 def begin(context: Context, stage: Stage) -> None:
     """Record where the stage's tables will be. Raises as `Stage.inputs` and `Run.begin_stage` do."""
-    planned = {table: step.plan(context) for step in stage.steps for table in step.tables}
+    planned = {table: names for step in stage.steps if (names := step.plan(context)) for table in step.tables}
     context.run.begin_stage(stage.name, stage.fingerprint(context), planned, shared=stage.shared)
 
 
@@ -182,14 +218,16 @@ def work(context: Context, stage: Stage, step: Step, names: Sequence[str], progr
     """
     sums: dict[str, float] = {"shards": 0}
     started = time.monotonic()
-    for finished in step.work(context, names, progress):
+    places = [context.shards(stage, table) for table in step.tables]
+    # Of a slice that was cut behind its last shard nothing is left to do.
+    for finished in step.work(context, names, progress) if names else ():
         if finished.name not in names:
             continue
         now = time.monotonic()
         facts = {**finished.facts, "seconds": round(now - started, 3), "run": context.run.id}
         started = now
-        for table, rows in zip(step.tables, finished.tables, strict=True):
-            context.shards(stage, table).commit(finished.name, rows, facts)
+        for place, rows in zip(places, finished.tables, strict=True):
+            place.commit(finished.name, rows, facts)
         told = {"run": context.run.id, "stage": stage.name, "shard": finished.name, "seconds": facts["seconds"]}
         _log.info("%s: shard %s in %.1f s", stage.name, finished.name, facts["seconds"], extra=told)
         add(sums, {"shards": 1, **{key: value for key, value in finished.facts.items() if isinstance(value, int | float)}})

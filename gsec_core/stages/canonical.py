@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import TemporaryFile, gettempdir
 from typing import IO, Any, NamedTuple
@@ -14,16 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from numpy.typing import DTypeLike, NDArray
+from PIL import ImageOps
 
 from gsec_core.clustering.centres import cluster_sums
 from gsec_core.clustering.kmeans import cosines, unit_rows
 from gsec_core.config import PipelineConfig
+from gsec_core.devices import thread_count
 from gsec_core.errors import GsecError, Refused
+from gsec_core.images.decode import decode
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Stage, once
 from gsec_core.store import Shards
 from gsec_core.store.arrays import to_matrix
-from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK
+from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK, THUMBNAILS_TABLE
 
 PART_ROWS = 65_536
 """Images a shard of the tables in canonical order."""
@@ -131,12 +135,45 @@ def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.floa
     return matrix
 
 
+def load_pixels(context: Context, side: int) -> NDArray[np.uint8]:
+    """As `load_thumbnails`, for who learns from them. Raises Refused if some images have none."""
+    matrix, lost = load_thumbnails(context, side)
+    if lost:
+        raise Refused(f"{lost} of {len(matrix)} images have no thumbnail to learn from. Make them anew: gsec run with --redo {encode.STAGE.name}.")
+    return matrix
+
+
+@once
+def load_thumbnails(context: Context, side: int) -> tuple[NDArray[np.uint8], int]:
+    """The thumbnails of all usable images in canonical order, (n, ``side``, ``side``, 3), RGB: of each its largest square in the middle, resized.
+
+    A memory map as in `load_embeddings`. Of images without a thumbnail, which are counted, zeros.
+    """
+    thumbnails, rows = context.shards(encode.STAGE, THUMBNAILS_TABLE), usable(context).rows
+    wanted, found = by_shard(rows), 0
+    matrix = scratch_array(context.config, (rows.num_rows, side, side, 3), np.uint8)
+
+    def square(thumbnail: bytes) -> NDArray[np.uint8]:
+        return np.asarray(ImageOps.fit(decode(thumbnail), (side, side)))
+
+    with ThreadPoolExecutor(thread_count(context.config.threads), thread_name_prefix="decode") as pool:
+        for name, table in thumbnails.read_each(sorted(wanted)):
+            here = pl.DataFrame(table).join(wanted[name], on="image_id")
+            for position, pixels in zip(here["position"], pool.map(square, here["thumbnail"]), strict=True):
+                matrix[position] = pixels
+            found += len(here)
+    return matrix, rows.num_rows - found
+
+
+def by_shard(rows: pa.Table) -> dict[Any, pl.DataFrame]:
+    """Of `Usable.rows` the image ids and their positions in canonical order, by the shard they are in."""
+    places = pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position")
+    return {shard: frame for (shard,), frame in places.partition_by("shard", as_dict=True).items()}
+
+
 def _load_vectors(context: Context, stage: Stage, column: str) -> NDArray[np.float16]:
     embeddings, rows = context.shards(stage, EMBEDDINGS_TABLE), usable(context).rows
-    wanted = {
-        shard: frame
-        for (shard,), frame in pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position").partition_by("shard", as_dict=True).items()
-    }
+    wanted = by_shard(rows)
     width = to_matrix(embeddings.read(context.generation.shard_names[0], [column]), column).shape[1]
     matrix = scratch_array(context.config, (rows.num_rows, width), np.float16)
     for name, table in embeddings.read_each(sorted(wanted), ["image_id", column]):

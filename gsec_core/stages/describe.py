@@ -346,4 +346,5 @@ STAGE = Stage(
     settings=lambda config: captioner_identity(config.describe),
     inputs=_inputs,
     steps=(Step((REPRESENTATIVE_CAPTIONS_TABLE,), lambda context: ["all"], work, _units, whole=True, unit="descriptions"),),
+    on_device=True,
 )

@@ -11,7 +11,7 @@ the main thread. Every forward pass has the same batch shape, so that an embeddi
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,6 +181,7 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
     embeddings, thumbnails = context.shards(stage, EMBEDDINGS_TABLE), context.shards(stage, THUMBNAILS_TABLE)
     _check_preprocessing(stage, embeddings, encoder)
     known = known_contents(embeddings, thumbnails, context.generation.number) if context.generation.number > 1 else {}
+    damaged = embeddings.names_set_aside() | thumbnails.names_set_aside()
     builders: deque[_Builder] = deque()
     step = partial(prepare, source, encoder, config.thumbnail_size, known)
 
@@ -190,7 +191,7 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
             yield from ((builder, index, ref) for index, ref in enumerate(builder.refs))
 
     def finish() -> Finished:
-        return _finish(stage, context.config, source, encoder, embeddings, thumbnails, builders.popleft())
+        return _finish(stage, context.config, source, encoder, embeddings, thumbnails, builders.popleft(), damaged)
 
     batch: list[tuple[_Builder, int]] = []
     workers = config.workers or usable_cores()
@@ -262,13 +263,15 @@ def _forward(encoder: Encoder, batch: Sequence[tuple[_Builder, int]], batch_size
         builder.forward_seconds += seconds
 
 
-def _finish(stage: Encoding, config: PipelineConfig, source: Source, encoder: Encoder, embeddings: Shards, thumbnails: Shards, builder: _Builder) -> Finished:
+def _finish(
+    stage: Encoding, config: PipelineConfig, source: Source, encoder: Encoder, embeddings: Shards, thumbnails: Shards, builder: _Builder, damaged: Set[str]
+) -> Finished:
     rows = [builder.prepared[index] for index in range(len(builder.refs))]
     encoded = len(builder.vectors)
     copied = _copy_known(embeddings, thumbnails, builder, rows)
     if any(row.status == MISSING for row in rows):
         source.check()  # an unmounted disk or an expired key must not become missing images
-    if not config.encode.accept_loss and (embeddings.was_set_aside(builder.name) or thumbnails.was_set_aside(builder.name)):
+    if not config.encode.accept_loss and builder.name in damaged:
         _check_restored(stage, builder, rows)
     schema = embeddings_schema(encoder.dim, encoder.joint_dim)
     vectors = [builder.vectors.get(index) for index in range(len(rows))]
@@ -393,6 +396,7 @@ def _encoding(name: str, setting: str, encoder: Callable[[PipelineConfig], str],
         settings=settings,
         inputs=lambda context: [],
         steps=(Step((EMBEDDINGS_TABLE, THUMBNAILS_TABLE), _plan, encode, _units),),
+        on_device=True,
         setting=setting,
         encoder=encoder,
     )

@@ -66,7 +66,8 @@ def check(config: PipelineConfig) -> None:
             f"{setting}: encode.encoder = {json.dumps(encoder)} has no attention blocks that can be trained. Take a CLIP with a vision transformer, "
             "as `open_clip:ViT-B-32:laion2b_s34b_b79k`, or leave the setting out."
         )
-    if config.train.device != "cpu" and resolve(config.train.device, "train.device") == "cpu":
+    elsewhere = config.engine == "ray" and config.ray.gpus > 0
+    if config.train.device != "cpu" and not elsewhere and resolve(config.train.device, "train.device") == "cpu":
         raise Refused(f"{setting}: there is no GPU here, and a CPU takes days for some ten thousand images. To use it anyway, set train.device = cpu.")
 
 
@@ -169,7 +170,7 @@ def compare(context: Context, names: Sequence[str], progress: Progress) -> Itera
 
 def remarks(context: Context) -> list[str]:
     """What came of it, and what to do with it, in plain words; nothing of a run without this stage."""
-    if STAGE.name not in context.run.request()["stages"]:
+    if STAGE.name not in context.run.stage_names():
         return []
     table, dead = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all"), _dead(context)
     lost = sum(context.shards(STAGE, ENHANCED_TABLE).facts(part)["lost"] for part in usable(context).part_names)
@@ -191,7 +192,7 @@ def remarks(context: Context) -> list[str]:
 def write_encoder(context: Context, folder: Path) -> None:
     """The trained encoder into a folder, which is there and empty. Raises Refused if there is none to be had."""
     run = context.run
-    if STAGE.name not in run.request()["stages"]:
+    if STAGE.name not in run.stage_names():
         can = " or ".join(f"--method {method.name} --set {method.name}.{method.enhanced_by}=true" for method in methods.loaded().values() if method.enhanced_by)
         raise Refused(f"--encoder: run {run.id} has trained none. A run with {can} does.")
     if dead := _dead(context):
@@ -261,7 +262,8 @@ STAGE = Stage(
     inputs=lambda context: [align.STAGE.fingerprint(context)],
     steps=(
         Step((ENHANCER_TABLE,), lambda context: list(_checkpoints(context)), learn, _steps, whole=True, unit="steps"),
-        Step((ENHANCED_TABLE,), lambda context: usable(context).part_names, label, rows_of_parts, whole=True),
+        Step((ENHANCED_TABLE,), lambda context: usable(context).part_names, label, rows_of_parts, busy=True),
         Step((ENHANCED_CLUSTERS_TABLE,), lambda context: ["all"], compare, lambda context, names: 0, whole=True),
     ),
+    on_device=True,
 )

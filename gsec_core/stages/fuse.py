@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gsec_core import methods
+from gsec_core.clustering.features import Rows
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
 from gsec_core.section import output_settings
@@ -132,13 +133,17 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         yield Finished(part.name, (pa.table([part.rows["image_id"], counterparts], schema=schema),), {})
 
 
-def counterparts_of(context: Context, images: Context, rows: slice, progress: Progress = lambda rows: None) -> NDArray[np.float16]:
+def counterparts_of(context: Context, images: Context, rows: Rows, progress: Progress = lambda rows: None) -> NDArray[np.float16]:
     """The counterparts of these images of the run ``images`` by this run's model, as they would be stored: (rows, dt), rows above 0.
 
     An image's own description is not looked for.
     """
+    return counterparts_from(context, load_embeddings(images)[rows], load_joint(images)[rows], progress)
+
+
+def counterparts_from(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], progress: Progress = lambda rows: None) -> NDArray[np.float16]:
+    """The same of images whose embeddings (rows, d), in the space shared with text (rows, dt), are at hand."""
     model, config = load_model(context), context.config.fuse
-    X, joint = load_embeddings(images)[rows], load_joint(images)[rows]
     if model.kind == JOINT:
         progress(len(joint))
         return joint
@@ -187,4 +192,5 @@ STAGE = Stage(
         Step((COUNTERPART_MODEL_TABLE,), lambda context: ["all"], fit, lambda context, names: 0, whole=True),
         Step((COUNTERPARTS_TABLE,), lambda context: usable(context).part_names, combine, rows_of_parts, whole=True),
     ),
+    on_device=True,
 )

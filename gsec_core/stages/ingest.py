@@ -3,9 +3,10 @@
 Reads the source's listing; writes `images` and a generation. Nothing is decoded, and without a change nothing is written.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import polars as pl
 import pyarrow as pa
@@ -43,6 +44,8 @@ class Changes:
     deleted: int
     damaged: int
     """Shards of the image list that could not be read; their images are among the added."""
+    listing: str
+    """Digest of the source's listing; see `Generation`."""
     skipped: Mapping[str, int]
     """What the listing passed over, by kind; see `listing.Choice`."""
 
@@ -54,30 +57,37 @@ class Changes:
         return {"images": self.live, "added": self.added, "changed": self.changed, "deleted": self.deleted, "damaged_lists": self.damaged, **self.skipped}
 
 
-def ingest(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int) -> tuple[Generation, Changes]:
+def ingest(
+    corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int, settled: bool = False
+) -> tuple[Generation, Changes]:
     """Bring the corpus up to date with its source, and say what changed.
 
-    ``embeddings``, of each encoder, are asked which images could not be read last time: once one of these can be, they count as changed. Raises
+    ``embeddings``, of each encoder, are asked which images could not be read last time: once one of these can be, they count as changed. Of a corpus that is
+    ``settled``, in which there are none and nothing is to be done, no row is read if the source lists what it listed for the newest generation. Raises
     Refused if the source has fewer than ``at_least`` images, or lost more of them than ``config.max_shrink`` allows; then nothing is
     written.
     """
     while True:
-        changes = compare(corpus, source, config, embeddings, at_least)
+        changes = compare(corpus, source, config, embeddings, at_least, settled)
         corpus.bind(_binding(source, config))
         if changes.none:
             return changes.base, changes
         tables = [chunk.to_arrow().cast(IMAGES) for chunk in changes.rows.iter_slices(config.shard_rows)]
-        if corpus.add_generation(changes.base, tables):
+        if corpus.add_generation(changes.base, tables, changes.listing):
             return corpus.generation(changes.base.number + 1), changes
         # Another ingest of the same corpus was first: compare with what it wrote.
 
 
-def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int) -> Changes:
+def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int, settled: bool = False) -> Changes:
     """What `ingest` would write. Raises as it does."""
     corpus.check_bound(_binding(source, config))
     listed = pl.DataFrame(source.list())
     if len(listed) < at_least:
         raise Refused(f"clusters = {at_least}: the source has only {len(listed)} images. Ask for fewer clusters or give more images.")
+    digest, newest = _digest(listed), corpus.generation()
+    if settled and digest == newest.listing and corpus.is_listed(newest):
+        nothing = pl.DataFrame(IMAGES.empty_table())
+        return Changes(newest, nothing, len(listed), added=0, changed=0, deleted=0, damaged=0, listing=digest, skipped=dict(source.skipped))
     base, live = _readable(corpus)
     both = listed.join(live, on="uri", suffix="_before")
     moved = (pl.col("size_bytes") != pl.col("size_bytes_before")) | (pl.col("version") != pl.col("version_before"))
@@ -101,6 +111,7 @@ def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Se
         added=len(added),
         changed=len(changed),
         deleted=len(deleted),
+        listing=digest,
         skipped=dict(source.skipped),
         damaged=len(corpus.generation(base.number).shards) - len(base.shards),
     )
@@ -108,6 +119,14 @@ def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Se
 
 def _binding(source: Source, config: IngestConfig) -> dict[str, str]:
     return {"url": source.url, "image_column": config.image_column}
+
+
+def _digest(listed: pl.DataFrame) -> str:
+    """xxh3-128 of a listing, which is in order."""
+    digest = xxhash.xxh3_128()
+    for rows in listed.iter_slices(65_536):
+        digest.update(rows.write_csv(include_header=False).encode())
+    return digest.hexdigest()
 
 
 def image_id(uri: str) -> bytes:
@@ -127,14 +146,13 @@ def _readable(corpus: Corpus) -> tuple[Generation, pl.DataFrame]:
     """The newest generation without its damaged shards, and its live rows."""
     generation = corpus.generation()
     shards, tables = [], []
-    for shard in generation.shards:
-        try:
-            tables.append(corpus.images.read(shard.name))
+    found = corpus.images.look_at(generation.shard_names, corpus.images.read)
+    for shard, (name, table) in zip(generation.shards, found, strict=True):
+        if isinstance(table, BadShard):
+            corpus.images.set_aside(name)
+        elif not isinstance(table, FileNotFoundError):
+            tables.append(table)
             shards.append(shard)
-        except FileNotFoundError:
-            continue
-        except BadShard:
-            corpus.images.set_aside(shard.name)
     live = newest_rows(tables, [shard.name for shard in shards])
     return replace(generation, shards=tuple(shards)), pl.DataFrame(live)
 
@@ -159,18 +177,17 @@ def _any_readable(source: Source, images: pl.DataFrame) -> bool:
 def _missing(live: pl.DataFrame, embeddings: Sequence[Shards]) -> list[bytes]:
     """Live images that could not be read when they were encoded, by whichever encoder."""
     unread: list[bytes] = []
-    for (name,), rows in live.group_by("shard"):
-        for encoded in embeddings:
-            unread.extend(_missing_in(encoded, str(name), set(rows["image_id"])))
+    live_in = {str(name): rows["image_id"] for (name,), rows in live.group_by("shard")}
+    for encoded in embeddings:
+        for name, found in encoded.look_at(live_in, partial(_missing_in, encoded)):
+            if isinstance(found, list):  # else it is not encoded yet, or to be encoded again
+                unread.extend(set(found).intersection(live_in[name]) if found else ())
     return unread
 
 
-def _missing_in(embeddings: Shards, name: str, live: Set[bytes]) -> list[bytes]:
-    try:
-        if not embeddings.facts(name).get(MISSING):
-            return []
-        table = embeddings.read(name, ["image_id", "status"])
-    except (FileNotFoundError, BadShard):
-        return []  # not encoded yet, or to be encoded again
-    rows = table.filter(pa.compute.equal(table["status"], MISSING))
-    return [value for value in rows["image_id"].to_pylist() if value in live]
+def _missing_in(embeddings: Shards, name: str) -> list[bytes]:
+    if not embeddings.facts(name).get(MISSING):
+        return []
+    table = embeddings.read(name, ["image_id", "status"])
+    ids: list[bytes] = table.filter(pa.compute.equal(table["status"], MISSING))["image_id"].to_pylist()
+    return ids

@@ -26,6 +26,8 @@ def trace(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     clusters, previous = context.config.n_clusters, _previous(context)
     if previous is None:
         found, shared, keys = lineage.first(clusters), pl.DataFrame(schema={"cluster": pl.Int32, "previous": pl.Int32, "images": pl.Int64}), None
+    elif context.keeps:
+        found, shared, keys = _kept(context, previous["run_id"])
     else:
         shards, parts = Run(context.run.files, previous["run_id"]).table(ASSIGNMENTS_TABLE)
         now = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, _COLUMNS)
@@ -43,6 +45,16 @@ def _shared(now: Sequence[pa.Table], before: Sequence[pa.Table]) -> pl.DataFrame
     old = pl.DataFrame(pa.concat_tables(before)).rename({"cluster": "previous"})
     both = pl.DataFrame(pa.concat_tables(now)).join(old, on=["image_id", "content_hash"])
     return both.group_by("previous", "cluster").agg(pl.len().cast(pl.Int64).alias("images")).sort("cluster", "previous")
+
+
+def _kept(context: Context, run_id: str) -> tuple[Lineage, pl.DataFrame, NDArray[np.int32]]:
+    """With a model that is kept every cluster is the one that it was, also one without an image."""
+    keys = keys_of(Run(context.run.files, run_id))
+    shards, parts = Run(context.run.files, run_id).table(ASSIGNMENTS_TABLE)
+    shared = _shared(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, _COLUMNS), shards.read_all(parts, _COLUMNS))
+    numbers = np.arange(len(keys), dtype=np.int32)
+    common = np.bincount(shared["cluster"].to_numpy(), shared["images"].to_numpy(), len(keys)).astype(np.int64)
+    return Lineage(keys, numbers, np.where(common > 0, 1, np.nan).astype(np.float32), common, np.zeros_like(common)), shared, keys
 
 
 def _origins(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32] | None) -> list[list[dict[str, Any]]]:

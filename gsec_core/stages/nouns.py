@@ -14,6 +14,7 @@ from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from gsec_core import methods
+from gsec_core.clustering.features import Rows
 from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
@@ -77,9 +78,13 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         yield Finished(part.name, (pa.table([part.rows["image_id"], column], schema=schema),), {})
 
 
-def counterparts_of(context: Context, images: Context, rows: slice) -> NDArray[np.float16] | None:
+def counterparts_of(context: Context, images: Context, rows: Rows) -> NDArray[np.float16] | None:
     """The counterparts (rows, joint_dim) that the run gives to these images of the run ``images``, its own or not; see `load_counterparts`."""
-    joint = load_joint(images)[rows]
+    return counterparts_from(context, load_joint(images)[rows])
+
+
+def counterparts_from(context: Context, joint: NDArray[np.float16]) -> NDArray[np.float16] | None:
+    """The same of images whose embeddings in the space shared with text, (rows, joint_dim), are at hand."""
     if selection_of(context.config).tau is None:
         return joint if has_joint(context) else None
     return _counterparts(context, joint, lambda images: None)
@@ -105,11 +110,16 @@ def load_nouns(context: Context) -> tuple[list[str], NDArray[np.float16]]:
 def load_counterparts(context: Context) -> NDArray[np.float16] | None:
     """The counterparts of all images in canonical order, (n, joint_dim); a memory map as `canonical.load_embeddings` is.
 
-    None if the method has the images themselves for them, and these are in the space of the nouns.
+    None if there are no others than the images; see `has_counterparts`.
     """
     if selection_of(context.config).tau is None:
-        return load_joint(context) if has_joint(context) else None
+        return load_joint(context) if has_counterparts(context) else None
     return load_parts(context, context.shards(STAGE, COUNTERPARTS_TABLE), "counterpart")
+
+
+def has_counterparts(context: Context) -> bool:
+    """False if the method has the images themselves for them, and these are in the space of the nouns."""
+    return selection_of(context.config).tau is not None or has_joint(context)
 
 
 def text_weight(context: Context) -> float:

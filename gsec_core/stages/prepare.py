@@ -1,7 +1,7 @@
 """prepare: what training needs of all images at once, each half on one scale, and each image's neighbours.
 
-Reads `embeddings` and, where there is text, `counterparts`; writes `features` (a row a half) and `neighbors` (a row an
-image).
+Reads `embeddings` and, where there is text, `counterparts`; writes `features` (a row a half), `neighbor_index` (a shard a half, where the
+index is approximate and so takes long to build) and `neighbors` (a row an image).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gsec_core import methods
-from gsec_core.clustering.features import Features, Half
-from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.checkpoints import to_state, to_table
+from gsec_core.clustering.features import Features, Half, Rows
+from gsec_core.clustering.neighbors import EXACT_ROWS, Built, Neighbors
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
@@ -21,34 +22,57 @@ from gsec_core.methods.plan import OuterLayer
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import Part, load_embeddings, parts, rows_of_parts, scratch_array, usable
+from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, parts, rows_of_parts, scratch_array, usable
 from gsec_core.store.arrays import to_column, to_matrix
-from gsec_core.tables import FEATURES, FEATURES_TABLE, NEIGHBORS_TABLE, neighbors_schema
+from gsec_core.tables import CONTINUED, FEATURES, FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
 HALVES = ("image", "text")
 """The second where there is text."""
+
+_CHUNK_BYTES = 2**26
 
 
 def plan_of(config: PipelineConfig) -> OuterLayer:
     """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
     method = methods.find(config.method)
     try:
-        return method.load()(config.n_clusters, device=config.train.device, **output_settings(config.train), **method.parameters(config.of_method)).plan()
+        plan = method.load()(config.n_clusters, device=config.train.device, **of_members(config), **method.parameters(config.of_method)).plan()
     except ValueError as error:
         parameter = str(error).partition(" ")[0]
         section = "train." if parameter in type(config.train).model_fields else f"{method.name}." if parameter in method.Settings.model_fields else ""
         raise Refused(f"{section}{error}") from None
+    if plan.pixel_side > config.encode.thumbnail_size:
+        kept = f"encode.thumbnail_size = {config.encode.thumbnail_size}"
+        raise Refused(f"{kept}: method {method.name} is to learn from images of {plan.pixel_side} pixels a side. Keep as many, or ask for fewer.")
+    return plan
+
+
+def of_members(config: PipelineConfig) -> dict[str, Any]:
+    """The settings of the members, whatever their method; how often they are fitted is not theirs."""
+    return {name: value for name, value in output_settings(config.train).items() if name not in ("refit", "grow")}
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """What puts each half on its scale."""
+    """What puts each half on its scale; members that are trained further see what they saw."""
     set_threads(context.config.threads)
+    if trains_further(context):
+        yield Finished("all", (context.model.shards(STAGE, FEATURES_TABLE).read("all"),), {})
+        return
     matrices = text.halves(context, load_embeddings(context))
     halves = plan_of(context.config).halves(matrices)
     names = list(HALVES[: len(matrices)]) * (len(halves) // len(matrices))
     bases = [None if half.basis is None else half.basis.ravel() for half in halves]
     columns: list[Any] = [names, [half.mean for half in halves], bases, [half.scale for half in halves]]
     yield Finished("all", (pa.table(columns, schema=FEATURES),), {})
+
+
+def index(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The indexes of the named halves, built once, whichever machines search in them."""
+    set_threads(context.config.threads)
+    for name in names:
+        data, recall = plan_of(context.config).neighbor_index(load_features(context), HALVES.index(name)).built
+        chunks = {f"{start:016d}": data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES)}
+        yield Finished(name, (to_table(chunks),), {"recall": {name: recall}})
 
 
 def search(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -67,12 +91,29 @@ def search(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 def _neighbors(context: Context, half: int, wanted: Sequence[Part], progress: Progress) -> tuple[list[NDArray[np.int32]], float | None]:
     """The neighbours by one half for each part, (rows, neighbours), and the index's recall. The index of one half is gone before that of the next is made."""
     plan, features = plan_of(context.config), load_features(context)
-    index = plan.neighbor_index(features, half)
+    index = plan.neighbor_index(features, half, _built(context, half))
     found = []
     for part in wanted:
         found.append(index.search(part.start, part.stop, plan.neighbor_count(len(features))))
         progress(part.stop - part.start)
     return found, index.recall
+
+
+def _built(context: Context, half: int) -> Built | None:
+    """The half's index as it was kept; None if it was not."""
+    if HALVES[half] not in _indexed(context):
+        return None
+    shards = context.shards(STAGE, NEIGHBOR_INDEX_TABLE)
+    chunks = to_state(shards.read(HALVES[half]))
+    return Built(np.concatenate([chunks[name] for name in sorted(chunks)]), shards.facts(HALVES[half])["recall"][HALVES[half]])
+
+
+def _indexed(context: Context) -> list[str]:
+    """The halves whose index is kept: an exact one is a copy of its rows. Not of a run that an older gsec began."""
+    record = context.run.stage(STAGE.name)
+    if usable(context).rows.num_rows < EXACT_ROWS or (record is not None and NEIGHBOR_INDEX_TABLE not in record["tables"]):
+        return []
+    return list(HALVES[: 2 if text.has_counterparts(context) else 1])
 
 
 @once
@@ -82,12 +123,19 @@ def load_features(context: Context) -> Features:
     halves = text.halves(context, load_embeddings(context))
     features = features_of(context, halves, lambda shape, kind: scratch_array(context.config, shape, kind))
     features.nouns = text.nouns_of(context)
+    features.pixels = pixels_of(context, context)
     return features
 
 
 def features_of(context: Context, halves: Sequence[NDArray[Any]], allocate: Any = np.empty) -> Features:
     """Embeddings (n, d) and counterparts (n, dt), if there are any, as the run sees them."""
     return plan_of(context.config).features(halves, load_halves(context), text.weight(context), allocate)
+
+
+def pixels_of(context: Context, images: Context, rows: Rows = slice(None)) -> NDArray[np.uint8] | None:
+    """Of the run ``images`` what the members of this run look at beside the features, (rows, side, side, 3); None if they look at nothing else."""
+    side = plan_of(context.config).pixel_side
+    return load_pixels(images, side)[rows] if side else None
 
 
 @once
@@ -109,6 +157,16 @@ def load_neighbors(context: Context) -> Neighbors:
     return Neighbors(found[0], found[1] if len(found) > 1 else None)
 
 
+def trains_further(context: Context) -> bool:
+    """Whether the members of the published model are trained further, and not others in their place."""
+    return context.decision.get("decision") == CONTINUED and plan_of(context.config).goes_on
+
+
+def _inputs(context: Context) -> list[str]:
+    continued = [context.run.stages()["refit"]["fingerprint"]] if context.continues else []
+    return [encode.STAGE.fingerprint(context), *text.fingerprints(context), usable(context).digest, *continued]
+
+
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     return {**named(config), **methods.find(config.method).preparation(config.of_method)}
 
@@ -128,9 +186,10 @@ STAGE = Stage(
     name="prepare",
     version=2,
     settings=_settings,
-    inputs=lambda context: [encode.STAGE.fingerprint(context), *text.fingerprints(context), usable(context).digest],
+    inputs=_inputs,
     steps=(
         Step((FEATURES_TABLE,), lambda context: ["all"], fit, lambda context, names: 0, whole=True),
-        Step((NEIGHBORS_TABLE,), lambda context: usable(context).part_names, search, _units, whole=True),
+        Step((NEIGHBOR_INDEX_TABLE,), _indexed, index, lambda context, names: 0, whole=True),
+        Step((NEIGHBORS_TABLE,), lambda context: usable(context).part_names, search, _units, busy=True),
     ),
 )

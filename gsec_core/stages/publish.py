@@ -19,7 +19,7 @@ from gsec_core.devices import thread_count
 from gsec_core.naming import namers
 from gsec_core.naming.terms import Description
 from gsec_core.report import layout
-from gsec_core.stages import align, describe, nouns
+from gsec_core.stages import align, before, describe, nouns
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import load_embeddings, load_joint, usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, LAYOUT, LAYOUT_TABLE
@@ -34,7 +34,11 @@ BORROWED = 3
 
 
 def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """A name, a sentence and terms for every cluster, from the descriptions of its images."""
+    """A name, a sentence and terms for every cluster, from the descriptions of its images. With a model that is kept they are what they were."""
+    if context.keeps:
+        shards, (shard,) = before.previous(context).table(CLUSTER_NAMES_TABLE)
+        yield Finished("all", (shards.read(shard),), {})
+        return
     said, own = descriptions(context)
     if namers.namer_of(context.config) == namers.NOUNS:
         named = _named_by_nouns(context)
@@ -46,6 +50,12 @@ def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def _named_by_nouns(context: Context) -> list[namers.Named]:
+    words, weights = nouns_of_clusters(context)
+    return namers.by_nouns(words, weights)
+
+
+def nouns_of_clusters(context: Context) -> tuple[Sequence[str], NDArray[np.float32]]:
+    """Words, and how much more each stands for a cluster's images than for all, (clusters, words)."""
     (words, kept), selection = nouns.load_nouns(context), nouns.selection_of(context.config)
     assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster"])
     labels = pa.concat_tables(assignments)["cluster"].to_numpy()
@@ -54,7 +64,7 @@ def _named_by_nouns(context: Context) -> list[namers.Named]:
         weights = cluster_weights(load_joint(context)[rows], labels[rows], context.config.n_clusters, kept, selection.tau or TAU)
     if selection.per_centre is None:  # a noun is a cluster's own, whatever else there is in its images
         weights[align.load_ensemble(context).permutations[0], np.arange(len(words))] += 2
-    return namers.by_nouns(words, weights)
+    return words, weights
 
 
 def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
@@ -91,6 +101,10 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     assignments = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster", "confidence"]))
     labels, confidence = assignments["cluster"].to_numpy(), assignments["confidence"].to_numpy()
     X = load_embeddings(context)
+    if context.keeps and (table := _laid_out_as_before(context, X, labels)):
+        progress(table.num_rows)
+        yield Finished("all", (table,), {"shown": table.num_rows})
+        return
     hashes = pl.Series(rows["content_hash"])  # in canonical order equal ones are neighbours
     distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
     described = pc.is_in(rows["content_hash"], describe.counted_captions(context)["content_hash"]).to_numpy()
@@ -105,11 +119,44 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     yield Finished("all", (pa.table([pa.array(column) for column in columns], schema=LAYOUT),), {"shown": len(shown)})
 
 
+def _laid_out_as_before(context: Context, X: NDArray[np.float16], labels: NDArray[np.int32]) -> pa.Table | None:
+    """The images that were shown and are still there, where they were, and new ones beside that which is most like them; None if most of them are gone.
+
+    Of the new ones as many as there is room for, or a tenth of all that are shown, those with the smallest content hashes; some of the sample make room.
+    """
+    rows = usable(context).rows
+    known = before.assigned_before(context, ["cluster"])["cluster"].is_not_null()
+    columns = {"cluster": pl.Series(labels), "known": known}
+    here = pl.DataFrame(rows.select(["image_id", "uri", "content_hash"])).with_columns(**columns).with_row_index("row")
+    shards, (shard,) = before.previous(context).table(LAYOUT_TABLE)
+    was = pl.DataFrame(shards.read(shard))
+    stayed = was.drop("cluster", "uri").join(here.filter("known"), on="image_id", maintain_order="left")
+    if not len(was) or len(stayed) < len(was) / 2:
+        return None
+    new = here.filter(~pl.col("known")).unique("content_hash", keep="first", maintain_order=True)
+    new = new.head(max(layout.MOST - len(stayed), layout.MOST // 10))
+    spare = stayed.filter(pl.col("role").is_in([layout.SAMPLE, layout.NEW]))
+    gone = spare.sample(min(len(spare), max(0, len(stayed) + len(new) - layout.MOST)), seed=0)
+    stayed = stayed.join(gone, on="row", how="anti", maintain_order="left")
+    new = new.head(layout.MOST - len(stayed))
+    landmarks = unit_rows(X[stayed["row"].to_numpy()])
+    with threadpool_limits(thread_count(context.config.threads)):
+        points = layout.beside(X[new["row"].to_numpy()], landmarks, stayed.select("x", "y").to_numpy(), layout.noise_of(new["image_id"].to_list()))
+    beside = new.with_columns(role=pl.lit(layout.NEW), x=pl.Series(points[:, 0]), y=pl.Series(points[:, 1]))
+    shown = pl.concat([beside.select(LAYOUT.names), stayed.select(LAYOUT.names)]).sort("cluster", maintain_order=True)
+    return pa.table([shown[name].to_arrow().cast(LAYOUT.field(name).type) for name in LAYOUT.names], schema=LAYOUT)
+
+
+def _inputs(context: Context) -> list[str]:
+    theirs = [before.previous(context).stages()[STAGE.name]["fingerprint"]] if context.keeps else []
+    return [align.STAGE.fingerprint(context), *theirs]
+
+
 STAGE = Stage(
     name="publish",
     version=2,
     settings=lambda config: {"namer": namers.namer_identity(config)},
-    inputs=lambda context: [align.STAGE.fingerprint(context)],
+    inputs=_inputs,
     steps=(
         Step((CLUSTER_NAMES_TABLE,), lambda context: ["all"], name, lambda context, names: context.config.n_clusters, whole=True, unit="names"),
         Step((LAYOUT_TABLE,), lambda context: ["all"], lay_out, lambda context, names: 0, whole=True),

@@ -11,7 +11,7 @@ import xxhash
 
 from gsec_core.report.collect import collect
 from gsec_core.report.pages import pages
-from gsec_core.stages import baseline, lineage, publish
+from gsec_core.stages import baseline, duplicates, hierarchy, lineage, publish
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.tables import REPORT, REPORT_TABLE
 
@@ -38,6 +38,13 @@ STAGE = Stage(
     name="report",
     version=2,
     settings=lambda config: {},
-    inputs=lambda context: [publish.STAGE.fingerprint(context), lineage.STAGE.fingerprint(context), baseline.STAGE.fingerprint(context), context.run.id],
+    inputs=lambda context: [
+        publish.STAGE.fingerprint(context),
+        lineage.STAGE.fingerprint(context),
+        *([hierarchy.STAGE.fingerprint(context)] if hierarchy.STAGE.name in context.run.stage_names() else []),
+        *([] if context.keeps else [baseline.STAGE.fingerprint(context)]),
+        *([duplicates.STAGE.fingerprint(context)] if duplicates.STAGE.name in context.run.stage_names() else []),
+        context.run.id,
+    ],
     steps=(Step((REPORT_TABLE,), lambda context: ["all"], draw, lambda context, names: 0, whole=True),),
 )

@@ -6,6 +6,7 @@ There is no stage here: `encode.SECOND` has made it, and `prepare` reads it wher
 import numpy as np
 from numpy.typing import NDArray
 
+from gsec_core.clustering.features import Rows
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_second
 
@@ -18,7 +19,7 @@ def load_counterparts(context: Context) -> NDArray[np.float16]:
     return load_second(context)
 
 
-def counterparts_of(context: Context, images: Context, rows: slice) -> NDArray[np.float16]:
+def counterparts_of(context: Context, images: Context, rows: Rows) -> NDArray[np.float16]:
     """Of these rows of the run ``images``, (rows, dim), whichever run asks."""
     return load_second(images)[rows]
 

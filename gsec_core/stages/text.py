@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsec_core.clustering.features import Rows
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import encode, fuse, nouns, second, vocabulary
 from gsec_core.stages.base import Context, Stage
@@ -46,10 +47,26 @@ def halves(context: Context, X: NDArray[np.float16]) -> list[NDArray[Any]]:
     return _halves(X, None if module is None else module.load_counterparts(context))
 
 
-def halves_of(context: Context, images: Context, rows: slice) -> list[NDArray[Any]]:
+def has_counterparts(context: Context) -> bool:
+    """Whether `halves` are two. Reads no more than a shard."""
+    source = context.config.text_source
+    return source != NONE and (source != NOUNS or nouns.has_counterparts(context))
+
+
+def halves_of(context: Context, images: Context, rows: Rows) -> list[NDArray[Any]]:
     """These images of the run ``images``, (rows, d), and the counterparts (rows, dt) that this run gives them, where it gives any."""
     module = _module(context.config)
     return _halves(load_embeddings(images)[rows], None if module is None else module.counterparts_of(context, images, rows))
+
+
+def halves_from(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], second: NDArray[np.float16] | None) -> list[NDArray[Any]]:
+    """The same of images whose vectors are at hand: embeddings (rows, d), those in the space shared with text, and those of the second encoder, if any."""
+    source = context.config.text_source
+    if source == CAPTIONS:
+        return _halves(X, fuse.counterparts_from(context, X, joint))
+    if source == NOUNS:
+        return _halves(X, nouns.counterparts_from(context, joint))
+    return _halves(X, second)
 
 
 def _halves(X: NDArray[Any], counterparts: NDArray[Any] | None) -> list[NDArray[Any]]:

@@ -1,27 +1,32 @@
 """train: the members of the outer ensemble, block by block.
 
-Reads what `prepare` made, and the embeddings and counterparts behind it; writes `members`, one shard a block. A block depends on
-its number and the settings alone, and not on how many members are wanted: a cut one starts again, and more members
-only add blocks.
+Reads what `prepare` made, and the embeddings, counterparts and, where members look at images, thumbnails behind it; writes `members`, one shard a block.
+A block depends on its number and the settings alone, and not on how many members are wanted: more members only add blocks.
+
+A cut block starts again, or, where the method can go on in the middle, at the last of its `checkpoints`, a shard each. Of a method whose members
+learn from labels that they gave a sample themselves, `transitions` and `instance_groups` tell how they came by them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
 from gsec_core import methods
+from gsec_core.checkpoints import to_state, to_table
 from gsec_core.clustering.members import Member
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
-from gsec_core.section import output_settings
+from gsec_core.methods.plan import Leg, State
 from gsec_core.stages import prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import usable
 from gsec_core.stages.prepare import plan_of
 from gsec_core.store.arrays import to_matrix
-from gsec_core.tables import MEMBERS_TABLE, members_schema
+from gsec_core.tables import CHECKPOINTS_TABLE, INSTANCE_GROUPS, INSTANCE_GROUPS_TABLE, MEMBERS_TABLE, TRANSITIONS, TRANSITIONS_TABLE, members_schema
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -30,18 +35,62 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     plan = plan_of(context.config)
     features, neighbors = prepare.load_features(context), prepare.load_neighbors(context)
     halves = prepare.load_halves(context)
-    wanted = [(block, name) for block, name in zip(plan.blocks, blocks(context), strict=True) if name in names]
-    trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress)
+    wanted = [(block, name) for name, block in _blocks(context).items() if name in names]
+    states = {block: _state(context, block, kept[-1]) for block, _ in wanted if (kept := _kept(context)[block])}
+    start = load_members(context.model)[0] if prepare.trains_further(context) else []
+    trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress, states, start)
     for (block, name), members in zip(wanted, trained, strict=True):
         shapes = plan.arrays(halves, block)
         columns: dict[str, Any] = {
-            "member": list(plan.numbers(block)),
+            "member": list(plan.numbers(block))[: len(members)],
             **{array: [member.parameters[array].ravel() for member in members] for array in shapes},
             "steps": [member.steps for member in members],
             "changed": [member.changed for member in members],
             "loss": [member.loss for member in members],
         }
         yield Finished(name, (pa.table(columns, schema=members_schema(shapes)),), {"members": len(members), "steps": sum(columns["steps"])})
+
+
+def advance(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The checkpoints of these names, each from the one before it; all blocks take their first part, then all their second."""
+    set_threads(context.config.threads)
+    plan, features, neighbors = plan_of(context.config), prepare.load_features(context), prepare.load_neighbors(context)
+    parts = {block: list(zip([None, *steps], steps, strict=False)) for block, steps in _kept(context).items()}
+    for number in range(max(map(len, parts.values()))):
+        now = {block: part[number] for block, part in parts.items() if number < len(part)}
+        legs = [
+            Leg(block, None if start is None else _state(context, block, start), stop)
+            for block, (start, stop) in now.items()
+            if _checkpoint(block, stop) in names
+        ]
+        for leg, state in zip(legs, plan.advanced(features, neighbors, legs, progress), strict=True):
+            yield Finished(_checkpoint(leg.block, leg.step), (to_table(state),), {})
+
+
+def tell_labels(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """What the members of the named blocks learn from, where they labelled it themselves."""
+    set_threads(context.config.threads)
+    plan, ids = plan_of(context.config), usable(context).rows["image_id"].combine_chunks()
+    for name, block in _blocks(context).items():
+        step = plan.labelled_at(block)
+        if name in names and step is not None:
+            found = plan.pseudo_labels(block, _state(context, block, step))
+            [member] = plan.numbers(block)
+            before, after = found.transitions.nonzero()
+            counts = found.transitions[before, after]
+            transitions = [np.full(len(counts), member), before, after, counts]
+            groups = [np.full(len(found.images), member), found.classes, ids.take(pa.array(found.images)), found.groups[found.classes]]
+            yield Finished(name, (pa.table(transitions, schema=TRANSITIONS), pa.table(groups, schema=INSTANCE_GROUPS)), {})
+
+
+def load_pseudo_labels(context: Context) -> tuple[pa.Table, pa.Table] | None:
+    """`transitions` and `instance_groups` of all members that have them; None if there are none."""
+    record = context.run.stage(STAGE.name)
+    names = [] if record is None else record["tables"].get(INSTANCE_GROUPS_TABLE, [])  # an older gsec wrote none
+    if not names:
+        return None
+    transitions, groups = (pa.concat_tables(context.shards(STAGE, table).read_all(names)) for table in (TRANSITIONS_TABLE, INSTANCE_GROUPS_TABLE))
+    return transitions, groups
 
 
 def load_members(context: Context) -> tuple[list[Member], str]:
@@ -63,19 +112,49 @@ def _members(table: pa.Table, shapes: Mapping[str, tuple[int, ...]]) -> list[Mem
 
 def blocks(context: Context) -> list[str]:
     """Names of the blocks."""
-    return [f"block-{block:04d}" for block in plan_of(context.config).blocks]
+    return list(_blocks(context))
+
+
+def _blocks(context: Context) -> dict[str, int]:
+    return {f"block-{block:04d}": block for block in plan_of(context.config).blocks}
+
+
+def _labelling_blocks(context: Context) -> list[str]:
+    """Names of those whose members learn from labels that they gave themselves."""
+    plan = plan_of(context.config)
+    return [name for name, block in _blocks(context).items() if plan.labelled_at(block) is not None]
+
+
+def _kept(context: Context) -> dict[int, Sequence[int]]:
+    """Of each block the steps after which its state is kept."""
+    plan, n = plan_of(context.config), int(usable(context).rows.num_rows)
+    return {block: plan.checkpoints(n, block) for block in plan.blocks}
+
+
+def _checkpoint(block: int, step: int) -> str:
+    return f"block-{block:04d}-step-{step:07d}"
+
+
+def _checkpoints(context: Context) -> dict[str, int]:
+    """Their names, and the steps from the one before each."""
+    return {_checkpoint(block, stop): stop - start for block, steps in _kept(context).items() for start, stop in pairwise([0, *steps])}
+
+
+def _state(context: Context, block: int, step: int) -> State:
+    return to_state(context.shards(STAGE, CHECKPOINTS_TABLE).read(_checkpoint(block, step)))
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    settings = output_settings(config.train)
+    settings = prepare.of_members(config)
     del settings["n_members"]
     return {"clusters": config.n_clusters, **prepare.named(config), **settings, **methods.find(config.method).parameters(config.of_method)}
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:
-    plan = plan_of(context.config)
-    wanted = [block for block, name in zip(plan.blocks, blocks(context), strict=True) if name in names]
-    return plan.total_steps(int(usable(context).rows.num_rows), wanted)
+    """What the members of these blocks take after their last checkpoints."""
+    wanted = [block for name, block in _blocks(context).items() if name in names]
+    done = sum(kept[-1] for block in wanted if (kept := _kept(context)[block]))
+    return plan_of(context.config).total_steps(int(usable(context).rows.num_rows), wanted, prepare.trains_further(context)) - done
 
 
 STAGE = Stage(
@@ -83,5 +162,17 @@ STAGE = Stage(
     version=2,
     settings=_settings,
     inputs=lambda context: [prepare.STAGE.fingerprint(context)],
-    steps=(Step((MEMBERS_TABLE,), blocks, work, _steps, whole=True, unit="steps"),),
+    steps=(
+        Step(
+            (CHECKPOINTS_TABLE,),
+            lambda context: list(_checkpoints(context)),
+            advance,
+            lambda context, names: sum(_checkpoints(context)[name] for name in names),
+            whole=True,
+            unit="steps",
+        ),
+        Step((TRANSITIONS_TABLE, INSTANCE_GROUPS_TABLE), _labelling_blocks, tell_labels, lambda context, names: 0, whole=True),
+        Step((MEMBERS_TABLE,), blocks, work, _steps, busy=True, unit="steps"),
+    ),
+    on_device=True,
 )

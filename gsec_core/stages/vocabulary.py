@@ -53,7 +53,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
         found = []
         for start in range(0, len(here), _BATCH_WORDS):
             batch = here[start : start + _BATCH_WORDS]
-            found.append(_embedded(encoder, [prompted(word, prompts) for word in batch]))
+            found.append(embedded(encoder, [prompted(word, prompts) for word in batch]))
             progress(len(batch))
         vectors = np.concatenate(found)
         if not np.isfinite(vectors).all():
@@ -63,7 +63,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
         yield Finished(name, (pa.table(columns, schema=schema),), {"words": len(here)})
 
 
-def _embedded(encoder: Any, texts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+def embedded(encoder: Any, texts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
     """Of each word the unit mean of the unit vectors of its texts."""
     vectors = encoder.encode_texts([text for of_word in texts for text in of_word])
     starts = np.cumsum([0, *(len(of_word) for of_word in texts[:-1])])
@@ -98,6 +98,7 @@ STAGE = Stage(
     version=1,
     settings=_settings,
     inputs=lambda context: [],
-    steps=(Step((VOCABULARY_TABLE,), _names, work, _words, whole=True, unit="words"),),
+    steps=(Step((VOCABULARY_TABLE,), _names, work, _words, busy=True, unit="words"),),
     shared=True,
+    on_device=True,
 )

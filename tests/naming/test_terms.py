@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsec_core.naming.terms import LONGEST_NAME, Description, c_tf_idf, name_clusters, unique
+from gsec_core.naming.terms import LONGEST_NAME, Description, c_tf_idf, name_clusters, name_groups, unique
 
 
 def described(object: str, *attributes: str) -> Description:
@@ -76,8 +76,17 @@ def test_a_number_that_is_taken_is_not_taken_twice() -> None:
     assert len({*names}) == 3
 
 
+def test_a_group_of_clusters_is_called_by_what_only_it_says() -> None:
+    said = [*PETS, [described("red car", "bright tones")], [described("blue car", "long bonnet")], [described("delivery van", "bright tones")]]
+    names = [name.name for name in name_groups(said, [[2, 3], [0, 1], [0, 1, 2, 3, 4], [4]])]
+    assert names[0] == "car"
+    assert names[1] == "cat", "three of six"
+    assert len(set(names)) == 4
+
+
 def test_weights_are_those_of_the_paper() -> None:
-    first, second = c_tf_idf([{"cat": 3, "fur": 1}, {"dog": 1, "fur": 3}])
+    overall = {"cat": 3, "fur": 4, "dog": 1}
+    first, second = c_tf_idf({"cat": 3, "fur": 1}, overall, 2), c_tf_idf({"dog": 1, "fur": 3}, overall, 2)
     assert first["cat"] == pytest.approx(3 / 4 * 0.8472978603872037)  # log(1 + 4 / 3)
     assert second["fur"] == pytest.approx(3 / 4 * 0.6931471805599453)  # log(1 + 4 / 4)
 

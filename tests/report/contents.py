@@ -1,13 +1,14 @@
 """Synthetic reports."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
 from sklearn.metrics import adjusted_rand_score
 
 from gsec_core.images.decode import thumbnail
-from gsec_core.report.content import Cluster, Content, Duplicates, Shown, Unusable
+from gsec_core.report.content import Cluster, Content, Duplicate, Duplicates, Emerging, Node, Shown, Unusable
 from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTATIVE, SAMPLE
 from gsec_core.results.compare import Compared, Comparison, Differing, Pair
 from tests.pictures import picture
@@ -52,7 +53,9 @@ def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Co
         asked=(("source", "/data/photos"), ("question", f"{clusters} clusters"), ("encoder", "lite"), ("captioner", "tagger")),
         counts={"images": assigned + 7, "assigned": assigned, "rejected": 5, "missing": 2, "clusters": clusters, "duplicates": 4},
         clusters=rows,
+        tree=_chain([row.size for row in rows]),
         shown=tuple(images),
+        emerging=(Emerging(40, 0, ("a red tram", "a tram at night"), tuple(files[:2] * 2)[:3]), Emerging(12, 99_999, (), (None,) * 3)),
         confidences=tuple(range(20)),
         labellings=(
             {"labelling": "consensus", "purity": 0.72, "cohesion": 0.61, "separation": 0.22, "agreement": 0.93, "largest": 9, "ARI to consensus": 1.0},
@@ -61,7 +64,10 @@ def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Co
         remarks=("Of 1 of the clusters the members do not agree that it is there (stability below 0.5): 2.",),
         reasons=(("rejected", "empty file", 4), ("rejected", "larger than 178 megapixels", 1), ("missing", "gone", 2)),
         unusable=tuple(Unusable(f"broken/{place}.jpg", "rejected", "empty file") for place in range(5)),
-        duplicates=(Duplicates(2, ("a/1.jpg", "b/1.jpg")), Duplicates(50_000, ("a/2.jpg", "copy of 2.jpg"))),
+        duplicates=(
+            Duplicates(50_000, (Duplicate("a/2.jpg", 1.0, True, files[0]), Duplicate("b/copy of 2.jpg", 1.0, True, files[0]))),
+            Duplicates(2, (Duplicate("a/1.jpg", 1.0, True, files[-1]), Duplicate("b/nearly 1.jpg", 0.914, False, None))),
+        ),
         timings=({"stage": "ingest", "shards": 1, "seconds": 0.4}, {"stage": "encode", "shards": 19, "seconds": 125.0}),
         made_with=(("gsec", "0.1.0"), ("torch", "2.9.0"), ("processor", "x86_64, 2 cores")),
         configuration={"source": "/data/photos", "clusters": clusters, "encode": {"encoder": "lite", "batch_size": 64}, "prototypes": {"count": None}},
@@ -87,9 +93,10 @@ def hostile(clusters: int = 12) -> Content:
         shown=tuple(replace(image, uri=text(place), caption=text(place + 1)) for place, image in enumerate(plain.shown)),
         labellings=({"labelling": text(0), text(2): text(3)},),
         remarks=HOSTILE,
+        emerging=(Emerging(len(HOSTILE), 0, HOSTILE, (b"no picture", None, None)),),
         reasons=tuple((text(place), text(place + 1), 1) for place in range(len(HOSTILE))),
         unusable=tuple(Unusable(text(place), text(place + 1), text(place + 2)) for place in range(len(HOSTILE))),
-        duplicates=(Duplicates(len(HOSTILE), HOSTILE),),
+        duplicates=tuple(Duplicates(len(HOSTILE), (Duplicate(bad, 0.9, False, b"no picture"),)) for bad in HOSTILE),
         timings=({"stage": text(0), "shards": text(1), "seconds": text(2)},),
         made_with=tuple((text(place), text(place + 1)) for place in range(len(HOSTILE))),
         configuration={text(place): {text(place + 1): text(place + 2)} for place in range(len(HOSTILE))},
@@ -122,7 +129,7 @@ def worst(clusters: int, shown: int = 5000) -> Content:
         remarks=(long,) * 1000,
         reasons=((long, long, 1),) * 1000,
         unusable=(Unusable(long, long, long),) * 1000,
-        duplicates=(Duplicates(1000, (long,) * 1000),) * 1000,
+        duplicates=(Duplicates(1000, tuple(Duplicate(long, 0.9, False, noise[place % 50]) for place in range(1000))),) * 1000,
         timings=({"stage": long, "shards": 1, "seconds": 1.0},) * 1000,
         made_with=((long, long),) * 1000,
         configuration={f"{long}{place}": long for place in range(1000)},
@@ -182,6 +189,15 @@ def _name(number: int) -> str:
 
 
 _METHODS = ("gsec", "tac", "turtle")
+
+
+def _chain(sizes: list[int]) -> tuple[Node, ...]:
+    """The deepest of trees: each cluster joins all before it."""
+    count = len(sizes)
+    return tuple(
+        Node(count + place - 1 if place else 0, place + 1, f"{HOSTILE[place % len(HOSTILE)]} {place}", place + 2, total)
+        for place, total in enumerate(list(accumulate(sizes))[1:])
+    )
 
 
 def _cluster(number: int, size: int, random: np.random.Generator) -> Cluster:

@@ -109,7 +109,7 @@ def test_the_index_of_a_hundred_thousand_clusters_stays_small_and_says_what_it_l
 def test_nothing_need_be_there() -> None:
     empty = Cluster(0, 0, "", "", (), 0, None, None, float("nan"), None, None)
     for clusters in [(), (empty,), (empty,) * 60]:
-        nothing = Content("run", "now", (), {}, clusters, (), (), (), (), (), (), (), (), (), {})
+        nothing = Content("run", "now", (), {}, clusters, (), (), (), (), (), (), (), (), (), (), (), {})
         shown = _text(dict(pages(nothing))["index.html"])
         assert f"0 images in {len(clusters)} cluster" in shown
         assert "No image is shown" in shown
@@ -118,7 +118,7 @@ def test_nothing_need_be_there() -> None:
 def test_thumbnails_that_are_gone_or_damaged_leave_their_place_empty() -> None:
     some = content(12, shown=300)
     for thumbnail in (None, b"", b"no JPEG"):
-        page = _index(replace(some, shown=tuple(replace(image, thumbnail=thumbnail) for image in some.shown)))
+        page = _index(replace(some, emerging=(), duplicates=(), shown=tuple(replace(image, thumbnail=thumbnail) for image in some.shown)))
         assert b"data:image" not in page
         assert b"no thumbnail" in page
 
@@ -133,6 +133,16 @@ def test_places_that_are_no_numbers_do_not_spoil_the_map() -> None:
 
 def test_of_a_large_group_of_duplicates_the_page_says_how_many_more_there_are() -> None:
     assert "and 49,998 more" in _text(_index(content(1, shown=4)))
+
+
+def test_duplicates_are_shown_with_the_one_to_keep_first() -> None:
+    page = _index(content(1, shown=4))
+    shown = " ".join(_text(page).split())
+    assert "The 2 largest groups" in shown
+    assert "2.jpgkeep copy of 2.jpgsame bytes and 49,998 more" in shown
+    assert "1.jpgkeep no thumbnail nearly 1.jpgcosine 0.914" in shown
+    assert "The run is of an older gsec, which looked for none." in _text(_index(replace(content(1, shown=4), duplicates=None)))
+    assert "No image is a copy of another." in _text(_index(replace(content(1, shown=4), duplicates=())))
 
 
 def test_a_gallery_shows_six_of_each_role_and_the_map_shows_all() -> None:

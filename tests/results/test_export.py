@@ -17,7 +17,7 @@ from gsec_core import pipeline
 from gsec_core.errors import Refused
 from gsec_core.results.export import export, file_names, safe_name, write_csv
 from gsec_core.stages.base import Context
-from gsec_core.tables import CLUSTER_NAMES_TABLE
+from gsec_core.tables import CLUSTER_NAMES_TABLE, HIERARCHY_TABLE
 
 from ..pictures import cluster, picture, settings, write_pictures
 from ..sources.examples import write_parquet
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context]:
 
 def test_assignments_have_the_names_of_their_clusters(place: tuple[Path, Context], tmp_path: Path) -> None:
     written = export(place[1], tmp_path / "out")
-    assert written == {"assignments.parquet": 13, "clusters.json": 2, "assignments.csv": 13, "clusters.csv": 2, "unusable.csv": 1}
+    assert written == {"assignments.parquet": 13, "clusters.json": 2, "assignments.csv": 13, "clusters.csv": 2, "unusable.csv": 1, "duplicates.csv": 2}
     names = {row["cluster"]: row["name"] for row in place[1].run.table(CLUSTER_NAMES_TABLE)[0].read("all").to_pylist()}
     exact = pl.read_parquet(tmp_path / "out" / "assignments.parquet")
     assert all(names[cluster] == name for cluster, name in exact.select("cluster", "name").iter_rows())
@@ -54,6 +54,20 @@ def test_the_clusters_as_json(place: tuple[Path, Context], tmp_path: Path) -> No
     assert [row["cluster"] for row in found["clusters"]] == [0, 1]
     assert sum(row["size"] for row in found["clusters"]) == 13
     assert all(row["name"] and row["terms"] for row in found["clusters"])
+
+
+def test_clusters_in_groups_by_the_tree(place: tuple[Path, Context], tmp_path: Path) -> None:
+    export(place[1], tmp_path, groups=1)
+    together = pl.read_csv(tmp_path / "groups.csv")
+    root = place[1].run.table(HIERARCHY_TABLE)[0].read("all")["name"].to_pylist()[-1]
+    assert together.select("cluster", "group", "group_name").rows() == [(0, 0, root), (1, 0, root)]
+    export(place[1], tmp_path, groups=2)
+    apart = pl.read_csv(tmp_path / "groups.csv")
+    assert (apart["group"].to_list(), apart["group_name"].to_list()) == ([0, 1], apart["name"].to_list())
+    for groups in (0, 3):
+        with pytest.raises(Refused, match=rf"--groups {groups}: the run has 2 clusters. Give 1 to 2"):
+            export(place[1], tmp_path / "none", groups=groups)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("kind", ["links", "copies"])

@@ -16,12 +16,15 @@ from gsec_core.stages import align
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store, prune
 from gsec_core.store.files import Files, LocalFiles
-from gsec_core.store.publications import Publication, Publications
+from gsec_core.store.publications import More, Publication, Publications
 
 from ..pictures import cluster, labels, picture, settings, write_pictures
 from ..stages.steps import STAGES, run_stages
 
 GROUPS = 3
+
+Night = tuple[Path, PipelineConfig]
+"""The folder of images, and the settings."""
 
 
 def write_groups(folder: Path, numbers: range) -> Path:
@@ -37,6 +40,25 @@ def night(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, 
     """A whole run, as one night does it."""
     context, _, _ = cluster(config, redo)
     return context, pipeline.finish(context)
+
+
+@pytest.fixture(scope="module")
+def evening(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder ``in`` of eight pictures of each kind, a ``copy`` of it, and a ``store`` after the first night."""
+    top = tmp_path_factory.mktemp("evening")
+    write_groups(top / "in", range(8))
+    shutil.copytree(top / "in", top / "copy")
+    night(settings(top / "in", top / "store", clusters=GROUPS, pipeline="kinds"))
+    return top
+
+
+@pytest.fixture
+def second_night(evening: Path, tmp_path: Path) -> Night:
+    """What the first night has left, the store a copy of this test's own."""
+    shutil.rmtree(evening / "in")
+    shutil.copytree(evening / "copy", evening / "in")
+    shutil.copytree(evening / "store", tmp_path / "store")
+    return evening / "in", settings(evening / "in", tmp_path / "store", clusters=GROUPS, pipeline="kinds")
 
 
 def pointer(store: Path, name: str) -> dict[str, Any]:
@@ -101,10 +123,9 @@ def test_the_same_request_is_found_again_and_publishes_once(tmp_path: Path) -> N
     assert len(list(Store.open(config.store).publications.newest_first(context.corpus.name))) == 1
 
 
-def test_a_failed_night_leaves_the_last_good_clustering(tmp_path: Path) -> None:
+def test_a_failed_night_leaves_the_last_good_clustering(second_night: Night, tmp_path: Path) -> None:
     """One night half of the images are not there; another the run ends in the middle."""
-    folder = write_groups(tmp_path / "in", range(8))
-    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    folder, config = second_night
     good, _ = night(config)
     before, labelled = pointer(tmp_path / "store", "kinds"), labels(good)
     hidden = [path.rename(tmp_path / path.name) for path in folder.glob("1-*")]
@@ -120,9 +141,8 @@ def test_a_failed_night_leaves_the_last_good_clustering(tmp_path: Path) -> None:
     assert labels(Context.of(Store.open(config.store).run(before["run_id"]), config)) == labelled
 
 
-def test_rejects_and_unread_images_hold_a_run_back(tmp_path: Path) -> None:
-    folder = write_groups(tmp_path / "in", range(8))
-    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+def test_rejects_and_unread_images_hold_a_run_back(second_night: Night, tmp_path: Path) -> None:
+    folder, config = second_night
     good, _ = night(config)
     (folder / "bad.jpg").write_text("no image")
     bad, found = night(config)
@@ -142,9 +162,8 @@ def moving(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     monkeypatch.setattr("gsec_core.stages.lineage.moved", lambda context: share)
 
 
-def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_groups(tmp_path / "in", range(8))
-    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = second_night
     good, _ = night(config)
     write_groups(folder, range(8, 10))
     moving(monkeypatch, 0.4)
@@ -160,9 +179,8 @@ def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(tmp_p
     assert pointer(tmp_path / "store", "kinds")["run_id"] == other.run.id
 
 
-def test_somebody_publishes_what_was_held_and_goes_back_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_groups(tmp_path / "in", range(8))
-    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+def test_somebody_publishes_what_was_held_and_goes_back_again(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = second_night
     good, _ = night(config)
     write_groups(folder, range(8, 10))
     moving(monkeypatch, 0.4)
@@ -183,10 +201,9 @@ def test_somebody_publishes_what_was_held_and_goes_back_again(tmp_path: Path, mo
     assert after.run.request()["previous"]["run_id"] == good.run.id
 
 
-def test_a_clustering_that_gave_new_keys_does_not_come_again_either(tmp_path: Path) -> None:
+def test_a_clustering_that_gave_new_keys_does_not_come_again_either(second_night: Night, tmp_path: Path) -> None:
     """Its next run is another one, as the keys go on, but its clusters are the same."""
-    folder = write_groups(tmp_path / "in", range(8))
-    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+    folder, config = second_night
     more = settings(folder, tmp_path / "store", clusters=GROUPS + 1, pipeline="kinds")
     good, _ = night(config)
     wrong, found = night(more)
@@ -198,9 +215,8 @@ def test_a_clustering_that_gave_new_keys_does_not_come_again_either(tmp_path: Pa
     assert publishing.publish_by_hand(again, pipeline.summary(again)).left is None
 
 
-def test_after_going_back_two_steps_neither_comes_again(tmp_path: Path) -> None:
-    folder = write_groups(tmp_path / "in", range(8))
-    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+def test_after_going_back_two_steps_neither_comes_again(second_night: Night, tmp_path: Path) -> None:
+    folder, config = second_night
     first, _ = night(config)
     write_groups(folder, range(8, 10))
     second, _ = night(config)
@@ -215,12 +231,12 @@ def test_after_going_back_two_steps_neither_comes_again(tmp_path: Path) -> None:
     assert f"somebody went back to run {second.run.id}" in found["warnings"][-1]
 
 
-def test_after_an_upgrade_one_goes_back_to_the_rows_that_were_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+def test_after_an_upgrade_one_goes_back_to_the_rows_that_were_published(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = second_night
     old, _ = night(config)
     published = pointer(tmp_path / "store", "kinds")["assignments"]
     monkeypatch.setitem(align.STAGE.__dict__, "version", align.STAGE.version + 1)
-    write_groups(tmp_path / "in", range(8, 9))
+    write_groups(folder, range(8, 9))
     _, found = night(config)
     assert found["published"]
     assert pointer(tmp_path / "store", "kinds")["assignments"] != published
@@ -246,11 +262,9 @@ def test_a_number_of_clusters_that_was_counted_is_nobodys_wish(tmp_path: Path, m
             counted(6, other)
 
 
-def test_nothing_in_common_is_suspicious(tmp_path: Path) -> None:
+def test_nothing_in_common_is_suspicious(second_night: Night, tmp_path: Path) -> None:
     """All images written anew under their names: none is gone, so that ingest has nothing to say."""
-    folder = write_groups(tmp_path / "in", range(8))
-    config = settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds")
-    night(config)
+    folder, config = second_night
     for path in folder.iterdir():
         kind, number = path.stem.split("-")
         picture(int(kind) + 1, noise=100 + int(number)).save(path, quality=80)
@@ -265,11 +279,11 @@ def test_one_run_that_two_workers_finish_is_published_once_for_both(tmp_path: Pa
     context, _, _ = cluster(config)
     add = Publications.add
 
-    def slow(self: Publications, publication: Publication) -> bool:
+    def slow(self: Publications, publication: Publication, more: More) -> bool:
         with monkeypatch.context() as patched:
             patched.setattr(Publications, "add", add)
             assert pipeline.finish(context)["replaces"]
-        return add(self, publication)
+        return add(self, publication, more)
 
     monkeypatch.setattr(Publications, "add", slow)
     said = pipeline.finish(context)
@@ -298,9 +312,8 @@ def test_a_night_with_nothing_new_publishes_nothing(tmp_path: Path) -> None:
     assert [night(config)[1]["replaces"] for _ in range(2)] == [True, False]
 
 
-def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_the_first(tmp_path: Path) -> None:
-    folder = write_groups(tmp_path / "in", range(8))
-    night(settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds"))
+def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_the_first(second_night: Night, tmp_path: Path) -> None:
+    folder, _ = second_night
     one, other = (cluster(settings(folder, tmp_path / "store", clusters=GROUPS + more, pipeline="kinds"))[0] for more in (1, 2))
     assert pipeline.finish(one)["published"]
     late = pipeline.finish(other)
@@ -336,18 +349,17 @@ def test_pipelines_of_one_corpus_stand_side_by_side(tmp_path: Path) -> None:
     assert same.run.id != few.run.id
 
 
-def test_a_pipeline_publishes_one_corpus(tmp_path: Path) -> None:
-    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
-    night(config)
+def test_a_pipeline_publishes_one_corpus(second_night: Night, tmp_path: Path) -> None:
+    folder, _ = second_night
     with pytest.raises(Refused, match="publishes corpus in-"):
         pipeline.request(settings(write_pictures(tmp_path / "other", range(9)), tmp_path / "store", pipeline="kinds"))
     for name in ("../kinds", "kinds.json"):
         with pytest.raises(Refused, match="a pipeline is named with"):
-            pipeline.request(settings(tmp_path / "in", tmp_path / "store", pipeline=name))
+            pipeline.request(settings(folder, tmp_path / "store", pipeline=name))
 
 
-def test_images_are_assigned_by_a_run_of_a_named_pipeline(tmp_path: Path) -> None:
-    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
+def test_images_are_assigned_by_a_run_of_a_named_pipeline(second_night: Night, tmp_path: Path) -> None:
+    _, config = second_night
     model, _ = night(config)
     before = pointer(tmp_path / "store", "kinds")
     new = pipeline.assignment_config(model.run, settings(write_pictures(tmp_path / "new", range(4)), tmp_path / "store"))
@@ -397,9 +409,8 @@ def test_a_published_run_whose_request_is_lost_is_made_again(tmp_path: Path) -> 
     assert night(config)[1]["published"]
 
 
-def test_what_else_lies_beside_publications_is_passed_over(tmp_path: Path) -> None:
-    config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
-    night(config)
+def test_what_else_lies_beside_publications_is_passed_over(second_night: Night, tmp_path: Path) -> None:
+    _, config = second_night
     (tmp_path / "store" / "published" / "Kinds old").mkdir()
     (tmp_path / "store" / "published" / "kinds" / "00000002.json.bak").write_text("{}")
     store = Store.open(config.store)

@@ -9,7 +9,7 @@ from gsec_core.config import PipelineConfig
 from gsec_core.stages import base, describe, prototypes
 from gsec_core.stages.base import Context, Stage
 from gsec_core.store import Shards, fingerprint
-from gsec_core.tables import DESCRIBED, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
+from gsec_core.tables import DESCRIBED, FRESH, REFIT, REFIT_TABLE, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
 
 STAGES = pipeline.stages_of(PipelineConfig())
 """Of a run with the settings as they are."""
@@ -33,7 +33,8 @@ def make_up(config: PipelineConfig) -> Context:
     for stage in run.request()["stages"]:
         made_from = {} if stage == "encode" else {"clusters": config.clusters, "generation": context.generation.number}
         run.begin_stage(stage, fingerprint(stage, 1, made_from, [], 0), {stage: ["all"]})
-        table_of(context, stage).commit("all", pa.table({"nothing": [0]}))
+        decided = {"decision": FRESH, "why": "made up", "images": 0, "fitted_images": 0, "left_out": []}
+        table_of(context, stage).commit("all", pa.Table.from_pylist([decided], REFIT) if stage == REFIT_TABLE else pa.table({"nothing": [0]}))
     return context
 
 

@@ -46,7 +46,7 @@ def write_colours(folder: Path) -> Path:
 
 
 def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -> None:
-    config = settings(write_colours(tmp_path / "in"), tmp_path / "store", clusters=3)
+    config = settings(write_colours(tmp_path / "in"), tmp_path / "store", clusters=3, prototypes={"representatives": 5})
     context, _, _ = cluster(config)
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     rows = {row["image_id"]: row for name in embeddings.names() for row in embeddings.read(name).to_pylist()}

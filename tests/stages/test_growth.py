@@ -110,8 +110,10 @@ def test_an_image_that_could_not_be_read_is_looked_at_again(tmp_path: Path) -> N
 def test_a_damaged_image_list_is_written_again(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
     before, _, _ = cluster(config)
+    pipeline.finish(before)
     lost = before.corpus.images.location(before.generation.shard_names[0])
     Path(lost).write_bytes(b"not a shard")
+    assert getattr(pipeline.nothing_to_do(config), "id", None) == before.run.id, "a night with nothing new does not look"
     with pytest.raises(GsecError, match="image list is damaged"):
         before.corpus.live_rows(before.generation)
     after, changes, made = cluster(config)

@@ -6,10 +6,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from gsec_core.stages import encode, fuse, prepare, prototypes
+from gsec_core import pipeline
+from gsec_core.clustering.neighbors import NeighborIndex
+from gsec_core.stages import base, encode, fuse, prepare, prototypes
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings, usable
-from gsec_core.tables import FEATURES_TABLE, NEIGHBORS_TABLE
+from gsec_core.tables import FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE
 
 from ..pictures import settings, write_pictures
 from .steps import describe_with, run_stages
@@ -103,6 +105,49 @@ def test_recall_is_recorded_where_the_search_is_approximate_and_never_added_up(s
         recall = context.shards(prepare.STAGE, NEIGHBORS_TABLE).facts(name)["recall"]
         assert set(recall) == {"image", "text"}
         assert all(0.5 < share <= 1 for share in recall.values())
+
+
+def test_an_index_that_is_kept_finds_what_one_that_is_built_does(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a kill behind the index, and in a run that an older gsec began, which keeps none."""
+    monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
+    monkeypatch.setattr("gsec_core.clustering.neighbors.EXACT_ROWS", 10)
+    built = fused(source, tmp_path / "built")
+    run_stage(built, prepare.STAGE)
+    with pytest.MonkeyPatch.context() as kept_from_now_on:
+        kept_from_now_on.setattr("gsec_core.stages.prepare.EXACT_ROWS", 10)
+        kept = fused(source, tmp_path / "kept")
+        base.begin(kept, prepare.STAGE)
+        for step in prepare.STAGE.steps[:2]:
+            base.work(kept, prepare.STAGE, step, step.plan(kept))
+        with pytest.MonkeyPatch.context() as cut:
+            cut.setattr(NeighborIndex, "_approximate", lambda index: pytest.fail("it is built again"))
+            run_stage(kept, prepare.STAGE)
+        assert kept.shards(prepare.STAGE, NEIGHBOR_INDEX_TABLE).names() == {"image", "text"}
+        assert_equal_neighbors(kept, built)
+        [removed, *_] = usable(built).part_names
+        neighbors = built.shards(prepare.STAGE, NEIGHBORS_TABLE)
+        neighbors.files.remove(neighbors.path(removed))
+        assert run_stage(built, prepare.STAGE)["shards"] == 1
+        assert_equal_neighbors(kept, built)
+
+
+def assert_equal_neighbors(one: Context, other: Context) -> None:
+    for name in usable(one).part_names:
+        tables = [context.shards(prepare.STAGE, NEIGHBORS_TABLE) for context in (one, other)]
+        assert tables[0].read(name).equals(tables[1].read(name))
+        assert tables[0].facts(name)["recall"] == tables[1].facts(name)["recall"]
+
+
+def test_images_that_are_their_own_counterparts_have_one_index(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an encoder the images of which are in the space of the nouns, where the method asks for nothing else."""
+    monkeypatch.setattr("gsec_core.clustering.neighbors.EXACT_ROWS", 10)
+    monkeypatch.setattr("gsec_core.stages.prepare.EXACT_ROWS", 10)
+    monkeypatch.setattr("gsec_core.stages.nouns.has_joint", lambda context: False)
+    (tmp_path / "names.txt").write_text("a ball\na shoe\n")
+    asked = settings(source, tmp_path / "store", method="zero-shot", text={"vocabulary": f"file:{tmp_path / 'names.txt'}"})
+    context = run_stages(asked, *(stage for stage in pipeline.stages_of(asked) if stage.name in ("encode", "vocabulary", "nouns")))
+    run_stage(context, prepare.STAGE)
+    assert context.shards(prepare.STAGE, NEIGHBOR_INDEX_TABLE).names() == {"image"}
 
 
 def test_an_exact_search_has_no_recall_to_record(source: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gsec_core.results.status import verify
 from gsec_core.stages import base, publish, report
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
-from gsec_core.tables import CLUSTER_NAMES_TABLE, LAYOUT_TABLE, REPORT_TABLE
+from gsec_core.tables import CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, HIERARCHY_TABLE, LAYOUT_TABLE, MAP_TABLE, REPORT_TABLE
 
 from ..captioners.server import Server, reply
 from ..pictures import cluster, picture, settings, write_pictures
@@ -54,10 +54,26 @@ def test_every_cluster_has_a_name_unlike_the_others(place: Path) -> None:
     assert all(str(row["description"]).startswith("Mostly ") and row["namer"] == "terms" for row in names)
 
 
+def test_the_tree_has_every_image_below_its_root(place: Path) -> None:
+    context, _ = run(place)
+    tree = rows(context, HIERARCHY_TABLE)
+    assert [(row["node"], row["clusters"]) for row in tree] == [(3, 2), (4, 3)]
+    assert {tree[0]["left"], tree[0]["right"], tree[1]["left"], tree[1]["right"]} == {0, 1, 2, 3}
+    assert tree[1]["size"] == sum(row["size"] for row in rows(context, CLUSTERS_TABLE)) == 31
+    assert len({str(row["name"]).casefold() for row in tree}) == 2
+
+
+def test_nouns_name_the_nodes_where_they_name_the_clusters(place: Path) -> None:
+    (place / "words.txt").write_text("\n".join(["red disc", "green field", "dark room", "bright sky", "small dog", "large tree"]))
+    context, _ = run(place, method="tac", tac={"max_steps": 20}, text={"vocabulary": f"file:{place / 'words.txt'}"})
+    words = {word for row in rows(context, CLUSTER_NAMES_TABLE) for word in (str(row["name"]), *row["terms"])}  # type: ignore[misc]
+    assert {str(row["name"]).partition(",")[0] for row in rows(context, HIERARCHY_TABLE)} <= words
+
+
 def test_the_same_run_done_anew_gives_the_same_names_and_map(place: Path) -> None:
     before, after = run(place)[0], run(place, redo=("publish",))[0]
     assert before.shards(publish.STAGE, LAYOUT_TABLE) != after.shards(publish.STAGE, LAYOUT_TABLE)
-    for table in (CLUSTER_NAMES_TABLE, LAYOUT_TABLE):
+    for table in (CLUSTER_NAMES_TABLE, HIERARCHY_TABLE, LAYOUT_TABLE):
         assert rows(before, table) == rows(after, table)
 
 
@@ -65,6 +81,14 @@ def test_the_map_shows_each_content_once(place: Path) -> None:
     shown = rows(run(place)[0], LAYOUT_TABLE)
     assert len({row["image_id"] for row in shown}) == len(shown) == 30, "the copy is not shown again"
     assert all(0 <= row[axis] <= 1 for row in shown for axis in ("x", "y"))  # type: ignore[operator]
+
+
+def test_every_image_is_on_the_map_and_those_of_the_layout_where_they_are_there(place: Path) -> None:
+    context, _ = run(place)
+    on_map = {row["image_id"]: (row["x"], row["y"]) for row in context.run.table(MAP_TABLE)[0].read("part-00000").to_pylist()}
+    assert len(on_map) == 31, "the copy too"
+    assert {row["image_id"]: (row["x"], row["y"]) for row in rows(context, LAYOUT_TABLE)}.items() <= on_map.items()
+    assert len(set(on_map.values())) == 31
 
 
 def test_a_cluster_of_which_nothing_was_described_is_named_by_what_its_images_resemble(place: Path) -> None:
@@ -80,7 +104,7 @@ def test_a_language_model_names_and_nothing_above_is_made_anew(place: Path) -> N
     with Server() as server:
         server.answer = lambda request: reply(json.dumps({"name": "things", "description": "Things on a ground."}))
         context, made = run(place, publish={"namer": "openai:tiny"}, describe={"url": server.url})
-    assert {name for name, sums in made.items() if sums} == {"publish", "report"}
+    assert {name for name, sums in made.items() if sums} == {"publish", "hierarchy", "map", "report"}
     names = rows(context, CLUSTER_NAMES_TABLE)
     assert names[0]["name"] == "things"
     assert {row["namer"] for row in names} == {"tiny"}

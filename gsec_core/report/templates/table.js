@@ -41,6 +41,35 @@
     });
   }
 
+  // The cut of the tree at so many groups: what there is before the last merges. The table is sorted by them.
+  const groups = document.getElementById("groups");
+  if (groups) {
+    const merges = JSON.parse(document.getElementById("merges").textContent);
+    groups.addEventListener("input", () => {
+      const wanted = Number(groups.value);
+      const cells = new Map(rows.map(({ row, number }) => [Number(number), row.querySelector("td.group")]));
+      const fits = wanted >= 1 && wanted <= rows.length;
+      for (const cell of document.querySelectorAll("#table .group")) cell.hidden = !fits;
+      for (const cell of document.querySelectorAll("#table .terms")) cell.hidden = fits;  // groups take their place
+      for (const cell of cells.values()) cell.textContent = "";
+      if (!fits) return;
+      const below = rows.map((_, number) => [number]);
+      const alive = new Set(below.keys());
+      merges.forEach(([left, right], place) => {
+        below.push([...below[left], ...below[right]]);
+        if (place >= rows.length - wanted) return;
+        alive.delete(left);
+        alive.delete(right);
+        alive.add(rows.length + place);
+      });
+      for (const node of alive) {
+        const name = node < rows.length ? "alone" : merges[node - rows.length][2];
+        for (const number of below[node]) cells.get(number).textContent = name;
+      }
+      sort(cells.get(0).closest("table").tHead.rows[0].lastElementChild, "ascending");
+    });
+  }
+
   function filter() {
     const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = rows.filter(({ row, number, key, words, gallery }) => {

@@ -1,0 +1,43 @@
+"""What the published run, which a run keeps or continues, says of the same images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gsec_core.stages.base import Context
+from gsec_core.stages.canonical import usable
+from gsec_core.store import Run
+from gsec_core.tables import ASSIGNMENTS_TABLE, EMERGING_TABLE
+
+
+def assigned_before(context: Context, columns: Sequence[str]) -> pl.DataFrame:
+    """Of each usable image, in canonical order, what the published run assigned to its bytes; nulls for new ones."""
+    shards, parts = previous(context).table(ASSIGNMENTS_TABLE)
+    theirs = pl.DataFrame(pa.concat_tables(shards.read_all(parts, ["content_hash", *columns]))).unique("content_hash", keep="first", maintain_order=True)
+    found = pl.DataFrame(usable(context).rows.select(["content_hash"])).join(theirs, on="content_hash", how="left", maintain_order="left")
+    return found.drop("content_hash")
+
+
+def labels_before(context: Context) -> NDArray[np.int32]:
+    """(n,): the cluster that each image had; -1 of new ones, but of those that become a cluster of their own."""
+    labels: NDArray[np.int32] = assigned_before(context, ["cluster"])["cluster"].fill_null(-1).to_numpy().astype(np.int32)
+    if context.config.n_clusters > context.model.config.n_clusters:
+        for row in emerging(context).to_pylist():
+            labels[pc.is_in(usable(context).rows["image_id"], pa.array(row["images"], pa.binary(16))).to_numpy(zero_copy_only=False)] = row["cluster"]
+    return labels
+
+
+def emerging(context: Context) -> pa.Table:
+    """Groups of new images; schema EMERGING."""
+    shards, names = context.run.table(EMERGING_TABLE)
+    return shards.read(names[0])
+
+
+def previous(context: Context) -> Run:
+    """The published run. Only of a run that keeps or continues it."""
+    assert context.previous is not None, "there is nothing to keep or to continue"
+    return context.previous

@@ -1,0 +1,173 @@
+"""duplicates: the images of which there is a copy, byte by byte or nearly.
+
+Reads `embeddings`, `thumbnails` and the neighbours of `prepare`; writes `duplicates` (a row an image that has a copy). With a model that is kept the
+neighbours are those of its run, and of new images those that are searched here.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gsec_core.clustering.duplicates import SIDE, Likeness, grouped
+from gsec_core.clustering.features import project
+from gsec_core.clustering.neighbors import NeighborIndex, neighbor_count, neighbors_of
+from gsec_core.config import AUTO, PipelineConfig
+from gsec_core.devices import set_threads
+from gsec_core.stages import encode, prepare
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import by_shard, load_embeddings, load_thumbnails, usable
+from gsec_core.tables import DUPLICATES, DUPLICATES_TABLE, EMBEDDINGS_TABLE, NEIGHBORS_TABLE
+
+THRESHOLDS = {"lite": 0.87}
+"""By the encoder's family: where precision and recall on photographs are both above .95 (`benchmarks.duplicates`)."""
+
+THRESHOLD = 0.95
+"""Of every other encoder: nobody has measured it."""
+
+CANDIDATES = 20
+"""Neighbours that an image is compared with, where they are searched here."""
+
+FEW = 4096
+"""Up to so many different images each is compared with all others, whatever neighbours `prepare` has found: of few images it looks for few."""
+
+MANY = 16_384
+"""Images without neighbours from which on an index is built to find them."""
+
+
+def threshold_of(config: PipelineConfig) -> float:
+    """The cosine from which on two embeddings count as those of one picture."""
+    threshold = config.duplicates.threshold
+    return THRESHOLDS.get(config.encode.encoder.partition(":")[0], THRESHOLD) if isinstance(threshold, str) else threshold
+
+
+def find(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """Equal bytes, which are beside each other in canonical order, count as one image; of these the near ones are compared."""
+    set_threads(context.config.threads)
+    near = _prepared(context)  # first: of a model that is kept it reads its images
+    rows = usable(context).rows
+    same_bytes = _first_of_equal(rows["content_hash"])
+    like = Likeness(load_embeddings(context), load_thumbnails(context, SIDE)[0], threshold_of(context.config), context.config.threads)
+    frame = pl.DataFrame(rows.select(["image_id", "uri"])).with_columns(of=pl.Series(same_bytes), pixels=pl.Series(_pixels(context)))
+    order = frame.select(pl.arg_sort_by(-pl.col("pixels"), pl.col("uri").min().over("of"))).to_series().to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    first, cosine = grouped(like, _candidates(context, same_bytes, near), lambda some: some[_searched(context, some, np.arange(len(some)))[1]], rank)
+    progress(rows.num_rows)
+    table = _table(frame.with_columns(first=pl.Series(first[same_bytes]), cosine=pl.Series(cosine[same_bytes])))
+    yield Finished("all", (table,), {"groups": int(table["keep"].to_numpy(zero_copy_only=False).sum()), "duplicates": table.num_rows})
+
+
+def _table(frame: pl.DataFrame) -> pa.Table:
+    """Of all images (image_id, uri, of, first, cosine) those that are not alone; schema DUPLICATES."""
+    grouped = frame.filter(pl.len().over("first") > 1).with_columns(exact=pl.col("of") == pl.col("first"))
+    kept = grouped.filter("exact").group_by("first").agg(pl.col("uri").min().alias("kept"))
+    sizes = grouped.group_by("first").len().join(kept, on="first").sort("len", "kept", descending=[True, False]).with_row_index("group")
+    found = grouped.join(sizes, on="first").with_columns(keep=pl.col("uri") == pl.col("kept"))
+    found = found.sort("group", "keep", "cosine", "uri", descending=[False, True, True, False])
+    return found.select(DUPLICATES.names).to_arrow().cast(DUPLICATES)
+
+
+def _pixels(context: Context) -> NDArray[np.int64]:
+    """Width by height of all usable images in canonical order, (n,)."""
+    rows = usable(context).rows
+    wanted = by_shard(rows)
+    found = np.zeros(rows.num_rows, np.int64)
+    for name, table in context.shards(encode.STAGE, EMBEDDINGS_TABLE).read_each(sorted(wanted), ["image_id", "width", "height"]):
+        here = pl.DataFrame(table).join(wanted[name], on="image_id")
+        found[here["position"].to_numpy()] = here["width"].to_numpy().astype(np.int64) * here["height"].to_numpy()
+    return found
+
+
+def _first_of_equal(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Of each row in canonical order the first with its content hash, (n,)."""
+    column = pl.Series(hashes)
+    starts = (column != column.shift()).fill_null(True).to_numpy()
+    return np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
+
+
+def _prepared(context: Context) -> NDArray[np.int32] | None:
+    """The neighbours that `prepare` has found of all images, (n, k), -1 for none; of images that the model was not made of none. None if they are gone."""
+    if not context.keeps:
+        return prepare.load_neighbors(context).image
+    model = context.model
+    theirs = usable(model)
+    if not set(theirs.part_names) <= model.shards(prepare.STAGE, NEIGHBORS_TABLE).names():
+        return None
+    near = prepare.load_neighbors(model).image
+    here = pl.DataFrame(usable(context).rows.select(["content_hash"])).with_row_index("row").unique("content_hash", keep="first")
+    joined = pl.DataFrame(theirs.rows.select(["content_hash"])).join(here, on="content_hash", how="left", maintain_order="left")
+    place = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
+    found = np.full((usable(context).rows.num_rows, near.shape[1]), -1, np.int32)
+    found[place[place >= 0]] = place[near[place >= 0]]
+    return found
+
+
+def _candidates(context: Context, same_bytes: NDArray[np.int64], near: NDArray[np.int32] | None) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    """Rows of different images, each image once, and those that may be copies of them, (m,) and (m, k): row numbers, -1 for none."""
+    distinct = np.flatnonzero(same_bytes == np.arange(len(same_bytes)))
+    alone = np.arange(len(distinct)) if len(distinct) > 1 else np.empty(0, np.int64)
+    if len(distinct) > FEW and near is not None:
+        others = np.where(near[distinct] >= 0, same_bytes[near[distinct]], -1)
+        found = ((others >= 0) & (others != distinct[:, None])).any(1)  # not so of a new image, or if all are its own copies
+        alone = np.flatnonzero(~found)
+        if len(alone) <= MANY:
+            yield distinct[found], others[found]
+    if len(alone):
+        places, nearest = _searched(context, distinct, alone)
+        yield distinct[places], distinct[nearest]
+
+
+def _searched(context: Context, distinct: NDArray[np.int64], alone: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Of the images at the places ``alone`` among ``distinct``, or of all if these are many, places and those of their neighbours, (m,) and (m, k)."""
+    X, n, threads = load_embeddings(context), len(distinct), context.config.threads
+    half = prepare.load_halves(context.model if context.keeps else context)[0]
+
+    def rows(places: Any) -> NDArray[Any]:
+        found = X[distinct[places]]
+        return found if n <= FEW else np.concatenate(list(project(found, half)))
+
+    count = neighbor_count(n, CANDIDATES)
+    if n <= FEW or len(alone) <= MANY:
+        return alone, neighbors_of(rows, n, alone, count, n_threads=threads)
+    return np.arange(n), NeighborIndex(rows, n, n_threads=threads).search(0, n, count)
+
+
+def load_duplicates(context: Context) -> pa.Table | None:
+    """The table of a run; None if it is of an older gsec, which looked for none."""
+    return context.shards(STAGE, DUPLICATES_TABLE).read("all") if STAGE.name in context.run.stage_names() else None
+
+
+def remarks(context: Context) -> list[str]:
+    """How many images a run could do without, in words."""
+    table = load_duplicates(context)
+    if table is None or not table.num_rows:
+        return []
+    kept, exact = (int(pc.sum(table[column]).as_py()) for column in ("keep", "exact"))
+    copies, alike = table.num_rows - kept, table.num_rows - exact
+    return [f"{copies:,} images are copies of {kept:,} others, {copies - alike:,} byte by byte and {alike:,} nearly: see duplicates.csv of gsec export."]
+
+
+def _inputs(context: Context) -> list[str]:
+    if not context.keeps:
+        return [encode.STAGE.fingerprint(context), usable(context).digest, prepare.STAGE.fingerprint(context)]
+    prepared = context.model.run.stage(prepare.STAGE.name)
+    assert prepared is not None, "a model that is kept is of a finished run"
+    return [encode.STAGE.fingerprint(context), usable(context).digest, prepared["fingerprint"]]
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    return {} if config.duplicates.threshold == AUTO else {"threshold": config.duplicates.threshold}
+
+
+STAGE = Stage(
+    name="duplicates",
+    version=1,
+    settings=_settings,
+    inputs=_inputs,
+    steps=(Step((DUPLICATES_TABLE,), lambda context: ["all"], find, lambda context, names: int(usable(context).rows.num_rows), whole=True),),
+)

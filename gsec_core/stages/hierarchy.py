@@ -1,0 +1,93 @@
+"""hierarchy: a tree over the clusters, those that are alike together.
+
+Reads `assignments`, `members`, `cluster_centres` and what names clusters; writes `hierarchy` (a row a node).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gsec_core.clustering import hierarchy
+from gsec_core.naming import namers
+from gsec_core.stages import align, before, prepare, publish
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
+from gsec_core.stages.canonical import usable
+from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, HIERARCHY, HIERARCHY_TABLE
+
+
+def arrange(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The tree over the clusters. With a model that is kept it is that of its clusters, with the images of now."""
+    if not context.keeps:
+        yield Finished("all", (_tree(context, progress),), {})
+        return
+    table = _tree_before(context)
+    if table is None:
+        table = _tree(context.model, progress)
+    sizes, merges = _sizes(context), list(zip(table["left"].to_pylist(), table["right"].to_pylist(), strict=True))
+    images = pa.array([int(sizes[inside].sum()) for inside in hierarchy.leaves(merges, len(sizes))], pa.int64())
+    yield Finished("all", (table.set_column(HIERARCHY.get_field_index("size"), HIERARCHY.field("size"), images),), {})
+
+
+def _sizes(context: Context) -> NDArray[np.int64]:
+    """Images of each cluster, (clusters,)."""
+    sizes: NDArray[np.int64] = context.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["size"])["size"].to_numpy()
+    return sizes
+
+
+def _tree_before(context: Context) -> pa.Table | None:
+    """That of the published run, if its model is kept and gsec made one."""
+    if STAGE.name not in before.previous(context).stage_names():
+        return None
+    shards, (shard,) = before.previous(context).table(HIERARCHY_TABLE)
+    return shards.read(shard)
+
+
+def _tree(context: Context, progress: Progress) -> pa.Table:
+    clusters = context.config.n_clusters
+    if clusters > hierarchy.MOST_CLUSTERS:
+        return HIERARCHY.empty_table()
+    sizes = _sizes(context)
+    merges = hierarchy.tree(align.load_centres(context).directions, _co_association(context), sizes)
+    below = hierarchy.leaves([merge[:2] for merge in merges], clusters)
+    if namers.namer_of(context.config) == namers.NOUNS:
+        words, weights = publish.nouns_of_clusters(context)
+        shares = [np.maximum(sizes[inside], 1) @ weights[inside] / np.maximum(sizes[inside], 1).sum() for inside in below]
+        named = namers.by_nouns(words, np.asarray(shares, np.float32).reshape(-1, len(words)))
+        progress(len(named))
+    else:
+        named = namers.load_namer(context.config).name_groups(publish.descriptions(context)[0], below, progress)
+    rows = [
+        {"node": clusters + number, **merge._asdict(), "clusters": len(inside), "size": int(sizes[inside].sum()), "name": found.name.name}
+        for number, (merge, inside, found) in enumerate(zip(merges, below, named, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=HIERARCHY)
+
+
+def _co_association(context: Context) -> NDArray[np.float32]:
+    """See `hierarchy.co_association`; by the first images in canonical order, which is that of their content hashes."""
+    [first, *_] = usable(context).part_names
+    labels = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read(first, ["cluster"])["cluster"].to_numpy()
+    said = align.load_ensemble(context).member_labels(prepare.load_features(context), prepare.plan_of(context.config).device, 0, len(labels))
+    return hierarchy.co_association(labels, said, context.config.n_clusters)
+
+
+def load_hierarchy(context: Context) -> pa.Table | None:
+    """The tree of a run; None if it is of an older gsec, which made none."""
+    return context.shards(STAGE, HIERARCHY_TABLE).read("all") if STAGE.name in context.run.stage_names() else None
+
+
+def _inputs(context: Context) -> list[str]:
+    theirs = [record["fingerprint"] for name, record in before.previous(context).stages().items() if name == STAGE.name] if context.keeps else []
+    return [publish.STAGE.fingerprint(context), *theirs]
+
+
+STAGE = Stage(
+    name="hierarchy",
+    version=1,
+    settings=lambda config: {},
+    inputs=_inputs,
+    steps=(Step((HIERARCHY_TABLE,), lambda context: ["all"], arrange, lambda context, names: context.config.n_clusters - 1, whole=True, unit="names"),),
+    on_device=True,
+)

@@ -1,0 +1,78 @@
+"""map: the place of every image on the map.
+
+Reads `layout` and the embeddings; writes `map` (a row an image). The images of `layout` are landmarks and stay where they are.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.devices import thread_count
+from gsec_core.report import layout
+from gsec_core.stages import before, publish
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.canonical import load_embeddings, parts, rows_of_parts, usable
+from gsec_core.tables import ASSIGNMENTS_TABLE, LAYOUT_TABLE, MAP, MAP_TABLE
+
+
+def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
+    """The images of the named parts: where they are already, or beside the landmarks that they are most like."""
+    X, there = load_embeddings(context), _there(context)
+    marks = _landmarks(context)
+    landmarks, points = unit_rows(X[marks["row"].to_numpy()]), marks.select("x", "y").to_numpy()
+    for part in parts(context, names):
+        placed = there[part.start : part.stop].copy()
+        missing = np.flatnonzero(np.isnan(placed[:, 0]))
+        noise = layout.noise_of(part.rows["image_id"].take(missing).to_pylist())
+        with threadpool_limits(thread_count(context.config.threads)):
+            placed[missing] = layout.beside(X[part.start + missing], landmarks, points, noise)
+        progress(len(placed))
+        yield Finished(part.name, (pa.table([part.rows["image_id"], placed[:, 0], placed[:, 1]], schema=MAP),), {"placed": len(missing)})
+
+
+def _landmarks(context: Context) -> pl.DataFrame:
+    """The images of `layout`: image_id, x, y, and the row of each in canonical order."""
+    shown = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all", ["image_id", "x", "y"]))
+    return shown.join(_ids(context), on="image_id", maintain_order="left")
+
+
+def _ids(context: Context) -> pl.DataFrame:
+    return pl.DataFrame(usable(context).rows.select(["image_id", "content_hash"])).with_row_index("row")
+
+
+@once
+def _there(context: Context) -> NDArray[np.float32]:
+    """(n, 2): the places that are known, those of the landmarks and, of a map that is kept, those of its images; NaN of the others."""
+    marks = _landmarks(context)
+    there = np.full((usable(context).rows.num_rows, 2), np.nan, np.float32)
+    if context.keeps and _same_map(context, marks):
+        shards, names = before.previous(context).table(MAP_TABLE)
+        assigned, rows = before.previous(context).table(ASSIGNMENTS_TABLE)
+        was = pl.DataFrame(pa.concat_tables(shards.read_all(names)))
+        bytes_ = pl.DataFrame(pa.concat_tables(assigned.read_all(rows, ["image_id", "content_hash"])))
+        stayed = was.join(bytes_, on="image_id").join(_ids(context), on=["image_id", "content_hash"])
+        there[stayed["row"].to_numpy()] = stayed.select("x", "y").to_numpy()
+    there[marks["row"].to_numpy()] = marks.select("x", "y").to_numpy()
+    return there
+
+
+def _same_map(context: Context, marks: pl.DataFrame) -> bool:
+    """Whether the published run has a map, and the landmarks are where they were: where most are gone they are laid out again."""
+    if STAGE.name not in before.previous(context).stage_names():
+        return False
+    shards, (shard,) = before.previous(context).table(LAYOUT_TABLE)
+    return len(marks.join(pl.DataFrame(shards.read(shard, ["image_id", "x", "y"])), on=["image_id", "x", "y"])) > 0
+
+
+STAGE = Stage(
+    name="map",
+    version=1,
+    settings=lambda config: {},
+    inputs=lambda context: [publish.STAGE.fingerprint(context)],
+    steps=(Step((MAP_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts, busy=True),),
+)

@@ -1,0 +1,340 @@
+"""What a night does with the published model: it stays, is continued, or gives way, and what is decided is said."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from gsec_core import pipeline
+from gsec_core.clustering import drift
+from gsec_core.config import PipelineConfig
+from gsec_core.report import layout
+from gsec_core.results import export, status
+from gsec_core.stages import align, base, before, prepare, publish, refit, train
+from gsec_core.stages.base import Context, run_stage
+from gsec_core.store import Run, Store, prune
+from gsec_core.tables import (
+    ASSIGNMENTS_TABLE,
+    CLUSTER_COUNTS,
+    CLUSTER_COUNTS_TABLE,
+    CONTINUED,
+    FRESH,
+    HIERARCHY_TABLE,
+    KEPT,
+    LAYOUT_TABLE,
+    MAP_TABLE,
+    MEMBERS_TABLE,
+    RENEWED,
+)
+
+from ..pictures import cluster, labels, picture, settings
+
+KINDS = 3
+
+
+def write_kinds(folder: Path, numbers: range, kinds: range = range(KINDS)) -> Path:
+    """Pictures of kinds that no clustering takes for each other; ``KIND-NUMBER.jpg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        for kind in kinds:
+            picture(kind + 1, noise=1 + number).save(folder / f"{kind}-{number:03d}.jpg", quality=90)
+    return folder
+
+
+def night(place: Path, redo: tuple[str, ...] = (), **more: Any) -> tuple[Context, dict[str, Any], list[str]]:
+    """A whole run on ``place / "in"``, what it says, and the stages that did something."""
+    train = {"refit": "auto", **more.pop("train", {})}
+    config = settings(place / "in", place / "store", clusters=more.pop("clusters", KINDS), train=train, **more)
+    context, _, made = cluster(config, redo)
+    return context, pipeline.finish(context), [name for name, sums in made.items() if sums]
+
+
+def keys(context: Context, said: dict[str, Any]) -> dict[str, int]:
+    """URI -> key."""
+    key_of = {row["cluster"]: row["key"] for row in said["cluster_rows"]}
+    return {uri: key_of[label] for uri, label in labels(context).items()}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A place with a published clustering of 36 pictures, 12 of each kind, and a copy of it."""
+    place = tmp_path_factory.mktemp("published")
+    write_kinds(place / "in", range(12))
+    context, said, _ = night(place)
+    assert (context.decision["decision"], said["decision"], said["published"]) == (FRESH, None, True)
+    assert len({keys(context, said)[f"{kind}-000.jpg"] for kind in range(KINDS)}) == KINDS, "each kind is a cluster; else nothing here shows anything"
+    copy = tmp_path_factory.mktemp("copy") / "place"
+    shutil.copytree(place, copy)
+    return place, copy
+
+
+@pytest.fixture
+def place(published: tuple[Path, Path]) -> Path:
+    """The place as it was: a corpus belongs to the path of its source."""
+    place, copy = published
+    shutil.rmtree(place)
+    shutil.copytree(copy, place)
+    return place
+
+
+def test_a_model_that_fits_stays_and_labels_what_is_new(place: Path) -> None:
+    first, before_, _ = night(place)
+    write_kinds(place / "in", range(12, 14))
+    twin = place / "in" / "another-name.jpg"
+    twin.write_bytes((place / "in" / "1-003.jpg").read_bytes())
+    context, said, made = night(place)
+    assert made == ["encode", "refit", "duplicates", "align", "publish", "hierarchy", "map", "lineage", "report"] == context.run.stage_names()
+    assert context.run.is_finished()
+    assert said["decision"] == "The published model is kept: 6 new images fit as well as the old."
+    assert (said["published"], said["moved"], said["warnings"]) == (True, 0.0, ())
+    old, new = keys(first, before_), keys(context, said)
+    assert {uri: new[uri] for uri in old} == old
+    assert all(new[f"{kind}-{number:03d}.jpg"] == old[f"{kind}-000.jpg"] for kind in range(KINDS) for number in (12, 13))
+    assert new[twin.name] == old["1-003.jpg"]
+    rows, were = (pl.DataFrame(pa.concat_tables(c.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(["part-00000"]))) for c in (context, first))
+    assert rows.filter(pl.col("image_id").is_in(were["image_id"].to_list())).drop("is_duplicate").sort("uri").equals(were.drop("is_duplicate").sort("uri"))
+    assert [row["size"] for row in said["cluster_rows"]] == np.bincount(list(labels(context).values())).tolist()
+    assert [row["name"] for row in said["cluster_rows"]] == [row["name"] for row in before_["cluster_rows"]]
+    tree, old_tree = ([(row["left"], row["name"], row["size"]) for row in c.run.table(HIERARCHY_TABLE)[0].read("all").to_pylist()] for c in (context, first))
+    assert [row[:2] for row in tree] == [row[:2] for row in old_tree]
+    assert tree[-1][2] == old_tree[-1][2] + 7
+    mapped, was = ({row["image_id"]: (row["x"], row["y"]) for row in c.run.table(MAP_TABLE)[0].read("part-00000").to_pylist()} for c in (context, first))
+    assert {image: mapped[image] for image in was} == was
+    assert len(mapped) == len(was) + 7, "the new ones and the twin"
+    assert status.runs(Store.open(str(place / "store")))[-1]["decision"] == "kept: 6 new images fit as well as the old"
+    page = Path(said["report"]).read_text()
+    assert "The published model is kept: 6 new images fit as well as the old." in page
+    assert "came since the model was fitted" in page, "new images have a gallery"
+
+
+def test_a_report_shows_no_more_images_however_many_nights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "MOST", 38)
+    for number in (12, 13):
+        write_kinds(place / "in", range(number, number + 1))
+        context, _, _ = night(place)
+        shown = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all"))
+        assert len(shown) == 38
+        assert shown["image_id"].n_unique() == 38
+        assert 2 <= (shown["role"] == layout.NEW).sum() <= 5
+
+
+def test_night_after_night_it_is_the_same_model_and_nothing_to_do_is_nothing(place: Path) -> None:
+    first, _, _ = night(place)
+    found = []
+    for number in (12, 13):
+        write_kinds(place / "in", range(number, number + 1))
+        context, said, _ = night(place)
+        assert context.model.run.id == first.run.id
+        found.append(said["run_id"])
+    assert context.previous == Run(context.run.files, found[0])
+    again = pipeline.nothing_to_do(context.config)
+    assert again is not None
+    assert again.id == found[1]
+
+
+def test_a_kept_run_assigns_exports_and_is_pruned_as_any_other(place: Path, tmp_path: Path) -> None:
+    first, _, _ = night(place)
+    write_kinds(place / "in", range(12, 13))
+    context, _, _ = night(place)
+    fresh = write_kinds(tmp_path / "new", range(30, 32))
+    config = pipeline.assignment_config(context.run, settings(fresh, place / "store"))
+    run, _ = pipeline.request(config, of_run=context.run.id)
+    assigning = Context.of(run, config)
+    for name in run.stage_names():
+        run_stage(assigning, pipeline.stage(name))
+    rows = assigning.run.table("assigned")[0].read("part-00000")
+    assert {uri[0]: label for uri, label in zip(rows["uri"].to_pylist(), rows["cluster"].to_pylist(), strict=True)} == {
+        uri[0]: label for uri, label in labels(context).items()
+    }
+    export.export(context, tmp_path / "out", None, False)
+    for deletion in prune.plan(Store.open(str(place / "store")), keep_runs=1):
+        assert first.run.directory not in deletion.path, "the model of a published run is needed"
+
+
+@pytest.mark.parametrize(
+    ("more", "redo", "why"),
+    [
+        ({}, ("train",), "that is asked for: --redo train"),
+        ({"clusters": 2}, (), "the settings are others than those of run .*clusters = 2, and was 3"),
+        ({"gsec": {"ensemble_size": 2}}, (), "gsec.ensemble_size = 2, and was 4"),
+        ({"train": {"refit": "always"}}, (), "train.refit = always"),
+    ],
+)
+def test_what_asks_for_another_model_gets_one_and_it_is_said(place: Path, more: dict[str, Any], redo: tuple[str, ...], why: str) -> None:
+    write_kinds(place / "in", range(12, 13))
+    context, said, made = night(place, redo, **more)
+    assert context.decision["decision"] == FRESH
+    assert "train" in made
+    assert pytest.approx(0) == said["moved"] or "clusters" in more
+    assert re.search(why, said["decision"]), said["decision"]
+
+
+def test_other_names_or_another_baseline_are_no_reason(place: Path) -> None:
+    write_kinds(place / "in", range(12, 13))
+    context, _, _ = night(place, baseline={"n_init": 3})
+    assert context.keeps
+
+
+def test_never_keeps_what_auto_would_not_and_says_so(place: Path) -> None:
+    write_kinds(place / "in", range(12, 40))
+    context, said, _ = night(place, train={"refit": "never"})
+    assert context.keeps
+    assert "train.refit = never; by `auto` it would be renewed, as the collection grew by 233%" in said["decision"]
+
+
+def test_a_collection_that_grows_or_shrinks_by_half_gets_other_members_and_its_images_stay(place: Path) -> None:
+    first, was, _ = night(place)
+    write_kinds(place / "in", range(12, 19))
+    context, said, made = night(place)
+    assert (context.decision["decision"], "train" in made, said["moved"]) == (RENEWED, True, 0.0)
+    assert {uri: key for uri, key in keys(context, said).items() if uri in keys(first, was)} == keys(first, was)
+    for number in range(12):
+        for kind in range(KINDS):
+            (place / "in" / f"{kind}-{number:03d}.jpg").unlink()
+    context, said, _ = night(place, ingest={"max_shrink": 1})
+    assert context.decision["decision"] == RENEWED
+    assert context.decision["gone"] == 36
+    assert said["moved"] == 0.0
+
+
+def test_where_images_only_went_the_model_stays(place: Path) -> None:
+    first, was, _ = night(place)
+    for kind in range(KINDS):
+        (place / "in" / f"{kind}-000.jpg").unlink()
+    context, said, _ = night(place)
+    assert (context.decision["decision"], context.decision["gone"], said["moved"]) == (KEPT, 3, 0.0)
+    assert said["decision"] == "The published model is kept: no image is new."
+    old = keys(first, was)
+    assert keys(context, said) == {uri: key for uri, key in old.items() if not uri.endswith("-000.jpg")}
+
+
+def test_a_changed_image_is_a_new_one(place: Path) -> None:
+    picture(3, noise=99).save(place / "in" / "0-000.jpg", quality=90)
+    context, said, _ = night(place)
+    assert context.keeps
+    found = keys(context, said)
+    assert found["0-000.jpg"] == found["2-000.jpg"], "its bytes are of another kind now"
+
+
+def worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is new does not fit."""
+    monkeypatch.setattr(drift, "MORE_OUTLIERS", 1e-9)
+    monkeypatch.setattr(drift, "SURE", -1e9)
+    monkeypatch.setattr(drift, "_measure", lambda name, old, new, bound: drift.Measure(name, float(old.mean()), float(new.mean()), name == "outliers"))
+
+
+def test_a_model_that_does_not_fit_is_trained_further(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, was, _ = night(place)
+    write_kinds(place / "in", range(12, 14))
+    worse(monkeypatch)
+    context, said, made = night(place)
+    assert context.decision["decision"] == CONTINUED
+    assert "of 6 new images" in said["decision"]
+    assert "baseline" in made
+    assert {uri: key for uri, key in keys(context, said).items() if uri in keys(first, was)} == keys(first, was)
+    for ours, theirs in zip(train.load_members(context)[0], train.load_members(first)[0], strict=True):
+        assert 0 < np.abs(ours.parameters["weights"] - theirs.parameters["weights"]).max() < 0.5
+    assert all(np.array_equal(a.scale, b.scale) for a, b in zip(prepare.load_halves(context), prepare.load_halves(first), strict=True))
+
+
+@pytest.mark.parametrize("decision", [KEPT, CONTINUED, RENEWED])
+@pytest.mark.parametrize("cut", ["refit", "align"])
+def test_a_night_that_was_cut_ends_equal(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: str, cut: str) -> None:
+    write_kinds(place / "in", range(12, 14))
+    if decision == CONTINUED:
+        worse(monkeypatch)
+    if decision == RENEWED:
+        monkeypatch.setattr(drift, "MOST_GROWTH", 0.01)
+    config = settings(place / "in", place / "store", clusters=KINDS, train={"refit": "auto"})
+    run, _ = pipeline.request(config)
+    done: list[str] = []
+    while cut not in done:
+        name = next(name for name in run.stage_names() if name not in done)
+        stage = pipeline.stage(name)
+        if name != cut or name == "refit":
+            run_stage(Context.of(run, config), stage)
+        else:  # the first step of align is committed, and then the process is gone
+            context = Context.of(run, config)
+            base.begin(context, stage)
+            base.work(context, stage, stage.steps[0], ["all"])
+        done.append(name)
+    ended, said, _ = night(place)
+    assert (ended.run.id, ended.decision["decision"]) == (run.id, decision)
+    shards = ended.shards(align.STAGE, ASSIGNMENTS_TABLE)
+    was = shards.read("part-00000")
+    shards.set_aside("part-00000")
+    night(place)
+    assert shards.read("part-00000").equals(was), "one part that is made alone is what it was"
+    assert said["published"]
+
+
+def test_a_damaged_model_is_named_and_all_is_clustered_from_scratch(place: Path) -> None:
+    first, _, _ = night(place)
+    members = first.shards(train.STAGE, MEMBERS_TABLE)
+    path = Path(members.location("block-0000"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(bytes(data))
+    write_kinds(place / "in", range(12, 13))
+    context, said, _ = night(place)
+    assert context.decision["decision"] == FRESH
+    assert any("block-0000" in warning and "from scratch" in warning for warning in said["warnings"])
+    assert said["published"], "it is a warning"
+
+
+def test_something_new_is_found_and_told(place: Path) -> None:
+    write_kinds(place / "in", range(12), range(KINDS, KINDS + 1))
+    context, said, _ = night(place)
+    [group] = before.emerging(context).to_pylist()
+    assert group["size"] == 12
+    uri_of = dict(zip(context.live["image_id"].to_pylist(), context.live["uri"].to_pylist(), strict=True))
+    assert {uri_of[image][0] for image in group["images"]} == {"3"}
+    *_, warning = said["warnings"]
+    assert warning.startswith("12 new images lie together where no old ones are: something new?")
+    assert said["clusters"] == KINDS
+    assert context.decision["decision"] == RENEWED
+
+
+def test_with_grow_it_becomes_a_cluster_of_its_own_with_a_new_key(place: Path) -> None:
+    first, was, _ = night(place)
+    write_kinds(place / "in", range(12), range(KINDS, KINDS + 1))
+    context, said, _ = night(place, train={"grow": True})
+    assert (said["clusters"], len(said["cluster_rows"])) == (KINDS + 1, KINDS + 1)
+    found, old = keys(context, said), keys(first, was)
+    assert {uri: found[uri] for uri in old} == old
+    assert {found[f"3-{number:03d}.jpg"] for number in range(12)} == {KINDS}
+    write_kinds(place / "in", range(12, 13), range(KINDS + 1))
+    after, said, _ = night(place, train={"grow": True})
+    assert after.keeps
+    assert said["clusters"] == KINDS + 1, "it is not forgotten"
+    assert keys(after, said)["3-012.jpg"] == KINDS
+
+
+def test_where_the_number_of_clusters_was_found_a_night_keeps_it(place: Path) -> None:
+    auto = settings(place / "in", place / "store", clusters="auto", train={"refit": "auto"})
+    assert pipeline.numbered_before(auto, []) is None, "what is published was given its number"
+    counting, _ = pipeline.request(settings(place / "in", place / "store", clusters="auto"))
+    found = settings(place / "in", place / "store", clusters=KINDS, pipeline="auto", train={"refit": "auto", "grow": True})
+    run_stage(Context.of(counting, auto), pipeline.stage("encode"))
+    base.begin(Context.of(counting, auto), pipeline.stage("count"))
+    curve = pa.Table.from_pylist([{"clusters": KINDS, "purity": 1.0, "low": 1.0, "suggested": True}], CLUSTER_COUNTS)
+    Context.of(counting, auto).shards(pipeline.stage("count"), CLUSTER_COUNTS_TABLE).commit("all", curve)
+    context, _, _ = cluster(found, counting=counting.id)
+    assert pipeline.finish(context)["published"]
+    mine = auto.model_copy(update={"pipeline": "auto"})
+    config, by = pipeline.numbered_before(mine, []) or pytest.fail("it is known")
+    assert (config.clusters, config.train.grow, by) == (KINDS, True, counting.id)
+    assert pipeline.numbered_before(mine, ["count"]) is None
+    assert pipeline.numbered_before(mine.model_copy(update={"train": mine.train.model_copy(update={"refit": "always"})}), []) is None
+    assert pipeline.numbered_before(mine.model_copy(update={"gsec": mine.gsec.model_copy(update={"max_steps": 9})}), []) is None
+
+
+def test_settings_that_say_when_to_fit_are_no_members_parameters() -> None:
+    config = PipelineConfig()
+    assert not {"refit", "grow"} & set(prepare.of_members(config))
+    assert refit.STAGE.settings(config) == {}, "the identity of a run is what it was before there was such a stage"
