@@ -35,6 +35,12 @@ def begin(stage: str, units: int, unit: str, there: int) -> None:
         watcher.begin(stage, units, unit, there)
 
 
+def advance(stage: str, by: int) -> None:
+    """Tell the watchers that a stage moves. Also of slices in other processes."""
+    for watcher in _watchers:
+        watcher.advance(stage, by)
+
+
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
     """Let ``watcher`` hear of all progress in this process."""
@@ -46,8 +52,13 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 @contextmanager
-def of_slice(stage: str, number: int, units: int, unit: str) -> Iterator[Progress]:
-    """A Progress for the library that moves a progress artifact of the slice, and tells the process's watchers."""
+def of_slice(stage: str, number: int, units: int, unit: str, there: int = 0) -> Iterator[Progress]:
+    """A Progress for the library that moves a progress artifact of the slice, and tells the process's watchers.
+
+    ``there`` units were done by the same slice before it failed and was begun again. What a slice that fails has told is taken back.
+    """
+    if there:
+        advance(stage, there)
     if not units:
         yield silent
         return
@@ -55,10 +66,9 @@ def of_slice(stage: str, number: int, units: int, unit: str) -> Iterator[Progres
     lock = threading.Lock()
     done, shown_at = 0, time.monotonic()
 
-    def advance(by: int) -> None:
+    def told(by: int) -> None:
         nonlocal done, shown_at
-        for watcher in _watchers:
-            watcher.advance(stage, by)
+        advance(stage, by)
         with lock:
             done += by
             if time.monotonic() - shown_at < SECONDS_BETWEEN_UPDATES:
@@ -66,7 +76,11 @@ def of_slice(stage: str, number: int, units: int, unit: str) -> Iterator[Progres
             shown_at = time.monotonic()
         shown(update_progress_artifact, artifact, progress=min(100.0, 100 * done / units))
 
-    yield advance
+    try:
+        yield told
+    except BaseException:
+        advance(stage, -done - there)
+        raise
     shown(update_progress_artifact, artifact, progress=100.0)
 
 

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -29,32 +30,55 @@ GRACE = 10.0
 _ending: list[threading.Timer] = []
 
 
-class _Clock:
-    """When a stage moved last."""
+class Clock:
+    """When something moved last."""
+
+    def __init__(self) -> None:
+        self.move()
+
+    def move(self) -> None:
+        self._moved = time.monotonic()
+
+    def idle(self) -> float:
+        """Seconds since then."""
+        return time.monotonic() - self._moved
+
+
+class _OfStage(Clock):
+    """A `progress.Watcher` of one stage."""
 
     def __init__(self, stage: str) -> None:
-        self._stage, self._moved = stage, time.monotonic()
+        super().__init__()
+        self._stage = stage
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
-        self._moved = time.monotonic()
+        self.move()
 
     def advance(self, stage: str, by: int) -> None:
         if stage == self._stage:
-            self._moved = time.monotonic()
+            self.move()
 
-    def idle(self) -> float:
-        """Seconds without progress."""
-        return time.monotonic() - self._moved
+
+@contextmanager
+def clock(stage: str) -> Iterator[Clock]:
+    """Moved by all progress of ``stage``."""
+    found = _OfStage(stage)
+    with watched(found):
+        yield found
+
+
+def hung(stage: str, seconds: float) -> str:
+    """What a stage is ended with."""
+    return f"stage {stage} made no progress for {seconds:,.0f} s (hang_timeout) and was ended. What was committed stays; a rerun continues."
 
 
 def wait(futures: Sequence[PrefectFuture[Any]], stage: str, seconds: float) -> None:
     """Wait until all are done. Raises GsecError if the stage makes no progress for so many ``seconds``."""
-    clock = _Clock(stage)
-    with watched(clock):
+    with clock(stage) as moved:
         for future in futures:
             while not _is_done(future):
-                if clock.idle() > seconds:
-                    why = f"stage {stage} made no progress for {seconds:,.0f} s (hang_timeout) and was ended. What was committed stays; a rerun continues."
+                if moved.idle() > seconds:
+                    why = hung(stage, seconds)
                     _end_soon(why)
                     raise GsecError(why)
 

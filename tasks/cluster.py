@@ -1,0 +1,316 @@
+"""The nodes of a Ray cluster as the engine: one task of Prefect's a slice, by `prefect_ray`.
+
+Rows never pass through Ray. A slice is told the names of its shards, reads what it needs from the store and commits there, as a thread does;
+so Ray may lose a node, or run a slice twice, and the first valid shard still counts.
+"""
+
+import logging
+import os
+import platform
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any, cast
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import prefect_ray
+import ray
+from prefect.events.worker import EventsWorker
+from prefect.futures import PrefectFuture
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL
+from prefect.task_runners import TaskRunner
+from prefect_ray.context import remote_options
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gsec_core.config import AUTO, PipelineConfig
+from gsec_core.devices import usable_cores
+from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.stages.base import Stage, Step
+from gsec_core.store import Store
+from tasks import progress, slices, watchdog
+from tasks.engine import Sums
+
+ANSWER = 25.0
+"""Seconds that a cluster is given to answer, and all its nodes to look at the store."""
+
+RETRIES = 5
+"""Nodes, or workers, that a slice may lose before it fails."""
+
+OBJECT_STORE = 100 * 2**20
+"""Bytes that a cluster of this machine keeps for objects: names of shards and counts."""
+
+FLUSH = 5.0
+"""Seconds that a slice waits at its end for what it told Prefect to arrive."""
+
+_GIB = 2**30
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@contextmanager
+def connected(config: PipelineConfig) -> "Iterator[Cluster]":
+    """The cluster of the settings, every node of which sees the store. Raises Refused if there is none, or if it lacks what a slice is to have."""
+    _connect(config.ray.address)
+    try:
+        yield Cluster(config)
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    quiet: dict[str, Any] = {"namespace": "gsec", "log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if address is None:
+            ray.init("local", num_cpus=usable_cores(), object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
+            return
+        if address != AUTO:  # asked first: Ray tries for minutes
+            place = urlsplit(address if "://" in address else f"//{address}")
+            socket.create_connection((place.hostname, place.port), ANSWER).close()
+        ray.init(address, **quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Refused(
+            f"ray.address = {address}: no Ray cluster can be used there ({_line(error)}). Start one of Ray {ray.__version__} on Python "
+            f"{platform.python_version()}, or leave the setting out for one of this machine."
+        ) from None
+
+
+class Cluster:
+    """The engine."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        nodes = [node for node in _nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        wanted = config.ray
+        self.cpus = wanted.cpus or min((int(node["Resources"]["CPU"]) for node in nodes), default=1)
+        self._options: dict[str, Any] = {"num_cpus": self.cpus, "max_retries": RETRIES, "max_calls": 0, "scheduling_strategy": "SPREAD"}
+        if wanted.memory:
+            self._options["memory"] = int(wanted.memory * _GIB)
+        self._gpus = wanted.gpus
+        _check_room(nodes, {"CPU": self.cpus, "GPU": wanted.gpus, "memory": wanted.memory * _GIB})
+        _check_nodes(nodes, Store.open(config.store))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._told: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Told).options(scheduling_strategy=here).remote()
+
+    def runner(self, config: PipelineConfig) -> TaskRunner[Any]:
+        return _Runner()  # uses the connection there is
+
+    def count(self, config: PipelineConfig, step: Step) -> int:
+        return 1 if step.whole else config.max_slices
+
+    def submit(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]]) -> list[PrefectFuture[Sums]]:
+        away = Away(self._told, slices.reads())
+        gpus = self._gpus if stage.on_device else 0
+        # A slice that was given no GPU sees those of its node all the same.
+        device = {} if gpus else {"device": "cpu"}
+        of_a_slice = {
+            "store": Store.open(config.store).url,
+            "threads": config.threads or self.cpus,
+            "encode": config.encode.model_copy(update={"workers": config.encode.workers or self.cpus, **device}),
+            "train": config.train.model_copy(update=device),
+        }
+        config = config.model_copy(update=of_a_slice)
+        with remote_options(**self._options, num_gpus=gpus):
+            return [slices.run_slice.submit(config, run_id, stage.name, step, number, list(part), away) for number, part in enumerate(parts, 1)]
+
+    def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
+        waiting = [cast(Any, future).wrapped_future for future in futures]
+        with _faults(RayError, ConnectionError), watchdog.clock(stage) as clock:
+            while waiting:
+                done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=watchdog.POLL)
+                self._hear()
+                if done:
+                    clock.move()
+                if clock.idle() > seconds:
+                    for ref in waiting:
+                        ray.cancel(ref, force=True)
+                    raise GsecError(watchdog.hung(stage, seconds))
+        with _faults(RayError):  # a slice's own errors of a connection, to the store perhaps, are not the cluster's
+            return [future.result() for future in futures]
+
+    def _hear(self) -> None:
+        """Tell the watchers of this process what slices say of their progress."""
+        try:
+            sums = ray.get(self._told.take.remote(), timeout=watchdog.POLL)
+        except (GetTimeoutError, ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
+            return  # it is started again; a bar that lags is not the work's failure
+        for stage, by in sums.items():
+            progress.advance(stage, by)
+
+
+class _Runner(prefect_ray.RayTaskRunner):  # type: ignore[misc]
+    """Ray's, whose processes may end when a task has ended: what Prefect is still to be told by then would be lost."""
+
+    @staticmethod
+    def _run_prefect_task(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return prefect_ray.RayTaskRunner._run_prefect_task(*args, **kwargs)
+        finally:
+            EventsWorker.drain_all(timeout=FLUSH, at_exit=False)
+            APILogHandler().flush()
+
+
+@contextmanager
+def _faults(*kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        raise GsecError(f"the Ray cluster failed ({_line(error)}). What was committed stays; a rerun continues, on any engine.") from error
+
+
+class _Told:
+    """An actor: what slices say of their progress, until it is asked for."""
+
+    def __init__(self) -> None:
+        self._sums: Counter[str] = Counter()
+
+    def add(self, sums: Mapping[str, int]) -> None:
+        self._sums.update(sums)
+
+    def take(self) -> dict[str, int]:
+        sums, self._sums = dict(self._sums), Counter()
+        return sums
+
+
+@dataclass(frozen=True)
+class Away:
+    """What a slice in another process has of the one that sent it."""
+
+    told: Any
+    """The actor that is told of progress."""
+    reads: int
+    """See `slices.reads`."""
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Inside, progress is told there, and log lines go where Prefect's settings say."""
+        _set_up_logging()  # Prefect did so when it was imported, by what this machine says
+        slices.follow(self.reads)
+        teller = _Teller(self.told)
+        try:
+            with progress.watched(teller):
+                yield
+        finally:
+            teller.tell()
+
+
+class _Teller:
+    """A `progress.Watcher` that tells an actor, a few times a second at most."""
+
+    def __init__(self, told: Any) -> None:
+        self._told, self._sums, self._clock = told, Counter[str](), watchdog.Clock()
+
+    def begin(self, stage: str, units: int, unit: str, there: int) -> None:
+        """Steps are begun elsewhere."""
+
+    def advance(self, stage: str, by: int) -> None:
+        self._sums[stage] += by
+        if self._clock.idle() > watchdog.POLL / 2:
+            self.tell()
+
+    def tell(self) -> None:
+        self._clock.move()
+        sums, self._sums = dict(self._sums), Counter()
+        self._told.add.remote(sums)
+
+
+@cache
+def _set_up_logging() -> None:
+    setup_logging()
+
+
+def _nodes() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
+def _check_room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float]) -> None:
+    """Raises Refused if no node has what a slice is to have: Ray would wait for one for ever."""
+    if any(all(node["Resources"].get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
+        return
+    most = {kind: max((node["Resources"].get(kind, 0) for node in nodes), default=0) for kind in wanted}
+    said = [
+        f"{setting} = {wanted[kind] / unit:g}, of {most[kind] / unit:g}"
+        for kind, setting, unit in (("CPU", "ray.cpus", 1), ("GPU", "ray.gpus", 1), ("memory", "ray.memory", _GIB))
+        if wanted[kind]
+    ]
+    raise Refused(f"none of {len(nodes)} nodes of the Ray cluster has what a slice asks for: {'; '.join(said)} on the largest. Ask for less, or add a node.")
+
+
+def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
+    """Every node reads in the store what this process writes, and the other way round. Raises Refused naming one that does not."""
+    mark = f"runs/.probe-{uuid4().hex}"
+    marks = {f"{mark}-{number}": node for number, node in enumerate(nodes)}
+    api = PREFECT_API_URL.value()
+    store.check_writable()
+    store.files.create(mark, b"gsec")
+    try:
+        asked = {
+            ray.remote(num_cpus=0, max_retries=0)(_looked)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(store.url, mark, own, api): own
+            for own, node in marks.items()
+        }
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+        for ref in silent:
+            raise Refused(f"node {_name(marks[asked[ref]])} of the Ray cluster did not answer in {ANSWER:.0f} s. Mend it, or take it out of the cluster.")
+        for ref in answered:
+            _check_node(_name(marks[asked[ref]]), ref, store, asked[ref])
+    finally:
+        for own in (mark, *marks):
+            with suppress(FileNotFoundError):  # of a node that wrote none
+                store.files.remove(own)
+
+
+def _check_node(name: str, ref: Any, store: Store, own: str) -> None:
+    ours = version("gsec")
+    try:
+        why, theirs = ray.get(ref)
+    except RayError as error:
+        raise Refused(f"node {name} of the Ray cluster cannot run gsec {ours} ({_line(error)}). Install the same on all nodes.") from None
+    if theirs != ours:
+        raise Refused(f"node {name} of the Ray cluster has gsec {theirs}, and this machine {ours}. Install the same on all nodes.")
+    if why is None:
+        try:
+            store.files.read(own)
+        except FileNotFoundError:
+            why = f"what it writes to {store.url} is not seen from here. Use a folder that all nodes share, or a bucket"
+    if why is not None:
+        raise Refused(f"node {name} of the Ray cluster: {why}.")
+
+
+def _looked(url: str, mark: str, own: str, api: str | None) -> tuple[str | None, str]:
+    """On a node: why it cannot work, None if it can, and its version of gsec."""
+    why = None
+    try:
+        files = Store.open(url).files
+        files.read(mark)
+        files.create(own, b"gsec")
+    except FileNotFoundError:
+        why = f"it does not see what is written to {url}. Use a folder that all nodes share, or a bucket"
+    except (OSError, Unreachable, Refused) as error:
+        why = f"it cannot use the store {url} ({_line(error)}). Give it the rights and the credentials that this machine has"
+    try:
+        if api and why is None:
+            httpx.get(f"{api}/health", timeout=10).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = f"Prefect's server does not answer it at {api} ({_line(error)}). Set PREFECT_API_URL to an address that all nodes reach"
+    return why, version("gsec")
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+
+
+def _line(error: object) -> str:
+    """The last line of what may be a traceback of another process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return (text if len(text) <= 300 else f"{text[:299]}…").rstrip(".")
