@@ -226,6 +226,7 @@ def export(
     encoder: Annotated[
         bool, Parameter(negative="", help="Also a folder `encoder`: the CLIP that the run has adapted to its clusters, for runs to come.")
     ] = False,
+    groups: Annotated[int | None, Parameter(help="Also a table `groups.csv`: the clusters in so many groups, by the run's tree.")] = None,
     run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
@@ -233,7 +234,7 @@ def export(
     """Write a run's assignments with names (Parquet, CSV), its clusters (JSON, CSV), what was unusable (CSV), and images by cluster."""
     from flows import reports
 
-    return reports.export(_config(None, None, store=store).store, to, images, encoder, run, _out(as_json))
+    return reports.export(_config(None, None, store=store).store, to, images, encoder, groups, run, _out(as_json))
 
 
 @app.command
@@ -264,11 +265,14 @@ def serve(
     store: Annotated[list[str] | None, Parameter(name="--store", negative="", help="A store to show. May be repeated. Default: gsec-store.")] = None,
     host: Annotated[str, Parameter(help="Address to listen on. Beyond this machine only with a token, GSEC_REPORTS_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="Port to listen on.")] = 4280,
+    curate: Annotated[
+        bool, Parameter(negative="", help="Let people rename, merge and split clusters and move images. With a token only; on this machine one is made.")
+    ] = False,
 ) -> int:
-    """Serve all runs of a store, their reports, and metrics for Prometheus; read-only."""
+    """Serve all runs of a store: explore their images, see their reports, metrics for Prometheus. Read-only, but for --curate."""
     from flows.serve import server
 
-    return server.serve(store or [_config(None, None).store], host, port)
+    return server.serve(store or [_config(None, None).store], host, port, curate)
 
 
 @app.command
@@ -291,6 +295,8 @@ def demo(
     settings = _config(None, None, source=str(images), clusters=demonstration.CLUSTERS, **overrides)
     return _run(settings, [], as_json, then=demonstration.show_scores)
 
+
+app.command("flows.curate:app", name="curate", help="Say what a cluster is called, which belong together, and what else you know better.")
 
 # These are of a layer above this one, and imported when they are called.
 app.command("deployments.commands:up", name="up", help="Start what runs gsec as a service on this machine, and deploy the pipelines of a stack file.")

@@ -1,7 +1,11 @@
 """The commands that work: run, and one stage. Prefect is imported only when there is something to do."""
 
+import shlex
+import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +55,7 @@ JSON_KEYS = (
     "images",
     "rejected",
     "missing",
+    "decision",
     "clusters",
     "assignments",
     "cluster_table",
@@ -80,7 +85,8 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
         terminal.err.print(f"ingest: {_words(counts)}", markup=False)
         result: dict[str, Any] = {"run_id": made, **counts}
     else:
-        found, failed = pipeline.run_for_stage(name, config, run_id, redo, retry_failed)
+        with _damage_set_aside(config):
+            found, failed = pipeline.run_for_stage(name, config, run_id, redo, retry_failed)
         if retry_failed and not failed:
             terminal.err.print("no description failed: there is nothing to ask again.")
         sums = _stage_flow(with_runtime(found.config(), config), found, name)
@@ -130,8 +136,11 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
     try:
         if config.clusters == AUTO and of_run is None:
             now, later = pipeline.split_redo(redo)
-            counting = pipeline.nothing_to_do(config, now)
-            finished = counting and pipeline.nothing_to_do(pipeline.numbered_by(counting, config), later)
+            if before := pipeline.numbered_before(config, redo):
+                counting, finished = Store.open(config.store).run(before[1]), pipeline.nothing_to_do(before[0], later)
+            else:
+                counting = pipeline.nothing_to_do(config, now)
+                finished = counting and pipeline.nothing_to_do(pipeline.numbered_by(counting, config), later)
         else:
             finished = pipeline.nothing_to_do(config, redo, of_run)
         return counting, pipeline.finish(base.Context.of(finished, config)) if finished is not None else None
@@ -157,18 +166,26 @@ def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> di
 
 def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, float]:
     with orchestrator(), terminal.watcher() as watcher:
-        from flows.pipeline import set_bad_aside
         from flows.stages import run_flow
         from tasks.progress import watched
 
-        try:
+        with _damage_set_aside(config):
             if name in (describe.STAGE.name, publish.STAGE.name):
                 pipeline.check_servers(base.Context.of(found, config))
             with watched(watcher):
                 return run_flow(config, found.id, name)
-        except BadShard as error:
-            set_bad_aside(config, error, [])
-            raise GsecError(f"{error}. It was set aside; `gsec run` or the stage that made it makes it anew.") from None
+
+
+@contextmanager
+def _damage_set_aside(config: PipelineConfig) -> Iterator[None]:
+    """What a stage alone does with a damaged shard: it sets it aside, and says who makes it anew."""
+    try:
+        yield
+    except BadShard as error:
+        from flows.pipeline import set_bad_aside
+
+        set_bad_aside(config, error, [])
+        raise GsecError(f"{error}. It was set aside; `gsec run` or the stage that made it makes it anew.") from None
 
 
 MOST_SHOWN = 40
@@ -189,6 +206,10 @@ def _show(context: base.Context, summary: dict[str, Any]) -> None:
     for name in ("assignments", "cluster_table", "report"):
         if summary[name]:
             terminal.err.print(f"{name.replace('_', ' '):<14} {summary[name]}", markup=False)
+    if not context.of_run:
+        gsec = "gsec" if shutil.which("gsec") else sys.argv[0]
+        serve = shlex.join([gsec, "serve", "--store", context.config.store, "--curate"])
+        terminal.err.print(f"{'look into it':<14} {serve}", markup=False)
 
 
 def _show_counts(context: base.Context) -> None:

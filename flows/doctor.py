@@ -22,11 +22,12 @@ from packaging.version import Version
 from flows import terminal
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import resolve, usable_cores
-from gsec_core.errors import GsecError, without_secrets
+from gsec_core.errors import BadRecord, GsecError, without_secrets
 from gsec_core.sources.address import is_local
 
 if TYPE_CHECKING:
     from gsec_core.stages.encode import Encoding
+    from gsec_core.store.files import Files
 
 LEAST_FREE = 2**30
 """Bytes of memory, and of the store's and the scratch folder's disks: with less not even a small run ends well."""
@@ -114,12 +115,14 @@ def _gpu(device: str) -> str:
 
 
 def store(config: PipelineConfig) -> str:
-    """It can be written, a name that is taken stays as it is, and there is room."""
+    """It can be written, what people said about clusters can be read, a name that is taken stays as it is, and there is room."""
     from gsec_core.store import Store
 
     opened = Store.open(config.store)
     opened.check_writable()
     said = [f"{opened.url} can be written", f"{len(opened.corpora())} corpora, {len(opened.runs())} runs"]
+    if acts := _acts(opened.files):
+        said.append(f"{acts} acts of curation")
     if is_local(opened.url):
         said.append(_room(opened.url, "--store"))
     probe = f".probe-{uuid4().hex}"  # in the store's own folder, which is removed with it if it was made for it
@@ -129,6 +132,26 @@ def store(config: PipelineConfig) -> str:
     if (made, kept) != ((True, False), b"first"):
         raise GsecError(f"--store {opened.url}: a file that was there could be written over, so that runs could damage each other. Choose another store.")
     return ", ".join(said)
+
+
+def _acts(files: "Files") -> int:
+    """How many acts of curation there are, all of which can be read."""
+    from gsec_core.curation import Log
+
+    acts, wrong = 0, []
+    for pipeline in Log.pipelines(files):
+        try:
+            found = Log(files, pipeline).read()
+        except BadRecord as error:
+            wrong.append(str(error))
+            continue
+        acts += len(found)
+        newer = [str(act.number) for act in found if act.unknown]
+        if newer:
+            wrong.append(f"pipeline {pipeline}: acts {', '.join(newer)} are of a newer gsec and do not count here. Upgrade this one.")
+    if wrong:
+        raise GsecError(" ".join(wrong))
+    return acts
 
 
 def scratch(config: PipelineConfig) -> str:

@@ -37,9 +37,9 @@ def orchestrator() -> Iterator[None]:
         _check_server(url)
         yield
         return
-    _start()
-    # Nobody listens to heartbeats there, and every flow waits up to a second at its end for the thread that sends them.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    # Nobody listens to heartbeats there, and every flow waits up to a second at its end for the thread that sends them. Tasks in other processes
+    # find it by its address, or each would start one.
+    with temporary_settings({PREFECT_API_URL: _start(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
@@ -76,8 +76,8 @@ def _check_server(url: str) -> None:
         raise Refused(f"PREFECT_API_URL = {url}: what answers there is not Prefect's API ({_line(error)}). It mostly ends in /api.") from None
 
 
-def _start() -> None:
-    """Start the temporary server that Prefect's clients then find. Prefect, which starts one itself, waits two minutes for one that has ended."""
+def _start() -> str:
+    """Start the temporary server and return its address. Prefect, which starts one itself, waits two minutes for one that has ended."""
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 
@@ -85,14 +85,14 @@ def _start() -> None:
         raise Refused("PREFECT_API_URL is not set, and PREFECT_SERVER_EPHEMERAL_ENABLED = false forbids a temporary server. Set the one, or unset the other.")
     server = SubprocessASGIServer()
     if server.running:
-        return
+        return server.api_url
     said: str | None = "address already in use"
     for _ in range(_STARTS):
         if said is not None and "address already in use" in said.lower():
             server.port = server.find_available_port()
             said = _begin(server)
     if said is None:
-        return
+        return server.api_url
     raise Refused(
         f"Prefect's temporary server does not start: {_fault(said)}. Its database is prefect.db in PREFECT_HOME, or at "
         "PREFECT_API_DATABASE_CONNECTION_URL: if that is damaged, or of a newer Prefect, set PREFECT_HOME to another folder."

@@ -13,12 +13,12 @@ from flows.stages import completed, run_flow
 from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import BadShard, GsecError
-from gsec_core.results import publishing
-from gsec_core.stages import assign, encode
+from gsec_core.stages import assign, base, encode, refit
 from gsec_core.stages.base import Context, add
 from gsec_core.stages.describe import RETRY
 from gsec_core.store import Store
-from tasks import artifacts, slices
+from gsec_core.store.publications import pipeline_of
+from tasks import artifacts, engine, slices
 
 T = TypeVar("T")
 
@@ -38,25 +38,30 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
         of_run: Make no clusters, but assign the images to those of this run.
     """
     roots.check(config)
-    again: list[str] = list(redo or [])
-    made: dict[str, dict[str, float]] = {}
-    set_aside: list[str] = []
-    found: list[dict[str, int]] = []  # what each ingest found
-    counting: str | None = None
-    if config.clusters == AUTO and of_run is None:
-        now, again = pipeline.split_redo(again)
-        counting, changes = ingest(config, now)
+    with engine.opened(config):
+        again: list[str] = list(redo or [])
+        made: dict[str, dict[str, float]] = {}
+        set_aside: list[str] = []
+        found: list[dict[str, int]] = []  # what each ingest found
+        counting: str | None = None
+        if config.clusters == AUTO and of_run is None:
+            now, later = pipeline.split_redo(again)
+            if before := pipeline.numbered_before(config, again):
+                config, counting = before
+            else:
+                counting, changes = ingest(config, now)
+                found.append(changes)
+                config = all_stages(config, counting, made, set_aside, lambda context: pipeline.numbered_by(context.run, config))
+            again = later
+        run_id, changes = ingest(config, again, of_run, counting)
         found.append(changes)
-        config = all_stages(config, counting, made, set_aside, lambda context: pipeline.numbered_by(context.run, config))
-    run_id, changes = ingest(config, again, of_run, counting)
-    found.append(changes)
-    summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
-    summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
-    context = slices.context(config, run_id)
-    if of_run is None:  # at once: a run that is killed before this finds itself published already, and tells of nothing new
-        artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
-    artifacts.show_run(summary, encode.reasons(context))
-    return completed(summary, summary)
+        summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
+        summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
+        context = slices.context(config, run_id)
+        if of_run is None:  # at once: a run that is killed before this finds itself published already, and tells of nothing new
+            artifacts.tell(summary, pipeline_of(context.config, context.corpus.name))
+        artifacts.show_run(summary, encode.reasons(context) if summary["rejected"] + summary["missing"] else [])
+        return completed(summary, summary)
 
 
 def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, float]], set_aside: list[str], then: Callable[[Context], T]) -> T:
@@ -67,14 +72,41 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
     while True:
         try:
             context = slices.context(config, run_id)
+            if context.run.is_finished():  # by records and listings: to begin its stages again reads every shard
+                for name in context.run.stage_names():
+                    add(made.setdefault(name, {}), _there(context, name))
+                return then(context)
             pipeline.check_servers(context)
-            for stage in context.run.request()["stages"]:
-                add(made.setdefault(stage, {}), run_flow(config, run_id, stage))
+            done: list[str] = []
+            while left := [stage for stage in context.run.stage_names() if stage not in done]:
+                base.begin(context, pipeline.stage(left[0]))
+                complete = context.run.is_complete(left[0])  # to begin a flow takes a second
+                add(made.setdefault(left[0], {}), _there(context, left[0]) if complete else run_flow(config, run_id, left[0]))
+                done.append(left[0])
+                if left[0] == refit.STAGE.name:
+                    context = _decided(config, run_id)
             return then(context)
         except BadShard as error:
             again = set_bad_aside(config, error, set_aside)
             get_run_logger().warning("damaged, set aside and to be made anew: %s", ", ".join(again))
             set_aside += again
+
+
+def _there(context: Context, name: str) -> dict[str, float]:
+    """The counts of a stage that misses nothing, as `run_stage` gives them."""
+    planned = context.run.stages()[name]["tables"]
+    return {"shards": 0, "there": sum(len(planned.get(step.tables[0], ())) for step in pipeline.stage(name).steps)}
+
+
+def _decided(config: PipelineConfig, run_id: str) -> Context:
+    """The run after the decision about the published model, which may have changed its number of clusters. What describes is asked for only then."""
+    context = slices.context(config, run_id)
+    get_run_logger().info("refit: %s", refit.in_words(context))
+    if context.config.clusters != context.run.config().clusters:
+        slices.forget()
+        context = slices.context(config, run_id)
+    pipeline.check_servers(context)
+    return context
 
 
 def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) -> list[str]:
@@ -90,5 +122,5 @@ def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) ->
     for path in error.paths:
         shards, name = store.path_of(path)
         shards.set_aside(name)
-    slices.context.cache_clear()  # what it had read may change
+    slices.forget()  # what it had read may change
     return list(error.paths)

@@ -1,8 +1,8 @@
 """The reference pages, from the code itself: `make reference` writes ``docs/reference``; a test says when they are old."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -13,6 +13,9 @@ from gsec_core.pipeline import ALL_STAGES
 from gsec_core.section import output_settings
 from gsec_core.tables import schemas
 
+if TYPE_CHECKING:
+    from flows.serve.operations import Parameter
+
 DIRECTORY = Path(__file__).parent.parent / "docs" / "reference"
 
 _MADE = "<!-- made by `make reference` -->\n\n"
@@ -20,7 +23,7 @@ _MADE = "<!-- made by `make reference` -->\n\n"
 
 def pages() -> dict[str, str]:
     """File name -> Markdown."""
-    return {"commands.md": _MADE + commands(), "settings.md": _MADE + settings(), "tables.md": _MADE + tables()}
+    return {"commands.md": _MADE + commands(), "settings.md": _MADE + settings(), "tables.md": _MADE + tables(), "api.md": _MADE + api()}
 
 
 def commands() -> str:
@@ -105,6 +108,29 @@ def _type(field: Any) -> str:
 
 _NAMES = {"halffloat": "float16", "float": "float32", "fixed_size_binary[16]": "binary(16)"}
 """Arrow's names that others know otherwise."""
+
+
+def api() -> str:
+    """Every operation of the JSON API, and the objects that it answers with."""
+    from flows.serve.api import ROOT, described
+    from flows.serve.operations import everywhere, operations, schemas
+
+    lines = ["# JSON API", "", described()["info"]["description"], ""]
+    lines += ["`gsec serve` has it, with the same page at `/api/v1/`; for programs there is `/api/v1/openapi.json`.", "", " ".join(everywhere(described()))]
+    for one in operations(described(), ROOT):
+        said = [f"Answer: `{one.answer}`.", *([] if one.body is None else [f"Body: `{one.body}`."]), *one.problems]
+        lines += ["", f"## {one.method} {one.path}", "", one.about, "", " ".join(said), *([""] if one.parameters else []), *_table(one.parameters)]
+    for schema in schemas(described()):
+        lines += ["", f"## {schema.name}", "", schema.about, "", *_table(schema.fields)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: "Sequence[Parameter]") -> Iterator[str]:
+    if rows:
+        yield "| name | type | |"
+        yield "| --- | --- | --- |"
+    for row in rows:
+        yield f"| `{row.name}` | {_cell(row.kind)} | {_cell(row.meaning)} |"
 
 
 def _cell(text: str) -> str:

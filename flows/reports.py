@@ -18,6 +18,10 @@ from gsec_core.tables import REPORT_TABLE
 Json = Callable[[dict[str, Any]], None]
 
 
+_BELOW = ("acts", "open_acts", "error")
+"""What of a row is told below its table."""
+
+
 def status(url: str, as_json: Json | None) -> int:
     """Corpora and runs of a store."""
     store = Store.open(url)
@@ -31,8 +35,11 @@ def status(url: str, as_json: Json | None) -> int:
         return 0
     for title, rows in (("corpora", corpora), ("published", published)):
         if rows:
-            terminal.out.print(terminal.table(title, [{name: value for name, value in row.items() if name != "error"} for row in rows]))
+            terminal.out.print(terminal.table(title, [{name: value for name, value in row.items() if name not in _BELOW} for row in rows]))
         for row in rows:
+            if row.get("acts"):
+                open_acts = "?" if row["open_acts"] is None else row["open_acts"]
+                terminal.out.print(f"    {row['pipeline']}: {row['acts']} acts of curation, {open_acts} open", markup=False)
             if row["error"]:
                 terminal.out.print(f"    {row['error']}", markup=False)
     if descriptions:
@@ -48,6 +55,8 @@ def status(url: str, as_json: Json | None) -> int:
             f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters by {run['method']}, encoder {run['encoder']}", markup=False
         )
         terminal.out.print(f"    shards: {stages}; images: {images or '-'}; {run['attempts']} attempts since {run['created']}", markup=False)
+        if run["decision"]:
+            terminal.out.print(f"    model: {run['decision']}", markup=False)
         if run["error"]:
             terminal.out.print(f"    last error: {run['error']}", markup=False)
     return 0
@@ -87,13 +96,13 @@ def publish(url: str, run_id: str, as_json: Json | None) -> int:
     return 0
 
 
-def export(url: str, to: Path, images: Literal["links", "copies"] | None, encoder: bool, run_id: str | None, as_json: Json | None) -> int:
+def export(url: str, to: Path, images: Literal["links", "copies"] | None, encoder: bool, groups: int | None, run_id: str | None, as_json: Json | None) -> int:
     """A run's result as files."""
     from gsec_core.results import export as exporting
 
     context = _context(url, run_id)
     with _mended_by_a_run():
-        written = exporting.export(context, to, images, encoder)
+        written = exporting.export(context, to, images, encoder, groups)
     if as_json:
         as_json({"run_id": context.run.id, "to": str(to.resolve()), **written})
         return 0
@@ -216,7 +225,7 @@ def _mended_by_a_run() -> Iterator[None]:
 
 def _newest_finished(store: Store) -> Run:
     for run in reversed(store.runs()):
-        if run.is_finished() and "publish" in run.request()["stages"]:
+        if run.is_finished() and "publish" in run.stage_names():
             return run
     raise Refused(f"--store {store.url}: it holds no finished run. `gsec status` shows what there is.")
 

@@ -73,6 +73,9 @@ def places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
     if captioner == "openai" or (config.publish.namer or "").startswith("openai:"):
         for url in checked_urls(config.describe.url):
             yield "describe.url", url
+    address = config.ray.address
+    if config.engine == "ray" and address not in (None, "auto"):  # what answers there has a driver's token, and the driver runs what it is answered
+        yield "ray.address", address if "://" in address else f"ray://{address}"
 
 
 def _is_under(place: str, root: str) -> bool:

@@ -10,7 +10,6 @@ from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import roots
 from gsec_core import pipeline
@@ -18,7 +17,8 @@ from gsec_core.config import PipelineConfig, with_runtime
 from gsec_core.results import publishing
 from gsec_core.stages import base, describe, report
 from gsec_core.stages.base import Stage
-from tasks import artifacts, progress, slices, watchdog
+from gsec_core.store.publications import pipeline_of
+from tasks import artifacts, engine, progress, slices, watchdog
 
 T = TypeVar("T")
 
@@ -46,11 +46,10 @@ def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
             continue
         if units := step.units(context, names):
             progress.begin(stage.name, units, step.unit, there)
-        cut = base.slices(names, 1 if step.whole else config.max_slices)
-        futures = [slices.run_slice.submit(config, run_id, stage.name, number, index + 1, part) for index, part in enumerate(cut)]
-        watchdog.wait(futures, stage.name, config.hang_timeout + (config.describe.patience if stage is describe.STAGE else 0))
-        for future in futures:
-            base.add(sums, future.result())
+        with engine.opened(config) as where:
+            futures = where.submit(config, run_id, stage, number, base.slices(names, where.count(config, step)))
+            for made in where.wait(futures, stage.name, config.hang_timeout + (config.describe.patience if stage is describe.STAGE else 0)):
+                base.add(sums, made)
     if sums["shards"]:
         sums["seconds"] = round(time.monotonic() - started, 1)
     return sums
@@ -102,7 +101,7 @@ def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool)
         return sums
     context = slices.context(config, found.id)
     summary = pipeline.finish(context)
-    artifacts.tell(summary, publishing.pipeline_of(context.config, context.corpus.name))
+    artifacts.tell(summary, pipeline_of(context.config, context.corpus.name))
     return completed(summary, sums)
 
 
@@ -123,10 +122,10 @@ def __getattr__(name: str) -> Flow[..., Any]:
 
 
 def run_flow(config: PipelineConfig, run_id: str, name: str) -> Sums:
-    """The flow of stage ``name``, with as many slices at once as the settings say."""
-    runner: ThreadPoolTaskRunner[Sums] = ThreadPoolTaskRunner(max_workers=config.max_workers)
-    try:
-        sums: Sums = cast(Any, FLOWS[name]).with_options(task_runner=runner)(config=config, run_id=run_id)
-        return sums
-    finally:
-        watchdog.calm()  # whatever hung has ended
+    """The flow of stage ``name``, its slices where the settings say."""
+    with engine.opened(config) as where:
+        try:
+            sums: Sums = cast(Any, FLOWS[name]).with_options(task_runner=where.runner(config))(config=config, run_id=run_id)
+            return sums
+        finally:
+            watchdog.calm()  # whatever hung has ended

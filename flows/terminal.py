@@ -18,7 +18,7 @@ WIDTH = 120
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDTH)
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -55,22 +55,25 @@ class Lines:
         self._units: dict[str, int] = {}
         self._names: dict[str, str] = {}
         self._done: dict[str, int] = {}
-        self._began: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        """When a stage was first heard of, and how far it was then: before that it loads what it needs."""
         self._shown = 0.0
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
         with self._lock:
-            self._units[stage], self._names[stage], self._done[stage], self._began[stage] = units, unit, 0, time.monotonic()
-            self._say(f"{stage}: {units} {unit} to work on, {there} shards were there")
+            self._units[stage], self._names[stage], self._done[stage] = units, unit, 0
+            self._first.pop(stage, None)
+            self._say(f"{stage}: {units} {unit} to work on{f', {there} shards were there' if there else ''}")
 
     def advance(self, stage: str, by: int) -> None:
         with self._lock:
             self._done[stage] += by
-            done, units = self._done[stage], self._units[stage]
-            if time.monotonic() - self._shown < SECONDS_BETWEEN_LINES and done < units:
+            now, done, units = time.monotonic(), self._done[stage], self._units[stage]
+            first, before = self._first.setdefault(stage, (now, done))
+            if now - self._shown < SECONDS_BETWEEN_LINES:
                 return
-            rate = done / max(time.monotonic() - self._began[stage], 1e-9)
-            left = f", {rate:.0f}/s, {(units - done) / rate:.0f} s left" if rate else ""
+            rate = (done - before) / (now - first) if now - first >= SECONDS_BETWEEN_LINES else 0.0
+            left = f", {rate:.{0 if rate >= 10 else 1}f}/s, {(units - done) / rate:.0f} s left" if rate > 0 else ""
             self._say(f"{stage}: {done} of {units} {self._names[stage]}{left}")
 
     def _say(self, text: str) -> None:

@@ -11,13 +11,10 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from urllib.parse import quote, urlsplit
 
-import jinja2
 import xxhash
-from markupsafe import Markup
 from prometheus_client import CollectorRegistry, exposition
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -26,13 +23,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-from flows.serve import metrics, overview
+from flows.serve import api, metrics, operations, overview, pages
+from flows.serve.collections import Collections
+from flows.serve.explorer import Explorer
 from flows.serve.known import Damaged, Known
-from gsec_core.errors import BadShard, GsecError, Refused, Unreachable, without_secrets
-from gsec_core.report.pages import asset, figure, policy_hash
-from gsec_core.report.text import prose, visible
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import BadRecord, BadShard, GsecError, Refused, Unreachable, without_secrets
 from gsec_core.store import Run, Store
 from gsec_core.tables import REPORT_TABLE
 
@@ -52,8 +50,7 @@ HEADERS = {
 }
 """On every answer; a page of a report may be kept."""
 
-_POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-_POLICY_OF_REPORTS = f"{_POLICY}; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
+_POLICY_OF_REPORTS = f"{pages.POLICY}; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
 """A report brings its own, stricter, in its head. This one holds for a page that somebody else made, too: it reaches no network and no other page."""
 
 _OPENER_OF_REPORTS = "unsafe-none"
@@ -71,9 +68,18 @@ _LOGGED = 200
 Answer = Callable[[Sequence[Known], Request], Response]
 
 
-def application(stores: Sequence[Store], token: str | None = None) -> Starlette:
-    """The server of some stores. With a ``token`` whoever does not have it gets nothing but `/health`; without, only this machine is answered."""
-    known = [Known(store) for store in {store.url: store for store in stores}.values()]
+def application(
+    stores: Sequence[Store], token: str | None = None, config: PipelineConfig | None = None, curate: bool = False, by_link: bool = False
+) -> Starlette:
+    """The server of some stores. With a ``token`` whoever does not have it gets nothing but `/health`; without, only this machine is answered.
+
+    ``config``: threads, device and scratch folder of searches. ``curate``: whether its forms are taken, which wants a token. ``by_link``: whether an address
+    with ``?token=`` logs a browser in.
+    """
+    if curate and token is None:
+        raise ValueError("curation wants a token")
+    known = [Known(store, curate) for store in {store.url: store for store in stores}.values()]
+    collections = Collections(known, config)
     routes = [
         Route("/", _answering(_front, known)),
         Route("/health", _answering(_Health(), known)),
@@ -81,8 +87,11 @@ def application(stores: Sequence[Store], token: str | None = None) -> Starlette:
         Route("/published/{pipeline}", _answering(_published, known)),
         Route("/runs/{run}", _answering(_run, known)),
         Route("/runs/{run}/report/{page:path}", _answering(_page, known)),
+        *Explorer(known, collections, curate).routes(),
+        Route(f"{api.ROOT}/", _answering(_operations, known)),
+        Mount(api.ROOT, api.application(known, collections, curate)),
     ]
-    server = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token))])
+    server = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token, by_link))])
     server.router.redirect_slashes = False  # such a redirect would lead to wherever the request says that it was sent
     return server
 
@@ -102,27 +111,31 @@ def _answering(answer: Answer, stores: Sequence[Known]) -> Callable[[Request], A
     return endpoint
 
 
-async def _guarded(token: str | None, request: Request, answer: RequestResponseEndpoint) -> Response:
+async def _guarded(token: str | None, by_link: bool, request: Request, answer: RequestResponseEndpoint) -> Response:
     """Who asks, what went wrong, the headers, and a line in the log, which never has a query or a header."""
     began = time.monotonic()
     path: str = request.scope["path"]  # and not request.url, of which the header Host is a part
     asked = f"{request.method} {quote(path)[:_LOGGED]}"
-    response = None if path == "/health" else _refusal(token, request)
+    response = None if path == "/health" else _login(token, request) if by_link else None
+    if response is None and path != "/health":
+        response = _refusal(token, request)
     if response is None:
         try:
             response = await answer(request)
-        except Damaged as error:
+        except (Damaged, BadShard, BadRecord) as error:
             _log.error("%s: %s", asked, without_secrets(str(error)))
-            response = PlainTextResponse("A record of this run is damaged; the server's log says which.\n", 500)
+            response = PlainTextResponse("A table or record of this run is damaged; the server's log says which.\n", 500)
         except (GsecError, OSError) as error:
             _log.error("%s: %s", asked, without_secrets(str(error)))
             response = PlainTextResponse(f"The store cannot be read: {type(error).__name__}. The server's log says more.\n", 503)
         except Exception:  # noqa: BLE001 - the last word of a request; the traceback is logged
             _log.exception("%s", asked)
             response = PlainTextResponse("A fault in gsec; the server's log says more.\n", 500)
+    if path.startswith(f"{api.ROOT}/") and isinstance(response, PlainTextResponse):  # one of this function: programs want them like all others
+        response = api.problem(response.status_code, bytes(response.body).decode().strip(), response.headers.get("www-authenticate"))
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    response.headers.setdefault("Content-Security-Policy", _POLICY)
+    response.headers.setdefault("Content-Security-Policy", pages.POLICY)
     _log.info("%s %d %.0f ms", asked, response.status_code, 1000 * (time.monotonic() - began))
     return response
 
@@ -132,12 +145,41 @@ def _refusal(token: str | None, request: Request) -> Response | None:
     if token is None:
         # Any page in a browser of this machine can send requests here; under a name of its own, which it lets point here, it could read the answers too.
         if is_loopback(_host(request.headers.get("host", "localhost"))):
-            return None
+            return _refusal_of_other_pages(request)
         return PlainTextResponse(f"Without a token this server answers to 127.0.0.1, [::1] and localhost alone. Set {TOKEN}, or send such a Host.\n", 421)
-    if _has(token, request.headers.get("authorization", "")):
-        return None
+    name, value = _cookie(token)
+    if _has(token, request.headers.get("authorization", "")) or hmac.compare_digest(request.cookies.get(name, "").encode(), value.encode()):
+        return _refusal_of_other_pages(request)
     challenge = {"WWW-Authenticate": 'Basic realm="gsec", charset="UTF-8"'}
     return PlainTextResponse("The token is wanted: as a bearer, or as the password of any user.\n", 401, challenge)
+
+
+def _login(token: str | None, request: Request) -> Response | None:
+    """Of an address with the token in it: a cookie in its place, and the same address without."""
+    given = request.query_params.get("token")
+    if token is None or given is None or not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode("utf-8", "surrogateescape")):
+        return None
+    path = request.scope["path"]
+    response = RedirectResponse("/" if path.startswith("//") else quote(path), 303)
+    name, value = _cookie(token)
+    response.set_cookie(name, value, httponly=True, samesite="strict")
+    return response
+
+
+def _cookie(token: str) -> tuple[str, str]:
+    """Name and value of what stands for the token. Servers of one machine share their cookies, whatever their ports: each has a name of its own."""
+    value = hmac.digest(os.fsencode(token), b"cookie", "sha256").hex()
+    return f"gsec-{value[:8]}", value[8:]
+
+
+def _refusal_of_other_pages(request: Request) -> Response | None:
+    """Of what a page of another server made a browser send, which adds by itself what logs it in. Programs say nothing of where they are from."""
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    if site == "same-origin" or (site is None and (origin is None or origin.partition("://")[2] == request.headers.get("host"))):
+        return None
+    return PlainTextResponse("A page that is not of this server sent this: nothing is done.\n", 403)
 
 
 def _host(header: str) -> str:
@@ -167,10 +209,14 @@ def _front(stores: Sequence[Known], request: Request) -> Response:
     found = overview.overview(stores, int(number))
     if found.page > found.pages:
         raise HTTPException(404)
-    page = _templates().get_template("overview.html.j2").render(overview=found)
-    styles = " ".join(f"'{policy_hash(style)}'" for style in _styles())
-    policy = f"{_POLICY}; img-src data:; style-src {styles}"
-    return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    return pages.front("overview.html.j2", overview=found)
+
+
+def _operations(stores: Sequence[Known], request: Request) -> Response:
+    """What the API can do, for people."""
+    described = api.described()
+    found = {"about": described["info"]["description"], "root": api.ROOT, "everywhere": operations.everywhere(described)}
+    return pages.front("api.html.j2", **found, operations=operations.operations(described, api.ROOT), schemas=operations.schemas(described))
 
 
 class _Health:
@@ -246,7 +292,7 @@ def _page(stores: Sequence[Known], request: Request) -> Response:
         raise HTTPException(404)
     tag = f'"{digests[page].hex()}"'
     kept = {"ETag": tag, "Cache-Control": "private, no-cache", "Content-Security-Policy": _POLICY_OF_REPORTS, "Cross-Origin-Opener-Policy": _OPENER_OF_REPORTS}
-    if tag in (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")):
+    if pages.has_tag(request, tag):
         return Response(status_code=304, headers=kept)
     try:
         data = shards.files.read(f"{shards.directory}/{page}")
@@ -267,24 +313,3 @@ def _find(stores: Sequence[Known], request: Request) -> tuple[Known, Run]:
         if run is not None:
             return store, run
     raise HTTPException(404)
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flows.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.finalize = lambda value: visible(value) if type(value) is str else value  # no text hides or reorders others; style sheets are Markup
-    environment.filters |= {"figure": figure, "percent": lambda value: "–" if value is None else f"{value:.1%}", "when": _when, "prose": prose}
-    environment.globals["styles"] = [Markup(style) for style in _styles()]
-    return environment
-
-
-def _styles() -> tuple[str, str]:
-    """The look of the reports, and what the front page adds."""
-    return str(asset("report.css")), resources.files("flows.serve").joinpath("templates", "overview.css").read_text("utf-8")
-
-
-def _when(at: str) -> str:
-    """A record's time, to the minute: it is UTC."""
-    return at[:16].replace("T", " ")

@@ -1,4 +1,4 @@
-"""A store as the server knows it: read-only, what never changes is read once, and what is damaged hides nothing else."""
+"""A store as the server knows it: read-only but for curation, what never changes is read once, and what is damaged hides nothing else."""
 
 import json
 import math
@@ -14,11 +14,13 @@ from io import UnsupportedOperation
 from typing import IO, Any, NoReturn, TypeVar
 
 from gsec_core.config import AUTO
+from gsec_core.curation.log import Log
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.results import status
-from gsec_core.store import Publication, Run, Store
+from gsec_core.store import CURATION, Publication, Run, Store
 from gsec_core.store.corpus import NAME
 from gsec_core.store.files import Files
+from gsec_core.store.publications import DIRECTORY as PUBLISHED
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -91,10 +93,12 @@ class Attempt:
 class Known:
     """One store. Every method raises Unreachable or OSError if it does not answer, and those of one run Damaged if that is."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, curate: bool = False) -> None:
+        """``curate``: whether acts of curation may be written there; nothing else ever is."""
         self.url = store.url
-        self._files = Remembered(store.files)
+        self._files = Remembered(store.files, curate)
         self._store = Store(self._files)
+        self._logs: dict[str, Log] = {}
 
     def check(self) -> None:
         """Raises if the store cannot be listed. Asks it, whatever is remembered."""
@@ -167,9 +171,8 @@ class Known:
 
     def progress(self, run: Run) -> list[tuple[str, int, int]]:
         """Stage, shards that are there, shards that there will be, of each stage of the run."""
-        stages = self.asked(run).stages
         with _reading(f"run {run.id}"):
-            return [(stage, *run.shards_done(stage)) for stage in stages]
+            return [(_matching(_STAGE, stage), *run.shards_done(stage)) for stage in run.stage_names()]
 
     def attempts(self, run: Run) -> list[Attempt]:
         """Those that ended, oldest first."""
@@ -195,6 +198,17 @@ class Known:
             if publication is not None:
                 found.append(publication)
         return found, wrong
+
+    def curation(self, pipeline: str) -> tuple[int, int | None]:
+        """How many acts people added to the log of a pipeline, and, if known, how many were open when one was last added or a run finished.
+
+        Raises Damaged if one cannot be read.
+        """
+        log = self._logs.setdefault(pipeline, Log(self._files, pipeline))
+        with _reading(f"the log of curation of pipeline {pipeline}"):
+            acts = log.read()
+            curated = self._store.publications.pointer(pipeline).get("curated")
+            return len(acts), _optional(int, curated.get("open")) if curated else None
 
     def _publication(self, pipeline: str) -> Publication | None:
         with _reading(f"what pipeline {pipeline} publishes"):
@@ -222,6 +236,17 @@ class Known:
             return None  # pruned by half, or not written yet: it has no request
         except Damaged as error:
             return str(error)
+
+
+def curations(store: Known, publications: Iterable[Publication]) -> tuple[list[tuple[Publication, tuple[int, int | None]]], list[str]]:
+    """Of each pipeline its acts of curation and how many are open, see `Known.curation`, and what is wrong with the logs that cannot be read."""
+    found, wrong = [], []
+    for publication in publications:
+        try:
+            found.append((publication, store.curation(publication.pipeline)))
+        except Damaged as error:
+            wrong.append(str(error))
+    return found, wrong
 
 
 def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -269,14 +294,18 @@ def _optional(kind: Callable[[Any], R], value: object) -> R | None:
 
 
 class Remembered:
-    """Files of a store, to be read only. Records of runs are created once and never changed (see `gsec_core.store.runs`): each is read once.
+    """Files of a store, to be read only, unless clusters may be curated.
+
+    Records of runs are created once and never changed (see `gsec_core.store.runs`): each is read once.
 
     They are forgotten when their run is gone. Of a settled run the listing is remembered too.
     """
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, curate: bool = False) -> None:
         self.url = files.url
+        self.readers = files.readers
         self._files = files
+        self._curate = curate
         self._records: dict[str, dict[str, bytes]] = {}
         """Directory of a run -> name -> contents."""
         self._listed: dict[str, tuple[float, set[str]]] = {}
@@ -350,10 +379,14 @@ class Remembered:
         return self._files.location(path)
 
     def create(self, path: str, data: bytes) -> bool:
-        _refuse(path)
+        if not (self._curate and path.startswith(f"{CURATION}/")):
+            _refuse(path)
+        return self._files.create(path, data)
 
     def replace(self, path: str, data: bytes) -> None:
-        _refuse(path)
+        if not (self._curate and path.startswith(f"{PUBLISHED}/")):
+            _refuse(path)
+        self._files.replace(path, data)
 
     def move(self, path: str, to: str) -> None:
         _refuse(path)

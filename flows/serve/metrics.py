@@ -9,7 +9,7 @@ from functools import partial
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flows.serve.known import DAMAGED, FINISHED, Asked, Attempt, Damaged, Known, Result, each
+from flows.serve.known import DAMAGED, FINISHED, Asked, Attempt, Damaged, Known, Result, curations, each
 from gsec_core.store import Publication, Run
 from gsec_core.tables import MISSING, OK, REJECTED
 
@@ -69,19 +69,25 @@ class Stores(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called at every scrape."""
-        unreadable = GaugeMetricFamily("gsec_unreadable_records", "Requests of runs, and publications, that cannot be read.", labels=["store"])
+        unreadable = GaugeMetricFamily(
+            "gsec_unreadable_records", "Requests of runs, publications, and logs of curation, that cannot be read.", labels=["store"]
+        )
         corpora: list[_Corpus] = []
         published: list[tuple[str, Publication]] = []
+        curated: list[tuple[list[str], int, int | None]] = []
         for store in self._stores:
             runs, damaged = store.runs()
             publications, unclear = store.publications()
-            unreadable.add_metric([store.url], len(damaged) + len(unclear))
+            logs, unclear_logs = curations(store, publications)
+            curated += [([store.url, publication.pipeline, publication.corpus], *counts) for publication, counts in logs]
+            unreadable.add_metric([store.url], len(damaged) + len(unclear) + len(unclear_logs))
             corpora += _corpora(store, runs)
             published += [(store.url, publication) for publication in publications]
         yield unreadable
         yield from _of_runs(corpora)
         yield from _of_work(corpora)
         yield from _of_publications(published)
+        yield from _of_curation(curated)
 
 
 def _corpora(store: Known, runs: Sequence[tuple[Asked, Run]]) -> list[_Corpus]:
@@ -174,3 +180,14 @@ def _of_publications(published: Sequence[tuple[str, Publication]]) -> Iterator[M
         if publication.moved is not None:
             moved.add_metric(of, publication.moved)
     yield from (at, number, moved)
+
+
+def _of_curation(curated: Sequence[tuple[list[str], int, int | None]]) -> Iterator[Metric]:
+    labels = ["store", "pipeline", "corpus"]
+    acts = GaugeMetricFamily("gsec_curation_acts", "What people said about the clusters of a pipeline: acts in its log.", labels=labels)
+    unapplied = GaugeMetricFamily("gsec_curation_open_acts", "Acts that cannot be applied to the clusters that are published now.", labels=labels)
+    for of, count, found in curated:
+        acts.add_metric(of, count)
+        if found is not None:
+            unapplied.add_metric(of, found)
+    yield from (acts, unapplied)

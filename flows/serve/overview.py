@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flows.serve.known import DAMAGED, FINISHED, Asked, Damaged, Known, Result, each
+from flows.serve.known import DAMAGED, FINISHED, Asked, Damaged, Known, Result, curations, each
 from gsec_core.errors import without_secrets
 from gsec_core.store import Publication, Run
 
@@ -28,6 +28,8 @@ class Line:
     """Whether it finished after what is published now was published, and was not published itself: it was held back, or another was faster."""
     report: str | None
     """Id of the run whose report is to be opened."""
+    explorable: bool
+    """Whether its images can be looked into: it is finished, and has clusters of its own."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Published:
     """What its run found; None if that is gone, damaged, or of an older gsec."""
     address: str
     """Of its report: one to keep, unless a store that was named before has a pipeline of the same name."""
+    explorer: str
+    """Where its images are looked into: as the former."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def overview(stores: Sequence[Known], page: int = 1) -> Overview:
     for store in stores:
         runs, damaged = store.runs()
         publications, unclear = store.publications()
-        wrong += [*damaged, *unclear]
+        wrong += [*damaged, *unclear, *curations(store, publications)[1]]
         taken = {before.publication.pipeline for before in published}
         published += [_published(store, publication, publication.pipeline in taken) for publication in publications]
         now = {publication.pipeline: publication for publication in publications}
@@ -78,8 +82,11 @@ def overview(stores: Sequence[Known], page: int = 1) -> Overview:
 
 
 def _published(store: Known, publication: Publication, taken: bool) -> Published:
-    address = f"/runs/{publication.run_id}/report/index.html" if taken else f"/published/{publication.pipeline}"
-    return Published(store.url, publication, _result(store, publication.run_id), address)
+    of_run = f"/runs/{publication.run_id}"
+    report, explorer = (
+        (f"{of_run}/report/index.html", f"{of_run}/explore") if taken else (f"/published/{publication.pipeline}", f"/explore/{publication.pipeline}")
+    )
+    return Published(store.url, publication, _result(store, publication.run_id), report, explorer)
 
 
 def _result(store: Known, run_id: str) -> Result | None:
@@ -103,12 +110,14 @@ def _line(asked: Asked, run: Run, store: Known, now: Mapping[str, Publication]) 
             progress, error = store.progress(run), store.error(run)
             drawn = _has_report(progress)
     except Damaged as damaged:
-        return Line(store.url, run.id, asked, DAMAGED, without_secrets(str(damaged)), [], None, published, False, asked.of_run)
+        return Line(store.url, run.id, asked, DAMAGED, without_secrets(str(damaged)), [], None, published, False, asked.of_run, False)
     report = asked.of_run or (run.id if drawn and "report" in asked.stages else None)
     begun = [(stage, done, planned) for stage, done, planned in progress if planned]
     since = now.get(asked.pipeline)
     held = not published and result is not None and not result.published and (since is None or result.at > since.at)
-    return Line(store.url, run.id, asked, state, error and without_secrets(error), begun, result, published, held, report)
+    return Line(
+        store.url, run.id, asked, state, error and without_secrets(error), begun, result, published, held, report, state == FINISHED and asked.makes_clusters
+    )
 
 
 def _has_report(progress: list[tuple[str, int, int]]) -> bool:

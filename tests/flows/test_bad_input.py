@@ -1,13 +1,13 @@
 """A folder that holds one file of every bad kind, and places that fail, as the command meets them."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
 from gsec_core.stages import encode
@@ -16,7 +16,7 @@ from gsec_core.store import Store
 from tasks.slices import run_slice
 
 from ..bad_files import OK, TWINS, Outcome, write_bad_files, write_odd_files
-from ..command import SMALL, gsec, last_json
+from ..command import SMALL, asking, gsec_here, last_json
 from ..disks import as_anyone, counted_disk
 from ..pictures import write_pictures
 
@@ -28,7 +28,6 @@ class Place(NamedTuple):
 
     folder: Path
     store: Path
-    home: Path
     expected: dict[str, Outcome]
     """URI -> outcome, of every file."""
     result: dict[str, Any]
@@ -52,10 +51,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, server: str) -> Place:
     top = tmp_path_factory.mktemp("bad")
     folder = write_pictures(top / "in", range(GOOD))
     expected = {f"{seed:03d}.jpg": OK for seed in range(GOOD)} | write_bad_files(folder) | write_odd_files(folder)
-    unclustered = Place(folder, top / "store", top / "prefect", expected, {}, "")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_API_URL", server)
-        done = as_anyone(lambda: gsec(*unclustered.command(), home=unclustered.home, check=3))
+    unclustered = Place(folder, top / "store", expected, {}, "")
+
+    def cluster() -> subprocess.CompletedProcess[str]:
+        with asking(server):
+            return gsec_here(*unclustered.command(), check=3)
+
+    done = as_anyone(cluster)
     return unclustered._replace(result=last_json(done), stderr=done.stderr)
 
 
@@ -97,7 +99,7 @@ def test_with_a_higher_allowed_share_it_is_done(place: Place, server: str, capsy
 
 def code_of(server: str, *command: str | Path) -> object:
     """The exit code of a command in this process."""
-    with temporary_settings({PREFECT_API_URL: server}), pytest.raises(SystemExit) as exit:
+    with asking(server), pytest.raises(SystemExit) as exit:
         main([str(part) for part in command])
     return exit.value.code
 

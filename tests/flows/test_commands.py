@@ -9,13 +9,12 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
 from gsec_core.results.status import verify
 from gsec_core.store import Store
 
-from ..command import SMALL, environment, gsec, gsec_here, last_json
+from ..command import SMALL, asking, environment, gsec, gsec_here, last_json
 from ..pictures import picture, settings, write_pictures
 from ..stages.steps import STAGES, make_up, run_stages
 
@@ -38,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, Pat
 @pytest.fixture(autouse=True)
 def _one_server(place: dict[str, Path | str], server: str) -> Iterator[None]:
     """After the first command, which was a process and started a temporary server of its own, all are of this process and use one."""
-    with temporary_settings({PREFECT_API_URL: server}):
+    with asking(server):
         yield
 
 
@@ -48,7 +47,7 @@ def test_run_ends_with_3_and_a_warning_when_more_is_rejected_than_allowed(place:
 
 def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> None:
     result = json.loads(place["json"])
-    counts = ["run_id", "images", "rejected", "missing", "clusters", "assignments", "cluster_table", "report"]
+    counts = ["run_id", "images", "rejected", "missing", "decision", "clusters", "assignments", "cluster_table", "report"]
     assert list(result) == [*counts, "moved", "published", "why_not", "warnings", "remarks", "seconds"]
     assignments = ds.dataset(result["assignments"]).to_table()
     assert result["images"] == assignments.num_rows + result["rejected"] + result["missing"] == 21
@@ -76,10 +75,11 @@ def test_status_reads_the_store_alone(place: dict[str, str]) -> None:
     assert place["run"] in gsec_here("status", "--store", place["store"]).stdout
 
 
-def test_status_export_and_prune_import_neither_torch_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_status_export_prune_and_curate_import_neither_torch_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
     import subprocess
 
-    for command in (["status"], ["export", "--to", str(tmp_path / "out"), "--images", "copies"], ["prune", "--dry-run"]):
+    export = ["export", "--to", str(tmp_path / "out"), "--images", "copies"]
+    for command in (["status"], export, ["prune", "--dry-run"], ["curate", "star", "--cluster", "0", "--run", str(place["run"])]):
         code = f"""
 import sys
 from flows.cli import main
@@ -338,3 +338,20 @@ def test_whoever_finishes_a_run_stage_by_stage_publishes_it(tmp_path: Path) -> N
     said = last_json(gsec_here("status", "--store", tmp_path / "store", "--json"))
     assert [(row["pipeline"], row["run_id"]) for row in said["published"]] == [("by-hand", run.id)]
     assert last_json(gsec_here("publish", "--run", run.id, "--store", tmp_path / "store", "--json"))["number"] == 1, "it is published already"
+
+
+def test_a_second_night_says_what_became_of_the_model(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(20))
+    command = ("run", folder, "-k", "3", "--store", tmp_path / "store", "--json", *SMALL)
+    first = last_json(gsec_here(*command))
+    assert first["decision"] is None
+    for number in range(2):
+        picture(number, noise=1).save(folder / f"new-{number}.jpg", quality=90)
+    done = gsec_here(*command)
+    second = last_json(done)
+    assert second["decision"] == "The published model is kept: 2 new images fit as well as the old."
+    assert second["decision"] in done.stderr
+    assert (second["moved"], second["published"], second["images"]) == (0.0, True, 22)
+    assert "model: kept: 2 new images fit as well as the old" in gsec_here("status", "--store", tmp_path / "store").stdout
+    refused = gsec_here("stage", "train", "--run", second["run_id"], "--store", tmp_path / "store", check=2).stderr
+    assert f"keeps the model of run {first['run_id']} and has no stage train of its own" in refused

@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import pyarrow.dataset as ds
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from gsec_core.stages import baseline, encode, prototypes
 
 from ..captioners.server import Request, Response, Server, error, reply
-from ..command import GSEC, environment, gsec_here, last_json, wait
+from ..command import GSEC, asking, environment, gsec_here, last_json, wait
 from ..pictures import settings, write_pictures
 from ..stages.steps import run_stages
 
@@ -28,7 +27,7 @@ AT_ONCE, COMMIT = 4, 8
 
 @pytest.fixture(autouse=True)
 def _prefect(server: str) -> Iterator[None]:
-    with temporary_settings({PREFECT_API_URL: server}):
+    with asking(server):
         yield
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
 from gsec_core.captioners import servers
 
 from ..captioners.server import Server, error
 from ..checkpoint import write_checkpoint
-from ..command import GSEC, environment
+from ..command import GSEC, asking, environment
 
 CHECKS = ["packages", "machine", "store", "scratch", "encoder", "captioner", "namer", "Prefect"]
 
@@ -40,7 +39,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def doctor(*arguments: str | Path, capsys: pytest.CaptureFixture[str], prefect: str = NOBODY) -> Said:
-    with temporary_settings({PREFECT_API_URL: prefect}), pytest.raises(SystemExit) as exit:
+    with asking(prefect), pytest.raises(SystemExit) as exit:
         main(["doctor", *map(str, arguments)])
     said = capsys.readouterr()
     assert SECRET not in said.out + said.err

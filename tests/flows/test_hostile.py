@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.pipeline import run_pipeline
 from gsec_core import pipeline
@@ -21,6 +20,7 @@ from gsec_core.sources.uris import to_uri
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
+from ..command import asking
 from ..pictures import picture, settings
 
 SCRIPT = "<script>alert(1)</script>"
@@ -49,7 +49,7 @@ def write_hostile(top: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory, server: str) -> Hostile:
     config = settings(**write_hostile(tmp_path_factory.mktemp("hostile")))
-    with temporary_settings({PREFECT_API_URL: server}):
+    with asking(server):
         state = run_pipeline(config, [], return_state=True)
         summary = state.result()
         with get_client(sync_client=True) as client:

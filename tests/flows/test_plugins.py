@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ..command import GSEC, environment
+from ..command import environment, last_json
 from ..pictures import write_pictures
 
 TOYS = Path(__file__).parents[1] / "plugins"
@@ -35,47 +38,66 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-def gsec(site: Path, home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    env = {**environment(home), "PYTHONPATH": os.pathsep.join([str(site)])}
-    return subprocess.run([*GSEC, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=180, check=False)
+COMMANDS = """
+import json, sys
+from tests.command import asking, gsec_here
+
+with asking(sys.argv[1]):
+    for line in sys.stdin:
+        words, code = json.loads(line)
+        done = gsec_here(*words, check=code)
+        print(json.dumps([done.stdout, done.stderr]), flush=True)
+"""
 
 
-def test_a_method_an_encoder_and_a_captioner_of_another_package(installed: Path, tmp_path: Path) -> None:
+@contextmanager
+def gsec_with(site: Path, home: Path, server: str) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """One command after the other in a process that finds what is installed in ``site``, too."""
+    here = Path(__file__).parents[2]
+    env = {**environment(home), "PYTHONPATH": os.pathsep.join([str(site), str(here)])}
+    with subprocess.Popen([sys.executable, "-c", COMMANDS, server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=here) as process:
+
+        def gsec(*arguments: str | Path, check: int = 0) -> subprocess.CompletedProcess[str]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps([[*map(str, arguments)], check]) + "\n")
+            process.stdin.flush()
+            return subprocess.CompletedProcess(arguments, check, *json.loads(process.stdout.readline()))
+
+        yield gsec
+
+
+def test_a_method_an_encoder_and_a_captioner_of_another_package(installed: Path, server: str, tmp_path: Path) -> None:
     images, store = write_pictures(tmp_path / "in", range(24)), tmp_path / "store"
-    toys = ["--method", "toy", "--encoder", "colours", "--captioner", "sizes", "--set", "toy.sharpness=30"]
-    done = gsec(installed, tmp_path, "run", images, "-k", "3", *toys, "--store", store, "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert (said["images"], said["clusters"]) == (24, 3)
-    run = said["run_id"]
-    request = json.loads((store / "runs" / run / "request.json").read_text())
-    assert request["config"]["toy"] == {"sharpness": 30}
-    assert "fuse" not in request["stages"], "its text source is none"
-    assigned = gsec(installed, tmp_path, "assign", write_pictures(tmp_path / "new", range(30, 36)), "--run", run, "--store", store)
-    assert assigned.returncode == 0, assigned.stderr
+    toys = ["--method", "toy", "--captioner", "sizes", "--store", store, "--json"]
+    with gsec_with(installed, tmp_path, server) as gsec:
+        said = last_json(gsec("run", images, "-k", "3", *toys, "--encoder", "colours", "--set", "toy.sharpness=30"))
+        assert (said["images"], said["clusters"]) == (24, 3)
+        run = said["run_id"]
+        request = json.loads((store / "runs" / run / "request.json").read_text())
+        assert request["config"]["toy"] == {"sharpness": 30}
+        assert "fuse" not in request["stages"], "its text source is none"
+        gsec("assign", write_pictures(tmp_path / "new", range(30, 36)), "--run", run, "--store", store)
+        other = last_json(gsec("run", images, "-k", "4", *toys, "--pipeline", "lite"))["run_id"]
     (nothing := tmp_path / "nothing").mkdir()
-    status = gsec(nothing, tmp_path, "status", "--store", store)
-    assert "3 clusters by toy, encoder colours" in status.stdout, "without the package it can still be looked at"
-    other = gsec(installed, tmp_path, "run", images, "-k", "4", "--method", "toy", "--captioner", "sizes", "--store", store, "--pipeline", "lite", "--json")
-    ids = run, json.loads(other.stdout.splitlines()[-1])["run_id"]
-    for first, second in (ids, ids[::-1]):
-        compared = gsec(nothing, tmp_path, "compare", first, second, "--store", store, "--to", tmp_path / "page", "--json")
-        rows = json.loads(compared.stdout.splitlines()[-1])["runs"]
-        assert {(row["method"], row["text"], row["encoder"], row["clusters"]) for row in rows} == {("toy", "none", "colours", 3), ("toy", "none", "lite", 4)}
-    refused = gsec(nothing, tmp_path, "stage", "train", "--run", run, "--redo", "--store", store)
-    assert refused.returncode == 2
-    assert "there is no such" in refused.stderr
+    with gsec_with(nothing, tmp_path, server) as gsec:
+        status = gsec("status", "--store", store)
+        assert "3 clusters by toy, encoder colours" in status.stdout, "without the package it can still be looked at"
+        for ids in ((run, other), (other, run)):
+            rows = last_json(gsec("compare", *ids, "--store", store, "--to", tmp_path / "page", "--json"))["runs"]
+            assert {(row["method"], row["text"], row["encoder"], row["clusters"]) for row in rows} == {
+                ("toy", "none", "colours", 3),
+                ("toy", "none", "lite", 4),
+            }
+        assert "there is no such" in gsec("stage", "train", "--run", run, "--redo", "--store", store, check=2).stderr
 
 
-def test_what_is_brought_is_listed_and_what_is_broken_says_so_when_it_is_named(installed: Path, tmp_path: Path) -> None:
-    listed = gsec(installed, tmp_path, "methods", "--json")
-    names = [row["method"] for row in json.loads(listed.stdout)["methods"]]
-    assert names[0] == "gsec"
-    assert "toy" in names
-    assert "broken" not in names
-    named = gsec(installed, tmp_path, "run", write_pictures(tmp_path / "in", range(3)), "--method", "broken", "--store", tmp_path / "store")
-    assert named.returncode == 2
-    assert "package gsec-toys brings it and cannot be loaded" in named.stderr
-    refused = gsec(installed, tmp_path, "run", tmp_path / "in", "--method", "toy", "--text", "nouns", "--store", tmp_path / "store")
-    assert refused.returncode == 2
-    assert "method toy cannot use it" in refused.stderr
+def test_what_is_brought_is_listed_and_what_is_broken_says_so_when_it_is_named(installed: Path, server: str, tmp_path: Path) -> None:
+    with gsec_with(installed, tmp_path, server) as gsec:
+        names = [row["method"] for row in last_json(gsec("methods", "--json"))["methods"]]
+        assert names[0] == "gsec"
+        assert "toy" in names
+        assert "broken" not in names
+        source = ["run", write_pictures(tmp_path / "in", range(3)), "--store", tmp_path / "store"]
+        assert "package gsec-toys brings it and cannot be loaded" in gsec(*source, "--method", "broken", check=2).stderr
+        assert "method toy cannot use it" in gsec(*source, "--method", "toy", "--text", "nouns", check=2).stderr

@@ -1,4 +1,4 @@
-"""Prefect itself, as pinned: the flows' states on a temporary server, and a server that really schedules."""
+"""Prefect itself, as pinned: the flows' states, and a server that really schedules."""
 
 import os
 from collections.abc import Iterator
@@ -7,39 +7,55 @@ from pathlib import Path
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+)
 
 from flows.pipeline import run_pipeline
 from flows.stages import HELD, run_flow
 from gsec_core import pipeline
 from gsec_core.errors import Refused
+from tasks.progress import watched
 
-from ..command import wait
+from ..command import asking, wait
 from ..pictures import settings, write_pictures
 
 
-@pytest.fixture(scope="module")
-def api() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+@pytest.fixture(autouse=True)
+def _prefect(server: str) -> Iterator[None]:
+    with asking(server):
         yield
 
 
-@pytest.mark.usefixtures("api")
 def test_a_run_is_completed_and_shows_its_clusters(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
     state = run_pipeline(config, [], return_state=True)
     assert (state.is_completed(), state.name) == (True, "Completed")
     assert state.result()["made"]["encode"]["encoded"] == 20
+    run = [state.state_details.flow_run_id]
+    its, of_its_stages = FlowRunFilter(id=FlowRunFilterId(any_=run)), FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=run))
     with get_client(sync_client=True) as client:
-        [table] = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["clusters"])))
-        progress = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="encode-")))
+        [table] = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["clusters"])), flow_run_filter=its)
+        progress = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="encode-")), flow_run_filter=of_its_stages)
     assert '"cluster": 0' in table.data
     assert [artifact.data for artifact in progress] == [100.0] * 3, "a bar a slice, filled"
 
+    again = run_pipeline(config.model_copy(update={"clusters": 3}), [], return_state=True)
+    made = again.result()["made"]
+    assert (made["encode"], made["baseline"]["shards"]) == ({"shards": 0, "there": 3}, 3)
+    its = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[again.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        begun = {run.name.partition("-")[0] for run in client.read_flow_runs(flow_run_filter=its)}
+        shown = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["stages"])))
+    assert begun & {"encode", "baseline"} == {"baseline"}, "a stage that misses nothing begins no flow"
+    assert '"stage": "encode", "shards made": 0, "shards there": 3' in next(one.data for one in shown if again.result()["run_id"] in one.description)
 
-@pytest.mark.usefixtures("api")
+
 def test_too_many_rejects_complete_with_a_warning(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     (source / "bad.jpg").write_text("no image")
@@ -48,7 +64,6 @@ def test_too_many_rejects_complete_with_a_warning(tmp_path: Path) -> None:
     assert "1 of 11 images were rejected" in (state.message or "")
 
 
-@pytest.mark.usefixtures("api")
 def test_a_refusal_fails_the_flow_with_its_own_error(tmp_path: Path) -> None:
     state = run_pipeline(settings(write_pictures(tmp_path / "in", range(3)), tmp_path / "store", clusters=9), [], return_state=True)
     assert state.is_failed()
@@ -56,7 +71,6 @@ def test_a_refusal_fails_the_flow_with_its_own_error(tmp_path: Path) -> None:
         state.result()
 
 
-@pytest.mark.usefixtures("api")
 def test_a_slice_is_retried_when_the_store_fails_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gsec_core.store import files
 
@@ -69,9 +83,21 @@ def test_a_slice_is_retried_when_the_store_fails_for_a_moment(tmp_path: Path, mo
             raise failures.pop()
         real(source, target)
 
+    class Told:
+        units = done = 0
+
+        def begin(self, stage: str, units: int, unit: str, there: int) -> None:
+            self.units = units
+
+        def advance(self, stage: str, by: int) -> None:
+            self.done += by
+
     monkeypatch.setattr(files.os, "link", link)
-    assert run_flow(config, run.id, "encode")["ok"] == 10
+    told = Told()
+    with watched(told):
+        assert run_flow(config, run.id, "encode")["ok"] == 10
     assert not failures
+    assert (told.done, told.units) == (10, 10), "what a slice does twice counts once"
 
 
 @flow
@@ -79,12 +105,13 @@ def nightly() -> None:
     """Never run here; only scheduled."""
 
 
-def test_a_cron_deployment_yields_scheduled_runs(server: str) -> None:
+def test_a_cron_deployment_yields_scheduled_runs() -> None:
     """With SQLAlchemy 2.1 Prefect's scheduler creates none, silently."""
-    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         flow_id = client.create_flow(nightly)
         from prefect.client.schemas.actions import DeploymentScheduleCreate
         from prefect.client.schemas.schedules import CronSchedule
 
-        client.create_deployment(flow_id, "nightly", schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)])
-        wait(lambda: any(run.state and run.state.is_scheduled() for run in client.read_flow_runs()), 60)
+        deployment = client.create_deployment(flow_id, "nightly", schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)])
+        its = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
+        wait(lambda: any(run.state and run.state.is_scheduled() for run in client.read_flow_runs(flow_run_filter=its)), 60)

@@ -21,7 +21,7 @@ def allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "allowed"
     folder.mkdir()
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a-deployment")
-    monkeypatch.setenv(roots.VARIABLE, f"{folder}, s3://photos/2026,http://captions:8000/v1")
+    monkeypatch.setenv(roots.VARIABLE, f"{folder}, s3://photos/2026,http://captions:8000/v1,ray://head:6379")
     return folder
 
 
@@ -37,6 +37,10 @@ def config(allowed: Path, **settings: object) -> PipelineConfig:
         {"source": "s3://photos/2026/may/*.parquet"},
         {"describe": {"captioner": "openai:m", "url": "http://captions:8000/v1"}},
         {"describe": {"url": "http://other:8000/v1"}},  # nobody is asked there
+        {"engine": "ray"},
+        {"engine": "ray", "ray": {"address": "auto"}},
+        {"engine": "ray", "ray": {"address": "head:6379"}},
+        {"ray": {"address": "other:6379"}},  # no engine
         {"encode": {"encoder": "open_clip:ViT-B-32:laion2b_s34b_b79k"}},
     ],
 )
@@ -47,6 +51,8 @@ def test_what_is_under_a_root(settings: dict[str, object], allowed: Path) -> Non
 @pytest.mark.parametrize(
     ("setting", "settings"),
     [
+        ("ray.address", {"engine": "ray", "ray": {"address": "other:6379"}}),
+        ("ray.address", {"engine": "ray", "ray": {"address": "ray://head:10001"}}),
         ("source", {"source": "/etc"}),
         ("source", {"source": "{allowed}/../secret"}),
         ("source", {"source": "{allowed}-too"}),

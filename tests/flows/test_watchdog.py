@@ -17,7 +17,7 @@ from gsec_core.stages.base import Context
 from gsec_core.store import Store
 from tasks import watchdog
 
-from ..command import environment
+from ..command import asking, environment
 from ..pictures import settings, write_pictures
 from ..stages.steps import run_stages
 
@@ -61,8 +61,6 @@ def test_a_stage_that_hangs_fails_and_its_process_ends(server: str, tmp_path: Pa
 
 
 def test_a_thread_that_comes_back_after_all_ends_no_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", hang_timeout=2)
     run, _ = pipeline.request(config)
     released = threading.Event()
@@ -73,7 +71,7 @@ def test_a_thread_that_comes_back_after_all_ends_no_process(server: str, tmp_pat
         return load(context)
 
     monkeypatch.setattr(baseline, "load_embeddings", slow)
-    with temporary_settings({PREFECT_API_URL: server}):
+    with asking(server):
         run_flow(config, run.id, "encode")
         threading.Timer(4, released.set).start()
         with pytest.raises(GsecError, match="made no progress for 2 s"):

@@ -1,0 +1,211 @@
+"""`gsec curate`: what people say about clusters. Imports neither torch nor Prefect."""
+
+import getpass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from flows.cli import AsJson, StoreUrl, _config, _out
+from gsec_core.errors import Refused
+from gsec_core.stages.base import Context
+from gsec_core.store import Store
+from gsec_core.store.publications import pipeline_of
+
+if TYPE_CHECKING:
+    from gsec_core.curation import Act
+
+app = App(name="curate", help="Say what a cluster is called, which belong together, and what else you know better. It stays so, night after night.")
+
+Key = Annotated[int, Parameter(help="The cluster's key, as reports and tables show it.")]
+Cluster = Annotated[int | None, Parameter(name=["--cluster", "-c"], help="A cluster's key, in place of images.")]
+Images = Annotated[str, Parameter(help="Images, by URI as in the table of assignments, or by id in hex digits.")]
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Of which run, and how the result is told."""
+
+    store: StoreUrl = None
+    pipeline: Annotated[str | None, Parameter(help="The pipeline. Default: the only one that the store publishes.")] = None
+    run: Annotated[str | None, Parameter(help="A finished run, by its id or the beginning of it. Default: the one that is published.")] = None
+    as_json: AsJson = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Said(Where):
+    """An act beside what it does."""
+
+    who: Annotated[str | None, Parameter(help="Who says so. Default: the login name.")] = None
+    why: Annotated[str | None, Parameter(help="A reason, for those who read the log.")] = None
+
+
+@app.command
+def rename(key: Key, name: Annotated[str, Parameter(help="At most 200 characters, unlike the other clusters' names.")], *, said: Said | None = None) -> int:
+    """Call a cluster NAME."""
+    return _add("rename", said, key=key, text=name)
+
+
+@app.command
+def describe(key: Key, text: Annotated[str, Parameter(help="At most 2,000 characters.")], *, said: Said | None = None) -> int:
+    """Describe a cluster by TEXT."""
+    return _add("describe", said, key=key, text=text)
+
+
+@app.command
+def merge(
+    *keys: Annotated[int, Parameter(help="The clusters' keys. The first stays, with its name; the others become part of it.")], said: Said | None = None
+) -> int:
+    """Make several clusters one."""
+    return _add("merge", said, key=keys[0] if keys else None, keys=keys[1:])
+
+
+@app.command
+def split(key: Key, parts: Annotated[int, Parameter(help="How many.")], *, said: Said | None = None) -> int:
+    """Split a cluster into PARTS by the look of its images. The largest part keeps key and name; the others get new keys."""
+    return _add("split", said, key=key, parts=parts)
+
+
+@app.command
+def move(key: Key, *images: Images, said: Said | None = None) -> int:
+    """Move images to a cluster."""
+    return _add("move", said, key=key, images=images)
+
+
+@app.command
+def hide(*images: Images, cluster: Cluster = None, said: Said | None = None) -> int:
+    """Hide images, or a cluster with all that is in it."""
+    return _add("hide", said, key=cluster, images=images)
+
+
+@app.command
+def show(*images: Images, cluster: Cluster = None, said: Said | None = None) -> int:
+    """Show again what was hidden."""
+    return _add("show", said, key=cluster, images=images)
+
+
+@app.command
+def star(*images: Images, cluster: Cluster = None, said: Said | None = None) -> int:
+    """Star images, or a cluster."""
+    return _add("star", said, key=cluster, images=images)
+
+
+@app.command
+def unstar(*images: Images, cluster: Cluster = None, said: Said | None = None) -> int:
+    """Take a star away."""
+    return _add("unstar", said, key=cluster, images=images)
+
+
+@app.command
+def undo(number: Annotated[int, Parameter(help="Number of an act, as gsec curate log lists them.")], *, said: Said | None = None) -> int:
+    """Let an act count no more, as if it never was said. To undo an undo brings it back."""
+    return _add("undo", said, undoes=number)
+
+
+@app.command
+def log(*, where: Where | None = None) -> int:
+    """List what was said, by whom and when, and which of it cannot be applied to the clusters of now."""
+    from flows import terminal
+    from gsec_core.curation import curated, log_of
+
+    where = where or Where()
+    context = _context(where)
+    found, acts, pipeline = curated(context), log_of(context).read(), log_of(context).pipeline
+    reasons = {one.act.number: one.why for one in found.open}
+    if out := _out(where.as_json):
+        rows = [{**_told(act), "open": reasons.get(act.number), "undone_by": found.undone.get(act.number)} for act in acts]
+        out({"pipeline": pipeline, "run_id": context.run.id, "acts": rows, "open": len(found.open)})
+        return 0
+    for act in acts:
+        state = f"  OPEN: {reasons[act.number]}" if act.number in reasons else ""
+        if act.number in found.undone:
+            state = f"  undone by {found.undone[act.number]}"
+        why = f" ({act.why})" if act.why else ""
+        terminal.out.print(f"{act.number:>5}  {act.at[:19]}  {act.who}: {in_words(act)}{why}{state}", markup=False)
+    terminal.out.print(f"{len(acts)} acts in pipeline {pipeline}, {len(found.open)} open in run {context.run.id}", markup=False)
+    return 0
+
+
+def in_words(act: "Act") -> str:
+    """An act in one line, as one would type it."""
+    if act.unknown:
+        return f"{act.kind} (of a newer gsec)"
+    words = [act.kind, *([str(act.key)] if act.key is not None else []), *([f'"{act.text}"'] if act.text is not None else [])]
+    if act.kind == "split":
+        return f"{' '.join(words)} {len(act.keys) + 1}, making {', '.join(map(str, act.keys))}"
+    if act.images:
+        words.append(act.images[0].id if len(act.images) == 1 else f"{len(act.images)} images")
+    return " ".join([*words, *map(str, act.keys), *([str(act.undoes)] if act.undoes is not None else [])])
+
+
+def _add(kind: str, said: Said | None, **what: Any) -> int:
+    from flows import terminal
+    from gsec_core.curation import add, log_of
+
+    said = said or Said()
+    context = _context(said)
+    if what.get("images"):
+        what["images"] = _ids(context, what["images"])
+    act = add(context, kind, who=_login() if said.who is None else said.who, why=said.why, **what)
+    if out := _out(said.as_json):
+        out({"pipeline": log_of(context).pipeline, "run_id": context.run.id, **_told(act)})
+    else:
+        terminal.out.print(f"act {act.number} of pipeline {log_of(context).pipeline}: {in_words(act)}", markup=False)
+    return 0
+
+
+def _told(act: "Act") -> dict[str, Any]:
+    """An act as JSON, without the centres of a split."""
+    return {name: value for name, value in asdict(act).items() if name != "centres"}
+
+
+def _context(where: Where) -> Context:
+    """The run that is curated: the one that is named, or the published one."""
+    store = Store.open(_config(None, None, store=where.store).store)
+    run = store.run(_published(store, where.pipeline) if where.run is None else where.run)
+    context = Context.of(run, run.config())
+    pipeline = pipeline_of(context.config, context.corpus.name)
+    if where.run is not None and where.pipeline not in (None, pipeline):
+        raise Refused(f"--pipeline {where.pipeline}: run {run.id} is of pipeline {pipeline}. Leave one of both out.")
+    return context
+
+
+def _published(store: Store, pipeline: str | None) -> str:
+    if pipeline is None:
+        names = store.publications.pipelines()
+        if len(names) != 1:
+            said = f"it publishes {', '.join(names)}. Give one as --pipeline" if names else "nothing is published. Name a finished run by --run"
+            raise Refused(f"--store {store.url}: {said}.")
+        [pipeline] = names
+    newest = store.publications.newest(pipeline)
+    if newest is None:
+        raise Refused(f"--pipeline {pipeline}: {store.url} publishes nothing of that name. gsec status shows what it publishes.")
+    store.check_there(newest)
+    return newest.run_id
+
+
+def _ids(context: Context, named: Sequence[str]) -> list[str]:
+    """Image ids of images by URI or id."""
+    import polars as pl
+
+    from gsec_core.stages.canonical import usable
+
+    rows = pl.DataFrame(usable(context).rows.select(["image_id", "uri"])).filter(pl.col("uri").is_in(named))
+    ids = dict(rows.select("uri", pl.col("image_id").bin.encode("hex")).iter_rows())
+    for name in named:
+        if name not in ids and not _ID.fullmatch(name):
+            raise Refused(f"{name}: run {context.run.id} has no usable image of this URI. Give it as in the table of assignments, or the image's id.")
+    return [ids.get(name, name) for name in named]
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        raise Refused("--who: this process has no login name. Say who you are.") from None

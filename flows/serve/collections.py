@@ -1,0 +1,59 @@
+"""The runs that are looked into, a few of them in memory."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from flows.serve.known import FINISHED, Known
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import NotFound, Refused
+from gsec_core.explore import Collection
+from gsec_core.store import Run
+
+MOST_OPEN = 8
+MOST_IMAGES = 2_000_000
+"""In memory at once. One run alone may have more."""
+
+
+class Unfinished(Refused):
+    """A run that cannot be looked into yet, or never."""
+
+
+class Collections:
+    """The collections of some stores by the ids of their runs; those that were asked for last stay open."""
+
+    def __init__(self, stores: Sequence[Known], config: PipelineConfig | None = None) -> None:
+        """``config``: threads, device and scratch folder for all of them."""
+        self._stores = stores
+        self._config = config
+        self._open: OrderedDict[tuple[str, str], Collection] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, run_id: str) -> tuple[Known, Run]:
+        """A run and its store: of several the first that has it. Raises NotFound."""
+        for store in self._stores:
+            run = store.find(run_id)
+            if run is not None:
+                return store, run
+        raise NotFound(f"run {run_id[:40]}: there is no such run here. A run's id is 32 hex digits.")
+
+    def open(self, run_id: str) -> Collection:
+        """A finished run. Raises NotFound, `Unfinished`, and as `Known.state` does."""
+        store, run = self.find(run_id)
+        place = store.url, run.id
+        with self._lock:
+            if place in self._open:
+                self._open.move_to_end(place)
+                return self._open[place]
+        asked = store.asked(run)
+        if not asked.makes_clusters:
+            raise Unfinished(f"run {run.id} has no clusters of its own" + (f". Look into run {asked.of_run}, whose it assigns to." if asked.of_run else "."))
+        state = store.state(run)
+        if state != FINISHED:
+            raise Unfinished(f"run {run.id} is {state}, and can be looked into when it is finished.")
+        with self._lock:
+            collection = self._open.setdefault(place, Collection(run, self._config))
+            # Those that a request still reads stay until it ends.
+            while len(self._open) > MOST_OPEN or (len(self._open) > 1 and sum(one.images_in_memory for one in self._open.values()) > MOST_IMAGES):
+                self._open.popitem(last=False)
+            return collection

@@ -1,0 +1,520 @@
+"""The explorer: pages to look into finished runs with, and the forms that curate their clusters."""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from flows.serve import pages
+from flows.serve.api import MOST_UPLOAD_BYTES
+from flows.serve.collections import Collections
+from flows.serve.curating import MOST_AT_ONCE, Forms, asked, in_words, place_after, said, who_asks
+from flows.serve.known import Known
+from flows.serve.listing import PER_PAGE, Listing, number
+from gsec_core.clustering.hierarchy import walk
+from gsec_core.errors import NotFound, Refused
+from gsec_core.explore import ClusterRow, Collection, ImageRow, Tree
+from gsec_core.report.colours import colour
+from gsec_core.report.text import prose, visible
+
+GROUPS_PER_PAGE, ACTS_PER_PAGE = 20, 100
+
+_DEEPEST = 60
+"""Levels of the tree that fold; browsers show some hundreds of elements within each other."""
+
+_THUMBNAIL_SECONDS = 86_400
+"""So long a browser keeps a thumbnail. It belongs to a run, and never changes."""
+
+DONE = "done"
+"""Of the query: the number of the act that a form has led to."""
+
+_NEWEST = 20
+"""Acts among which that is looked for."""
+
+_MOST_FORM_BYTES = 2**20
+
+VIEWS = (("cards", "Cards"), ("tree", "Tree"))
+
+SORTS_OF_CLUSTERS: dict[str, tuple[str, Callable[[ClusterRow], Any]]] = {
+    "size": ("size", lambda row: (-row.size, row.key)),
+    "name": ("name", lambda row: (row.name.casefold(), row.key)),
+    "confidence": ("confidence", lambda row: (row.confidence is None, row.confidence, row.key)),
+    "stability": ("stability", lambda row: (row.stability is None, row.stability, row.key)),
+}
+"""The largest, the first, and those that are least sure come first."""
+
+SHOWS: dict[str, tuple[str, Callable[[ClusterRow], bool]]] = {
+    "all": ("all", lambda row: not row.hidden),
+    "curated": ("curated", lambda row: row.curated and not row.hidden),
+    "starred": ("starred", lambda row: row.starred and not row.hidden),
+    "hidden": ("hidden", lambda row: row.hidden),
+}
+
+SORTS_OF_IMAGES = (
+    ("confidence", True, "most confident"),
+    ("confidence", False, "least confident"),
+    ("outlier", True, "farthest out"),
+    ("date", True, "newest"),
+    ("name", False, "name"),
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What was just done."""
+
+    text: str
+    undo: int | None
+    """The act that a button beside it takes back."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every page of a collection has."""
+
+    base: str
+    """Its address."""
+    run: str
+    name: str
+    corpus: str
+    created: str
+    page: str
+    """Which of the links of the head is this one."""
+    published: str | None
+    """Id of the run that its pipeline publishes now."""
+    here: str
+    """Address of this page."""
+    curate: bool
+    token: str
+    """Of its forms."""
+    message: Message | None
+    most: int = MOST_AT_ONCE
+    """Images that an act takes from a list as a whole."""
+
+
+class Explorer:
+    """The pages of all finished runs of some stores."""
+
+    def __init__(self, stores: Sequence[Known], collections: Collections, curate: bool = False) -> None:
+        """``curate``: whether there are forms, and whether what they send is taken."""
+        self._stores = stores
+        self._collections = collections
+        self._curate = curate
+        self._forms = Forms()
+
+    def routes(self) -> list[Route]:
+        """All addresses."""
+        of_run = "/runs/{run}"
+        return [
+            Route("/static/{name}", pages.static),
+            Route("/explore/{pipeline}", self._answering(self._published)),
+            Route(f"{of_run}/explore", self._shown(self._clusters)),
+            Route(f"{of_run}/clusters/{{key}}", self._shown(self._cluster)),
+            Route(f"{of_run}/images", self._shown(self._images)),
+            Route(f"{of_run}/images/{{id}}", self._shown(self._image)),
+            Route(f"{of_run}/images/{{id}}/thumbnail.jpg", self._shown(self._thumbnail)),
+            Route(f"{of_run}/search", self._shown(self._search)),
+            Route(f"{of_run}/search", self._searched, methods=["POST"]),
+            Route(f"{of_run}/map", self._shown(self._map)),
+            Route(f"{of_run}/map.bin", self._shown(self._points)),
+            Route(f"{of_run}/points/{{place}}", self._shown(self._point)),
+            Route(f"{of_run}/duplicates", self._shown(self._duplicates)),
+            Route(f"{of_run}/curation", self._shown(self._log)),
+            *([Route(f"{of_run}/curation", self._curated, methods=["POST"])] if self._curate else []),
+        ]
+
+    # How requests are answered
+
+    def _answering(self, answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await run_in_threadpool(answer, request)  # stores are read, over a network perhaps
+
+        return endpoint
+
+    def _shown(self, answer: Callable[[Collection, Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        return self._answering(partial(self._told, answer))
+
+    def _told(self, answer: Callable[[Collection, Request], Response], request: Request) -> Response:
+        """The answer; of what is not there, or cannot be asked for, a page that says so."""
+        try:
+            collection = self._collections.open(request.path_params["run"])
+        except NotFound:
+            raise HTTPException(404) from None
+        except Refused as error:
+            return PlainTextResponse(f"{error}\n", 404)
+        try:
+            return answer(collection, request)
+        except Refused as error:
+            return self.refused(collection, request, str(error), 404)
+
+    def site(self, collection: Collection, request: Request, page: str) -> Site:
+        """What the head of a page shows."""
+        run = collection.run
+        query = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != DONE])
+        return Site(
+            base=f"/runs/{run.id}",
+            run=run.id,
+            name=collection.pipeline,
+            corpus=collection.context.corpus.name,
+            created=run.request()["created"],
+            page=page,
+            published=self._published_run(collection),
+            here=f"{quote(request.scope['path'])}{'?' if query else ''}{query}",
+            curate=self._curate,
+            token=self._forms.token(run.id, who_asks(request)),
+            message=self._done(collection, request),
+        )
+
+    def _done(self, collection: Collection, request: Request) -> Message | None:
+        """What was just done, if a form led here."""
+        given = request.query_params.get(DONE)
+        newest = () if given is None else collection.curation(0, _NEWEST).rows
+        act = next((act for act in newest if str(act.number) == given), None)
+        if act is None:
+            return None
+        return Message(f"{in_words(act, _names(collection))}.", act.number if self._curate else None)
+
+    def refused(self, collection: Collection, request: Request, why: str, status: int, back: str | None = None) -> Response:
+        """A page that says why not."""
+        title = "Not found" if status == 404 else "Not done"
+        return pages.explorer("refused", status, site=self.site(collection, request, ""), title=title, why=why, back=back)
+
+    def _published_run(self, collection: Collection) -> str | None:
+        """By the run's own store: another may publish under the same name."""
+        for store in self._stores:
+            for publication in store.publications()[0] if store.url == collection.run.files.url else ():
+                if publication.pipeline == collection.pipeline:
+                    return publication.run_id
+        return None
+
+    # Pages
+
+    def _published(self, request: Request) -> Response:
+        """Where what a pipeline publishes now is looked into: an address to keep."""
+        for store in self._stores:
+            for publication in store.publications()[0]:
+                if publication.pipeline == request.path_params["pipeline"]:
+                    return RedirectResponse(f"/runs/{publication.run_id}/explore", 302)
+        raise HTTPException(404)
+
+    def _clusters(self, collection: Collection, request: Request) -> Response:
+        given = request.query_params
+        now = {
+            "view": _one_of("view", given.get("view", "cards"), dict(VIEWS)),
+            "sort": _one_of("sort", given.get("sort", "size"), SORTS_OF_CLUSTERS),
+            "show": _one_of("show", given.get("show", "all"), SHOWS),
+            "find": given.get("find", "").strip()[:100],
+        }
+        every = collection.clusters(hidden=True)
+        shown = [row for row in every if SHOWS[now["show"]][1](row) and _is_called(row, now["find"])]
+        shown.sort(key=SORTS_OF_CLUSTERS[now["sort"]][1])
+        page, last = _page(given.get("page", "1"), len(shown), PER_PAGE)
+        site = self.site(collection, request, "Clusters")
+
+        def address(**changes: str | int) -> str:
+            return f"{site.base}/explore?{urlencode(now | changes)}"
+
+        return pages.explorer(
+            "clusters",
+            site=site,
+            images=len(collection),
+            every=sum(not row.hidden for row in every),
+            rows=shown[(page - 1) * PER_PAGE : page * PER_PAGE],
+            now=now | {"page": page},
+            last=last,
+            views=VIEWS,
+            sorts=[(name, label) for name, (label, _) in SORTS_OF_CLUSTERS.items()],
+            shows=[(name, label) for name, (label, _) in SHOWS.items()],
+            address=address,
+            page_address=lambda page: address(page=page),
+            tree=list(_steps(collection.tree())) if now["view"] == "tree" else [],
+            now_in={key: row for row in every for key in (row.key, *row.merged)},
+        )
+
+    def _cluster(self, collection: Collection, request: Request) -> Response:
+        key = number("key", request.path_params["key"])
+        return self._gallery(
+            "cluster", collection, request, Listing.of({**request.query_params, "key": str(key)}), cluster=collection.cluster(key), heading="Images"
+        )
+
+    def _images(self, collection: Collection, request: Request) -> Response:
+        listing = Listing.of({name: value for name, value in request.query_params.items() if name not in ("key", "q", "like")})
+        title = "Images in the chosen part of the map" if listing.within else "All images"
+        return self._gallery("images", collection, request, listing, title=title, heading=None, page_of="Images")
+
+    def _search(self, collection: Collection, request: Request) -> Response:
+        given = request.query_params
+        words, like = given.get("q"), given.get("like")
+        if not words and like is None:
+            return pages.explorer("search", **self._empty(collection, request))
+        listing = Listing(words=words or None, like=None if words else like)
+        title = f"Images like “{prose(words, 120)}”" if words else "More like this"
+        return self._gallery(
+            "search", collection, request, listing, title=title, words=words or "", like=None if words else collection.image(str(like)), page_of="Search"
+        )
+
+    async def _searched(self, request: Request) -> Response:
+        """By an image that is uploaded."""
+        refuse_large(request, MOST_UPLOAD_BYTES)
+        async with request.form(max_files=1, max_fields=5) as form:
+            file = form.get("file")
+            data = await file.read() if isinstance(file, UploadFile) else b""
+            name = file.filename or "" if isinstance(file, UploadFile) else ""
+        return await run_in_threadpool(self._told, partial(self._like_upload, data, name), request)
+
+    def _like_upload(self, data: bytes, name: str, collection: Collection, request: Request) -> Response:
+        if not data:
+            raise Refused("No file came with the search: choose an image.")
+        found = collection.like_upload(data, 0, PER_PAGE)
+        values = self._empty(collection, request) | {
+            "title": f"Images like {prose(name, 120) or 'yours'}",
+            "total": len(found.rows),
+            "rows": found.rows,
+            "note": found.note,
+            "alike": True,
+        }
+        return pages.explorer("search", **values)
+
+    def _empty(self, collection: Collection, request: Request) -> dict[str, Any]:
+        """The page of searches with nothing found yet."""
+        site = self.site(collection, request, "Search")
+        return {
+            "site": site,
+            "title": "Search",
+            "heading": None,
+            "words": "",
+            "like": None,
+            "listing": Listing(),
+            "alike": False,
+            "rows": (),
+            "total": 0,
+            "sorts": (),
+            "hiding": None,
+            "note": None,
+            "page": 1,
+            "last": 1,
+            "page_address": str,
+            "image_address": partial(_plain, site.base),
+            "clusters": (),
+            "empty": "Say what you look for, or choose an image.",
+        }
+
+    def _gallery(self, template: str, collection: Collection, request: Request, listing: Listing, page_of: str = "", **values: Any) -> Response:
+        page = number("page", request.query_params.get("page", "1"))
+        found = listing.part(collection, max(0, page - 1) * PER_PAGE, PER_PAGE)
+        if page > 1 and not found.rows and DONE in request.query_params:  # all of the page went elsewhere
+            page = max(1, -(-found.total // PER_PAGE))
+            found = listing.part(collection, (page - 1) * PER_PAGE, PER_PAGE)
+        page, last = _page(str(page), found.total, PER_PAGE)
+        site = self.site(collection, request, page_of)
+
+        def image_address(row: ImageRow, place: int) -> str:
+            return _of_image(site.base, row.id, listing, found.offset + place + 1)
+
+        hiding = None
+        if not listing.searches:
+            other = replace(listing, hidden=not listing.hidden)
+            hiding = (other.address(site.base), "leave out hidden images" if listing.hidden else "include hidden images")
+        shown: dict[str, Any] = {
+            "site": site,
+            "listing": listing,
+            "alike": listing.searches,
+            "rows": found.rows,
+            "total": found.total,
+            "note": found.note,
+            "page": page,
+            "last": last,
+            "sorts": () if listing.searches else SORTS_OF_IMAGES,
+            "hiding": hiding,
+            "sorted_address": lambda sort, descending: listing.sorted(sort, descending).address(site.base),
+            "page_address": lambda page: listing.address(site.base, page),
+            "image_address": image_address,
+            "clusters": collection.clusters(),
+            "title": "",
+            "heading": None,
+        }
+        if "cluster" in values:
+            values["title"] = values["cluster"].name
+        return pages.explorer(template, **(shown | values))
+
+    def _image(self, collection: Collection, request: Request) -> Response:
+        image = collection.image(request.path_params["id"])
+        site = self.site(collection, request, "")
+        given = {name: value for name, value in request.query_params.items() if name not in ("at", DONE)}
+        listing = Listing.of(given)
+        if not given and "at" not in request.query_params:
+            listing = Listing(key=image.row.key)
+        place = number("at", request.query_params.get("at", "0"))
+        before = after = None
+        total = 0
+        if place:
+            first = max(0, place - 2)
+            part = listing.part(collection, first, 3)
+            ids = [row.id for row in part.rows]
+            here = place - 1 - first
+            total = part.total
+            if ids[here : here + 1] == [image.row.id]:
+                before = _of_image(site.base, ids[here - 1], listing, place - 1) if here else None
+                after = _of_image(site.base, ids[here + 1], listing, place + 1) if here + 1 < len(ids) else None
+            else:
+                place = 0  # the list has changed since
+        return pages.explorer(
+            "image",
+            site=site,
+            image=image,
+            place=place,
+            total=total,
+            before=before,
+            after=after,
+            gallery=listing.address(site.base, max(0, place - 1) // PER_PAGE + 1),
+            plain_address=partial(_plain, site.base),
+            clusters=collection.clusters(),
+        )
+
+    def _thumbnail(self, collection: Collection, request: Request) -> Response:
+        data = collection.thumbnail(request.path_params["id"])
+        if data is None:
+            raise HTTPException(404)
+        return pages.kept(request, data, "image/jpeg", {"Cache-Control": f"private, max-age={_THUMBNAIL_SECONDS}"})
+
+    def _map(self, collection: Collection, request: Request) -> Response:
+        clusters = collection.clusters()
+        points = [(row.key, visible(prose(row.name, 120)) or "unnamed", colour(row.key)) for row in clusters]
+        return pages.explorer("map", site=self.site(collection, request, "Map"), clusters=clusters, points=points)
+
+    def _points(self, collection: Collection, request: Request) -> Response:
+        return pages.kept(request, collection.map_points(), "application/octet-stream")
+
+    def _point(self, collection: Collection, request: Request) -> Response:
+        """Which image a point of the map is."""
+        row = collection.map_point(number("point", request.path_params["place"]))
+        return JSONResponse({"id": row.id, "uri": visible(prose(row.uri, 300))})
+
+    def _duplicates(self, collection: Collection, request: Request) -> Response:
+        page = number("page", request.query_params.get("page", "1"))
+        found = collection.duplicates(max(0, page - 1) * GROUPS_PER_PAGE, GROUPS_PER_PAGE)
+        page, last = _page(str(page), found.total, GROUPS_PER_PAGE)
+        site = self.site(collection, request, "Duplicates")
+        return pages.explorer(
+            "duplicates",
+            site=site,
+            groups=found.groups,
+            total=found.total,
+            images=found.images,
+            note=found.note,
+            page=page,
+            last=last,
+            page_address=lambda page: f"{site.base}/duplicates?page={page}",
+            plain_address=partial(_plain, site.base),
+            clusters=collection.clusters(),
+        )
+
+    # Curation
+
+    def _log(self, collection: Collection, request: Request) -> Response:
+        page = number("page", request.query_params.get("page", "1"))
+        found = collection.curation(max(0, page - 1) * ACTS_PER_PAGE, ACTS_PER_PAGE)
+        page, last = _page(str(page), found.total, ACTS_PER_PAGE)
+        site, names = self.site(collection, request, "Curation log"), _names(collection)
+        return pages.explorer(
+            "curation",
+            site=site,
+            acts=[(act, in_words(act, names)) for act in found.rows],
+            open=sum(act.open is not None for act in found.rows),
+            page=page,
+            last=last,
+            page_address=lambda page: f"{site.base}/curation?page={page}",
+        )
+
+    async def _curated(self, request: Request) -> Response:
+        """What a form asks for is written, and its page is shown again."""
+        refuse_large(request, _MOST_FORM_BYTES)
+        async with request.form(max_files=0, max_fields=MOST_AT_ONCE + 20) as form:
+            return await run_in_threadpool(self._told, partial(self._act, form), request)
+
+    def _act(self, form: FormData, collection: Collection, request: Request) -> Response:
+        base, who = f"/runs/{collection.run.id}", who_asks(request)
+        if not self._forms.wrote(str(form.get("token", "")), collection.run.id, who):
+            why = "The form is of a page that this server did not write, or has forgotten since it was started again. Load that page again, and repeat it."
+            return self.refused(collection, request, why, 403)
+        try:
+            act = said(collection, who=who, **asked(form, collection))
+        except Refused as error:
+            place = str(form.get("next", ""))
+            return self.refused(collection, request, str(error), 400, place if place.startswith(f"{base}/") else None)
+        return RedirectResponse(place_after(form, act, collection, base), 303)
+
+
+def refuse_large(request: Request, most: int) -> None:
+    """Raises HTTPException for a body that is larger, or that does not say how large it is: a browser's form does."""
+    length = request.headers.get("content-length", "")
+    if not length.isdigit() or "transfer-encoding" in request.headers:  # which counts where both are sent
+        raise HTTPException(411)
+    if int(length) > most:
+        raise HTTPException(413)
+
+
+def _names(collection: Collection) -> dict[int, str]:
+    return {row.key: row.name for row in collection.clusters(hidden=True)}
+
+
+def _plain(base: str, row: ImageRow, place: int) -> str:
+    return f"{base}/images/{row.id}"
+
+
+def _of_image(base: str, id: str, listing: Listing, place: int) -> str:
+    query = listing.query
+    return f"{base}/images/{id}?{query}{'&' if query else ''}at={place}"
+
+
+def _one_of(name: str, value: str, known: Any) -> str:
+    if value not in known:
+        raise Refused(f"{name} = {value[:40]}: there are {', '.join(known)}.")
+    return value
+
+
+def _is_called(row: ClusterRow, find: str) -> bool:
+    return find.casefold() in row.name.casefold() or find.removeprefix("#") == str(row.key)
+
+
+def _page(text: str, total: int, size: int) -> tuple[int, int]:
+    """Which page, and how many there are. Raises Refused if there is none of this number."""
+    page, last = number("page", text), max(1, -(-total // size))
+    if not 1 <= page <= last:
+        raise Refused(f"page = {text[:40]}: there are {last}.")
+    return page, last
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the tree: a node that opens, one that closes, or a cluster."""
+
+    level: int
+    opens: bool = False
+    closes: bool = False
+    name: str = ""
+    key: int = 0
+    clusters: int = 0
+    size: int = 0
+
+
+def _steps(tree: Tree) -> Iterator[Step]:
+    """The tree from the root on, larger halves first. What lies deeper than `_DEEPEST` is listed without levels of its own."""
+    sizes = [*(size for _, _, size in tree.leaves), *(node.size for node in tree.nodes)]
+    for step, node, level in walk([(node.left, node.right) for node in tree.nodes], sizes, _DEEPEST):
+        if step == "leaf":
+            key, name, size = tree.leaves[node]
+            yield Step(level, name=name, key=key, size=size)
+        elif step == "open":
+            opened = tree.nodes[node - len(tree.leaves)]
+            yield Step(level, opens=True, name=opened.name, clusters=opened.clusters, size=opened.size)
+        else:
+            yield Step(level, closes=True)

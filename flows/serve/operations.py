@@ -1,0 +1,118 @@
+"""What the API can do, flat, from its OpenAPI description: for the page at its root and for the reference."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_METHODS = ("get", "post")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Of an operation, or a field of an answer."""
+
+    name: str
+    kind: str
+    """Its type, for people."""
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A method of an address."""
+
+    method: str
+    path: str
+    about: str
+    parameters: tuple[Parameter, ...]
+    body: str | None
+    """What is sent, if anything is."""
+    answer: str
+    """What comes back: the name of a schema, or a media type."""
+    problems: tuple[str, ...]
+    """Other statuses, and what they mean, beside those of `everywhere`."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """An object of an answer."""
+
+    name: str
+    about: str
+    fields: tuple[Parameter, ...]
+
+
+def everywhere(described: Mapping[str, Any]) -> tuple[str, ...]:
+    """Statuses that every operation may answer with, and what they mean."""
+    return tuple(sorted(set.intersection(*({*_problems(one)} for methods in described["paths"].values() for one in methods.values()))))
+
+
+def operations(described: Mapping[str, Any], root: str) -> list[Operation]:
+    """Those of an OpenAPI document, whose paths are below ``root``."""
+    known = everywhere(described)
+    return [
+        Operation(
+            method.upper(),
+            root + path,
+            one["description"],
+            tuple(_parameter(parameter) for parameter in one.get("parameters", ())),
+            _body(one.get("requestBody")),
+            _answer(one["responses"]["200"]["content"]),
+            tuple(problem for problem in _problems(one) if problem not in known),
+        )
+        for path, methods in described["paths"].items()
+        for method, one in methods.items()
+        if method in _METHODS
+    ]
+
+
+def schemas(described: Mapping[str, Any]) -> list[Schema]:
+    """The objects that answers are made of, by name."""
+    found = described["components"]["schemas"]
+    return [
+        Schema(name, one.get("description", ""), tuple(Parameter(field, _kind(kind), kind.get("description", "")) for field, kind in one["properties"].items()))
+        for name, one in sorted(found.items())
+        if "properties" in one and name not in ("HTTPValidationError", "ValidationError")
+    ]
+
+
+def _problems(operation: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{status}: {answer['description']}" for status, answer in sorted(operation["responses"].items()) if status not in ("200", "422"))
+
+
+def _parameter(one: Mapping[str, Any]) -> Parameter:
+    schema = one["schema"]
+    default = f", default {schema['default']}".lower() if schema.get("default") is not None else ""
+    return Parameter(one["name"], _kind(schema) + default, one.get("description", ""))
+
+
+def _body(one: Mapping[str, Any] | None) -> str | None:
+    return None if one is None else " or ".join(_media(kind, content) for kind, content in one["content"].items())
+
+
+def _answer(content: Mapping[str, Any]) -> str:
+    return " or ".join(_media(kind, one) for kind, one in content.items())
+
+
+def _media(kind: str, content: Mapping[str, Any]) -> str:
+    return _kind(content["schema"]) if kind == "application/json" else kind
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        return " or ".join(_kind(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        items = list(_items(schema))
+        return f"list of {items[0]}" if "prefixItems" not in schema else f"[{', '.join(items)}]"
+    return {"integer": "whole number", "string": "text", "boolean": "true or false"}.get(str(schema.get("type")), str(schema.get("type", "anything")))
+
+
+def _items(schema: Mapping[str, Any]) -> Iterator[str]:
+    if "prefixItems" in schema:
+        yield from (_kind(one) for one in schema["prefixItems"])
+    else:
+        yield _kind(schema.get("items", {}))

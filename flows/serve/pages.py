@@ -1,0 +1,89 @@
+"""How pages are made: templates, what they are served with, and the files beside them."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+import xxhash
+from markupsafe import Markup
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from gsec_core.report.colours import colour
+from gsec_core.report.pages import FILTERS, asset, policy_hash
+from gsec_core.report.text import prose, visible
+
+POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+"""On every answer that brings none of its own."""
+
+_POLICY_OF_EXPLORER = (
+    "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; require-trusted-types-for 'script'"
+)
+
+_REFERRER = "same-origin"
+"""Under the server's `no-referrer` browsers send `Origin: null` with a form, and over plain HTTP nothing else that tells where the form is from."""
+
+_KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+
+
+def front(name: str, **values: Any) -> Response:
+    """A page whose styles stand in it."""
+    styles = " ".join(f"'{policy_hash(style)}'" for style in _styles())
+    return HTMLResponse(_templates().get_template(name).render(values), headers={"Content-Security-Policy": f"{POLICY}; img-src data:; style-src {styles}"})
+
+
+def explorer(name: str, status: int = 200, **values: Any) -> Response:
+    """A page of the explorer: its styles and scripts are `static`."""
+    page = _templates().get_template(f"explore/{name}.html.j2").render(values)
+    return HTMLResponse(page, status, headers={"Content-Security-Policy": _POLICY_OF_EXPLORER, "Referrer-Policy": _REFERRER})
+
+
+def static(request: Request) -> Response:
+    """A style sheet or script of the explorer."""
+    name = request.path_params["name"]
+    if name not in _static():
+        raise HTTPException(404)
+    return kept(request, _static()[name], _KINDS[name.rpartition(".")[2]])
+
+
+def kept(request: Request, data: bytes, kind: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Bytes that a browser may keep, and asks about before it shows them again."""
+    tag = f'"{xxhash.xxh3_128_hexdigest(data)}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", **(headers or {})}
+    return Response(status_code=304, headers=headers) if has_tag(request, tag) else Response(data, headers=headers, media_type=kind)
+
+
+def has_tag(request: Request, tag: str) -> bool:
+    """Whether the browser has kept what has this tag."""
+    return tag in (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(","))
+
+
+@cache
+def _static() -> Mapping[str, bytes]:
+    of_explorer = resources.files("flows.serve").joinpath("static")
+    return {"report.css": asset("report.css").encode(), **{name: of_explorer.joinpath(name).read_bytes() for name in ("explore.css", "explore.js", "map.js")}}
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flows.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.finalize = lambda value: visible(value) if type(value) is str else value  # no text hides or reorders others; style sheets are Markup
+    environment.filters |= FILTERS | {"percent": lambda value: "–" if value is None else f"{value:.1%}", "when": _when, "prose": prose}
+    environment.globals |= {"styles": [Markup(style) for style in _styles()], "colour": colour}
+    return environment
+
+
+def _styles() -> tuple[str, str]:
+    """The look of the reports, and what the front page adds."""
+    return str(asset("report.css")), resources.files("flows.serve").joinpath("templates", "overview.css").read_text("utf-8")
+
+
+def _when(at: str) -> str:
+    """A record's time, to the minute: it is UTC."""
+    return at[:16].replace("T", " ")
