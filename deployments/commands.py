@@ -15,7 +15,7 @@ StackFile = Annotated[
 
 
 def up(*, stack: StackFile = None) -> int:
-    """Start what runs gsec as a service on this machine: Prefect's server, a worker, the report server; and deploy the pipelines.
+    """Start what runs gsec as a service on this machine: Prefect's server, a worker, the report server, perhaps a Ray head; and deploy the pipelines.
 
     What runs already stays, unless it should be told other things by now.
     """

@@ -27,6 +27,9 @@ AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 POOL = "gsec"
 """The work pool."""
 
+RAY_TOKEN = "RAY_AUTH_TOKEN"
+"""Environment variable that the token of a Ray cluster is in."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +55,17 @@ class PipelineEntry(_Model):
         return timezone
 
 
+class RayEntry(_Model):
+    """The head of a Ray cluster on this machine, which other machines may join as nodes."""
+
+    host: str = Field("127.0.0.1", description="Address of this machine that nodes reach it at. Whatever it is, Ray listens on all of them.")
+    port: int = Field(6379, ge=1, le=65535, description="Port that nodes join at.")
+    cpus: int | None = Field(None, ge=0, le=1024, description="Cores that slices have on this machine; 0: none, as other nodes work; not given: all.")
+
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
 class StackConfig(_Model):
     """Everything that `gsec up` and `gsec deploy` make."""
 
@@ -59,6 +73,7 @@ class StackConfig(_Model):
     host: str = Field("127.0.0.1", description="Address that the dashboard and the report server listen on.")
     port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server, with the dashboard.")
     reports_port: int = Field(4280, ge=1, le=65535, description="Port of the report server.")
+    curate: bool = Field(False, description="Whether people with the report server's token may curate clusters there; else it only shows them.")
     database: str | None = Field(
         None, description="Prefect's database, as `postgresql+asyncpg://USER@HOST:PORT/NAME` (password: PGPASSWORD); not given: SQLite below home."
     )
@@ -71,6 +86,9 @@ class StackConfig(_Model):
     logs: Literal["lines", "json"] = Field("lines", description="Form of the worker's log.")
     maintenance_cron: str | None = Field("0 12 * * 0", description="When stores are pruned (UTC); empty: never.")
     keep_runs: int = Field(5, ge=1, le=10_000, description="Newest runs of each corpus that pruning keeps.")
+    ray: RayEntry | None = Field(
+        None, description='The head of a Ray cluster, for pipelines with `engine = "ray"` and `ray.address = "auto"`; not given: none.'
+    )
     pipelines: dict[str, PipelineEntry] = Field({}, description="By name: what their clusterings are published as.")
 
     def url(self) -> str:
@@ -197,12 +215,25 @@ def worker_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
         told["PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"] = "json"
     if AUTH in environment:
         told["PREFECT_API_AUTH_STRING"] = environment[AUTH]
+    if stack.ray is not None:
+        told |= {"RAY_ADDRESS": stack.ray.address(), "RAY_AUTH_MODE": "token"}
     return _heard(told, environment)
+
+
+def check_ray(environment: Mapping[str, str]) -> None:
+    """Raises Refused if Ray is not installed, or would be open to everybody."""
+    if find_spec("ray") is None:
+        raise Refused("ray: it is not installed here. Install it with gsec: pip install 'gsec[ray]'.")
+    if not environment.get(RAY_TOKEN):
+        raise Refused(
+            f"ray: it runs what it is sent, and listens on all addresses of this machine, so it is started only with a token. Set "
+            f"{RAY_TOKEN}, as by: export {RAY_TOKEN}=$(ray get-auth-token --generate)."
+        )
 
 
 _LEVEL = "INFO"
 
-_OURS = {"PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL", roots.VARIABLE}
+_OURS = {"PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL", "RAY_ADDRESS", "RAY_AUTH_MODE", roots.VARIABLE}
 """A command keeps Prefect quiet, and may talk to another server; a service does not."""
 
 

@@ -24,9 +24,10 @@ import httpx
 import psutil
 
 from deployments import config
-from deployments.config import AUTH, POOL, StackConfig
+from deployments.config import AUTH, POOL, RAY_TOKEN, RayEntry, StackConfig
 from flows.serve.app import TOKEN
 from flows.serve.server import token_of
+from gsec_core.devices import usable_cores
 from gsec_core.errors import GsecError, Refused
 
 START_SECONDS = 180
@@ -35,7 +36,7 @@ START_SECONDS = 180
 STOP_SECONDS = 30
 """A service that has not ended by then is killed."""
 
-NAMES = ("server", "worker", "reports")
+NAMES = ("server", "ray", "worker", "reports")
 """Services, in the order they start. They stop in the other: the end of a flow is reported to the server."""
 
 WORKER = "gsec"
@@ -46,11 +47,14 @@ PROGRAMS = Path(sys.executable).parent
 MARK = "GSEC_SERVICE"
 """Environment variable that says which service of which stack a process belongs to."""
 
-SECRETS = (AUTH, "PREFECT_API_AUTH_STRING", TOKEN, "GSEC_CAPTIONER_KEY", "PGPASSWORD")
+SECRETS = (AUTH, "PREFECT_API_AUTH_STRING", TOKEN, RAY_TOKEN, "GSEC_CAPTIONER_KEY", "PGPASSWORD")
 """Environment variables that have them."""
 
 OUTSIDE = ("AWS_", "GOOGLE_", "AZURE_", "HF_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES")
 """How variables begin that say how images, stores and models are reached."""
+
+_OBJECT_STORE = 100 * 2**20
+"""Bytes of shared memory of a Ray node: rows never pass through Ray."""
 
 PROC = Path("/proc")
 
@@ -85,18 +89,39 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
         lambda since: _works(stack.url(), auth, since),
         OUTSIDE,
     )
+    before = [server, *([] if stack.ray is None else [_head(stack, stack.ray, environment)]), worker]
     stores = [part for store in stack.stores() for part in ("--store", store)]
     if not stores:
-        return [server, worker]
-    token_of(environment, stack.host)  # what the report server would refuse is refused before the others start
+        return before
+    token = token_of(environment, stack.host)  # what the report server would refuse is refused before the others start
+    if stack.curate and token is None:
+        raise Refused(f"curate = true: clusters are curated only with a token. Set {TOKEN}, or leave curate out.")
     reports = Service(
         "reports",
-        (str(PROGRAMS / "gsec"), "serve", *stores, "--host", stack.host, "--port", str(stack.reports_port)),
+        (str(PROGRAMS / "gsec"), "serve", *stores, "--host", stack.host, "--port", str(stack.reports_port), *(["--curate"] if stack.curate else [])),
         {},
         lambda since: _answers(f"{stack.reports_url()}/health"),
         OUTSIDE,
     )
-    return [server, worker, reports]
+    return [*before, reports]
+
+
+def _head(stack: StackConfig, ray: RayEntry, environment: Mapping[str, str]) -> Service:
+    """What slices on this machine are told is what the worker is told."""
+    config.check_ray(environment)
+    cpus = usable_cores() if ray.cpus is None else ray.cpus
+    where = ("--node-ip-address", ray.host, "--port", str(ray.port))
+    told = {**config.worker_environment(stack, environment), "RAY_USAGE_STATS_ENABLED": "0"}
+    return Service(
+        "ray",
+        (
+            *(str(PROGRAMS / "ray"), "start", "--head", "--block", *where, "--num-cpus", str(cpus)),
+            *("--object-store-memory", str(_OBJECT_STORE), "--include-dashboard", "false"),
+        ),
+        told,
+        lambda since: _has_nodes(ray, {**environment, **told}),
+        OUTSIDE,
+    )
 
 
 def start(stack: StackConfig, service: Service) -> bool:
@@ -258,6 +283,16 @@ def _works(url: str, auth: str | None, since: float) -> bool:
     return any(beat is not None and datetime.fromisoformat(beat).timestamp() > since for beat in beats)
 
 
+def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
+    """Whether the cluster has this machine."""
+    try:
+        socket.create_connection((ray.host, ray.port), 5).close()  # asked first: Ray would try for a minute
+    except OSError:
+        return False
+    asked = subprocess.run([str(PROGRAMS / "ray"), "status", "--address", ray.address()], env=environment, capture_output=True, text=True, check=False)
+    return asked.returncode == 0 and " node_" in asked.stdout
+
+
 def check_secrets(stack: StackConfig) -> None:
     """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would begin anew without, open to everybody perhaps."""
     lost = sorted({name for record in _running(stack).values() for name in record["heard"]} - set(_heard(OUTSIDE)))
@@ -267,7 +302,8 @@ def check_secrets(stack: StackConfig) -> None:
 
 def check_ports(stack: StackConfig) -> None:
     """Raises Refused if somebody else than the service itself listens where it is to."""
-    for name, port, setting in (("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")):
+    ports = [("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")]
+    for name, port, setting in [*ports, *([] if stack.ray is None else [("ray", stack.ray.port, "ray.port")])]:
         try:
             socket.create_server((stack.host, port), family=socket.AF_INET6 if ":" in stack.host else socket.AF_INET).close()
         except OSError as error:
