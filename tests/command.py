@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.cli import main
 
@@ -48,6 +49,11 @@ def gsec_here(*arguments: str | Path, check: int = 0) -> subprocess.CompletedPro
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as exit:
         main(words)
     return _checked(subprocess.CompletedProcess(words, int(exit.value.code or 0), out.getvalue(), err.getvalue()), check)
+
+
+def asking(server: str) -> AbstractContextManager[object]:
+    """What runs in this process uses that Prefect server. It sends no heartbeats: each flow would wait a second at its end for the thread that does."""
+    return temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
 def _checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server of its own, as an operator starts it; its scheduler and its automations look every second."""
+    """A Prefect server of its own, as an operator starts it; its scheduler and automations look every second, and it lists 50 records at a time, not 200."""
     home = tmp_path_factory.mktemp("prefect-server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -54,6 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
         "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
+        "PREFECT_SERVER_API_DEFAULT_LIMIT": "50",
     }
     command = [sys.executable, "-m", "deployments.server", "--host", "127.0.0.1", "--port", str(port)]
     log = home / "server.log"

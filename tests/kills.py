@@ -2,11 +2,16 @@
 
     python -m tests.kills --images 2000 --times 20
     python -m tests.kills --images 2000 --at train --at align --set method=tac
+    python -m tests.kills --images 2000 --new 100 --at refit --at align
+    python -m tests.kills --images 600 --times 20 --s3 --delay 0.01
+    python -m tests.kills --images 600 --times 20 --nodes 2
 
 Kills alternate between the process and its whole process group. With ``--at`` there is one as each named stage works, a
 moment after it said that it begins. Whenever a run gets through, its labels are compared
 with the undisturbed run's and the rest of the kills hit a new store. What was redone is printed: the images that were
-worked on beyond the number there are.
+worked on beyond the number there are. With ``--s3`` the stores, but the undisturbed run's, are on moto's S3 server behind a proxy that delays answers,
+throttles and resets connections (see `tests.s3_proxy`). With ``--nodes`` it is not the command that is killed but nodes of a real Ray cluster of so
+many, each of which another takes the place of.
 """
 
 import argparse
@@ -19,17 +24,26 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from gsec_core.store import Store
+from gsec_core.tables import EMBEDDINGS_TABLE
+
 from .command import GSEC, environment
 from .pictures import write_pictures
+from .s3_proxy import S3Proxy, s3_behind_proxy
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10-test.parquet"
+
+SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
+"""Of Ray: that a node is gone is seen in seconds, and not in half a minute."""
 
 
 @dataclass
@@ -96,34 +110,43 @@ def _kill_what_is_left_of(group: int) -> None:
 
 def labels(result: dict[str, Any]) -> dict[str, int]:
     """URI -> cluster. An image in two rows, or in none, is an AssertionError."""
-    table = ds.dataset(result["assignments"]).to_table(columns=["uri", "cluster"])
+    filesystem, folder = fsspec.core.url_to_fs(result["assignments"])
+    table = ds.dataset(folder, filesystem=filesystem).to_table(columns=["uri", "cluster"])
     found = dict(zip(table["uri"].to_pylist(), table["cluster"].to_pylist(), strict=True))
     assert len(found) == table.num_rows == result["images"], f"{table.num_rows} rows of {len(found)} images, {result['images']} listed"
     return found
 
 
-def prove(source: Path, times: int, seed: int, settings: list[str], directory: Path, say: Any = print) -> list[Round]:
-    """Kill ``times`` runs, finish, compare. Raises AssertionError if a label differs or an image has not exactly one row."""
+def committed(store: str) -> int:
+    """Shards of embeddings in a store."""
+    return sum(len(shards.names()) for corpus in Store.open(store).corpora() for shards in corpus.tables(EMBEDDINGS_TABLE))
+
+
+def prove(source: Path, times: int, seed: int, settings: list[str], directory: Path, say: Any = print, stores: str | None = None) -> list[Round]:
+    """Kill ``times`` runs, finish, compare. Raises AssertionError if a label differs or an image has not exactly one row.
+
+    Stores are made in ``directory``, or at the URL ``stores``, but the undisturbed run's.
+    """
     moments = random.Random(seed)
 
-    def arguments(store: Path) -> list[str]:
-        return ["run", str(source), "--store", str(store), "--json", *settings]
+    def arguments(store: str) -> list[str]:
+        return ["run", str(source), "--store", store, "--json", *settings]
 
     home = directory / "prefect"
-    undisturbed = attempt(arguments(directory / "undisturbed"), home, None)
+    undisturbed = attempt(arguments(f"{directory}/undisturbed"), home, None)
     assert undisturbed.result is not None
     truth = labels(undisturbed.result)
     say(f"undisturbed: {undisturbed.seconds:.0f} s, {len(truth)} images; seed {seed}")
     rounds = [Round()]
     kills = 0
     while True:
-        store = directory / f"round-{len(rounds)}"
+        store = f"{stores or directory}/round-{len(rounds)}"
         moment = moments.uniform(1, undisturbed.seconds) if kills < times else None
         made = attempt(arguments(store), home, moment, group=kills % 2 == 1)
         rounds[-1].attempts.append(made)
-        shards = len(list(store.glob("*/embeddings/*/*.parquet")))
         if made.killed:
             kills += 1
+            shards = committed(store)
             say(f"kill {kills} ({made.killed}) after {made.seconds:.1f} s: {made.worked_on} images worked on, {shards} shards committed so far")
             continue
         assert made.result is not None
@@ -136,13 +159,24 @@ def prove(source: Path, times: int, seed: int, settings: list[str], directory: P
         rounds.append(Round())
 
 
-def prove_at(source: Path, stages: list[str], seed: int, settings: list[str], directory: Path, say: Any = print) -> None:
-    """Kill one run as each of ``stages`` works, finish, compare. Raises AssertionError as `prove` does, and if a stage was over too soon."""
+def prove_at(
+    source: Path, stages: list[str], seed: int, settings: list[str], directory: Path, say: Any = print, new: int = 0, stores: str | None = None
+) -> None:
+    """Kill one run as each of ``stages`` works, finish, compare. Raises AssertionError as `prove` does, and if a stage was over too soon.
+
+    With ``new`` a night comes before, without so many of the images; what is killed is the night in which they come.
+    """
     moments = random.Random(seed)
     home = directory / "prefect"
     results = {}
     for name in ("undisturbed", "killed"):
-        arguments = ["run", str(source), "--store", str(directory / name), "--json", *settings]
+        store = f"{stores}/killed" if stores and name == "killed" else str(directory / name)
+        arguments = ["run", str(source), "--store", store, "--json", *settings]
+        if new:
+            aside = [path.rename(directory / path.name) for path in sorted(source.iterdir())[-new:]]
+            attempt(arguments, home, None)
+            for path in aside:
+                path.rename(source / path.name)
         for number, stage in enumerate(stages if name == "killed" else []):
             moment = moments.uniform(0, 0.5)
             assert attempt(arguments, home, moment, group=number % 2 == 1, kill_at=stage).killed, f"stage {stage} was over in {moment:.2f} s"
@@ -150,8 +184,47 @@ def prove_at(source: Path, stages: list[str], seed: int, settings: list[str], di
         results[name] = attempt(arguments, home, None).result
     assert results["undisturbed"] is not None
     assert results["killed"] is not None
+    if new:
+        assert results["killed"]["decision"] == results["undisturbed"]["decision"]
+        say(results["killed"]["decision"])
     assert labels(results["undisturbed"]) == labels(results["killed"]), "the labels differ from the undisturbed run's"
     say("finished: equal labels, each image once")
+
+
+def prove_nodes(source: Path, times: int, seed: int, settings: list[str], directory: Path, nodes: int, say: Any = print) -> None:
+    """Kill ``times`` nodes under runs that are to finish all the same. Raises AssertionError as `prove` does. The undisturbed run is on threads."""
+    from ray.cluster_utils import Cluster
+
+    moments, home = random.Random(seed), directory / "prefect"
+    undisturbed = attempt(["run", str(source), "--store", str(directory / "undisturbed"), "--json", *settings], home, None)
+    assert undisturbed.result is not None
+    truth = labels(undisturbed.result)
+    say(f"undisturbed, on threads: {undisturbed.seconds:.0f} s, {len(truth)} images; seed {seed}")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON})
+    there = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+    kills = rounds = 0
+    try:
+        while kills < times:
+            rounds += 1
+            store = directory / f"round-{rounds}"
+            on_ray = ["--set", "engine=ray", "--set", f"ray.address={cluster.address}"]
+            command = [*GSEC, "run", str(source), "--store", str(store), "--json", *settings, *on_ray]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home))
+            began, lost = time.monotonic(), 0
+            while kills < times:
+                try:
+                    process.wait(moments.uniform(1, undisturbed.seconds / 2))
+                    break
+                except subprocess.TimeoutExpired:
+                    cluster.remove_node(there.pop(moments.randrange(nodes)), allow_graceful=False)
+                    there.append(cluster.add_node(num_cpus=1))
+                    kills, lost = kills + 1, lost + 1
+            out, errors = process.communicate()
+            assert process.returncode == 0, errors
+            assert labels(json.loads(out.splitlines()[-1])) == truth, "the labels differ from the undisturbed run's"
+            say(f"round {rounds} finished in {time.monotonic() - began:.0f} s, {lost} nodes lost ({kills} in all): equal labels, each image once")
+    finally:
+        cluster.shutdown()
 
 
 def main() -> None:
@@ -159,22 +232,36 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--at", action="append", metavar="STAGE")
+    parser.add_argument("--new", type=int, default=0, help="with --at: a night without so many images comes before; the one in which they come is killed")
+    parser.add_argument("--s3", action="store_true", help="the stores that are killed at are on S3, behind a proxy with faults")
+    parser.add_argument("--delay", type=float, default=0.03, help="with --s3: seconds before each answer")
+    parser.add_argument("--slow-down", type=float, default=0.01, help="with --s3: share of the requests answered 503, every second one after it was done")
+    parser.add_argument("--reset", type=float, default=0.01, help="with --s3: share of the requests whose connection is reset, as above")
+    parser.add_argument("--nodes", type=int, default=0, help="nodes of a Ray cluster, which are killed in place of the command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-rows", type=int, default=100)
     parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="gsec-kills-"))
-    try:
+    with ExitStack() as exits:
+        exits.callback(shutil.rmtree, directory)
+        stores: str | None = None
+        proxy: S3Proxy | None = None
+        if options.s3:
+            faults = {"delay": options.delay, "slow_down": options.slow_down, "reset": options.reset, "seed": options.seed}
+            stores, proxy = exits.enter_context(s3_behind_proxy(**faults))
         cifar = CIFAR.exists()
         source = write_cifar(directory / "in", options.images) if cifar else write_pictures(directory / "in", range(options.images))
         print(f"{options.images} images of {'CIFAR-10' if cifar else 'generated discs'}, encoder lite, {options.shard_rows} images a shard")
         settings = ["-k", "10", *(part for setting in [f"ingest.shard_rows={options.shard_rows}", *options.set] for part in ("--set", setting))]
-        if options.at:
-            prove_at(source, options.at, options.seed, settings, directory)
+        if options.nodes:
+            prove_nodes(source, options.times, options.seed, settings, directory, options.nodes)
+        elif options.at:
+            prove_at(source, options.at, options.seed, settings, directory, new=options.new, stores=stores)
         else:
-            prove(source, options.times, options.seed, settings, directory)
-    finally:
-        shutil.rmtree(directory)
+            prove(source, options.times, options.seed, settings, directory, stores=stores)
+        if proxy is not None:
+            print(f"S3: {dict(proxy.counts)}, failed {dict(proxy.failed)}")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,25 @@ from PIL import Image
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.settings import load_config
+from gsec_core.stages import refit
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.ingest import Changes
 
-TRAIN = {"n_members": 10}
+TRAIN = {"n_members": 10, "refit": "always"}
+"""Each run is a fit of its own; tests of what a night changes say otherwise."""
+
 SMALL = {"ensemble_size": 4, "max_steps": 20}
 
-SETTINGS = {"clusters": 2, "threads": 1, "encode": {"batch_size": 8}, "ingest": {"shard_rows": 8}, "baseline": {"n_init": 2}, "train": TRAIN, "gsec": SMALL}
+SETTINGS = {
+    "clusters": 2,
+    "threads": 1,
+    "encode": {"batch_size": 8},
+    "ingest": {"shard_rows": 8},
+    "baseline": {"n_init": 2},
+    "prototypes": {"representatives": 1},
+    "train": TRAIN,
+    "gsec": SMALL,
+}
 
 
 def picture(seed: int, noise: int = 0) -> Image.Image:
@@ -51,7 +63,11 @@ def cluster(config: PipelineConfig, redo: tuple[str, ...] = (), counting: str | 
     """Everything that a run does, without an orchestrator: its context, what ingest found, and what each stage made."""
     run, changes = pipeline.request(config, redo, counting=counting)
     context = Context.of(run, config)
-    made = {name: run_stage(context, pipeline.stage(name)) for name in run.request()["stages"]}
+    made: dict[str, dict[str, float]] = {}
+    while left := [name for name in run.stage_names() if name not in made]:
+        made[left[0]] = run_stage(context, pipeline.stage(left[0]))
+        if left[0] == refit.STAGE.name:
+            context = Context.of(run, config)  # which may have more clusters than were asked for
     return context, changes, made
 
 

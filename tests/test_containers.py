@@ -319,11 +319,11 @@ class TestImage:
         assert not sent(path)
 
     def test_a_change_of_the_code_installs_nothing_anew(self) -> None:
-        steps = ["pip install ${TORCH_INDEX", "COPY pyproject.toml", "pip install '.[stack,s3]'", "COPY gsec_core", "pip install --no-deps -e ."]
+        steps = ["pip install ${TORCH_INDEX", "COPY pyproject.toml", "pip install '.[stack,s3,ray]'", "COPY gsec_core", "pip install --no-deps -e ."]
         places = [self.dockerfile.index(step) for step in steps]
         assert places == sorted(places)
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert {"stack", "s3"} <= set(extras)
+        assert {"stack", "s3", "ray"} <= set(extras)
 
     def test_it_runs_as_the_user_that_owns_its_folders(self) -> None:
         [user] = re.findall(r"^USER (\d+)$", self.dockerfile, re.M)

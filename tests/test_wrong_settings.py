@@ -78,7 +78,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         (f"s3://me:{SECRET}@bucket", "give them in the environment"),
         ("a::b", "a store is a folder or one of"),
     ],
-    "corpus": [("A B", "a corpus is named with a-z"), ("runs", "not published or runs"), ("../x", "a corpus is named with a-z")],
+    "corpus": [("A B", "a corpus is named with a-z"), ("runs", "not curation or published or runs"), ("../x", "a corpus is named with a-z")],
     "pipeline": [("A B", "a pipeline is named with a-z"), ("../x", "a pipeline is named with a-z"), ("", "a pipeline is named with a-z")],
     "scratch": [("{here}/nowhere", "Make the folder, or name another"), ("{here}/file", "Make the folder, or name another")],
     "ingest.image_column": [("picture", "it has other")],
@@ -93,6 +93,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("open_clip:local-dir:{here}", "open_clip_config.json does not exist"),
     ],
     "encode.device": [("gpu7", "there are `auto`, `cpu`, `cuda` and `cuda:N`"), ("cuda:99", "`auto` takes the CPU")],
+    "ray.address": [("", "give `auto`, HOST:PORT"), ("head", "ray://HOST:PORT"), (f"ray://me:{SECRET}@head:1", "ray://HOST:PORT")],
     "train.device": [("gpu7", "there are `auto`, `cpu`, `cuda` and `cuda:N`"), ("cuda:99", "`auto` takes the CPU")],
     "describe.captioner": [
         ("", "there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`"),

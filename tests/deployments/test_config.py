@@ -98,6 +98,23 @@ def test_beyond_this_machine_nothing_starts_without_a_password(tmp_path: Path) -
     assert config.server_environment(stack, {config.AUTH: "me:secret"})["PREFECT_API_URL"] == "http://127.0.0.1:5000/api"
 
 
+def test_a_ray_head_is_started_with_its_token_alone_and_the_worker_knows_where_it_is(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, FILE + "[ray]\nport = 6390\n"))
+    with pytest.raises(Refused, match=r"^ray: .* only with a token\. Set RAY_AUTH_TOKEN"):
+        config.check_ray({config.RAY_TOKEN: ""})
+    config.check_ray({config.RAY_TOKEN: "a-secret"})
+    told = config.worker_environment(stack, {config.RAY_TOKEN: "a-secret", "RAY_ADDRESS": "elsewhere:6379"})
+    assert {"RAY_ADDRESS": "127.0.0.1:6390", "RAY_AUTH_MODE": "token"}.items() <= told.items()
+    assert "a-secret" not in str(told)
+    assert "RAY_ADDRESS" not in config.worker_environment(config.load(write(tmp_path, FILE)), {})
+
+
+def test_a_ray_head_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"pip install 'gsec\[ray\]'"):
+        config.check_ray({config.RAY_TOKEN: "a-secret"})
+
+
 @pytest.mark.parametrize("auth", ["", "me", "me:"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_no_password_is_none(host: str, auth: str) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from deployments import commands, config, processes
-from deployments.config import AUTH, PipelineEntry, StackConfig
+from deployments.config import AUTH, RAY_TOKEN, PipelineEntry, RayEntry, StackConfig
 from deployments.processes import Service
 from flows.serve.app import TOKEN
 from gsec_core.errors import GsecError, Refused
@@ -189,7 +189,7 @@ def test_the_server_stops_last_though_it_began_anew(stack: StackConfig) -> None:
     for name in processes.NAMES:
         processes.start(stack, service(stack, WAITS, name))
     processes.start(stack, service(stack, WAITS, "server", PREFECT_API_DATABASE_CONNECTION_URL="another"))
-    assert processes.started(stack) == ["reports", "worker", "server"]
+    assert processes.started(stack) == ["reports", "worker", "ray", "server"]
 
 
 def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +243,28 @@ def test_beyond_this_machine_nothing_starts_without_a_token(tmp_path: Path) -> N
     assert len(processes.services(stack, {**auth, TOKEN: "a-token"})) == 3
     assert len(processes.services(with_a_pipeline(tmp_path), {})) == 3
     assert len(processes.services(StackConfig(host="0.0.0.0"), auth)) == 2, "without reports no token is wanted"
+
+
+def test_clusters_are_curated_only_where_the_stack_says_so_and_with_a_token(tmp_path: Path) -> None:
+    reads = with_a_pipeline(tmp_path)
+    curates = reads.model_copy(update={"curate": True})
+    with pytest.raises(Refused, match=r"curate = true: .* only with a token"):
+        processes.services(curates, {})
+    for stack, environment, said in ((reads, {}, False), (reads, {TOKEN: "x"}, False), (curates, {TOKEN: "x"}, True)):
+        assert ("--curate" in processes.services(stack, environment)[-1].command) == said
+
+
+def test_a_ray_head_is_there_before_the_worker_and_hears_what_it_hears(tmp_path: Path) -> None:
+    stack = with_a_pipeline(tmp_path).model_copy(update={"ray": RayEntry(cpus=0)})
+    with pytest.raises(Refused, match="only with a token"):
+        processes.services(stack, {})
+    services = processes.services(stack, {RAY_TOKEN: "a-secret"})
+    assert [service.name for service in services] == list(processes.NAMES)
+    _, head, worker, _ = services
+    assert head.command[head.command.index("--num-cpus") + 1] == "0"
+    assert worker.environment.items() <= head.environment.items(), "slices run there"
+    assert head.hears == worker.hears
+    assert not any("a-secret" in str((service.command, service.environment)) for service in services)
 
 
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])

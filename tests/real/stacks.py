@@ -134,7 +134,7 @@ def stack_in(folder: Path, environment: Mapping[str, str] | None = None) -> Iter
     """A stack that is stopped at the end, its processes gone."""
     stack = Stack(folder, environment=dict(environment or {}))
     yield stack
-    processes = [child for service in ("server", "worker", "reports") for child in _family(stack, service)]
+    processes = [child for service in ("server", "ray", "worker", "reports") for child in _family(stack, service)]
     stack.down()
     assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 

@@ -88,7 +88,7 @@ def test_the_front_page_fits_and_is_readable(browser: Browser, served: Served, w
         red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"))
         assert (red < 64) == dark
         expect(page.locator(".state.published")).to_have_count(1)
-        expect(page.get_by_text(re.compile(r"encode \d+/\d+, baseline"))).to_have_count(2)
+        expect(page.get_by_text(re.compile(r"encode \d+/\d+, refit"))).to_have_count(2)
         expect(page.get_by_text("No space left on device")).to_have_count(1)
         for table in page.locator("table.runs").all():
             for row in table.locator("tbody tr").all():
@@ -103,7 +103,7 @@ def test_the_front_page_fits_and_is_readable(browser: Browser, served: Served, w
 
 def test_its_links_lead_to_reports(browser: Browser, served: Served) -> None:
     with opened(browser, served.url) as page:
-        for link in (page.get_by_role("link", name=NAME), page.get_by_role("link", name=served.finished.run.id[:12])):
+        for link in (page.get_by_role("link", name=NAME, exact=True), page.get_by_role("link", name=served.finished.run.id[:12], exact=True)):
             link.click()
             expect(page.locator("h1")).to_contain_text("20 images in 3 clusters")
             page.go_back()
@@ -115,7 +115,7 @@ def test_its_links_lead_to_reports(browser: Browser, served: Served) -> None:
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_report_works_under_the_headers_as_from_disk(browser: Browser, served: Served, width: int) -> None:
     with opened(browser, served.url, width=width) as page:
-        page.get_by_role("link", name=served.finished.run.id[:12]).click()
+        page.get_by_role("link", name=served.finished.run.id[:12], exact=True).click()
         expect(page.locator("#rows tr")).to_have_count(3)
         coloured_point(page)
         check_search(page)

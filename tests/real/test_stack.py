@@ -1,12 +1,14 @@
 """One stack, started by `gsec up`: its deployments, schedules and faults."""
 
 import json
+import platform
 import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -14,11 +16,13 @@ import pytest
 from gsec_core import pipeline
 from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
+from gsec_core.tables import EMBEDDINGS_TABLE
 
 from ..command import GSEC
 from ..pictures import cluster, labels, settings, write_pictures
 from ..results.test_publishing import write_groups
 from ..stages.steps import STAGES, run_stages
+from .services import free_port
 from .stacks import Stack, stack_in
 
 
@@ -28,10 +32,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     write_groups(folder / "kinds", range(10))
     write_groups(folder / "many", range(100))
     write_pictures(folder / "often", range(9))
-    with stack_in(folder) as stack:
+    with stack_in(folder, {"RAY_AUTH_TOKEN": uuid4().hex}) as stack:
         often = {"source": folder / "often", "cron": "* * * * *"}
         pipelines = {"kinds": {"source": folder / "kinds"}, "many": {"source": folder / "many", "shard_rows": 10}, "often": often}
-        stack.write(pipelines, f'runs_at_once = 2\nlogs = "json"\nroots = ["{folder}/bad"]')
+        stack.write(pipelines, f'runs_at_once = 2\nlogs = "json"\nroots = ["{folder}/bad"]\nray = {{ port = {free_port()}, cpus = 1 }}')
         stack.up()
         yield stack
 
@@ -55,11 +59,11 @@ def runs_of(stack: Stack, pipeline: str) -> list[Run]:
 
 
 def test_up_again_changes_nothing(stack: Stack) -> None:
-    before = {name: stack.process(name).pid for name in ("server", "worker", "reports")}
+    before = {name: stack.process(name).pid for name in ("server", "ray", "worker", "reports")}
     automations = stack.api("automations/filter", {})
     said = stack.up()
     assert {name: stack.process(name).pid for name in before} == before
-    assert said.count("is running") == 3
+    assert said.count("is running") == 4
     assert stack.api("automations/filter", {}) == automations
 
 
@@ -90,7 +94,7 @@ def test_a_run_from_the_form_completes_and_its_artifact_opens_the_report(stack: 
 def test_one_stage_alone_with_another_setting_is_a_run_that_shares_what_is_above(stack: Stack, first: str) -> None:
     old = Store.open(str(stack.store)).run(published(stack, "kinds")["run_id"])
     for stage, changed, shared in (
-        ("train", {"train": {"random_state": 5}}, ["encode", "baseline", "prototypes", "describe", "fuse", "prepare", "train"]),
+        ("train", {"train": {"random_state": 5}}, ["encode", "refit", "baseline", "prototypes", "describe", "fuse", "prepare", "duplicates", "train"]),
         ("encode", {"encode": {"precision": "bf16"}}, ["encode"]),
     ):
         before = {run.id for run in runs_of(stack, "kinds")}
@@ -98,7 +102,8 @@ def test_one_stage_alone_with_another_setting_is_a_run_that_shares_what_is_above
         assert state["name"] == "Completed", state["message"]
         [made] = [run for run in runs_of(stack, "kinds") if run.id not in before]
         assert [name for name in made.request()["stages"] if made.is_complete(name)] == shared
-        assert [name for name in shared if made.stage(name) != old.stage(name)] == [stage], "what is above is the same"
+        # Whether a model is kept asks for all settings of training, so that its record is another.
+        assert [name for name in shared if name != "refit" and made.stage(name) != old.stage(name)] == [stage], "what is above is the same"
         assert [attempt["start"]["stage"] for attempt in made.attempts()] == [stage], "nothing else was worked on"
 
 
@@ -121,10 +126,15 @@ def test_the_last_stage_alone_publishes_what_may_be_and_tells(stack: Stack, firs
     assert published(stack, "alone")["run_id"] == context.run.id
 
 
-def test_the_workers_log_has_run_stage_and_shard_of_all_that_was_made(stack: Stack, first: str) -> None:
+def made_by_the_worker(stack: Stack, run_id: str) -> set[tuple[str, str]]:
+    """Stages and shards, as the log of the worker and its flows says."""
     lines = [json.loads(line) for line in (stack.folder / "home" / "logs" / "worker.log").read_text().splitlines() if line.startswith("{")]
+    return {(line["stage"], line["shard"]) for line in lines if line.get("run") == run_id and line["name"] == "gsec_core.stages.base"}
+
+
+def test_the_workers_log_has_run_stage_and_shard_of_all_that_was_made(stack: Stack, first: str) -> None:
     run_id = published(stack, "kinds")["run_id"]
-    made = {(line["stage"], line["shard"]) for line in lines if line.get("run") == run_id and line["name"] == "gsec_core.stages.base"}
+    made = made_by_the_worker(stack, run_id)
     run = Store.open(str(stack.store)).run(run_id)
     assert made == {(stage, shard) for stage, record in run.stages().items() for shards in record["tables"].values() for shard in shards}
 
@@ -243,8 +253,22 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(stack: Stack, tmp_p
     assert not (tmp_path / "home").exists()
 
 
+def test_a_pipeline_uses_the_ray_head_of_the_stack(stack: Stack, first: str) -> None:
+    changed = {"engine": "ray", "ray": {"address": "auto"}, "encode": {"batch_size": 5}}
+    began = datetime.now(UTC).isoformat()
+    state = stack.ended(stack.begin("gsec-encode/kinds", config=changed))
+    assert state["name"] == "Completed", state["message"]
+    [run] = [run for run in runs_of(stack, "kinds") if run.config().encode.batch_size == 5]
+    assert run.is_complete("encode")
+    assert not made_by_the_worker(stack, run.id), "its shards were made by no process of the worker"
+    told = stack.api("logs/filter", {"logs": {"timestamp": {"after_": began}}})
+    shards = [line["message"] for line in told if line["name"] == "gsec_core.stages.base" and line["task_run_id"]]
+    assert len(shards) == len(run.stages()["encode"]["tables"][EMBEDDINGS_TABLE]), "but the dashboard has a line of each"
+    assert any(line["message"].startswith(f"encode on {platform.node()}: ") for line in told), "and where they were made"
+
+
 def test_down_and_up_again_keeps_the_records(stack: Stack, first: str) -> None:
-    assert stack.down().count("stopped") == 3
+    assert stack.down().count("stopped") == 4
     assert "nothing is running" in stack.down()
     stack.up()
     assert stack.api(f"flow_runs/{first}")["state"]["name"] == "Completed"

@@ -1,0 +1,191 @@
+"""The pipeline on the nodes of a real Ray cluster, some of which die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from ray.cluster_utils import Cluster
+
+import gsec_core
+from gsec_core.config import PipelineConfig
+from gsec_core.errors import Refused
+from gsec_core.store import Run, Store
+from tasks import engine
+
+from ..command import GSEC, SMALL, environment, gsec, wait
+from ..kills import SOON
+from ..pictures import write_pictures
+from .services import free_port
+
+IMAGES = 60
+CLUSTERS = ("--clusters", "3")
+SPREAD = (*SMALL, *CLUSTERS, "--set", "engine=ray")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("ray") / "in", range(IMAGES))
+
+
+@pytest.fixture(scope="module")
+def by_threads(source: Path) -> dict[str, pl.DataFrame]:
+    """The tables of a run on threads."""
+    gsec("run", source, "--store", source.parent / "threads", *SMALL, *CLUSTERS, home=source.parent / "home")
+    return tables(source.parent / "threads")
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """Where drivers outside of the cluster find it."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def cluster(port: int) -> Iterator[Cluster]:
+    """A head that takes no slices; nodes come and go."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON, "ray_client_server_port": port})
+    yield made
+    made.shutdown()
+
+
+def tables(store: Path) -> dict[str, pl.DataFrame]:
+    """By their places: all but those that tell when something happened, and in what words a page says so."""
+    return {str(path.relative_to(store)): pl.read_parquet(path) for path in store.rglob("*.parquet") if not {"log", "report"} & set(path.parts)}
+
+
+def assert_equal_tables(store: Path, expected: dict[str, pl.DataFrame]) -> None:
+    found = tables(store)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not found[name].equals(expected[name])] == []
+
+
+def begun(process: subprocess.Popen[bytes], store: Path, stage: str) -> Run:
+    """Waits until slices of a stage are under way."""
+    until = time.monotonic() + 180
+    while True:
+        runs = Store.open(str(store)).runs()
+        if runs and runs[0].stage(stage) is not None:
+            return runs[0]
+        assert process.poll() is None, "the run ended before"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def started(source: Path, store: Path, address: str, log: Path) -> subprocess.Popen[bytes]:
+    command = [*GSEC, "run", str(source), "--store", str(store), *SPREAD, "--set", f"ray.address={address}"]
+    with log.open("w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, env=environment(source.parent / "home"), start_new_session=True)
+
+
+def test_nodes_die_in_every_stage_then_the_driver_and_a_run_on_threads_finishes(
+    source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, tmp_path: Path
+) -> None:
+    """There is one node at a time, so that a slice is lost with it for sure; its successor joins late."""
+    node = cluster.add_node(num_cpus=1)
+    store = tmp_path / "store"
+    process = started(source, store, cluster.address, tmp_path / "log")
+    for stage in ("encode", "describe", "prepare", "train"):
+        begun(process, store, stage)
+        cluster.remove_node(node, allow_graceful=False)
+        node = cluster.add_node(num_cpus=1)
+    run = begun(process, store, "align")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+    assert not run.is_complete("report"), (tmp_path / "log").read_text()
+    done = gsec("run", source, "--store", store, *SMALL, *CLUSTERS, home=source.parent / "home")
+    assert f"run {run.id}" in done.stderr, "the same run, on another engine"
+    assert_equal_tables(store, by_threads)
+    cluster.remove_node(node)
+
+
+def test_nodes_share_the_work_and_tell_of_it(source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, port: int, tmp_path: Path) -> None:
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    process = started(source, tmp_path / "store", f"ray://127.0.0.1:{port}", tmp_path / "log")
+    assert process.wait(180) == 0, (tmp_path / "log").read_text()
+    assert_equal_tables(tmp_path / "store", by_threads)
+    assert f"encode: {IMAGES} of {IMAGES} images" in (tmp_path / "log").read_text(), "slices elsewhere move the bar of the command"
+    for node in nodes:
+        cluster.remove_node(node)
+
+
+def test_a_run_that_is_ended_ends_its_slices(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1)
+    process = started(source, tmp_path / "store", cluster.address, tmp_path / "log")
+    begun(process, tmp_path / "store", "encode")
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    wait(lambda: not working(node), 20)
+    cluster.remove_node(node)
+
+
+def test_slices_that_hang_are_ended(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """A process that has not loaded torch yet makes no progress for longer than the second that it is given."""
+    node = cluster.add_node(num_cpus=1)
+    address = ("--set", f"ray.address={cluster.address}", "--set", "hang_timeout=1")
+    done = gsec("run", source, "--store", tmp_path / "store", *SPREAD, *address, home=source.parent / "home", check=1)
+    assert "stage encode made no progress for 1 s (hang_timeout) and was ended" in done.stderr
+    wait(lambda: not working(node), 20)
+    cluster.remove_node(node)
+
+
+def working(node: Any) -> list[str]:
+    """Processes of a node that work on a slice: Ray names them after their task."""
+    raylet = next(info.process.pid for info in node.all_processes["raylet"])
+    found = subprocess.run(["ps", "--ppid", str(raylet), "-o", "args="], capture_output=True, text=True, check=False).stdout
+    return [line for line in found.splitlines() if line.startswith("ray::slice")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"gpus": 4}, "ray.gpus = 4, of 0 on the largest"),
+        ({"cpus": 900}, "ray.cpus = 900, of 1 on the largest"),
+        ({"memory": 60_000}, "ray.memory = 60000, of "),
+        ({"address": "ray://127.0.0.1:9"}, "no Ray cluster can be used there"),
+    ],
+)
+def test_what_a_cluster_cannot_is_refused(cluster: Cluster, tmp_path: Path, asked: dict[str, Any], said: str) -> None:
+    node = cluster.add_node(num_cpus=1)
+    assert said in refused(tmp_path / "store", {"address": cluster.address, **asked})
+    assert not (tmp_path / "store").exists(), "nothing was written"
+    cluster.remove_node(node)
+
+
+@pytest.mark.parametrize(("hidden", "said"), [("store", "it does not see what is written to"), ("package", "cannot run gsec")])
+def test_a_node_that_cannot_work_is_named(cluster: Cluster, tmp_path: Path, hidden: str, said: str) -> None:
+    """A node in a mount namespace of its own, where an empty folder lies over the store's, or over the package's."""
+    (tmp_path / "store").mkdir()
+    folder = tmp_path / "store" if hidden == "store" else Path(gsec_core.__file__).parent
+    begin = f"mount -t tmpfs none {folder} && exec {Path(sys.executable).parent / 'ray'} start --block --num-cpus 1 --address {cluster.address}"
+    there = len(ray_nodes(cluster))
+    with (tmp_path / "node.log").open("w") as output:
+        node = subprocess.Popen(["unshare", "--mount", "sh", "-c", begin], stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait(lambda: len(ray_nodes(cluster)) > there, 60, tmp_path / "node.log")
+        assert said in refused(tmp_path / "store", {"address": cluster.address})
+        assert not list((tmp_path / "store").rglob("*.*")), "its probes are gone"
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(30)
+        wait(lambda: len(ray_nodes(cluster)) == there, 60)
+
+
+def ray_nodes(cluster: Cluster) -> list[Any]:
+    """Those alive, by the head."""
+    return [node for node in cluster.global_state.node_table() if node["Alive"]]
+
+
+def refused(store: Path, asked: dict[str, Any]) -> str:
+    """What is said where the engine of these settings is to be opened. In thirty seconds, or Ray would have been left to wait."""
+    began = time.monotonic()
+    with pytest.raises(Refused) as error, engine.opened(PipelineConfig(store=str(store), engine="ray", ray=asked)):
+        pass
+    assert time.monotonic() - began < 30
+    return str(error.value)
