@@ -53,7 +53,7 @@ def distances(centres: NDArray[np.float32], together: NDArray[np.float32], sizes
     ``centres`` (K, d) are unit vectors, ``together`` (K, K) is `co_association`, ``sizes`` (K,) are images.
     """
     around = around_mean(centres, sizes)
-    return 1 - (together + around @ around.T) / 2
+    return 1 - np.float32(0.5) * (together + around @ around.T)
 
 
 def around_mean(centres: NDArray[np.float32], sizes: NDArray[np.int64]) -> NDArray[np.float32]:
