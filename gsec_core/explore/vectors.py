@@ -86,7 +86,7 @@ class Vectors:
     """One column of vectors of all images, to be searched.
 
     Each value takes a byte, or two where all are less than 256 MiB. What is found is exact but for that rounding: of one byte the cosines are
-    right to about 0.002.
+    right to about 0.004.
     """
 
     def __init__(self, embeddings: Embeddings, column: str, n: int, config: PipelineConfig) -> None:
