@@ -59,7 +59,7 @@ class Set:
     joint: NDArray[np.float16]
     """(n, dt) in the space of the descriptions."""
     truth: NDArray[Any]
-    """(n,) labels. Nothing but the scorer sees them, and whoever simulates captions."""
+    """(n,) labels. Nothing but the scorer and the simulation of captions sees them."""
     described: Described | None
 
     @property

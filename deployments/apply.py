@@ -188,7 +188,7 @@ def _apply_pool(client: SyncPrefectClient, stack: StackConfig) -> None:
 
 
 def _keep_toggles(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
-    """A schedule that somebody has switched off on the dashboard stays so while it is the same."""
+    """A schedule that a user has switched off on the dashboard stays so while it is the same."""
     if not deployment.schedules:
         return
     try:
@@ -210,7 +210,7 @@ def _drop_others(client: SyncPrefectClient, wanted: list[UUID]) -> None:
 
 
 def _apply_automations(client: SyncPrefectClient, wanted: dict[str, AutomationCore]) -> None:
-    """An automation that is as it should be is left alone: one that is written anew forgets what it was waiting for."""
+    """An automation that is as it should be is left alone: one that is written again forgets what it was waiting for."""
     for name in (CRASHED, TAKEN, RESUMED):
         there = client.read_automations_by_name(name)
         for old in there[1 if name in wanted else 0 :]:

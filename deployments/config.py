@@ -39,7 +39,7 @@ class PipelineEntry(_Model):
     """One pipeline: a clustering that is brought up to date on a schedule."""
 
     settings: dict[str, Any] = Field(description="Any settings of gsec, as in a file of `--config`; a source and a store at least.")
-    cron: str | None = Field(None, description="When it runs, as `0 3 * * *`; not given: when somebody starts it.")
+    cron: str | None = Field(None, description="When it runs, as `0 3 * * *`; not given: when a user starts it.")
     timezone: str = Field("UTC", description="Of the cron, as `Europe/Berlin`.")
 
     @field_validator("cron")
@@ -197,7 +197,7 @@ def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
 
 
 def worker_environment(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the worker, and whoever deploys, is to be told; see `server_environment`."""
+    """What the worker, and the process that deploys, is to be told; see `server_environment`."""
     told = {
         "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
         "PREFECT_API_URL": stack.url(),

@@ -66,11 +66,11 @@ class Service:
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    """What it is told beside the environment of whoever starts it."""
+    """What it is told beside the environment of the process that starts it."""
     is_ready: Callable[[float], bool]
     """Whether it answers, given when its process began, in seconds since the epoch."""
     hears: tuple[str, ...] = ()
-    """How variables of whoever starts it begin that matter to it, besides secrets."""
+    """How variables of the process that starts it begin that matter to it, besides secrets."""
 
 
 def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service]:
@@ -125,7 +125,7 @@ def _head(stack: StackConfig, ray: RayEntry, environment: Mapping[str, str]) -> 
 
 
 def start(stack: StackConfig, service: Service) -> bool:
-    """Start a service and wait until it answers. False if it is running already, as it should be; one that should be told other things begins anew.
+    """Start a service and wait until it answers. False if it is running already, as it should be; one that should be told other things is started again.
 
     Raises GsecError with the end of its log if it ends, or does not answer in time.
     """
@@ -222,7 +222,7 @@ def _parent(process: psutil.Process) -> psutil.Process | None:
 def _records(stack: StackConfig) -> dict[str, dict[str, Any]]:
     try:
         found: dict[str, dict[str, Any]] = json.loads((stack.home / "processes.json").read_text())
-    except (FileNotFoundError, ValueError):  # gone, or torn by a power loss: the marks still find what runs, and it is begun anew
+    except (FileNotFoundError, ValueError):  # gone, or torn by a power loss: the marks still find what runs, and it is started again
         return {}
     return found
 
@@ -294,14 +294,14 @@ def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
 
 
 def check_secrets(stack: StackConfig) -> None:
-    """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would begin anew without, open to everybody perhaps."""
+    """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would be started again without, open to everybody perhaps."""
     lost = sorted({name for record in _running(stack).values() for name in record["heard"]} - set(_heard(OUTSIDE)))
     if lost:
         raise Refused(f"{', '.join(lost)}: what runs was started with it, and it is not set now. Set it again, or to go on without run gsec down first.")
 
 
 def check_ports(stack: StackConfig) -> None:
-    """Raises Refused if somebody else than the service itself listens where it is to."""
+    """Raises Refused if another process than the service itself listens where it is to."""
     ports = [("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")]
     for name, port, setting in [*ports, *([] if stack.ray is None else [("ray", stack.ray.port, "ray.port")])]:
         try:

@@ -1,12 +1,12 @@
 """Prefect's server: `prefect server start`, mended for automations on SQLite.
 
-An automation counts events in transactions that read before they write, and SQLite refuses the write at once if somebody else has
+An automation counts events in transactions that read before they write, and SQLite refuses the write at once if another connection has
 written in between: events got lost, signs of life among them, and runs that worked were taken for crashed. Here these transactions
 begin as the writers that they are, and wait.
 
 A thread that waits so holds its connection's mutex, and freeing a cursor of that connection waits for the mutex. Cursors of
 statements that failed are freed by the garbage collector, which runs in whichever thread comes to it. In the server's own it stopped
-the event loop, and with it whoever had the write lock and should have given it back: nothing moved for the minute that SQLite waits.
+the event loop, and with it the one that had the write lock and should have given it back: nothing moved for the minute that SQLite waits.
 Here it has a thread of its own, which may wait.
 """
 

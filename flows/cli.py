@@ -71,7 +71,7 @@ def run(
     captioner: Captioner = None,
     config: ConfigFile = None,
     set_: Set = None,
-    redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do anew, with all that lies below it. May be repeated.")] = None,
+    redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do again, with all that lies below it. May be repeated.")] = None,
     retry_failed: Annotated[bool, Parameter(negative="", help="Ask again for the descriptions that failed for good, and no others.")] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -91,7 +91,7 @@ def stage(
     config: ConfigFile = None,
     store: StoreUrl = None,
     set_: Set = None,
-    redo: Annotated[bool, Parameter(negative="", help="Do the stage anew. Makes a new run; the old one keeps its tables.")] = False,
+    redo: Annotated[bool, Parameter(negative="", help="Do the stage again. Makes a new run; the old one keeps its tables.")] = False,
     retry_failed: Annotated[bool, Parameter(negative="", help="describe: ask again for what failed for good, and nothing else. Makes a new run.")] = False,
     plan: Annotated[bool, Parameter(negative="", help="describe: say how many calls and about how many tokens are left; ask nothing.")] = False,
     export_batch: Annotated[Path | None, Parameter(help="describe: write what is left to ask into this file, for `vllm run-batch`; ask nothing.")] = None,
@@ -146,7 +146,7 @@ def doctor(
     captioner: Captioner = None,
     config: ConfigFile = None,
     set_: Set = None,
-    verify: Annotated[bool, Parameter(negative="", help="Read every shard; set damaged ones aside, so that the next run makes them anew.")] = False,
+    verify: Annotated[bool, Parameter(negative="", help="Read every shard; set damaged ones aside, so that the next run makes them again.")] = False,
 ) -> int:
     """Check the environment, the store, the encoder, the captioner and Prefect, and say what to fix."""
     settings = _config(config, set_, store=store, encoder=encoder, captioner=captioner)
@@ -346,7 +346,7 @@ def _config(
 
 
 def _quiet_prefect() -> None:
-    """Prefect as a library of a command: local, silent, calling nobody. Whoever sets these otherwise is heard."""
+    """Prefect as a library of a command: local, silent, calling nobody. What the environment sets otherwise counts."""
     defaults = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

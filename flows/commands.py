@@ -160,7 +160,7 @@ def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> di
     for stage, sums in summary["made"].items():
         terminal.err.print(f"{stage}: {_words(sums)}", markup=False)
     for path in summary["set_aside"]:
-        terminal.err.print(f"damaged, set aside and made anew: {path}", markup=False)
+        terminal.err.print(f"damaged, set aside and made again: {path}", markup=False)
     return summary
 
 
@@ -178,14 +178,14 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
 
 @contextmanager
 def _damage_set_aside(config: PipelineConfig) -> Iterator[None]:
-    """What a stage alone does with a damaged shard: it sets it aside, and says who makes it anew."""
+    """What a stage alone does with a damaged shard: it sets it aside, and says who makes it again."""
     try:
         yield
     except BadShard as error:
         from flows.pipeline import set_bad_aside
 
         set_bad_aside(config, error, [])
-        raise GsecError(f"{error}. It was set aside; `gsec run` or the stage that made it makes it anew.") from None
+        raise GsecError(f"{error}. It was set aside; `gsec run` or the stage that made it makes it again.") from None
 
 
 MOST_SHOWN = 40

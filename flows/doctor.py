@@ -248,5 +248,5 @@ def shards(config: PipelineConfig) -> str:
 
     damaged = state.verify(Store.open(config.store))
     if damaged:
-        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them anew; of a captions log it asks first.")
+        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them again; of a captions log it asks first.")
     return "every shard of every table is as it was written"

@@ -14,7 +14,7 @@ def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | 
 
     Args:
         config: The settings.
-        redo: Stages to do anew when the run comes to them.
+        redo: Stages to do again when the run comes to them.
         of_run: The images are to be assigned to the clusters of this run.
         counting: The run that found the number of clusters, if nobody gave it.
     """

@@ -30,11 +30,11 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
     """Bring the corpus up to date with its source and do what is missing of every stage; publish the clustering if nothing about it is suspicious.
 
     The result is `pipeline.finish`'s, with ``changes`` (what ingest found), ``made`` (stage -> what was made now),
-    ``set_aside`` (damaged shards that were made anew) and ``counting`` (id of the run that found the number of clusters).
+    ``set_aside`` (damaged shards that were made again) and ``counting`` (id of the run that found the number of clusters).
 
     Args:
         config: The settings. Others than before make a new run, which shares everything that lies above what they change.
-        redo: Stages to do anew, each with all that lies below it; `describe-failed` asks again for descriptions that failed.
+        redo: Stages to do again, each with all that lies below it; `describe-failed` asks again for descriptions that failed.
         of_run: Make no clusters, but assign the images to those of this run.
     """
     roots.check(config)
@@ -67,7 +67,7 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
 def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, float]], set_aside: list[str], then: Callable[[Context], T]) -> T:
     """Do what is missing of every stage of a run, and return what ``then`` reads from its tables.
 
-    What was made is added to ``made``; damaged shards are made anew and their paths added to ``set_aside``.
+    What was made is added to ``made``; damaged shards are made again and their paths added to ``set_aside``.
     """
     while True:
         try:
@@ -88,7 +88,7 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
             return then(context)
         except BadShard as error:
             again = set_bad_aside(config, error, set_aside)
-            get_run_logger().warning("damaged, set aside and to be made anew: %s", ", ".join(again))
+            get_run_logger().warning("damaged, set aside and to be made again: %s", ", ".join(again))
             set_aside += again
 
 
@@ -110,14 +110,14 @@ def _decided(config: PipelineConfig, run_id: str) -> Context:
 
 
 def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) -> list[str]:
-    """Rename damaged shards, so that their stage makes them anew. Returns their paths.
+    """Rename damaged shards, so that their stage makes them again. Returns their paths.
 
     Raises GsecError if one of them was set ``before`` in this flow: a disk that damages what was just written is not
     to be fed for ever.
     """
     again = set(error.paths) & set(before)
     if again:
-        raise GsecError(f"{sorted(again)[0]} was damaged, made anew and is damaged again. Check the disk under the store.") from error
+        raise GsecError(f"{sorted(again)[0]} was damaged, made again and is damaged again. Check the disk under the store.") from error
     store = Store.open(config.store)
     for path in error.paths:
         shards, name = store.path_of(path)

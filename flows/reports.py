@@ -79,7 +79,7 @@ def methods(as_json: Json | None) -> int:
 
 
 def publish(url: str, run_id: str, as_json: Json | None) -> int:
-    """A finished run as the published one of its pipeline, because somebody says so."""
+    """A finished run as the published one of its pipeline, because its user says so."""
     from gsec_core import pipeline
     from gsec_core.results import publishing
 

@@ -1,4 +1,4 @@
-"""What a deployed flow may touch: whoever may start one on a dashboard chooses its parameters, and must not read or write anywhere else.
+"""What a deployed flow may touch: a user of the dashboard chooses its parameters, and must not read or write anywhere else.
 
 ``GSEC_ROOTS`` of the worker lists folders, buckets and servers, with commas between them. Commands of a user's own shell are not bound by it.
 """

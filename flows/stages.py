@@ -75,7 +75,7 @@ def _flow_of(stage: Stage) -> Flow[..., Any]:
     Args:
         config: The settings. Others than before make a new run, which shares everything that lies above what they change.
         run_id: The run to do it in, by its id or the beginning of it; its settings count then. Empty: the newest run of these settings.
-        redo: Do the stage anew, though nothing is missing of it. Makes a new run; the old one keeps its tables.
+        redo: Do the stage again, though nothing is missing of it. Makes a new run; the old one keeps its tables.
     """
     run.__name__ = f"{stage.name}_flow"
     return flow(name=f"gsec-{stage.name}", flow_run_name=_name, persist_result=False)(run)

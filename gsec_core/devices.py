@@ -87,7 +87,7 @@ def threads_of_torch(most: int) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let glibc reuse the memory of large tensors instead of returning it to the system at every free.
 
-    Else each layer of each batch faults its pages in anew: half of the processor time of a
+    Else each layer of each batch faults its pages in again: half of the processor time of a
     forward pass, and of a step of training with many clusters. Other C
     libraries have no mallopt, and are left as they are.
     """

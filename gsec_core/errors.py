@@ -1,4 +1,4 @@
-"""What can go wrong, by what it means for whoever runs gsec."""
+"""What can go wrong, by what it means for the user."""
 
 import re
 

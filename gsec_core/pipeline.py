@@ -111,7 +111,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
         raise Refused("source: say where the images are: a folder, a Parquet file or glob, or WebDataset tars.")
     numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
     identity(numbered, of_run)  # names of encoders, captioners and files
-    checked_urls(config.describe.url)  # recorded with every attempt, whoever describes
+    checked_urls(config.describe.url)  # recorded with every attempt, whichever captioner describes
     vocabulary.words_of(config)  # also if no nouns are asked for, as is told of every setting that names nothing
     vocabulary.prompts_of(config)
     config.ray.check()
@@ -142,7 +142,7 @@ def request(
 ) -> tuple[Run, Changes]:
     """Bring the corpus up to date with its source and make, or find again, the run of this request.
 
-    ``redo`` names stages that are to be done anew; `describe.RETRY` among them asks for descriptions that failed, if any
+    ``redo`` names stages that are to be done again; `describe.RETRY` among them asks for descriptions that failed, if any
     did; ``asked_by`` is that of `Corpus.redo`. With ``of_run`` the images are assigned to the clusters of that run;
     ``config`` is then what `assignment_config` gives. With ``counting`` its number of clusters is what that run found. Raises
     Refused before anything is written if the request cannot be carried out.
@@ -218,7 +218,7 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
 
 
 def split_redo(redo: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of the stages to do anew those of a run that finds the number of clusters, and the others."""
+    """Of the stages to do again those of a run that finds the number of clusters, and the others."""
     counting = {s.name for s in COUNT_STAGES}
     return [name for name in redo if name in counting], [name for name in redo if name not in counting]
 
@@ -364,7 +364,7 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
     """Raises Refused for a stage that such a run does not have, or that cannot be redone."""
     for name in names:
         if name == "ingest":
-            raise Refused("--redo ingest: every run lists its source anew; there is nothing to redo.")
+            raise Refused("--redo ingest: every run lists its source again; there is nothing to redo.")
         if name == describe.RETRY and describe.STAGE.name in _names(config, of_run):
             continue
         if name not in _names(config, of_run):
@@ -372,9 +372,9 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
 
 
 def finish(context: Context) -> dict[str, Any]:
-    """The last step of a finished run, whoever comes to it and however often: its `summary`, recorded, and its publication.
+    """The last step of a finished run, whichever process comes to it and however often: its `summary`, recorded, and its publication.
 
-    Adds the fields of `publishing.Verdict`. What is recorded is how it was when somebody first came to it; who comes later reads its result, and
+    Adds the fields of `publishing.Verdict`. What is recorded is how it was when a process first came to it; one that comes later reads its result, and
     not again what that was found by. Raises BadShard if the result is damaged.
     """
     found = context.run.result() or {}

@@ -12,7 +12,7 @@ from gsec_core.results import publishing
 from tasks.progress import shown
 
 REPORTS = "GSEC_REPORTS_URL"
-"""Where the report server is, for whoever looks at the dashboard."""
+"""Where the report server is, for the links on the dashboard."""
 
 MOST_ROWS = 1_000
 """Rows of a table that the dashboard shows; the report and the tables have all."""

@@ -35,17 +35,17 @@ _reads = 0
 
 
 def reads() -> int:
-    """How often this process was to read anew what runs are made of."""
+    """How often this process was to read again what runs are made of."""
     return _reads
 
 
 def forget() -> None:
-    """Read anew what runs are made of, here and in every process that slices are sent to from now on."""
+    """Read again what runs are made of, here and in every process that slices are sent to from now on."""
     follow(_reads + 1)
 
 
 def follow(times: int) -> None:
-    """Read anew if the process that sends slices here has."""
+    """Read again if the process that sends slices here has."""
     global _reads
     if times != _reads:
         _reads = times

@@ -1,4 +1,4 @@
-"""Asking for a stage anew, and being killed and asking again."""
+"""Asking for a stage again, and being killed and asking again."""
 
 from pathlib import Path
 

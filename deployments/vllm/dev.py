@@ -252,7 +252,7 @@ def _members(pid_file: Path) -> list[_Process]:
         number = int(pid_file.read_text())
     except (OSError, ValueError):
         return []
-    # The session too: a number that was given out anew, to a group that is not the first of its session, is not the server.
+    # The session too: a number that was given out again, to a group that is not the first of its session, is not the server.
     return [process for process in _processes() if process.group == process.session == number and process.state not in "ZX"]
 
 

@@ -51,7 +51,7 @@ HEADERS = {
 """On every answer; a page of a report may be kept."""
 
 _POLICY_OF_REPORTS = f"{pages.POLICY}; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
-"""A report brings its own, stricter, in its head. This one holds for a page that somebody else made, too: it reaches no network and no other page."""
+"""A report brings its own, stricter, in its head. This one holds for any other page, too: it reaches no network and no other page."""
 
 _OPENER_OF_REPORTS = "unsafe-none"
 """Browsers may refuse to show a page that is both in a sandbox and without an opener; in a sandbox it is an origin of its own anyway."""
@@ -71,7 +71,7 @@ Answer = Callable[[Sequence[Known], Request], Response]
 def application(
     stores: Sequence[Store], token: str | None = None, config: PipelineConfig | None = None, curate: bool = False, by_link: bool = False
 ) -> Starlette:
-    """The server of some stores. With a ``token`` whoever does not have it gets nothing but `/health`; without, only this machine is answered.
+    """The server of some stores. Without a ``token`` only this machine is answered; with one, a request that lacks it gets nothing but `/health`.
 
     ``config``: threads, device and scratch folder of searches. ``curate``: whether its forms are taken, which wants a token. ``by_link``: whether an address
     with ``?token=`` logs a browser in.
@@ -141,7 +141,7 @@ async def _guarded(token: str | None, by_link: bool, request: Request, answer: R
 
 
 def _refusal(token: str | None, request: Request) -> Response | None:
-    """Why somebody gets no answer; None if he gets one."""
+    """Why a request gets no answer; None if it gets one."""
     if token is None:
         # Any page in a browser of this machine can send requests here; under a name of its own, which it lets point here, it could read the answers too.
         if is_loopback(_host(request.headers.get("host", "localhost"))):
@@ -304,7 +304,7 @@ def _page(stores: Sequence[Known], request: Request) -> Response:
 
 
 def _damaged(run: Run) -> Response:
-    return PlainTextResponse(f"The report of run {run.id} is damaged. gsec doctor --verify and the next gsec run make it anew.\n", 500)
+    return PlainTextResponse(f"The report of run {run.id} is damaged. gsec doctor --verify and the next gsec run make it again.\n", 500)
 
 
 def _find(stores: Sequence[Known], request: Request) -> tuple[Known, Run]:

@@ -135,7 +135,7 @@ class Known:
             )
 
     def state(self, run: Run) -> str:
-        """As `gsec status` calls it. A run that was finished stays so: what is damaged later, the next run makes anew."""
+        """As `gsec status` calls it. A run that was finished stays so: what is damaged later, the next run makes again."""
         if self._files.is_settled(run.directory):
             return FINISHED
         asked = self.asked(run)
@@ -332,7 +332,7 @@ class Remembered:
             if listed is not None and name not in listed[1] and name != _REQUEST:
                 raise FileNotFoundError(path)  # an object store takes two more requests to say so
             data = self._files.read(path)
-            json.loads(data)  # raises for whoever asked: what is damaged is not remembered
+            json.loads(data)  # raises for this request: what is damaged is not remembered
             records[name] = data
         return data
 
@@ -349,7 +349,7 @@ class Remembered:
         names = self._files.files(directory)
         with self._lock:
             if at < self._listed.get(directory, (-math.inf,))[0]:
-                return set(self._listed[directory][1])  # somebody listed it since, and has answered already
+                return set(self._listed[directory][1])  # another request listed it since, and has answered already
             self._listed[directory] = (at, names)
         records = self._records.get(directory, {})
         for name in records.copy().keys() - names:
@@ -360,7 +360,7 @@ class Remembered:
         names = self._files.directories(directory)
         if directory == "runs":
             there = {f"runs/{name}" for name in names}
-            self._settled &= there  # first, as whoever is settled is taken to be listed
+            self._settled &= there  # first, as what is settled is taken to be listed
             for remembered in (self._records, self._listed):
                 for gone in remembered.copy().keys() - there:
                     remembered.pop(gone, None)

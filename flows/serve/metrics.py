@@ -28,7 +28,7 @@ _SUMMED = {
 """Fact of a stage's work -> name and help of what adds it up over all attempts."""
 
 _OF_KEPT = "in the attempts of the runs that are kept; a prune lowers it."
-"""Why these are gauges: Prometheus takes a counter that falls for one that began anew, and counts what is left a second time."""
+"""Why these are gauges: Prometheus takes a counter that falls for one that started again, and counts what is left a second time."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def serve(urls: Sequence[str], host: str, port: int, curate: bool = False) -> in
 
 
 def token_of(environment: Mapping[str, str], host: str) -> str | None:
-    """What whoever asks has to send. Raises Refused if it is none that can be sent, or if there has to be one."""
+    """What a request has to send. Raises Refused if it is none that can be sent, or if there has to be one."""
     token = environment.get(TOKEN)
     if token == "":
         raise Refused(f"{TOKEN}: it is empty. Give it a long random text, or unset it.")

@@ -1,6 +1,6 @@
 """One event loop of this process, in a thread of its own, for requests to servers.
 
-One for all, so that connections which a check has opened serve the stage after it; in a thread, so that whoever waits can
+One for all, so that connections which a check has opened serve the stage after it; in a thread, so that a caller who waits can
 be interrupted, and a notebook, which has a loop of its own, can wait too.
 """
 

@@ -123,7 +123,7 @@ def _data_url(image: Image.Image, size: int) -> str:
 
 
 def openai_identity(model: str, config: DescribeConfig) -> dict[str, object]:
-    """What is asked for; the server is whoever answers. Raises Refused for an address or a file that cannot be one."""
+    """What is asked for; the server is what answers. Raises Refused for an address or a file that cannot be one."""
     checked_urls(config.url)
     asked = template.load(config)
     return {

@@ -210,7 +210,7 @@ def _duplicates(context: Context, copies: pl.DataFrame) -> Iterator[Duplicates]:
 
 
 def _made_with(context: Context) -> Iterator[tuple[str, str]]:
-    """What the newest attempt recorded; a run in a process of somebody's own has none."""
+    """What the newest attempt recorded; a run in a user's own process has none."""
     for attempt in context.run.attempts()[-1:]:
         start = attempt["start"]
         yield "Python", start["python"]

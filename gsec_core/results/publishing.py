@@ -152,14 +152,14 @@ def _suspicions(context: Context, summary: dict[str, Any]) -> list[str]:
 
 
 def _went_back(context: Context, newest: Publication | None) -> str | None:
-    """Why a clustering from which somebody went back is not to come again by itself, however many steps they went."""
+    """Why a clustering from which a user went back is not to come again by itself, however many steps they went."""
     if newest is None:
         return None
     for publication in Store(context.run.files).publications.newest_first(newest.pipeline):
         if publication.left is None or publication.assignments == _assignments(context):
             return None
         if publication.left == _assignments(context):
-            return f"Its clusters are those from which somebody went back to run {publication.run_id}."
+            return f"Its clusters are those from which a user went back to run {publication.run_id}."
     return None
 
 

@@ -1,4 +1,4 @@
-"""How good a run's labelling is: beside plain k-means without labels, and against labels where somebody has them."""
+"""How good a run's labelling is: beside plain k-means without labels, and against labels where there are any."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

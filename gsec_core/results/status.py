@@ -171,10 +171,10 @@ def _image_counts(run: Run) -> dict[str, int]:
 
 
 def verify(store: Store) -> list[str]:
-    """Read every shard of every corpus, and of what they share. Damaged ones of derived tables are set aside, so that the next run makes them anew.
+    """Read every shard of every corpus, and of what they share. Damaged ones of derived tables are set aside, so that the next run makes them again.
 
     Returns the paths of all that was damaged. So is a damaged shard of `images`, which the next ingest writes again; one of the captions
-    log is left to whoever runs describe.
+    log is left to stage `describe`.
     """
     damaged = [error for shards in store.shared_tables() for error in _verify_shards(shards)]
     for corpus in store.corpora():
@@ -202,7 +202,7 @@ def _verify_shards(shards: Shards, set_aside: bool = True) -> list[str]:
 
 
 def _verify_pages(shards: Shards) -> list[str]:
-    """Compare a report's pages with its table. If one is not as it was drawn, or the table was damaged, all goes and the next run draws it anew."""
+    """Compare a report's pages with its table. If one is not as it was drawn, or the table was damaged, all goes and the next run draws it again."""
     files, directory = shards.files, shards.directory
     drawn = {row["page"]: row["digest"] for name in shards.names() for row in shards.read(name).to_pylist()}
     damaged = [f"{directory}/{page}: the page is not as it was drawn" for page, digest in drawn.items() if not _is(files, f"{directory}/{page}", digest)]

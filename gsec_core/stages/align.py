@@ -160,8 +160,8 @@ def load_ensemble(context: Context) -> Ensemble:
     facts = alignment.facts("all")
     members, digest = train.load_members(context)
     if facts["members_digest"] != digest:
-        # Damaged members that were made anew on another machine may differ, and their clusters be called otherwise.
-        raise GsecError(f"run {context.run.id}: its members were made anew and differ from those that were aligned. Align anew: gsec run with --redo align.")
+        # Damaged members that were made again on another machine may differ, and their clusters be called otherwise.
+        raise GsecError(f"run {context.run.id}: its members were made again and differ from those that were aligned. Align again: gsec run with --redo align.")
     permutations = np.array(alignment.read("all")["permutation"].to_pylist(), np.int32)
     return Ensemble(plan_of(context.config).models(members), permutations, facts["temperature"])
 

@@ -139,7 +139,7 @@ def load_pixels(context: Context, side: int) -> NDArray[np.uint8]:
     """As `load_thumbnails`, for who learns from them. Raises Refused if some images have none."""
     matrix, lost = load_thumbnails(context, side)
     if lost:
-        raise Refused(f"{lost} of {len(matrix)} images have no thumbnail to learn from. Make them anew: gsec run with --redo {encode.STAGE.name}.")
+        raise Refused(f"{lost} of {len(matrix)} images have no thumbnail to learn from. Make them again: gsec run with --redo {encode.STAGE.name}.")
     return matrix
 
 
@@ -181,7 +181,7 @@ def _load_vectors(context: Context, stage: Stage, column: str) -> NDArray[np.flo
         values = to_matrix(table, column)[here["row"].to_numpy()]
         if not np.isfinite(values).all():
             raise GsecError(
-                f"{stage.name}: embeddings in {embeddings.location(name)} are not finite. Encode anew with --redo {stage.name} and encode.precision = fp32."
+                f"{stage.name}: embeddings in {embeddings.location(name)} are not finite. Encode again with --redo {stage.name} and encode.precision = fp32."
             )
         matrix[here["position"].to_numpy()] = values
     return matrix

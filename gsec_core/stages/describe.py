@@ -37,10 +37,10 @@ from gsec_core.store.runs import now
 from gsec_core.tables import DESCRIBED, FAILED, FREE, MISSING, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
 
 LOG_VERSION = 1
-"""Raised when rows of the log no longer mean what they did; then every image is asked about anew."""
+"""Raised when rows of the log no longer mean what they did; then every image is asked about again."""
 
 RETRY = "describe-failed"
-"""What stands for the descriptions that failed among the stages that are to be done anew."""
+"""What stands for the descriptions that failed among the stages that are to be done again."""
 
 UNDER_WAY = 30.0
 """Seconds that answers under way are waited for when the stage is ended early: they are paid for."""
@@ -223,13 +223,13 @@ def _ask(captioner: Captioner, todo: Iterable[Subject], commits: Commits, progre
                 continue
             under_way.discard(future)
             take(future)
-            progress(1)  # last: whoever watches may end it here
+            progress(1)  # last: the watchdog may end it here
     except Refused:
         refused = True  # nothing that is under way will be answered otherwise
         raise
     finally:
         try:
-            commits.commit()  # before the wait, which somebody may cut short
+            commits.commit()  # before the wait, which may be cut short
             wait(under_way, timeout=0 if refused else UNDER_WAY)
         finally:
             for future in under_way:

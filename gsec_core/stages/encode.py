@@ -356,7 +356,7 @@ def _check_preprocessing(stage: Encoding, embeddings: Shards, encoder: Encoder) 
         before = embeddings.facts(name)["preprocessing"]
         now = json.loads(json.dumps(dict(encoder.preprocessing)))
         if before != now:
-            raise GsecError(f"{stage.name}: the encoder prepares images as {now}, the embeddings so far as {before}. Encode anew with --redo {stage.name}.")
+            raise GsecError(f"{stage.name}: the encoder prepares images as {now}, the embeddings so far as {before}. Encode again with --redo {stage.name}.")
 
 
 def _check_restored(stage: Encoding, builder: _Builder, rows: Sequence[Prepared]) -> None:

@@ -153,7 +153,7 @@ class Corpus:
     def redo(self, stage: str, asked_by: str | None = None) -> int:
         """Raise a stage's redo counter: from now on its tables have other fingerprints. Returns the counter.
 
-        Whoever may be killed and ask again gives a name of its own as ``asked_by``: the counter that was raised for it is
+        A caller that may be killed and ask again gives a name of its own as ``asked_by``: the counter that was raised for it is
         not raised for it again.
         """
         asker = (asked_by or uuid4().hex).encode()  # of an object store the answer to a first try may be lost

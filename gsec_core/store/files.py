@@ -167,7 +167,7 @@ class LocalFiles:
         try:
             os.rmdir(os.path.dirname(final))
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):  # somebody uses it, or has removed it
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):  # another process uses it, or has removed it
                 raise
 
     def modified(self, path: str) -> datetime:
@@ -333,7 +333,7 @@ def _make_directory(directory: str) -> None:
     """makedirs that also makes the directories' names durable."""
     parent = os.path.dirname(directory)
     if os.path.isdir(directory):
-        # Whoever made it may have been killed before its name was durable, or not have come to that yet.
+        # The process that made it may have been killed before its name was durable, or not have come to that yet.
         with contextlib.suppress(PermissionError):  # above the store there may be folders that we may pass but not read
             _sync_directory(parent)
         return

@@ -2,7 +2,7 @@
 
 Kept are runs that are published, unfinished, worked on within a day, or among the newest of their corpus; those whose clusters
 they assign to, and those that published and unfinished ones continue; the tables they name; the generations they read and every
-corpus's newest. Embeddings and descriptions of live images are kept whoever made them: they are what costs. Nothing younger than
+corpus's newest. Embeddings and descriptions of live images are kept, whichever run made them: they are what costs. Nothing younger than
 a day is deleted, so that a run that has not begun a stage yet is safe, and files that were set aside are never deleted.
 
 Others go on working meanwhile. So what is needed is read again before a run or a table goes, and lists of images before anything
@@ -39,12 +39,12 @@ MANY, LARGE, MOST_MERGED = 16, 4096, 65_536
 
 @dataclass(frozen=True)
 class Deletion:
-    """One thing to delete, or to write anew, and why."""
+    """One thing to delete, or to write again, and why."""
 
     path: str
     why: str
     carry_out: Callable[[], bool]
-    """Returns whether it was done: somebody may need it by now, or another prune was here."""
+    """Returns whether it was done: another run may need it by now, or another prune was here."""
 
 
 def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
@@ -94,7 +94,7 @@ def _kept_runs(store: Store, keep_runs: int, oldest: datetime) -> list[Run]:
     needed = {run.request().get("of_run") for run in kept}  # whose clusters a kept run's images are assigned to
     needed |= {run.model().id for run in kept}  # whose model it keeps
     needed |= {run.request().get("counting") for run in kept}  # which found its number of clusters, that later nights keep
-    # Whose cluster keys it continues: its own can be made, or made anew, from those alone.
+    # Whose cluster keys it continues: its own can be made, or made again, from those alone.
     needed |= {_continued(run) for run in kept if run.id in published or not run.is_finished()}
     return kept + [run for run in store.runs() if run.id in needed - {run.id for run in kept}]
 
@@ -120,7 +120,7 @@ def _named(run: Run) -> tuple[set[str], bool]:
 
 
 class _Names:
-    """What the runs that are there name, read anew at every question, but of one that has begun all its stages only once."""
+    """What the runs that are there name, read again at every question, but of one that has begun all its stages only once."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -150,7 +150,7 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], names: _Names, old
     newest_is_lost = max(read) > max(there, default=0)  # what it listed, nobody knows: the next ingest may name it again
 
     def is_as_planned() -> bool:
-        """Whether there is no new generation, and none has stayed because somebody needs it by now."""
+        """Whether there is no new generation, and none has stayed because another run needs it by now."""
         return corpus.generation_numbers() == staying
 
     for number in there:
@@ -210,7 +210,7 @@ def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[],
 
 
 def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
-    """Parts of a captions log whose rows stand in a merged one that is there for a day, so that whoever listed the parts has read them."""
+    """Parts of a captions log whose rows stand in a merged one that is there for a day, so that a reader that listed the parts has read them."""
     names = captions.names()
     for name in sorted(names):
         try:

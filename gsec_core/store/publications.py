@@ -1,4 +1,4 @@
-"""What is published: for each pipeline a chain of publications, and ``published/PIPELINE.json``, the newest of them, for whoever reads the result.
+"""What is published: for each pipeline a chain of publications, and ``published/PIPELINE.json``, the newest of them, for programs that read the result.
 
 ``published/PIPELINE/NUMBER.json`` is created once, so that of two runs that would publish after the same one the first wins and
 the other sees it. ``published/PIPELINE.json`` is the only record that is ever replaced: it holds the newest publication, and what is said beside it
@@ -37,9 +37,9 @@ class Publication:
     moved: float | None
     """Share of the images that it has in common with the clustering that it continues that have another key now.
 
-    None for the first, for one that somebody went back to, and if they have no image in common."""
+    None for the first, for one that a user went back to, and if they have no image in common."""
     left: str | None
-    """Fingerprint of the assignments that somebody went back from to these; else None."""
+    """Fingerprint of the assignments that a user went back from to these; else None."""
     at: str
     """UTC."""
 
@@ -64,7 +64,7 @@ class Publications:
     files: Files
 
     def pipelines(self) -> list[str]:
-        """Names of the pipelines that have published anything. Whatever else somebody has put beside them is passed over."""
+        """Names of the pipelines that have published anything. Whatever else lies beside them is passed over."""
         return sorted(name for name in self.files.directories(DIRECTORY) if _is_pipeline(name))
 
     def newest(self, pipeline: str) -> Publication | None:
@@ -88,7 +88,7 @@ class Publications:
         return True
 
     def point(self, pipeline: str, more: More = _as_it_was) -> None:
-        """Let ``published/PIPELINE.json`` be the newest publication and ``more``; whoever made that may have been killed before this.
+        """Let ``published/PIPELINE.json`` be the newest publication and ``more``; the process that made that may have been killed before this.
 
         Of two who do so at once each looks again after it has written, so that the slower one leaves no older publication there, nor older words beside it.
         """

@@ -89,7 +89,7 @@ class Run:
         if shared:
             record["shared"] = True
         if not self._create(f"stage-{stage}.json", record) and self.stage(stage) != record:
-            raise GsecError(f"run {self.id}: what stage {stage} reads is no longer what it was when the stage began. Start it anew with --redo {stage}.")
+            raise GsecError(f"run {self.id}: what stage {stage} reads is no longer what it was when the stage began. Start it again with --redo {stage}.")
 
     def stage(self, stage: str) -> dict[str, Any] | None:
         """What `begin_stage` recorded; None if the stage has not begun."""
@@ -109,7 +109,7 @@ class Run:
             request = self.request()
             if stage in request["stages"]:
                 model = self.model().id
-                raise Refused(f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit anew: --redo train.")
+                raise Refused(f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit again: --redo train.")
             older = " An older gsec made it: the same gsec run again makes one that has."
             if request.get("of_run"):
                 older = ""
@@ -165,7 +165,7 @@ class Run:
 
     @contextmanager
     def attempt(self, provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Record that somebody works on the run. What the block puts into the yielded dict is recorded at its end.
+        """Record that a process works on the run. What the block puts into the yielded dict is recorded at its end.
 
         An attempt without an end was killed, or is still under way.
         """
@@ -181,7 +181,7 @@ class Run:
         self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "done", **facts})
 
     def finish(self, found: Mapping[str, Any]) -> None:
-        """Record what the finished run found, for whoever lists runs; the first record stays."""
+        """Record what the finished run found, for lists of runs; the first record stays."""
         self._create("result.json", {"at": now(), **found})
 
     def result(self) -> dict[str, Any] | None:

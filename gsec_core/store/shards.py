@@ -90,7 +90,7 @@ class Shards:
         return [table for _, table in self.read_each(names, columns)]
 
     def set_aside(self, name: str) -> bool:
-        """Rename a bad shard, so that it counts as not done. False if it is good, or gone: somebody else has seen to it."""
+        """Rename a bad shard, so that it counts as not done. False if it is good, or gone: another process has seen to it."""
         aside = f"{self.directory}/{_ASIDE}{uuid4().hex[:8]}-{name}{_SUFFIX}"
         try:
             self.read(name)
@@ -99,7 +99,7 @@ class Shards:
                 self.files.move(self.path(name), aside)
             except FileNotFoundError:
                 return False
-            # Between our look and our rename another run may have set it aside and made it anew.
+            # Between our look and our rename another run may have set it aside and made it again.
             data = self.files.read(aside)
             if _is_good(data):
                 self.files.create(self.path(name), data)

@@ -221,7 +221,7 @@ def test_how_stores_are_reached_is_not_lost_either_by_what_hears_it(stack: Stack
             processes.check_secrets(stack)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "two")
     processes.check_secrets(stack)
-    assert processes.start(stack, replace(service(stack, WAITS), hears=processes.OUTSIDE)), "with another value it begins anew"
+    assert processes.start(stack, replace(service(stack, WAITS), hears=processes.OUTSIDE)), "with another value it is started again"
 
 
 @pytest.mark.parametrize("name", ["AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_KEY", "HF_TOKEN", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES"])

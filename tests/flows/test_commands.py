@@ -279,7 +279,7 @@ def test_a_damaged_shard_that_a_stage_meets_is_set_aside_and_what_to_run_is_said
 def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: dict[str, str]) -> None:
     path = flip_a_byte(place)
     done = gsec_here("run", place["folder"], "-k", "4", "--store", place["store"], *SMALL, check=3)
-    assert f"damaged, set aside and made anew: {path.relative_to(place['store'])}" in done.stderr
+    assert f"damaged, set aside and made again: {path.relative_to(place['store'])}" in done.stderr
     assert "20 images in 4 clusters" in done.stderr
 
 
@@ -291,7 +291,7 @@ def test_damaged_shards_under_a_finished_run_are_made_anew_by_the_same_command(p
         table.write_bytes(data[:-20])
     done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
     for table, data in zip(tables, whole, strict=True):
-        assert f"damaged, set aside and made anew: {table.relative_to(place['store'])}" in done.stderr
+        assert f"damaged, set aside and made again: {table.relative_to(place['store'])}" in done.stderr
         assert pq.read_table(table) == pq.read_table(io.BytesIO(data))
 
 
@@ -311,7 +311,7 @@ def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
     assert last_json(again)["run_id"] == last_json(done)["run_id"]
     [counts] = (tmp_path / "store").glob("in-*/cluster_counts/*/all.parquet")
     counts.write_bytes(b"damaged")
-    assert f"damaged, set aside and made anew: {counts.relative_to(tmp_path / 'store')}" in gsec_here(*command).stderr
+    assert f"damaged, set aside and made again: {counts.relative_to(tmp_path / 'store')}" in gsec_here(*command).stderr
     [counting, clustering] = last_json(gsec_here("status", "--store", tmp_path / "store", "--json"))["runs"]
     assert (counting["clusters"], list(counting["stages"]), clustering["clusters"]) == ("auto", ["encode", "count"], 3)
     assert (tmp_path / "store").as_posix() in gsec_here("report", "--store", tmp_path / "store").stdout, "the newest run that has clusters"

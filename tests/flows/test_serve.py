@@ -600,7 +600,7 @@ def test_metrics_are_what_the_store_says(shown: Shown, client: TestClient) -> No
 
 
 def test_only_what_never_falls_is_a_counter(client: TestClient) -> None:
-    """A prune lowers sums over the runs that are kept, which of a counter would be read as a beginning anew."""
+    """A prune lowers sums over the runs that are kept, which of a counter would be read as a beginning again."""
     kinds = {family.name: family.type for family in text_string_to_metric_families(client.get("/metrics").text)}
     assert [name for name, kind in kinds.items() if kind == "counter"] == ["gsec_publications"]
     assert set(kinds.values()) == {"counter", "gauge"}

@@ -223,7 +223,7 @@ def test_images_without_thumbnails_are_refused(source: Path, tmp_path: Path) -> 
     context = until_train(asking(source, tmp_path))
     thumbnails = context.shards(encode.STAGE, THUMBNAILS_TABLE)
     thumbnails.replace(context.generation.shard_names[0], THUMBNAILS.empty_table(), {})
-    with pytest.raises(Refused, match=r"^8 of 60 images have no thumbnail to learn from\. Make them anew: gsec run with --redo encode"):
+    with pytest.raises(Refused, match=r"^8 of 60 images have no thumbnail to learn from\. Make them again: gsec run with --redo encode"):
         load_pixels(context, 8)
 
 

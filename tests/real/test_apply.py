@@ -34,7 +34,7 @@ def stack(folder: Path, *names: str, **more: object) -> StackConfig:
 
 
 def records(client: SyncPrefectClient) -> dict[str, list[tuple[str, object]]]:
-    """What the server holds, with what would show that it was written anew."""
+    """What the server holds, with what would show that it was written again."""
     flows = {flow.id: flow.name for flow in client.read_flows()}
     return {
         "deployments": sorted((f"{flows[found.flow_id]}/{found.name}", str(found.id)) for found in client.read_deployments()),

@@ -193,8 +193,8 @@ def test_somebody_publishes_what_was_held_and_goes_back_again(second_night: Nigh
     moving(monkeypatch, 0.0)
     again, found = night(config)
     assert labels(again) == labels(far)
-    assert (found["published"], found["held"]) == (False, True), "what somebody went back from does not come again by itself"
-    assert f"somebody went back to run {good.run.id}" in found["warnings"][-1]
+    assert (found["published"], found["held"]) == (False, True), "what a user went back from does not come again by itself"
+    assert f"a user went back to run {good.run.id}" in found["warnings"][-1]
     write_groups(folder, range(10, 12))
     after, found = night(config)
     assert found["published"], "a night with other images goes on from there"
@@ -228,7 +228,7 @@ def test_after_going_back_two_steps_neither_comes_again(second_night: Night, tmp
     again, found = night(config)
     assert labels(again) == labels(wrong)
     assert (found["published"], found["held"]) == (False, True)
-    assert f"somebody went back to run {second.run.id}" in found["warnings"][-1]
+    assert f"a user went back to run {second.run.id}" in found["warnings"][-1]
 
 
 def test_after_an_upgrade_one_goes_back_to_the_rows_that_were_published(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_a_number_of_clusters_that_was_counted_is_nobodys_wish(tmp_path: Path, m
 
 
 def test_nothing_in_common_is_suspicious(second_night: Night, tmp_path: Path) -> None:
-    """All images written anew under their names: none is gone, so that ingest has nothing to say."""
+    """All images written again under their names: none is gone, so that ingest has nothing to say."""
     folder, config = second_night
     for path in folder.iterdir():
         kind, number = path.stem.split("-")
@@ -323,7 +323,7 @@ def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_th
     again, found = night(settings(folder, tmp_path / "store", clusters=GROUPS + 2, pipeline="kinds"))
     assert found["published"]
     assert again.run.request()["previous"]["run_id"] == one.run.id
-    assert labels(again) == labels(other), "nothing but keys and report is made anew"
+    assert labels(again) == labels(other), "nothing but keys and report is made again"
 
 
 def test_an_older_generation_does_not_replace_a_newer_one(tmp_path: Path) -> None:

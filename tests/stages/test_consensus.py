@@ -208,7 +208,7 @@ def test_members_made_anew_that_differ_are_not_joined_to_the_permutations_of_oth
     other = table.set_column(2, "bias", pa.array([[1.0, 0.0, 0.0]] * table.num_rows, table.schema.field("bias").type))
     members.replace("block-0000", other, {})
     Path(context.shards(align.STAGE, ASSIGNMENTS_TABLE).location("part-00000")).unlink()
-    with pytest.raises(GsecError, match=r"were made anew and differ.*--redo align"):
+    with pytest.raises(GsecError, match=r"were made again and differ.*--redo align"):
         run_stage(context, align.STAGE)
     again, _, _ = cluster(config, redo=("align",))
     assert len(labels(again)) == 40

@@ -259,7 +259,7 @@ def test_what_was_set_aside_is_not_read_as_data(tmp_path: Path) -> None:
     assert parts.set_aside("part-00000")
     run_stage(context, baseline.STAGE)
     assert pq.read_table(pipeline.summary(context)["assignments"]).num_rows == 10
-    assert parts.read("part-00000") == good, "made anew from the same centres"
+    assert parts.read("part-00000") == good, "made again from the same centres"
 
 
 def test_a_moved_checkpoint_is_the_same_encoder(tmp_path: Path) -> None:

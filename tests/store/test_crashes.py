@@ -290,7 +290,7 @@ def disk_with_a_bad_shard() -> AbstractContextManager[Machine]:
 
 @dataclass
 class Mender:
-    """A process that sets the bad shard aside and makes it anew, as a run does that comes upon it."""
+    """A process that sets the bad shard aside and makes it again, as a run does that comes upon it."""
 
     disk: Machine
     number: int = 0

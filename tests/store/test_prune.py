@@ -345,7 +345,7 @@ def test_the_run_that_a_published_one_continues_is_kept(tmp_path: Path, source: 
     publish(second, 2, "nightly")
     newest = make_up(settings(source, tmp_path / "store", pipeline="other", clusters=3))
     grow_old(tmp_path)
-    assert prune.plan(Store(first.run.files), 1) == [], "a lineage of the second that is damaged is made anew from the first"
+    assert prune.plan(Store(first.run.files), 1) == [], "a lineage of the second that is damaged is made again from the first"
     publish(newest, 3, "nightly")
     carry_out(tmp_path, 1)
     assert kept(tmp_path) == {newest.run.id}
