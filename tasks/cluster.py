@@ -40,7 +40,10 @@ from tasks import progress, slices, watchdog
 from tasks.engine import Sums
 
 ANSWER = 25.0
-"""Seconds that a cluster is given to answer, and all its nodes to look at the store."""
+"""Seconds that a cluster is given to answer."""
+
+LOOK = 60.0
+"""Seconds that all its nodes are given to start a process and to look at the store; a busy one needs half of them."""
 
 RETRIES = 5
 """Nodes, or workers, that a slice may lose before it fails."""
@@ -258,9 +261,9 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
             .remote(store.url, mark, own, api): own
             for own, node in marks.items()
         }
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK)
         for ref in silent:
-            raise Refused(f"node {_name(marks[asked[ref]])} of the Ray cluster did not answer in {ANSWER:.0f} s. Mend it, or take it out of the cluster.")
+            raise Refused(f"node {_name(marks[asked[ref]])} of the Ray cluster did not answer in {LOOK:.0f} s. Mend it, or take it out of the cluster.")
         for ref in answered:
             _check_node(_name(marks[asked[ref]]), ref, store, asked[ref])
     finally:
