@@ -11,8 +11,8 @@ from PIL import Image
 
 from gsec_core.captioners.base import Answer, Subject
 from gsec_core.captioners.template import failed, sentence
-from gsec_core.devices import resolve, set_threads
-from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, class_names, fold_batch_norms, lite0
+from gsec_core.devices import resolve, set_threads, thread_count
+from gsec_core.encoders.lite import LiteEncoder, class_names, looking
 from gsec_core.images import decode as images
 from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED
@@ -39,11 +39,8 @@ class Tagger:
     form = "filled in"
 
     def __init__(self, *, device: str, threads: int) -> None:
-        import torch
-
         set_threads(threads)
-        self._device = torch.device(resolve(device, "encode.device"))
-        self._network = fold_batch_norms(lite0()).to(self._device)
+        self._look = looking("fp32", resolve(device, "encode.device"), thread_count(threads))
         self._names = class_names()
 
     def check(self) -> None:
@@ -61,11 +58,8 @@ class Tagger:
         return Answer(sentence(object, attributes), object, attributes, DESCRIBED)
 
     def _class_name(self, image: Image.Image) -> str:
-        import torch
-
-        with torch.inference_mode():
-            pixels = torch.from_numpy(LiteEncoder.preprocess(image)).to(self._device).float()
-            return self._names[int(self._network((pixels[None] - MEAN) / SCALE).argmax())]
+        _, _, classes = self._look(LiteEncoder.preprocess(image)[None])
+        return self._names[int(classes[0, 0])]
 
 
 def tagger_identity() -> dict[str, object]:

@@ -10,7 +10,7 @@ from skimage import data
 
 from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
-from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, fold_batch_norms, lite0
+from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, fold_batch_norms, lite0, looking
 from gsec_core.errors import Refused
 
 
@@ -55,6 +55,24 @@ def test_an_embedding_does_not_depend_on_its_place_in_the_batch_or_on_the_others
     np.testing.assert_array_equal(encoder.encode_images(others).image[63], before.image[0])
 
 
+def test_onnx_runtime_computes_what_torch_does_and_torch_where_it_cannot(
+    photos: dict[str, Image.Image], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = load_encoder("lite", precision="fp32", device="cpu", threads=2)
+    pixels = np.stack([encoder.preprocess(photo) for photo in photos.values()])
+    found = encoder.encode_images(pixels)
+    assert not caplog.records, "nothing stood in its way"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    looking.cache_clear()
+    torchs = load_encoder("lite", precision="fp32", device="cpu", threads=2).encode_images(pixels)
+    assert "ONNX Runtime cannot be used" in caplog.text
+    for one, other in zip(found, torchs, strict=True):
+        assert one is not None
+        assert other is not None
+        np.testing.assert_allclose((one * other).sum(axis=1), 1, atol=2e-6)
+    looking.cache_clear()
+
+
 def test_folded_batch_norms_compute_the_same() -> None:
     images = (torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0)) - MEAN) / SCALE
     with torch.inference_mode():
@@ -88,11 +106,12 @@ def test_preprocessing_and_identity_are_plain_json() -> None:
 
 def test_loading_is_silent_and_offline_and_sets_the_threads() -> None:
     script = """
-import socket, torch
+import numpy, socket, torch
 def refuse(*_): raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refuse
 from gsec_core.encoders import load_encoder
-load_encoder("lite", precision="fp32", device="auto", threads=1)
+encoder = load_encoder("lite", precision="fp32", device="auto", threads=1)
+encoder.encode_images(numpy.zeros((2, 3, 224, 224), numpy.uint8))
 assert torch.get_num_threads() == 1
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
