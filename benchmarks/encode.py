@@ -6,24 +6,28 @@ Let d be the rate of reading, hashing, decoding, resizing and normalising alone,
 the same batch shape, each with all cores. On a processor that does both, nothing can beat T_ideal = N (1/d + 1/f).
 Printed are d, f, the stage's rate and T_ideal / T_stage. Imports and the loading of the model are outside the clock;
 what the stage does beyond d and f (thumbnails, Parquet, fsync) is inside. The images are worked on in rounds, each
-measured in all three ways, so that a machine that is slower for a while is slower for all three.
+measured in all three ways, so that a machine that is slower for a while is slower for all three. With `lite` on a CPU the
+forward pass by torch is measured, too: the stage beside what could at best be reached with that.
 """
 
 import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance
 
 from flows.demo import photographs
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import usable_cores
+from gsec_core.devices import resolve, usable_cores
+from gsec_core.encoders import lite
 from gsec_core.encoders.base import Encoder
 from gsec_core.images import decode as images
 from gsec_core.settings import load_config
@@ -37,9 +41,11 @@ from gsec_core.stages.base import Context, run_stage
 class Seconds:
     """What a round took."""
 
-    prepare: float
-    forward: float
-    stage: float
+    prepare: float = 0.0
+    forward: float = 0.0
+    stage: float = 0.0
+    by_torch: float = 0.0
+    """The forward pass by torch, where the encoder does without; else 0."""
 
     @property
     def share(self) -> float:
@@ -62,7 +68,7 @@ def write_photographs(folder: Path, count: int, seed: int) -> Path:
     return folder
 
 
-def measure(source: Path, store: Path, config: PipelineConfig, encoder: Encoder, workers: int) -> Seconds:
+def measure(source: Path, store: Path, config: PipelineConfig, encoder: Encoder, workers: int, peer: Callable[[np.ndarray], object] | None) -> Seconds:
     """One round: the halves alone, then the stage."""
     opened = open_source(str(source))
     refs = [ImageRef(**row) for row in opened.list().to_pylist()]
@@ -77,16 +83,21 @@ def measure(source: Path, store: Path, config: PipelineConfig, encoder: Encoder,
     pixels = np.stack(prepared)
     size = config.encode.batch_size
     padded = np.concatenate([pixels, np.zeros((-len(pixels) % size, *pixels.shape[1:]), pixels.dtype)])
-    started = time.perf_counter()
-    for start in range(0, len(padded), size):
-        encoder.encode_images(padded[start : start + size])
-    forward = time.perf_counter() - started
+    forward = _forward(encoder.encode_images, padded, size)
+    by_torch = 0.0 if peer is None else _forward(peer, padded, size)
     config = config.model_copy(update={"source": str(source), "store": str(store)})
     run, _ = pipeline.request(config)
     context = Context.of(run, config)
     started = time.perf_counter()
     run_stage(context, encode.STAGE)
-    return Seconds(preparing, forward, time.perf_counter() - started)
+    return Seconds(preparing, forward, time.perf_counter() - started, by_torch)
+
+
+def _forward(encode_images: Callable[[np.ndarray], object], pixels: np.ndarray, size: int) -> float:
+    started = time.perf_counter()
+    for start in range(0, len(pixels), size):
+        encode_images(pixels[start : start + size])
+    return time.perf_counter() - started
 
 
 def _pixels(source: Source, encoder: Encoder, ref: ImageRef) -> np.ndarray:
@@ -107,13 +118,15 @@ def main() -> None:
     workers = usable_cores()
     directory = Path(tempfile.mkdtemp(prefix="gsec-encode-"))
     each = options.images // options.rounds
-    totals = Seconds(0, 0, 0)
+    totals = Seconds()
+    on_cpu = (options.encoder, options.precision, resolve(config.encode.device, "encode.device")) == ("lite", "fp32", "cpu")
+    peer = lite.on_torch(lite.classified(torch.float32), "cpu") if on_cpu else None
     try:
         for number in range(options.rounds):
             source = write_photographs(directory / f"in-{number}", each, number)
-            took = measure(source, directory / "store", config, encoder, workers)
+            took = measure(source, directory / "store", config, encoder, workers, peer)
             print(f"round {number + 1}: d {each / took.prepare:.0f}/s, f {each / took.forward:.1f}/s, stage {each / took.stage:.1f}/s, share {took.share:.1%}")
-            totals = Seconds(totals.prepare + took.prepare, totals.forward + took.forward, totals.stage + took.stage)
+            totals = Seconds(*(sum(pair) for pair in zip(astuple(totals), astuple(took), strict=True)))
             shutil.rmtree(source)
     finally:
         shutil.rmtree(directory)
@@ -122,6 +135,11 @@ def main() -> None:
     print(f"{count} photographs of 500 to 800 px, encoder {options.encoder} {options.precision}, batch {config.encode.batch_size}, {workers} cores")
     print(f"d {count / totals.prepare:.0f} images/s, f {count / totals.forward:.1f} images/s")
     print(f"T_ideal {ideal:.1f} s ({count / ideal:.1f} images/s), stage {totals.stage:.1f} s ({count / totals.stage:.1f} images/s): {totals.share:.1%}")
+    if peer is not None:
+        best = totals.prepare + totals.by_torch
+        print(
+            f"f by torch {count / totals.by_torch:.1f} images/s, with which T_ideal would be {best:.1f} s: the stage is {best / totals.stage:.2f} times as fast"
+        )
 
 
 if __name__ == "__main__":

@@ -120,12 +120,19 @@ def looking(precision: str, device: str, threads: int) -> Callable[[NDArray[np.g
     """
     import torch
 
-    network = _classified(torch.bfloat16 if precision == "bf16" else torch.float32)
+    network = classified(torch.bfloat16 if precision == "bf16" else torch.float32)
     if (precision, device) == ("fp32", "cpu"):
         try:
             return onnx_runtime.compiled(network, torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), threads=threads)
         except Exception as error:  # noqa: BLE001 - whatever the reason, torch computes the same
             _log.warning("lite: ONNX Runtime cannot be used, so that torch computes, more slowly: %s", error)
+    return on_torch(network, device)
+
+
+def on_torch(network: Any, device: str) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
+    """What `classified` computes, by torch."""
+    import torch
+
     network = network.to(device, memory_format=torch.channels_last)
 
     def look(pixels: NDArray[np.generic]) -> Sequence[NDArray[Any]]:
@@ -135,7 +142,8 @@ def looking(precision: str, device: str, threads: int) -> Callable[[NDArray[np.g
     return look
 
 
-def _classified(dtype: Any) -> Any:
+def classified(dtype: Any) -> Any:
+    """The network of `looking`; ``dtype`` is the convolutions'."""
     import torch
 
     class Classified(torch.nn.Module):
