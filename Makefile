@@ -14,9 +14,9 @@ up: .venv/demo
 down: .venv/demo
 	$(BIN)/gsec down $(if $(STACK),--config $(STACK))
 
-# Two processes, which must not spin for each other's cores while they wait. Files are taken as they come: by the number of their tests the
-# slow ones, which have one or two, would be the last.
-PYTEST := OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes, for two cores, as tests wait for servers a third of their time; they must not spin for each other's cores while they do.
+# Files are taken as they come: by the number of their tests the slow ones, which have one or two, would be the last.
+PYTEST := OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: .venv/dev lint
 	$(PYTEST) --ignore tests/real
