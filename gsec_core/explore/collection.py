@@ -280,6 +280,8 @@ class Collection:
     @staticmethod
     def _cluster(view: View, key: int) -> ClusterRow:
         if key not in view.by_key:
+            if key in view.curated.into:
+                raise NotFound(f"cluster {key} is part of cluster {view.curated.into[key]} now.")
             raise NotFound(f"cluster {key}: the run has no cluster of this key.")
         return view.by_key[key]
 

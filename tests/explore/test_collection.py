@@ -464,7 +464,7 @@ def test_a_split_and_a_merge(copied: Collection) -> None:
     assert all(row.terms == () for row in parts if row.key in act.keys)
     curation.add(copied.context, "merge", who="me", key=act.keys[0], keys=[small.key])
     assert copied.cluster(act.keys[0]).merged == (small.key,)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match=f"cluster {small.key} is part of cluster {act.keys[0]} now"):
         copied.cluster(small.key)
     assert sum(row.size for row in copied.clusters()) == len(copied)
 
