@@ -115,6 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(overrides={"encode": {"encoder": options.encoder, "precision": options.precision}})
     encoder = encode.loaded_encoder(config)
+    encoder.encode_images(encoder.preprocess(Image.new("RGB", (64, 64)))[None])  # the first builds what the others use
     workers = usable_cores()
     directory = Path(tempfile.mkdtemp(prefix="gsec-encode-"))
     each = options.images // options.rounds
