@@ -121,7 +121,7 @@ def main() -> None:
     each = options.images // options.rounds
     totals = Seconds()
     on_cpu = (options.encoder, options.precision, resolve(config.encode.device, "encode.device")) == ("lite", "fp32", "cpu")
-    peer = lite.on_torch(lite.classified(torch.float32), "cpu") if on_cpu else None
+    peer = lite.by_torch(lite.torch_module(torch.float32), "cpu") if on_cpu else None
     try:
         for number in range(options.rounds):
             source = write_photographs(directory / f"in-{number}", each, number)

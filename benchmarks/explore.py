@@ -54,6 +54,8 @@ from gsec_core.tables import (
     FEATURES_TABLE,
     HEAD,
     HEAD_TABLE,
+    HIERARCHY,
+    HIERARCHY_TABLE,
     IMAGES,
     LAYOUT,
     LAYOUT_TABLE,
@@ -189,6 +191,14 @@ class Maker:
         parts = {f"part-{number:05d}": places.slice(number * PART_ROWS, PART_ROWS) for number in range(-(-self.n // PART_ROWS))}
         self.tables("map", {MAP_TABLE: parts})
         nothing = [pa.nulls(self.k, LINEAGE.field(name).type) for name in ("previous_cluster", "overlap")]
+        below = [1] * self.k  # clusters below each cluster and node; those at the front of the line are joined, and go to its end
+        rows = [(self.k + node, 2 * node, 2 * node + 1, node / self.k) for node in range(self.k - 1)]
+        sizes = np.bincount(self.truth, minlength=self.k).tolist()
+        for _, left, right, _ in rows:
+            below.append(below[left] + below[right])
+            sizes.append(sizes[left] + sizes[right])
+        columns = [*map(list, zip(*rows, strict=True)), below[self.k :], sizes[self.k :], [f"kind {node}" for node in range(self.k - 1)]]
+        self.tables("hierarchy", {HIERARCHY_TABLE: {"all": pa.table(columns, schema=HIERARCHY)}})
         lineage = [numbers, numbers, *nothing, np.zeros(self.k, np.int64), pa.nulls(self.k, pa.float32()), [[]] * self.k]
         self.tables("lineage", {LINEAGE_TABLE: {"all": pa.table(lineage, schema=LINEAGE)}})
         twins = order[: self.n // 20 // 2 * 2]

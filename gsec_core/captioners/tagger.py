@@ -12,7 +12,7 @@ from PIL import Image
 from gsec_core.captioners.base import Answer, Subject
 from gsec_core.captioners.template import failed, sentence
 from gsec_core.devices import resolve, set_threads, thread_count
-from gsec_core.encoders.lite import LiteEncoder, class_names, looking
+from gsec_core.encoders.lite import LiteEncoder, class_names, image_network
 from gsec_core.images import decode as images
 from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED
@@ -40,7 +40,7 @@ class Tagger:
 
     def __init__(self, *, device: str, threads: int) -> None:
         set_threads(threads)
-        self._look = looking("fp32", resolve(device, "encode.device"), thread_count(threads))
+        self._network = image_network("fp32", resolve(device, "encode.device"), thread_count(threads))
         self._names = class_names()
 
     def check(self) -> None:
@@ -58,7 +58,7 @@ class Tagger:
         return Answer(sentence(object, attributes), object, attributes, DESCRIBED)
 
     def _class_name(self, image: Image.Image) -> str:
-        _, _, classes = self._look(LiteEncoder.preprocess(image)[None])
+        _, _, classes = self._network(LiteEncoder.preprocess(image)[None])
         return self._names[int(classes[0, 0])]
 
 

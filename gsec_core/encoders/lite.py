@@ -82,7 +82,7 @@ class LiteEncoder:
 
     def encode_images(self, pixels: NDArray[np.generic]) -> Embedded:
         """(batch, 3, 224, 224) uint8 to image embeddings (batch, 1280) and joint embeddings (batch, 384)."""
-        features, probabilities, classes = looking(self._precision, self._device, self._threads)(pixels)
+        features, probabilities, classes = image_network(self._precision, self._device, self._threads)(pixels)
         joint = np.einsum("bk,bkd->bd", probabilities, self._class_names[classes])
         return Embedded(unit_rows(features), unit_rows(joint))
 
@@ -113,37 +113,37 @@ def lite0() -> Any:
 
 
 @cache
-def looking(precision: str, device: str, threads: int) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
+def image_network(precision: str, device: str, threads: int) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
     """Lite0 on a device: uint8 pixels (batch, 3, 224, 224) to features (batch, 1280), and the probabilities and numbers of the most probable classes.
 
     These are (batch, TOP_CLASSES), the most probable first. ``precision`` and ``device`` are as `load_encoder` has them, but for auto.
     """
     import torch
 
-    network = classified(torch.bfloat16 if precision == "bf16" else torch.float32)
+    network = torch_module(torch.bfloat16 if precision == "bf16" else torch.float32)
     if (precision, device) == ("fp32", "cpu"):
         try:
             return onnx_runtime.compiled(network, torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), threads=threads)
         except Exception as error:  # noqa: BLE001 - whatever the reason, torch computes the same
             _log.warning("lite: ONNX Runtime cannot be used, so that torch computes, more slowly: %s", error)
-    return on_torch(network, device)
+    return by_torch(network, device)
 
 
-def on_torch(network: Any, device: str) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
-    """What `classified` computes, by torch."""
+def by_torch(network: Any, device: str) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
+    """What `torch_module` computes, by torch."""
     import torch
 
     network = network.to(device, memory_format=torch.channels_last)
 
-    def look(pixels: NDArray[np.generic]) -> Sequence[NDArray[Any]]:
+    def compute(pixels: NDArray[np.generic]) -> Sequence[NDArray[Any]]:
         with torch.inference_mode():
-            return [part.cpu().numpy() for part in network(torch.from_numpy(pixels).to(device))]
+            return [part.cpu().numpy() for part in network(torch.from_numpy(pixels).to(device, memory_format=torch.channels_last))]
 
-    return look
+    return compute
 
 
-def classified(dtype: Any) -> Any:
-    """The network of `looking`; ``dtype`` is the convolutions'."""
+def torch_module(dtype: Any) -> Any:
+    """The network of `image_network`; ``dtype`` is the convolutions'."""
     import torch
 
     class Classified(torch.nn.Module):

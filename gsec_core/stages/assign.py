@@ -17,7 +17,7 @@ from gsec_core.tables import ASSIGNED_TABLE
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Embed nothing again: the counterpart, the features and the posteriors of every image of the named parts."""
+    """Encodes nothing: the counterpart, the features and the posteriors of every image of the named parts."""
     set_threads(context.config.threads)
     model = model_of(context)
     for part in parts(context, names):

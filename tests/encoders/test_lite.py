@@ -10,7 +10,7 @@ from skimage import data
 
 from gsec_core.encoders import encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
-from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, fold_batch_norms, lite0, looking
+from gsec_core.encoders.lite import MEAN, SCALE, LiteEncoder, fold_batch_norms, image_network, lite0
 from gsec_core.errors import Refused
 
 
@@ -63,14 +63,14 @@ def test_onnx_runtime_computes_what_torch_does_and_torch_where_it_cannot(
     found = encoder.encode_images(pixels)
     assert not caplog.records, "nothing stood in its way"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    looking.cache_clear()
+    image_network.cache_clear()
     torchs = load_encoder("lite", precision="fp32", device="cpu", threads=2).encode_images(pixels)
     assert "ONNX Runtime cannot be used" in caplog.text
     for one, other in zip(found, torchs, strict=True):
         assert one is not None
         assert other is not None
         np.testing.assert_allclose((one * other).sum(axis=1), 1, atol=2e-6)
-    looking.cache_clear()
+    image_network.cache_clear()
 
 
 def test_folded_batch_norms_compute_the_same() -> None:
