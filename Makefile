@@ -54,9 +54,10 @@ real-parts: .venv-vllm/ready
 vllm-dev: .venv-vllm/ready
 	.venv-vllm/bin/python deployments/vllm/dev.py start build/vllm-dev --port 8000
 
-# The reference pages, from the code.
+# The reference pages, from the code; the table and the plot of docs/measured.md, from docs/measured/summary.toml.
 reference: .venv/dev
 	$(BIN)/python -c 'from flows.reference import main; main()'
+	$(BIN)/python -m benchmarks.summary
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv

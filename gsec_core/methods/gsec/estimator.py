@@ -105,7 +105,7 @@ PRESETS = {
     ),
 }
 """``published``: the settings of the paper's code, the same for all data sets. ``default``: what beats k-means on the
-development sets of docs/measured.md; its values were chosen on them, by their labels, and are the same for all."""
+development sets of docs/measured/quality.md; its values were chosen on them, by their labels, and are the same for all."""
 
 MOST_COLUMNS = 4096
 """Members times clusters that are trained in one computation."""

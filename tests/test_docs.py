@@ -1,0 +1,72 @@
+"""The pages: their links lead somewhere, and the figures in front are those of the proofs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import summary
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not any(part.startswith((".", "gsec-", "build")) for part in path.relative_to(ROOT).parts))
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them: lower case, hyphens for spaces, no other punctuation, a number for a heading that is there already."""
+    found: set[str] = set()
+    counts: dict[str, int] = {}
+    for heading in re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", heading).strip().lower()
+        anchor = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        counts[anchor] = counts.get(anchor, -1) + 1
+        found.add(anchor if counts[anchor] == 0 else f"{anchor}-{counts[anchor]}")
+    return found
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page: Path) -> list[str]:
+    text = re.sub(r"`[^`\n]*`", "`code`", without_code(page))
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+://", link)]
+
+
+def test_there_are_pages_with_links() -> None:
+    assert ROOT / "README.md" in PAGES
+    assert "docs/runs.md#the-published-clustering" in links(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), link
+
+
+def test_pages_that_the_code_names_are_there() -> None:
+    rooms = [ROOT / room for room in ("gsec_core", "tasks", "flows", "deployments", "benchmarks")]
+    code = [path for room in rooms for path in room.rglob("*") if path.suffix in (".py", ".toml", ".yaml", ".j2")]
+    named = {name for path in code for name in re.findall(r"docs/[a-z/-]+\.(?:md|svg|png|toml)", path.read_text())}
+    assert len(named) > 2
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_every_figure_in_front_is_on_the_page_of_its_proof() -> None:
+    for group in summary.groups():
+        text = (summary.FIGURES.parent / group["proof"].partition("#")[0]).read_text()
+        assert re.split(r" --|&& ", group["command"])[0].strip() in text, group["command"]
+        for row in group["rows"]:
+            for figure in (row["gsec"], row["peer"], row.get("published", "")):
+                number = re.sub(r" (s|ms|MiB|images/s)$", "", figure)
+                assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.]*\d)", text) or figure == "100%", (row["what"], figure)
+
+
+def test_table_and_plot_are_made_of_these_figures() -> None:
+    text = summary.PAGE.read_text()
+    assert summary.page(text) == text, "run make reference"
+    assert summary.PICTURE.read_text() == summary.svg(), "run make reference"
