@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import summary
+from gsec_core.pipeline import ALL_STAGES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not any(part.startswith((".", "gsec-", "build")) for part in path.relative_to(ROOT).parts))
@@ -54,6 +55,20 @@ def test_pages_that_the_code_names_are_there() -> None:
     assert len(named) > 2
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+def test_the_architecture_names_every_stage_with_its_module_and_its_tables() -> None:
+    page = ROOT / "docs" / "architecture.md"
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+\.py)` \| .* \| (.*) \|$", page.read_text(), re.MULTILINE)
+    drawn = re.search(r"```mermaid(.*?)```", page.read_text(), re.DOTALL)
+    assert drawn is not None
+    for stage in ALL_STAGES:
+        [(module, writes)] = [(module, writes) for name, module, writes in rows if name == stage.name]
+        source = (ROOT / "gsec_core" / "stages" / module).read_text()
+        assert f"{stage.name}: " in source.partition('"""')[2].partition("\n\n")[0], module
+        tables = [table for step in stage.steps for table in step.tables]
+        assert re.findall(r"`(\w+)`", writes)[: len(tables)] == tables, stage.name
+        assert stage.name in ("assign", "count") or stage.name in drawn[1], stage.name
 
 
 def test_every_figure_in_front_is_on_the_page_of_its_proof() -> None:
