@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ DONE, FAILED, REFUSED = 0, 1, 2
 app = App(
     name="gsec",
     help="Sorts a large store of unlabelled images into clusters. Every stage is resumable: a rerun does what is missing.",
-    version_flags=["--version"],
+    version=lambda: version("gsec"),  # without it the version of a distribution `flows`, which there is not
 )
 
 Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]

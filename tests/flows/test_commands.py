@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -65,6 +66,10 @@ def test_the_same_run_again_starts_nothing(place: dict[str, str]) -> None:
     assert "nothing to do" in done.stderr
     assert "starting" not in done.stderr
     gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], "--set", "max_rejects=0.1", *SMALL, check=0)
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert gsec_here("--version").stdout.strip() == version("gsec")
 
 
 def test_status_reads_the_store_alone(place: dict[str, str]) -> None:
