@@ -40,7 +40,8 @@ def settings() -> str:
         "# Settings",
         "",
         "`--set SECTION.NAME=VALUE`, `GSEC_SECTION__NAME=VALUE` in the environment, or a TOML file (`--config`); the first of these counts.",
-        "What does not change the output can be changed in any rerun; another value of the others makes a new run, which does what lies below.",
+        "A setting that does not change the output can be changed in any rerun. Another value of one that does makes a new run, which does the "
+        "stages that depend on it.",
     ]
     top = {name: field for name, field in PipelineConfig.model_fields.items() if not _section(field)}
     lines += ["", "## The run", "", *_rows(PipelineConfig, top, "")]

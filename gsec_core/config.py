@@ -31,123 +31,127 @@ class IngestConfig(Section):
 
     image_column: str = Field("image", description="Parquet sources: the column with the image bytes (binary, or a struct with a field `bytes`).")
     exclude: Annotated[str, RUNTIME] = Field(
-        EXCLUDED, description="What is passed over and counted: globs with commas between them, each for a whole path or the name of a file or folder."
+        EXCLUDED, description="What to leave out and count: globs, separated by commas, each for a whole path or for the name of a file or folder."
     )
     follow_links: Annotated[bool, RUNTIME] = Field(
-        False, description="Enter links to folders of this machine, wherever they lead, each folder once. Not for deployed flows."
+        False, description="Follow links to folders on this machine, wherever they lead, each folder once. Not for deployed flows."
     )
-    shard_rows: Annotated[int, RUNTIME] = Field(2048, ge=1, le=65536, description="Images a shard: the unit of commit and resume of encoding.")
-    max_shrink: Annotated[float, RUNTIME] = Field(0.2, ge=0, le=1, description="Share of the live images that may vanish before ingest stops.")
+    shard_rows: Annotated[int, RUNTIME] = Field(2048, ge=1, le=65536, description="Images in a shard, the unit of commit and resume in encoding.")
+    max_shrink: Annotated[float, RUNTIME] = Field(0.2, ge=0, le=1, description="Share of the live images that may vanish; if more do, ingest stops.")
 
 
 class EncodeConfig(Section):
     """How images become embeddings."""
 
     encoder: str = Field("lite", description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass. bf16 is faster where the processor has it.")
-    batch_size: int = Field(64, ge=1, le=4096, description="Images a forward pass; the last batch is padded to it.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass. bf16 is faster if the processor supports it.")
+    batch_size: int = Field(64, ge=1, le=4096, description="Images in a forward pass; the last batch is padded.")
     thumbnail_size: int = Field(96, ge=16, le=96, description="Longest side of the stored thumbnails, in pixels.")
-    device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
-    workers: Annotated[int, RUNTIME] = Field(0, ge=0, le=256, description="Threads that read and decode; 0 = one a core. A remote source wants more.")
-    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Go on when a damaged shard cannot be restored whole because images are gone.")
+    device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`.")
+    workers: Annotated[int, RUNTIME] = Field(0, ge=0, le=256, description="Threads that read and decode. 0: one for each core. Use more for a remote source.")
+    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Continue if a damaged shard cannot be restored completely because images are gone.")
 
 
 class BaselineConfig(Section):
     """Spherical k-means on the image embeddings."""
 
-    n_init: int = Field(10, ge=1, le=100, description="Starts; the best by the clustering's own objective is kept.")
-    max_iter: int = Field(50, ge=1, le=1000, description="Iterations a start.")
+    n_init: int = Field(10, ge=1, le=100, description="Starts; the best by the k-means objective is kept.")
+    max_iter: int = Field(50, ge=1, le=1000, description="Iterations of a start.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the starts.")
 
 
 class PrototypesConfig(Section):
-    """Micro-clusters of the image embeddings and the images that stand for them."""
+    """Micro-clusters of the image embeddings, and the images that represent them."""
 
-    count: int | None = Field(None, ge=1, le=100_000, description="Micro-clusters; not given: max(3 clusters, min(images / 60, 4096)), at most one an image.")
-    representatives: int = Field(5, ge=0, le=50, description="Images described of each micro-cluster, spread from its core to its rim; 0 = all.")
+    count: int | None = Field(
+        None, ge=1, le=100_000, description="Number of micro-clusters. Default: max(3 x clusters, min(images / 60, 4096)), at most one for each image."
+    )
+    representatives: int = Field(5, ge=0, le=50, description="Images to describe in each micro-cluster, spread from its core to its rim. 0: all.")
     max_iter: int = Field(20, ge=1, le=1000, description="Iterations of k-means.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of k-means.")
 
 
 class DescribeConfig(Section):
-    """Who describes the representatives, and how it is asked."""
+    """What describes the representatives, and how it is asked."""
 
-    captioner: str = Field("tagger", description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, as vLLM), or `table:FILE:COLUMN`.")
+    captioner: str = Field("tagger", description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, such as vLLM), or `table:FILE:COLUMN`.")
     criterion: str | None = Field(
-        None, description="openai: the one aspect to describe, as `the kind of place`; not given: the main object. Each makes a clustering of its own."
+        None,
+        description="openai: the one aspect to describe, such as `the kind of place`. Default: the main object. Each criterion is a clustering of its own.",
     )
-    template: str | None = Field(
-        None, description="openai: a TOML file with a `prompt` and a `pattern` of your own in place of GSEC's sentence; see docs/describe.md."
-    )
-    image_size: int = Field(448, ge=32, le=4096, description="openai: longest side of the image that is sent, in pixels; never enlarged.")
-    max_tokens: int = Field(96, ge=16, le=4096, description="openai: length of an answer.")
+    template: str | None = Field(None, description="openai: a TOML file with your own `prompt` and `pattern` instead of GSEC's sentence; see docs/describe.md.")
+    image_size: int = Field(448, ge=32, le=4096, description="openai: longest side of the image that is sent, in pixels. Images are never enlarged.")
+    max_tokens: int = Field(96, ge=16, le=4096, description="openai: largest length of an answer, in tokens.")
     url: Annotated[str, RUNTIME] = Field(
         "http://localhost:8000/v1",
-        description="openai: the server, or several with commas between them, which share the work. Their key, if they want one, is GSEC_CAPTIONER_KEY.",
+        description="openai: the server, or several, separated by commas, which share the work. If they need a key, set GSEC_CAPTIONER_KEY.",
     )
-    concurrency: Annotated[int, RUNTIME] = Field(64, ge=1, le=1024, description="openai: requests under way at once, at each server.")
+    concurrency: Annotated[int, RUNTIME] = Field(64, ge=1, le=1024, description="openai: requests at the same time, for each server.")
     timeout: Annotated[float, RUNTIME] = Field(120, gt=0, le=3600, description="openai: seconds until a request counts as lost.")
     patience: Annotated[float, RUNTIME] = Field(
-        300, ge=0, le=86_400, description="openai: seconds to wait for a server that was lost or is busy, before the stage ends."
+        300, ge=0, le=86_400, description="openai: seconds to wait for a server that is lost or busy before the stage ends."
     )
-    commit_rows: Annotated[int, RUNTIME] = Field(64, ge=1, le=65536, description="Answers a commit of the captions log.")
-    commit_seconds: Annotated[float, RUNTIME] = Field(30, gt=0, le=3600, description="Seconds after which answers are committed, however few.")
+    commit_rows: Annotated[int, RUNTIME] = Field(64, ge=1, le=65536, description="Answers in one commit of the captions log.")
+    commit_seconds: Annotated[float, RUNTIME] = Field(30, gt=0, le=3600, description="Seconds after which answers are committed, even if there are few.")
     min_coverage: Annotated[float, RUNTIME] = Field(
-        0.5, ge=0, le=1, description="Share of the micro-clusters of which an image at least must have a description."
+        0.5, ge=0, le=1, description="Share of the micro-clusters in which at least one image must have a description."
     )
-    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Go on when a part of the captions log is damaged: what it held is asked again.")
+    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Continue if a part of the captions log is damaged, and ask again for its answers.")
 
 
 class FuseConfig(Section):
-    """How descriptions of few images become a text counterpart of every image."""
+    """How descriptions of a few images become a text counterpart of every image."""
 
     counterpart: Literal["auto", "ridge", "softmax", "joint", "own"] = Field(
         "auto",
-        description="`ridge`: a linear map from images to descriptions; `softmax`: their mean weighted by likeness in the joint space, as published; "
-        "`joint`: the image in the joint space, without descriptions; `own`: the image's own description, `ridge` where it has none; "
-        "`auto`: whichever predicts descriptions that are held out, `own` if all images are described, `joint` by `tagger`.",
+        description="`ridge`: a linear map from images to descriptions; `softmax`: the mean description, weighted by similarity in the joint space, as "
+        "published; `joint`: the image in the joint space, without descriptions; `own`: the image's own description, `ridge` if it has none. `auto`: "
+        "`joint` with `tagger`, `own` if all images are described, otherwise whichever predicts held-out descriptions better.",
     )
     text_weight: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Weight of the text half against the image half; not given: .15 to .5, the better descriptions that are held out are predicted; "
-        ".5 with `own`, .15 with `joint` or by `tagger`.",
+        description="Weight of the text half against the image half. Default: .5 with `own`, .15 with `joint` or `tagger`, otherwise .15 to .5, more "
+        "if held-out descriptions are predicted better.",
     )
     tau: float = Field(0.005, gt=0, le=10, description="softmax: temperature over the descriptions.")
-    max_lost_weight: float = Field(1e-4, ge=0, lt=1, description="softmax: bound on the summed weight of the descriptions that are left out; 0 = none is.")
+    max_lost_weight: float = Field(
+        1e-4, ge=0, lt=1, description="softmax: bound on the summed weight of the descriptions that are left out. 0: none is left out."
+    )
 
 
 class TextConfig(Section):
-    """Where the images' counterparts come from: text, or a second encoder in its place."""
+    """Where the images' counterparts come from: text, or a second encoder instead."""
 
     source: Literal["captions", "nouns", "encoder", "none"] | None = Field(
         None,
-        description="`captions`: descriptions of a few images; `nouns`: those of a vocabulary that tell the images apart; `encoder`: no text, but the images "
-        "as a second encoder sees them; `none`; not given: the method's own.",
+        description="`captions`: descriptions of a few images; `nouns`: the words of a vocabulary that tell the images apart; `encoder`: no text, but "
+        "the embeddings of a second encoder; `none`. Default: the method's own.",
     )
-    encoder: str | None = Field(None, description="encoder: which is the second; takes what encode.encoder takes, and has its precision and batches.")
+    encoder: str | None = Field(None, description="encoder: the second encoder, with the same values as encode.encoder, and its precision and batches.")
     vocabulary: str = Field(
         "wordnet",
-        description="nouns: `wordnet` (117,798 nouns of WordNet 3.0), `imagenet` (the names of its classes), or `file:PATH` with a word or a sentence a line.",
+        description="nouns: `wordnet` (117,798 nouns of WordNet 3.0), `imagenet` (the names of its classes), or `file:PATH`, with a word or a "
+        "sentence on each line.",
     )
     prompts: str | None = Field(
         None,
         min_length=1,
-        description="nouns: what a word is put into, as `a photo of a {}`; several with `|` between them are averaged; not given: seven of CLIP's, "
-        "with `lite` `a photo of a {}`.",
+        description="nouns: the prompt for a word, such as `a photo of a {}`; several, separated by `|`, are averaged. Default: seven of CLIP's; with "
+        "`lite` `a photo of a {}`.",
     )
 
 
 class NounsConfig(Section):
-    """Which words of the vocabulary stand for the images, and how."""
+    """Which words of the vocabulary represent the images, and how."""
 
     images_per_centre: int | None = Field(
-        None, ge=1, le=1_000_000, description="Images a part that words are kept for; not given: as the method has it, mostly 300."
+        None, ge=1, le=1_000_000, description="Images in each part for which words are kept. Default: the method's, mostly 300."
     )
-    per_centre: int | None = Field(None, ge=1, le=1000, description="Words that are kept of each part; not given: as the method has it, mostly 5.")
-    tau: float | None = Field(None, gt=0, le=10, description="Temperature over the words that are kept; not given: as the method has it, mostly 0.005.")
-    weight: float = Field(0.3, ge=0, le=1, description="Of the text half against the image half, with a method that weighs them.")
+    per_centre: int | None = Field(None, ge=1, le=1000, description="Words that are kept for each part. Default: the method's, mostly 5.")
+    tau: float | None = Field(None, gt=0, le=10, description="Temperature of the softmax over the kept words. Default: the method's, mostly 0.005.")
+    weight: float = Field(0.3, ge=0, le=1, description="Weight of the text half against the image half, for a method that weighs them.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the parts.")
 
 
@@ -156,53 +160,56 @@ class DuplicatesConfig(Section):
 
     threshold: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "auto",
-        description="Cosine from which on two images are copies; where small pictures of them are the same, 3 times as far from 1. `auto`: the encoder's.",
+        description="Smallest cosine of two images that are copies; 3 times as far from 1 if their small pictures are the same. `auto`: the encoder's.",
     )
 
 
 class TrainConfig(Section):
-    """The members of the ensemble. What a method trains is in the section of its name."""
+    """The members of the ensemble. The settings of each method are in a section with its name."""
 
-    n_members: int | None = Field(None, ge=1, le=1000, description="Outer members; not given: as many as the method has.")
+    n_members: int | None = Field(None, ge=1, le=1000, description="Number of members. Default: the method's.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of starts and mini-batches.")
     refit: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="What becomes of the published model when images come and go. `auto`: it stays and labels the new ones while they fit, and is continued or "
-        "renewed when they do not; `never`: it stays; `always`: every run fits from scratch.",
+        description="What happens to the published model when images change. `auto`: it is kept while the new images fit, and continued or renewed if "
+        "they do not; `never`: it is kept; `always`: every run fits from scratch.",
     )
-    grow: bool = Field(False, description="New images that lie together where no old ones are become a cluster of their own; `clusters = auto` has it on.")
-    device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (cuda if there), `cpu`, `cuda`, `cuda:1`.")
+    grow: bool = Field(False, description="Make a new cluster of new images that lie together where no old ones are. On with `clusters = auto`.")
+    device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`.")
 
 
 class PublishConfig(Section):
-    """How clusters get their names."""
+    """How clusters get their names, and when a run is published."""
 
     namer: str | None = Field(
         None,
-        description="`terms`: from the descriptions' words; `nouns`: those that stand for the images; `openai:MODEL`: by a language model at "
-        "describe.url; not given: `nouns` where they are the text source, else `terms`.",
+        description="What names clusters. `terms`: words of the descriptions; `nouns`: the nouns that represent the images; `openai:MODEL`: a language "
+        "model at describe.url. Default: `nouns` if they are the text source, otherwise `terms`.",
     )
     max_moved: Annotated[float, RUNTIME] = Field(
         0.25,
         ge=0,
         le=1,
-        description="Share of the images in common with the published clustering that may be in other clusters. A run that moved more is published "
-        "only if its settings are others than those of the clustering before it; either way it warns.",
+        description="Share of the images in common with the published clustering that may move to other clusters. A run that moves more warns, and is "
+        "published only if its settings changed.",
     )
 
 
 class RayConfig(Section):
-    """The Ray cluster, where the engine is one."""
+    """The Ray cluster, with engine = ray."""
 
     address: Annotated[str | None, RUNTIME] = Field(
         None,
-        description="`auto` or HOST:PORT, of a cluster that this machine is a node of, or `ray://HEAD:10001`; not given: one of this machine alone.",
+        description="`auto` or HOST:PORT of a cluster in which this machine is a node, or `ray://HEAD:10001`. Default: a cluster on this machine only.",
     )
     cpus: Annotated[int, RUNTIME] = Field(
-        0, ge=0, le=1024, description="Cores a slice, and its threads where `threads` is 0; 0 = as many as the smallest node has, so that a node has one slice."
+        0,
+        ge=0,
+        le=1024,
+        description="Cores for each slice, and its threads if `threads` is 0. 0: as many as the smallest node has, so each node has one slice.",
     )
-    gpus: Annotated[float, RUNTIME] = Field(0, ge=0, le=64, description="GPUs a slice of a stage that computes on one; .5: two slices share one.")
-    memory: Annotated[float, RUNTIME] = Field(0, ge=0, le=65_536, description="GiB of memory a slice is placed by; 0 = it is not looked at.")
+    gpus: Annotated[float, RUNTIME] = Field(0, ge=0, le=64, description="GPUs for each slice of a stage that computes on one. With .5 two slices share one.")
+    memory: Annotated[float, RUNTIME] = Field(0, ge=0, le=65_536, description="GiB of memory that a node must have free for a slice. 0: memory is not checked.")
 
     def check(self) -> None:
         """Raises Refused if the address cannot be one."""
@@ -217,30 +224,28 @@ class _PipelineConfig(Section):
         None, description="A folder, a Parquet file or glob, or WebDataset tars; local or remote. Credentials are stripped."
     )
     store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
-    corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store; made from the source if not given.")
+    corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store. Default: made from the source.")
     pipeline: Annotated[str | None, RUNTIME] = Field(
-        None, description="The name that a run which passes its checks is published under, and whose cluster keys it continues; not given: the corpus's."
+        None, description="The name under which a run is published if it passes its checks, and whose cluster keys it continues. Default: the corpus's name."
     )
     clusters: Literal["auto"] | Annotated[int, Field(ge=2, le=100_000)] = Field(
-        10, description="Number of clusters; `auto`: the number that the images show, and a refusal with the reason where they show none."
+        10, description="Number of clusters. `auto`: the number that the images show; the run is refused, with the reason, if they show none."
     )
-    method: str = Field(
-        methods.DEFAULT, description="What trains the members: one of `gsec methods`, or several with commas between them, which have one consensus."
-    )
+    method: str = Field(methods.DEFAULT, description="What trains the members: one of `gsec methods`, or several, separated by commas, with one consensus.")
     max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
     threads: Annotated[int, RUNTIME] = Field(
-        0, ge=0, le=1024, description="Threads of numeric stages; 0 = one a core that affinity and CPU quota leave. Equal counts, equal labels."
+        0, ge=0, le=1024, description="Threads of numeric stages. 0: as many as the cores that affinity and CPU quota leave. Equal counts give equal labels."
     )
-    scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder of the disposable files that training reads; not given: the system's own.")
+    scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder for temporary files that training reads. Default: the system's own.")
     engine: Annotated[Literal["threads", "ray"], RUNTIME] = Field(
-        "threads", description="Where slices of shards are worked on: `threads` of this process, or the nodes of a `ray` cluster."
+        "threads", description="What works on slices of shards: `threads` of this process, or the nodes of a `ray` cluster."
     )
-    max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="threads: slices that are worked on at once. On Ray it is as many as have room.")
+    max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="threads: slices at the same time. On Ray there are as many as fit.")
     max_slices: Annotated[int, RUNTIME] = Field(
-        200, ge=1, le=1000, description="Slices that a stage's missing shards are cut into at most: each is a task, with a bar of its own on the dashboard."
+        200, ge=1, le=1000, description="Largest number of slices for a stage's missing shards. Each slice is a task, with its own bar on the dashboard."
     )
     hang_timeout: Annotated[float, RUNTIME] = Field(
-        3600, gt=0, le=604_800, description="Seconds without any progress after which a stage counts as hung and is ended; describe.patience comes on top."
+        3600, gt=0, le=604_800, description="Seconds without progress after which a stage counts as hung and is ended; describe.patience is added."
     )
     ingest: IngestConfig = IngestConfig()
     encode: EncodeConfig = EncodeConfig()

@@ -34,7 +34,7 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     n_init : int
         Starts; the one with the highest sum of cosines is kept.
     max_iter : int
-        Iterations a start.
+        Iterations of a start.
     random_state : int
         Seed of sample and starts. Equal seeds, versions, processors and thread counts give equal labels.
     n_threads : int

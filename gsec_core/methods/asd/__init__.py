@@ -14,12 +14,14 @@ class ASDSettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of a member: three eighths of the instance classifier, the others of FixMatch; not given: 1,600, on pixels 20,000.",
+        description="Steps of a member: three eighths for the instance classifier, the others for FixMatch. Default: 1,600, on pixels 20,000.",
     )
-    pixels: bool = Field(False, description="A member is a small network that learns from the thumbnails, as published, and no linear map of the embeddings.")
-    side: int = Field(32, ge=8, le=96, description="pixels: of the square that each thumbnail is made into; at most encode.thumbnail_size.")
-    depth: int = Field(10, ge=10, le=100, description="pixels: of the wide residual network: 10, 16, 22, 28 or another 6 more.")
-    width: int = Field(1, ge=1, le=16, description="pixels: of the wide residual network. FixMatch has 28 and 2, for which a CPU takes days.")
+    pixels: bool = Field(
+        False, description="Members are small networks that learn from the thumbnails, as published, instead of linear maps of the embeddings."
+    )
+    side: int = Field(32, ge=8, le=96, description="pixels: side of the square that is cut from each thumbnail, in pixels; at most encode.thumbnail_size.")
+    depth: int = Field(10, ge=10, le=100, description="pixels: depth of the wide residual network: 10, 16, 22, 28, and so on by 6.")
+    width: int = Field(1, ge=1, le=16, description="pixels: width of the wide residual network. FixMatch has depth 28 and width 2, for which a CPU takes days.")
 
 
 METHOD = Method(

@@ -14,9 +14,9 @@ class GSECSettings(Section):
 
     preset: Literal["default", "published"] = Field("default", description="`published`: the features, counterparts and training of the paper's code.")
     ensemble_size: int = Field(32, ge=1, le=1024, description="BatchEnsemble members of each inner head.")
-    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Outer steps; not given: the preset's.")
+    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Outer steps. Default: the preset's.")
     tol: float | None = Field(
-        None, ge=0, lt=1, description="Stop a member when this share of labels or less changed over its last 10 steps; 0 = never; not given: the preset's."
+        None, ge=0, lt=1, description="Stop a member when at most this share of labels changed over its last 10 steps. 0: never. Default: the preset's."
     )
 
 

@@ -14,13 +14,13 @@ class SEICSettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of a member; not given: the published 200 epochs of batches of 1,024 (of more than 128 clusters eight rows a cluster, "
-        "at most 8,192), and at least 800.",
+        description="Steps of a member. Default: the published 200 epochs of batches of 1,024 (with more than 128 clusters eight rows for each "
+        "cluster, at most 8,192), and at least 800.",
     )
     enhance: bool = Field(
         False,
-        description="Stage two: a CLIP's vision tower learns from the clusters. It reads all images 40 times, and wants a GPU; on a CPU it is done only with "
-        "train.device = cpu. `gsec export --encoder` writes the encoder, for a run that clusters by it.",
+        description="Stage two: a CLIP's vision tower learns from the clusters. It reads all images 40 times and needs a GPU; a CPU is used only with "
+        "train.device = cpu. `gsec export --encoder` writes the encoder, for a run that clusters with it.",
     )
 
 

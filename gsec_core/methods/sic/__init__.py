@@ -17,15 +17,15 @@ Mapping = Literal["adjusted", "centres", "direct"]
 class SICSettings(Section):
     """Parameters of the estimator `gsec_core.SIC`."""
 
-    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Steps of a member; not given: 100 epochs of batches of 128, and at least 3,900.")
+    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Steps of a member. Default: 100 epochs of batches of 128, and at least 3,900.")
     mapping: Mapping = Field(
         "adjusted",
-        description="Where a cluster's nouns come from: `adjusted`, near the images that the head is surest of, looked up every epoch; `centres`, near the "
-        "centres of k-means of the images, once; `direct`, from k-means of the nouns themselves.",
+        description="Where a cluster's nouns come from. `adjusted`: near the images of which the head is most certain, looked up in every epoch; "
+        "`centres`: near the centres of a k-means of the images, looked up once; `direct`: from a k-means of the nouns themselves.",
     )
     beta: float = Field(1.0, ge=0, le=100, description="Weight of the labels that nouns give.")
     start_at_centres: bool | None = Field(
-        None, description="Whether heads start at the centres of a k-means of the images, or else at random; not given: of more than 100 clusters."
+        None, description="Start heads at the centres of a k-means of the images, instead of at random. Default: only with more than 100 clusters."
     )
 
 

@@ -14,14 +14,14 @@ class TACSettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of a member; not given: the published epochs (20 of batches of 512; of more than 100 clusters 100 of 8,192), and at least 180.",
+        description="Steps of a member. Default: the published epochs (20 of batches of 512; with more than 100 clusters 100 of 8,192), and at least 180.",
     )
 
 
 class TACKMeansSettings(Section):
     """Parameters of the estimator `gsec_core.TACKMeans`."""
 
-    n_init: int = Field(20, ge=1, le=1000, description="Starts of a member's k-means; the best by its own objective is kept.")
+    n_init: int = Field(20, ge=1, le=1000, description="Starts of a member's k-means; the best by the k-means objective is kept.")
 
 
 METHOD = Method(

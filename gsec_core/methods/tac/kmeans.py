@@ -65,7 +65,7 @@ class TACKMeans(Clusterer):
     n_members : int or None
         Outer members, each a k-means from a seed of its own; None = 10; 1 = as published, without an outer layer.
     n_init : int
-        Starts of a member's k-means; the best by its own objective is kept.
+        Starts of a member's k-means; the best by the k-means objective is kept.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str

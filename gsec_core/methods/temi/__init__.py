@@ -14,9 +14,9 @@ class TEMISettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of the heads; not given: 200 epochs of batches of 512 (of 1,000 clusters or more 1,024), and at least 7,200.",
+        description="Steps of the heads. Default: 200 epochs of batches of 512 (1,024 from 1,000 clusters on), and at least 7,200.",
     )
-    beta: float = Field(0.6, gt=0.5, le=1, description="Exponent of the agreement: at 1 sizes are free, below clusters are drawn to like size.")
+    beta: float = Field(0.6, gt=0.5, le=1, description="Exponent of the agreement. At 1 sizes are free; smaller values favour equal sizes.")
 
 
 METHOD = Method(

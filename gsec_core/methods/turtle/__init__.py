@@ -11,7 +11,7 @@ class TURTLESettings(Section):
     """Parameters of the estimator `gsec_core.TURTLE`."""
 
     max_steps: int = Field(6000, ge=1, le=1_000_000, description="Outer steps of a member.")
-    gamma: float = Field(10.0, ge=0, le=1000, description="Weight of the entropy of the clusters' sizes: the larger, the more alike they are.")
+    gamma: float = Field(10.0, ge=0, le=1000, description="Weight of the entropy of the clusters' sizes. A larger weight makes sizes more equal.")
 
 
 METHOD = Method(

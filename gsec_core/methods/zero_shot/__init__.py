@@ -6,7 +6,7 @@ from gsec_core.text import NOUNS, NounSelection
 
 
 class ZeroShotSettings(Section):
-    """Of the estimator `gsec_core.ZeroShot`; there is nothing to set. The names are `text.vocabulary`, a file with one a line, synonyms separated by `|`."""
+    """The estimator `gsec_core.ZeroShot` has no parameters. The names are in `text.vocabulary`, a file with one on each line, and synonyms separated by `|`."""
 
 
 METHOD = Method(
