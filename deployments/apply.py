@@ -99,13 +99,13 @@ def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
         yield _deployment(run_pipeline, name, about, {"config": settings}, cron, (RESUMES,) if stack.resume_crashed else (), one_at_a_time=True)
         yield _deployment(ingest, name, f"The corpus of {name} brought up to date with {config.source}, and nothing else.", {"config": settings})
         for stage in stages_of(config):
-            about = f"Stage {stage.name} of pipeline {name} alone. With another setting it makes a new run, which shares all that lies above."
+            about = f"Stage {stage.name} of pipeline {name} alone. With another setting it makes a new run, which shares all earlier stages."
             yield _deployment(FLOWS[stage.name], name, about, {"config": settings})
-        about = f"New images into the published clusters of {name}, which stay as they are."
+        about = f"Assigns new images to the published clusters of {name}, which stay as they are."
         yield _deployment(assign, name, about, {"store": config.store, "pipeline_name": name})
     if stack.pipelines:
         cron = CronSchedule(cron=stack.maintenance_cron, timezone="UTC") if stack.maintenance_cron else None
-        about = "Tables and runs that nobody needs any more are deleted."
+        about = "Deletes tables and runs that are no longer needed."
         yield _deployment(maintenance, "all", about, {"stores": stack.stores(), "keep_runs": stack.keep_runs}, cron, one_at_a_time=True)
 
 
@@ -136,16 +136,16 @@ def automations(stack: StackConfig) -> Iterator[AutomationCore]:
     """Prefect has none of its own: a flow that is killed together with its worker would be running, or about to run, for ever, and hold its slot."""
     ends, taken = _events("Completed", "Failed", "Cancelled", "Crashed"), _events("Pending", "Submitting")
     alive = "prefect.flow-run.heartbeat"
-    again = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="It is begun again, and goes on.")
+    again = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="It is restarted, and continues.")
     yield AutomationCore(
         name=CRASHED,
-        description="Flow runs of the worker send heartbeats. One that sends none any more and did not end was killed.",
+        description="Flow runs of the worker send heartbeats. A run that stopped sending them and did not end was killed.",
         trigger=_silence(after={alive}, expect={alive, *ends}, within=timedelta(seconds=stack.crashed_after)),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No sign of life for {stack.crashed_after:.0f} s: it was killed.")],
     )
     yield AutomationCore(
         name=TAKEN,
-        description="A worker that is stopped between taking a run and beginning it leaves it as pending.",
+        description="A worker that is stopped after taking a run and before starting it leaves it pending.",
         trigger=_silence(after=taken, expect={alive, *ends, *_events("Running", "Cancelling", "AwaitingRetry")}, within=BEGINS_WITHIN, tag=TAG),
         actions=[again],
     )
@@ -153,7 +153,7 @@ def automations(stack: StackConfig) -> Iterator[AutomationCore]:
         begun = {"prefect.run-count": [str(count + 1) for count in range(MOST_BEGINNINGS)]}
         yield AutomationCore(
             name=RESUMED,
-            description="What was committed stays, so a run that begins again goes on.",
+            description="What was committed stays, so a restarted run continues.",
             trigger=_silence(after=_events("Crashed"), expect=_events("AwaitingRetry", "Scheduled"), within=SETTLES_WITHIN, tag=RESUMES, labels=begun),
             actions=[again],
         )

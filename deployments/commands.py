@@ -10,7 +10,7 @@ from deployments import config
 from flows import terminal
 
 StackFile = Annotated[
-    Path | None, Parameter(name="--config", help="The stack file (docs/operations.md). Default: a stack of the demonstration, in ./gsec-stack.")
+    Path | None, Parameter(name="--config", help="The stack file (docs/operations.md). Default: a stack with the demonstration, in ./gsec-stack.")
 ]
 
 
@@ -31,7 +31,7 @@ def up(*, stack: StackFile = None) -> int:
     services = processes.services(found, os.environ)
     for name in set(processes.started(found)) - {service.name for service in services}:
         processes.stop(found, name)
-        terminal.err.print(f"{name} stopped: there is nothing for it to do")
+        terminal.err.print(f"{name} stopped: it has nothing to do")
     for service in services:
         new = processes.start(found, service)
         terminal.err.print(f"{service.name} {'started' if new else 'is running'}, log {processes.log_of(found, service.name)}", markup=False)

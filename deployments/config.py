@@ -38,9 +38,9 @@ class _Model(BaseModel):
 class PipelineEntry(_Model):
     """One pipeline: a clustering that is brought up to date on a schedule."""
 
-    settings: dict[str, Any] = Field(description="Any settings of gsec, as in a file of `--config`; a source and a store at least.")
-    cron: str | None = Field(None, description="When it runs, as `0 3 * * *`; not given: when a user starts it.")
-    timezone: str = Field("UTC", description="Of the cron, as `Europe/Berlin`.")
+    settings: dict[str, Any] = Field(description="Any settings of gsec, as in a file for `--config`; at least a source and a store.")
+    cron: str | None = Field(None, description="When it runs, such as `0 3 * * *`. Default: only when a user starts it.")
+    timezone: str = Field("UTC", description="Time zone of the cron, such as `Europe/Berlin`.")
 
     @field_validator("cron")
     @classmethod
@@ -58,9 +58,9 @@ class PipelineEntry(_Model):
 class RayEntry(_Model):
     """The head of a Ray cluster on this machine, which other machines may join as nodes."""
 
-    host: str = Field("127.0.0.1", description="Address of this machine that nodes reach it at. Whatever it is, Ray listens on all of them.")
-    port: int = Field(6379, ge=1, le=65535, description="Port that nodes join at.")
-    cpus: int | None = Field(None, ge=0, le=1024, description="Cores that slices have on this machine; 0: none, as other nodes work; not given: all.")
+    host: str = Field("127.0.0.1", description="Address at which nodes reach this machine. Ray listens on all its addresses anyway.")
+    port: int = Field(6379, ge=1, le=65535, description="Port at which nodes join.")
+    cpus: int | None = Field(None, ge=0, le=1024, description="Cores for slices on this machine. 0: none, only other nodes work. Default: all.")
 
     def address(self) -> str:
         return f"{self.host}:{self.port}"
@@ -69,27 +69,27 @@ class RayEntry(_Model):
 class StackConfig(_Model):
     """Everything that `gsec up` and `gsec deploy` make."""
 
-    home: Path = Field(Path("gsec-stack"), description="Folder of logs, state, and Prefect's database where no other is given.")
+    home: Path = Field(Path("gsec-stack"), description="Folder for logs and state, and for Prefect's database if no other is given.")
     host: str = Field("127.0.0.1", description="Address that the dashboard and the report server listen on.")
     port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server, with the dashboard.")
     reports_port: int = Field(4280, ge=1, le=65535, description="Port of the report server.")
-    curate: bool = Field(False, description="Whether people with the report server's token may curate clusters there; else it only shows them.")
+    curate: bool = Field(False, description="Whether people with the report server's token may curate clusters there.")
     database: str | None = Field(
-        None, description="Prefect's database, as `postgresql+asyncpg://USER@HOST:PORT/NAME` (password: PGPASSWORD); not given: SQLite below home."
+        None, description="Prefect's database, as `postgresql+asyncpg://USER@HOST:PORT/NAME` (password: PGPASSWORD). Default: SQLite in home."
     )
-    redis: str | None = Field(None, description="Prefect's messages between servers, as `HOST:PORT`; not given: in the server's memory.")
-    roots: tuple[str, ...] = Field((), description="Folders, buckets and servers that flows may use besides those of the pipelines' own settings.")
-    runs_at_once: int = Field(1, ge=1, le=100, description="Flow runs that the worker has under way at once, over all pipelines.")
-    describe_at_once: int = Field(1, ge=1, le=100, description="Of these, how many may describe at once, as they share the captioning servers.")
+    redis: str | None = Field(None, description="Prefect's messages between servers, as `HOST:PORT`; default: the server's memory.")
+    roots: tuple[str, ...] = Field((), description="Folders, buckets and servers that flows may use, besides those in the pipelines' settings.")
+    runs_at_once: int = Field(1, ge=1, le=100, description="Flow runs at the same time, over all pipelines.")
+    describe_at_once: int = Field(1, ge=1, le=100, description="How many of these may describe at the same time, as they share the captioning servers.")
     crashed_after: float = Field(90, ge=60, le=3600, description="Seconds without a sign of life after which a flow run counts as crashed.")
-    resume_crashed: bool = Field(True, description="Whether a crashed run is begun again by itself, where it goes on.")
+    resume_crashed: bool = Field(True, description="Whether a crashed run is restarted by itself and continues.")
     logs: Literal["lines", "json"] = Field("lines", description="Form of the worker's log.")
     maintenance_cron: str | None = Field("0 12 * * 0", description="When stores are pruned (UTC); empty: never.")
     keep_runs: int = Field(5, ge=1, le=10_000, description="Newest runs of each corpus that pruning keeps.")
     ray: RayEntry | None = Field(
         None, description='The head of a Ray cluster, for pipelines with `engine = "ray"` and `ray.address = "auto"`; not given: none.'
     )
-    pipelines: dict[str, PipelineEntry] = Field({}, description="By name: what their clusterings are published as.")
+    pipelines: dict[str, PipelineEntry] = Field({}, description="By name, under which their clusterings are published.")
 
     def url(self) -> str:
         """Of Prefect's API, as this machine reaches it."""
@@ -104,7 +104,7 @@ class StackConfig(_Model):
         check_pipeline(name)
         given = self.pipelines[name].settings
         if not ("source" in given and "store" in given):
-            raise Refused(f"pipelines.{name}.settings: it wants a source and a store.")
+            raise Refused(f"pipelines.{name}.settings: it needs a source and a store.")
         try:
             config = load_config(overrides={"pipeline": name, **given})
         except Refused as error:

@@ -95,7 +95,7 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
         return before
     token = token_of(environment, stack.host)  # what the report server would refuse is refused before the others start
     if stack.curate and token is None:
-        raise Refused(f"curate = true: clusters are curated only with a token. Set {TOKEN}, or leave curate out.")
+        raise Refused(f"curate = true: curation needs a token. Set {TOKEN}, or leave curate out.")
     reports = Service(
         "reports",
         (str(PROGRAMS / "gsec"), "serve", *stores, "--host", stack.host, "--port", str(stack.reports_port), *(["--curate"] if stack.curate else [])),
@@ -297,7 +297,7 @@ def check_secrets(stack: StackConfig) -> None:
     """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would be started again without, open to everybody perhaps."""
     lost = sorted({name for record in _running(stack).values() for name in record["heard"]} - set(_heard(OUTSIDE)))
     if lost:
-        raise Refused(f"{', '.join(lost)}: what runs was started with it, and it is not set now. Set it again, or to go on without run gsec down first.")
+        raise Refused(f"{', '.join(lost)}: processes were started with it, and it is missing now. Set it again, or, to continue without it, run gsec down first.")
 
 
 def check_ports(stack: StackConfig) -> None:
@@ -309,7 +309,7 @@ def check_ports(stack: StackConfig) -> None:
         except OSError as error:
             if not any(_listens(process, port) for process in _family(stack, name)):
                 raise Refused(
-                    f"host = {stack.host}, {setting} = {port}: nothing can listen there ({error.strerror}). Stop what does, or choose another."
+                    f"host = {stack.host}, {setting} = {port}: nothing can listen there ({error.strerror}). Stop the program that does, or choose another port."
                 ) from None
 
 

@@ -36,10 +36,11 @@ Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Numb
 StoreUrl = Annotated[str | None, Parameter(name="--store", help="Where all tables are kept: a folder or any fsspec URL. Default: gsec-store.")]
 CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's name in the store. Default: made from the source.")]
 Pipeline = Annotated[
-    str | None, Parameter(name="--pipeline", help="What the clustering is published as, and whose cluster keys it continues. Default: the corpus's name.")
+    str | None,
+    Parameter(name="--pipeline", help="The name under which the clustering is published, and whose cluster keys it continues. Default: the corpus's name."),
 ]
 MethodName = Annotated[
-    str | None, Parameter(name="--method", help="What trains the members: one of `gsec methods`, or several with commas between them. Default: gsec.")
+    str | None, Parameter(name="--method", help="What trains the members: one of `gsec methods`, or several, separated by commas. Default: gsec.")
 ]
 Text = Annotated[
     str | None,
@@ -72,8 +73,8 @@ def run(
     captioner: Captioner = None,
     config: ConfigFile = None,
     set_: Set = None,
-    redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do again, with all that lies below it. May be repeated.")] = None,
-    retry_failed: Annotated[bool, Parameter(negative="", help="Ask again for the descriptions that failed for good, and no others.")] = False,
+    redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do again, with all stages that depend on it. May be repeated.")] = None,
+    retry_failed: Annotated[bool, Parameter(negative="", help="Ask again for the descriptions that failed, and for no others.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Cluster the images of a source: do what is missing of every stage."""
@@ -92,10 +93,14 @@ def stage(
     config: ConfigFile = None,
     store: StoreUrl = None,
     set_: Set = None,
-    redo: Annotated[bool, Parameter(negative="", help="Do the stage again. Makes a new run; the old one keeps its tables.")] = False,
-    retry_failed: Annotated[bool, Parameter(negative="", help="describe: ask again for what failed for good, and nothing else. Makes a new run.")] = False,
-    plan: Annotated[bool, Parameter(negative="", help="describe: say how many calls and about how many tokens are left; ask nothing.")] = False,
-    export_batch: Annotated[Path | None, Parameter(help="describe: write what is left to ask into this file, for `vllm run-batch`; ask nothing.")] = None,
+    redo: Annotated[bool, Parameter(negative="", help="Do the stage again. Makes a new run; the earlier run keeps its tables.")] = False,
+    retry_failed: Annotated[
+        bool, Parameter(negative="", help="describe: ask again for the descriptions that failed, and for no others. Makes a new run.")
+    ] = False,
+    plan: Annotated[bool, Parameter(negative="", help="describe: estimate the calls and tokens that are left; ask nothing.")] = False,
+    export_batch: Annotated[
+        Path | None, Parameter(help="describe: write the requests that are left into this file, for `vllm run-batch`; ask nothing.")
+    ] = None,
     import_batch: Annotated[Path | None, Parameter(help="describe: put the replies of such a batch into the log.")] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -103,9 +108,9 @@ def stage(
     instead = {"--redo": redo, "--retry-failed": retry_failed, "--plan": plan, "--export-batch": export_batch, "--import-batch": import_batch}
     given = [flag for flag, value in instead.items() if value]
     if len(given) > 1:
-        raise Refused(f"gsec stage: {' and '.join(given)} are different things to do. Give one.")
+        raise Refused(f"gsec stage: {' and '.join(given)} exclude each other. Give one of them.")
     if given and given != ["--redo"] and name != "describe":
-        raise Refused(f"gsec stage {name} {given[0]}: only describe has this.")
+        raise Refused(f"gsec stage {name} {given[0]}: only stage describe takes this option.")
     if (run is None) == (config is None):
         raise Refused("gsec stage: give either --run ID or --config FILE.")
     settings = _config(config, set_, store=store)
@@ -163,7 +168,7 @@ def prune(
     keep_runs: Annotated[int, Parameter(help="Newest runs of each corpus to keep.")] = 5,
     dry_run: Annotated[bool, Parameter(negative="", help="Show what would be deleted; delete nothing.")] = False,
 ) -> int:
-    """Delete tables and runs that nobody needs any more. Nothing younger than a day; of live images no embedding and no description."""
+    """Delete tables and runs that are no longer needed. Keeps everything younger than a day, and the embeddings and descriptions of live images."""
     from flows import reports
 
     return reports.prune(_config(None, None, store=store).store, keep_runs, dry_run)
@@ -196,7 +201,7 @@ def evaluate(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Score a run against labels that you have: ACC, NMI and ARI, beside plain k-means. Nothing is chosen by them."""
+    """Score a run against labels that you have: ACC, NMI and ARI, beside plain k-means. The labels choose nothing."""
     from flows import reports
 
     return reports.evaluate(_config(None, None, store=store).store, labels, column, run, _out(as_json))
@@ -205,15 +210,15 @@ def evaluate(
 @app.command
 def compare(
     *runs: Annotated[str, Parameter(help="Two or more finished runs of one corpus, by their ids or the beginnings of them.")],
-    labels: Annotated[str | None, Parameter(help="A file with a label for each image, as `gsec evaluate` takes it: ACC, NMI and ARI too.")] = None,
+    labels: Annotated[str | None, Parameter(help="A file with a label for each image, as for `gsec evaluate`: also show ACC, NMI and ARI.")] = None,
     column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
     to: Annotated[
-        Path | None, Parameter(help="A folder to draw compare.html into: the same, matched clusters, and the images on which the runs differ.")
+        Path | None, Parameter(help="A folder for compare.html: the same figures, matched clusters, and the images on which the runs differ.")
     ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show runs side by side on the images that they have in common: quality without labels, and how alike they are. Nearness is by the first run's encoder."""
+    """Show runs side by side on their common images: quality without labels, and how similar they are. Neighbours are those of the first run's encoder."""
     from flows import reports
 
     return reports.compare(_config(None, None, store=store), runs, labels, column, to, _out(as_json))
@@ -223,11 +228,13 @@ def compare(
 def export(
     *,
     to: Annotated[Path, Parameter(help="A folder; it need not exist. Files of an earlier export are replaced.")],
-    images: Annotated[Literal["links", "copies"] | None, Parameter(help="Also a folder a cluster with links to the images, or with copies.")] = None,
+    images: Annotated[
+        Literal["links", "copies"] | None, Parameter(help="Also write one folder for each cluster, with links to its images or with copies.")
+    ] = None,
     encoder: Annotated[
-        bool, Parameter(negative="", help="Also a folder `encoder`: the CLIP that the run has adapted to its clusters, for runs to come.")
+        bool, Parameter(negative="", help="Also write a folder `encoder`: the CLIP that the run has adapted to its clusters, for later runs.")
     ] = False,
-    groups: Annotated[int | None, Parameter(help="Also a table `groups.csv`: the clusters in so many groups, by the run's tree.")] = None,
+    groups: Annotated[int | None, Parameter(help="Also write a table `groups.csv`: the clusters in this number of groups, by the run's tree.")] = None,
     run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
@@ -242,11 +249,13 @@ def export(
 def report(
     *,
     run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
-    to: Annotated[Path | None, Parameter(help="A folder to draw it into, from the run's tables. Default: none; the one in the store is named.")] = None,
+    to: Annotated[
+        Path | None, Parameter(help="A folder to draw the report into, from the run's tables. Default: print where the report in the store is.")
+    ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Say where a run's report is, or draw it into a folder."""
+    """Print where a run's report is, or draw it into a folder."""
     from flows import reports
 
     return reports.report(_config(None, None, store=store).store, to, run, _out(as_json))
@@ -264,13 +273,13 @@ def methods(*, as_json: AsJson = False) -> int:
 def serve(
     *,
     store: Annotated[list[str] | None, Parameter(name="--store", negative="", help="A store to show. May be repeated. Default: gsec-store.")] = None,
-    host: Annotated[str, Parameter(help="Address to listen on. Beyond this machine only with a token, GSEC_REPORTS_TOKEN.")] = "127.0.0.1",
+    host: Annotated[str, Parameter(help="Address to listen on. Beyond this machine a token is needed, GSEC_REPORTS_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="Port to listen on.")] = 4280,
     curate: Annotated[
-        bool, Parameter(negative="", help="Let people rename, merge and split clusters and move images. With a token only; on this machine one is made.")
+        bool, Parameter(negative="", help="Let people rename, merge and split clusters and move images. Needs a token; on this machine gsec makes one.")
     ] = False,
 ) -> int:
-    """Serve all runs of a store: explore their images, see their reports, metrics for Prometheus. Read-only, but for --curate."""
+    """Show all runs of a store in a browser: images, reports, metrics for Prometheus. Read-only without --curate."""
     from flows.serve import server
 
     return server.serve(store or [_config(None, None).store], host, port, curate)
@@ -284,7 +293,7 @@ def demo(
     directory: Annotated[Path, Parameter(name="--directory", help="Where the demo's images and its store go.")] = Path("gsec-demo"),
     as_json: AsJson = False,
 ) -> int:
-    """Run the main job on the embedded default: on photographs that ship with libraries, or on your own SOURCE."""
+    """Cluster photographs that ship with libraries, or your own SOURCE, with the embedded encoder and captioner."""
     from flows import demo as demonstration
 
     overrides = {"store": str(directory / "store")}
@@ -297,12 +306,12 @@ def demo(
     return _run(settings, [], as_json, then=demonstration.show_scores)
 
 
-app.command("flows.curate:app", name="curate", help="Say what a cluster is called, which belong together, and what else you know better.")
+app.command("flows.curate:app", name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections hold in all later runs.")
 
 # These are of a layer above this one, and imported when they are called.
-app.command("deployments.commands:up", name="up", help="Start what runs gsec as a service on this machine, and deploy the pipelines of a stack file.")
+app.command("deployments.commands:up", name="up", help="Run gsec as a service on this machine: start its processes and deploy the pipelines of a stack file.")
 app.command("deployments.commands:down", name="down", help="Stop what `gsec up` started.")
-app.command("deployments.commands:deploy", name="deploy", help="Bring the Prefect server at PREFECT_API_URL in line with a stack file.")
+app.command("deployments.commands:deploy", name="deploy", help="Deploy the pipelines of a stack file to the Prefect server at PREFECT_API_URL.")
 
 
 def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: "Callable[[Context], None] | None" = None) -> int:

@@ -117,7 +117,7 @@ def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | 
         terminal.err.print(f"{export}: {_words(done)}. Then: vllm run-batch -i {export} -o REPLIES --model MODEL", markup=False)
     elif import_ is not None:
         done = offline.import_(context, import_)
-        terminal.err.print(f"{import_}: {_words(done)}. What is left asks gsec stage describe --run {found.id}", markup=False)
+        terminal.err.print(f"{import_}: {_words(done)}. Ask for the rest with gsec stage describe --run {found.id}", markup=False)
     else:
         done = describe.plan(context)
         tokens = f"about {done['prompt_tokens']:,} tokens of prompts and {done['completion_tokens']:,} of replies ({done['basis']})"
@@ -149,7 +149,7 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
 
 
 def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> dict[str, Any]:
-    terminal.err.print("starting: the source is listed, then every stage does what is missing")
+    terminal.err.print("starting: listing the source, then every stage does what is missing")
     with orchestrator(), terminal.watcher() as watcher:
         from flows.pipeline import run_pipeline
         from tasks.progress import watched
@@ -216,7 +216,7 @@ def _show_counts(context: base.Context) -> None:
     rows = count.load_counts(context).to_pylist()
     found = next(row["clusters"] for row in rows if row["suggested"])
     near = [row for row in rows if row["clusters"] <= 2 * found]
-    terminal.err.print(terminal.table(f"how pure clusters are, by their number; {found} lie apart and more do not", near))
+    terminal.err.print(terminal.table(f"purity by number of clusters; {found} are separated and more are not", near))
 
 
 def _words(counts: dict[str, Any]) -> str:

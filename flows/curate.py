@@ -17,7 +17,7 @@ from gsec_core.store.publications import pipeline_of
 if TYPE_CHECKING:
     from gsec_core.curation import Act
 
-app = App(name="curate", help="Say what a cluster is called, which belong together, and what else you know better. It stays so, night after night.")
+app = App(name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections hold in all later runs.")
 
 Key = Annotated[int, Parameter(help="The cluster's key, as reports and tables show it.")]
 Cluster = Annotated[int | None, Parameter(name=["--cluster", "-c"], help="A cluster's key, in place of images.")]
@@ -42,19 +42,19 @@ class Where:
 class Said(Where):
     """An act beside what it does."""
 
-    who: Annotated[str | None, Parameter(help="Who says so. Default: the login name.")] = None
-    why: Annotated[str | None, Parameter(help="A reason, for those who read the log.")] = None
+    who: Annotated[str | None, Parameter(help="Your name, for the log. Default: the login name.")] = None
+    why: Annotated[str | None, Parameter(help="A reason, for the log.")] = None
 
 
 @app.command
-def rename(key: Key, name: Annotated[str, Parameter(help="At most 200 characters, unlike the other clusters' names.")], *, said: Said | None = None) -> int:
-    """Call a cluster NAME."""
+def rename(key: Key, name: Annotated[str, Parameter(help="At most 200 characters. No other cluster may have this name.")], *, said: Said | None = None) -> int:
+    """Rename a cluster to NAME."""
     return _add("rename", said, key=key, text=name)
 
 
 @app.command
 def describe(key: Key, text: Annotated[str, Parameter(help="At most 2,000 characters.")], *, said: Said | None = None) -> int:
-    """Describe a cluster by TEXT."""
+    """Set the description of a cluster to TEXT."""
     return _add("describe", said, key=key, text=text)
 
 
@@ -68,7 +68,7 @@ def merge(
 
 @app.command
 def split(key: Key, parts: Annotated[int, Parameter(help="How many.")], *, said: Said | None = None) -> int:
-    """Split a cluster into PARTS by the look of its images. The largest part keeps key and name; the others get new keys."""
+    """Split a cluster into PARTS by how its images look. The largest part keeps key and name; the others get new keys."""
     return _add("split", said, key=key, parts=parts)
 
 
@@ -172,7 +172,7 @@ def _context(where: Where) -> Context:
     context = Context.of(run, run.config())
     pipeline = pipeline_of(context.config, context.corpus.name)
     if where.run is not None and where.pipeline not in (None, pipeline):
-        raise Refused(f"--pipeline {where.pipeline}: run {run.id} is of pipeline {pipeline}. Leave one of both out.")
+        raise Refused(f"--pipeline {where.pipeline}: run {run.id} is of pipeline {pipeline}. Leave out one of the two.")
     return context
 
 
@@ -185,7 +185,7 @@ def _published(store: Store, pipeline: str | None) -> str:
         [pipeline] = names
     newest = store.publications.newest(pipeline)
     if newest is None:
-        raise Refused(f"--pipeline {pipeline}: {store.url} publishes nothing of that name. gsec status shows what it publishes.")
+        raise Refused(f"--pipeline {pipeline}: {store.url} publishes nothing under that name. gsec status shows what it publishes.")
     store.check_there(newest)
     return newest.run_id
 
@@ -208,4 +208,4 @@ def _login() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
-        raise Refused("--who: this process has no login name. Say who you are.") from None
+        raise Refused("--who: this process has no login name. Give your name.") from None

@@ -57,7 +57,7 @@ def doctor(config: PipelineConfig, verify: bool) -> int:
         except GsecError as error:
             line = f"FAIL  {name}: {error}"
         except Exception as error:  # noqa: BLE001 - what is wrong is what a check is to say
-            line = f"FAIL  {name}: {type(error).__name__}: {error}. This was not foreseen: please report it."
+            line = f"FAIL  {name}: {type(error).__name__}: {error}. This is unexpected: please report it."
         failed += line.startswith("FAIL")
         terminal.out.print(without_secrets(" ".join(line.splitlines())), markup=False)
     return 1 if failed else 0
@@ -248,5 +248,5 @@ def shards(config: PipelineConfig) -> str:
 
     damaged = state.verify(Store.open(config.store))
     if damaged:
-        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them again; of a captions log it asks first.")
+        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them again; for a captions log it asks first.")
     return "every shard of every table is as it was written"

@@ -23,5 +23,5 @@ def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | 
     run, changes = pipeline.request(config, redo or [], of_run, counting, asked_by)
     get_run_logger().info("ingest: %s", changes.counts())
     if linked := changes.counts().get("linked_folders"):
-        get_run_logger().warning("%d links to folders were passed over. To follow them: --set ingest.follow_links=true.", linked)
+        get_run_logger().warning("%d links to folders were left out. To follow them: --set ingest.follow_links=true.", linked)
     return run.id, changes.counts()

@@ -9,7 +9,7 @@ from tasks import artifacts
 
 @flow(name="gsec-maintenance", persist_result=False)
 def maintenance(stores: list[str], keep_runs: int = prune.KEEP_RUNS, dry_run: bool = False) -> int:
-    """Delete tables and runs that nobody needs any more. Nothing younger than a day; of live images no embedding and no description.
+    """Delete tables and runs that are no longer needed. Keeps everything younger than a day, and the embeddings and descriptions of live images.
 
     Args:
         stores: The stores to prune.

@@ -73,8 +73,8 @@ def methods(as_json: Json | None) -> int:
     if as_json:
         as_json({"methods": rows})
     else:
-        terminal.out.print(terminal.table("methods; of the text sources the first is taken if none is named; `encoder`: a second one, no text", rows))
-        terminal.out.print("Several with commas between them, as --method gsec,tac, have one consensus.", markup=False)
+        terminal.out.print(terminal.table("methods; the first text source is the default; `encoder`: a second encoder, no text", rows))
+        terminal.out.print("Several methods, separated by commas as in --method gsec,tac, have one consensus.", markup=False)
     return 0
 
 
@@ -112,7 +112,7 @@ def export(url: str, to: Path, images: Literal["links", "copies"] | None, encode
             what = {exporting.IMAGES: "images", exporting.ENCODER: "files"}.get(name, "rows")
             terminal.out.print(f"  {name}: {count:,} {what}", markup=False)
     if encoder:
-        terminal.out.print(f"to cluster by it: gsec run --encoder open_clip:local-dir:{(to / exporting.ENCODER).resolve()}", markup=False)
+        terminal.out.print(f"to cluster with it: gsec run --encoder open_clip:local-dir:{(to / exporting.ENCODER).resolve()}", markup=False)
     if written.get(exporting.LOST):
         terminal.err.print(
             f"warning: {written[exporting.LOST]:,} images are no longer there as they were clustered, and not in {to / exporting.IMAGES}.", markup=False
@@ -200,7 +200,7 @@ def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, 
     none = [name for name in ("empty", "left out") if not any(row[name] for row in rows)]
     shown = [{name: value for name, value in row.items() if name not in ("run", *none)} for row in rows]
     alike = [dict(zip(short, values, strict=True)) for values in ari]
-    for title, part in ((f"{found.images.num_rows:,} images of corpus {found.corpus}", shown), ("how alike they are: ARI", alike), ("against labels", scores)):
+    for title, part in ((f"{found.images.num_rows:,} images of corpus {found.corpus}", shown), ("how similar: ARI", alike), ("against labels", scores)):
         if part:
             terminal.out.print(terminal.table(title, [{"run": id, **row} for id, row in zip(short, part, strict=True)]))
     if page is not None:
@@ -220,7 +220,7 @@ def _mended_by_a_run() -> Iterator[None]:
     try:
         yield
     except BadShard as error:
-        raise GsecError(f"{error}. The next gsec run of its source mends it.") from None
+        raise GsecError(f"{error}. The next gsec run of its source repairs it.") from None
 
 
 def _newest_finished(store: Store) -> Run:

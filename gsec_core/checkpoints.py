@@ -68,7 +68,7 @@ class Checkpoints:
             try:
                 table = pq.read_table(path, page_checksum_verification=True)
             except (OSError, pa.ArrowException) as error:
-                warnings.warn(f"{path}: it is damaged and passed over ({error})", stacklevel=2)
+                warnings.warn(f"{path}: it is damaged and ignored ({error})", stacklevel=2)
                 continue
             self._check(path, json.loads((table.schema.metadata or {}).get(_OF, b"{}")))
             return to_state(table)
@@ -77,7 +77,7 @@ class Checkpoints:
     def _check(self, path: Path, of: Mapping[str, int | str]) -> None:
         for name, value in self.of.items():
             if of.get(name) != value:
-                raise ValueError(f"checkpoint: {path} is of a training with {name} = {of.get(name)}, and this one has {value}. Give another folder.")
+                raise ValueError(f"checkpoint: {path} belongs to a training with {name} = {of.get(name)}, and this one has {value}. Give another folder.")
 
     def _paths(self) -> list[Path]:
         """The newest first."""

@@ -20,10 +20,10 @@ def resolve(device: str, setting: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
     if match is None:
-        raise Refused(f"{setting} = {json.dumps(device)}: there are `auto`, `cpu`, `cuda` and `cuda:N`.")
+        raise Refused(f"{setting} = {json.dumps(device)}: choose `auto`, `cpu`, `cuda` or `cuda:N`.")
     gpus = torch.cuda.device_count()
     if device != "cpu" and int(match[1] or 0) >= gpus:
-        raise Refused(f"{setting} = {json.dumps(device)}: torch sees {gpus} GPUs here; `auto` takes the CPU where there is none.")
+        raise Refused(f"{setting} = {json.dumps(device)}: torch finds {gpus} GPUs here; `auto` uses the CPU if there is none.")
     return device
 
 

@@ -108,7 +108,7 @@ class Place:
 def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     """Raises Refused for a setting that some stage would stumble over, before anything is written, listed or loaded."""
     if config.source is None:
-        raise Refused("source: say where the images are: a folder, a Parquet file or glob, or WebDataset tars.")
+        raise Refused("source: give the place of the images: a folder, a Parquet file or glob, or WebDataset tars.")
     numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
     identity(numbered, of_run)  # names of encoders, captioners and files
     checked_urls(config.describe.url)  # recorded with every attempt, whichever captioner describes
@@ -270,7 +270,7 @@ def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
     Raises Refused if that is the run's own corpus, or if nothing can be assigned by the run.
     """
     if config.source is None:
-        raise Refused("gsec assign: say where the new images are: a folder, a Parquet file or glob, or WebDataset tars.")
+        raise Refused("gsec assign: give the place of the new images: a folder, a Parquet file or glob, or WebDataset tars.")
     name = config.corpus or source_name(config.source)
     if name == run.request()["corpus"]:
         raise Refused(f"gsec assign: {config.source} is the source of run {run.id} itself. For its new images use gsec run, or give another --corpus.")

@@ -22,5 +22,5 @@ def load(group: str, name: str) -> Any:
     except Exception as error:
         package = point.dist.name if point.dist else point.value
         raise Refused(
-            f"{group} {name}: package {package} brings it and cannot be loaded ({type(error).__name__}: {error}). Mend or remove the package."
+            f"{group} {name}: package {package} has it and cannot be loaded ({type(error).__name__}: {error}). Repair or remove the package."
         ) from error

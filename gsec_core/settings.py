@@ -95,7 +95,7 @@ def _holds(values: object, setting: str) -> bool:
 def _remedy(setting: str) -> str:
     field = _fields(PipelineConfig)[setting]
     if _is_section(field):
-        return f"it is a section; give its settings, as {next(name for name in _fields(PipelineConfig) if name.startswith(f'{setting}.'))}"
+        return f"it is a section; give its settings, such as {next(name for name in _fields(PipelineConfig) if name.startswith(f'{setting}.'))}"
     return f"give {' or '.join(_described(*accepted) for accepted in accepts(field))}"
 
 

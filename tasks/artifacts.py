@@ -31,9 +31,9 @@ def show_run(summary: Mapping[str, Any], reasons: Iterable[Mapping[str, Any]]) -
     _table("stages", list(_stages(summary["made"])), f"What was made now {about}")
     _table("rejects", list(reasons), f"Images without a cluster {about}")
     if summary["descriptions"]:
-        _table("descriptions", [summary["descriptions"]], f"The descriptions of run {run}, and what they took, whenever they were asked for.")
+        _table("descriptions", [summary["descriptions"]], f"The descriptions of run {run}, and what they cost, also in earlier runs.")
     if summary["decision"]:
-        shown(create_markdown_artifact, plain(summary["decision"]), key="model", description=f"What became of the published model in run {run}.")
+        shown(create_markdown_artifact, plain(summary["decision"]), key="model", description=f"What happened to the published model in run {run}.")
     if warnings := publishing.told(summary):
         shown(create_markdown_artifact, "\n".join(f"* {plain(warning)}" for warning in warnings), key="warnings", description=f"Run {run}.")
 

@@ -82,7 +82,7 @@ def _connect(address: str | None) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise Refused(
             f"ray.address = {address}: no Ray cluster can be used there ({_line(error)}). Start one of Ray {ray.__version__} on Python "
-            f"{platform.python_version()}, or leave the setting out for one of this machine."
+            f"{platform.python_version()}, or leave the setting out to use a cluster on this machine."
         ) from None
 
 
@@ -244,7 +244,7 @@ def _check_room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float])
         for kind, setting, unit in (("CPU", "ray.cpus", 1), ("GPU", "ray.gpus", 1), ("memory", "ray.memory", _GIB))
         if wanted[kind]
     ]
-    raise Refused(f"none of {len(nodes)} nodes of the Ray cluster has what a slice asks for: {'; '.join(said)} on the largest. Ask for less, or add a node.")
+    raise Refused(f"none of {len(nodes)} nodes of the Ray cluster has what a slice needs: {'; '.join(said)} on the largest. Ask for less, or add a node.")
 
 
 def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
@@ -263,7 +263,7 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
         }
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK)
         for ref in silent:
-            raise Refused(f"node {_name(marks[asked[ref]])} of the Ray cluster did not answer in {LOOK:.0f} s. Mend it, or take it out of the cluster.")
+            raise Refused(f"node {_name(marks[asked[ref]])} of the Ray cluster did not answer in {LOOK:.0f} s. Repair it, or remove it from the cluster.")
         for ref in answered:
             _check_node(_name(marks[asked[ref]]), ref, store, asked[ref])
     finally:
@@ -284,7 +284,7 @@ def _check_node(name: str, ref: Any, store: Store, own: str) -> None:
         try:
             store.files.read(own)
         except FileNotFoundError:
-            why = f"what it writes to {store.url} is not seen from here. Use a folder that all nodes share, or a bucket"
+            why = f"files that it writes to {store.url} are not seen from here. Use a folder that all nodes share, or a bucket"
     if why is not None:
         raise Refused(f"node {name} of the Ray cluster: {why}.")
 
@@ -297,9 +297,9 @@ def _looked(url: str, mark: str, own: str, api: str | None) -> tuple[str | None,
         files.read(mark)
         files.create(own, b"gsec")
     except FileNotFoundError:
-        why = f"it does not see what is written to {url}. Use a folder that all nodes share, or a bucket"
+        why = f"it does not see files written to {url}. Use a folder that all nodes share, or a bucket"
     except (OSError, Unreachable, Refused) as error:
-        why = f"it cannot use the store {url} ({_line(error)}). Give it the rights and the credentials that this machine has"
+        why = f"it cannot use the store {url} ({_line(error)}). Give it the permissions and credentials that this machine has"
     try:
         if api and why is None:
             httpx.get(f"{api}/health", timeout=10).raise_for_status()

@@ -44,7 +44,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path: Path, damage:
     kept.save(2, STATE | {"step": np.array(8)})
     path = tmp_path / "step-00000002.parquet"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match="step-00000002.parquet: it is damaged and passed over"):
+    with pytest.warns(UserWarning, match="step-00000002.parquet: it is damaged and ignored"):
         found = kept.latest()
     assert same(found, STATE)
 
@@ -59,5 +59,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_one_of_another_training_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path, OF).save(1, STATE)
-    with pytest.raises(ValueError, match=r"checkpoint: .*step-00000001.parquet is of a training with n_clusters = 3, and this one has 4. Give another folder"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint: .*step-00000001.parquet belongs to a training with n_clusters = 3, and this one has 4. Give another folder"
+    ):
         Checkpoints(tmp_path, OF | {"n_clusters": 4}).latest()

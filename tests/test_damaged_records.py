@@ -130,7 +130,7 @@ def test_a_damaged_generation_is_named_and_what_to_do_helps(place: Path, number:
     assert shown.count(f"    {path}: it is not what gsec writes (") == 2
     error = gsec_here("run", place.parent / "in", "-k", "2", *store, check=1).stderr
     assert error.startswith(f"error: {path}: it is not what gsec writes (")
-    assert 'Put a copy of the file before it in its place, or {"shards": []} if there is none: ' in error
+    assert 'Replace it by a copy of the file before it, or by {"shards": []} if there is none: ' in error
     if number == 1:
         path.write_text('{"shards": []}')
     else:

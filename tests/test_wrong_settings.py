@@ -72,14 +72,14 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
     "store": [
         ("", "give text that is not empty"),
         ("{here}/file/store", "Choose another store"),
-        (f"http://me:{SECRET}@host/x", "must not hold credentials"),
+        (f"http://me:{SECRET}@host/x", "must not contain credentials"),
         ("http://host/x", "a store is a folder or one of"),
         ("s3://", "names no bucket"),
         (f"s3://me:{SECRET}@bucket", "give them in the environment"),
         ("a::b", "a store is a folder or one of"),
     ],
-    "corpus": [("A B", "a corpus is named with a-z"), ("runs", "not curation or published or runs"), ("../x", "a corpus is named with a-z")],
-    "pipeline": [("A B", "a pipeline is named with a-z"), ("../x", "a pipeline is named with a-z"), ("", "a pipeline is named with a-z")],
+    "corpus": [("A B", "a corpus's name has a-z"), ("runs", "not curation or published or runs"), ("../x", "a corpus's name has a-z")],
+    "pipeline": [("A B", "a pipeline's name has a-z"), ("../x", "a pipeline's name has a-z"), ("", "a pipeline's name has a-z")],
     "scratch": [("{here}/nowhere", "Make the folder, or name another"), ("{here}/file", "Make the folder, or name another")],
     "ingest.image_column": [("picture", "it has other")],
     "encode.encoder": [
@@ -87,14 +87,14 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("foo", "there are `lite` and `open_clip:MODEL:PRETRAINED`"),
         ("lite:x", "write `lite` alone"),
         ("open_clip:ViT-B-32", "write `open_clip:MODEL:PRETRAINED`"),
-        ("open_clip:ViT-B-33:openai", "near it are ViT-B-32"),
+        ("open_clip:ViT-B-33:openai", "similar names are ViT-B-32"),
         ("open_clip:ViT-B-32:nowhere", "whose tags are openai, "),
         ("open_clip:ViT-B-32:{here}/x.pt", "there is no file"),
         ("open_clip:local-dir:{here}", "open_clip_config.json does not exist"),
     ],
-    "encode.device": [("gpu7", "there are `auto`, `cpu`, `cuda` and `cuda:N`"), ("cuda:99", "`auto` takes the CPU")],
+    "encode.device": [("gpu7", "choose `auto`, `cpu`, `cuda` or `cuda:N`"), ("cuda:99", "`auto` uses the CPU")],
     "ray.address": [("", "give `auto`, HOST:PORT"), ("head", "ray://HOST:PORT"), (f"ray://me:{SECRET}@head:1", "ray://HOST:PORT")],
-    "train.device": [("gpu7", "there are `auto`, `cpu`, `cuda` and `cuda:N`"), ("cuda:99", "`auto` takes the CPU")],
+    "train.device": [("gpu7", "choose `auto`, `cpu`, `cuda` or `cuda:N`"), ("cuda:99", "`auto` uses the CPU")],
     "describe.captioner": [
         ("", "there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`"),
         ("gpt", "there are `tagger`, `openai:MODEL` and `table:FILE:COLUMN`"),
@@ -105,11 +105,15 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
     ],
     "describe.criterion": [("the colour", "Name an openai:MODEL"), ("", "name one aspect on one line")],
     "describe.template": [("nowhere.toml", "Name an openai:MODEL"), ("", "Name an openai:MODEL")],
-    "describe.url": [("ftp://x", "give http://HOST:PORT/v1"), (f"http://me:{SECRET}@host/v1", "without credentials"), ("", "give http://HOST:PORT/v1")],
+    "describe.url": [
+        ("ftp://x", "give an address such as http://HOST:PORT/v1"),
+        (f"http://me:{SECRET}@host/v1", "without credentials"),
+        ("", "give an address such as http://HOST:PORT/v1"),
+    ],
     "publish.namer": [
-        ("llm", "there are `terms`, `nouns` and `openai:MODEL`"),
-        ("openai:", "there are `terms`, `nouns` and `openai:MODEL`"),
-        ("", "there are `terms`"),
+        ("llm", "choose `terms`, `nouns` or `openai:MODEL`"),
+        ("openai:", "choose `terms`, `nouns` or `openai:MODEL`"),
+        ("", "choose `terms`"),
     ],
 }
 """Of every setting that is text, values that name nothing, and what the sentence says to do."""
@@ -229,7 +233,7 @@ def parquet_without_images(folder: Path) -> str:
         (["--set", "fuse.zzz=2"], "fuse.zzz: there is no such setting; there are fuse.counterpart, fuse.text_weight, fuse.tau, fuse.max_lost_weight."),
         (["--set", "encoding.batch_size=2"], "encoding: there is no such setting; did you mean encode"),
         (["--set", f"describe.api_key={SECRET}"], "describe.api_key: there is no such setting; "),
-        (["--set", "encode=lite"], 'encode = "lite": it is a section; give its settings, as encode.encoder.'),
+        (["--set", "encode=lite"], 'encode = "lite": it is a section; give its settings, such as encode.encoder.'),
         (["--set", "encode.encoder.x=2"], 'encode.encoder = {"x": "2"}: give text'),
         (["--set", "clusters"], "--set clusters: write it as section.name=value."),
         (["--set", "=2"], "--set =2: write it as section.name=value."),
@@ -257,7 +261,7 @@ def test_what_cannot_be_understood_is_refused_with_what_may_be_meant(arguments: 
             "GSEC_FUSE__ZZZ",
             "fuse.zzz (from GSEC_FUSE__ZZZ): there is no such setting; there are fuse.counterpart, fuse.text_weight, fuse.tau, fuse.max_lost_weight.",
         ),
-        ("GSEC_ENCODE", 'encode = "32" (from GSEC_ENCODE): it is a section; give its settings, as encode.encoder.'),
+        ("GSEC_ENCODE", 'encode = "32" (from GSEC_ENCODE): it is a section; give its settings, such as encode.encoder.'),
     ],
 )
 def test_a_misspelt_variable_is_refused(variable: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,5 +305,5 @@ def test_a_long_value_is_cut(capsys: pytest.CaptureFixture[str], here: Path) -> 
 
 def test_the_command_itself_says_one_line_and_ends_with_2(tmp_path: Path) -> None:
     done = gsec("run", tmp_path, "--store", tmp_path / "store", "--set", "encode.device=gpu7", home=tmp_path, check=2)
-    assert done.stderr == 'error: encode.device = "gpu7": there are `auto`, `cpu`, `cuda` and `cuda:N`.\n'
+    assert done.stderr == 'error: encode.device = "gpu7": choose `auto`, `cpu`, `cuda` or `cuda:N`.\n'
     assert list(tmp_path.iterdir()) == []

@@ -37,7 +37,7 @@ _UPLOAD_SECONDS = 120
 
 _ABOUT = """\
 Finished runs and their images as JSON. Lists are paged by `offset` and `limit`; `next` is the address of the part that follows, or null. Answers about a\
- finished run have an ETag, which stays while the answer does. Any other answer than the described one is `{"error": SENTENCE}`."""
+ finished run have an ETag, which stays while the answer does. Any other answer is `{"error": SENTENCE}`."""
 
 _MOST_LETTERS = 20_000
 """Of a query parameter."""
@@ -265,7 +265,7 @@ Kept = Annotated[Collection, Depends(_kept)]
 """As the former; a client that has the answer already is told so."""
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "A parameter has a value that it cannot have."},
+    400: {"model": Problem, "description": "A parameter has a wrong value."},
     404: {"model": Problem, "description": "There is no such run, cluster or image."},
     409: {"model": Problem, "description": "The run is not finished, or has no clusters of its own."},
 }

@@ -151,7 +151,7 @@ def _refusal(token: str | None, request: Request) -> Response | None:
     if _has(token, request.headers.get("authorization", "")) or hmac.compare_digest(request.cookies.get(name, "").encode(), value.encode()):
         return _refusal_of_other_pages(request)
     challenge = {"WWW-Authenticate": 'Basic realm="gsec", charset="UTF-8"'}
-    return PlainTextResponse("The token is wanted: as a bearer, or as the password of any user.\n", 401, challenge)
+    return PlainTextResponse("This needs the token: as a bearer token, or as a password with any user name.\n", 401, challenge)
 
 
 def _login(token: str | None, request: Request) -> Response | None:
@@ -179,7 +179,7 @@ def _refusal_of_other_pages(request: Request) -> Response | None:
         return None
     if site == "same-origin" or (site is None and (origin is None or origin.partition("://")[2] == request.headers.get("host"))):
         return None
-    return PlainTextResponse("A page that is not of this server sent this: nothing is done.\n", 403)
+    return PlainTextResponse("This request came from a page of another server: nothing was done.\n", 403)
 
 
 def _host(header: str) -> str:

@@ -47,10 +47,10 @@ class Collections:
                 return self._open[place]
         asked = store.asked(run)
         if not asked.makes_clusters:
-            raise Unfinished(f"run {run.id} has no clusters of its own" + (f". Look into run {asked.of_run}, whose it assigns to." if asked.of_run else "."))
+            raise Unfinished(f"run {run.id} has no clusters of its own" + (f". Explore run {asked.of_run}, whose clusters it uses." if asked.of_run else "."))
         state = store.state(run)
         if state != FINISHED:
-            raise Unfinished(f"run {run.id} is {state}, and can be looked into when it is finished.")
+            raise Unfinished(f"run {run.id} is {state}, and can be explored when it is finished.")
         with self._lock:
             collection = self._open.setdefault(place, Collection(run, self._config))
             # Those that a request still reads stay until it ends.

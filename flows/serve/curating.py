@@ -94,7 +94,7 @@ def in_words(act: ActRow, names: Mapping[int, str]) -> str:
         return f"cluster{'' if len(keys) == 1 else 's'} {', '.join(map(str, keys))}"
 
     if act.key is None and not act.image_count and act.undoes is None:
-        return f"{act.kind}, as a newer gsec knows it"
+        return f"{act.kind}, of a newer gsec"
     about = f"{act.image_count:,} image{'' if act.image_count == 1 else 's'}" if act.image_count else cluster(act.key)
     match act.kind:
         case "rename":
@@ -130,12 +130,12 @@ def _images(form: FormData, collection: Collection) -> list[str]:
     if not isinstance(everything, str):
         images = [value for value in form.getlist("image") if isinstance(value, str)]
         if not images:
-            raise Refused("No image is selected: check those that it is about.")
+            raise Refused("No image is selected: check the images first.")
         return images
     listing = Listing.parse(everything)
     first = listing.part(collection, 0, MOST_ROWS)
     if first.total > MOST_AT_ONCE:
-        raise Refused(f"The list has {first.total:,} images; at most {MOST_AT_ONCE:,} are taken at once.")
+        raise Refused(f"The list has {first.total:,} images; at most {MOST_AT_ONCE:,} can be changed at once.")
     rest = [listing.part(collection, offset, MOST_ROWS) for offset in range(MOST_ROWS, first.total, MOST_ROWS)]
     return [row.id for page in (first, *rest) for row in page.rows]
 

@@ -304,7 +304,7 @@ class Explorer:
             "page_address": str,
             "image_address": partial(_plain, site.base),
             "clusters": (),
-            "empty": "Say what you look for, or choose an image.",
+            "empty": "Enter what to look for, or choose an image.",
         }
 
     def _gallery(self, template: str, collection: Collection, request: Request, listing: Listing, page_of: str = "", **values: Any) -> Response:
@@ -443,7 +443,7 @@ class Explorer:
     def _act(self, form: FormData, collection: Collection, request: Request) -> Response:
         base, who = f"/runs/{collection.run.id}", who_asks(request)
         if not self._forms.wrote(str(form.get("token", "")), collection.run.id, who):
-            why = "The form is of a page that this server did not write, or has forgotten since it was started again. Load that page again, and repeat it."
+            why = "The form is not from this server, or the server was restarted since. Load the page again, and repeat it."
             return self.refused(collection, request, why, 403)
         try:
             act = said(collection, who=who, **asked(form, collection))

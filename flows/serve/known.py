@@ -279,7 +279,7 @@ def _attempt(start: Mapping[str, Any], end: Mapping[str, Any]) -> Attempt:
 def _matching(pattern: re.Pattern[str], value: str) -> str:
     """Of a place in an address or in a store, so that no record leads out of either."""
     if not pattern.fullmatch(value):
-        raise ValueError(f"{value[:100]!r} stands where it cannot")
+        raise ValueError(f"{value[:100]!r} has a wrong place")
     return value
 
 

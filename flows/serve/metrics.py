@@ -18,8 +18,8 @@ MOST_UNFINISHED = 10
 
 _SUMMED = {
     "encoded": ("gsec_images_encoded", "Images that went through the encoder"),
-    REJECTED: ("gsec_images_rejected", "Images that were found unusable, each time that they were looked at"),
-    MISSING: ("gsec_images_missing", "Images that could not be read, each time that they were tried"),
+    REJECTED: ("gsec_images_rejected", "Images found unusable, counted at every try"),
+    MISSING: ("gsec_images_missing", "Images that could not be read, counted at every try"),
     "requests": ("gsec_caption_requests", "Requests to captioning servers that had a reply"),
     "prompt_tokens": ("gsec_caption_prompt_tokens", "Tokens of prompts, as the servers count"),
     "completion_tokens": ("gsec_caption_completion_tokens", "Tokens of replies, as the servers count"),
@@ -69,9 +69,7 @@ class Stores(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called at every scrape."""
-        unreadable = GaugeMetricFamily(
-            "gsec_unreadable_records", "Requests of runs, publications, and logs of curation, that cannot be read.", labels=["store"]
-        )
+        unreadable = GaugeMetricFamily("gsec_unreadable_records", "Requests of runs, publications and curation logs that cannot be read.", labels=["store"])
         corpora: list[_Corpus] = []
         published: list[tuple[str, Publication]] = []
         curated: list[tuple[list[str], int, int | None]] = []
@@ -170,9 +168,9 @@ def _counts(stage: str, fact: str) -> bool:
 
 def _of_publications(published: Sequence[tuple[str, Publication]]) -> Iterator[Metric]:
     labels = ["store", "pipeline", "corpus"]
-    at = GaugeMetricFamily("gsec_published_timestamp_seconds", "When what is published now was published.", labels=labels)
+    at = GaugeMetricFamily("gsec_published_timestamp_seconds", "When the current publication was made.", labels=labels)
     number = CounterMetricFamily("gsec_publications", "Clusterings that were published.", labels=labels)
-    moved = GaugeMetricFamily("gsec_published_moved_ratio", "Share of the images in common with the one before it that are under another key.", labels=labels)
+    moved = GaugeMetricFamily("gsec_published_moved_ratio", "Of the images in common with the publication before, the share with another key.", labels=labels)
     for url, publication in published:
         of = [url, publication.pipeline, publication.corpus]
         at.add_metric(of, datetime.fromisoformat(publication.at).timestamp())
@@ -184,8 +182,8 @@ def _of_publications(published: Sequence[tuple[str, Publication]]) -> Iterator[M
 
 def _of_curation(curated: Sequence[tuple[list[str], int, int | None]]) -> Iterator[Metric]:
     labels = ["store", "pipeline", "corpus"]
-    acts = GaugeMetricFamily("gsec_curation_acts", "What people said about the clusters of a pipeline: acts in its log.", labels=labels)
-    unapplied = GaugeMetricFamily("gsec_curation_open_acts", "Acts that cannot be applied to the clusters that are published now.", labels=labels)
+    acts = GaugeMetricFamily("gsec_curation_acts", "Acts in the curation log of a pipeline.", labels=labels)
+    unapplied = GaugeMetricFamily("gsec_curation_open_acts", "Acts that cannot be applied to the published clusters.", labels=labels)
     for of, count, found in curated:
         acts.add_metric(of, count)
         if found is not None:

@@ -100,7 +100,7 @@ def _check_asked(config: DescribeConfig, family: CaptionerFamily) -> None:
     for setting, value in (("criterion", criterion), ("template", config.template)):
         if value is not None and not family.can_be_asked:
             named = config.captioner.partition(":")[0]
-            raise Refused(f"describe.{setting}: only a model can be asked, and describe.captioner = {named} is none. Name an openai:MODEL.")
+            raise Refused(f"describe.{setting}: only a model can be asked, but describe.captioner = {named} is not a model. Name an openai:MODEL.")
 
 
 def _find(name: str) -> tuple[CaptionerFamily, str]:

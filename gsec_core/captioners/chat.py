@@ -92,7 +92,7 @@ class Chat:
         if len(lost) == len(self._servers):
             raise Refused(f"{'; '.join(lost)}. Start the server, or correct the address.")
         for one in lost:
-            _log.warning("%s. It is done without.", one)
+            _log.warning("%s. gsec goes on without it.", one)
 
     async def ask(self, content: Content, temperature: float, max_tokens: int) -> Reply:
         """Ask until there is an answer, held to the probe's pattern where the server does that.
@@ -160,7 +160,7 @@ class Chat:
             except Failure as plain:
                 if plain.kind in (Kind.DECLINED, Kind.SETTINGS):
                     raise self._refused(server, plain) from None
-                return Failure(Kind.GONE, f"it fails at any request ({plain})")
+                return Failure(Kind.GONE, f"it fails at every request ({plain})")
         elif failure.kind == Kind.BUSY and not await server.is_healthy():
             return Failure(Kind.GONE, str(failure))
         return failure
@@ -185,7 +185,7 @@ class Chat:
         except Failure as failure:
             if failure.kind in (Kind.DECLINED, Kind.FAULTY):
                 raise Refused(
-                    f"{server.setting} does not list its models ({failure}): give the address of OpenAI's API on the server; it mostly ends in /v1."
+                    f"{server.setting} does not list its models ({failure}): give the address of OpenAI's API on the server; it usually ends in /v1."
                 ) from None
             raise self._refused(server, failure) if failure.kind == Kind.SETTINGS else failure from None
         if self.model not in served:
@@ -221,7 +221,7 @@ class Chat:
             reply = await server.complete(self.body(probe.plain, 0, probe.max_tokens, held=False))
             if is_only_reasoning(reply):
                 raise Refused(
-                    f"{self.named}: {server.url} answers with reasoning alone, and no text in {probe.max_tokens} tokens. Serve the model without reasoning "
+                    f"{self.named}: {server.url} answers with reasoning only, and no text in {probe.max_tokens} tokens. Serve the model without reasoning "
                     f"(with vLLM: --default-chat-template-kwargs '{{\"enable_thinking\": false}}'), or name one that does not reason{probe.more_tokens}."
                 )
 
@@ -229,15 +229,17 @@ class Chat:
         """What of the settings is wrong."""
         setting, status = server.setting, failure.status or 0
         if failure.kind == Kind.DECLINED:
-            return Refused(f"{self.named}: {server.url} declines any request ({failure}). {self._probe.remedy}")
+            return Refused(f"{self.named}: {server.url} declines every request ({failure}). {self._probe.remedy}")
         if status in (401, 403):
             what = "the key in" if self._has_key else "requests without a key; put it into"
-            return Refused(f"{setting}: the server does not take {what} {KEY} ({failure}).")
+            return Refused(f"{setting}: the server does not accept {what} {KEY} ({failure}).")
         if status == 404:
-            return Refused(f"{setting}: the server has no model {self.model}, or there is no OpenAI API at this address, which mostly ends in /v1 ({failure}).")
+            return Refused(
+                f"{setting}: the server has no model {self.model}, or there is no OpenAI API at this address, which usually ends in /v1 ({failure})."
+            )
         if status < 400:
-            return Refused(f"{setting}: the server sends on to another address ({status}), where its key does not go; give the final address.")
-        return Refused(f"{setting}: the server takes no such requests ({failure}); it must have OpenAI's chat completions.")
+            return Refused(f"{setting}: the server redirects to another address ({status}), to which the key is not sent; give the final address.")
+        return Refused(f"{setting}: the server does not accept such requests ({failure}); it must have OpenAI's chat completions.")
 
 
 def is_only_reasoning(reply: Reply) -> bool:

@@ -57,10 +57,10 @@ class OpenAICaptioner:
     @property
     def form(self) -> str:
         if self._chat.holds == {True}:
-            return "held to the template by the server"
+            return "enforced by the server"
         if self._chat.holds == {True, False}:
-            return "held to the template by some of the servers, by the prompt alone at the others"
-        return "by the prompt alone: the server does not hold replies to a pattern"
+            return "enforced by some of the servers, asked for by the prompt alone at the others"
+        return "asked for by the prompt alone: the server does not enforce a pattern"
 
     def check(self) -> None:
         """Raises Refused unless the server is there, takes the key, has the model, and answers when asked about a plain picture."""

@@ -14,7 +14,7 @@ from gsec_core.errors import GsecError, Refused
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
 """Seconds; the waits between double, each less a random part, so that clients do not come back together."""
 
-KEPT = "What was answered is kept; when the server is back, a rerun goes on."
+KEPT = "All answers are kept. When the server is back, a rerun continues."
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Pool:
         self._last_loss = str(why)
         if place.gone_since is None:
             place.gone_since = time.monotonic()
-            _log.warning("%s: the server is lost: %s. It is looked for.", place.server.setting, why)
+            _log.warning("%s: the server is lost: %s. gsec looks for it.", place.server.setting, why)
             reviver = asyncio.create_task(self._revive(place))
             self._revivers.add(reviver)
             reviver.add_done_callback(self._revivers.discard)
@@ -156,7 +156,7 @@ class Pool:
             except Failure:
                 pass  # not yet
             except Exception:  # noqa: BLE001 - logged; a server that nobody looks for would be gone for ever
-                _log.exception("%s: not foreseen; it is looked for further", place.server.setting)
+                _log.exception("%s: unexpected; gsec keeps looking for the server", place.server.setting)
             await asyncio.sleep(wait)
         if place.refusal is None:
             _log.warning("%s: the server is back.", place.server.setting)

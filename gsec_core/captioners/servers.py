@@ -247,7 +247,7 @@ def key() -> str:
     """The servers' key, or NO_KEY."""
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):  # no header can hold it, and the client's complaint would show it
-        raise Refused(f"{KEY}: the key holds line breaks or characters that are not ASCII; set it to the key alone.")
+        raise Refused(f"{KEY}: the key contains line breaks or non-ASCII characters; set it to the key alone.")
     return key or NO_KEY
 
 
@@ -256,7 +256,8 @@ def checked_urls(urls: str) -> list[str]:
     found = [url.strip() for url in urls.split(",")]
     if not all(map(_is_good, found)):
         raise Refused(
-            f"describe.url: give http://HOST:PORT/v1 or the like, without credentials and query, several with commas between them; the key goes into {KEY}."
+            f"describe.url: give an address such as http://HOST:PORT/v1, without credentials or a query, or several, separated by commas; put "
+            f"the key into {KEY}."
         )
     return list(dict.fromkeys(url.rstrip("/") for url in found))
 

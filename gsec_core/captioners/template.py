@@ -107,13 +107,13 @@ def load(config: DescribeConfig) -> Template:
         return Template(prompt(config.criterion))
     setting = f"describe.template = {config.template}"
     if config.criterion is not None:
-        raise Refused(f"{setting}: its prompt says what to describe, and so does describe.criterion. Give one of them.")
+        raise Refused(f"{setting}: its prompt says what to describe, and so does describe.criterion. Give only one of them.")
     try:
         found = tomllib.loads(Path(config.template).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Refused(f"{setting}: no TOML file can be read there ({error}).") from None
     if set(found) != {"prompt", "pattern"} or not all(isinstance(value, str) and value.strip() for value in found.values()):
-        raise Refused(f"{setting}: the file holds two texts, `prompt` and `pattern`, and nothing else.")
+        raise Refused(f"{setting}: the file must contain two texts, `prompt` and `pattern`, and nothing else.")
     return Template(_bounded(found, "prompt", LONGEST_PROMPT, setting), _checked_pattern(_bounded(found, "pattern", LONGEST_PATTERN, setting), setting))
 
 
@@ -129,9 +129,9 @@ def _checked_pattern(pattern: str, setting: str) -> str:
         groups = set(regex.compile(pattern).groupindex)
         regex.compile(Template("", pattern).server_pattern)
     except regex.error as error:
-        raise Refused(f"{setting}: its pattern is no regular expression, or one that needs the names of its groups ({error}).") from None
+        raise Refused(f"{setting}: its pattern is not a regular expression, or refers to its groups by name ({error}).") from None
     if "object" not in groups or groups - {"object", "attributes"}:
-        raise Refused(f"{setting}: its pattern must name what it is a description of, as (?P<object>...), and may name (?P<attributes>...); no other groups.")
+        raise Refused(f"{setting}: its pattern must have a group (?P<object>...) and may have a group (?P<attributes>...), but no other groups.")
     return pattern
 
 

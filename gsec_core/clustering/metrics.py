@@ -47,7 +47,7 @@ def bias_variance(runs: ArrayLike, truth: ArrayLike) -> BiasVariance:
     classes, true = np.unique(np.asarray(truth), return_inverse=True)
     named = np.array([_classes(true, np.asarray(run), len(classes)) for run in np.asarray(runs)])
     if not len(named):
-        raise ValueError("runs is empty: bias and variance are of at least one run.")
+        raise ValueError("runs is empty: bias and variance need at least one run.")
     votes = np.stack([(named == label).sum(0) for label in range(len(classes) + 1)])
     plurality = votes.argmax(0)
     return BiasVariance(float((named != true).mean()), float((plurality != true).mean()), float((named != plurality).mean()))

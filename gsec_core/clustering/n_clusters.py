@@ -56,7 +56,7 @@ def suggest_n_clusters(X: NDArray[Any], *, random_state: int = 0) -> NumberOfClu
     sample = np.asarray(X[sample_rows(len(X), _SAMPLE_ROWS, random_state)])
     counts = _counts(min(MOST, len(sample) // _ROWS_PER_CLUSTER))
     if not len(counts):
-        raise ValueError(f"X has {len(X)} rows: their number of clusters cannot be told, there must be at least {2 * _ROWS_PER_CLUSTER}.")
+        raise ValueError(f"X has {len(X)} rows: too few to tell the number of clusters; there must be at least {2 * _ROWS_PER_CLUSTER}.")
     half = principal(sample, _COMPONENTS)
     rows = np.concatenate(list(project(sample, half)))
     neighbors = NeighborIndex(lambda wanted: rows[wanted], len(rows)).search(0, len(rows), _N_NEIGHBORS)

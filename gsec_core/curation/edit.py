@@ -62,7 +62,7 @@ def add(
     the act is in the log.
     """
     if context.of_run is not None:
-        raise Refused(f"--run {context.run.id}: it assigns images to the clusters of run {context.of_run.run.id}. Curate those: name that run.")
+        raise Refused(f"--run {context.run.id}: it assigns images to the clusters of run {context.of_run.run.id}. Name that run to curate them.")
     check_text("--who", who, MAX_NAME)
     if why is not None:
         check_text("--why", why, MAX_TEXT)
@@ -94,25 +94,25 @@ def add(
 def check_text(what: str, text: str, most: int) -> None:
     """Raises Refused for a text that is empty, longer than ``most`` characters, or holds what cannot be seen."""
     if not text.strip():
-        raise Refused(f"{what} is empty. Say something.")
+        raise Refused(f"{what} is empty. Give a text.")
     if len(text) > most:
-        raise Refused(f"{what} has {len(text):,} characters; at most {most:,} are taken.")
+        raise Refused(f"{what} has {len(text):,} characters; at most {most:,} are allowed.")
     if hiding := _HIDING.search(text):
-        raise Refused(f"{what} holds the character U+{ord(hiding[0]):04X}, which cannot be seen or turns the reading order around. Leave it out.")
+        raise Refused(f"{what} holds the character U+{ord(hiding[0]):04X}, which is invisible or reverses the reading order. Leave it out.")
 
 
 def _check_fields(act: Act, parts: int | None) -> None:
     """Raises Refused unless the act says what its kind needs."""
     for image in act.images:
         if not _ID.fullmatch(image.id):
-            raise Refused(f"image {image.id}: this is no image's id, which has 32 hex digits.")
+            raise Refused(f"image {image.id}: this is not an image's id, which has 32 hex digits.")
     if act.kind not in NEEDS:
         raise Refused(f"{act.kind}: there is no such act. There are {', '.join(NEEDS)}.")
     given = {name for name in ("key", "text", "undoes") if getattr(act, name) is not None}
     given |= {name for name in ("keys", "images") if getattr(act, name)}
     if act.kind == SPLIT:
         if given != {"key"} or parts is None:
-            raise Refused("split: say which cluster, and into how many parts.")
+            raise Refused("split: give the cluster, and the number of parts.")
         if not 2 <= parts <= MAX_PARTS:
             raise Refused(f"split: {parts} parts; it must be between 2 and {MAX_PARTS:,}.")
     elif given not in NEEDS[act.kind] or parts is not None:
@@ -167,7 +167,7 @@ def _check_undo(number: int, acts: Sequence[Act], undone: dict[int, int]) -> Non
 def _image(id: str, state: State, model: Model) -> Image:
     row = state.row(id)
     if row is None:
-        raise Refused(f"image {id}: it is not among the images of this run.")
+        raise Refused(f"image {id}: this run has no such image.")
     return Image(id, model.content_hashes[row].as_py().hex())
 
 
@@ -182,7 +182,7 @@ def _check_shown(act: Act, state: State) -> None:
     for image in act.images:
         row = state.row(image.id)
         if row is not None and (key := state.is_hidden_with(row)) is not None:
-            raise Refused(f"show: image {image.id} is hidden with its cluster. Show that: gsec curate show --cluster {key}")
+            raise Refused(f"show: image {image.id} is hidden with its cluster. Show the cluster: gsec curate show --cluster {key}")
 
 
 def _folded(name: str) -> str:
@@ -203,7 +203,7 @@ def _divider(context: Context, model: Model, parts: int) -> Divide:
         assert found is not None, "they are of these images"
         sizes = np.bincount(found, minlength=parts)
         if not sizes.all():
-            raise Refused(f"split: the images of cluster {cluster} are too alike to tell {parts} parts apart; {np.count_nonzero(sizes)} can be told apart.")
+            raise Refused(f"split: the images of cluster {cluster} are too similar to tell {parts} parts apart; {np.count_nonzero(sizes)} can be told apart.")
         return packed(centres[np.argsort(-sizes, kind="stable")])
 
     return divide

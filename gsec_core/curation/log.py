@@ -130,7 +130,7 @@ class Log:
         raise Unreachable(f"{self.files.location(self._path(act.number))}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
 
     def _read(self, number: int) -> Act:
-        remedy = "Put a copy of it in its place, or remove it: what was said in it is lost then, and all other acts count."
+        remedy = "Put a copy of it in its place, or remove it: its act is then lost, and all others count."
         return records.read(self.files, self._path(number), lambda record: _act(number, record), remedy)
 
     def _path(self, number: int) -> str:

@@ -55,7 +55,7 @@ def remark(curated: Mapping[str, Any] | None) -> str | None:
     if not curated:
         return None
     if curated.get("error"):
-        return f"The names are the model's own, as the log of curation cannot be read: {curated['error']}"
+        return f"The names are the model's own, as the curation log cannot be read: {curated['error']}"
     if curated.get("open"):
-        return f"{curated['open']} of {curated['acts']} acts of curation cannot be applied to these clusters: gsec curate log says which, and why."
+        return f"{curated['open']} of {curated['acts']} curation acts cannot be applied to these clusters: gsec curate log shows which, and why."
     return None

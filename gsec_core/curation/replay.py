@@ -213,7 +213,7 @@ class State:
     def apply(self, act: Act) -> str | None:
         """Apply an act that is no undo. Returns why it could not be, or not to all of it, in a sentence."""
         if act.unknown:
-            return f"a newer gsec wrote it, and this one does not know {_what(act)}."
+            return f"a newer gsec wrote it, and this version does not know {_what(act)}."
         if act.key is not None and act.key not in self.clusters:
             return self.absent(act.key)
         return _APPLY[act.kind](self, act)
@@ -258,13 +258,13 @@ class State:
 
     def _split(self, act: Act) -> str | None:
         if act.encoder != self.model.encoder:
-            return f"its parts were told apart by encoder {act.encoder}, and the run's is {self.model.encoder}."
+            return f"it was split with encoder {act.encoder}, and the run's is {self.model.encoder}."
         if taken := [key for key in act.keys if key in self.clusters]:
             return f"there is a cluster {taken[0]} already."
         rows = self.rows_of(self._about(act).key)
         parts = nearest(self.model, rows, act.directions)
         if parts is None:
-            return f"its centres are not of the length of this run's embeddings, though its encoder too is {act.encoder}."
+            return f"its centres are not of the length of this run's embeddings, though its encoder is also {act.encoder}."
         whole = self._about(act)
         for number, key in enumerate(act.keys, 1):
             part = _Cluster(key, "", whole.description, None, [self._new_group(rows[parts == number])], whole.hidden, curated=True)

@@ -51,7 +51,9 @@ def check_encoder(name: str) -> None:
 def check_texts(name: str) -> None:
     """Raises Refused unless the encoder has a text side."""
     if not _find(name)[0].has_texts:
-        raise Refused(f"encode.encoder = {json.dumps(name)}: it encodes no texts, which text.source = nouns needs. Take `lite` or a CLIP, or other text.")
+        raise Refused(
+            f"encode.encoder = {json.dumps(name)}: it does not encode texts, which text.source = nouns needs. Use `lite` or a CLIP, or another text source."
+        )
 
 
 def skeleton(name: str) -> "nn.Module | None":

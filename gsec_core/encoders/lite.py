@@ -125,7 +125,7 @@ def image_network(precision: str, device: str, threads: int) -> Callable[[NDArra
         try:
             return onnx_runtime.compiled(network, torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), threads=threads)
         except Exception as error:  # noqa: BLE001 - whatever the reason, torch computes the same
-            _log.warning("lite: ONNX Runtime cannot be used, so that torch computes, more slowly: %s", error)
+            _log.warning("lite: ONNX Runtime cannot be used, so torch computes, which is slower: %s", error)
     return by_torch(network, device)
 
 

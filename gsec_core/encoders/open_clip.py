@@ -69,7 +69,7 @@ class OpenClipEncoder:
             self._model, self._transform = open_clip.create_model_from_pretrained(name, pretrained, device=device, weights_only=True, **options)
             self._tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # whatever open_clip, torch, safetensors or the hub's client say of a download or a file
-            remedy = "it does not fit this model, or is damaged" if local else "without a network, give a local file or folder in place of the tag"
+            remedy = "it does not fit this model, or is damaged" if local else "without a network, give a local file or folder instead of the tag"
             raise _refused(reference, f"could not be loaded ({_first_line(error)}); {remedy}") from error
         self._model.eval().requires_grad_(False)
         self._device = torch.device(device)
@@ -150,7 +150,7 @@ def _options(reference: str, name: str, tag: str | None) -> dict[str, Any]:
 
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models())
-        raise _refused(reference, f"open_clip has no model {name}" + (f"; near it are {', '.join(near)}" if near else ""))
+        raise _refused(reference, f"open_clip has no model {name}" + (f"; similar names are {', '.join(near)}" if near else ""))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is not None:
         if "/" in tag:

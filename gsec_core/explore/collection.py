@@ -66,7 +66,7 @@ class Collection:
         self.run = run
         self.context = Context.of(run, config or PipelineConfig())
         if self.context.of_run is not None:
-            raise Refused(f"run {run.id} assigns images to the clusters of run {self.context.of_run.run.id} and has none of its own. Look into that one.")
+            raise Refused(f"run {run.id} assigns images to the clusters of run {self.context.of_run.run.id} and has none of its own. Explore that run.")
         self.pipeline = pipeline_of(self.context.config, self.context.corpus.name)
         self._columns = Lazy(lambda: Columns(run))
         self._made = Lazy(lambda: clusters.made(run))
@@ -296,7 +296,7 @@ class Collection:
             found = self._vectors(query.stage, query.column)().search(query.vector, wanted, out)
             rows = self._found(view, Found(found.rows[offset:], found.cosines[offset:]))
             if found.cosines[0] < query.least:
-                note = f"Even the nearest images are not much like it, so that these may show anything. {note}"
+                note = f"Even the nearest images are not very similar, so they may show anything. {note}"
         return Page(tuple(rows), total, offset, limit, note)
 
     def _found(self, view: View, found: Found) -> list[ImageRow]:

@@ -15,7 +15,7 @@ from gsec_core.tables import DUPLICATES_TABLE
 MOST_SHOWN = 50
 """Images of a group."""
 
-_EXACT_ONLY = "Only images with the same bytes: this run has no table `duplicates`, which gsec run with --redo duplicates makes."
+_EXACT_ONLY = "Only images with the same bytes: this run has no table `duplicates`. gsec run with --redo duplicates makes it."
 
 
 class Duplicates:

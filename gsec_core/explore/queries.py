@@ -21,8 +21,8 @@ MOST_LETTERS = 500
 """Of a search by words: more is beyond what encoders read."""
 
 LITE_NOTE = (
-    "The encoder `lite` knows an image by ImageNet's thousand classes: it finds what is one of them or near to one in meaning, "
-    "and no colours, places, styles or letters. A CLIP finds more."
+    "The encoder `lite` sees an image as ImageNet's thousand classes. It finds these and things with a similar meaning, but no colours, places, styles "
+    "or letters. A CLIP finds more."
 )
 LITE_LEAST = 0.42
 """By words tried on the demo's photographs: with what is above it most images are right, with what is below it few."""
@@ -53,7 +53,7 @@ def words(context: Context, text: str) -> Query:
     """
     text = " ".join(text.split())
     if not text:
-        raise Refused("search: there is nothing to look for. Give a word or a sentence.")
+        raise Refused("search: there is nothing to search for. Give a word or a sentence.")
     if len(text) > MOST_LETTERS:
         raise Refused(f"search: {len(text):,} letters; give {MOST_LETTERS} at most.")
     stage = _with_texts(context)
@@ -106,16 +106,16 @@ def _with_texts(context: Context) -> encode.Encoding:
         except Refused:
             continue
         return stage
-    raise Refused(f"The encoder {encode.encoders_of(context.run)} reads no words. Search by an image, or run gsec with `lite` or a CLIP.")
+    raise Refused(f"The encoder {encode.encoders_of(context.run)} cannot read words. Search by an image, or run gsec with `lite` or a CLIP.")
 
 
 def _check_same(context: Context, stage: encode.Encoding) -> None:
     record = context.run.stage(stage.name)
     if record is None or record["fingerprint"] != stage.fingerprint(context):
-        raise Refused(f"The encoder {stage.encoder(context.config)}, or its checkpoint, is no longer what encoded run {context.run.id}. Put it back.")
+        raise Refused(f"The encoder {stage.encoder(context.config)}, or its checkpoint, is not the one that encoded run {context.run.id}. Put it back.")
 
 
 def _finite(vector: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     if not np.isfinite(vector).all():
-        raise Refused(f"The encoder {name} makes no finite vector of this.")
+        raise Refused(f"The encoder {name} gives no finite vector for this.")
     return vector

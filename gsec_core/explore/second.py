@@ -22,7 +22,7 @@ class Model:
         self._context = context.model if context.keeps else context
         self._plan = plan_of(self._context.config)
         if self._plan.pixel_side:
-            raise Refused(f"method = {self._context.config.method}: its members look at the images themselves; no second choice is kept.")
+            raise Refused(f"method = {self._context.config.method}: its members look at the images themselves, so there is no second choice.")
         self._head = align.load_head(context)
         self._halves = load_halves(self._context)
         self._weight = text.weight(self._context)

@@ -17,7 +17,7 @@ def tree(run: Run, clusters: Sequence[Made], groups: int | None) -> Tree:
     try:
         shards, names = run.table(HIERARCHY_TABLE)
     except Refused:
-        raise NotFound(f"run {run.id} has no tree of its clusters, as an older gsec made it. gsec run with --redo hierarchy makes one.") from None
+        raise NotFound(f"run {run.id} has no tree of its clusters, because an older gsec made it. gsec run with --redo hierarchy makes one.") from None
     nodes = tuple(Node(**row) for row in shards.read(names[0]).to_pylist())
     if len(nodes) != len(clusters) - 1:
         raise NotFound(f"run {run.id} has no tree of its clusters: of {len(clusters):,} none is made.")

@@ -151,7 +151,7 @@ def _mapped(data: NDArray[np.uint8], scratch: str | None) -> Any:
     try:
         number, path = mkstemp(dir=scratch, prefix="gsec-search-")
     except OSError as error:
-        raise Refused(f"scratch = {scratch}: no file can be made there ({error.strerror}). Make the folder, or name another.") from None
+        raise Refused(f"scratch = {scratch}: no file can be made there ({error.strerror}). Make the folder, or name another one.") from None
     try:
         with open(number, "wb") as file:
             file.write(data.data)

@@ -51,7 +51,7 @@ def find(name: str) -> Method:
         raise Refused(f"method = {json.dumps(name)}: there is no such method; there are {', '.join(f'`{known}`' for known in names())}.")
     found = plugins.load(GROUP, name)
     if not isinstance(found, Method) or found.name != name:
-        raise Refused(f"method = {json.dumps(name)}: its entry point is no `gsec_core.methods.Method` of this name. Mend the package that brings it.")
+        raise Refused(f"method = {json.dumps(name)}: its entry point is not a `gsec_core.methods.Method` of this name. Repair the package that has it.")
     return found
 
 

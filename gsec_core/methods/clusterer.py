@@ -117,14 +117,14 @@ class Clusterer(Estimator):
         Raises ValueError naming the parameter and its value.
         """
         if text is not None and nouns is not None:
-            raise ValueError("text and nouns: give one of them.")
+            raise ValueError("text and nouns: give only one of them.")
         plan = self.plan()
         self.nouns_: NDArray[np.int64] | None = None
         if nouns is not None:
             joint = self._select(X, nouns, joint)
             text = self._counterparts(X, joint)
         elif self.NEEDS_NOUNS:
-            raise ValueError(f"nouns: {type(self).__name__} clusters by images and nouns. Give them.")
+            raise ValueError(f"nouns: {type(self).__name__} needs images and nouns. Give nouns.")
         matrices = self._validated(X, text, reset=True)
         continued = self._start(plan, start, before, len(matrices[0]))
         with threads_of_torch(usable_cores()):  # torch knows of affinity, but not of a quota
@@ -150,7 +150,7 @@ class Clusterer(Estimator):
         check_is_fitted(self)
         if self.nouns_ is not None:
             if text is not None:
-                raise ValueError("text: it was fitted with nouns, which give the texts of new rows as well. Leave it out.")
+                raise ValueError("text: the estimator was fitted with nouns, which also give the texts of new rows. Leave it out.")
             text = self._counterparts(X, X if joint is None else joint)
         matrices, plan = self._validated(X, text, reset=False), self.plan()
         features = plan.features(matrices, self.halves_, self.text_weight)
@@ -161,7 +161,7 @@ class Clusterer(Estimator):
         """What this fit continues."""
         if before is None:
             if start is not None:
-                raise ValueError("start: say which cluster each sample had, by before.")
+                raise ValueError("start: give the earlier cluster of each sample as before.")
             return None
         had = np.asarray(before, np.int32)
         if had.shape != (n,) or had.min() < -1 or had.max() >= self.n_clusters:
@@ -170,7 +170,7 @@ class Clusterer(Estimator):
             return Start(had, (), np.empty((0, self.n_clusters), np.int32))
         check_is_fitted(start)
         if (type(start), start.n_clusters, len(start.members_)) != (type(self), self.n_clusters, plan.n_members):
-            raise ValueError("start: it is of another class, or of other numbers of clusters or members. Give before alone.")
+            raise ValueError("start: it has another class, or another number of clusters or members. Give only before.")
         return Start(had, start.members_, start.ensemble_.permutations)
 
     def _select(self, X: ArrayLike, nouns: ArrayLike, joint: ArrayLike | None) -> ArrayLike:
@@ -178,13 +178,13 @@ class Clusterer(Estimator):
         name, images = ("X", X) if joint is None else ("joint", joint)
         matrix, vectors = (check_array(given, dtype=_FLOATS, input_name=called) for given, called in ((images, name), (nouns, "nouns")))
         if matrix.shape[1] != vectors.shape[1]:
-            raise ValueError(f"nouns has {vectors.shape[1]} features and {name} has {matrix.shape[1]}: they must be in one space.")
+            raise ValueError(f"nouns has {vectors.shape[1]} features and {name} has {matrix.shape[1]}: they must be in the same space.")
         self._check_enough(len(matrix))
         if self.noun_selection().per_centre is None and len(vectors) > self.n_clusters:
             raise ValueError(f"nouns: {len(vectors)} are given, and n_clusters = {self.n_clusters}. Give one for each cluster.")
         self.nouns_ = select_nouns(matrix, vectors, self.n_clusters, self.noun_selection()).noun
         if len(self.nouns_) < self.n_clusters:
-            raise ValueError(f"nouns: {len(self.nouns_)} of {len(vectors)} stand for the images, fewer than n_clusters = {self.n_clusters}. Give more.")
+            raise ValueError(f"nouns: {len(self.nouns_)} of {len(vectors)} represent the images, fewer than n_clusters = {self.n_clusters}. Give more.")
         self._noun_vectors = vectors[self.nouns_]
         return images
 
@@ -227,9 +227,9 @@ class Clusterer(Estimator):
         texts: NDArray[Any] | None = None if text is None else check_array(text, dtype=_FLOATS, input_name="text")
         width = None if texts is None else texts.shape[1]
         if texts is None and self.NEEDS_TEXT:
-            raise ValueError(f"text, nouns: {type(self).__name__} clusters by images and texts. Give one of them.")
+            raise ValueError(f"text, nouns: {type(self).__name__} needs images and texts. Give text or nouns.")
         if texts is not None and len(texts) != len(images):
-            raise ValueError(f"text has {len(texts)} rows and X has {len(images)}: give each sample its counterpart.")
+            raise ValueError(f"text has {len(texts)} rows and X has {len(images)}: give a counterpart for each sample.")
         if reset:
             self._check_enough(len(images))
             self.n_text_features_in_ = width

@@ -150,7 +150,7 @@ def namer_of(config: PipelineConfig) -> str:
     """Who names: as set, or nouns where they are the text source. Raises Refused if there are no nouns to name by."""
     nouns = config.text_source == text.NOUNS
     if config.publish.namer == NOUNS and not nouns:
-        raise Refused(f"publish.namer = nouns: only with text.source = nouns are there any, and it is {config.text_source}. Leave the namer out.")
+        raise Refused(f"publish.namer = nouns: it needs text.source = nouns, but text.source is {config.text_source}. Leave the namer out.")
     if config.publish.namer is not None:
         return config.publish.namer
     return NOUNS if nouns else TERMS
@@ -180,4 +180,4 @@ def _model(name: str) -> str | None:
         return None
     if family == "openai" and model:
         return model
-    raise Refused(f"publish.namer = {json.dumps(name)}: there is no such namer; there are `terms`, `nouns` and `openai:MODEL`.")
+    raise Refused(f"publish.namer = {json.dumps(name)}: there is no such namer; choose `terms`, `nouns` or `openai:MODEL`.")

@@ -83,18 +83,18 @@ def _curation(context: Context) -> tuple[Curated | None, tuple[str, ...]]:
     try:
         found = curated(context) if log_of(context).numbers() else None
     except BadRecord as error:
-        return None, (f"The names are the model's own: what people said cannot be read. {error}",)
+        return None, (f"The names are the model's own: the curation log cannot be read. {error}",)
     if found is None:
         return None, ()
     said = []
     if found.hidden.any() or any(one.curated or one.hidden for one in found.clusters):  # a star changes nothing here, nor does what is undone
         said.append(
-            f"Names and descriptions are those that people gave, up to act {found.last}; where the model calls a cluster otherwise, that stands below. "
+            f"Names and descriptions include curation up to act {found.last}; a different name of the model is shown below. "
             "The clusters themselves, their images and their figures are the model's own: those that people merged have the name of the one that they "
             "are part of, splits and moves are not drawn, and hidden images are in no gallery. What people said since this page was drawn is not in it."
         )
     if found.open:
-        said.append(f"{len(found.open)} of {found.acts} acts cannot be applied to these clusters: gsec curate log says which, and why.")
+        said.append(f"{len(found.open)} of {found.acts} acts cannot be applied to these clusters: gsec curate log shows which, and why.")
     return found, tuple(said)
 
 

@@ -135,7 +135,7 @@ class Comparison:
 def check(runs: Sequence[Run]) -> None:
     """Raises Refused, saying what to do, unless these are several finished runs of one corpus that have clusters of their own."""
     if len(runs) < 2:
-        raise Refused("gsec compare: give two runs or more. `gsec status` lists them.")
+        raise Refused("gsec compare: give two or more runs. `gsec status` lists them.")
     for place, run in enumerate(runs):
         if run.id in [former.id for former in runs[:place]]:
             raise Refused(f"gsec compare: run {run.id} is given twice. Give each run once.")
@@ -213,7 +213,7 @@ def _common(runs: Sequence[Run]) -> tuple[pl.DataFrame, list[int]]:
         counts.append(len(rows))
         common = rows.with_row_index("row") if number == 0 else common.join(rows, on=key, maintain_order="left")
     if len(common) < 2:
-        raise Refused(f"gsec compare: these runs have {len(common)} images in common. Compare runs of the same images: the same gsec run again, of each.")
+        raise Refused(f"gsec compare: these runs have {len(common)} images in common. Compare runs of the same images: repeat the gsec run of each.")
     return common.drop(key), counts
 
 

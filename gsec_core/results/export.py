@@ -85,13 +85,13 @@ def export(context: Context, to: Path, images: Images | None = None, encoder: bo
     if found is not None:
         assignments, clusters = _curated_assignments(labelled, found), _curated_clusters(model, found)
     if images and (to / IMAGES).exists():
-        raise Refused(f"--images {images}: {to / IMAGES} is there already, and may be of another run. Move it away, or name another folder.")
+        raise Refused(f"--images {images}: {to / IMAGES} exists already, and may belong to another run. Move it away, or name another folder.")
     if encoder and (to / ENCODER).exists():
-        raise Refused(f"--encoder: {to / ENCODER} is there already, and a run may need it. Move it away, or name another folder.")
+        raise Refused(f"--encoder: {to / ENCODER} exists already, and a run may need it. Move it away, or name another folder.")
     grouped = None if groups is None else _groups(_model(context), model, groups)
     source = context.open_source() if images else None
     if images == "links" and not isinstance(source, LocalFolder):
-        raise Refused(f"--images links: the images of {context.config.source} are no files of this machine. Use --images copies.")
+        raise Refused(f"--images links: the images of {context.config.source} are not files on this machine. Use --images copies.")
     make_folder(to)
     with _replacing(to / "assignments.parquet") as file:
         assignments.write_parquet(file)
@@ -186,7 +186,7 @@ def _groups(run: Run, clusters: pl.DataFrame, groups: int) -> pl.DataFrame:
         tree = _read(run, HIERARCHY_TABLE)
     except Refused:
         raise Refused(
-            f"--groups {groups}: run {run.id} has no tree of its clusters, as an older gsec made it. gsec run with --redo hierarchy makes one."
+            f"--groups {groups}: run {run.id} has no tree of its clusters, because an older gsec made it. gsec run with --redo hierarchy makes one."
         ) from None
     if len(tree) != count - 1:
         raise Refused(f"--groups {groups}: of {count} clusters there is no tree.")

@@ -47,7 +47,7 @@ def published(store: Store, config: PipelineConfig, corpus: Corpus) -> Publicati
     """What a run of these settings would continue. Raises Refused if the pipeline publishes another corpus."""
     newest = store.publications.newest(pipeline_of(config, corpus.name))
     if newest is not None and newest.corpus != corpus.name:
-        raise Refused(f"pipeline = {newest.pipeline}: it publishes corpus {newest.corpus}, and not {corpus.name}. Give another --pipeline.")
+        raise Refused(f"pipeline = {newest.pipeline}: it publishes corpus {newest.corpus}, not {corpus.name}. Give another --pipeline.")
     return newest
 
 
@@ -69,7 +69,7 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
         if back := _went_back(context, newest):
             warnings = (*warnings, back)
         if doubts or back or (wide and not _asked_for_another(context)):
-            return Verdict(False, warnings, True, bool(wide), why_not=f"So it is not published. After a look at it: gsec publish --run {run.id}")
+            return Verdict(False, warnings, True, bool(wide), why_not=f"So it is not published. Look at it, then publish it with: gsec publish --run {run.id}")
         wanted = _next(context, newest, summary["moved"])
         if store.publications.add(wanted, partial(curation.additions, store, context)):
             return Verdict(True, (*warnings, *_curation(store, wanted.pipeline)), False, bool(wide), replaces=True)
@@ -124,7 +124,7 @@ def _assignments(context: Context) -> str:
     return fingerprint
 
 
-_OTHER_NOW = "another was published since it was asked for, whose cluster keys it does not continue. The same gsec run again makes one that does."
+_OTHER_NOW = "another run was published since this one was asked for, and its cluster keys are not continued here. The same gsec run again continues them."
 
 
 def _obstacle(context: Context, newest: Publication | None) -> str | None:
@@ -146,7 +146,7 @@ def _suspicions(context: Context, summary: dict[str, Any]) -> list[str]:
     if summary["missing"] > config.ingest.max_shrink * summary["images"]:
         found.append(
             f"{summary['missing']} of {summary['images']} images could not be read, more than ingest.max_shrink = {config.ingest.max_shrink} allows; "
-            "is the source whole, and does it answer?"
+            "is the source complete, and does it answer?"
         )
     return found
 
@@ -159,19 +159,19 @@ def _went_back(context: Context, newest: Publication | None) -> str | None:
         if publication.left is None or publication.assignments == _assignments(context):
             return None
         if publication.left == _assignments(context):
-            return f"Its clusters are those from which a user went back to run {publication.run_id}."
+            return f"A user went back from these clusters to run {publication.run_id}."
     return None
 
 
 def _moved_far(context: Context, moved: float | None) -> str | None:
     if moved is None:
-        nothing = "None of the images of the published clustering is in this one as it was, so that no cluster could keep its key."
+        nothing = "This clustering has no image in common with the published one, so no cluster could keep its key."
         return nothing if context.run.request()["previous"] is not None else None
     if moved <= context.config.publish.max_moved:
         return None
     return (
-        f"{moved:.1%} of the images that the published clustering has too are in another cluster now, "
-        f"more than publish.max_moved = {context.config.publish.max_moved} allows."
+        f"{moved:.1%} of the images in common with the published clustering moved to another cluster, more than publish.max_moved = "
+        f"{context.config.publish.max_moved} allows."
     )
 
 

@@ -71,8 +71,8 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         pass
     elif consensus["purity"] <= kmeans["purity"]:
         said.append(
-            "The consensus adds nothing over plain k-means: neighbours of an image are in its cluster no more often "
-            f"(purity {consensus['purity']:.3f} against {kmeans['purity']:.3f})."
+            "The consensus adds nothing over plain k-means: neighbours of an image are not more often in its cluster (purity "
+            f"{consensus['purity']:.3f} against {kmeans['purity']:.3f})."
         )
     elif kmeans["ARI to consensus"] >= NEARLY_EQUAL:
         said.append(f"The consensus is nearly the clustering of plain k-means (ARI {kmeans['ARI to consensus']:.3f}), and adds little to it.")
@@ -80,7 +80,7 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     unsure = [row["cluster"] for row in table.to_pylist() if row["stability"] is not None and row["stability"] < STABLE]
     if unsure:
         shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
-        said.append(f"Of {len(unsure)} of the {table.num_rows} clusters the members do not agree that they are there (stability below {STABLE}): {shown}.")
+        said.append(f"Of {len(unsure)} of the {table.num_rows} clusters the members do not agree (stability below {STABLE}): {shown}.")
     return said + ([] if context.keeps else _of_pseudo_labels(context)) + enhance.remarks(context)
 
 
@@ -94,7 +94,7 @@ def _of_pseudo_labels(context: Context) -> list[str]:
     changes = transitions.join(classes, on=["member", "class"])
     changes = changes.join(classes, left_on=["member", "next_class"], right_on=["member", "class"], suffix="_next")
     if changes.is_empty():
-        return ["No image changed its class while the members looked, so that the labels which they learnt from are arbitrary. Give more steps."]
+        return ["No image changed its class during the training, so the labels that the members learnt from are arbitrary. Give more steps."]
     within = np.average((changes["group"] == changes["group_next"]).to_numpy(), weights=changes["count"].to_numpy())
     of_a_label, of_all = (classes.group_by(keys).len()["len"].to_numpy().astype(float) for keys in (["member", "group"], ["member"]))
     chance = (of_a_label * (of_a_label - 1)).sum() / (of_all * (of_all - 1)).sum()
@@ -104,8 +104,8 @@ def _of_pseudo_labels(context: Context) -> list[str]:
     ended = labels.join(pl.DataFrame(now), on="image_id")
     lasted = (ended["permutation"] == ended["cluster"]).to_numpy().mean()
     return [
-        "The members learnt from labels that they gave a sample themselves. Of the changes between classes that these come from, "
-        f"{within:.0%} are within a label, where chance has {chance:.0%}; {lasted:.0%} of the sample are in the cluster of their label now."
+        "The members learnt from labels that they gave a sample themselves. Of the changes between classes behind these labels, "
+        f"{within:.0%} are within a label (by chance: {chance:.0%}); {lasted:.0%} of the sample are in the cluster of their label now."
     ]
 
 
@@ -150,7 +150,7 @@ def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) ->
     labels = [label_of(uri, content_hash) for uri, content_hash in keys]
     known = np.array([label is not None for label in labels])
     if not known.any():
-        raise Refused(f"--labels: none of the {len(known)} images has a label there. Are its URIs those of the assignments?")
+        raise Refused(f"--labels: none of the {len(known)} images has a label there. Are its URIs the ones in the assignments?")
     return np.array([str(label) for label in labels if label is not None], np.str_), known
 
 

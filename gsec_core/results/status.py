@@ -113,7 +113,7 @@ def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
     if not ends:
         return "not begun"
     if ends[-1] is None:
-        return "under way or killed"
+        return "in progress or killed"
     return "failed" if ends[-1]["outcome"] == "failed" else "unfinished"
 
 

@@ -26,10 +26,10 @@ def normalise_url(url: str) -> str:
     if not separator or "/" in scheme:  # else the name of a folder
         return os.path.abspath(url)
     if "::" in scheme:
-        raise Refused(f"The source begins with {scheme}://, but chained protocols are not read: give a plain path or URL.")
+        raise Refused(f"The source begins with {scheme}://, but chained protocols are not supported: give a plain path or URL.")
     protocol = _PROTOCOLS.get(scheme.lower())
     if protocol is None:
-        raise Refused(f"The source begins with {scheme}://, which is not read: copy it to a folder, or use one of {', '.join(_PROTOCOLS)}.")
+        raise Refused(f"The source begins with {scheme}://, which is not supported: copy it to a folder, or use one of {', '.join(_PROTOCOLS)}.")
     if protocol == "file":
         return os.path.abspath(rest)
     # On Azure the part before the "@" is the container, no secret.

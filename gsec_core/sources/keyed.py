@@ -90,7 +90,7 @@ def _open(file: str, setting: str) -> tuple[AbstractFileSystem, str, str]:
     except Refused:  # not shown, as it may hold what nobody should see
         raise Refused(f"{setting}: give a local file or one at s3://, gs:// or abfs://, without credentials or a query, as its address is recorded.") from None
     if not url.lower().endswith((".parquet", ".csv")):
-        raise Refused(f"{setting}: {url} is no .parquet and no .csv file; give one of these.")
+        raise Refused(f"{setting}: {url} is neither a .parquet nor a .csv file; give one of these.")
     try:
         return *open_filesystem(url), url
     except Refused as error:

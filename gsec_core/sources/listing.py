@@ -76,5 +76,5 @@ def no_images(url: str, paths: Iterable[str], skipped: Skipped) -> Refused:
             if path.lower().endswith(ending):
                 folder = "/".join([url.rstrip("/"), *path.split("/")[:-1]])
                 return Refused(f"Source {url} holds no image files but {ending} files: pass '{folder}/*{ending}'.")
-    excluded = f" Besides, ingest.exclude passes over {skipped['excluded']} files and folders of it." if skipped["excluded"] else ""
+    excluded = f" Also, ingest.exclude leaves out {skipped['excluded']} files and folders of it." if skipped["excluded"] else ""
     return Refused(f"Source {url} holds no image files: there must be files that end in {' '.join(_DECODED)}.{excluded}")

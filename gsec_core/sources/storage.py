@@ -60,9 +60,9 @@ def listing_errors(url: str) -> Iterator[None]:
     except GsecError:
         raise
     except FileNotFoundError as error:
-        raise Refused(f"Source {url} is not there: check the path, and that its disk or bucket is there for this user.") from error
+        raise Refused(f"Source {url} is not there: check the path, and that this user can see its disk or bucket.") from error
     except NotADirectoryError as error:
-        raise Refused(f"Source {url} is a file of no known kind: give a folder, .parquet or .tar files.") from error
+        raise Refused(f"Source {url} is a file of unknown kind: give a folder, .parquet or .tar files.") from error
     except PermissionError as error:
         raise Refused(f"Source {url} may not be read ({error}): allow it for this user, or give a folder that holds only readable ones.") from error
     except Exception as error:  # the drivers of object stores raise classes of their own

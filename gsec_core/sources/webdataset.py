@@ -30,7 +30,9 @@ class TarSource(ContainerSource):
             if is_image_name(name) and not member.isdir() and self._choice.takes(name):
                 member_uri = f"{uri}#{to_uri(name)}"
                 if parts.setdefault(member_uri, part) != part:
-                    raise Refused(f"{path} is several tars that were joined, and two of them hold {name}: leave them apart, so that no image hides another.")
+                    raise Refused(
+                        f"{path} consists of several joined tars, and two of them contain {name}: keep the tars separate, so that no image hides another."
+                    )
                 last[member_uri] = ImageRef(member_uri, member.size, f"{version}@{_place(member)}")
         return to_table(last.values())
 

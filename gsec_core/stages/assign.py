@@ -44,7 +44,9 @@ def check_model(model: Context) -> None:
     for stage in encode.stages_of(model.run):
         record = model.run.stage(stage.name)
         if record is None or record["fingerprint"] != stage.fingerprint(model):
-            raise Refused(f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put it back, or start gsec run again.")
+            raise Refused(
+                f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put the old one back, or start gsec run again."
+            )
 
 
 def _inputs(context: Context) -> list[str]:

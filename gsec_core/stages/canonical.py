@@ -193,7 +193,7 @@ def scratch_file(config: PipelineConfig) -> IO[bytes]:
         return TemporaryFile(dir=config.scratch)
     except OSError as error:
         place = json.dumps(config.scratch or gettempdir())
-        raise Refused(f"scratch = {place}: no file can be made there ({error.strerror}). Make the folder, or name another.") from None
+        raise Refused(f"scratch = {place}: no file can be made there ({error.strerror}). Make the folder, or name another one.") from None
 
 
 def scratch_array(config: PipelineConfig, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
@@ -204,7 +204,7 @@ def scratch_array(config: PipelineConfig, shape: tuple[int, ...], kind: DTypeLik
             os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * np.dtype(kind).itemsize))
         except OSError as error:
             place = config.scratch or gettempdir()
-            raise OSError(error.errno, f"{error.strerror}; make room there, or name another folder by the setting scratch", place) from None
+            raise OSError(error.errno, f"{error.strerror}; make room there, or name another folder with the setting scratch", place) from None
         return np.memmap(file, kind, "r+", shape=shape)
 
 

@@ -45,10 +45,10 @@ def counted(context: Context) -> int:
     shown = ", ".join(f"{row['clusters']}: {row['purity']:.2f} / {row['low']:.2f}" for row in rows[:: max(1, len(rows) // 8)])
     pure = [row for row in rows if row["purity"] >= PURE and row["low"] >= MOSTLY_PURE]
     if pure and pure[-1] is rows[-1]:
-        why = f"clusters lie apart up to {rows[-1]['clusters']}, the most that {usable(context).rows.num_rows} images are asked about, and there may be more"
+        why = f"clusters are separated up to {rows[-1]['clusters']}, the most that {usable(context).rows.num_rows} images allow, and there may be more"
     else:
-        why = "no number stands out, clusters run into each other little by little the more they are"
-    raise Refused(f"clusters = auto: it cannot be told how many there are: {why} (purity, mean / low: {shown}). Give a number with --clusters.")
+        why = "no number stands out, purity falls gradually as there are more clusters"
+    raise Refused(f"clusters = auto: the images do not show how many there are: {why} (purity, mean / low: {shown}). Give a number with --clusters.")
 
 
 STAGE = Stage(

@@ -363,8 +363,8 @@ def _check_restored(stage: Encoding, builder: _Builder, rows: Sequence[Prepared]
     gone = sum(row.status == MISSING and ref is not None for row, ref in zip(rows, builder.refs, strict=True))
     if gone:
         raise GsecError(
-            f"{stage.name}: shard {builder.name} was damaged and {gone} of its images can no longer be read, so that it cannot be restored whole. "
-            "Run the source again, so that what is gone is noticed, or go on without them with --set encode.accept_loss=true."
+            f"{stage.name}: shard {builder.name} was damaged and {gone} of its images can no longer be read, so it cannot be restored completely. Run "
+            "gsec on the source again, so that it notices them, or go on without them with --set encode.accept_loss=true."
         )
 
 
@@ -410,7 +410,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 def _settings_of_second(config: PipelineConfig) -> dict[str, Any]:
     identity = SECOND.identity(config)
     if identity == STAGE.identity(config):
-        raise Refused(f"{SECOND.setting} = {json.dumps(SECOND.encoder(config))}: it is the first encoder, {STAGE.setting}, itself. Name another.")
+        raise Refused(f"{SECOND.setting} = {json.dumps(SECOND.encoder(config))}: it is the same as the first encoder, {STAGE.setting}. Name another.")
     return {**_settings(config), "encoder": identity}
 
 
@@ -465,7 +465,7 @@ def encoded_rows(context: Context) -> pa.Table:
     rows = pa.concat_tables([t.append_column("shard", pa.array([n] * t.num_rows, pa.string())) for n, t in zip(names, tables, strict=True)])
     live = context.live.select(["image_id", "uri", "shard"]).join(rows, ["image_id", "shard"], join_type="inner")
     if live.num_rows != context.live.num_rows:
-        raise GsecError(f"run {context.run.id}: {context.live.num_rows} images are listed but {live.num_rows} have an embedding row: a fault in encode.")
+        raise GsecError(f"run {context.run.id}: {context.live.num_rows} images are listed but {live.num_rows} have an embedding row: a fault in stage encode.")
     order = pc.sort_indices(live, [("content_hash", "ascending"), ("image_id", "ascending")])
     return live.take(order).select(["image_id", "uri", "content_hash", "status", "reason", "shard"])
 

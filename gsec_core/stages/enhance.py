@@ -63,12 +63,12 @@ def check(config: PipelineConfig) -> None:
     model = skeleton(encoder)
     if model is None or not method.load_enhancer().fits(model):
         raise Refused(
-            f"{setting}: encode.encoder = {json.dumps(encoder)} has no attention blocks that can be trained. Take a CLIP with a vision transformer, "
-            "as `open_clip:ViT-B-32:laion2b_s34b_b79k`, or leave the setting out."
+            f"{setting}: encode.encoder = {json.dumps(encoder)} has no attention blocks that can be trained. Use a CLIP with a vision transformer, "
+            "such as `open_clip:ViT-B-32:laion2b_s34b_b79k`, or leave the setting out."
         )
     elsewhere = config.engine == "ray" and config.ray.gpus > 0
     if config.train.device != "cpu" and not elsewhere and resolve(config.train.device, "train.device") == "cpu":
-        raise Refused(f"{setting}: there is no GPU here, and a CPU takes days for some ten thousand images. To use it anyway, set train.device = cpu.")
+        raise Refused(f"{setting}: there is no GPU here, and a CPU takes days for ten thousand images. To use it anyway, set train.device = cpu.")
 
 
 class Pictures:
@@ -103,7 +103,7 @@ class Pictures:
         if len(self.lost) > self._most * len(self):
             raise GsecError(
                 f"enhance: {len(self.lost)} of {len(self)} images are no longer what was encoded, more than ingest.max_shrink = {self._most}. "
-                "Run the source again, so that what is gone is noticed."
+                "Run gsec on the source again, so that it notices them."
             )
 
 
@@ -175,7 +175,7 @@ def remarks(context: Context) -> list[str]:
     table, dead = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all"), _dead(context)
     lost = sum(context.shards(STAGE, ENHANCED_TABLE).facts(part)["lost"] for part in usable(context).part_names)
     share = pc.sum(table["both"]).as_py() / pc.sum(table["before"]).as_py()
-    learnt = f"The encoder has learnt from the clusters, and what it says now agrees with them on {share:.1%} of the images"
+    learnt = f"The encoder has learnt from the clusters, and its labels now agree with them on {share:.1%} of the images"
     if dead:
         said = [
             f"{learnt}, but of {len(dead)} of the {table.num_rows} clusters it has left less than a tenth: {', '.join(map(str, dead[:20]))}"
@@ -183,9 +183,9 @@ def remarks(context: Context) -> list[str]:
         ]
     else:
         export = f"gsec export --encoder --run {context.run.id} --to FOLDER"
-        said = [f"{learnt}. To cluster by it: {export}, then gsec run with --encoder open_clip:local-dir:FOLDER/encoder"]
+        said = [f"{learnt}. To cluster with it: {export}, then gsec run with --encoder open_clip:local-dir:FOLDER/encoder"]
     if lost:
-        said.append(f"{lost} images were gone or changed when the encoder was to learn from them, and took no part.")
+        said.append(f"{lost} images were gone or had changed when the encoder should learn from them, and were left out.")
     return said
 
 
@@ -194,9 +194,9 @@ def write_encoder(context: Context, folder: Path) -> None:
     run = context.run
     if STAGE.name not in run.stage_names():
         can = " or ".join(f"--method {method.name} --set {method.name}.{method.enhanced_by}=true" for method in methods.loaded().values() if method.enhanced_by)
-        raise Refused(f"--encoder: run {run.id} has trained none. A run with {can} does.")
+        raise Refused(f"--encoder: run {run.id} has trained no encoder. A run with {can} does.")
     if dead := _dead(context):
-        raise Refused(f"--encoder: of {len(dead)} clusters the encoder that run {run.id} has trained leaves less than a tenth. Go on with the one you have.")
+        raise Refused(f"--encoder: of {len(dead)} clusters the encoder that run {run.id} has trained leaves less than a tenth. Use the encoder that you have.")
     encoder, enhancer = _adapted(context, "cpu")
     _restore(context, enhancer, list(_checkpoints(context))[-1])
     encoder.save(folder, enhancer.merged())

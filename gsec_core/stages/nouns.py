@@ -60,7 +60,7 @@ def select(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     if len(found.noun) < context.config.n_clusters:
         raise Refused(
             f"text.vocabulary = {context.config.text.vocabulary}: only {len(found.noun)} of its {len(words):,} words tell the images apart, fewer than "
-            f"clusters = {context.config.n_clusters}. Give more words, or fewer clusters."
+            f"clusters = {context.config.n_clusters}. Give more words, or ask for fewer clusters."
         )
     schema = selected_nouns_schema(vectors.shape[1])
     embeddings = to_column(vectors[found.noun], schema.field("embedding").type)
@@ -142,7 +142,7 @@ def selection_of(config: PipelineConfig) -> NounSelection:
     given = {name: value for name in ("images_per_centre", "per_centre", "tau") if (value := getattr(config.nouns, name)) is not None}
     for name, value in given.items():
         if getattr(of_method, name) is None:
-            raise Refused(f"nouns.{name} = {value}: method {config.method} has no such thing. Leave it out.")
+            raise Refused(f"nouns.{name} = {value}: method {config.method} has no such setting. Leave it out.")
     return replace(of_method, **given)
 
 
@@ -163,7 +163,7 @@ def check(config: PipelineConfig) -> None:
     if selection_of(numbered).per_centre is None and words != config.clusters:
         raise Refused(
             f"clusters = {config.clusters}: method {config.method} takes a name for each, and text.vocabulary = {config.text.vocabulary} has {words:,} "
-            f"different ones. Give clusters = {words}, or another file, with one name a line."
+            f"different ones. Give clusters = {words}, or another file, with one name on each line."
         )
 
 

@@ -123,7 +123,7 @@ def import_(context: Context, file: Path) -> dict[str, int]:
 def _captioner(context: Context) -> OpenAICaptioner:
     captioner = loaded_captioner(context.config)
     if not isinstance(captioner, OpenAICaptioner):
-        raise Refused(f"describe.captioner = {context.config.describe.captioner}: only requests to a model can be written into a file. Name an openai:MODEL.")
+        raise Refused(f"describe.captioner = {context.config.describe.captioner}: only requests to a model can be written to a file. Name an openai:MODEL.")
     return captioner
 
 

@@ -43,7 +43,9 @@ def plan_of(config: PipelineConfig) -> OuterLayer:
         raise Refused(f"{section}{error}") from None
     if plan.pixel_side > config.encode.thumbnail_size:
         kept = f"encode.thumbnail_size = {config.encode.thumbnail_size}"
-        raise Refused(f"{kept}: method {method.name} is to learn from images of {plan.pixel_side} pixels a side. Keep as many, or ask for fewer.")
+        raise Refused(
+            f"{kept}: method {method.name} should learn from images of {plan.pixel_side} pixels a side. Make it at least as large, or ask for smaller images."
+        )
     return plan
 
 

@@ -57,7 +57,9 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
             progress(len(batch))
         vectors = np.concatenate(found)
         if not np.isfinite(vectors).all():
-            raise Refused(f"encode.encoder = {context.config.encode.encoder}: its texts are no finite vectors. Take another, or encode.precision = fp32.")
+            raise Refused(
+                f"encode.encoder = {context.config.encode.encoder}: its vectors of texts are not finite. Use another encoder, or encode.precision = fp32."
+            )
         schema = vocabulary_schema(vectors.shape[1])
         columns = [np.arange(first, first + len(here)), pa.array(here), to_column(vectors.astype(np.float16), schema.field("embedding").type)]
         yield Finished(name, (pa.table(columns, schema=schema),), {"words": len(here)})

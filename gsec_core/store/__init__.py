@@ -50,12 +50,14 @@ class Store:
             self.files.create(probe, b"gsec")
             self.files.remove(probe)
         except (OSError, Unreachable) as error:
-            raise Refused(f"--store {self.url}: cannot be written ({error}). Choose another store or mend its permissions.") from None
+            raise Refused(f"--store {self.url}: cannot be written ({error}). Choose another store, or correct its permissions.") from None
 
     def corpus(self, name: str) -> Corpus:
         """A corpus by name; it need not exist yet. Raises Refused for a name that cannot be one."""
         if not NAME.fullmatch(name) or name in _RESERVED:
-            raise Refused(f"--corpus {name}: a corpus is named with a-z, 0-9, '.', '_' and '-', at most 100 of them, and not {' or '.join(sorted(_RESERVED))}.")
+            raise Refused(
+                f"--corpus {name}: a corpus's name has a-z, 0-9, '.', '_' and '-', at most 100 characters, and is not {' or '.join(sorted(_RESERVED))}."
+            )
         return Corpus(self.files, name)
 
     def corpora(self) -> list[Corpus]:
@@ -71,7 +73,7 @@ class Store:
         """A run by its id or an unambiguous beginning of it. Raises Refused if there is none."""
         found = [name for name in self.files.directories("runs") if name.startswith(id)]
         if len(found) != 1:
-            problem = "there is no such run" if not found else f"{len(found)} runs begin like that"
+            problem = "there is no such run" if not found else f"{len(found)} runs begin like this"
             raise Refused(f"--run {id}: {problem} in {self.url}. `gsec status` lists the runs.")
         return Run(self.files, found[0])
 
@@ -160,7 +162,7 @@ class Store:
         if not Run(self.files, publication.run_id).exists():
             raise Refused(
                 f"pipeline = {publication.pipeline}: run {publication.run_id}, which is published, is not in {self.url} any more. "
-                "The gsec run that made it makes it again while its images are the same. Or publish another with gsec publish --run ID, "
+                "The gsec run that made it makes it again if its images are the same. Or publish another run with gsec publish --run ID, "
                 f"or remove {self.files.location(self.publications.path(publication))}: what was published before counts then."
             )
 

@@ -125,6 +125,6 @@ def _name(table: pa.Table) -> str:
 def _damaged(error: BadShard) -> GsecError:
     """Not a BadShard: that would be set aside and made again without a word, and here again means paid again."""
     return GsecError(
-        f"describe: the captions log is damaged ({error}), and what it held would have to be asked, and paid, again. "
-        "Put the file back from a copy, or go on without it with --set describe.accept_loss=true."
+        f"describe: the captions log is damaged ({error}), and its answers would have to be asked for, and paid, again. Restore the file from a copy, "
+        "or go on without it with --set describe.accept_loss=true."
     )

@@ -102,7 +102,7 @@ class Corpus:
         if number == 0:
             return EMPTY
         # It is not to be removed: another of its number would list other images, and a run is known by the number.
-        remedy = 'Put a copy of the file before it in its place, or {"shards": []} if there is none: the next gsec run lists what is not in that.'
+        remedy = 'Replace it by a copy of the file before it, or by {"shards": []} if there is none: the next gsec run adds what is missing.'
         return records.read(self.files, self.generation_path(number), lambda record: Generation(number, _shards(record), record.get("listing")), remedy)
 
     def add_generation(self, base: Generation, rows: list[pa.Table], listing: str | None = None) -> bool:

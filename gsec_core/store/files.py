@@ -29,7 +29,7 @@ PROTOCOLS = ("file", "s3", "gs", "gcs", "memory")
 
 _REMEDIES = {
     errno.ENOSPC: "make room on its disk",
-    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EDQUOT: "make room, or ask for a larger quota",
     errno.EACCES: "allow this user to read and write there",
     errno.EROFS: "mount its disk for writing",
 }
@@ -95,7 +95,7 @@ def open_files(url: str) -> Files:
     if not separator:
         protocol, rest = "file", url
     if protocol != "file" and ("?" in rest or "@" in rest.partition("/")[0]):
-        raise Refused("--store: an address must not hold credentials, as it is recorded; give them in the environment.")
+        raise Refused("--store: an address must not contain credentials, because it is recorded; give them in the environment.")
     if "::" in url or protocol not in PROTOCOLS:
         raise Refused(f"--store {url}: a store is a folder or one of {', '.join(p + '://' for p in PROTOCOLS)}.")
     if not rest.strip("/") and protocol not in ("file", "memory"):

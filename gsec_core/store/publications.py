@@ -117,7 +117,7 @@ class Publications:
 
     def read(self, pipeline: str, number: int) -> Publication:
         """One publication, which never changes. Raises BadRecord."""
-        remedy = f"Remove this file: what was published before counts then. The next gsec run, or gsec publish --run ID, mends {DIRECTORY}/{pipeline}.json."
+        remedy = f"Remove this file: what was published before counts then. The next gsec run, or gsec publish --run ID, repairs {DIRECTORY}/{pipeline}.json."
         return records.read(self.files, self._path(pipeline, number), lambda record: Publication(**record), remedy)
 
     def path(self, publication: Publication) -> str:
@@ -144,7 +144,7 @@ def pipeline_of(config: PipelineConfig, corpus: str) -> str:
 def check_pipeline(name: str) -> None:
     """Raises Refused for a name that cannot be a pipeline's."""
     if not _is_pipeline(name):
-        raise Refused(f"pipeline = {name}: a pipeline is named with a-z, 0-9, '.', '_' and '-', at most 100 of them, and not as a .json file.")
+        raise Refused(f"pipeline = {name}: a pipeline's name has a-z, 0-9, '.', '_' and '-', at most 100 characters, and does not end in .json.")
 
 
 def _is_pipeline(name: str) -> bool:

@@ -89,7 +89,7 @@ class Run:
         if shared:
             record["shared"] = True
         if not self._create(f"stage-{stage}.json", record) and self.stage(stage) != record:
-            raise GsecError(f"run {self.id}: what stage {stage} reads is no longer what it was when the stage began. Start it again with --redo {stage}.")
+            raise GsecError(f"run {self.id}: the input of stage {stage} changed since the stage began. Start it again with --redo {stage}.")
 
     def stage(self, stage: str) -> dict[str, Any] | None:
         """What `begin_stage` recorded; None if the stage has not begun."""
@@ -109,12 +109,14 @@ class Run:
             request = self.request()
             if stage in request["stages"]:
                 model = self.model().id
-                raise Refused(f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit again: --redo train.")
-            older = " An older gsec made it: the same gsec run again makes one that has."
+                raise Refused(
+                    f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit again with --redo train."
+                )
+            older = " An older gsec made it: the same gsec run again makes one with this stage."
             if request.get("of_run"):
                 older = ""
             elif request["config"]["clusters"] == AUTO:
-                older = " It finds the number of clusters for another run: name that one, or give the number."
+                older = " It finds the number of clusters for another run: name that run, or give the number."
             raise Refused(f"run {self.id} has no stage {stage}; it has {', '.join(stages)}.{older}")
 
     def shards_done(self, stage: str) -> tuple[int, int]:

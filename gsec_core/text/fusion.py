@@ -52,7 +52,7 @@ class Ridge:
         Raises ValueError if there is no description.
         """
         if not len(T):
-            raise ValueError("T has no rows: without a description there is no counterpart.")
+            raise ValueError("T has no rows: without descriptions there are no counterparts.")
         mean = _mean(X)
         return cls(mean, _ridge_weights(unit_rows(X[described] - mean), T))
 
@@ -148,7 +148,7 @@ def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any]
     Raises ValueError if there is no description.
     """
     if not len(T):
-        raise ValueError("T has no rows: without a description there is no counterpart.")
+        raise ValueError("T has no rows: without descriptions there are no counterparts.")
     texts, values = unit_rows(T_joint), np.ascontiguousarray(T, np.float32)
     step = max(1, _BLOCK_VALUES // len(T))
     for start in range(0, len(X), step):

@@ -76,9 +76,9 @@ def _of_file(path: str) -> Vocabulary:
     try:
         lines = Path(path).read_text("utf-8-sig").splitlines()
     except OSError as error:
-        raise Refused(f"text.vocabulary = file:{path}: it cannot be read ({error.strerror}). Give a text file with a word or a sentence a line.") from None
+        raise Refused(f"text.vocabulary = file:{path}: it cannot be read ({error.strerror}). Give a text file, a word or sentence on each line.") from None
     except UnicodeDecodeError:
-        raise Refused(f"text.vocabulary = file:{path}: it is not UTF-8. Save it as UTF-8, with a word or a sentence a line.") from None
+        raise Refused(f"text.vocabulary = file:{path}: it is not UTF-8. Save it as UTF-8, with a word or a sentence on each line.") from None
     words = list(dict.fromkeys(word for line in lines if (word := " ".join(line.split()))))
     if not 2 <= len(words) <= MOST_WORDS:
         raise Refused(f"text.vocabulary = file:{path}: it has {len(words):,} different lines; give between 2 and {MOST_WORDS:,} words or sentences.")

@@ -68,7 +68,7 @@ def test_a_criterion_is_what_is_asked_about_and_makes_answers_of_its_own(server:
 @pytest.mark.parametrize(
     ("name", "criterion", "says"),
     [
-        ("tagger", "the colour", "only a model can be asked, and describe.captioner = tagger is none"),
+        ("tagger", "the colour", "only a model can be asked, but describe.captioner = tagger is not a model"),
         ("openai:tiny", " ", "name one aspect on one line of at most 200 characters"),
         ("openai:tiny", "the colour\nof it", "name one aspect on one line of at most 200 characters"),
         ("openai:tiny", "x" * 201, "name one aspect on one line of at most 200 characters"),
@@ -164,7 +164,7 @@ class TestPattern:
         assert [describe(asking, subject()).status for _ in range(3)] == [DESCRIBED] * 3
         assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN] * 3
         assert len(server.probes) == 1
-        assert asking.form == "held to the template by the server"
+        assert asking.form == "enforced by the server"
 
     @pytest.mark.parametrize(
         "response",
@@ -187,7 +187,7 @@ class TestPattern:
         server.probe = lambda request: reply(GOOD[:-20], finish="length")
         asking = captioner(server)
         asking.check()
-        assert asking.form == "held to the template by the server"
+        assert asking.form == "enforced by the server"
 
     def test_one_that_is_busy_when_it_is_asked_is_asked_again(self, server: Server) -> None:
         responses = [error(503), error(503), reply(GOOD)]
@@ -266,7 +266,7 @@ class TestErrors:
         asking = captioner(server)
         describe(asking, subject())
         server.answer = lambda request: error(400, "At most 0 image(s) may be provided")
-        with pytest.raises(Refused, match=r"declines any request \(400: At most 0"):
+        with pytest.raises(Refused, match=r"declines every request \(400: At most 0"):
             describe(asking, subject())
 
     @pytest.mark.parametrize(("status", "words"), [(401, "GSEC_CAPTIONER_KEY"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "takes no such")])
@@ -286,7 +286,7 @@ class TestErrors:
     def test_a_server_that_stays_busy_ends_it_after_the_patience(self, server: Server, status: int) -> None:
         server.says(error(status, "queue full"))
         started = time.monotonic()
-        with pytest.raises(GsecError, match=rf"^describe\.url = .* answers {status}: queue full, for describe\.patience = 0\.3 s\. What was answered is kept"):
+        with pytest.raises(GsecError, match=rf"^describe\.url = .* answers {status}: queue full, for describe\.patience = 0\.3 s\. All answers are kept"):
             describe(captioner(server), subject())
         assert 0.3 < time.monotonic() - started < 3
         assert 3 < len(server.asked) < 40, "after waits that grow"
@@ -327,7 +327,7 @@ class TestErrors:
     def test_a_fault_at_every_image_ends_it_after_the_patience(self, server: Server, response: Response) -> None:
         server.answer = lambda request: response
         with pytest.raises(
-            GsecError, match=r"^describe\.url = .*: no server answers, for describe\.patience = 0\.3 s \(it fails at any request \(.+\)\)\."
+            GsecError, match=r"^describe\.url = .*: no server answers, for describe\.patience = 0\.3 s \(it fails at every request \(.+\)\)\."
         ) as raised:
             describe(captioner(server), subject())
         assert raised.value.exit_code == 1
@@ -444,7 +444,7 @@ class TestErrors:
             moved = Response(status, b"", {"Location": f"{other.url}/chat/completions"})
             server.models = server.answer = lambda request: moved
             for ask in (lambda: describe(captioner(server), subject()), captioner(server).check):
-                with pytest.raises(Refused, match=rf"^describe\.url = .*sends on to another address \({status}\)"):
+                with pytest.raises(Refused, match=rf"^describe\.url = .*redirects to another address \({status}\)"):
                     ask()
             assert other.requests == []
 
@@ -538,13 +538,13 @@ class TestCheck:
     )
     def test_an_address_of_something_else_is_refused(self, server: Server, response: Response) -> None:
         server.models = lambda request: response
-        with pytest.raises(Refused, match=r"^describe\.url = .*mostly ends in /v1"):
+        with pytest.raises(Refused, match=r"^describe\.url = .*usually ends in /v1"):
             captioner(server).check()
 
     def test_a_model_that_takes_no_image_is_refused_before_any_image_fails(self, server: Server) -> None:
         server.answer = lambda request: error(400, "At most 0 image(s) may be provided")
         with pytest.raises(
-            Refused, match=r'^describe\.captioner = "openai:tiny": http.* declines any request \(400: At most 0 .*Name a model that reads images'
+            Refused, match=r'^describe\.captioner = "openai:tiny": http.* declines every request \(400: At most 0 .*Name a model that reads images'
         ):
             captioner(server).check()
 
@@ -568,7 +568,7 @@ class TestCheck:
     def test_an_address_that_cannot_be_one_is_refused_and_not_shown(self, url: str) -> None:
         config = DescribeConfig(captioner="openai:tiny", url=url)
         for use in (captioner_identity, lambda config: load_captioner(config, device="cpu", threads=1)):
-            with pytest.raises(Refused, match=r"^describe\.url: give http://HOST:PORT/v1") as refused:
+            with pytest.raises(Refused, match=r"^describe\.url: give an address such as http://HOST:PORT/v1") as refused:
                 use(config)
             assert SECRET not in str(refused.value)
 

@@ -94,7 +94,7 @@ def test_the_servers_reply_is_described_by_one_request(server: Server, around: s
 @pytest.mark.parametrize("finish", ["length", "stop"])
 def test_a_server_that_only_reasons_is_refused_before_any_image(server: Server, text: str | None, finish: str) -> None:
     server.answer = lambda request: reasoned(text, finish)
-    with pytest.raises(Refused, match=r"answers with reasoning alone.*enable_thinking.*raise describe.max_tokens = 96"):
+    with pytest.raises(Refused, match=r"answers with reasoning only.*enable_thinking.*raise describe.max_tokens = 96"):
         captioner(server).check()
     assert not server.asked
 
@@ -102,7 +102,7 @@ def test_a_server_that_only_reasons_is_refused_before_any_image(server: Server, 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_a_server_that_takes_the_pattern_and_says_nothing_is_refused_too(server: Server, field: str) -> None:
     server.probe = server.answer = lambda request: reasoned(None, "length", field)
-    with pytest.raises(Refused, match="answers with reasoning alone"):
+    with pytest.raises(Refused, match="answers with reasoning only"):
         captioner(server).check()
 
 
@@ -122,7 +122,7 @@ def test_a_reply_that_the_server_broke_off_is_asked_for_again(server: Server, fi
 
 def test_replies_that_are_always_broken_off_end_the_stage_and_are_no_answer(server: Server) -> None:
     server.says(reply("This image contains a red", finish="abort"))
-    with pytest.raises(GsecError, match=r"broke its reply off \(abort\) 10 times. What was answered is kept"):
+    with pytest.raises(GsecError, match=r"broke its reply off \(abort\) 10 times. All answers are kept"):
         describe(captioner(server), subject())
 
 

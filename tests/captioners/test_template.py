@@ -196,14 +196,14 @@ def test_no_reply_raises(reply: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"prompt": ""}, "holds two texts, `prompt` and `pattern`"),
-        ({"more": "other = 1"}, "holds two texts, `prompt` and `pattern`"),
+        ({"prompt": ""}, "must contain two texts, `prompt` and `pattern`"),
+        ({"more": "other = 1"}, "must contain two texts, `prompt` and `pattern`"),
         ({"more": "torn"}, "no TOML file can be read there"),
         ({"prompt": "x" * 4001}, "its prompt has 4,001 characters; at most 4,000"),
         ({"pattern": f"(?P<object>x){'y' * 2000}"}, "its pattern has 2,013 characters; at most 2,000"),
-        ({"pattern": "(?P<object>x"}, "its pattern is no regular expression"),
-        ({"pattern": "(?P<object>.*?) and (?P=object)"}, "needs the names of its groups"),
-        ({"pattern": "x"}, "its pattern must name what it is a description of"),
+        ({"pattern": "(?P<object>x"}, "its pattern is not a regular expression"),
+        ({"pattern": "(?P<object>.*?) and (?P=object)"}, "refers to its groups by name"),
+        ({"pattern": "x"}, "its pattern must have a group"),
         ({"pattern": "(?P<object>x)(?P<colour>y)"}, "no other groups"),
     ],
 )

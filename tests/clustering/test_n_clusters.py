@@ -57,5 +57,5 @@ def test_the_curve_is_the_same_for_images_in_another_precision_and_rises_with_wh
 
 def test_too_few_images_are_an_error() -> None:
     assert suggest_n_clusters(blobs(3, 3, n=60)).counts.tolist() == [2, 3]
-    with pytest.raises(ValueError, match="X has 30 rows: their number of clusters cannot be told, there must be at least 40"):
+    with pytest.raises(ValueError, match="X has 30 rows: too few to tell the number of clusters; there must be at least 40"):
         suggest_n_clusters(blobs(3, 3, n=30))

@@ -165,7 +165,7 @@ def test_what_a_newer_gsec_wrote_is_read_as_far_as_it_is_known(tmp_path: Path) -
 
 
 def test_a_name_that_cannot_be_a_pipelines_is_refused_and_a_name_that_is_taken_by_a_folder_ends_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="a pipeline is named with"):
+    with pytest.raises(Refused, match="a pipeline's name has"):
         Log(LocalFiles(str(tmp_path)), "../nightly")
     (tmp_path / "curation" / "nightly" / "00000001.json").mkdir(parents=True)
     with pytest.raises(Unreachable, match="attempts to write it met another writer"):

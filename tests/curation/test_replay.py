@@ -120,7 +120,7 @@ def test_parts_are_called_after_the_cluster_and_hidden_with_it() -> None:
 def test_a_split_by_another_encoder_is_open() -> None:
     found = replay(acts(split(0, 1_000_000), act(RENAME, 1_000_000, text="part")), model(encoder="open_clip:ViT-B-32:openai"))
     assert why(found) == {
-        1: "its parts were told apart by encoder lite, and the run's is open_clip:ViT-B-32:openai.",
+        1: "it was split with encoder lite, and the run's is open_clip:ViT-B-32:openai.",
         2: "there is no cluster 1000000, as act 1, which makes it, is undone or open.",
     }
     short = replace(split(0, 1_000_000), centres=packed(np.eye(2)))
@@ -164,6 +164,6 @@ def test_what_needs_an_act_that_is_undone_becomes_open() -> None:
 def test_what_a_newer_gsec_wrote_is_open_until_it_is_undone(kind: str, unknown: tuple[str, ...], says: str) -> None:
     said = acts(Act(kind, "ann", "2026", unknown=unknown), act(RENAME, 1, text="birds"))
     found = replay(said, model())
-    assert why(found) == {1: f"a newer gsec wrote it, and this one does not know {says}."}
+    assert why(found) == {1: f"a newer gsec wrote it, and this version does not know {says}."}
     assert names(found)[1] == "birds"
     assert replay(acts(*said, act(UNDO, undoes=1)), model()).open == ()

@@ -161,12 +161,12 @@ WRONG = {
     "a cluster with none": ({"kind": "merge", "key": 0, "keys": [1, 77]}, "there is no cluster 77"),
     "one cluster alone": ({"kind": "merge", "key": 0}, "merge: it takes two or more clusters' keys"),
     "more parts than images": ({"kind": "split", "key": 0, "parts": 8}, "split: cluster 0 has 7 images, fewer than 8 parts"),
-    "parts of equal images": ({"kind": "split", "key": 0, "parts": 7}, "split: the images of cluster 0 are too alike to tell 7 parts apart"),
+    "parts of equal images": ({"kind": "split", "key": 0, "parts": 7}, "split: the images of cluster 0 are too similar to tell 7 parts apart"),
     "one part": ({"kind": "split", "key": 0, "parts": 1}, "split: 1 parts; it must be between 2 and 1,000"),
     "parts of nothing": ({"kind": "split", "key": 77, "parts": 2}, "split: there is no cluster 77"),
-    "no parts": ({"kind": "split", "key": 0}, "split: say which cluster, and into how many parts"),
+    "no parts": ({"kind": "split", "key": 0}, "split: give the cluster, and the number of parts"),
     "no image": ({"kind": "move", "key": 0}, "move: it takes a cluster's key and images, and nothing else"),
-    "an unknown image": ({"kind": "hide", "images": ["0" * 32]}, f"image {'0' * 32}: it is not among the images of this run"),
+    "an unknown image": ({"kind": "hide", "images": ["0" * 32]}, f"image {'0' * 32}: this run has no such image"),
     "a name for an image": ({"kind": "hide", "images": ["a.jpg"]}, "image a.jpg: this is no image's id"),
     "a cluster and an image": ({"kind": "hide", "key": 0, "images": ["0" * 32]}, "hide: it takes a cluster's key or images"),
     "an unknown act": ({"kind": "undo", "undoes": 9}, "undo: there is no act 9"),
@@ -207,7 +207,7 @@ def test_two_clusters_of_one_name_are_merged_or_not_at_all(run: Context) -> None
 def test_an_image_of_a_hidden_cluster_is_shown_with_it(run: Context) -> None:
     key = int(curated(run).keys[0])
     say(run, "hide", key=key)
-    with pytest.raises(Refused, match=f"is hidden with its cluster. Show that: gsec curate show --cluster {key}"):
+    with pytest.raises(Refused, match=f"is hidden with its cluster. Show the cluster: gsec curate show --cluster {key}"):
         say(run, "show", images=ids(run)[:1])
     say(run, "show", key=key)
     say(run, "show", images=ids(run)[:1])
@@ -375,7 +375,7 @@ def test_images_that_are_assigned_have_the_curated_clusters(run: Context, tmp_pa
     assert (len(now.keys), names(now)[0], now.open, now.acts) == (9, "airplanes", (), 3)
     export(context, tmp_path / "out")
     assert "airplanes" in pl.read_parquet(tmp_path / "out" / "assignments.parquet")["name"].to_list()
-    with pytest.raises(Refused, match=f"it assigns images to the clusters of run {run.run.id}. Curate those: name that run"):
+    with pytest.raises(Refused, match=f"it assigns images to the clusters of run {run.run.id}. Name that run to curate them"):
         say(context, "rename", key=0, text="birds")
 
 

@@ -54,7 +54,7 @@ def test_roots_are_what_is_listed_and_what_the_pipelines_use(tmp_path: Path) -> 
         ('[pipelines.x]\ntimezone = "Nowhere/Town"\ncron = "0 3 * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x"),
         ("[pipelines.x.settings]\nclusters = 7", "pipelines.x.settings: it wants a source and a store"),
         ('[pipelines.x.settings]\nsource = "a"\nstore = "b"\nclusters = 1', "clusters = 1"),
-        ('[pipelines."X Y".settings]\nsource = "a"\nstore = "b"', "a pipeline is named with"),
+        ('[pipelines."X Y".settings]\nsource = "a"\nstore = "b"', "a pipeline's name has"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_starts(text: str, said: str, tmp_path: Path) -> None:

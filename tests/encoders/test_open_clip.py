@@ -126,7 +126,7 @@ def test_names_that_mean_nothing_are_refused_in_the_users_words(weights: Path, t
     refusals = {
         "open_clip": r"write `open_clip:MODEL:PRETRAINED`",
         "open_clip:ViT-B-32": r"write `open_clip:MODEL:PRETRAINED`",
-        "open_clip:ViT-B-33:openai": r"no model ViT-B-33; near it are .*ViT-B-32",
+        "open_clip:ViT-B-33:openai": r"no model ViT-B-33; similar names are .*ViT-B-32",
         "open_clip:tiny/model:nowhere": r"nowhere is neither a file nor a tag of tiny-model, whose tags are here, elsewhere",
         "open_clip:tiny-model:elsewhere": r"could not be loaded .* without a network, give a local file",
         "open_clip:local-dir:/no/such/folder": r"open_clip_config.json does not exist",

@@ -168,7 +168,7 @@ def test_runs_are_compared_and_nothing_in_the_store_changes(place: dict[str, str
     assert place["run"] in Path(found["page"]).read_text()
     shown = gsec_here(*command).stdout
     assert "20 images of corpus" in shown
-    assert all(said in shown for said in (place["run"][:8], other[:8], "turtle", "how alike they are: ARI", f"{alike:.3f}", "against labels", "purity"))
+    assert all(said in shown for said in (place["run"][:8], other[:8], "turtle", "how similar: ARI", f"{alike:.3f}", "against labels", "purity"))
     assert "left out" not in shown, "where there is nothing"
     assert {path: path.read_bytes() for path in Path(place["store"]).rglob("*") if path.is_file()} == before
 
@@ -221,9 +221,9 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["run", "{folder}", "--set", "encode.batch=3"], "encode.batch: there is no such setting; did you mean encode.batch_size?"),
         (["run", "{folder}", "--redo", "ingest"], "there is nothing to redo"),
         (["run", "{folder}", "--redo", "caption"], "there is no such stage"),
-        (["run", "{folder}", "--corpus", "A b"], "a corpus is named with"),
+        (["run", "{folder}", "--corpus", "A b"], "a corpus's name has"),
         (["run", "{folder}", "--store", "/proc/nothing"], "cannot be written"),
-        (["run"], "say where the images are"),
+        (["run"], "give the place of the images"),
         (["run", "{folder}", "--captioner", "gpt"], "there is no such captioner"),
         (["run", "{folder}", "--redo", "assign"], "there is no such stage"),
         (["run", "{folder}", "--set", "train.device=cuda:99"], "train.device"),
@@ -233,8 +233,8 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["assign", "{folder}", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["evaluate", "--labels", "nowhere.csv", "--store", "{store}"], "there is no file"),
         (["evaluate", "--labels", "x.csv", "--store", "{folder}"], "it holds no finished run"),
-        (["compare", "--store", "{store}"], "give two runs or more"),
-        (["compare", "{run}", "--store", "{store}"], "give two runs or more"),
+        (["compare", "--store", "{store}"], "give two or more runs"),
+        (["compare", "{run}", "--store", "{store}"], "give two or more runs"),
         (["compare", "{run}", "{run}", "--store", "{store}"], "is given twice"),
         (["compare", "{run}", "ffff", "--store", "{store}"], "--run ffff: there is no such run"),
         (["stage", "encode"], "give either --run ID or --config FILE"),
@@ -308,11 +308,11 @@ def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
     command = ("run", folder, "-k", "auto", "--store", tmp_path / "store", "--json", *SMALL)
     done = gsec_here(*command)
     assert last_json(done)["clusters"] == 3
-    assert "3 lie apart and more do not" in done.stderr
+    assert "3 are separated and more are not" in done.stderr
     assert "encode: shards 12, there 12" in done.stderr, "the clustering finds what was encoded to count"
     again = gsec_here(*command)
     assert "nothing to do" in again.stderr
-    assert "3 lie apart and more do not" in again.stderr
+    assert "3 are separated and more are not" in again.stderr
     assert last_json(again)["run_id"] == last_json(done)["run_id"]
     [counts] = (tmp_path / "store").glob("in-*/cluster_counts/*/all.parquet")
     counts.write_bytes(b"damaged")
@@ -326,7 +326,7 @@ def test_images_that_show_no_number_of_clusters_are_refused_with_the_curve(tmp_p
     folder = write_pictures(tmp_path / "in", range(60))
     for _ in range(2):
         done = gsec_here("run", folder, "-k", "auto", "--store", tmp_path / "store", *SMALL, check=2)
-        assert "clusters = auto: it cannot be told how many there are: no number stands out" in done.stderr
+        assert "clusters = auto: the images do not show how many there are: no number stands out" in done.stderr
         assert "(purity, mean / low: 2: 0." in done.stderr
         assert "Give a number with --clusters" in done.stderr
     few = write_pictures(tmp_path / "few", range(20))

@@ -92,7 +92,7 @@ def test_a_server_that_stays_away_ends_it_with_everything_kept_and_a_rerun_goes_
     alive = threading.Semaphore(IMAGES // 2)
     mllm.answer = lambda request: reply() if alive.acquire(blocking=False) else error(500, "EngineCore died")
     said = gsec_here(*place.stage(mllm), check=1).stderr
-    assert "no server answers, for describe.patience = 1 s (it fails at any request (500: EngineCore died)). What was answered is kept" in said
+    assert "no server answers, for describe.patience = 1 s (it fails at every request (500: EngineCore died)). All answers are kept" in said
     answered = place.statuses["described"]
     assert IMAGES // 2 - 3 <= answered < IMAGES // 2, "two plain pictures at the start, before and after the connection is checked"
     mllm.requests.clear()
@@ -101,7 +101,7 @@ def test_a_server_that_stays_away_ends_it_with_everything_kept_and_a_rerun_goes_
     assert len(mllm.asked) == IMAGES - answered
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "does not take requests without a key"), (404, "mostly ends in /v1")])
+@pytest.mark.parametrize(("status", "says"), [(401, "does not take requests without a key"), (404, "usually ends in /v1")])
 def test_what_is_set_wrong_ends_it_before_a_row_is_written(place: Place, mllm: Server, status: int, says: str) -> None:
     mllm.models = mllm.answer = lambda request: error(status)
     assert says in gsec_here(*place.stage(mllm), check=2).stderr
@@ -136,8 +136,8 @@ def test_what_is_left_is_planned_and_exported_and_what_failed_is_asked_again(pla
     assert "none of its 0 lines" in gsec_here(*place.stage(mllm, "--import-batch", "/dev/null"), check=2).stderr
     assert mllm.requests == []
     for wrong, says in (
-        (place.stage(mllm, "--plan", "--redo"), "are different things to do"),
-        (["stage", "encode", "--run", place.run, "--plan"], "only describe has this"),
+        (place.stage(mllm, "--plan", "--redo"), "exclude each other"),
+        (["stage", "encode", "--run", place.run, "--plan"], "only stage describe takes this option"),
     ):
         assert says in gsec_here(*wrong, check=2).stderr
 

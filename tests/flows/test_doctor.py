@@ -83,7 +83,7 @@ def test_every_check_that_fails_says_what_to_do_and_stops_no_other(tmp_path: Pat
     said = doctor(*names, *scratch, *url, *device, capsys=capsys, prefect=f"http://me:{SECRET}@127.0.0.1:9/api")
     assert (said.code, list(said.lines)) == (1, CHECKS)
     wrong = {
-        "machine": ('encode.device = "cuda:99"', "`auto` takes the CPU"),
+        "machine": ('encode.device = "cuda:99"', "`auto` uses the CPU"),
         "store": (f"--store {tmp_path}/file/store: cannot be written", "Choose another store"),
         "scratch": (f'scratch = "{tmp_path}/nowhere": no file can be made there', "Make the folder"),
         "encoder": ('encode.encoder = "foo"', "there are `lite` and"),
@@ -109,7 +109,7 @@ def test_a_captioner_is_asked_about_a_plain_picture(capsys: pytest.CaptureFixtur
     with Server() as captioner:
         arguments = ["--store", tmp_path, "--encoder", "foo", "--set", f"describe.url={captioner.url}"]
         said = doctor(*arguments, "--captioner", "openai:tiny", capsys=capsys)
-        form = "by the prompt alone: the server does not hold replies to a pattern"
+        form = "asked for by the prompt alone: the server does not enforce a pattern"
         assert said.lines["captioner"] == f"ok    captioner: openai:tiny can be asked, 128 images at once; sentences: {form}"
         assert [request.is_plain for request in captioner.requests if request.method == "POST"] == [True]
         said = doctor(*arguments, "--captioner", "openai:large", capsys=capsys)

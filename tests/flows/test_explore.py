@@ -345,7 +345,7 @@ def test_forms_of_other_pages_are_refused(shown: Shown, curator: TestClient) -> 
     for origin in (ELSEWHERE, "null", "http://127.0.0.1:4281", "http://localhost:4280"):
         answer = curator.post(f"{shown.base}/curation", data=rename, headers={"Origin": origin})
         assert answer.status_code == 403
-        assert "not of this server" in answer.text
+        assert "a page of another server" in answer.text
     for token in ("", "0" * 64, "é"):
         check(sent(curator, shown, token=token, **rename), 403)
     with served(shown, curate=True, user="bob") as other:
@@ -488,7 +488,7 @@ def test_after_all_of_the_last_page_is_moved_the_page_before_it_is_shown(shown: 
         ({"kind": "merge", "key": 0, "to": 0}, "merge"),
         ({"kind": "split", "key": 0, "parts": 5000}, "parts"),
         ({"kind": "move", "to": 1}, "No image is selected"),
-        ({"kind": "move", "to": 1, "image": "0" * 32}, "not among the images"),
+        ({"kind": "move", "to": 1, "image": "0" * 32}, "this run has no such image"),
         ({"kind": "undo", "number": 5}, "no act 5"),
         ({"kind": "<b>"}, "&lt;b&gt;"),
         ({}, "there is no such act"),

@@ -99,5 +99,5 @@ def test_what_is_brought_is_listed_and_what_is_broken_says_so_when_it_is_named(i
         assert "toy" in names
         assert "broken" not in names
         source = ["run", write_pictures(tmp_path / "in", range(3)), "--store", tmp_path / "store"]
-        assert "package gsec-toys brings it and cannot be loaded" in gsec(*source, "--method", "broken", check=2).stderr
+        assert "package gsec-toys has it and cannot be loaded" in gsec(*source, "--method", "broken", check=2).stderr
         assert "method toy cannot use it" in gsec(*source, "--method", "toy", "--text", "nouns", check=2).stderr

@@ -171,9 +171,9 @@ def test_a_cut_fit_goes_on_from_its_checkpoint(images: Images, tmp_path: Path, m
 
 def test_a_checkpoint_of_other_images_or_parameters_is_refused(images: Images, tmp_path: Path) -> None:
     small = ASDPixels(3, max_steps=2, **TINY).fit(images, checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="is of a training with max_steps = 2, and this one has 3"):
+    with pytest.raises(ValueError, match="belongs to a training with max_steps = 2, and this one has 3"):
         clone(small).set_params(max_steps=3).fit(images, checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="is of a training with images = "):
+    with pytest.raises(ValueError, match="belongs to a training with images = "):
         clone(small).fit(images[::-1], checkpoint=tmp_path)
 
 

@@ -145,7 +145,7 @@ def test_pseudo_labels_are_exported_in_the_numbers_of_the_consensus_and_the_run_
     changes = pa.concat_tables(shards(whole, TRANSITIONS_TABLE).values()).to_pylist()
     inside = sum(row["count"] for row in changes if group_of[row["member"], row["class"]] == group_of[row["member"], row["next_class"]])
     [said] = [remark for remark in collect(whole).remarks if "gave a sample themselves" in remark]
-    assert f"{inside / sum(row['count'] for row in changes):.0%} are within a label, where chance has " in said
+    assert f"{inside / sum(row['count'] for row in changes):.0%} are within a label (by chance: " in said
     assert f"{lasted:.0%} of the sample are in the cluster of their label now" in said
 
 
@@ -210,7 +210,7 @@ def test_new_images_are_assigned_by_the_networks(whole: Context, source: Path, m
     ("more", "message"),
     [
         ({"asd": {"depth": 12}}, r"^asd\.depth = 12: it must be 10, 16, 22, 28"),
-        ({"encode": {"thumbnail_size": 16}, "asd": {"side": 32}}, r"^encode\.thumbnail_size = 16: method asd is to learn from images of 32 pixels a side"),
+        ({"encode": {"thumbnail_size": 16}, "asd": {"side": 32}}, r"^encode\.thumbnail_size = 16: method asd should learn from images of 32 pixels a side"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(source: Path, tmp_path: Path, more: dict[str, Any], message: str) -> None:
@@ -245,7 +245,7 @@ def test_small_and_odd_input_ends(n: int, n_clusters: int, max_steps: int) -> No
 
 
 def test_embeddings_alone_are_no_pixels() -> None:
-    with pytest.raises(ValueError, match=r"^pixels = True: fit is given embeddings, and no images"):
+    with pytest.raises(ValueError, match=r"^pixels = True: fit gets embeddings, not images"):
         ASD(3, pixels=True).fit(np.ones((9, 4)))
 
 
@@ -275,5 +275,5 @@ def test_where_no_image_changed_its_class_the_run_says_so_and_in_a_mixture_each_
     assert list(shards(context, INSTANCE_GROUPS_TABLE)) == ["block-0001"]
     groups = pl.DataFrame(shards(context, INSTANCE_GROUPS_TABLE)["block-0001"])
     assert groups["member"].unique().to_list() == [1]
-    assert any(remark.startswith("No image changed its class while the members looked") for remark in collect(context).remarks)
+    assert any(remark.startswith("No image changed its class during the training") for remark in collect(context).remarks)
     assert len(assigned(context, source, "mixture")) == IMAGES

@@ -84,7 +84,7 @@ def test_a_row_keeps_its_cluster_unless_another_is_larger_by_a_margin() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"start": True}, "start: say which cluster each sample had, by before"),
+        ({"start": True}, "start: give the earlier cluster of each sample as before"),
         ({"before": np.zeros(3)}, "before: give 240 numbers of clusters below n_clusters = 4, or -1"),
         ({"before": np.full(240, 4)}, "before: give 240 numbers"),
         ({"before": np.full(240, -2)}, "before: give 240 numbers"),
@@ -100,9 +100,9 @@ def test_what_cannot_be_continued_is_said(night: tuple[NDArray[np.float32], NDAr
 
 def test_another_estimator_is_no_start(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
     X, before, fitted = night
-    with pytest.raises(ValueError, match="start: it is of another class, or of other numbers"):
+    with pytest.raises(ValueError, match="start: it has another class, or another number"):
         gsec(n_members=3).fit(X, start=fitted, before=before)
-    with pytest.raises(ValueError, match="start: it is of another class"):
+    with pytest.raises(ValueError, match="start: it has another class"):
         gsec().fit(X, start=_other(X), before=before)
 
 

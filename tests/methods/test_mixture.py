@@ -262,9 +262,9 @@ def test_a_part_that_can_adapt_the_encoder_is_a_part_as_any_other_but_does_not_a
 
 
 def test_different_nouns_are_refused_with_what_to_give(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"`tac` and `seic` take different nouns for the images; give text\.source = captions or encoder, or leave one out"):
+    with pytest.raises(Refused, match=r"`tac` and `seic` use different nouns for the images; give text\.source = captions or encoder, or leave one out"):
         pipeline.request(asked(place, tmp_path / "store", method="tac,seic"))
-    with pytest.raises(Refused, match="`tac` and `sic` take different nouns for the images; leave one out"):
+    with pytest.raises(Refused, match="`tac` and `sic` use different nouns for the images; leave one out"):
         pipeline.request(asked(place, tmp_path / "store", method="tac,sic"))
     captions = asked(place, tmp_path / "store", method="tac,seic", text={"source": "captions"})
     assert "seic" in train.STAGE.settings(captions)

@@ -121,5 +121,5 @@ def test_wrong_parameters_are_named() -> None:
         SIC(8, beta=-1).fit(X, nouns=nouns)
     with pytest.raises(ValueError, match="nouns has 64 features and joint has 3"):
         SIC(8).fit(X, nouns=nouns, joint=X[:, :3])
-    with pytest.raises(ValueError, match="nouns: 0 of 4 stand for the images, fewer than n_clusters = 8"):
+    with pytest.raises(ValueError, match="nouns: 0 of 4 represent the images, fewer than n_clusters = 8"):
         SIC(8).fit(X, nouns=nouns[:4])

@@ -122,7 +122,7 @@ def test_new_rows_get_the_clusters_of_their_like_without_texts() -> None:
     X, nouns, y = planted(n=1600)
     fitted = TAC(8, **SHORT).fit(X[:1200], nouns=nouns)
     assert accuracy(y[1200:], fitted.predict(X[1200:])) >= 0.9
-    with pytest.raises(ValueError, match="it was fitted with nouns"):
+    with pytest.raises(ValueError, match="the estimator was fitted with nouns"):
         fitted.predict(X[1200:], X[1200:])
 
 
@@ -138,7 +138,7 @@ def test_many_clusters_train_on_large_batches() -> None:
     [
         (TAC(8), {}, "TAC clusters by images and texts. Give one of them"),
         (TACKMeans(8), {}, "TACKMeans clusters by images and texts"),
-        (TAC(8), {"text": np.ones((60, 4)), "nouns": np.ones((5, 64))}, "text and nouns: give one of them"),
+        (TAC(8), {"text": np.ones((60, 4)), "nouns": np.ones((5, 64))}, "text and nouns: give only one of them"),
         (TAC(8), {"nouns": np.ones((5, 63))}, "nouns has 63 features and X has 64"),
         (TAC(8, max_steps=0), {"nouns": np.ones((5, 64))}, "max_steps = 0: it must be at least 1"),
         (TACKMeans(8, n_init=0), {"nouns": np.ones((5, 64))}, "n_init = 0"),

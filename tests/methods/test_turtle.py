@@ -98,7 +98,7 @@ def test_the_norm_of_embeddings_does_not_count() -> None:
 
 def test_wrong_parameters_are_named() -> None:
     X, _, _ = planted(n=60)
-    with pytest.raises(ValueError, match="X: it has two spaces; give no text"):
+    with pytest.raises(ValueError, match="X: it has two spaces; do not give text"):
         TURTLE(8).fit([X, X], text=X)
     with pytest.raises(ValueError, match="gamma = -1"):
         TURTLE(8, gamma=-1).fit(X)

@@ -31,7 +31,7 @@ def test_there_is_a_name_for_each_cluster() -> None:
     X, nouns, _ = planted(n=60)
     with pytest.raises(ValueError, match="ZeroShot clusters by images and nouns"):
         ZeroShot(8).fit(X)
-    with pytest.raises(ValueError, match="nouns: 7 of 8 stand for the images, fewer than n_clusters = 8"):
+    with pytest.raises(ValueError, match="nouns: 7 of 8 represent the images, fewer than n_clusters = 8"):
         ZeroShot(8).fit(X, nouns=nouns[[0, 1, 2, 3, 4, 5, 6, 0]])
     with pytest.raises(ValueError, match="nouns: 9 are given, and n_clusters = 8"):
         ZeroShot(8).fit(X, nouns=nouns[:9])

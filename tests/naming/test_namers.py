@@ -109,7 +109,7 @@ def test_a_server_that_is_not_there_is_refused() -> None:
 @pytest.mark.parametrize("name", ["llm", "openai", "openai:"])
 def test_another_name_is_refused(name: str) -> None:
     for ask in (load_namer, namer_identity):
-        with pytest.raises(Refused, match=r"publish\.namer = .*there are `terms`, `nouns` and `openai:MODEL`"):
+        with pytest.raises(Refused, match=r"publish\.namer = .*choose `terms`, `nouns` or `openai:MODEL`"):
             ask(_config(name))  # type: ignore[operator]
 
 

@@ -319,7 +319,7 @@ def test_another_site_neither_reads_nor_writes(browser: Browser, served: Served)
         other = page.context.new_page()
         other.route("http://127.0.0.1:81/", lambda route: route.fulfill(body=form, content_type="text/html"))
         other.goto("http://127.0.0.1:81/")
-        expect(other.locator("body")).to_contain_text("not of this server")
+        expect(other.locator("body")).to_contain_text("a page of another server")
         page.goto(f"{served.base}/curation")
         expect(page.get_by_text("stolen")).to_have_count(0)
 

@@ -159,7 +159,7 @@ def test_what_a_cluster_cannot_is_refused(cluster: Cluster, tmp_path: Path, aske
     cluster.remove_node(node)
 
 
-@pytest.mark.parametrize(("hidden", "said"), [("store", "it does not see what is written to"), ("package", "cannot run gsec")])
+@pytest.mark.parametrize(("hidden", "said"), [("store", "it does not see files written to"), ("package", "cannot run gsec")])
 def test_a_node_that_cannot_work_is_named(cluster: Cluster, tmp_path: Path, hidden: str, said: str) -> None:
     """A node in a mount namespace of its own, where an empty folder lies over the store's, or over the package's."""
     (tmp_path / "store").mkdir()

@@ -180,10 +180,10 @@ def test_what_cannot_be_compared_is_refused_and_what_to_do_is_said(contexts: lis
     config = pipeline.assignment_config(first, settings(write_pictures(tmp_path / "new", range(60, 64)), store))
     assigning = pipeline.request(config, of_run=first.id)[0]
     for runs, says in (
-        ([first], "give two runs or more"),
+        ([first], "give two or more runs"),
         ([first, second, first], f"run {first.id} is given twice"),
         ([first, unfinished], f"run {unfinished.id} is not finished"),
-        ([first, counting], "It finds the number of clusters for another run: name that one"),
+        ([first, counting], "It finds the number of clusters for another run: name that run"),
         ([first, elsewhere], f"run {elsewhere.id} of another. Compare runs of one corpus"),
         ([first, assigning], f"assigns images to the clusters of run {first.id}"),
     ):

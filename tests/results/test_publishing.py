@@ -174,7 +174,7 @@ def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(secon
     other, found = night(settings(folder, config.store, clusters=GROUPS + 1, pipeline="kinds"))
     assert (found["published"], found["held"], found["moved_far"]) == (True, False, True)
     assert "40.0% of the images" in found["warnings"][0]
-    with pytest.raises(Refused, match="another was published since"):
+    with pytest.raises(Refused, match="another run was published since"):
         publishing.publish_by_hand(far, pipeline.summary(far))
     assert pointer(tmp_path / "store", "kinds")["run_id"] == other.run.id
 
@@ -194,7 +194,7 @@ def test_somebody_publishes_what_was_held_and_goes_back_again(second_night: Nigh
     again, found = night(config)
     assert labels(again) == labels(far)
     assert (found["published"], found["held"]) == (False, True), "what a user went back from does not come again by itself"
-    assert f"a user went back to run {good.run.id}" in found["warnings"][-1]
+    assert f"user went back from these clusters to run {good.run.id}" in found["warnings"][-1]
     write_groups(folder, range(10, 12))
     after, found = night(config)
     assert found["published"], "a night with other images goes on from there"
@@ -228,7 +228,7 @@ def test_after_going_back_two_steps_neither_comes_again(second_night: Night, tmp
     again, found = night(config)
     assert labels(again) == labels(wrong)
     assert (found["published"], found["held"]) == (False, True)
-    assert f"a user went back to run {second.run.id}" in found["warnings"][-1]
+    assert f"user went back from these clusters to run {second.run.id}" in found["warnings"][-1]
 
 
 def test_after_an_upgrade_one_goes_back_to_the_rows_that_were_published(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_nothing_in_common_is_suspicious(second_night: Night, tmp_path: Path) ->
         picture(int(kind) + 1, noise=100 + int(number)).save(path, quality=80)
     _, found = night(config)
     assert (found["published"], found["held"], found["moved_far"], found["moved"]) == (False, True, True, None)
-    assert "None of the images of the published clustering" in found["warnings"][0]
+    assert "This clustering has no image in common with the published one" in found["warnings"][0]
 
 
 def test_one_run_that_two_workers_finish_is_published_once_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,7 @@ def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_th
     assert pipeline.finish(one)["published"]
     late = pipeline.finish(other)
     assert (late["published"], late["held"]) == (False, False)
-    assert "another was published since" in late["why_not"]
+    assert "another run was published since" in late["why_not"]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == one.run.id
     again, found = night(settings(folder, tmp_path / "store", clusters=GROUPS + 2, pipeline="kinds"))
     assert found["published"]
@@ -354,7 +354,7 @@ def test_a_pipeline_publishes_one_corpus(second_night: Night, tmp_path: Path) ->
     with pytest.raises(Refused, match="publishes corpus in-"):
         pipeline.request(settings(write_pictures(tmp_path / "other", range(9)), tmp_path / "store", pipeline="kinds"))
     for name in ("../kinds", "kinds.json"):
-        with pytest.raises(Refused, match="a pipeline is named with"):
+        with pytest.raises(Refused, match="a pipeline's name has"):
             pipeline.request(settings(folder, tmp_path / "store", pipeline=name))
 
 

@@ -90,7 +90,7 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path, columns: dict[st
         ("x.parquet", b"no Parquet", "damaged"),
         ("x.csv", b"uri,label\na,b,c\n", "damaged"),
         ("x.csv", b"", "damaged"),
-        ("x.txt", b"", r"is no \.parquet and no \.csv"),
+        ("x.txt", b"", r"is neither a \.parquet nor a \.csv"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:

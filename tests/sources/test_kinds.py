@@ -135,7 +135,7 @@ def test_uris_that_lead_out_are_rejected(place: str, uri: str) -> None:
 
 
 def test_a_file_of_no_known_kind_is_refused(place: str) -> None:
-    with pytest.raises(Refused, match="no known kind"):
+    with pytest.raises(Refused, match="unknown kind"):
         open_source(f"{place}/folder/b.png").list()
 
 

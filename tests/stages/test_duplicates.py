@@ -204,7 +204,7 @@ def published(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pi
 def test_copies_are_told_shown_and_exported(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
     context = published[1]
     said = pipeline.finish(context)
-    assert "5 images are copies of 4 others, 2 byte by byte and 3 nearly: see duplicates.csv of gsec export." in said["remarks"]
+    assert "5 images are copies of 4 others, 2 exact and 3 near copies: see duplicates.csv of gsec export." in said["remarks"]
     page = Path(said["report"]).read_text()
     assert "The 4 largest groups" in page
     assert "rocket cropped.jpg" in page

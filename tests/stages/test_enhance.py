@@ -149,7 +149,7 @@ def test_labels_are_those_of_the_adapted_encoder_in_the_numbers_of_the_run(whole
     assert sum(counts["both"].to_pylist()) == round(agreed * IMAGES)
     assert agreed > 0.6
     [said] = enhance.remarks(whole)
-    assert f"agrees with them on {agreed:.1%} of the images. To cluster by it: gsec export --encoder --run {whole.run.id}" in said
+    assert f"agree with them on {agreed:.1%} of the images. To cluster with it: gsec export --encoder --run {whole.run.id}" in said
     assert said in pipeline.summary(whole)["remarks"]
 
 
@@ -235,7 +235,7 @@ def test_the_encoder_is_the_merged_model_and_a_run_with_it_clusters_and_assigns(
     assert len(labels(context)) == 6
     with pytest.raises(Refused, match=r"encoder is there already"):
         export(whole, tmp_path / "out", encoder=True)
-    with pytest.raises(Refused, match=r"has trained none\. A run with --method seic --set seic\.enhance=true does"):
+    with pytest.raises(Refused, match=r"has trained no encoder\. A run with --method seic --set seic\.enhance=true does"):
         export(again, tmp_path / "other", encoder=True)
 
 

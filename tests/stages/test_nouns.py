@@ -157,7 +157,7 @@ def test_a_shard_of_words_is_made_when_it_is_missing_alone(place: Path, tmp_path
         ({"method": "tac", "text": {"source": "none"}}, "method tac cannot use it; give `nouns` or `captions`"),
         ({"text": {"vocabulary": "file:/nowhere"}}, "it cannot be read"),
         ({"text": {"prompts": "a photo"}}, "has no place for the word"),
-        ({"publish": {"namer": "nouns"}, "text": {"source": "none"}}, "only with text.source = nouns are there any"),
+        ({"publish": {"namer": "nouns"}, "text": {"source": "none"}}, "it needs text.source = nouns"),
         ({"method": "sic", "nouns": {"tau": 0.1}}, "nouns.tau = 0.1: method sic has no such thing"),
         ({"method": "sic", "text": {"source": "captions"}}, "method sic cannot use it; give `nouns`"),
         ({"method": "zero-shot"}, "clusters = 3: method zero-shot takes a name for each, and text.vocabulary = file:.* has 12"),
@@ -180,7 +180,7 @@ def test_the_text_source_has_a_short_form_that_keeps_what_else_is_set(tmp_path: 
 
 def test_an_encoder_without_texts_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LiteEncoder, "has_texts", False)
-    with pytest.raises(Refused, match="it encodes no texts"):
+    with pytest.raises(Refused, match="it does not encode texts"):
         pipeline.request(with_nouns(place, tmp_path / "store"))
 
 

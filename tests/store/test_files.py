@@ -224,7 +224,7 @@ def test_a_name_that_cannot_be_given_leaves_nothing(folder: LocalFiles, monkeypa
     ("code", "words"),
     [
         (errno.ENOSPC, "No space left on device; make room on its disk: "),
-        (errno.EDQUOT, "Disk quota exceeded; make room, or have the quota raised: "),
+        (errno.EDQUOT, "Disk quota exceeded; make room, or ask for a larger quota: "),
         (errno.EROFS, "Read-only file system; mount its disk for writing: "),
         (errno.EIO, "Input/output error: "),
     ],

@@ -110,7 +110,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id(any_store: Store) -> None:
 def test_a_beginning_that_several_runs_share_is_refused(store: Store) -> None:
     for id in ("abc1", "abc2"):
         store.files.create(f"runs/{id}/request.json", b"{}")
-    with pytest.raises(Refused, match=r"--run abc: 2 runs begin like that in memory://.*`gsec status` lists the runs"):
+    with pytest.raises(Refused, match=r"--run abc: 2 runs begin like this in memory://.*`gsec status` lists the runs"):
         store.run("abc")
 
 
@@ -237,7 +237,7 @@ def test_names_of_corpora(store: Store, name: str) -> None:
     "name", ["", ".", "..", "../birds", "a/b", "/birds", "Birds", "birds ", "birds\n", "vögel", ".hidden", "-dash", "x" * 101, "runs", "published"]
 )
 def test_names_that_no_corpus_can_have_are_refused(store: Store, name: str) -> None:
-    with pytest.raises(Refused, match="a corpus is named with a-z, 0-9"):
+    with pytest.raises(Refused, match="a corpus's name has a-z, 0-9"):
         store.corpus(name)
 
 

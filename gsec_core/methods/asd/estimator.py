@@ -321,7 +321,7 @@ class ASD(Clusterer):
 
     def fit(self, X: ArrayLike, y: object = None, **others: Any) -> Self:
         if self.pixels:
-            raise ValueError("pixels = True: fit is given embeddings, and no images. Use gsec_core.methods.asd.pixels.ASDPixels, or a run.")
+            raise ValueError("pixels = True: fit gets embeddings, not images. Use gsec_core.methods.asd.pixels.ASDPixels, or a run.")
         return super().fit(X, y, **others)
 
     def plan(self) -> SelfLabellingPlan:

@@ -87,7 +87,7 @@ def network(outputs: int, depth: int, width: int) -> nn.Module:
 def check_depth(depth: int) -> None:
     """Raises ValueError for a depth that `network` cannot have."""
     if depth < 10 or depth % 6 != 4:
-        raise ValueError(f"depth = {depth}: it must be 10, 16, 22, 28 or another 6 more.")
+        raise ValueError(f"depth = {depth}: it must be 10, 16, 22, 28, and so on by 6.")
 
 
 class Trained:

@@ -43,7 +43,7 @@ class MethodMixture(Method):
         for part in self.parts:
             if part.enhances(sections[part.name]):
                 setting = f"{part.name}.{part.enhanced_by} = true"
-                raise Refused(f"{setting}: an encoder learns from the clusters of one method alone. Leave it out, or give method = {part.name}.")
+                raise Refused(f"{setting}: an encoder can learn from the clusters of one method only. Leave it out, or give method = {part.name}.")
         return self.Settings(**sections)
 
     def parameters(self, settings: Section) -> dict[str, Any]:
@@ -65,11 +65,11 @@ def mixed(parts: Sequence[Method]) -> Method:
         raise refused(f"`{most}` is there {count} times. Name each method once.")
     for part in parts:
         if part.takes_names:
-            raise refused(f"`{part.name}` takes a name for each cluster, and finds none that others could agree on. Leave it out.")
+            raise refused(f"`{part.name}` takes a name for each cluster and finds no clusters of its own. Leave it out.")
     texts = tuple(text for text in parts[0].texts if all(text in part.texts for part in parts))
     if not texts:
         there = "; ".join(f"`{part.name}` takes {' or '.join(part.texts)}" for part in parts)
-        raise refused(f"there is no text source that all of them can use: {there}. Leave one out.")
+        raise refused(f"no text source can be used by all of them: {there}. Leave one out.")
 
     def nouns(n_clusters: int) -> NounSelection:
         first, *others = parts
@@ -78,7 +78,7 @@ def mixed(parts: Sequence[Method]) -> Method:
             if other.nouns(n_clusters) != selection:
                 sources = " or ".join(text for text in texts if text != NOUNS)
                 instead = f"give text.source = {sources}, or " if sources else ""
-                raise refused(f"`{first.name}` and `{other.name}` take different nouns for the images; {instead}leave one out.")
+                raise refused(f"`{first.name}` and `{other.name}` use different nouns for the images; {instead}leave one out.")
         return selection
 
     *titles, last = (part.title for part in parts)
@@ -87,7 +87,7 @@ def mixed(parts: Sequence[Method]) -> Method:
         name=name,
         title=f"{', '.join(titles)} and {last}",
         paper=", ".join(part.paper for part in parts),
-        does="Consensus of members of several methods, as many of each.",
+        does="Consensus of members of several methods, with the same number of each.",
         texts=texts,
         Settings=create_model("MixtureSettings", __base__=Section, **sections),
         estimator=ESTIMATOR,

@@ -227,7 +227,7 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
         selection = estimator.noun_selection()
         for name, other in others:
             if other.noun_selection() != selection:
-                raise ValueError(f"estimators: {first} and {name} take different nouns for the images. Leave one out, or give text.")
+                raise ValueError(f"estimators: {first} and {name} use different nouns for the images. Leave one out, or give text.")
         return selection
 
     def plan(self) -> MixturePlan:
@@ -236,7 +236,7 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
             raise ValueError(f"text_weight = {self.text_weight}: it must be between 0 and 1.")
         device = self.resolved_device()
         if len(self.estimators) < 2:
-            raise ValueError(f"estimators: {len(self.estimators)} are given. A mixture is of two or more.")
+            raise ValueError(f"estimators: {len(self.estimators)} are given. A mixture needs two or more.")
         self._validate_names([name for name, _ in self.estimators])
         least = min(plan.n_members for plan in self._plans(None))
         n_members = self.member_count(least, methods=len(self.estimators))
@@ -252,7 +252,7 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
     def _plans(self, n_members: int | None) -> Iterator[OuterLayer]:
         for name, estimator in self._parts(n_members):
             if estimator.noun_selection().per_centre is None:
-                raise ValueError(f"estimators: {name} takes a name for each cluster, and finds none that others could agree on. Leave it out.")
+                raise ValueError(f"estimators: {name} takes a name for each cluster and finds no clusters of its own. Leave it out.")
             try:
                 yield estimator.plan()
             except ValueError as error:

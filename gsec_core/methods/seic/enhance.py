@@ -103,7 +103,7 @@ class Enhancer:
         self.sureness: Sureness | None = None
         self._blocks = _blocks(model)
         if not self._blocks:
-            raise ValueError("model: its vision tower has no attention blocks that can be enhanced. Give a CLIP with a vision transformer of open_clip.")
+            raise ValueError("model: its vision tower has no attention blocks that can be adapted. Give a CLIP of open_clip with a vision transformer.")
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([random_state]).generate_state(1)[0]))
         self._dtype = next(self.model.parameters()).dtype
         self._trained: dict[str, nn.Parameter] = {}

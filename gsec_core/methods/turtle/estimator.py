@@ -243,7 +243,7 @@ class TURTLE(Clusterer):
         """See `Clusterer.fit`. ``X`` may also be a list of two spaces, (n_samples, d) each, which is the same as the second for ``text``."""
         if isinstance(X, list | tuple) and len(X) == 2 and np.ndim(X[0]) == 2:
             if text is not None or others.get("nouns") is not None:
-                raise ValueError("X: it has two spaces; give no text and no nouns beside them.")
+                raise ValueError("X: it has two spaces; do not give text or nouns as well.")
             X, text = X
         return super().fit(X, text=text, **others)
 
