@@ -297,7 +297,7 @@ def check_secrets(stack: StackConfig) -> None:
     """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would be started again without, open to everybody perhaps."""
     lost = sorted({name for record in _running(stack).values() for name in record["heard"]} - set(_heard(OUTSIDE)))
     if lost:
-        raise Refused(f"{', '.join(lost)}: processes were started with it, and it is missing now. Set it again, or, to continue without it, run gsec down first.")
+        raise Refused(f"{', '.join(lost)}: processes were started with it, and now it is missing. Set it again, or run gsec down first.")
 
 
 def check_ports(stack: StackConfig) -> None:

@@ -55,12 +55,12 @@ def embeddings_schema(dim: int, joint_dim: int | None) -> pa.Schema:
             _column("width", pa.int32(), "pixels as shown; null unless status is ok", nullable=True),
             _column("height", pa.int32(), "pixels as shown; null unless status is ok", nullable=True),
             _column("status", pa.string(), "ok, rejected or missing"),
-            _column("reason", pa.string(), "why it is not ok, or what was wrong with an image that is", nullable=True),
+            _column("reason", pa.string(), "why it is not ok, or a harmless fault of an ok image", nullable=True),
         ]
     )
 
 
-THUMBNAILS = pa.schema([IMAGE_ID, _column("thumbnail", pa.binary(), "JPEG; of ok images only")])
+THUMBNAILS = pa.schema([IMAGE_ID, _column("thumbnail", pa.binary(), "JPEG; only of ok images")])
 
 ASSIGNMENTS = pa.schema(
     [
@@ -73,9 +73,14 @@ ASSIGNMENTS = pa.schema(
             pa.float32(),
             "about the share of members that agree: mean aligned posterior, smoothed and calibrated; for k-means the cosine to its centre",
         ),
-        _column("margin", pa.float32(), "confidence less that of the second best cluster"),
-        _column("agreement", pa.float32(), "share of members that agree; null where there is one labelling only", nullable=True),
-        _column("outlier", pa.float32(), "deviations by which it is farther from its cluster's centre than the cluster's images; null as above", nullable=True),
+        _column("margin", pa.float32(), "confidence minus that of the second best cluster"),
+        _column("agreement", pa.float32(), "share of members that agree; null if there is only one labelling", nullable=True),
+        _column(
+            "outlier",
+            pa.float32(),
+            "how many standard deviations it is farther from its cluster's centre than the cluster's images; null if there is only one labelling",
+            nullable=True,
+        ),
         _column("is_duplicate", pa.bool_(), "another live image has the same bytes"),
     ]
 )
@@ -97,11 +102,11 @@ CLUSTERS = pa.schema(
         _column("size", pa.int64(), "images"),
         _column("cohesion", pa.float32(), "mean cosine of its images to its centre; null if empty", nullable=True),
         _column("separation", pa.float32(), "1 - cosine to the nearest other centre"),
-        _column("agreement", pa.float32(), "mean agreement of its images; null where there is one labelling only", nullable=True),
+        _column("agreement", pa.float32(), "mean agreement of its images; null if there is only one labelling", nullable=True),
         _column(
             "stability",
             pa.float32(),
-            "mean overlap (Jaccard) with the members' clusters; below .5 they do not agree that it is there; null as above",
+            "mean overlap (Jaccard) with the members' clusters; below .5 the members do not agree on it; null if there is only one labelling",
             nullable=True,
         ),
     ]
@@ -119,7 +124,7 @@ def prototypes_schema(dim: int) -> pa.Schema:
     )
 
 
-PROTOTYPE = _column("prototype", pa.int32(), "the micro-cluster it stands for")
+PROTOTYPE = _column("prototype", pa.int32(), "its micro-cluster")
 BAND = _column("band", pa.int32(), "0 is its core, the last its rim")
 
 REPRESENTATIVES = pa.schema([PROTOTYPE, BAND, IMAGE_ID, URI, CONTENT_HASH, _column("distance", pa.float32(), "1 - cosine to the centre")])
@@ -129,11 +134,13 @@ DESCRIBED, FREE, FAILED = "described", "free", "failed"
 
 _ANSWER = [
     _column("text", pa.string(), "the description; null if failed", nullable=True),
-    _column("object", pa.string(), "the main object, where the template was kept", nullable=True),
-    _column("attributes", pa.list_(pa.field("element", pa.string(), nullable=False)), "as many as were given; empty where the template was not kept"),
+    _column("object", pa.string(), "the main object, if the reply has the form of the template", nullable=True),
+    _column(
+        "attributes", pa.list_(pa.field("element", pa.string(), nullable=False)), "attributes in the reply; empty if it does not have the form of the template"
+    ),
 ]
 _COST = [
-    _column("requests", pa.int32(), "requests that had a reply; null where no server was asked", nullable=True),
+    _column("requests", pa.int32(), "requests with a reply; null if no server was asked", nullable=True),
     _column("prompt_tokens", pa.int32(), "of all of them, as the server counts", nullable=True),
     _column("completion_tokens", pa.int32(), "of all of them, as the server counts", nullable=True),
     _column("seconds", pa.float32(), "from request to reply, of all of them", nullable=True),
@@ -145,7 +152,7 @@ CAPTIONS = pa.schema(
         CONTENT_HASH,
         _MODEL,
         _column("request", pa.string(), "hash of what was asked: prompt, sampling, image size, redo counters"),
-        _column("written_at", pa.string(), "UTC; of several rows of one key the first counts"),
+        _column("written_at", pa.string(), "UTC; if several rows have the same key, the first counts"),
         *_ANSWER,
         _column("status", pa.string(), "described, free or failed"),
         _column("reason", pa.string(), "why it failed", nullable=True),
@@ -187,7 +194,7 @@ def counterparts_schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             IMAGE_ID,
-            _column("counterpart", vector(dim), "unit vector: what stands for a description of the image"),
+            _column("counterpart", vector(dim), "unit vector in place of a description of the image"),
         ]
     )
 
@@ -212,7 +219,7 @@ def selected_nouns_schema(dim: int) -> pa.Schema:
         [
             _column("noun", pa.int32(), "its number in the vocabulary"),
             WORD,
-            _column("semantic_centre", pa.int32(), "the part of the images that it stands for"),
+            _column("semantic_centre", pa.int32(), "the part of the images that it represents"),
             _column("rank", pa.int32(), "0 is the best of its part"),
             _column("score", pa.float32(), "log of the softmax over all parts of its cosines with their centres"),
             _column("embedding", vector(dim), "as in the vocabulary"),
@@ -224,15 +231,15 @@ CLUSTER_COUNTS = pa.schema(
     [
         _column("clusters", pa.int32(), "a number that was tried"),
         _column("purity", pa.float32(), "share of an image's neighbours that lie in its cluster, 0 for chance and 1 for all; mean over images"),
-        _column("low", pa.float32(), "the same as mean of a cluster; all but a tenth of the clusters have more"),
-        _column("suggested", pa.bool_(), "whether it is the number of clusters; of no row where that cannot be told"),
+        _column("low", pa.float32(), "mean of a cluster's images; all but a tenth of the clusters have more"),
+        _column("suggested", pa.bool_(), "whether it is the suggested number of clusters; false in all rows if there is none"),
     ]
 )
 
 COUNTERPART_MODEL = pa.schema(
     [
         _column("kind", pa.string(), "ridge, softmax, joint or own"),
-        _column("text_weight", pa.float64(), "of the text half against the image half"),
+        _column("text_weight", pa.float64(), "weight of the text half against the image half"),
         _column("held_out_cosine", pa.float64(), "ridge, softmax: mean cosine of descriptions with their images' counterparts without them", nullable=True),
         _column("mean", _floats(), "ridge, own: mean embedding of all images", nullable=True),
         _column("weights", _floats(), "ridge, own: the linear map, (dimensions of an image, of a description), row after row", nullable=True),
@@ -241,7 +248,7 @@ COUNTERPART_MODEL = pa.schema(
 
 FEATURES = pa.schema(
     [
-        _column("half", pa.string(), "image or text, the latter also where it is a second encoder's; of several methods those of each, one after the other"),
+        _column("half", pa.string(), "image or text (text is also that of a second encoder); with several methods those of each, in order"),
         _column("mean", _floats(), "of each dimension"),
         _column("basis", _floats(), "principal axes, (dimensions, axes), row after row; null: the dimensions as they are", nullable=True),
         _column("scale", _floats(), "what each axis is divided by"),
@@ -252,7 +259,7 @@ FEATURES = pa.schema(
 def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
     """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
     kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
-    by_text = _column("text_neighbors", kind, "by the text half, or by the second encoder, where there is either")
+    by_text = _column("text_neighbors", kind, "by the text half, or by the second encoder, if there is one")
     return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), by_text][: 1 + halves])
 
 
@@ -263,7 +270,7 @@ DUPLICATES = pa.schema(
         URI,
         _column("cosine", pa.float32(), "of its embedding to that of the group's first, 1 for the same bytes"),
         _column("exact", pa.bool_(), "whether it has the same bytes as the first"),
-        _column("keep", pa.bool_(), "whether it is the first: of the most pixels, then by URI"),
+        _column("keep", pa.bool_(), "whether it is the first, the one to keep: most pixels, then URI"),
     ]
 )
 """A row an image of which there is a copy, or nearly one: group after group, the one to keep first."""
@@ -299,7 +306,7 @@ ALIGNMENT = pa.schema(
 
 CHECKPOINT = pa.schema(
     [
-        _column("name", pa.string(), "of an array that training needs to go on"),
+        _column("name", pa.string(), "name of an array that training needs to continue"),
         _column("dtype", pa.string(), "of its numbers, as NumPy names them"),
         _column("shape", pa.list_(pa.field("element", pa.int64(), nullable=False)), "of the array"),
         _column("values", pa.binary(), "its bytes, row after row"),
@@ -312,15 +319,15 @@ TRANSITIONS = pa.schema(
         _column("member", pa.int32(), "its number"),
         _column("class", pa.int32(), "of its instance classifier"),
         _column("next_class", pa.int32(), "another"),
-        _column("count", pa.int32(), "how often an image was in the first at one look and in the second at its next; pairs without any have no row"),
+        _column("count", pa.int32(), "how often an image changed from the first class to the second between two looks; pairs without changes have no row"),
     ]
 )
 INSTANCE_GROUPS = pa.schema(
     [
         _column("member", pa.int32(), "its number"),
-        _column("class", pa.int32(), "of its instance classifier, which this image was learnt as"),
+        _column("class", pa.int32(), "the class of its instance classifier as which this image was learnt"),
         IMAGE_ID,
-        _column("group", pa.int32(), "the member's cluster that the class became: the label that the member learnt for this image"),
+        _column("group", pa.int32(), "the member's cluster that the class became, which the member learnt as the label of this image"),
     ]
 )
 """One row an image that a member drew."""
@@ -350,7 +357,7 @@ def cluster_centres_schema(dim: int) -> pa.Schema:
 HEAD = pa.schema(
     [
         _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("weights", _floats(), "of the linear map that stands for the consensus for images that are not of the run, (dimensions of the features,)"),
+        _column("weights", _floats(), "of the linear map that assigns images outside the run in place of the consensus, (dimensions of the features,)"),
         _column("bias", pa.float32(), "added to it"),
     ]
 )
@@ -418,17 +425,17 @@ REFIT = pa.schema(
     [
         _column("decision", pa.string(), "kept, continued, renewed or from scratch"),
         _column("why", pa.string(), "in words"),
-        _column("warning", pa.string(), "what people should know of it", nullable=True),
+        _column("warning", pa.string(), "a warning for people", nullable=True),
         _column("model", pa.string(), "the run whose model is kept or continued", nullable=True),
-        _column("clusters", pa.int32(), "how many the run has, if not as many as are asked for", nullable=True),
+        _column("clusters", pa.int32(), "number of clusters of the run, if not the requested one", nullable=True),
         _column("images", pa.int64(), "usable images"),
-        _column("new", pa.int64(), "of them those that the model was not made of", nullable=True),
-        _column("gone", pa.int64(), "images that it was made of and that are not there any more", nullable=True),
+        _column("new", pa.int64(), "usable images that the model was not made from", nullable=True),
+        _column("gone", pa.int64(), "images that the model was made from and that are gone", nullable=True),
         _column("fitted_images", pa.int64(), "images when all members were fitted"),
-        _column("outliers", pa.float64(), "share of the new images that are 2 deviations or more from their cluster's centre", nullable=True),
+        _column("outliers", pa.float64(), "share of the new images that are 2 standard deviations or more from their cluster's centre", nullable=True),
         _column("confidence", pa.float64(), "mean posterior of the new images, by the model's head", nullable=True),
-        _column("margin", pa.float64(), "how much that is above the second largest", nullable=True),
-        _column("outliers_before", pa.float64(), "the same of the images that the model was made of", nullable=True),
+        _column("margin", pa.float64(), "mean difference to the second largest posterior", nullable=True),
+        _column("outliers_before", pa.float64(), "the same for the images that the model was made from", nullable=True),
         _column("confidence_before", pa.float64(), "the same", nullable=True),
         _column("margin_before", pa.float64(), "the same", nullable=True),
         _column("scratch_moved", pa.float64(), "share of the images that the pipeline's last fit from scratch moved", nullable=True),
@@ -442,10 +449,10 @@ EMERGING = pa.schema(
     [
         _column("group", pa.int32(), "0 is the largest"),
         _column("size", pa.int64(), "images"),
-        _column("cohesion", pa.float32(), "mean cosine of them to their mean direction"),
-        _column("cluster", pa.int32(), "where the published model puts most of them; where they become a cluster of their own, that one"),
+        _column("cohesion", pa.float32(), "mean cosine to their mean direction"),
+        _column("cluster", pa.int32(), "the cluster in which the published model puts most of them, or their own new cluster"),
         _column("images", _OF_A_GROUP, "their ids, the most typical first"),
-        _column("like", pa.list_(pa.field("element", pa.string(), nullable=False)), "what is said of the described images that are nearest to them"),
+        _column("like", pa.list_(pa.field("element", pa.string(), nullable=False)), "descriptions of the nearest described images"),
     ]
 )
 

@@ -48,10 +48,10 @@ _log = logging.getLogger("gsec.serve")
 @documented
 @dataclass(frozen=True)
 class Problem:
-    """Every answer that is none of the others."""
+    """The answer to a request that failed."""
 
     error: str
-    """A sentence: what, which value, what to do."""
+    """A sentence: what is wrong, which value it is, and what to do."""
 
 
 @documented
@@ -69,7 +69,7 @@ class RunRow:
     state: str
     """`finished`, or as `gsec status` calls it."""
     explorable: bool
-    """Whether it is finished and has clusters of its own, so that the other addresses know it."""
+    """Whether it is finished and has clusters of its own, so that the other addresses work for it."""
     published: bool
     """Whether its pipeline publishes it now."""
     images: int | None
@@ -111,7 +111,7 @@ class ImageList:
     offset: int
     limit: int
     note: str | None
-    """What the list is or is not, for people."""
+    """Remarks on the list, for people."""
     next: str | None
     """Address of the part that follows."""
 
@@ -136,7 +136,7 @@ class DuplicateList:
 @documented
 @dataclass(frozen=True)
 class ActList:
-    """A part of the log of curation, newest first."""
+    """A part of the curation log, newest first."""
 
     rows: tuple[ActRow, ...]
     total: int
@@ -149,20 +149,20 @@ class ActList:
 @documented
 @dataclass(frozen=True)
 class Said:
-    """What a person says about the clusters. Each kind takes what the command of `gsec curate` takes."""
+    """An act to add. Each kind takes what its command of `gsec curate` takes."""
 
     kind: Literal["rename", "describe", "merge", "split", "move", "hide", "show", "star", "unstar", "undo"]
     who: str
-    """Who says it, for the log."""
+    """Your name, for the log."""
     why: str | None = None
     key: int | None = None
-    """The cluster that it is about; of `merge` and `move` the one that the images come to."""
+    """The cluster that the act is about; for `merge` and `move` the one that gets the images."""
     keys: tuple[int, ...] = ()
     """`merge`: the clusters that become part of it."""
     text: str | None = None
     """`rename`, `describe`."""
     images: tuple[str, ...] = ()
-    """Ids. `move`; `hide`, `show`, `star` and `unstar`, if they are not about a cluster."""
+    """Ids. For `move`, and for `hide`, `show`, `star` and `unstar` of images."""
     parts: int | None = None
     """`split`: into how many."""
     undoes: int | None = None
@@ -248,7 +248,7 @@ ImageId = Annotated[str, Path(description="An image's id, 32 hex digits.", patte
 Key = Annotated[int, Path(description="A cluster's key.", ge=0, lt=2**31)]
 Offset = Annotated[int, Query(description="Rows before the first.", ge=0, le=2**31)]
 Limit = Annotated[int, Query(description="Rows at most.", ge=1, le=MOST_ROWS)]
-Hidden = Annotated[bool, Query(description="Whether what was hidden is in the list.")]
+Hidden = Annotated[bool, Query(description="Whether the list has what was hidden.")]
 
 
 def _opened(request: Request, run: RunId) -> Collection:
@@ -285,7 +285,7 @@ def runs(request: Request, offset: Offset = 0, limit: Limit = 50) -> RunList:
 
 @router.get("/published", tags=["Runs"])
 def published(request: Request) -> list[PublishedRow]:
-    """What each pipeline publishes now. Of pipelines of one name in several stores the first store's counts."""
+    """What each pipeline publishes now. If several stores have a pipeline of the same name, the first store counts."""
     found = [publication for store in _serving(request).stores for publication in store.publications()[0]]
     rows = {one.pipeline: PublishedRow(one.pipeline, one.run_id, one.at) for one in reversed(found)}
     return [rows[name] for name in sorted(rows)]
@@ -301,7 +301,7 @@ def run(request: Request, run: RunId) -> RunRow:
 
 @router.get("/runs/{run}/clusters", tags=["Clusters"])
 def clusters(collection: Kept, hidden: Hidden = False) -> tuple[ClusterRow, ...]:
-    """The clusters as they were curated, the largest first."""
+    """The clusters after curation, the largest first."""
     return collection.clusters(hidden)
 
 
@@ -315,9 +315,9 @@ def cluster(collection: Kept, key: Key) -> ClusterRow:
 def images(
     request: Request,
     collection: Kept,
-    cluster: Annotated[int | None, Query(description="The key of a cluster; without one images of all.", ge=0, lt=2**31)] = None,
-    sort: Annotated[Literal["confidence", "outlier", "date", "name"], Query(description="The note of a list by date says which date.")] = "confidence",
-    descending: Annotated[bool | None, Query(description="Without it names ascend, and all else descends.")] = None,
+    cluster: Annotated[int | None, Query(description="The key of a cluster. Default: images of all clusters.", ge=0, lt=2**31)] = None,
+    sort: Annotated[Literal["confidence", "outlier", "date", "name"], Query(description="The note of a list by date says which date it is.")] = "confidence",
+    descending: Annotated[bool | None, Query(description="Default: names ascend, everything else descends.")] = None,
     within: Annotated[
         str | None, Query(description="A polygon on the map, x1,y1,x2,y2,… in the unit square: only images that lie in it.", max_length=_MOST_LETTERS)
     ] = None,
@@ -412,13 +412,13 @@ def map_points(collection: Kept) -> Response:
 
 @router.get("/runs/{run}/duplicates", tags=["Images"])
 def duplicates(request: Request, collection: Kept, offset: Offset = 0, limit: Limit = 50) -> DuplicateList:
-    """Groups of images that are the same, or nearly."""
+    """Groups of exact and near copies."""
     found = collection.duplicates(offset, limit)
     return DuplicateList(**vars(found), next=_next(request, offset, limit, found.total))
 
 
 @router.get("/runs/{run}/tree", tags=["Map and tree"])
-def tree(collection: Kept, groups: Annotated[int | None, Query(description="Cut the tree into so many groups.", ge=1, lt=2**31)] = None) -> Tree:
+def tree(collection: Kept, groups: Annotated[int | None, Query(description="Cut the tree into this number of groups.", ge=1, lt=2**31)] = None) -> Tree:
     """The clusters as a tree."""
     return collection.tree(groups)
 
@@ -435,7 +435,7 @@ async def body(request: Request, most: int) -> bytes:
 
 @router.get("/runs/{run}/curation", tags=["Curation"])
 def curation(request: Request, collection: Kept, offset: Offset = 0, limit: Limit = 50) -> ActList:
-    """What people said about the clusters of the run's pipeline, and what of it could not be applied to this run."""
+    """The curation log of the run's pipeline, and which acts could not be applied to this run."""
     found = collection.curation(offset, limit)
     return ActList(**vars(found), next=_next(request, offset, limit, found.total))
 
@@ -451,7 +451,7 @@ _OF_CURATION: dict[int | str, dict[str, Any]] = {
 
 @router.post("/runs/{run}/curation", tags=["Curation"], openapi_extra=_SAYING, responses=_OF_CURATION)
 async def curate(request: Request, run: RunId, content_type: Annotated[str, Header(include_in_schema=False)] = "") -> ActRow:
-    """Say something about the clusters. It is refused if it cannot be applied to those of this run."""
+    """Add an act. It is refused if it cannot be applied to the clusters of this run."""
     if not _serving(request).curate:
         raise HTTPException(403, "This server only reads. Start it with gsec serve --curate.")
     if content_type.partition(";")[0].strip().lower() != "application/json":

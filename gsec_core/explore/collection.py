@@ -194,7 +194,7 @@ class Collection:
         return table["thumbnail"][int(place[0])].as_py() if len(place) else None
 
     def by_words(self, text: str, offset: int = 0, limit: int = 50) -> Page:
-        """Images that are like words or a sentence, the most alike first: at most `vectors.MOST_FOUND`, hidden ones left out.
+        """Images that are like words or a sentence, the most similar first: at most `vectors.MOST_FOUND`, hidden ones left out.
 
         The first search loads the encoder, and takes one pass over the embeddings. Raises Refused if none of the run's encoders reads words.
         """

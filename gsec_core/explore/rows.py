@@ -27,7 +27,7 @@ class ImageRow:
     starred: bool = False
     hidden: bool = False
     cosine: float | None = None
-    """To what was asked for; None in lists that are no search."""
+    """Cosine to the query; null in lists that are not a search."""
 
 
 @documented
@@ -56,9 +56,9 @@ class ClusterRow:
     size: int
     """Images that are not hidden."""
     confidence: float | None
-    """Mean of the images that it has now, hidden ones included; None if it has none."""
+    """Mean over its images after curation, hidden ones included; null if it has none."""
     cohesion: float | None
-    """As the run measured it; None if images came or went since."""
+    """As measured in the run; null if curation changed its images."""
     agreement: float | None
     """As `confidence`; None too where there is one labelling only."""
     stability: float | None
@@ -68,7 +68,7 @@ class ClusterRow:
     starred: bool
     hidden: bool
     examples: tuple[str, ...]
-    """Ids of up to four of its images, the surest first."""
+    """Ids of up to four of its images, the most confident first."""
     merged: tuple[int, ...] = ()
     """Keys of the clusters that were merged into it."""
 
@@ -76,7 +76,7 @@ class ClusterRow:
 @documented
 @dataclass(frozen=True)
 class Past:
-    """What an image was in one publication of the pipeline."""
+    """The cluster of an image in one publication of the pipeline."""
 
     run_id: str
     created: str
@@ -91,7 +91,7 @@ class Duplicate:
     """One image of a group of duplicates."""
 
     row: ImageRow
-    """Its cosine is that to the group's first."""
+    """Its cosine is to the first image of the group."""
     exact: bool
     """Whether it has the same bytes as the first."""
     keep: bool
@@ -101,7 +101,7 @@ class Duplicate:
 @documented
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images that are the same, or nearly."""
+    """Exact and near copies."""
 
     number: int
     """0 is the largest."""
@@ -145,7 +145,7 @@ class Node:
 @documented
 @dataclass(frozen=True)
 class Group:
-    """Clusters that are one where the tree is cut."""
+    """Clusters that form one group where the tree is cut."""
 
     name: str
     size: int
@@ -157,14 +157,14 @@ class Group:
 @documented
 @dataclass(frozen=True)
 class Tree:
-    """The run's clusters as a tree, by average linkage of their centres. Curation does not change it."""
+    """The run's clusters as a tree. Curation does not change it."""
 
     leaves: tuple[tuple[int, str, int], ...]
-    """Key, name and images of each cluster as the run made it; their places are their numbers."""
+    """Key, name and number of images of each cluster of the run; its place in the list is its number."""
     nodes: tuple[Node, ...]
     """From the bottom up; the last is the root."""
     groups: tuple[Group, ...]
-    """The clusters in as many groups as were asked for, the largest first."""
+    """The clusters in the requested number of groups, the largest first."""
 
 
 @documented
@@ -174,31 +174,31 @@ class ImageDetail:
 
     row: ImageRow
     caption: str | None
-    """What was said of it, or of an image with the same bytes; None if none was described."""
+    """Its description, or that of an image with the same bytes; null if there is none."""
     width: int | None
     """Pixels as shown; None where the embeddings are gone."""
     height: int | None
     model_key: int
-    """Of the cluster that the run put it into, whatever was curated since."""
+    """Key of the model's own cluster, without curation."""
     model_name: str
     second: tuple[int, str] | None
-    """Key and name, as curated, of the cluster that the model finds next likely; None where there is no other, or that cannot be told."""
+    """Key and name, after curation, of the cluster that the model finds next most likely; null if there is none or it is not known."""
     neighbors: tuple[ImageRow, ...]
     """The nearest images, by cosine of their embeddings."""
     duplicates: tuple[ImageRow, ...]
     history: tuple[Past, ...]
-    """Of the newest 30 publications those that have the image, newest first."""
+    """The image in the newest 30 publications, newest first."""
     pending: bool = False
     """Whether neighbours and second choice are still being prepared: they are there when the image is asked for again a little later. Such an answer is
     not to be cached."""
     note: str | None = None
-    """Why something cannot be told, for people."""
+    """Why something is not known, for people."""
 
 
 @documented
 @dataclass(frozen=True)
 class ActRow:
-    """What a person said about the clusters of the pipeline."""
+    """One act in the curation log."""
 
     number: int
     """Its place in the log, from 1."""
@@ -208,19 +208,19 @@ class ActRow:
     """UTC."""
     why: str | None
     key: int | None
-    """The cluster that it is about."""
+    """The cluster that the act is about."""
     keys: tuple[int, ...]
-    """Of a merge those that become part of it; of a split its new parts."""
+    """For a merge, the clusters that become part of it; for a split, its new parts."""
     text: str | None
     images: tuple[str, ...]
-    """Ids of the first images that it is about."""
+    """Ids of the first images that the act is about."""
     image_count: int
-    """How many it is about."""
+    """Number of images that the act is about."""
     undoes: int | None
     undone: int | None
     """The act that undid it."""
     open: str | None
-    """Why it could not be applied to this run's clusters, or not to all that it is about."""
+    """Why the act could not be applied to this run's clusters, or only in part."""
 
 
 @documented

@@ -61,7 +61,7 @@ class Clusterer(Estimator):
     labels_ : int32 (n_samples,), cluster 0 is the largest
     member_labels_ : int32 (n_members, n_samples), aligned
     confidence_ : float32 (n_samples,), the label's mean aligned posterior, smoothed and calibrated: about the share of members that agree
-    margin_ : float32 (n_samples,), how much that is above the second largest
+    margin_ : float32 (n_samples,), mean difference to the second largest posterior
     agreement_ : float32 (n_samples,), share of members that agree with the label
     member_agreement_ : float32 (n_members,), share of samples on which a member agrees with the labels
     members_ : list of `members.Member`

@@ -49,9 +49,9 @@ _DUPLICATES_BYTES = 1_500_000
 
 _ROLES = (
     (REPRESENTATIVE, "Representatives", "described ones first, the nearest to the centre"),
-    (MOST_CONFIDENT, "Most confident", "surest to belong here"),
-    (LEAST_CONFIDENT, "Least confident", "where the cluster frays"),
-    (NEW, "New", "came since the model was fitted"),
+    (MOST_CONFIDENT, "Most confident", "most confident"),
+    (LEAST_CONFIDENT, "Least confident", "least confident"),
+    (NEW, "New", "new since the model was fitted"),
 )
 
 _NAME, _DESCRIPTION, _WHOLE, _TERMS, _URI, _SHORT, _CAPTION, _VALUE = 120, 480, 2000, 240, 300, 90, 300, 1000

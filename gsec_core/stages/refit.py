@@ -245,7 +245,7 @@ def warnings(context: Context) -> list[str]:
         return []
     found = [context.decision["warning"]] if context.decision["warning"] else []
     for group in emerged(context):
-        told = f" What was said of the images that are most like them: {' '.join(group['like'])}" if group["like"] else ""
+        told = f" Descriptions of the most similar images: {' '.join(group['like'])}" if group["like"] else ""
         where = f"{group['count']:,} of them are in cluster {group['cluster']}."
         found.append(f"{group['size']:,} new images lie together where no old ones are: something new? {where}{told}")
     return found

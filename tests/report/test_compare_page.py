@@ -33,7 +33,7 @@ def test_all_that_is_compared_is_on_the_page() -> None:
     assert f"{made.differ} images are ({100 * made.differ / 400:.1f}%) in clusters that are not matched" in shown
     assert all(image.uri in shown for image in made.differing)
     assert page.count(b"data:image/jpeg") == len(made.differing) == 36
-    assert "No label took part" in shown
+    assert "No labels were used" in shown
     for number in range(5):
         both, sizes = made.pairs[0].both[number], [run.sizes[number] for run in made.runs[:2]]
         cells = '</td><td class="number">'.join([str(both), *map(str, sizes), f"{both / (sum(sizes) - both):.3f}"])
@@ -43,8 +43,8 @@ def test_all_that_is_compared_is_on_the_page() -> None:
 def test_scores_against_labels_stand_in_their_runs_rows() -> None:
     shown = _text(compared(comparison()[0], SCORES, {}))
     assert "0.811" in shown
-    assert "against labels, and were computed when all else was done" in shown
-    assert "No label took part" not in shown
+    assert "compare with labels, and were computed after everything else" in shown
+    assert "No labels were used" not in shown
 
 
 def test_a_cluster_has_the_colour_of_the_one_that_it_is_matched_to() -> None:

@@ -141,7 +141,7 @@ def test_duplicates_are_shown_with_the_one_to_keep_first() -> None:
     assert "The 2 largest groups" in shown
     assert "2.jpgkeep copy of 2.jpgsame bytes and 49,998 more" in shown
     assert "1.jpgkeep no thumbnail nearly 1.jpgcosine 0.914" in shown
-    assert "The run is of an older gsec, which looked for none." in _text(_index(replace(content(1, shown=4), duplicates=None)))
+    assert "An older gsec made this run, and did not look for copies." in _text(_index(replace(content(1, shown=4), duplicates=None)))
     assert "No image is a copy of another." in _text(_index(replace(content(1, shown=4), duplicates=())))
 
 

@@ -109,7 +109,7 @@ def test_a_model_that_fits_stays_and_labels_what_is_new(place: Path) -> None:
     assert status.runs(Store.open(str(place / "store")))[-1]["decision"] == "kept: 6 new images fit as well as the old"
     page = Path(said["report"]).read_text()
     assert "The published model is kept: 6 new images fit as well as the old." in page
-    assert "came since the model was fitted" in page, "new images have a gallery"
+    assert "new since the model was fitted" in page, "new images have a gallery"
 
 
 def test_a_report_shows_no_more_images_however_many_nights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

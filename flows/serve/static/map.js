@@ -22,7 +22,7 @@
   const MARGIN = 24, REACH = 14, MOST_LABELS = 60, MOST_CORNERS = 80, WIDE = 256;
   const gl = canvas.getContext("webgl2", { antialias: false });
   if (!gl) {
-    said.textContent = "This browser draws no WebGL 2, so that there is no map. The clusters are listed below.";
+    said.textContent = "This browser has no WebGL 2, so there is no map. The clusters are listed below.";
     return;
   }
 
@@ -219,7 +219,7 @@
         if (!answer.ok) throw new Error(`${answer.status} of ${answer.url}`);
         known.set(i, await answer.json());
       } catch (error) {
-        if (error.name !== "AbortError" && current === i) tipUri.textContent = "The server does not say which image this is.";
+        if (error.name !== "AbortError" && current === i) tipUri.textContent = "The server does not know this image.";
         return;
       }
     }
