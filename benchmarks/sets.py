@@ -1,4 +1,4 @@
-"""The sets that quality is measured on: embeddings, what is said of the images, and labels that only score.
+"""The sets that quality is measured on: embeddings, the descriptions of the images, and labels that only score.
 
 Everything about a set is fixed, its long tail and its simulated captions too, so that what varies over seeds is the
 method. Simulated captions are sentences with a class name, right with a given probability, for the representatives only,

@@ -38,7 +38,7 @@ def groups() -> list[dict[str, Any]]:
 
 
 def table() -> str:
-    """Markdown: a row a figure; what it was measured by stands in the first row of its group."""
+    """Markdown: one row for each figure; what it was measured by stands in the first row of its group."""
     lines = ["| measured | gsec | beside it | encoder; machine | command, with a link to the proof |", "| --- | --- | --- | --- | --- |"]
     for group in groups():
         if "name" in group:

@@ -5,7 +5,7 @@
 FOLDER holds `clip500/` (images and nouns in CLIP's space), `cifar10-test.parquet` and `stamps.parquet`. One protocol: every method as it is by default,
 one setting for all sets; the last state; the number of clusters is given; labels are seen by the scorer alone, when all labellings of a set are made.
 `zero-shot` knows the names of the classes and is an upper mark, no peer. On `clip500` nouns are those of LVIS and Open Images, elsewhere those of
-`--vocabulary`; nouns are selected once a set, whatever the seed. `gsec, joint` is what a run without a language model does by default: the image in the
+`--vocabulary`; nouns are selected once for each set, whatever the seed. `gsec, joint` is what a run without a language model does by default: the image in the
 space of the texts is its own counterpart. `one member` is the method without its outer layer, as its paper has it. `--work` keeps the embeddings of all
 sets: with it the other calls need neither the images nor the encoder.
 """
@@ -137,7 +137,7 @@ def others(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> 
 
 
 def measure(case: Case, truth: NDArray[Any], methods: list[str], seeds: int) -> Iterator[dict[str, Any]]:
-    """A row a method."""
+    """One row for each method."""
     made: dict[str, list[Labels]] = {}
     costs: dict[str, tuple[float, float]] = {}
     for name in methods:

@@ -46,7 +46,7 @@ def up(*, stack: StackFile = None) -> int:
 
 
 def down(*, stack: StackFile = None) -> int:
-    """Stop what `gsec up` started. Runs that are under way go on after the next `gsec up`."""
+    """Stop what `gsec up` started. Runs that are in progress go on after the next `gsec up`."""
     found = config.load(stack, complete=False)
     from deployments import processes
 

@@ -1,4 +1,4 @@
-"""Prefect's server: `prefect server start`, mended for automations on SQLite.
+"""Prefect's server: `prefect server start`, corrected for automations on SQLite.
 
 An automation counts events in transactions that read before they write, and SQLite refuses the write at once if another connection has
 written in between: events got lost, signs of life among them, and runs that worked were taken for crashed. Here these transactions
@@ -37,7 +37,7 @@ def main() -> None:
 
 @asynccontextmanager
 async def automations_session(begin_transaction: bool = False) -> AsyncIterator[AsyncSession]:
-    """Prefect's of the same name, but for the transaction, which begins with the write lock of SQLite. PostgreSQL knows no such thing."""
+    """Prefect's of the same name, except for the transaction, which begins with the write lock of SQLite. PostgreSQL knows no such thing."""
     from prefect.server.database import provide_database_interface
 
     async with provide_database_interface().session_context(begin_transaction, with_for_update=begin_transaction) as session:

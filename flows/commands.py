@@ -130,7 +130,7 @@ def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | 
 def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[Run | None, dict[str, Any] | None]:
     """If nothing is left to do: what `pipeline.finish` says of the run, and the one that found the number of clusters, if one did.
 
-    A damaged shard is something to do: the flow mends it.
+    A damaged shard is something to do: the flow repairs it.
     """
     counting: Run | None = None
     try:

@@ -1,4 +1,4 @@
-"""`gsec doctor`: whether everything that a run needs is there, a line a check. A check that fails stops no other.
+"""`gsec doctor`: whether everything that a run needs is there, one line for each check. A check that fails stops no other.
 
 What may be missing or broken is imported by the check that says so.
 """
@@ -37,7 +37,7 @@ _COMPILED = ("torch", "torchvision", "faiss", "pyarrow", "polars")
 
 
 def doctor(config: PipelineConfig, verify: bool) -> int:
-    """Print a line a check; 1 if one of them fails."""
+    """Print one line for each check; 1 if one of them fails."""
     checks: dict[str, Callable[[], str]] = {
         "packages": packages,
         "machine": lambda: machine(config),

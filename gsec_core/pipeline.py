@@ -1,4 +1,4 @@
-"""The pipeline as a whole: its stages in order, how a request becomes a run, and what a finished run has to say.
+"""The pipeline as a whole: its stages in order, how a request becomes a run, and what a finished run reports.
 
 What is here needs no orchestrator; `flows` chain the same parts as a DAG.
 """
@@ -248,7 +248,7 @@ def numbered_before(config: PipelineConfig, redo: Sequence[str]) -> tuple[Pipeli
     now = _numbered(config, before.n_clusters)
     try:
         count.load_counts(Context.of(store.run(counting), config))
-    except (BadShard, Refused):  # counting again mends it
+    except (BadShard, Refused):  # counting again repairs it
         return None
     return None if refit.changed(now, before) else (now, counting)
 
@@ -397,7 +397,7 @@ _FOUND = ("images", "rejected", "missing", "decision", "clusters", "moved", "lab
 
 
 def summary(context: Context) -> dict[str, Any]:
-    """What a finished run has to say: counts, where its tables are, its clusters, and how the consensus is beside k-means."""
+    """What a finished run reports: counts, where its tables are, its clusters, and how the consensus is beside k-means."""
     live = encode.encoded_rows(context)
     labellings = None if context.of_run else quality.without_labels(context)
     counts = {status: live["status"].to_pylist().count(status) for status in (OK, REJECTED, MISSING)}

@@ -273,7 +273,7 @@ DUPLICATES = pa.schema(
         _column("keep", pa.bool_(), "whether it is the first, the one to keep: most pixels, then URI"),
     ]
 )
-"""A row an image of which there is a copy, or nearly one: group after group, the one to keep first."""
+"""One row for each image of which there is a copy, or nearly one: group after group, the one to keep first."""
 
 _ARRAYS = {
     "weights": "of its last linear map, (clusters, dimensions of the features or of its hidden layer), row after row",

@@ -54,7 +54,7 @@ def follow(times: int) -> None:
 
 @lru_cache(maxsize=1)
 def context(config: PipelineConfig, run_id: str) -> base.Context:
-    """The run as this process works on it; kept, so that its image list is read once and not once a slice."""
+    """The run as this process works on it; kept, so that its image list is read once and not once for each slice."""
     return base.Context.of(Store.open(config.store).run(run_id), config)
 
 

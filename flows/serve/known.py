@@ -1,4 +1,4 @@
-"""A store as the server knows it: read-only but for curation, what never changes is read once, and what is damaged hides nothing else."""
+"""A store as the server knows it: read-only except curation, what never changes is read once, and what is damaged hides nothing else."""
 
 import json
 import math
@@ -81,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Work on a stage that ended; one that did not, was killed or is under way, and nobody knows for how long."""
+    """Work on a stage that ended; one that did not, was killed or is in progress, and nobody knows for how long."""
 
     stage: str
     seconds: float
@@ -314,7 +314,7 @@ class Remembered:
         self._lock = threading.Lock()
 
     def settle(self, directory: str) -> None:
-        """Take it that little will be added to this run: attempts to mend it, if something of it is damaged."""
+        """Take it that little will be added to this run: attempts to repair it, if something of it is damaged."""
         self._list(directory)
         self._settled.add(directory)
 

@@ -70,7 +70,7 @@ class Chat:
         self.model = model
         self.named = named
         self.in_hand = 2 * config.concurrency * len(checked_urls(config.url))
-        """Requests to have ready: as many as are under way, and as many again."""
+        """Requests to have ready: as many as are in progress, and as many again."""
         self._has_key = secret != NO_KEY
         self._patience = config.patience
         self._probe = probe

@@ -1,4 +1,4 @@
-"""A multimodal model behind servers with OpenAI's API, as vLLM has it.
+"""A multimodal model behind servers with OpenAI's API, such as vLLM.
 
 One request an image, so that a bad image fails alone. The prompt stands before the image, so that a server can reuse what
 it has computed of it.

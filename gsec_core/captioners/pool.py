@@ -25,7 +25,7 @@ class Place:
 
     server: Server
     most: int
-    """Requests that may be under way. Halved when it is busy or silent, and one more with every answer, up to the setting."""
+    """Requests that may be in progress. Halved when it is busy or silent, and one more with every answer, up to the setting."""
     under_way: int = 0
     isolated: bool = False
     """Whether a request is asked alone here, or is about to be: then no other begins."""

@@ -1,4 +1,4 @@
-"""A server with OpenAI's API, as vLLM has it: one request and its answer, and of which kind a failure is.
+"""A server with OpenAI's API, such as vLLM: one request, its answer, and the kind of a failure.
 
 What a failure means, and what `chat.Chat` does about it:
 
@@ -158,7 +158,7 @@ class Server:
             async with self._failing_in_our_words():
                 await self._client.get(f"{root.scheme}://{root.netloc}/health", cast_to=object)
         except Failure as failure:
-            # A body that is no JSON, as vLLM's, is no failure here.
+            # A body that is no JSON, such as vLLM's, is no failure here.
             return failure.status < 500 if failure.status is not None else failure.kind == Kind.FAULTY
         return True
 

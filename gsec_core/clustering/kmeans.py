@@ -152,7 +152,7 @@ def one_start(X: NDArray[np.float32], n_clusters: int, *, max_iter: int, seed: i
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], n_threads: int) -> Iterator[Result]:
-    """``work``, which faiss does, on each of ``items`` in its order, as many at once as there are threads (0 = one a core); each has its share of these.
+    """``work``, which faiss does, on each of ``items`` in its order, as many at a time as there are threads (0 = one a core); each has its share of these.
 
     Threads of one small k-means wait for each other at every step, so that one neighbour who wants a core stops them all. Those that share
     nothing lose what the neighbour takes and no more.

@@ -9,7 +9,7 @@ MOST_DERIVED = 4096
 ROWS_PER_PROTOTYPE = 60
 
 _DECIMALS = 5
-"""Distances that differ by less are equal: both members of a pair are equally far from their centre, but for how a machine rounds."""
+"""Distances that differ by less are equal: both members of a pair are equally far from their centre, except for how a machine rounds."""
 
 
 def prototype_count(n: int, n_clusters: int, count: int | None = None) -> int:

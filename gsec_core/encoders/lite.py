@@ -116,7 +116,7 @@ def lite0() -> Any:
 def image_network(precision: str, device: str, threads: int) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
     """Lite0 on a device: uint8 pixels (batch, 3, 224, 224) to features (batch, 1280), and the probabilities and numbers of the most probable classes.
 
-    These are (batch, TOP_CLASSES), the most probable first. ``precision`` and ``device`` are as `load_encoder` has them, but for auto.
+    These are (batch, TOP_CLASSES), the most probable first. ``precision`` and ``device`` are as in `load_encoder`, except `auto`.
     """
     import torch
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def compiled(network: "nn.Module", example: "Tensor", *, threads: int) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
     """What a network computes of a batch, of any size, by ONNX Runtime with so many threads. Raises what its export or the runtime raise.
 
-    ``example`` is a batch. The export takes about a second and is made once a process: a file that is kept would have to be known to be of these weights,
+    ``example`` is a batch. The export takes about a second and is made once for each process: a file that is kept would have to be known to be of
+    these weights,
     this torch and this runtime.
     """
     import onnxruntime

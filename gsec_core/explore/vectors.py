@@ -85,7 +85,7 @@ class Embeddings:
 class Vectors:
     """One column of vectors of all images, to be searched.
 
-    Each value takes a byte, or two where all are less than 256 MiB. What is found is exact but for that rounding: of one byte the cosines are
+    Each value takes a byte, or two where all are less than 256 MiB. What is found is exact except for that rounding: with one byte the cosines are
     right to about 0.004.
     """
 

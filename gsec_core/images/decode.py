@@ -30,7 +30,7 @@ NO_PROFILE = "the colour profile is damaged or of another colour space, and was 
 _TOO_LARGE = f"larger than {MAX_PIXELS // 1_000_000} megapixels"
 
 _ROOM = Room(768 * 2**20)
-"""Bytes that images under way in this process may take, whatever the number of threads."""
+"""Bytes that images in progress in this process may take, whatever the number of threads."""
 
 _LARGE = 64 * 2**20
 """Bytes of an image after which freed memory goes back to the system: else every thread keeps as much as its largest image took."""

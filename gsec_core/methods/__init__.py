@@ -56,7 +56,7 @@ def find(name: str) -> Method:
 
 
 def loaded() -> dict[str, Method]:
-    """All methods by name, but for those whose package cannot be loaded: `find` says why."""
+    """All methods by name, except those whose package cannot be loaded: `find` says why."""
     found = {}
     for name in names():
         with suppress(Refused):

@@ -55,7 +55,7 @@ class Namer(Protocol):
         ...
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
-        """A name for each cluster by what was said of its images, all unlike; ``progress`` hears of each. Raises GsecError if nobody answers."""
+        """A name for each cluster by the descriptions of its images, all different; ``progress`` is told of each. Raises GsecError if nobody answers."""
         ...
 
     def name_groups(self, said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], progress: Callable[[int], None]) -> list[Named]:
@@ -90,7 +90,7 @@ def by_nouns(words: Sequence[str], weights: NDArray[np.float32]) -> list[Named]:
 
 
 class OpenAINamer:
-    """Asks once a cluster. One without descriptions, and one to which no name comes back, keeps the name that its terms give."""
+    """Asks once for each cluster. One without descriptions, and one to which no name comes back, keeps the name that its terms give."""
 
     def __init__(self, model: str, config: PipelineConfig) -> None:
         probe = Probe("Say yes.", _MAX_TOKENS, "Name a model that chats.")

@@ -29,7 +29,7 @@ _AFTER_HEAD = {"of", "with", "in", "on", "for", "from", "at", "and", "or"}
 
 
 class Description(NamedTuple):
-    """What was said of one image."""
+    """The descriptions of one image."""
 
     text: str
     object: str | None
@@ -56,7 +56,7 @@ class _Term(NamedTuple):
 
 
 def name_clusters(said: Sequence[Sequence[Description]]) -> list[Name]:
-    """A name for each cluster by what was said of its images. Equal descriptions, in whatever order, give equal names.
+    """A name for each cluster by the descriptions of its images. Equal descriptions, in whatever order, give equal names.
 
     A name is the most distinctive object; two of them, if the first is in fewer than half of the descriptions; a distinctive
     word, if no description names an object; ``cluster 7`` without any.

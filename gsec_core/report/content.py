@@ -70,7 +70,7 @@ class Emerging:
     cluster: int
     """Where most of them are."""
     like: tuple[str, ...]
-    """What was said of the images that are most like them."""
+    """The descriptions of the images that are most like them."""
     thumbnails: tuple[bytes | None, ...]
     """Of the most typical ones."""
 
@@ -136,7 +136,7 @@ class Content:
     duplicates: tuple[Duplicates, ...] | None
     """The largest groups; None if the run looked for none."""
     timings: tuple[Mapping[str, Any], ...]
-    """A row a stage: stage, shards, seconds."""
+    """One row for each stage: stage, shards, seconds."""
     made_with: tuple[tuple[str, str], ...]
     """Versions and machine."""
     configuration: Mapping[str, Any]

@@ -81,7 +81,7 @@ def pages(content: Content) -> Iterator[tuple[str, bytes]]:
 
 
 def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thumbnails: Mapping[bytes, bytes]) -> bytes:
-    """The page of a comparison of runs. ``scores``: a row a run, or nothing; ``thumbnails``: JPEGs by image id, as far as there are any."""
+    """The page of a comparison of runs. ``scores``: one row for each run, or nothing; ``thumbnails``: JPEGs by image id, as far as there are any."""
     made = pictures.gallery([thumbnails.get(image.image_id) for image in comparison.differing], _GALLERY_BYTES)
     page = _templates().get_template("compare.html.j2")
     rows = [{**row, **scored} for row, scored in zip(comparison.rows(), scores or [{}] * len(comparison.runs), strict=True)]

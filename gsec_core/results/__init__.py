@@ -1,1 +1,1 @@
-"""What a finished run has to say, and where it goes: quality, publication, status, export."""
+"""What a finished run reports, and where it goes: quality, publication, status, export."""

@@ -53,7 +53,7 @@ class Compared:
     agreement: float | None
     """Mean share of members that agree on an image; None where there is one labelling only."""
     seconds: float
-    """Of its stages but for those that all the runs share, summed over shards."""
+    """Of its stages except those that all the runs share, summed over shards."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def export(context: Context, to: Path, images: Images | None = None, encoder: bo
     """Write a run's result into the folder ``to``. Returns the files and folders written, with the rows or images of each.
 
     Files that are there are replaced, each at once. Where people have curated the clusters, keys and names are theirs, the model's own beside
-    them, and hidden images are marked, and in no folder. ``images`` adds a folder a cluster with links to the images, of a source
+    them, and hidden images are marked, and in no folder. ``images`` adds one folder for each cluster with links to the images, of a source
     that is a local folder, or with copies of them; `LOST` counts those that are gone or, of copies, others by now. ``encoder`` adds the
     folder of the encoder that the run has trained, as `enhance.write_encoder` does, which imports torch; counted are its files. ``groups`` adds
     a table with the model's clusters in so many groups, by its tree. Raises Refused if the run is not finished, has no tree or not so many
@@ -157,7 +157,8 @@ def _curated_assignments(assignments: pl.DataFrame, found: Curated) -> pl.DataFr
 
 
 def _curated_clusters(clusters: pl.DataFrame, found: Curated) -> pl.DataFrame:
-    """A row a curated cluster; beside it, of the model's cluster of this key, name, size and what else is known of that. Parts that a split made have none."""
+    """One row for each curated cluster; beside it, of the model's cluster of this key, name, size and what else is known of that. Parts that a split
+    made have none."""
     kinds = {"cluster_key": pl.Int32, "name": pl.String, "description": pl.String, "size": pl.Int64, "hidden": pl.Boolean, "starred": pl.Boolean}
     rows = pl.DataFrame(
         [(*cluster[:7], list(cluster.merged), cluster.key if cluster.model_name is not None else None) for cluster in found.clusters],
@@ -178,7 +179,7 @@ def _pseudo_labels(run: Run, assignments: pl.DataFrame, clusters: pl.DataFrame) 
 
 
 def _groups(run: Run, clusters: pl.DataFrame, groups: int) -> pl.DataFrame:
-    """A row a cluster of the model, with the group that it is in, the largest first."""
+    """One row for each cluster of the model, with the group that it is in, the largest first."""
     count = len(clusters)
     if not 1 <= groups <= count:
         raise Refused(f"--groups {groups}: the run has {count} clusters. Give 1 to {count}.")

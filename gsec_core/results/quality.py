@@ -21,7 +21,7 @@ STABLE = 0.5
 """Stability of a cluster below which it counts as dissolved (Hennig 2007)."""
 
 NEARLY_EQUAL = 0.95
-"""ARI of labellings that are the same but for few images."""
+"""ARI of labellings that are the same except for a few images."""
 
 PURITY_ROWS = 20_000
 """Images whose neighbours are looked at."""

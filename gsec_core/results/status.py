@@ -107,7 +107,7 @@ def _decision(run: Run) -> str | None:
 
 
 def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
-    """Of a run, with the ends of its attempts. An attempt without an end is under way or was killed; the store cannot tell which."""
+    """Of a run, with the ends of its attempts. An attempt without an end is in progress or was killed; the store cannot tell which."""
     if run.is_finished():
         return "finished"
     if not ends:
@@ -118,12 +118,12 @@ def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
 
 
 def timings(run: Run) -> Iterator[dict[str, Any]]:
-    """A row a stage: stage, shards, seconds, by the shards' footers: the sum over all, by any run. What draws the report is left out."""
+    """One row for each stage: stage, shards, seconds, by the shards' footers: the sum over all, by any run. What draws the report is left out."""
     begun = run.stages()
     for name in run.stage_names():
         record = begun.get(name)
         if record is None or REPORT_TABLE in record["tables"]:
-            continue  # it may be under way
+            continue  # it may be in progress
         shards, made = 0, set()
         for table, planned in record["tables"].items():
             if table == THUMBNAILS_TABLE:

@@ -1,7 +1,7 @@
 """align: the members' label spaces brought in line, and the consensus of every image.
 
-Reads `members` and what they were trained on; writes `alignment` (a permutation a member), `head` (what stands for the
-consensus for other images) and `cluster_centres`, then `assignments` (a row an image) and `clusters`. The permutations are committed before the
+Reads `members` and what they were trained on; writes `alignment` (one permutation for each member), `head` (what stands for the
+consensus for other images) and `cluster_centres`, then `assignments` (one row for each image) and `clusters`. The permutations are committed before the
 first assignment, so that all parts are of one labelling.
 """
 

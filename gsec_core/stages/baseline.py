@@ -1,6 +1,6 @@
 """baseline: plain spherical k-means on the image embeddings, in every run, so that the consensus always stands beside it.
 
-Reads `embeddings`; writes `baseline_centres`, `baseline` (a row an image) and `baseline_clusters`. The centres are
+Reads `embeddings`; writes `baseline_centres`, `baseline` (one row for each image) and `baseline_clusters`. The centres are
 committed before the first assignment, so that all parts of `baseline` are of one labelling, wherever they are made.
 """
 

@@ -1,6 +1,6 @@
 """count: how many clusters there are, where `clusters = "auto"` leaves it open.
 
-Reads `embeddings`; writes `cluster_counts` (a row a number that was tried). It is a stage of a run of its own, before the run
+Reads `embeddings`; writes `cluster_counts` (one row for each number that was tried). It is a stage of a run of its own, before the run
 that it gives the number to.
 """
 

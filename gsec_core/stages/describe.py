@@ -43,7 +43,7 @@ RETRY = "describe-failed"
 """What stands for the descriptions that failed among the stages that are to be done again."""
 
 UNDER_WAY = 30.0
-"""Seconds that answers under way are waited for when the stage is ended early: they are paid for."""
+"""Seconds that answers in progress are waited for when the stage is ended early: they are paid for."""
 
 LETTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28
 """What common models make of texts and images, for a first estimate."""
@@ -225,7 +225,7 @@ def _ask(captioner: Captioner, todo: Iterable[Subject], commits: Commits, progre
             take(future)
             progress(1)  # last: the watchdog may end it here
     except Refused:
-        refused = True  # nothing that is under way will be answered otherwise
+        refused = True  # nothing that is in progress will be answered otherwise
         raise
     finally:
         try:
@@ -290,7 +290,7 @@ def check(context: Context) -> None:
 
 
 def loaded_captioner(config: PipelineConfig) -> Captioner:
-    """The captioner of these settings, loaded once a process."""
+    """The captioner of these settings, loaded once for each process."""
     return _load(json.dumps(captioner_identity(config.describe), sort_keys=True), config.describe, config.encode.device, config.threads)
 
 

@@ -1,6 +1,6 @@
 """duplicates: the images of which there is a copy, byte by byte or nearly.
 
-Reads `embeddings`, `thumbnails` and the neighbours of `prepare`; writes `duplicates` (a row an image that has a copy). With a model that is kept the
+Reads `embeddings`, `thumbnails` and the neighbours of `prepare`; writes `duplicates` (one row for each image that has a copy). With a model that is kept the
 neighbours are those of its run, and of new images those that are searched here.
 """
 

@@ -156,7 +156,7 @@ class Encoding(Stage):
             check_encoder(self.encoder(config))
 
     def load(self, config: PipelineConfig) -> Encoder:
-        """The encoder, loaded once a process, with torch's threads as the settings say."""
+        """The encoder, loaded once for each process, with torch's threads as the settings say."""
         with self._named():
             identity = json.dumps(self.identity(config), sort_keys=True)
             encoder = _load(identity, self.encoder(config), config.encode.precision, config.encode.device, config.threads)
@@ -218,7 +218,7 @@ _Queued = tuple[_Builder, int, ImageRef | None]
 
 
 def _in_order(pool: ThreadPoolExecutor, step: Callable[[ImageRef], Prepared], queue: Iterator[_Queued], ahead: int) -> Iterator[tuple[_Queued, Prepared]]:
-    """``step`` of every queued image, in order, ``ahead`` of them under way."""
+    """``step`` of every queued image, in order, ``ahead`` of them in progress."""
     under_way: deque[tuple[_Queued, Future[Prepared]]] = deque()
 
     def submit(count: int) -> None:

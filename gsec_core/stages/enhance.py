@@ -1,6 +1,6 @@
 """enhance: the encoder learns from the clusters of the run, where the method can and the settings ask for it.
 
-Reads `members`, `alignment`, `assignments` and the images themselves; writes `enhancer` (a shard a checkpoint of the training), then `enhanced` (what
+Reads `members`, `alignment`, `assignments` and the images themselves; writes `enhancer` (one shard for each checkpoint of the training), then `enhanced` (what
 the trained encoder and member say of every image) and `enhanced_clusters`. The run's clusters stay as they are: `write_encoder` makes an
 encoder of the last checkpoint, and a run with that one clusters by it.
 

@@ -1,7 +1,7 @@
 """fuse: a text counterpart for every image, from the descriptions of a few.
 
-Reads `representative_captions` and `embeddings`; writes `caption_embeddings` (a row a description), `counterpart_model`
-(how counterparts are made, and how much they count) and `counterparts` (a row an image).
+Reads `representative_captions` and `embeddings`; writes `caption_embeddings` (one row for each description), `counterpart_model`
+(how counterparts are made, and how much they count) and `counterparts` (one row for each image).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """hierarchy: a tree over the clusters, those that are alike together.
 
-Reads `assignments`, `members`, `cluster_centres` and what names clusters; writes `hierarchy` (a row a node).
+Reads `assignments`, `members`, `cluster_centres` and what names clusters; writes `hierarchy` (one row for each node).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """lineage: what the clusters were in the published clustering before, and the keys that they keep from run to run.
 
 Reads `assignments`, and of the run that was published when this one was asked for `assignments` and `lineage`; writes
-`lineage` (a row a cluster).
+`lineage` (one row for each cluster).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """map: the place of every image on the map.
 
-Reads `layout` and the embeddings; writes `map` (a row an image). The images of `layout` are landmarks and stay where they are.
+Reads `layout` and the embeddings; writes `map` (one row for each image). The images of `layout` are landmarks and stay where they are.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """nouns: the words of a vocabulary that stand for the images, and a text counterpart of them for every image.
 
-Reads `vocabulary` and `embeddings`; writes `semantic_centres` (a row a part of the images), `selected_nouns` (a row a word that is kept) and
-`counterparts` (a row an image; none with a method that takes the nouns themselves). Which words are kept is the method's `NounSelection`.
+Reads `vocabulary` and `embeddings`; writes `semantic_centres` (one row for each part of the images), `selected_nouns` (one row for each word that is kept) and
+`counterparts` (one row for each image; none with a method that takes the nouns themselves). Which words are kept is the method's `NounSelection`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """prepare: what training needs of all images at once, each half on one scale, and each image's neighbours.
 
-Reads `embeddings` and, where there is text, `counterparts`; writes `features` (a row a half), `neighbor_index` (a shard a half, where the
-index is approximate and so takes long to build) and `neighbors` (a row an image).
+Reads `embeddings` and, where there is text, `counterparts`; writes `features` (one row for each half), `neighbor_index` (one shard for each half, where the
+index is approximate and so takes long to build) and `neighbors` (one row for each image).
 """
 
 from collections.abc import Iterator, Sequence

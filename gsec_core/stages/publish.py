@@ -1,6 +1,6 @@
 """publish: what makes the clusters readable.
 
-Reads `assignments` and `representative_captions`; writes `cluster_names` (a row a cluster) and `layout` (the images that
+Reads `assignments` and `representative_captions`; writes `cluster_names` (one row for each cluster) and `layout` (the images that
 a report shows, and where on its map).
 """
 
@@ -68,7 +68,7 @@ def nouns_of_clusters(context: Context) -> tuple[Sequence[str], NDArray[np.float
 
 
 def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
-    """What was said of each cluster's images, and how many descriptions are its own.
+    """The descriptions of each cluster's images, and how many descriptions are its own.
 
     A cluster of which no image was described has those of the images nearest to its centre.
     """

@@ -1,7 +1,8 @@
 """refit: whether the published model still fits the images, and which of the new ones are something new.
 
 Reads `embeddings` and, of the published run, `assignments` and its model; writes `refit` (one row: what is decided, why, and by which numbers)
-and `emerging` (a row a group of new images that lie together where no old ones are). The decision says which stages the run has: one that keeps the model
+and `emerging` (one row for each group of new images that lie together where no old ones are). The decision says which stages the run has: one that
+keeps the model
 does not train.
 """
 
@@ -193,7 +194,7 @@ def _said(context: Context, model: Context, rows: NDArray[np.int64], sizes: NDAr
 
 
 def _groups(context: Context, found: Decided, grown: bool) -> Iterator[dict[str, Any]]:
-    """A row a group."""
+    """One row for each group."""
     assert found.model is not None, "without a model no image is new"
     model = Context.of(found.model, context.config)
     rows, X = usable(context).rows, load_embeddings(context)
@@ -216,7 +217,7 @@ def _groups(context: Context, found: Decided, grown: bool) -> Iterator[dict[str,
 
 
 def _like(model: Context, centres: NDArray[np.float32]) -> list[list[str]]:
-    """What is said of the described images of a model's run that are nearest to each direction (groups, d)."""
+    """The descriptions of the described images of a model's run that are nearest to each direction (groups, d)."""
     captions = describe.counted_captions(model)["text"]
     similar = centres @ unit_rows(load_embeddings(model)[describe.described_rows(model)]).T
     return [captions.take(nearest).to_pylist() for nearest in np.argsort(-similar, axis=1, kind="stable")[:, :LIKE]]

@@ -1,6 +1,6 @@
 """report: the run's pages, drawn from its tables.
 
-Reads all that a report shows; writes `report` (a row a page) and the pages beside it, ``index.html`` first to open. It is
+Reads all that a report shows; writes `report` (one row for each page) and the pages beside it, ``index.html`` first to open. It is
 the run's own: another run with equal tables may have another source, or other rejects.
 """
 

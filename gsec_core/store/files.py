@@ -238,7 +238,7 @@ class RemoteFiles:
             except OSError as error:
                 if _s3_code(error) == "PreconditionFailed":
                     return self._is(path, data)
-                # Another upload or a removal of this name is under way, or the upload has ended: whether there is a file is open.
+                # Another upload or a removal of this name is in progress, or the upload has ended: whether there is a file is open.
                 if _s3_code(error) not in ("ConditionalRequestConflict", "NoSuchUpload"):
                     raise
         raise Unreachable(f"{self.location(path)}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
@@ -269,7 +269,7 @@ class RemoteFiles:
         file: Any = self._filesystem.open(self._path(path), "rb")
         if file.size > _SMALL:
             return cast(IO[bytes], file)
-        with file:  # one request in place of one for each end of it that is looked at
+        with file:  # one request instead of one for each end of it that is looked at
             return io.BytesIO(file.read())
 
     def files(self, directory: str) -> set[str]:

@@ -169,7 +169,7 @@ class Run:
     def attempt(self, provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Record that a process works on the run. What the block puts into the yielded dict is recorded at its end.
 
-        An attempt without an end was killed, or is still under way.
+        An attempt without an end was killed, or is still in progress.
         """
         attempt = uuid4().hex
         self._create(f"attempt-{attempt}-start.json", {"at": now(), "host": socket.gethostname(), "process": os.getpid(), **provenance})

@@ -338,4 +338,4 @@ def test_the_next_night_shows_what_was_said(browser: Browser, served: Served, co
         page.wait_for_url(f"**/{context.run.id}/clusters/{key}")
         expect(page.locator("dl.facts dd").first).to_have_text(str(CROPS + 3))
         page.goto(f"{served.base}/explore")
-        expect(page.locator(".message.older")).to_contain_text("The run that is published now is another")
+        expect(page.locator(".message.older")).to_contain_text("Another run is published now")

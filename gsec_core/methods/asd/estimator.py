@@ -249,7 +249,7 @@ class ASDPlan(LinearMembers, SelfLabellingPlan):
         return Member({WEIGHTS: weights, BIAS: bias.detach().cpu().numpy()}, self.max_steps, float(probe.changed()), float(last))
 
     def _samples(self, n: int, size: int, block: int) -> Iterator[NDArray[np.int64]]:
-        """Samples without repetition until all images were drawn, but for fewer than a sample."""
+        """Samples without repetition until all images were drawn, except a rest smaller than a sample."""
         for epoch in count():
             order = np.random.default_rng([self.random_state, block, epoch, 1]).permutation(n)
             yield from (order[start : start + size] for start in range(0, n - size + 1, size))

@@ -2,7 +2,7 @@
 
 Methods err in different places, and what they agree on is more often right than what members of one agree on (Strehl and Ghosh 2002,
 "Cluster Ensembles"; Kuncheva and Hadjitodorov 2004 on how members should differ). Each method sees features of its own and trains as it does
-alone, but for neighbours, which are those of the embeddings for all. Members of all methods are then aligned and averaged as those of one are.
+alone, except neighbours, which are those of the embeddings for all. Members of all methods are then aligned and averaged as those of one are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,7 +168,7 @@ class MixturePlan(OuterLayer):
 class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
     """Clusters images by the consensus of several methods, as many members of each.
 
-    After Strehl and Ghosh 2002, "Cluster Ensembles", with the alignment of `clustering.alignment` in place of hypergraphs. Attributes are those of
+    After Strehl and Ghosh 2002, "Cluster Ensembles", with the alignment of `clustering.alignment` instead of hypergraphs. Attributes are those of
     `Clusterer`; members are of each method in turn. Parameters of a part have its name before them, as ``tac__max_steps``.
 
     Parameters

@@ -57,7 +57,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
-    """That of ``n`` images; ``max_steps`` is taken in place of the published epochs.
+    """That of ``n`` images; ``max_steps`` is taken instead of the published epochs.
 
     Of many clusters a batch has eight rows for each, up to 8,192: in fewer most clusters would have none.
     """

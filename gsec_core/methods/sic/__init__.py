@@ -30,7 +30,7 @@ class SICSettings(Section):
 
 
 def nouns(n_clusters: int) -> NounSelection:
-    """Many nouns near each of as many centres as clusters, but for those near the mean noun. Images are their own counterparts."""
+    """Many nouns near each of as many centres as clusters, except those near the mean noun. Images are their own counterparts."""
     if n_clusters <= MANY_CLUSTERS:
         return NounSelection(per_centre=500, nearest=True, unlike=0.05)
     return NounSelection(per_centre=300, nearest=True, unlike=0.1)

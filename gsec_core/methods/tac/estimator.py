@@ -48,7 +48,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
-    """That of ``n`` images; ``max_steps`` is taken in place of the published epochs."""
+    """That of ``n`` images; ``max_steps`` is taken instead of the published epochs."""
     epochs, batch, temperature = (20, 512, 0.5) if n_clusters <= MANY_CLUSTERS else (100, 8192, 5.0)
     batch = min(batch, n)
     return Schedule(max_steps or max(epochs * (n // batch), LEAST_STEPS), batch, temperature)

@@ -51,7 +51,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
-    """That of ``n`` images; ``max_steps`` is taken in place of the published epochs."""
+    """That of ``n`` images; ``max_steps`` is taken instead of the published epochs."""
     batch = min(512 if n_clusters < MANY_CLUSTERS else 1024, n)
     return Schedule(max_steps or max(EPOCHS * (n // batch), LEAST_STEPS), batch)
 
