@@ -70,7 +70,7 @@ def captioner(served: Served, at_once: int) -> OpenAICaptioner:
     config = DescribeConfig(captioner=f"openai:{served.model}", url=served.url, concurrency=at_once, max_tokens=MAX_TOKENS)
     asking = OpenAICaptioner(served.model, config)
     asking.check()
-    assert asking.form == "held to the template by the server", asking.form
+    assert asking.form == "enforced by the server", asking.form
     return asking
 
 

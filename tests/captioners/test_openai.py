@@ -181,7 +181,7 @@ class TestPattern:
         asking = captioner(server)
         assert describe(asking, subject()).status == DESCRIBED
         assert [request.pattern for request in server.requests] == [None, None], "a plain picture, and the image"
-        assert asking.form.startswith("by the prompt alone")
+        assert asking.form.startswith("asked for by the prompt alone")
 
     def test_a_reply_to_the_question_that_was_cut_may_be_the_beginning_of_a_sentence(self, server: Server) -> None:
         server.probe = lambda request: reply(GOOD[:-20], finish="length")
@@ -269,7 +269,7 @@ class TestErrors:
         with pytest.raises(Refused, match=r"declines every request \(400: At most 0"):
             describe(asking, subject())
 
-    @pytest.mark.parametrize(("status", "words"), [(401, "GSEC_CAPTIONER_KEY"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "takes no such")])
+    @pytest.mark.parametrize(("status", "words"), [(401, "GSEC_CAPTIONER_KEY"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "not accept such")])
     def test_what_is_set_wrong_is_refused_at_once(self, server: Server, status: int, words: str) -> None:
         server.says(error(status))
         with pytest.raises(Refused, match=rf"^describe\.url = .*{words}"):
@@ -500,9 +500,9 @@ class TestReplicas:
 
     def test_one_that_is_set_wrong_stops_at_once(self, server: Server, other: Server) -> None:
         other.answer = lambda request: error(401)
-        with pytest.raises(Refused, match=rf"{other.port}.*does not take"):
+        with pytest.raises(Refused, match=rf"{other.port}.*does not accept"):
             captioner(server, other).check()
-        with pytest.raises(Refused, match=rf"{other.port}.*does not take"):
+        with pytest.raises(Refused, match=rf"{other.port}.*does not accept"):
             describe_all(captioner(server, other, concurrency=1), [subject(uri=str(number)) for number in range(4)])
 
 
@@ -522,10 +522,10 @@ class TestCheck:
     @pytest.mark.parametrize("status", [401, 403])
     def test_a_wrong_key_is_refused(self, server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
         server.models = lambda request: error(status, f"bad key: {request.headers['authorization']}")
-        with pytest.raises(Refused, match=r"does not take requests without a key; put it into GSEC_CAPTIONER_KEY"):
+        with pytest.raises(Refused, match=r"does not accept requests without a key; put it into GSEC_CAPTIONER_KEY"):
             captioner(server).check()
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
-        with pytest.raises(Refused, match=rf"^describe\.url = .*does not take the key in GSEC_CAPTIONER_KEY \({status}: bad key: Bearer \*\*\*\)\.$"):
+        with pytest.raises(Refused, match=rf"^describe\.url = .*does not accept the key in GSEC_CAPTIONER_KEY \({status}: bad key: Bearer \*\*\*\)\.$"):
             captioner(server).check()
 
     def test_a_model_that_is_not_served_is_refused_and_those_named_that_are(self, server: Server) -> None:
@@ -610,7 +610,7 @@ class TestKey:
     @pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET}é"])
     def test_one_that_cannot_be_sent_is_refused_and_not_shown(self, server: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", key)
-        with pytest.raises(Refused, match=r"^GSEC_CAPTIONER_KEY: the key holds") as refused:
+        with pytest.raises(Refused, match=r"^GSEC_CAPTIONER_KEY: the key contains") as refused:
             captioner(server)
         assert SECRET not in str(refused.value)
 

@@ -218,5 +218,5 @@ def test_a_file_that_is_not_there_is_refused() -> None:
 
 
 def test_it_is_given_in_place_of_a_criterion(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="Give one of them"):
+    with pytest.raises(Refused, match="Give only one of them"):
         load(own(tmp_path).model_copy(update={"criterion": "the dish"}))

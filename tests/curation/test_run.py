@@ -113,7 +113,7 @@ def test_an_act_whose_key_is_gone_is_open_is_told_and_comes_back(run: Context, i
     gone = set(range(GROUPS)) - {cluster.key for cluster in now.clusters}
     assert {one.act.number: one.why for one in now.open} == {key + 1: f"there is no cluster {key} in this run." for key in gone}
     assert gone
-    assert f"{len(gone)} of 3 acts of curation cannot be applied" in found["warnings"][-1]
+    assert f"{len(gone)} of 3 curation acts cannot be applied" in found["warnings"][-1]
     assert pointer(context)["curated"]["open"] == len(gone)
     assert all(names(now)[key] == f"name {key}" for key in set(range(GROUPS)) - gone)
     publishing.publish_by_hand(run, pipeline.summary(run))
@@ -167,7 +167,7 @@ WRONG = {
     "no parts": ({"kind": "split", "key": 0}, "split: give the cluster, and the number of parts"),
     "no image": ({"kind": "move", "key": 0}, "move: it takes a cluster's key and images, and nothing else"),
     "an unknown image": ({"kind": "hide", "images": ["0" * 32]}, f"image {'0' * 32}: this run has no such image"),
-    "a name for an image": ({"kind": "hide", "images": ["a.jpg"]}, "image a.jpg: this is no image's id"),
+    "a name for an image": ({"kind": "hide", "images": ["a.jpg"]}, "image a.jpg: this is not an image's id"),
     "a cluster and an image": ({"kind": "hide", "key": 0, "images": ["0" * 32]}, "hide: it takes a cluster's key or images"),
     "an unknown act": ({"kind": "undo", "undoes": 9}, "undo: there is no act 9"),
     "an unknown kind": ({"kind": "recolour", "key": 0}, "recolour: there is no such act"),

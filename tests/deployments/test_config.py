@@ -52,7 +52,7 @@ def test_roots_are_what_is_listed_and_what_the_pipelines_use(tmp_path: Path) -> 
         ("port = ", "it is not TOML"),
         ('[pipelines.x]\ncron = "61 * * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x.cron"),
         ('[pipelines.x]\ntimezone = "Nowhere/Town"\ncron = "0 3 * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x"),
-        ("[pipelines.x.settings]\nclusters = 7", "pipelines.x.settings: it wants a source and a store"),
+        ("[pipelines.x.settings]\nclusters = 7", "pipelines.x.settings: it needs a source and a store"),
         ('[pipelines.x.settings]\nsource = "a"\nstore = "b"\nclusters = 1', "clusters = 1"),
         ('[pipelines."X Y".settings]\nsource = "a"\nstore = "b"', "a pipeline's name has"),
     ],

@@ -248,7 +248,7 @@ def test_beyond_this_machine_nothing_starts_without_a_token(tmp_path: Path) -> N
 def test_clusters_are_curated_only_where_the_stack_says_so_and_with_a_token(tmp_path: Path) -> None:
     reads = with_a_pipeline(tmp_path)
     curates = reads.model_copy(update={"curate": True})
-    with pytest.raises(Refused, match=r"curate = true: .* only with a token"):
+    with pytest.raises(Refused, match=r"curate = true: curation needs a token"):
         processes.services(curates, {})
     for stack, environment, said in ((reads, {}, False), (reads, {TOKEN: "x"}, False), (curates, {TOKEN: "x"}, True)):
         assert ("--curate" in processes.services(stack, environment)[-1].command) == said

@@ -101,7 +101,7 @@ def test_a_server_that_stays_away_ends_it_with_everything_kept_and_a_rerun_goes_
     assert len(mllm.asked) == IMAGES - answered
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "does not take requests without a key"), (404, "usually ends in /v1")])
+@pytest.mark.parametrize(("status", "says"), [(401, "does not accept requests without a key"), (404, "usually ends in /v1")])
 def test_what_is_set_wrong_ends_it_before_a_row_is_written(place: Place, mllm: Server, status: int, says: str) -> None:
     mllm.models = mllm.answer = lambda request: error(status)
     assert says in gsec_here(*place.stage(mllm), check=2).stderr
@@ -110,7 +110,7 @@ def test_what_is_set_wrong_ends_it_before_a_row_is_written(place: Place, mllm: S
 
 def test_a_key_that_is_withdrawn_meanwhile_ends_it_and_no_image_is_blamed(place: Place, mllm: Server) -> None:
     mllm.answer = lambda request: error(401) if len(mllm.asked) > IMAGES // 2 else reply()
-    assert "does not take requests without a key" in gsec_here(*place.stage(mllm), check=2).stderr
+    assert "does not accept requests without a key" in gsec_here(*place.stage(mllm), check=2).stderr
     assert set(place.statuses) == {"described"}
     mllm.answer = lambda request: reply()
     assert last_json(gsec_here(*place.stage(mllm)))["described"] == IMAGES

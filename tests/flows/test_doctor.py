@@ -102,7 +102,7 @@ def test_a_wrong_key_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch, caps
         captioner.models = lambda request: error(401, f"{SECRET} is no key")
         said = doctor("--store", tmp_path, "--encoder", "foo", "--captioner", "openai:tiny", "--set", f"describe.url={captioner.url}", capsys=capsys)
     assert said.lines["captioner"].startswith("FAIL")
-    assert "the server does not take the key in GSEC_CAPTIONER_KEY" in said.lines["captioner"]
+    assert "the server does not accept the key in GSEC_CAPTIONER_KEY" in said.lines["captioner"]
 
 
 def test_a_captioner_is_asked_about_a_plain_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

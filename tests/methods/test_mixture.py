@@ -113,11 +113,11 @@ def test_parameters_of_parts_have_their_names_and_the_mixture_decides_what_they_
     ("estimator", "says"),
     [
         (Mixture(3), "estimators: 0 are given"),
-        (Mixture(3, [("tac", TAC())]), "estimators: 1 are given. A mixture is of two or more"),
+        (Mixture(3, [("tac", TAC())]), "estimators: 1 are given. A mixture needs two or more"),
         (Mixture(3, [("a", GSEC()), ("a", TAC())]), "Names provided are not unique"),
         (Mixture(3, [("tac", TAC(max_steps=0)), ("gsec", GSEC())]), "tac__max_steps = 0: it must be at least 1"),
         (Mixture(3, [("tac", TAC()), ("names", ZeroShot())]), "names takes a name for each cluster"),
-        (Mixture(3, [("tac", TAC()), ("seic", SEIC())]), "tac and seic take different nouns"),
+        (Mixture(3, [("tac", TAC()), ("seic", SEIC())]), "tac and seic use different nouns"),
         (quick(3, text_weight=1.5), "text_weight = 1.5: it must be between 0 and 1"),
         (quick(400, n_members=50), "n_members = 50: aligning them in 400 clusters would take"),
     ],
@@ -129,7 +129,7 @@ def test_wrong_parameters_are_named(estimator: Clusterer, says: str) -> None:
 
 
 def test_texts_are_needed_if_one_needs_them() -> None:
-    with pytest.raises(ValueError, match=r"Mixture clusters by images and texts\. Give one of them"):
+    with pytest.raises(ValueError, match=r"Mixture needs images and texts\. Give text or nouns"):
         Mixture(3, [("gsec", GSEC()), ("tac", TACKMeans())], device="cpu").fit(np.ones((9, 4)))
 
 
@@ -158,7 +158,7 @@ def test_what_is_no_mixture_is_refused(name: str, says: str) -> None:
 
 
 def test_methods_without_a_text_source_in_common_are_refused() -> None:
-    with pytest.raises(Refused, match=r"no text source that all of them can use: `tac` takes nouns; `gsec` takes captions\. Leave one out"):
+    with pytest.raises(Refused, match=r"no text source can be used by all of them: `tac` takes nouns; `gsec` takes captions\. Leave one out"):
         mixed([replace(find("tac"), texts=("nouns",)), replace(find("gsec"), texts=("captions",))])
 
 
@@ -257,7 +257,7 @@ def test_what_a_mixture_is_made_of_is_in_its_fingerprints(place: Path, tmp_path:
 def test_a_part_that_can_adapt_the_encoder_is_a_part_as_any_other_but_does_not_adapt_it() -> None:
     more = {"source": "photos", "clusters": 3, "method": "gsec,seic", "text": {"source": "captions"}}
     assert len(prepare.plan_of(load_config(overrides=more)).blocks) > 1
-    with pytest.raises(Refused, match=r"seic\.enhance = true: an encoder learns from the clusters of one method alone"):
+    with pytest.raises(Refused, match=r"seic\.enhance = true: an encoder can learn from the clusters of one method only"):
         prepare.plan_of(load_config(overrides={**more, "seic": {"enhance": True}}))
 
 

@@ -179,7 +179,7 @@ def test_texts_may_be_of_another_width_and_of_no_direction() -> None:
 @pytest.mark.parametrize(
     ("seic", "given", "says"),
     [
-        (SEIC(8), {}, "SEIC clusters by images and texts. Give one of them"),
+        (SEIC(8), {}, "SEIC needs images and texts. Give text or nouns"),
         (SEIC(8, max_steps=0), {"nouns": np.ones((5, 64))}, "max_steps = 0: it must be at least 1"),
     ],
 )

@@ -113,7 +113,7 @@ def test_many_clusters_have_a_schedule_and_nouns_of_their_own() -> None:
 
 def test_wrong_parameters_are_named() -> None:
     X, nouns, _ = planted(n=60)
-    with pytest.raises(ValueError, match="nouns: SIC clusters by images and nouns"):
+    with pytest.raises(ValueError, match="nouns: SIC needs images and nouns"):
         SIC(8).fit(X)
     with pytest.raises(ValueError, match="mapping = 'magic': give one of adjusted, centres, direct"):
         SIC(8, mapping="magic").fit(X, nouns=nouns)

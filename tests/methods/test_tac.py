@@ -136,8 +136,8 @@ def test_many_clusters_train_on_large_batches() -> None:
 @pytest.mark.parametrize(
     ("estimator", "given", "says"),
     [
-        (TAC(8), {}, "TAC clusters by images and texts. Give one of them"),
-        (TACKMeans(8), {}, "TACKMeans clusters by images and texts"),
+        (TAC(8), {}, "TAC needs images and texts. Give text or nouns"),
+        (TACKMeans(8), {}, "TACKMeans needs images and texts"),
         (TAC(8), {"text": np.ones((60, 4)), "nouns": np.ones((5, 64))}, "text and nouns: give only one of them"),
         (TAC(8), {"nouns": np.ones((5, 63))}, "nouns has 63 features and X has 64"),
         (TAC(8, max_steps=0), {"nouns": np.ones((5, 64))}, "max_steps = 0: it must be at least 1"),

@@ -29,7 +29,7 @@ def test_images_in_another_space_than_the_names() -> None:
 
 def test_there_is_a_name_for_each_cluster() -> None:
     X, nouns, _ = planted(n=60)
-    with pytest.raises(ValueError, match="ZeroShot clusters by images and nouns"):
+    with pytest.raises(ValueError, match="ZeroShot needs images and nouns"):
         ZeroShot(8).fit(X)
     with pytest.raises(ValueError, match="nouns: 7 of 8 represent the images, fewer than n_clusters = 8"):
         ZeroShot(8).fit(X, nouns=nouns[[0, 1, 2, 3, 4, 5, 6, 0]])

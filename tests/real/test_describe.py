@@ -103,7 +103,7 @@ def test_a_pattern_that_the_server_refuses_leaves_the_prompt(vllm_server: VllmSe
     own.write_text('prompt = "What is it?"\npattern = "(?i)it is (?P<object>[a-z]{3,9})"\n')
     asking = OpenAICaptioner("tiny", config(vllm_server, template=str(own)).model_copy(update={"max_tokens": 16}))
     [answer] = describe_all(asking, [subject()])
-    assert asking.form.startswith("by the prompt alone")
+    assert asking.form.startswith("asked for by the prompt alone")
     assert answer.status in ("free", "failed")
     assert answer.cost is not None
     assert answer.cost.requests == 2, "a reply outside the pattern is asked for once more"
@@ -148,7 +148,7 @@ def encoded(seed: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("key", "model", "says"),
-    [("sk-wrong", "tiny", r"does not take the key in GSEC_CAPTIONER_KEY \(401"), (KEY, "large", "has no such model; its models are: tiny")],
+    [("sk-wrong", "tiny", r"does not accept the key in GSEC_CAPTIONER_KEY \(401"), (KEY, "large", "has no such model; its models are: tiny")],
 )
 def test_a_wrong_key_or_model_is_refused(guarded: VllmServer, monkeypatch: pytest.MonkeyPatch, key: str, model: str, says: str) -> None:
     monkeypatch.setenv("GSEC_CAPTIONER_KEY", key)

@@ -30,7 +30,7 @@ def test_all_that_is_compared_is_on_the_page() -> None:
         f"{made.ari[1, 2]:.3f}",
     ):
         assert said in shown
-    assert f"{made.differ} images are ({100 * made.differ / 400:.1f}%) in clusters that are not matched" in shown
+    assert f"{made.differ} images are ({100 * made.differ / 400:.1f}%) in clusters that do not match" in shown
     assert all(image.uri in shown for image in made.differing)
     assert page.count(b"data:image/jpeg") == len(made.differing) == 36
     assert "No labels were used" in shown

@@ -87,7 +87,7 @@ def test_a_second_export_replaces_tables_and_refuses_to_mix_images(place: tuple[
     (tmp_path / "assignments.csv").write_text("old")
     export(place[1], tmp_path)
     assert (tmp_path / "assignments.csv").read_text() != "old"
-    with pytest.raises(Refused, match=r"^--images copies: .*images is there already"):
+    with pytest.raises(Refused, match=r"^--images copies: .*images exists already"):
         export(place[1], tmp_path, "copies")
 
 

@@ -51,7 +51,7 @@ def test_joined_tars_with_equal_names_are_refused(tmp_path: Path) -> None:
     one = Path(write_tar(tmp_path / "1.part", {"a.jpg": b"1"})).read_bytes()
     two = Path(write_tar(tmp_path / "2.part", {"a.jpg": b"2"})).read_bytes()
     (tmp_path / "x.tar").write_bytes(one + two)
-    with pytest.raises(Refused, match=r"two of them hold a\.jpg"):
+    with pytest.raises(Refused, match=r"two of them contain a\.jpg"):
         open_source(str(tmp_path / "x.tar")).list()
 
 

@@ -233,7 +233,7 @@ def test_the_encoder_is_the_merged_model_and_a_run_with_it_clusters_and_assigns(
     for stage in run.request()["stages"]:
         run_stage(context, pipeline.stage(stage))
     assert len(labels(context)) == 6
-    with pytest.raises(Refused, match=r"encoder is there already"):
+    with pytest.raises(Refused, match=r"encoder exists already"):
         export(whole, tmp_path / "out", encoder=True)
     with pytest.raises(Refused, match=r"has trained no encoder\. A run with --method seic --set seic\.enhance=true does"):
         export(again, tmp_path / "other", encoder=True)
@@ -254,7 +254,7 @@ def test_images_that_are_gone_or_changed_are_left_out_and_counted(place: Path, t
     (folder / "003.png").unlink()
     striped(99).save(folder / "007.png")
     run_stage(context, enhance.STAGE)
-    assert "2 images were gone or changed" in enhance.remarks(context)[-1]
+    assert "2 images were gone or had changed" in enhance.remarks(context)[-1]
     rows, before = (context.shards(stage, name).read("part-00000").to_pylist() for stage, name in TABLES)
     kept = [row["uri"] for row, was in zip(rows, before, strict=True) if (row["cluster"], row["confidence"]) == (was["cluster"], was["confidence"])]
     assert sorted(kept) == ["003.png", "007.png"]

@@ -145,7 +145,7 @@ def test_a_stage_may_be_begun_again_as_it_was(any_store: Store) -> None:
 def test_a_stage_begun_again_with_other_inputs_stops(store: Store, table_fingerprint: str, shards: list[str]) -> None:
     run = request(store)
     run.begin_stage("encode", "f" * 32, {"embeddings": ["a", "b"]})
-    with pytest.raises(GsecError, match=rf"run {run.id}: what stage encode reads is no longer what it was .* --redo encode"):
+    with pytest.raises(GsecError, match=rf"run {run.id}: the input of stage encode changed .* --redo encode"):
         run.begin_stage("encode", table_fingerprint, {"embeddings": shards})
     assert run.stages() == {"encode": {"fingerprint": "f" * 32, "tables": {"embeddings": ["a", "b"]}}}
 
