@@ -61,7 +61,7 @@ def measure(images: Set, text: NDArray[Any], weight: float, deserved: float, see
     plan = fitted.plan()
     features = plan.features([images.X, text], fitted.halves_, weight)
     neighbors = plan.neighbors(features)
-    raw = plan.consensus(features, neighbors, replace(fitted.ensemble_, temperature=1.0)).best(slice(None))[1]
+    raw = plan.consensus(features, neighbors, replace(fitted.ensemble_, temperature=1.0)).posteriors.best(slice(None))[1]
     ours, theirs = (np.average([purity(labels, half)[1] for half in neighbors.halves], weights=[1 - deserved, deserved]) for labels in (fitted.labels_, kmeans))
     stability = np.mean([overlaps(fitted.labels_, labels, images.n_clusters) for labels in fitted.member_labels_], axis=0)
     classes = np.unique(images.truth, return_inverse=True)[1]

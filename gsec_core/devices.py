@@ -5,11 +5,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from gsec_core.errors import Refused
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def resolve(device: str, setting: str) -> str:
@@ -82,6 +87,22 @@ def threads_of_torch(most: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str = "cpu") -> Iterator[Result]:
+    """``work``, which torch does on ``device``, on each of ``items``, in their order; on a CPU as many at once as torch has threads, with one each.
+
+    Threads that share a small operation wait for each other at its end, and one neighbour who wants a core stops them all. Those that share
+    nothing lose what the neighbour takes and no more. Nor do sums depend on how many there are.
+    """
+    import torch
+
+    if device != "cpu":
+        yield from map(work, items)
+        return
+    threads = torch.get_num_threads()
+    with threads_of_torch(1), ThreadPoolExecutor(threads, thread_name_prefix="block", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, items)
 
 
 def keep_freed_memory() -> None:

@@ -9,26 +9,32 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 MOST_ROUNDS = 20
 """Matching against a mean that moves with it need not come to rest; it does so in two or three rounds in practice."""
 
 
-def co_assignment(posteriors: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+def co_assignment(posteriors: Iterable[Tensor]) -> NDArray[np.float64]:
     """Soft contingency tables of all pairs of members, (members, clusters, members, clusters), summed over rows.
 
-    ``posteriors``: blocks of (rows, members, clusters).
+    ``posteriors``: blocks of (rows, members, clusters), on any device.
     """
-    total: Any = None
-    for block in posteriors:
-        flat = block.reshape(len(block), -1)
-        shape = block.shape[1:]
-        if total is None:
-            total = np.zeros((flat.shape[1],) * 2)
-        total += flat.T @ flat
-    return np.asarray(total).reshape(*shape, *shape)
+    blocks = iter(posteriors)
+    first = next(blocks)
+    total = _gram(first)
+    for block in blocks:
+        total += _gram(block)
+    tables: NDArray[np.float64] = total.cpu().numpy().reshape(*first.shape[1:], *first.shape[1:])
+    return tables
+
+
+def _gram(block: Tensor) -> Tensor:
+    flat = block.flatten(1)
+    return (flat.T @ flat).double()
 
 
 def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -53,15 +59,16 @@ def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
     return permutations
 
 
-def aligned_mean(values: NDArray[np.float32], permutations: NDArray[np.int32]) -> NDArray[np.float32]:
+def aligned_mean(values: Tensor, permutations: NDArray[np.int32]) -> Tensor:
     """Mean over members after alignment, (rows, clusters), of posteriors (rows, members, clusters)."""
-    mean = np.zeros((len(values), values.shape[2]), np.float32)
-    for member, permutation in enumerate(permutations):
-        mean[:, permutation] += values[:, member]
-    return mean / np.float32(len(permutations))
+    columns = torch.from_numpy(np.argsort(permutations, axis=1)).to(values.device)
+    mean = values[:, 0].index_select(1, columns[0])
+    for member in range(1, len(permutations)):
+        mean += values[:, member].index_select(1, columns[member])
+    return mean.div_(len(permutations))
 
 
-def member_labels(labels: NDArray[np.int64], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
+def member_labels(labels: NDArray[np.integer[Any]], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
     """Each member's aligned label of each row, (rows, members), of its own ``labels``, (rows, members)."""
     return np.take_along_axis(permutations.T, labels, axis=0)
 

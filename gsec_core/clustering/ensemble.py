@@ -1,5 +1,6 @@
 """The outer ensemble: trained members with aligned label spaces, their consensus, and one head that stands for it."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -19,14 +20,14 @@ from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.lineage import match
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
-from gsec_core.devices import threads_of_torch
+from gsec_core.devices import side_by_side, threads_of_torch
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64
 """Rows by which label spaces are aligned: more do not change a matching, and the tables cost (members x clusters)^2 a row."""
 
-_BLOCK_VALUES = 2**24
-"""Values of features, and of posteriors, in memory at once."""
+_BLOCK_VALUES = 2**22
+"""Values of features, and of posteriors, in memory at once, by each thread."""
 
 _LOG_TEMPERATURES = (-3.0, 3.0)
 
@@ -92,6 +93,14 @@ class Models(Protocol):
         ...
 
 
+class Consensus(NamedTuple):
+    """What the members of an ensemble come to on the rows of their fit."""
+
+    posteriors: Posteriors
+    labels: NDArray[np.int32]
+    """(n, members): each member's cluster of each row, in its own numbers."""
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """Members with aligned label spaces."""
@@ -109,20 +118,31 @@ class Ensemble:
         sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * models.n_clusters), random_state)
         step = ensemble.block_rows
         rows = (sample[start : start + step] for start in range(0, len(sample), step))
-        return replace(ensemble, permutations=align(co_assignment(ensemble.posteriors(features, part, device) for part in rows)))
+        posteriors = side_by_side(lambda part: models.logits(features, part, device).softmax(-1), rows, device)
+        return replace(ensemble, permutations=align(co_assignment(posteriors)))
 
     def consensus(
         self, features: Features, neighbors: Neighbors, rounds: int, device: str, allocate: Allocate, before: NDArray[np.int32] | None = None
-    ) -> Posteriors:
+    ) -> Consensus:
         """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours, at the ensemble's temperature.
 
         ``before``: see `Posteriors.leaning`.
         """
+        # Sums are rounded by the order of the clusters. Up to the end it is the first member's, whatever the clusters are called: a run that was cut
+        # finds them named, and must round as one that was not.
+        names = self.permutations[0]
+        aligned = np.argsort(names).astype(np.int32)[self.permutations]
         found = Posteriors.empty(len(features), self.models.n_clusters, allocate)
-        for rows in self.blocks(0, len(features)):
-            found.put(rows, aligned_mean(self.posteriors(features, rows, device), self.permutations))
-        smoothed = smooth(found, neighbors.halves, features.weights, rounds, allocate)
-        return (smoothed if before is None else smoothed.leaning(before)).sharpened(self.temperature)
+        labels = allocate((len(features), len(self.models)), np.int32)
+
+        def look(rows: slice) -> None:
+            logits = self.models.logits(features, rows, device)
+            labels[rows] = logits.argmax(-1).cpu().numpy()
+            found.put(rows, aligned_mean(logits.softmax(-1), aligned))
+
+        deque(side_by_side(look, self.blocks(0, len(features)), device), maxlen=0)
+        smoothed = smooth(found, neighbors.halves, features.weights, rounds, allocate).renamed(names)
+        return Consensus((smoothed if before is None else smoothed.leaning(before)).sharpened(self.temperature), labels)
 
     def by_size(self, consensus: Posteriors) -> "Ensemble":
         """The same, with the clusters of ``consensus``, which is changed in place, numbered by size."""
@@ -148,7 +168,7 @@ class Ensemble:
         consensus.renamed(names)
         return replace(self, permutations=names[self.permutations])
 
-    def calibrated(self, features: Features, consensus: Posteriors, *, random_state: int, device: str) -> "Ensemble":
+    def calibrated(self, consensus: Consensus, *, random_state: int) -> "Ensemble":
         """The same, with the temperature at which ``consensus``, which is changed in place, says how many members agree.
 
         Of all temperatures it gives the members' labels of a sample the largest likelihood: scaling after Guo et al. 2017, with the members in
@@ -156,13 +176,12 @@ class Ensemble:
         """
         if len(self.models) < 2:
             return self
-        rows = sample_rows(len(features), _SAMPLE_ROWS, random_state)
-        values, clusters = np.maximum(consensus.values[rows], np.finfo(np.float32).tiny), consensus.clusters[rows]
+        posteriors = consensus.posteriors
+        rows = sample_rows(len(posteriors.values), _SAMPLE_ROWS, random_state)
+        values, clusters = np.maximum(posteriors.values[rows], np.finfo(np.float32).tiny), posteriors.clusters[rows]
         votes = np.zeros_like(values)
-        for start in range(0, len(rows), self.block_rows):
-            part = slice(start, start + self.block_rows)
-            for said in self._labels(features, rows[part], device).T:
-                votes[part] += clusters[part] == said[:, None]
+        for said in member_labels(consensus.labels[rows], self.permutations).T:
+            votes += clusters == said[:, None]
         logs = np.log(values)
 
         def loss(log_temperature: float) -> float:
@@ -170,7 +189,7 @@ class Ensemble:
             return float(-(votes * (scaled - logsumexp(scaled, axis=1, keepdims=True))).sum())
 
         temperature = float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded").x))
-        consensus.sharpened(temperature)
+        posteriors.sharpened(temperature)
         return replace(self, temperature=temperature)
 
     def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
@@ -204,49 +223,53 @@ class Ensemble:
         """The rows from ``start`` to ``stop`` in parts of `block_rows`."""
         return (slice(first, min(first + self.block_rows, stop)) for first in range(start, stop, self.block_rows))
 
-    def posteriors(self, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
-        """Of each member, not aligned: (rows, members, clusters)."""
-        found: NDArray[np.float32] = self.models.logits(features, rows, device).softmax(-1).cpu().numpy()
-        return found
-
-    def assigned(self, features: Features, consensus: Posteriors, device: str, start: int, stop: int) -> Iterator[Assigned]:
+    def assigned(self, consensus: Consensus, start: int, stop: int) -> Iterator[Assigned]:
         """What the consensus says of the rows from ``start`` to ``stop``, block by block, and how many members agree."""
         for rows in self.blocks(start, stop):
-            yield self._with_members(features, rows, device, *consensus.best(rows))
+            yield _with_members(member_labels(consensus.labels[rows], self.permutations), *consensus.posteriors.best(rows))
 
     def member_labels(self, features: Features, device: str, start: int, stop: int) -> NDArray[np.int32]:
         """What the members say of the rows from ``start`` to ``stop``, aligned: (rows, members)."""
-        return np.concatenate([self._labels(features, rows, device) for rows in self.blocks(start, stop)])
+        return np.concatenate(list(side_by_side(lambda rows: self._labels(features, rows, device), self.blocks(start, stop), device)))
 
     def predicted(self, features: Features, head: Head, device: str) -> Iterator[Assigned]:
         """What is said of rows that the consensus does not hold, block by block, and how many members agree.
 
         The head says it; where it cannot stand for the members, their mean.
         """
-        for rows in self.blocks(0, len(features)):
+
+        def predict(rows: slice) -> Assigned:
+            logits = self.models.logits(features, rows, device)
             found = Posteriors.empty(rows.stop - rows.start, self.models.n_clusters, np.empty)
             if self.models.of_features:
-                found.put(slice(None), head_posteriors(head, features, rows, device))
+                found.put(slice(None), _head_posteriors(head, features, rows, device))
             else:
-                found.put(slice(None), aligned_mean(self.posteriors(features, rows, device), self.permutations))
-            yield self._with_members(features, rows, device, *found.best(slice(None)))
+                found.put(slice(None), aligned_mean(logits.softmax(-1), self.permutations))
+            return _with_members(self._aligned_labels(logits), *found.best(slice(None)))
 
-    def _with_members(
-        self, features: Features, rows: slice, device: str, labels: NDArray[np.int32], best: NDArray[np.float32], margin: NDArray[np.float32]
-    ) -> Assigned:
-        said = self._labels(features, rows, device)
-        return Assigned(labels, best, margin, (said == labels[:, None]).mean(1, dtype=np.float32), said)
+        return side_by_side(predict, self.blocks(0, len(features)), device)
 
     def _labels(self, features: Features, rows: Rows, device: str) -> NDArray[np.int32]:
         """What each member says, aligned: (rows, members)."""
-        return member_labels(self.models.logits(features, rows, device).argmax(-1).cpu().numpy(), self.permutations)
+        return self._aligned_labels(self.models.logits(features, rows, device))
+
+    def _aligned_labels(self, logits: Tensor) -> NDArray[np.int32]:
+        return member_labels(logits.argmax(-1).cpu().numpy(), self.permutations)
+
+
+def _with_members(said: NDArray[np.int32], labels: NDArray[np.int32], best: NDArray[np.float32], margin: NDArray[np.float32]) -> Assigned:
+    return Assigned(labels, best, margin, (said == labels[:, None]).mean(1, dtype=np.float32), said)
 
 
 def head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
     """(rows, clusters)."""
-    weights, bias = torch.from_numpy(head.weights).to(device), torch.from_numpy(head.bias).to(device)
-    found: NDArray[np.float32] = F.linear(features.rows(rows, device), weights, bias).softmax(-1).cpu().numpy()
+    found: NDArray[np.float32] = _head_posteriors(head, features, rows, device).cpu().numpy()
     return found
+
+
+def _head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> Tensor:
+    weights, bias = torch.from_numpy(head.weights).to(device), torch.from_numpy(head.bias).to(device)
+    return F.linear(features.rows(rows, device), weights, bias).softmax(-1)
 
 
 def joined(parts: Sequence[Assigned]) -> Assigned:

@@ -1,20 +1,26 @@
 """Soft labels of all rows, the largest of each, and their smoothing over neighbours."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
-from scipy.sparse import csr_array
+from torch import Tensor
 
 from gsec_core.clustering.kmeans import BLOCK_ROWS
+from gsec_core.devices import side_by_side
 
 MOST_KEPT = 32
 """Labels of a row that are kept; of few clusters all are."""
 
 MIX = 0.5
 """Share of the neighbours in a round of smoothing."""
+
+_GATHERED = 2**20
+"""Posteriors of neighbours in memory at once; what a block needs stays in the processor's cache."""
 
 STAY = 0.3
 """Share of the posteriors of a row that stays on the cluster that it had, where a clustering is continued."""
@@ -39,16 +45,16 @@ class Posteriors:
         shape = (n, min(n_clusters, MOST_KEPT))
         return cls(allocate(shape, np.int32), allocate(shape, np.float32), n_clusters)
 
-    def put(self, rows: slice, block: NDArray[np.float32]) -> None:
-        """Keep the largest of ``block`` (rows, n_clusters)."""
+    def put(self, rows: slice, block: Tensor) -> None:
+        """Keep the largest of ``block`` (rows, n_clusters), on any device."""
         kept = self.values.shape[1]
         if kept == self.n_clusters:
-            clusters = np.broadcast_to(np.arange(kept, dtype=np.int32), block.shape)
+            clusters, values = torch.arange(kept), block
         else:
-            clusters = np.sort(np.argpartition(block, -kept, axis=1)[:, -kept:], axis=1).astype(np.int32)
-        values = np.take_along_axis(block, clusters, 1)
-        self.clusters[rows] = clusters
-        self.values[rows] = values / values.sum(1, keepdims=True)
+            clusters = block.topk(kept, sorted=False).indices.sort(1).values
+            values = block.gather(1, clusters)
+        self.clusters[rows] = clusters.cpu().numpy()
+        self.values[rows] = (values / values.sum(1, keepdim=True)).cpu().numpy()
 
     def block(self, rows: slice) -> NDArray[np.float32]:
         """Rows with a value for every cluster, (rows, n_clusters)."""
@@ -75,11 +81,13 @@ class Posteriors:
             values = self.block(rows)
             values[had] *= np.float32(1 - STAY)
             values[had, before[rows][had]] += np.float32(STAY)
-            self.put(rows, values)
+            self.put(rows, torch.from_numpy(values))
         return self
 
     def sharpened(self, temperature: float) -> "Posteriors":
         """In place: P becomes P^(1 / ``temperature``), of sum 1 in each row."""
+        if temperature == 1:
+            return self
         for rows in blocks(len(self.values)):
             values = np.array(self.values[rows])
             values = (values / values.max(1, keepdims=True)) ** np.float32(1 / temperature)
@@ -99,18 +107,30 @@ class Posteriors:
 def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weights: Sequence[float], rounds: int, allocate: Allocate) -> Posteriors:
     """``rounds`` times P <- (1 - `MIX`) P + `MIX` (mean of P over the neighbours of each kind, by weight), of which the largest of each row are kept.
 
+    A row that is a neighbour twice counts twice.
+
     Parameters
     ----------
     neighbors : of each kind, (n, k) row numbers
     weights : of each kind, of sum 1
     """
+    n, kept = posteriors.values.shape
+    shares = [np.full(found.shape[1], MIX * weight / found.shape[1]) for found, weight in zip(neighbors, weights, strict=True)]
+    share = torch.from_numpy(np.concatenate([[1 - MIX], *shares]).astype(np.float32))[:, None]
+    step = max(1, _GATHERED // (len(share) * kept))
     for _ in range(rounds):
-        n, kept = posteriors.values.shape
-        whole = csr_array((posteriors.values.ravel(), posteriors.clusters.ravel(), np.arange(0, n * kept + 1, kept)), shape=(n, posteriors.n_clusters))
+        clusters, values = torch.from_numpy(posteriors.clusters), torch.from_numpy(posteriors.values)
         smoother = Posteriors.empty(n, posteriors.n_clusters, allocate)
-        for rows in blocks(n):
-            mean = (_averaging([found[rows] for found in neighbors], weights, n) @ whole).toarray()
-            smoother.put(rows, (1 - MIX) * posteriors.block(rows) + MIX * mean)
+
+        def average(start: int, clusters: Tensor = clusters, values: Tensor = values, smoother: Posteriors = smoother) -> None:
+            rows = slice(start, min(start + step, n))
+            own = np.arange(rows.start, rows.stop, dtype=np.int32)[:, None]
+            near = torch.from_numpy(np.concatenate([own, *(found[rows] for found in neighbors)], axis=1))
+            of = clusters.index_select(0, near.ravel()).view(len(near), -1).long()
+            terms = values.index_select(0, near.ravel()).view(*near.shape, kept) * share
+            smoother.put(rows, torch.zeros(len(near), smoother.n_clusters).scatter_add_(1, of, terms.view(len(near), -1)))
+
+        deque(side_by_side(average, range(0, n, step)), maxlen=0)
         posteriors = smoother
     return posteriors
 
@@ -118,11 +138,3 @@ def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weigh
 def blocks(n: int) -> Iterable[slice]:
     """Rows of which dense posteriors are in memory at once."""
     return (slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS))
-
-
-def _averaging(neighbors: Sequence[NDArray[np.int32]], weights: Sequence[float], n: int) -> csr_array:
-    """The matrix (rows, n) that takes the weighted mean over neighbours; one that is a neighbour twice counts twice."""
-    columns = np.concatenate(neighbors, axis=1)
-    shares = np.concatenate([np.full(found.shape[1], weight / found.shape[1], np.float32) for found, weight in zip(neighbors, weights, strict=True)])
-    rows, k = columns.shape
-    return csr_array((np.tile(shares, rows), columns.ravel(), np.arange(0, rows * k + 1, k)), shape=(rows, n))

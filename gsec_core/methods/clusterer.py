@@ -134,7 +134,7 @@ class Clusterer(Estimator):
             neighbors = plan.neighbors(features)
             self.members_ = plan.wanted(plan.trained(features, neighbors, plan.blocks, start=continued.members if continued else ()))
             self.ensemble_, consensus, self.head_ = plan.align(features, neighbors, self.members_, start=continued)
-        found = joined(list(self.ensemble_.assigned(features, consensus, plan.device, 0, len(features))))
+        found = joined(list(self.ensemble_.assigned(consensus, 0, len(features))))
         self.labels_, self.confidence_, self.margin_, self.agreement_ = found.labels, found.confidence, found.margin, found.agreement
         self.member_labels_ = np.ascontiguousarray(found.member_labels.T)
         self.member_agreement_ = (self.member_labels_ == self.labels_).mean(1, dtype=np.float32)

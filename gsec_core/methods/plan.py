@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsec_core.clustering.ensemble import Ensemble, Head, Models
+from gsec_core.clustering.ensemble import Consensus, Ensemble, Head, Models
 from gsec_core.clustering.features import Features, Half, UnitFeatures, unscaled
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.linear import LinearModels, linear_shapes
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Built, NeighborIndex, Neighbors
-from gsec_core.clustering.smoothing import Allocate, Posteriors
+from gsec_core.clustering.smoothing import Allocate
 from gsec_core.devices import threads_of_torch
 
 Item = TypeVar("Item")
@@ -175,7 +175,7 @@ class OuterLayer(ABC):
 
     def align(
         self, features: Features, neighbors: Neighbors, members: Sequence[Member], allocate: Allocate = np.empty, start: Start | None = None
-    ) -> tuple[Ensemble, Posteriors, Head]:
+    ) -> tuple[Ensemble, Consensus, Head]:
         """The members with one label space, the consensus of all rows, and the head that stands for it.
 
         Cluster 0 is the largest; with a ``start`` clusters are called as they were.
@@ -185,18 +185,19 @@ class OuterLayer(ABC):
         else:
             ensemble = Ensemble.aligned(self.models(members), features, random_state=self.random_state, device=self.device)
         consensus = self.consensus(features, neighbors, ensemble, allocate)
+        posteriors = consensus.posteriors
         if start is None:
-            ensemble = ensemble.by_size(consensus)
+            ensemble = ensemble.by_size(posteriors)
         else:
-            ensemble = ensemble if start.members else ensemble.as_before(consensus, start.before)
-            consensus.leaning(start.before)
-        ensemble = ensemble.calibrated(features, consensus, random_state=self.random_state, device=self.device)
+            ensemble = ensemble if start.members else ensemble.as_before(posteriors, start.before)
+            posteriors.leaning(start.before)
+        ensemble = ensemble.calibrated(consensus, random_state=self.random_state)
         rows = self.batch(len(features))
-        return ensemble, consensus, ensemble.head(features, consensus, batch_rows=rows, random_state=self.random_state, device=self.device)
+        return ensemble, consensus, ensemble.head(features, posteriors, batch_rows=rows, random_state=self.random_state, device=self.device)
 
     def consensus(
         self, features: Features, neighbors: Neighbors, ensemble: Ensemble, allocate: Allocate = np.empty, before: NDArray[np.int32] | None = None
-    ) -> Posteriors:
+    ) -> Consensus:
         """See `Ensemble.consensus`."""
         return ensemble.consensus(features, neighbors, self.smoothing, self.device, allocate, before)
 

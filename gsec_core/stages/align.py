@@ -13,8 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gsec_core.clustering.centres import Centres
-from gsec_core.clustering.ensemble import Assigned, Ensemble, Head, joined
-from gsec_core.clustering.smoothing import Posteriors
+from gsec_core.clustering.ensemble import Assigned, Consensus, Ensemble, Head, joined
 from gsec_core.devices import set_threads
 from gsec_core.errors import GsecError
 from gsec_core.methods.plan import Start
@@ -38,10 +37,10 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     members, digest = train.load_members(context)
     start = _start(context)
     ensemble, consensus, head = plan.align(features, load_neighbors(context), members, lambda shape, kind: scratch_array(context.config, shape, kind), start)
-    clusters = consensus.n_clusters
+    clusters = context.config.n_clusters
     sizes, theirs, shared = np.zeros(clusters, np.int64), *np.zeros((2, len(members), clusters), np.int64)
     labels = []
-    for found in ensemble.assigned(features, consensus, plan.device, 0, len(features)):
+    for found in ensemble.assigned(consensus, 0, len(features)):
         labels.append(found.labels)
         sizes += np.bincount(found.labels, minlength=clusters)
         for member, said in enumerate(found.member_labels.T):
@@ -57,6 +56,7 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     places = [np.arange(clusters), to_column(centres.directions, schema.field("centre").type), centres.distance, centres.deviation]
     tables = pa.table(columns, schema=ALIGNMENT), pa.table(weights, schema=HEAD), pa.table(places, schema=schema)
     yield Finished("all", tables, {"members_digest": digest, "temperature": ensemble.temperature})
+    load_consensus.keep(consensus, context)  # what was just committed loads as the same, to the bit
 
 
 def _start(context: Context) -> Start | None:
@@ -75,10 +75,10 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     if context.keeps:
         yield from _labelled(context, names, progress)
         return
-    features, ensemble, consensus = load_features(context), load_ensemble(context), load_consensus(context)
+    ensemble, consensus = load_ensemble(context), load_consensus(context)
     for part in parts(context, names):
         found = []
-        for block in ensemble.assigned(features, consensus, plan_of(context.config).device, part.start, part.stop):
+        for block in ensemble.assigned(consensus, part.start, part.stop):
             found.append(block)
             progress(len(block.labels))
         whole = joined(found)
@@ -124,12 +124,8 @@ def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress
 
 
 @once
-def load_consensus(context: Context) -> Posteriors:
-    """The smoothed posteriors of all images in canonical order; a memory map as `canonical.load_embeddings` is.
-
-    Made of the committed permutations even where they were just found: the order of the clusters decides how sums are
-    rounded, and a run that was cut must round as one that was not.
-    """
+def load_consensus(context: Context) -> Consensus:
+    """The smoothed posteriors of all images in canonical order, and what each member says; memory maps as `canonical.load_embeddings` is."""
     set_threads(context.config.threads)
     return plan_of(context.config).consensus(
         load_features(context),
@@ -186,7 +182,7 @@ def _images(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="align",
-    version=3,
+    version=4,
     settings=lambda config: {"n_members": plan_of(config).n_members},
     inputs=_inputs,
     steps=(

@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, wraps
-from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+from functools import cached_property, update_wrapper
+from typing import Any, Generic, NamedTuple, TypeVar, TypeVarTuple
 
 import pyarrow as pa
 
@@ -34,17 +34,26 @@ def silent(by: int) -> None:
     """A Progress that nobody watches."""
 
 
-def once(load: Callable[[*Args], T]) -> Callable[[*Args], T]:
+class once(Generic[*Args, T]):
     """``load``, with its last result kept. Slices of one process that begin together load once, not once each."""
-    lock = threading.Lock()
-    kept = lru_cache(maxsize=1)(load)
 
-    @wraps(load)
-    def locked(*args: *Args) -> T:
-        with lock:
-            return kept(*args)
+    def __init__(self, load: Callable[[*Args], T]) -> None:
+        update_wrapper(self, load)
+        self._load = load
+        self._lock = threading.Lock()
+        self._kept: tuple[tuple[*Args], T] | None = None
 
-    return locked
+    def __call__(self, *args: *Args) -> T:
+        with self._lock:
+            if self._kept is None or self._kept[0] != args:
+                self._kept = None  # so that two are never in memory
+                self._kept = args, self._load(*args)
+            return self._kept[1]
+
+    def keep(self, result: T, *args: *Args) -> None:
+        """``result`` is what ``args`` would load."""
+        with self._lock:
+            self._kept = args, result
 
 
 class Finished(NamedTuple):

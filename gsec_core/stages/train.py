@@ -159,7 +159,7 @@ def _steps(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="train",
-    version=2,
+    version=3,
     settings=_settings,
     inputs=lambda context: [prepare.STAGE.fingerprint(context)],
     steps=(

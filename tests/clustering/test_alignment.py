@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
 
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 
@@ -14,13 +16,13 @@ def one_hot(labels: NDArray[np.integer], clusters: int) -> NDArray[np.float32]:
     return np.eye(clusters, dtype=np.float32)[labels]
 
 
-def permuted(truth: NDArray[np.integer], permutations: NDArray[np.integer], random: np.random.Generator, noise: float) -> NDArray[np.float32]:
+def permuted(truth: NDArray[np.integer], permutations: NDArray[np.integer], random: np.random.Generator, noise: float) -> Tensor:
     """Posteriors (rows, members, clusters): of each row ``truth`` under the member's permutation, or with probability ``noise`` anything."""
     members, clusters = permutations.shape
     wrong = random.random((len(truth), members)) < noise
     labels = np.where(wrong, random.integers(clusters, size=wrong.shape), permutations[:, truth].T)
     soft = 0.8 * one_hot(labels, clusters) + 0.2 / clusters
-    return soft.astype(np.float32)
+    return torch.from_numpy(soft.astype(np.float32))
 
 
 def assert_undone(found: NDArray[np.integer], planted: NDArray[np.integer]) -> None:
@@ -55,7 +57,7 @@ def test_averaging_corrects_noisy_members() -> None:
     planted = np.array([random.permutation(10) for _ in range(9)])
     posteriors = permuted(truth, planted, random, 0.4)
     found = align(co_assignment([posteriors]))
-    single = [adjusted_rand_score(truth, labels) for labels in member_labels(posteriors.argmax(2), found).T]
+    single = [adjusted_rand_score(truth, labels) for labels in member_labels(posteriors.argmax(2).numpy(), found).T]
     assert adjusted_rand_score(truth, aligned_mean(posteriors, found).argmax(1)) > max(single) + 0.2
 
 
@@ -64,19 +66,19 @@ def test_a_member_that_says_nothing_does_not_name_the_clusters() -> None:
     truth = random.integers(4, size=500)
     planted = np.array([random.permutation(4) for _ in range(4)])
     posteriors = permuted(truth, planted, random, 0.1)
-    posteriors[:, 0] = one_hot(np.zeros(500, int), 4)  # all in one cluster
+    posteriors[:, 0] = torch.from_numpy(one_hot(np.zeros(500, int), 4))  # all in one cluster
     assert_undone(align(co_assignment([posteriors]))[1:], planted[1:])
 
 
 def test_blocks_add_up_to_the_whole() -> None:
-    posteriors = np.random.default_rng(0).random((100, 3, 4)).astype(np.float32)
+    posteriors = torch.from_numpy(np.random.default_rng(0).random((100, 3, 4)).astype(np.float32))
     assert co_assignment([posteriors[:37], posteriors[37:]]) == pytest.approx(co_assignment([posteriors]), rel=1e-5)
 
 
 def test_labels_of_members_are_those_of_the_aligned_posteriors() -> None:
     random = np.random.default_rng(0)
-    posteriors = random.random((50, 3, 5)).astype(np.float32)
+    posteriors = torch.from_numpy(random.random((50, 3, 5)).astype(np.float32))
     permutations = np.array([random.permutation(5) for _ in range(3)], np.int32)
     for member in range(3):
         alone = aligned_mean(posteriors[:, [member]], permutations[[member]])
-        assert np.array_equal(member_labels(posteriors.argmax(2), permutations)[:, member], alone.argmax(1))
+        assert np.array_equal(member_labels(posteriors.argmax(2).numpy(), permutations)[:, member], alone.argmax(1))

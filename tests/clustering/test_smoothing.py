@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from gsec_core.clustering import smoothing
@@ -10,7 +11,7 @@ from gsec_core.clustering.smoothing import Posteriors, smooth
 
 def kept(dense: NDArray[np.float32]) -> Posteriors:
     found = Posteriors.empty(*dense.shape, np.empty)
-    found.put(slice(None), dense)
+    found.put(slice(None), torch.from_numpy(dense))
     return found
 
 
@@ -18,12 +19,13 @@ def random_posteriors(n: int, clusters: int, concentration: float = 0.1) -> NDAr
     return np.random.default_rng(0).dirichlet(np.full(clusters, concentration), n).astype(np.float32)
 
 
-@pytest.mark.parametrize("block_rows", [7, 1000])
-def test_of_few_clusters_it_is_the_dense_formula(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smoothing, "BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize("gathered", [300, 2**20])
+def test_of_few_clusters_it_is_the_dense_formula(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoothing, "_GATHERED", gathered)
     random = np.random.default_rng(1)
     expected = dense = random_posteriors(50, 6)
     image, text = random.integers(50, size=(50, 4)), random.integers(50, size=(50, 3))
+    image[:, 1] = image[:, 0]  # counts twice
     for _ in range(2):
         expected = 0.5 * expected + 0.5 * (0.7 * expected[image].mean(1) + 0.3 * expected[text].mean(1))
     found = smooth(kept(dense), [image.astype(np.int32), text.astype(np.int32)], [0.7, 0.3], 2, np.empty)

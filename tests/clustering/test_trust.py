@@ -38,7 +38,7 @@ def test_without_calibration_it_does_not(fitted: GSEC) -> None:
     plan = fitted.plan()
     features = plan.features([overlapping()], fitted.halves_, 0.5)
     raw = plan.consensus(features, plan.neighbors(features), replace(fitted.ensemble_, temperature=1.0))
-    labels, confidence, _ = raw.best(slice(None))
+    labels, confidence, _ = raw.posteriors.best(slice(None))
     np.testing.assert_array_equal(labels, fitted.labels_, "a temperature changes no label")
     assert error(confidence, fitted.agreement_) > 0.1
 

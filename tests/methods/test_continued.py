@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from gsec_core import GSEC, TACKMeans
@@ -75,7 +76,7 @@ def test_a_row_keeps_its_cluster_unless_another_is_larger_by_a_margin() -> None:
     margin = STAY / (1 - STAY)
     values = np.array([[0.5 - margin / 2 + 0.01, 0.5 + margin / 2 - 0.01], [0.5 - margin / 2 - 0.01, 0.5 + margin / 2 + 0.01], [0.6, 0.4]], np.float32)
     posteriors = Posteriors.empty(3, 2, np.empty)
-    posteriors.put(slice(None), values)
+    posteriors.put(slice(None), torch.from_numpy(values))
     assert posteriors.leaning(np.array([0, 0, -1], np.int32)).best(slice(None))[0].tolist() == [0, 1, 0]
     assert posteriors.block(slice(None))[2] == pytest.approx(values[2]), "a new row has nothing to stay with"
     assert posteriors.block(slice(None)).sum(1) == pytest.approx(np.ones(3))

@@ -1,5 +1,7 @@
 """The estimator: scikit-learn's own checks, and what it promises beyond them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -130,6 +132,29 @@ def test_text_of_another_length_is_refused() -> None:
 def test_of_many_clusters_there_are_fewer_members_in_smaller_blocks(clusters: int, members: int, block: int) -> None:
     plan = GSEC(clusters).plan()
     assert (plan.n_members, plan.block_size) == (members, block)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "steps", "inner", "rows"), [(10, 100, 4, 512), (512, 100, 4, 2048), (513, 99, 2, 2048), (1024, 50, 2, 2048), (4000, 25, 2, 8000)]
+)
+def test_of_many_clusters_the_training_is_shorter(clusters: int, steps: int, inner: int, rows: int) -> None:
+    plan = GSEC(clusters).plan()
+    assert (plan.steps(10_000), plan.preset.training.inner_steps, plan.batch(10_000)) == (steps, inner, rows)
+    assert GSEC(clusters, max_steps=7).plan().steps(10_000) == 7, "what is asked for is done"
+    assert GSEC(clusters, preset="published").plan().preset.training.max_steps == 6000
+
+
+def test_a_consensus_does_not_depend_on_how_its_clusters_are_called(fitted: GSEC) -> None:
+    X, S, _ = blobs()
+    plan = fitted.plan()
+    features = plan.features([X, S], fitted.halves_, fitted.text_weight)
+    neighbors = plan.neighbors(features)
+    names = np.array([2, 0, 3, 1], np.int32)
+    called = replace(fitted.ensemble_, permutations=names[fitted.ensemble_.permutations])
+    one, other = (
+        plan.consensus(features, neighbors, ensemble).posteriors for ensemble in (replace(fitted.ensemble_, temperature=1.0), replace(called, temperature=1.0))
+    )
+    assert np.array_equal(one.block(slice(None)), other.block(slice(None))[:, names]), "to the last bit: a run that was cut finds them named"
 
 
 def test_the_published_preset_runs_too() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gsec_core.errors import GsecError, Refused
 from gsec_core.stages import canonical, encode
-from gsec_core.stages.base import Context
+from gsec_core.stages.base import Context, once
 from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import EMBEDDINGS_TABLE
 
@@ -115,6 +115,19 @@ def test_slices_that_begin_together_load_once(tmp_path: Path, monkeypatch: pytes
     for thread in threads:
         thread.join()
     assert len(loads) == 1
+
+
+def test_what_was_made_here_need_not_be_loaded() -> None:
+    loads: list[str] = []
+
+    @once
+    def load(name: str) -> str:
+        loads.append(name)
+        return name.upper()
+
+    load.keep("A as it was made", "a")
+    assert [load("a"), load("b"), load("b"), load("a")] == ["A as it was made", "B", "B", "A"]
+    assert loads == ["b", "a"]
 
 
 def test_fewer_images_than_clusters_can_be_looked_at_but_not_clustered(tmp_path: Path) -> None:

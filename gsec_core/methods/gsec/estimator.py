@@ -12,6 +12,7 @@ from gsec_core.clustering.features import Features, Half, principal, project, st
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
+from gsec_core.clustering.starts import MANY_CLUSTERS
 from gsec_core.devices import keep_freed_memory
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.gsec.bilevel import FURTHER_STEPS, Training, train_block
@@ -106,6 +107,10 @@ PRESETS = {
 }
 """``published``: the settings of the paper's code, the same for all data sets. ``default``: what beats k-means on the
 development sets of docs/measured/quality.md; its values were chosen on them, by their labels, and are the same for all."""
+
+STEPS_OF_MANY, INNER_STEPS_OF_MANY, ROWS_PER_CLUSTER_OF_MANY = 25, 2, 2
+"""For more than `MANY_CLUSTERS` clusters the default training is shorter, in proportion down to so many outer steps, with so many inner ones and so
+many rows a cluster in a mini-batch: a step costs the square of the clusters, and members that begin at a k-means gain no more by more of it."""
 
 MOST_COLUMNS = 4096
 """Members times clusters that are trained in one computation."""
@@ -242,11 +247,12 @@ class GSEC(Clusterer):
             raise ValueError(f"tol = {self.tol}: it must be at least 0 and below 1.")
         self.check_positive("n_clusters", "n_members", "ensemble_size", "max_steps")
         preset = PRESETS[self.preset]
+        training = _for_many(preset.training, self.n_clusters)
         training = replace(
-            preset.training,
-            block_size=min(preset.training.block_size, max(1, MOST_COLUMNS // self.n_clusters)),
-            max_steps=self.max_steps or preset.training.max_steps,
-            tol=preset.training.tol if self.tol is None else self.tol,
+            training,
+            block_size=min(training.block_size, max(1, MOST_COLUMNS // self.n_clusters)),
+            max_steps=self.max_steps or training.max_steps,
+            tol=training.tol if self.tol is None else self.tol,
         )
         return GSECPlan(
             preset=replace(preset, training=training),
@@ -259,3 +265,16 @@ class GSEC(Clusterer):
             random_state=self.random_state,
             device=self.resolved_device(),
         )
+
+
+def _for_many(training: Training, n_clusters: int) -> Training:
+    """``training`` as it is for so many clusters."""
+    if not training.from_kmeans or n_clusters <= MANY_CLUSTERS:
+        return training
+    return replace(
+        training,
+        max_steps=max(STEPS_OF_MANY, training.max_steps * MANY_CLUSTERS // n_clusters),
+        inner_steps=INNER_STEPS_OF_MANY,
+        batch_rows=training.batch_rows_per_cluster * MANY_CLUSTERS,
+        batch_rows_per_cluster=ROWS_PER_CLUSTER_OF_MANY,
+    )
