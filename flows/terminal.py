@@ -56,6 +56,9 @@ DOES = {
 
 DOES_WIDTH = 34
 
+WIDE = 110
+"""Columns of a terminal that has room for that beside the bars."""
+
 _FACTS = {
     "added": "new",
     "changed": "changed",
@@ -113,7 +116,9 @@ class _Step:
         """What came of the stage, of which this was the last step."""
         listed = [f"{sums['images']:,} images"] if "images" in sums else []  # ingest knows how many there are only now
         parts = [*listed, duration(sums["seconds"]), *(f"{int(sums[key]):,} {word}" for key, word in _FACTS.items() if sums.get(key))]
-        return ", ".join([*parts, f"{self.there:,} shards were there"] if self.there else parts)
+        if self.there:
+            parts.append("1 shard was there" if self.there == 1 else f"{self.there:,} shards were there")
+        return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
@@ -150,6 +155,7 @@ class Bars:
     def __init__(self, console: Console) -> None:
         columns = (
             _Rendered(lambda task: task.description),
+            *([_Rendered(lambda task: DOES[task.description])] if console.width >= WIDE else []),
             BarColumn(bar_width=24),
             _Rendered(lambda task: task.fields["step"].count(), "right"),
             _Rendered(lambda task: task.fields["result"] or task.fields["step"].pace(self.SECONDS)),

@@ -54,9 +54,15 @@ def test_a_stage_that_does_not_say_how_much_it_is_has_its_lines_too(capsys: pyte
 
 def test_what_was_there_before_is_said_and_nothing_if_nothing_was(capsys: pytest.CaptureFixture[str]) -> None:
     lines = terminal.Lines()
-    lines.begin("encode", 10, "images", 3)
+    lines.begin("encode", 10, "images", 1)
     lines.end("encode", {"seconds": 0.04})
-    assert capsys.readouterr().err.split(maxsplit=3)[3] == "10 images, 0.0 s, 3 shards were there\n"
+    lines.begin("align", 480, "images", 1)
+    lines.begin("align", 0, "images", 2)  # its last step does not say how much it is
+    lines.end("align", {"seconds": 0.4})
+    assert capsys.readouterr().err.splitlines() == [
+        "encode      compute embeddings                 10 images, 0.0 s, 1 shard was there",
+        "align       make the consensus                 480 images, 0.4 s, 3 shards were there",
+    ]
 
 
 def drawn(bars: terminal.Bars, output: io.StringIO) -> list[str]:
@@ -80,6 +86,13 @@ def test_bars_estimate_only_what_they_have_seen_and_end_in_what_came_of_the_stag
     bars.begin("report", 0, "images", 2)
     bars.end("report", {"seconds": 0.5})
     assert drawn(bars, output) == ["encode 480 of 480 images 31 s, 1 missing", "report 0.5 s, 2 shards were there"]
+
+
+def test_a_wide_terminal_says_what_stages_are_for() -> None:
+    output = io.StringIO()
+    bars = terminal.Bars(Console(file=output, width=120))
+    bars.begin("train", 200, "steps", 0)
+    assert drawn(bars, output) == ["train train the ensemble 0 of 200 steps"]
 
 
 @pytest.mark.parametrize(
