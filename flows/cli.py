@@ -295,6 +295,7 @@ def demo(
 ) -> int:
     """Cluster photographs that ship with libraries, or your own SOURCE, with the embedded encoder and captioner."""
     from flows import demo as demonstration
+    from flows import terminal
 
     overrides = {"store": str(directory / "store")}
     if source is not None:
@@ -302,6 +303,7 @@ def demo(
     if clusters is not None:
         raise Refused("--clusters: the demo's own photographs have a number of clusters; give it together with a SOURCE.")
     images = demonstration.make_photographs(directory / "images")
+    terminal.err.print(f"{demonstration.CLUSTERS * demonstration.CROPS} crops of {demonstration.CLUSTERS} photographs are in {images}", markup=False)
     settings = _config(None, None, source=str(images), clusters=demonstration.CLUSTERS, **overrides)
     return _run(settings, [], as_json, then=demonstration.show_scores)
 

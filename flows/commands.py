@@ -13,8 +13,8 @@ from flows import terminal
 from flows.orchestrator import orchestrator
 from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
-from gsec_core.errors import BadShard, GsecError
-from gsec_core.results import publishing
+from gsec_core.errors import BadShard, GsecError, without_secrets
+from gsec_core.results import publishing, quality
 from gsec_core.stages import base, count, describe, offline, publish, report
 from gsec_core.store import Run, Store
 
@@ -39,6 +39,7 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
     _show(context, summary)
     if then is not None:
         then(context)
+    _show_places(context, summary)
     if as_json:
         as_json({key: summary[key] for key in JSON_KEYS})
     return HELD if summary["held"] else DONE
@@ -78,11 +79,10 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
             found = Store.open(config.store).run(run_id)
             config, of_run = with_runtime(found.config(), config), found.request().get("of_run")
         pipeline.check_redo([name] if redo else [], config)
-        with orchestrator():
+        with _watched():
             from flows.ingest import ingest
 
             made, counts = ingest(config, [], of_run)
-        terminal.err.print(f"ingest: {_words(counts)}", markup=False)
         result: dict[str, Any] = {"run_id": made, **counts}
     else:
         with _damage_set_aside(config):
@@ -90,7 +90,8 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
         if retry_failed and not failed:
             terminal.err.print("no description failed: there is nothing to ask again.")
         sums = _stage_flow(with_runtime(found.config(), config), found, name)
-        terminal.err.print(f"{name}: {_words(sums)}", markup=False)
+        if not sums["shards"]:
+            terminal.err.print(f"{name}: nothing of it is missing.", markup=False)
         result = {"run_id": found.id, **sums}
         if name == report.STAGE.name:  # the last one
             held = _publish(base.Context.of(found, config))
@@ -149,31 +150,35 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
 
 
 def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> dict[str, Any]:
-    terminal.err.print("starting: listing the source, then every stage does what is missing")
-    with orchestrator(), terminal.watcher() as watcher:
+    number = "as many clusters as they show" if config.clusters == AUTO else f"{config.n_clusters} clusters"
+    into = f"the clusters of run {of_run}" if of_run else number
+    terminal.err.print(without_secrets(f"starting: the images of {config.source} into {into}, store {config.store}"), markup=False)
+    with _watched():
         from flows.pipeline import run_pipeline
-        from tasks.progress import watched
 
-        with watched(watcher):
-            summary = cast(dict[str, Any], run_pipeline(config, cast(list[Any], redo), of_run))
-    terminal.err.print(f"ingest: {_words(summary['changes'])}", markup=False)
-    for stage, sums in summary["made"].items():
-        terminal.err.print(f"{stage}: {_words(sums)}", markup=False)
+        summary = cast(dict[str, Any], run_pipeline(config, cast(list[Any], redo), of_run))
     for path in summary["set_aside"]:
         terminal.err.print(f"damaged, set aside and made again: {path}", markup=False)
     return summary
 
 
 def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, float]:
-    with orchestrator(), terminal.watcher() as watcher:
+    with _watched(), _damage_set_aside(config):
         from flows.stages import run_flow
+
+        if name in (describe.STAGE.name, publish.STAGE.name):
+            pipeline.check_servers(base.Context.of(found, config))
+        return run_flow(config, found.id, name)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Prefect is there, and what its flows do is shown."""
+    with orchestrator():
         from tasks.progress import watched
 
-        with _damage_set_aside(config):
-            if name in (describe.STAGE.name, publish.STAGE.name):
-                pipeline.check_servers(base.Context.of(found, config))
-            with watched(watcher):
-                return run_flow(config, found.id, name)
+        with terminal.watcher() as watcher, watched(watcher):
+            yield
 
 
 @contextmanager
@@ -193,16 +198,23 @@ MOST_SHOWN = 40
 
 
 def _show(context: base.Context, summary: dict[str, Any]) -> None:
-    rows = [{key: value for key, value in row.items() if key != "description"} for row in summary["cluster_rows"]]
+    found = summary["cluster_rows"]
+    hidden = ("description", *(("key",) if all(row["cluster"] == row["key"] for row in found) else ()))
+    rows = [{key: value for key, value in row.items() if key not in hidden} for row in found]
     terminal.err.print(terminal.table(f"clusters of run {(context.of_run or context).run.id}", rows[:MOST_SHOWN]))
     if len(rows) > MOST_SHOWN:
         terminal.err.print(f"and {len(rows) - MOST_SHOWN:,} smaller clusters")
     if summary["labellings"]:
-        terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", summary["labellings"]))
+        labellings = [{column: row.get(column) for column in quality.COLUMNS} for row in summary["labellings"]]  # a run's record has them in another order
+        terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", labellings))
     for remark in summary["remarks"]:
         terminal.err.print(f"note: {remark}", markup=False)
+
+
+def _show_places(context: base.Context, summary: dict[str, Any]) -> None:
     assigned = summary["images"] - summary["rejected"] - summary["missing"]
-    terminal.err.print(f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing")
+    counts = f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing"
+    terminal.err.print(f"\n{counts}; {terminal.duration(summary['seconds'])}")
     for name in ("assignments", "cluster_table", "report"):
         if summary[name]:
             terminal.err.print(f"{name.replace('_', ' '):<14} {summary[name]}", markup=False)

@@ -64,6 +64,7 @@ def _vary(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
 
 def show_scores(context: Context) -> None:
     """Print ACC, NMI and ARI of the run's labels; the folder an image is in is its label."""
-    rows = quality.with_labels(context, lambda uri, content_hash: uri.split("/")[0])
-    terminal.err.print(terminal.table(f"against the photographs, encoder {context.config.encode.encoder}", rows))
+    found = quality.with_labels(context, lambda uri, content_hash: uri.split("/")[0])
+    rows = [{name: value for name, value in row.items() if name not in ("images", "unlabelled")} for row in found]
+    terminal.err.print(terminal.table("against the photographs that the crops are of", rows))
     terminal.err.print("This checks that everything works. It is no benchmark: crops of one photograph are easy to tell from another's.")

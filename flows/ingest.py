@@ -1,11 +1,14 @@
 """The flow of ingest: the corpus brought up to date with its source, and the run of the request."""
 
+import time
+
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows import roots
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
+from tasks import progress
 
 
 @flow(name="gsec-ingest", persist_result=False)
@@ -19,8 +22,11 @@ def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | 
         counting: The run that found the number of clusters, if nobody gave it.
     """
     roots.check(config)
+    started = time.monotonic()
+    progress.begin("ingest", 0, "images", 0)
     asked_by = flow_run.root_flow_run_id if redo else None  # begun again after a crash it goes on with its redo
     run, changes = pipeline.request(config, redo or [], of_run, counting, asked_by)
+    progress.end("ingest", {**changes.counts(), "seconds": round(time.monotonic() - started, 1)})
     get_run_logger().info("ingest: %s", changes.counts())
     if linked := changes.counts().get("linked_folders"):
         get_run_logger().warning("%d links to folders were left out. To follow them: --set ingest.follow_links=true.", linked)

@@ -35,7 +35,8 @@ def status(url: str, as_json: Json | None) -> int:
         return 0
     for title, rows in (("corpora", corpora), ("published", published)):
         if rows:
-            terminal.out.print(terminal.table(title, [{name: value for name, value in row.items() if name not in _BELOW} for row in rows]))
+            shown = [{name: value for name, value in row.items() if name not in _BELOW} for row in rows]
+            terminal.out.print(terminal.table(title, [{**row, "at": terminal.minute(row["at"])} if row.get("at") else row for row in shown]))
         for row in rows:
             if row.get("acts"):
                 open_acts = "?" if row["open_acts"] is None else row["open_acts"]
@@ -45,7 +46,8 @@ def status(url: str, as_json: Json | None) -> int:
     if descriptions:
         terminal.out.print(terminal.table("descriptions", descriptions))
     for run in runs:
-        stages = ", ".join(f"{name} {stage['done']}/{stage['planned']}" for name, stage in run["stages"].items())
+        done = sum(0 < stage["planned"] == stage["done"] for stage in run["stages"].values())
+        begun = [f"; {name} has {stage['done']} of {stage['planned']} shards" for name, stage in run["stages"].items() if stage["done"] < stage["planned"]]
         images = ", ".join(f"{count} {status}" for status, count in run["images"].items() if count)
         terminal.out.print(f"run {run['run']}  {run['state']}", markup=False)
         if run["state"] == state.DAMAGED:
@@ -54,7 +56,8 @@ def status(url: str, as_json: Json | None) -> int:
         terminal.out.print(
             f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters by {run['method']}, encoder {run['encoder']}", markup=False
         )
-        terminal.out.print(f"    shards: {stages}; images: {images or '-'}; {run['attempts']} attempts since {run['created']}", markup=False)
+        terminal.out.print(f"    images: {images or '-'}; asked for at {terminal.minute(run['created'])}", markup=False)
+        terminal.out.print(f"    {done} of {len(run['stages'])} stages are done{''.join(begun)}", markup=False)
         if run["decision"]:
             terminal.out.print(f"    model: {run['decision']}", markup=False)
         if run["error"]:

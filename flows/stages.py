@@ -44,14 +44,14 @@ def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
         sums["there"] += there
         if not names:
             continue
-        if units := step.units(context, names):
-            progress.begin(stage.name, units, step.unit, there)
+        progress.begin(stage.name, step.units(context, names), step.unit, there)
         with engine.opened(config) as where:
             futures = where.submit(config, run_id, stage, number, base.slices(names, where.count(config, step)))
             for made in where.wait(futures, stage.name, config.hang_timeout + (config.describe.patience if stage is describe.STAGE else 0)):
                 base.add(sums, made)
     if sums["shards"]:
         sums["seconds"] = round(time.monotonic() - started, 1)
+        progress.end(stage.name, sums)
     return sums
 
 

@@ -3,22 +3,23 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
+from rich.table import Column, Table
+from rich.text import Text
 
 WIDTH = 120
 """Columns where there is no terminal that has a width: a log, a pipe."""
 
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDTH)
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -27,86 +28,240 @@ def warn(warnings: Sequence[str]) -> None:
         err.print(f"warning: {warning}", markup=False)
 
 
-class Bars:
-    """Progress bars on a terminal, with rate and time left."""
+DOES = {
+    "ingest": "list the images",
+    "encode": "compute embeddings",
+    "encode2": "compute those of a second encoder",
+    "count": "find the number of clusters",
+    "refit": "keep or renew the published model",
+    "baseline": "cluster by plain k-means",
+    "prototypes": "choose representatives",
+    "describe": "describe the representatives",
+    "fuse": "give every image a text",
+    "vocabulary": "embed nouns",
+    "nouns": "give every image nouns",
+    "prepare": "compute features and neighbours",
+    "duplicates": "find copies",
+    "enhance": "adapt the encoder",
+    "train": "train the ensemble",
+    "align": "make the consensus",
+    "publish": "name the clusters",
+    "hierarchy": "arrange clusters in a tree",
+    "map": "lay out the map",
+    "lineage": "keep the clusters' keys",
+    "report": "draw the report",
+    "assign": "assign to the run's clusters",
+}
+"""Stage -> what it is for, in a few words."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+DOES_WIDTH = 34
+
+WIDE = 110
+"""Columns of a terminal that has room for that beside the bars."""
+
+_FACTS = {
+    "added": "new",
+    "changed": "changed",
+    "deleted": "deleted",
+    "linked_folders": "links to folders passed over",
+    "excluded": "excluded",
+    "copied": "known before",
+    "known": "known before",
+    "rejected": "rejected",
+    "missing": "missing",
+    "failed": "failed",
+}
+"""Count of what a stage made -> its word for people; the others are in the store and on the dashboard."""
+
+
+@dataclass
+class _Step:
+    """How far a step of a stage is."""
+
+    units: int
+    """0 if it does not say."""
+    unit: str
+    there: int
+    begun: float = field(default_factory=lambda: time.monotonic())
+    done: int = 0
+    first: tuple[float, int] | None = None
+    """When it was first heard of, and how far it was then: before that it loads what it needs."""
+    over: bool = False
+
+    def then(self, units: int, unit: str, there: int) -> "_Step":
+        """The next of the same stage. One that does not say how much it is leaves what was told before."""
+        step = _Step(units, unit, 0) if units else self
+        step.there = self.there + there
+        return step
+
+    def advance(self, by: int) -> None:
+        self.done += by
+        if self.first is None:
+            self.first = (time.monotonic(), self.done)
+
+    def count(self) -> str:
+        return f"{self.done:,} of {self.units:,} {self.unit}" if self.units else ""
+
+    def pace(self, least: float) -> str:
+        """Rate and time left, once it was heard of for ``least`` seconds."""
+        if self.first is None:
+            return ""
+        seconds, made = time.monotonic() - self.first[0], self.done - self.first[1]
+        if made <= 0 or seconds < least or self.done >= self.units:
+            return ""
+        rate = made / seconds
+        return f"{f'{rate:,.0f}/s' if rate >= 1 else f'{60 * rate:.0f}/min'}, {duration((self.units - self.done) / rate)} left"
+
+    def result(self, sums: Mapping[str, float]) -> str:
+        """What came of the stage, of which this was the last step."""
+        listed = [f"{sums['images']:,} images"] if "images" in sums else []  # ingest knows how many there are only now
+        parts = [*listed, duration(sums["seconds"]), *(f"{int(sums[key]):,} {word}" for key, word in _FACTS.items() if sums.get(key))]
+        if self.there:
+            parts.append("1 shard was there" if self.there == 1 else f"{self.there:,} shards were there")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """In one unit, or two from an hour on."""
+    if seconds < 100:
+        return f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+class _Rendered(ProgressColumn):
+    """A column whose text is made when it is drawn."""
+
+    def __init__(self, text: Callable[[Task], str], justify: Literal["left", "right"] = "left") -> None:
+        super().__init__()
+        self._text, self._justify = text, justify
+
+    def render(self, task: Task) -> Text:
+        return Text(self._text(task), justify=self._justify)
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True, justify=self._justify)
+
+
+class Bars:
+    """A progress bar a stage, with rate and time left, for a terminal."""
+
+    SECONDS = 3.0
+    """Of work that an estimate needs."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            _Rendered(lambda task: task.description),
+            *([_Rendered(lambda task: DOES[task.description])] if console.width >= WIDE else []),
+            BarColumn(bar_width=24),
+            _Rendered(lambda task: task.fields["step"].count(), "right"),
+            _Rendered(lambda task: task.fields["result"] or task.fields["step"].pace(self.SECONDS)),
+        )
+        self.progress = Progress(*columns, console=console)
+        self._lock = threading.Lock()
         self._bars: dict[str, TaskID] = {}
+        self._steps: dict[str, _Step] = {}
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
-        before = self._bars.pop(stage, None)
-        if before is not None:
-            self._progress.remove_task(before)
-        self._bars[stage] = self._progress.add_task(f"{stage} ({unit})", total=units or None, rate="", there=f"{there} shards were there" if there else "")
+        before = self._steps.get(stage)
+        self._steps[stage] = step = before.then(units, unit, there) if before and not before.over else _Step(units, unit, there)
+        if step is before:
+            return
+        if before:
+            self.progress.remove_task(self._bars[stage])
+        self._bars[stage] = self.progress.add_task(stage, total=units or None, step=step, result="")
 
     def advance(self, stage: str, by: int) -> None:
-        bar = self._bars[stage]
-        self._progress.advance(bar, by)
-        speed = next(task.speed for task in self._progress.tasks if task.id == bar)
-        self._progress.update(bar, rate=f"{speed:.0f}/s" if speed else "")
+        with self._lock:
+            self._steps[stage].advance(by)
+        self.progress.advance(self._bars[stage], by)
+
+    def end(self, stage: str, sums: Mapping[str, float]) -> None:
+        step = self._steps[stage]
+        step.done, step.over = step.units, True
+        self.progress.update(self._bars[stage], total=step.units or 1, completed=step.units or 1, result=step.result(sums))
 
 
 class Lines:
-    """A line now and then, where stderr is no terminal."""
+    """A line when a stage is done, and one now and then while it works, where stderr is no terminal."""
+
+    SECONDS = 10.0
+    """Between lines of a stage that works; and of work that an estimate needs."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._units: dict[str, int] = {}
-        self._names: dict[str, str] = {}
-        self._done: dict[str, int] = {}
-        self._first: dict[str, tuple[float, int]] = {}
-        """When a stage was first heard of, and how far it was then: before that it loads what it needs."""
-        self._shown = 0.0
+        self._stage = ""
+        """The one that works, if one does."""
+        self._step = _Step(0, "", 0)
+        self._shown = time.monotonic()
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
         with self._lock:
-            self._units[stage], self._names[stage], self._done[stage] = units, unit, 0
-            self._first.pop(stage, None)
-            self._say(f"{stage}: {units} {unit} to work on{f', {there} shards were there' if there else ''}")
+            self._step = self._step.then(units, unit, there) if stage == self._stage else _Step(units, unit, there)
+            self._stage = stage
 
     def advance(self, stage: str, by: int) -> None:
         with self._lock:
-            self._done[stage] += by
-            now, done, units = time.monotonic(), self._done[stage], self._units[stage]
-            first, before = self._first.setdefault(stage, (now, done))
-            if now - self._shown < SECONDS_BETWEEN_LINES:
-                return
-            rate = (done - before) / (now - first) if now - first >= SECONDS_BETWEEN_LINES else 0.0
-            left = f", {rate:.{0 if rate >= 10 else 1}f}/s, {(units - done) / rate:.0f} s left" if rate > 0 else ""
-            self._say(f"{stage}: {done} of {units} {self._names[stage]}{left}")
+            self._step.advance(by)
+
+    def end(self, stage: str, sums: Mapping[str, float]) -> None:
+        with self._lock:
+            count = f"{self._step.units:,} {self._step.unit}, " if self._step.units else ""
+            self._say(f"{count}{self._step.result(sums)}")
+            self._stage = ""
+
+    def look(self) -> None:
+        """Say how far the stage is that works, if it is time. To be called every second or so."""
+        with self._lock:
+            if self._stage and time.monotonic() - self._shown >= self.SECONDS:
+                so_far = self._step.count() or f"at it for {duration(time.monotonic() - self._step.begun)}"
+                self._say(", ".join(filter(None, (so_far, self._step.pace(self.SECONDS)))))
 
     def _say(self, text: str) -> None:
         self._shown = time.monotonic()
-        print(text, file=sys.stderr, flush=True)
+        print(f"{self._stage:<11} {DOES[self._stage]:<{DOES_WIDTH}} {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def watcher() -> Iterator[Bars | Lines]:
     """What shows progress here: bars on a terminal, lines elsewhere."""
-    if not err.is_terminal:
-        yield Lines()
+    if err.is_terminal:
+        bars = Bars(err)
+        with bars.progress:
+            yield bars
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[there]}"),
-    )
-    with Progress(*columns, console=err) as progress:
-        yield Bars(progress)
+    lines, done = Lines(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            lines.look()
+
+    looking = threading.Thread(target=watch, daemon=True)
+    looking.start()
+    try:
+        yield lines
+    finally:
+        done.set()
+        looking.join()
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Rows as a table, columns as the first row has them."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=f"\n{title}", title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in rows[0] if rows else ():
-        shown.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
+        number = any(isinstance(row[column], int | float) for row in rows)
+        shown.add_column(column, justify="right" if number else "left", overflow="fold", min_width=max(map(len, column.split())))
     for row in rows:
         shown.add_row(*(_cell(value) for value in row.values()))
     return shown
+
+
+def minute(time: str) -> str:
+    """Of a time as the store records them, in UTC."""
+    return f"{time[:10]} {time[11:16]} UTC"
 
 
 def _cell(value: object) -> str:

@@ -211,7 +211,10 @@ class _Teller:
         self._told, self._sums, self._clock = told, Counter[str](), watchdog.Clock()
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
-        """Steps are begun elsewhere."""
+        """Steps are begun elsewhere, and end there."""
+
+    def end(self, stage: str, sums: Mapping[str, float]) -> None:
+        """See `begin`."""
 
     def advance(self, stage: str, by: int) -> None:
         self._sums[stage] += by

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -25,6 +25,10 @@ class Watcher(Protocol):
         """``by`` more units are worked on, committed or not."""
         ...
 
+    def end(self, stage: str, sums: Mapping[str, float]) -> None:
+        """A stage is done; ``sums`` count what was made now, ``seconds`` is what it took."""
+        ...
+
 
 _watchers: list[Watcher] = []
 
@@ -39,6 +43,12 @@ def advance(stage: str, by: int) -> None:
     """Tell the watchers that a stage moves. Also of slices in other processes."""
     for watcher in _watchers:
         watcher.advance(stage, by)
+
+
+def end(stage: str, sums: Mapping[str, float]) -> None:
+    """Tell the watchers that a stage is done."""
+    for watcher in _watchers:
+        watcher.end(stage, sums)
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
 
+COLUMNS = ("labelling", "purity", "cohesion", "separation", "agreement", "largest", "smallest", "ARI to consensus")
+"""Of `without_labels`."""
+
 STABLE = 0.5
 """Stability of a cluster below which it counts as dissolved (Hennig 2007)."""
 

@@ -149,7 +149,8 @@ def remarks(context: Context) -> list[str]:
         return []
     kept, exact = (int(pc.sum(table[column]).as_py()) for column in ("keep", "exact"))
     copies, alike = table.num_rows - kept, table.num_rows - exact
-    return [f"{copies:,} images are copies of {kept:,} others, {copies - alike:,} exact and {alike:,} near copies: see duplicates.csv of gsec export."]
+    said = "1 image is a copy of another" if copies == 1 else f"{copies:,} images are copies of {kept:,} {'other' if kept == 1 else 'others'}"
+    return [f"{said}, {copies - alike:,} exact and {alike:,} near copies: see duplicates.csv of gsec export."]
 
 
 def _inputs(context: Context) -> list[str]:

@@ -192,6 +192,6 @@ STAGE = Stage(
     steps=(
         Step((FEATURES_TABLE,), lambda context: ["all"], fit, lambda context, names: 0, whole=True),
         Step((NEIGHBOR_INDEX_TABLE,), _indexed, index, lambda context, names: 0, whole=True),
-        Step((NEIGHBORS_TABLE,), lambda context: usable(context).part_names, search, _units, busy=True),
+        Step((NEIGHBORS_TABLE,), lambda context: usable(context).part_names, search, _units, busy=True, unit="neighbourhoods"),
     ),
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -56,15 +57,23 @@ def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> N
 
 
 def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -> None:
-    made = ("ingest: images 21, added 21", "encode: shards 3", "describe: shards 1", "members 10")
-    for text in (*made, "publish: shards 2", "report: shards 1", "name", "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing"):
+    lines = place["stderr"].splitlines()
+    assert lines[0] == f"starting: the images of {place['folder']} into 3 clusters, store {place['store']}"
+    run = Store.open(str(place["store"])).run(place["run"])
+    assert [line.split()[0] for line in lines[1 : len(run.stage_names()) + 2]] == ["ingest", *run.stage_names()], "a line a stage, no stage takes ten seconds"
+    assert re.fullmatch(r"ingest +list the images +21 images, \S+ s, 21 new", lines[1])
+    assert re.fullmatch(r"encode +compute embeddings +21 images, \S+ s, 1 rejected", lines[2])
+    for text in ("name", "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing; "):
         assert text in place["stderr"]
+    assert lines[-1].startswith("look into it   "), "where to go on comes last"
 
 
 def test_the_same_run_again_starts_nothing(place: dict[str, str]) -> None:
     done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
     assert "nothing to do" in done.stderr
     assert "starting" not in done.stderr
+    shown = place["stderr"][place["stderr"].index("clusters of run") : place["stderr"].index("20 images in 3 clusters")]
+    assert shown in done.stderr, "what is read from the run's record looks as it did"
     gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], "--set", "max_rejects=0.1", *SMALL, check=0)
 
 
@@ -269,7 +278,7 @@ def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place:
     assert f"FAIL  shards: 1 damaged: {path.relative_to(place['store'])}" in done.stdout
     assert "ok    captioner: tagger can be asked" in done.stdout
     done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
-    assert "encode: shards 1, there 2" in done.stderr
+    assert re.search(r"^encode .*, 2 shards were there$", done.stderr, re.MULTILINE)
     assert verify(Store.open(str(place["store"]))) == []
 
 
@@ -309,7 +318,7 @@ def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
     done = gsec_here(*command)
     assert last_json(done)["clusters"] == 3
     assert "3 are separated and more are not" in done.stderr
-    assert "encode: shards 12, there 12" in done.stderr, "the clustering finds what was encoded to count"
+    assert len(re.findall("^encode ", done.stderr, re.MULTILINE)) == 1, "the clustering finds what was encoded to count"
     again = gsec_here(*command)
     assert "nothing to do" in again.stderr
     assert "3 are separated and more are not" in again.stderr

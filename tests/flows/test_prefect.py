@@ -1,7 +1,7 @@
 """Prefect itself, as pinned: the flows' states, and a server that really schedules."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def test_a_slice_is_retried_when_the_store_fails_for_a_moment(tmp_path: Path, mo
         real(source, target)
 
     class Told:
-        units = done = 0
+        units = done = made = 0
 
         def begin(self, stage: str, units: int, unit: str, there: int) -> None:
             self.units = units
@@ -92,12 +92,15 @@ def test_a_slice_is_retried_when_the_store_fails_for_a_moment(tmp_path: Path, mo
         def advance(self, stage: str, by: int) -> None:
             self.done += by
 
+        def end(self, stage: str, sums: Mapping[str, float]) -> None:
+            self.made = sums["ok"]
+
     monkeypatch.setattr(files.os, "link", link)
     told = Told()
     with watched(told):
         assert run_flow(config, run.id, "encode")["ok"] == 10
     assert not failures
-    assert (told.done, told.units) == (10, 10), "what a slice does twice counts once"
+    assert (told.done, told.units, told.made) == (10, 10, 10), "what a slice does twice counts once"
 
 
 @flow

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -79,10 +80,14 @@ def begun(process: subprocess.Popen[bytes], store: Path, stage: str) -> Run:
         time.sleep(0.02)
 
 
+def command(source: Path, store: Path, address: str) -> list[str]:
+    return [*GSEC, "run", str(source), "--store", str(store), *SPREAD, "--set", f"ray.address={address}"]
+
+
 def started(source: Path, store: Path, address: str, log: Path) -> subprocess.Popen[bytes]:
-    command = [*GSEC, "run", str(source), "--store", str(store), *SPREAD, "--set", f"ray.address={address}"]
     with log.open("w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, env=environment(source.parent / "home"), start_new_session=True)
+        process = command(source, store, address)
+        return subprocess.Popen(process, stdout=output, stderr=output, env=environment(source.parent / "home"), start_new_session=True)
 
 
 def test_nodes_die_in_every_stage_then_the_driver_and_a_run_on_threads_finishes(
@@ -108,10 +113,13 @@ def test_nodes_die_in_every_stage_then_the_driver_and_a_run_on_threads_finishes(
 
 def test_nodes_share_the_work_and_tell_of_it(source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, port: int, tmp_path: Path) -> None:
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    process = started(source, tmp_path / "store", f"ray://127.0.0.1:{port}", tmp_path / "log")
-    assert process.wait(180) == 0, (tmp_path / "log").read_text()
+    log = tmp_path / "log"
+    on_a_terminal = ["script", "-qec", shlex.join(command(source, tmp_path / "store", f"ray://127.0.0.1:{port}")), str(log)]
+    home = environment(source.parent / "home")
+    done = subprocess.run(on_a_terminal, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=home, timeout=180, check=False)
+    assert done.returncode == 0, log.read_text()
     assert_equal_tables(tmp_path / "store", by_threads)
-    assert re.search(rf"encode: [1-9]\d* of {IMAGES} images", (tmp_path / "log").read_text()), "slices elsewhere move the bar of the command"
+    assert re.search(rf"\b([1-9]|[1-5]\d) of {IMAGES} images", log.read_text()), "slices elsewhere move the bar of the command"
     for node in nodes:
         cluster.remove_node(node)
 
