@@ -158,7 +158,7 @@ def test_a_shard_of_words_is_made_when_it_is_missing_alone(place: Path, tmp_path
         ({"text": {"vocabulary": "file:/nowhere"}}, "it cannot be read"),
         ({"text": {"prompts": "a photo"}}, "has no place for the word"),
         ({"publish": {"namer": "nouns"}, "text": {"source": "none"}}, "it needs text.source = nouns"),
-        ({"method": "sic", "nouns": {"tau": 0.1}}, "nouns.tau = 0.1: method sic has no such thing"),
+        ({"method": "sic", "nouns": {"tau": 0.1}}, "nouns.tau = 0.1: method sic has no such setting"),
         ({"method": "sic", "text": {"source": "captions"}}, "method sic cannot use it; give `nouns`"),
         ({"method": "zero-shot"}, "clusters = 3: method zero-shot takes a name for each, and text.vocabulary = file:.* has 12"),
         ({"method": "zero-shot", "clusters": "auto"}, "clusters = auto: method zero-shot takes a name for each, .* Give clusters = 12"),

@@ -209,7 +209,7 @@ def test_what_one_encoder_could_not_use_no_one_has_used() -> None:
         ({"text": {"source": "encoder"}}, r"text.source = encoder: say which is the second, with text.encoder"),
         ({"text": {"source": "none", "encoder": "lite"}}, r"text.encoder = lite: only with text.source = encoder is there a second, and it is none"),
         ({"text": {"encoder": "lite"}}, r"only with text.source = encoder is there a second, and it is none"),
-        ({"text": {"source": "encoder", "encoder": "lite"}}, r'text.encoder = "lite": it is the first encoder, encode.encoder, itself'),
+        ({"text": {"source": "encoder", "encoder": "lite"}}, r'text.encoder = "lite": it is the same as the first encoder, encode.encoder'),
         ({"text": {"source": "encoder", "encoder": "foo"}}, r'^text.encoder = "foo": there is no such encoder'),
         ({"text": {"source": "encoder", "encoder": "open_clip:ViT-B-33:openai"}}, r'^text.encoder = "open_clip:ViT-B-33:openai": .*similar names are'),
         ({"text": {"source": "encoder", "encoder": "open_clip:local-dir:/nowhere"}}, r"^text.encoder = .* does not exist"),
