@@ -33,7 +33,9 @@ def test_the_command_refuses_those_of_the_path(other: Path, tmp_path: Path) -> N
     assert done.stderr == f"error: {other} hides gsec's own package {name}. Take its folder off PYTHONPATH, or install gsec into an environment of its own.\n"
 
 
-def test_the_command_does_not_mind_those_of_the_folder_it_is_called_in(other: Path, tmp_path: Path) -> None:
+def test_the_command_does_not_mind_those_of_the_folder_it_is_called_in(tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this was imported')\n")
     done = version(GSEC, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -6,15 +6,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from ..fresh import fresh_environment, variables
 from ..pictures import write_pictures
-from .stacks import Stack, stack_in
+from .stacks import stack_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,15 +60,6 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def stack(programs: Path, elsewhere: Path) -> Iterator[Stack]:
-    folder = elsewhere / "stack"
-    folder.mkdir()
-    with stack_in(folder, {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}, [programs / "gsec"], elsewhere) as stack:
-        stack.write({"wheel": {"source": elsewhere / "in"}})
-        yield stack
-
-
 def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
@@ -76,29 +67,39 @@ def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
     assert {name for name in names if ".dist-info/" not in name} == wanted
 
 
-def gsec(programs: Path, elsewhere: Path, *words: str | Path) -> str:
-    told = variables(PREFECT_HOME=elsewhere / "prefect", HF_HUB_OFFLINE="1")
-    done = subprocess.run([programs / "gsec", *words], cwd=elsewhere, env=told, capture_output=True, text=True, timeout=180, check=False)
+QUICK = {"GSEC_THREADS": "1", "GSEC_BASELINE__N_INIT": "2", "GSEC_TRAIN__N_MEMBERS": "5", "GSEC_GSEC__ENSEMBLE_SIZE": "4", "GSEC_GSEC__MAX_STEPS": "20"}
+
+
+def gsec(programs: Path, folder: Path, *words: str | Path) -> str:
+    told = variables(PREFECT_HOME=folder / "prefect", HF_HUB_OFFLINE="1", **QUICK)
+    done = subprocess.run([programs / "gsec", *words], cwd=folder, env=told, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def test_the_commands_of_the_first_hour(programs: Path, elsewhere: Path) -> None:
+@pytest.fixture(scope="module")
+def demo(programs: Path, elsewhere: Path) -> dict[str, Any]:
+    """What it says."""
+    said: dict[str, Any] = json.loads(gsec(programs, elsewhere, "demo", "in", "--clusters", "3", "--json").splitlines()[-1])
+    return said
+
+
+def test_the_demonstration_and_its_report(demo: dict[str, Any], programs: Path, elsewhere: Path) -> None:
     assert "--directory" in gsec(programs, elsewhere, "demo", "--help")
-    said = json.loads(gsec(programs, elsewhere, "demo", "in", "--clusters", "3", "--json").splitlines()[-1])
-    assert said["images"] == 12
-    assert Path(said["report"]).exists()
+    assert demo["images"] == 12
     gsec(programs, elsewhere, "report", "--store", "gsec-demo/store", "--to", "drawn")
     assert "data:image/jpeg;base64," in (elsewhere / "drawn/index.html").read_text()
 
 
-def test_the_service(stack: Stack) -> None:
-    stack.up()
-    run = stack.begin("gsec/wheel")
-    assert stack.ended(run)["name"] == "Completed", stack.logs()
-    with httpx.Client(base_url=stack.reports, follow_redirects=True) as client:
-        pages = [client.get(place) for place in ("/", "/explore/wheel", "/published/wheel")]
-        assert [page.status_code for page in pages] == [200, 200, 200]
-        parts = re.findall(r'(?:href|src)="(/static/[^"]+)"', pages[1].text)
-        assert parts
-        assert all(client.get(part).is_success for part in parts)
+def test_the_service(demo: dict[str, Any], programs: Path, elsewhere: Path) -> None:
+    with stack_in(elsewhere / "gsec-demo", {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}, [programs / "gsec"], elsewhere) as stack:
+        stack.write({"wheel": {"source": elsewhere / "in"}})
+        stack.up()
+        run = stack.begin("gsec-ingest/wheel")
+        with httpx.Client(base_url=stack.reports, follow_redirects=True) as client:
+            pages = [client.get(f"/runs/{demo['run_id']}/{place}") for place in ("explore", "report/index.html")]
+            assert [page.status_code for page in (client.get("/"), *pages)] == [200, 200, 200]
+            parts = re.findall(r'(?:href|src)="(/static/[^"]+)"', pages[0].text)
+            assert parts
+            assert all(client.get(part).is_success for part in parts)
+        assert stack.ended(run)["name"] == "Completed", stack.logs()
