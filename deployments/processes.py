@@ -42,7 +42,10 @@ NAMES = ("server", "ray", "worker", "reports")
 WORKER = "gsec"
 """The worker's name."""
 
-PROGRAMS = Path(sys.executable).parent
+_PYTHON = (sys.executable, "-P", "-m")
+"""Programs as modules of this environment, wherever its scripts are. No module is looked for in the folder that the user is in."""
+
+_RAY = (*_PYTHON, "ray.scripts.scripts")
 
 MARK = "GSEC_SERVICE"
 """Environment variable that says which service of which stack a process belongs to."""
@@ -78,13 +81,13 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
     auth = environment.get(AUTH)
     server = Service(
         "server",
-        (sys.executable, "-m", "deployments.server", "--host", stack.host, "--port", str(stack.port)),
+        (*_PYTHON, "deployments.server", "--host", stack.host, "--port", str(stack.port)),
         config.server_environment(stack, environment),
         lambda since: _answers(f"{stack.url()}/health"),
     )
     worker = Service(
         "worker",
-        (str(PROGRAMS / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER),
+        (*_PYTHON, "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER),
         config.worker_environment(stack, environment),
         lambda since: _works(stack.url(), auth, since),
         OUTSIDE,
@@ -98,7 +101,7 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
         raise Refused(f"curate = true: curation needs a token. Set {TOKEN}, or leave curate out.")
     reports = Service(
         "reports",
-        (str(PROGRAMS / "gsec"), "serve", *stores, "--host", stack.host, "--port", str(stack.reports_port), *(["--curate"] if stack.curate else [])),
+        (*_PYTHON, "gsec", "serve", *stores, "--host", stack.host, "--port", str(stack.reports_port), *(["--curate"] if stack.curate else [])),
         {},
         lambda since: _answers(f"{stack.reports_url()}/health"),
         OUTSIDE,
@@ -115,7 +118,7 @@ def _head(stack: StackConfig, ray: RayEntry, environment: Mapping[str, str]) -> 
     return Service(
         "ray",
         (
-            *(str(PROGRAMS / "ray"), "start", "--head", "--block", *where, "--num-cpus", str(cpus)),
+            *(*_RAY, "start", "--head", "--block", *where, "--num-cpus", str(cpus)),
             *("--object-store-memory", str(_OBJECT_STORE), "--include-dashboard", "false"),
         ),
         told,
@@ -289,7 +292,7 @@ def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
         socket.create_connection((ray.host, ray.port), 5).close()  # asked first: Ray would try for a minute
     except OSError:
         return False
-    asked = subprocess.run([str(PROGRAMS / "ray"), "status", "--address", ray.address()], env=environment, capture_output=True, text=True, check=False)
+    asked = subprocess.run([*_RAY, "status", "--address", ray.address()], env=environment, capture_output=True, text=True, check=False)
     return asked.returncode == 0 and " node_" in asked.stdout
 
 

@@ -306,7 +306,7 @@ class TestImage:
     sources = tuple(source for line in re.findall(r"^COPY (.+)$", dockerfile, re.M) for source in line.split()[:-1])
 
     def test_what_is_copied_exists_and_is_sent(self) -> None:
-        assert {"pyproject.toml", "LICENSE", "gsec_core", "tasks", "flows", "deployments"} == set(self.sources)
+        assert {"pyproject.toml", "constraints.txt", "LICENSE", "gsec.py", "gsec_core", "tasks", "flows", "deployments"} == set(self.sources)
         for source in self.sources:
             assert (ROOT / source).exists()
             assert sent(source)
@@ -319,7 +319,15 @@ class TestImage:
         assert not sent(path)
 
     def test_a_change_of_the_code_installs_nothing_anew(self) -> None:
-        steps = ["pip install ${TORCH_INDEX", "COPY pyproject.toml", "pip install '.[stack,s3,ray]'", "COPY gsec_core", "pip install --no-deps -e ."]
+        pinned = "pip install -c /constraints.txt"
+        steps = [
+            "pip install ${TORCH_INDEX",
+            "COPY pyproject.toml",
+            f"{pinned} '.[stack,s3,ray]'",
+            "COPY gsec.py",
+            "COPY gsec_core",
+            "pip install --no-deps -e .",
+        ]
         places = [self.dockerfile.index(step) for step in steps]
         assert places == sorted(places)
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ class Stack:
     port: int = field(default_factory=free_port)
     reports_port: int = field(default_factory=free_port)
     environment: dict[str, str] = field(default_factory=dict)
+    program: Sequence[str | Path] = tuple(GSEC)
+    called_in: Path | None = None
 
     @property
     def file(self) -> Path:
@@ -65,7 +67,9 @@ class Stack:
         self.file.write_text(text)
 
     def gsec(self, *words: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([*GSEC, *words], capture_output=True, text=True, env={**os.environ, **self.environment}, timeout=400, check=False)
+        environment = {**os.environ, **self.environment}
+        command = [*self.program, *words]
+        done = subprocess.run(command, cwd=self.called_in, capture_output=True, text=True, env=environment, timeout=400, check=False)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
         return done
 
@@ -130,9 +134,11 @@ class Stack:
 
 
 @contextmanager
-def stack_in(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """A stack that is stopped at the end, its processes gone."""
-    stack = Stack(folder, environment=dict(environment or {}))
+def stack_in(
+    folder: Path, environment: Mapping[str, str] | None = None, program: Sequence[str | Path] = tuple(GSEC), called_in: Path | None = None
+) -> Iterator[Stack]:
+    """A stack that is stopped at the end, its processes gone. ``program`` is the `gsec` that is called, ``called_in`` a folder."""
+    stack = Stack(folder, environment=dict(environment or {}), program=program, called_in=called_in)
     yield stack
     processes = [child for service in ("server", "ray", "worker", "reports") for child in _family(stack, service)]
     stack.down()
