@@ -118,7 +118,7 @@ def export_as(url: str, to: Path, format: "Format", images: "Images | None", run
     context = _context(url, run_id)
     with _mended_by_a_run():
         written = formats.write(context, to, format, images)
-    return _written(context, to, written, f"to load it: {formats.loaded_by(format, to.resolve())}", as_json)
+    return _written(context, to, written, f"to load it: {formats.load(format, to.resolve(), written)}", as_json)
 
 
 def _written(context: Context, to: Path, written: Mapping[str, int], then: str | None, as_json: Json | None) -> int:

@@ -180,6 +180,12 @@ class Frames:
         grouped = pl.DataFrame(rows, schema={"cluster": pl.Int32, "group": pl.Int32, "group_name": pl.String}, orient="row")
         return clusters.select("cluster", "cluster_key", "name", "size").join(grouped, on="cluster").sort("group", "cluster")
 
+    @cached_property
+    def tables(self) -> set[str]:
+        """Names of all tables that can be read of the run: its own, and those of the run whose model it keeps."""
+        kept = self.context.run.model()
+        return self._made if kept == self.context.run else self._made | Frames(Context.of(kept, self.context.config)).tables
+
     @property
     def _model(self) -> Run:
         """The run that made the clusters."""

@@ -3,7 +3,7 @@
 In all of them keys and names of clusters are as people have curated them, and what people have hidden is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,21 +19,17 @@ Format = Literal["huggingface", "fiftyone", "coco", "embedding-atlas"]
 
 class _Format(NamedTuple):
     write: Callable[[Labelled, Path, Images | None], dict[str, int]]
-    load: str
-    """How a user loads it from the folder ``{to}``, in Python or by a command."""
+    load: Callable[[Path, Mapping[str, int]], str]
+    """How a user loads what was written into a folder, in Python or by a command."""
     has_images: bool
     """Whether what is written holds the images, so that they need not be placed beside it."""
 
 
 _FORMATS: dict[Format, _Format] = {
-    "huggingface": _Format(huggingface.write, 'datasets.load_dataset("{to}")', True),
-    "fiftyone": _Format(
-        fiftyone.write,
-        'fiftyone.Dataset.from_dir("{to}", fiftyone.types.FiftyOneImageClassificationDataset, data_path="data.json", label_field="cluster")',
-        False,
-    ),
-    "coco": _Format(coco.write, 'pycocotools.coco.COCO("{to}/annotations.json")', False),
-    "embedding-atlas": _Format(atlas.write, 'embedding-atlas "{to}/atlas.parquet" --x x --y y --text text --image image --labels "{to}/labels.parquet"', True),
+    "huggingface": _Format(huggingface.write, huggingface.load, True),
+    "fiftyone": _Format(fiftyone.write, fiftyone.load, False),
+    "coco": _Format(coco.write, coco.load, False),
+    "embedding-atlas": _Format(atlas.write, atlas.load, True),
 }
 
 
@@ -50,6 +46,6 @@ def write(context: Context, to: Path, format: Format, images: Images | None = No
     return _FORMATS[format].write(Labelled.of(Frames(context)), to, images)
 
 
-def loaded_by(format: Format, to: Path) -> str:
-    """How a user loads what was written, in Python or by a command."""
-    return _FORMATS[format].load.format(to=to)
+def load(format: Format, to: Path, written: Mapping[str, int]) -> str:
+    """How a user loads what `write` has written, in Python or by a command."""
+    return _FORMATS[format].load(to, written)

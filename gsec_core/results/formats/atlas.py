@@ -1,5 +1,7 @@
 """What Embedding Atlas shows: a table with a place on the map, a text and a thumbnail for each image, and the clusters' names as labels of the map."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +40,12 @@ def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[st
     with replacing(to / LABELS) as file:
         labels.drop("cluster_key").write_parquet(file)
     return {TABLE: len(rows), LABELS: len(labels)}
+
+
+def load(to: Path, written: Mapping[str, int]) -> str:
+    """See `formats.load`."""
+    on_map = ["--x", "x", "--y", "y", "--labels", str(to / LABELS)] if LABELS in written else []
+    return shlex.join(["embedding-atlas", str(to / TABLE), *on_map, "--text", "text", "--image", "image"])
 
 
 def _rows(labelled: Labelled) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """COCO's JSON: the clusters as categories, and one annotation an image, which covers it whole."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +40,8 @@ def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[st
             file.write(b"]")
         file.write(b"}\n")
     return {ANNOTATIONS: len(rows), **({IMAGES: len(rows)} if images else {}), LOST: len(labelled.images) - len(rows)}
+
+
+def load(to: Path, written: Mapping[str, int]) -> str:
+    """See `formats.load`."""
+    return f"pycocotools.coco.COCO({str(to / ANNOTATIONS)!r})"

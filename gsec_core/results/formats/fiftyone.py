@@ -1,7 +1,7 @@
 """A FiftyOneImageClassificationDataset: a label an image, with its confidence, and a manifest of the images' files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[st
         file.write(b"}}\n")
     written = {LABELS: len(rows), MANIFEST: len(rows), **({IMAGES: len(rows)} if images else {})}
     return {**written, LOST: len(labelled.images) - len(rows)}
+
+
+def load(to: Path, written: Mapping[str, int]) -> str:
+    """See `formats.load`."""
+    kind = "fiftyone.types.FiftyOneImageClassificationDataset"
+    return f'fiftyone.Dataset.from_dir({str(to)!r}, {kind}, data_path="{MANIFEST}", label_field="cluster")'
 
 
 def _label(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A dataset of Hugging Face's `datasets`: Parquet with the images in it, and a card that says which files are the data."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[st
     with replacing(to / CARD) as file:
         file.write(_CARD.format(data=DATA, title="Clusters of images", about=labelled.about).encode())
     return {DATA: count, LOST: len(labelled.images) - count}
+
+
+def load(to: Path, written: Mapping[str, int]) -> str:
+    """See `formats.load`."""
+    return f"datasets.load_dataset({str(to)!r})"
 
 
 def _write_shards(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:
