@@ -54,6 +54,10 @@ Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `op
 Captioner = Annotated[
     str | None, Parameter(name="--captioner", help="`tagger`, `openai:MODEL` of the server at describe.url, or `table:FILE:COLUMN`. Default: tagger.")
 ]
+FinishedRun = Annotated[
+    str | None,
+    Parameter(name="--run", help="The run: its id, the beginning of it, or published/PIPELINE. Default: the newest that is finished."),
+]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML file of settings.")]
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Any setting, as section.name=value. May be repeated.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object as the last line of stdout.")]
@@ -89,7 +93,7 @@ def run(
 def stage(
     name: Annotated[str, Parameter(help="ingest, or a stage of the pipeline.")],
     *,
-    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it.")] = None,
+    run: Annotated[str | None, Parameter(help="The run: its id, the beginning of it, or published/PIPELINE.")] = None,
     config: ConfigFile = None,
     store: StoreUrl = None,
     set_: Set = None,
@@ -178,7 +182,7 @@ def prune(
 def assign(
     source: Source,
     *,
-    run: Annotated[str, Parameter(help="The run whose clusters the images are assigned to, by its id or the beginning of it.")],
+    run: Annotated[str, Parameter(help="The run whose clusters the images are assigned to: its id, the beginning of it, or published/PIPELINE.")],
     store: StoreUrl = None,
     corpus: CorpusName = None,
     set_: Set = None,
@@ -197,7 +201,7 @@ def evaluate(
     *,
     labels: Annotated[str, Parameter(help="A CSV or Parquet file with a label for each image, found by a column `uri`, or by the bytes in a column `image`.")],
     column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
-    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
+    run: FinishedRun = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
@@ -228,6 +232,10 @@ def compare(
 def export(
     *,
     to: Annotated[Path, Parameter(help="A folder; it need not exist. Files of an earlier export are replaced.")],
+    format_: Annotated[
+        Literal["tables", "huggingface", "fiftyone", "coco", "embedding-atlas"],
+        Parameter(name="--format", help="What to write: tables, or instead of them files that another library loads."),
+    ] = "tables",
     images: Annotated[
         Literal["links", "copies"] | None, Parameter(help="Also write one folder for each cluster, with links to its images or with copies.")
     ] = None,
@@ -235,20 +243,25 @@ def export(
         bool, Parameter(negative="", help="Also write a folder `encoder`: the CLIP that the run has adapted to its clusters, for later runs.")
     ] = False,
     groups: Annotated[int | None, Parameter(help="Also write a table `groups.csv`: the clusters in this number of groups, by the run's tree.")] = None,
-    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
+    run: FinishedRun = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a run's assignments with names (Parquet, CSV), its clusters (JSON, CSV), what was unusable (CSV), and images by cluster."""
+    """Write a run's assignments with names (Parquet, CSV), its clusters (JSON, CSV), what was unusable (CSV), and images by cluster; or another format."""
+    if format_ != "tables" and (encoder or groups is not None):
+        raise Refused(f"{'--encoder' if encoder else '--groups'}: --format {format_} has no such part. Export it with --format tables.")
     from flows import reports
 
-    return reports.export(_config(None, None, store=store).store, to, images, encoder, groups, run, _out(as_json))
+    place = _config(None, None, store=store).store
+    if format_ != "tables":
+        return reports.export_as(place, to, format_, images, run, _out(as_json))
+    return reports.export(place, to, images, encoder, groups, run, _out(as_json))
 
 
 @app.command
 def report(
     *,
-    run: Annotated[str | None, Parameter(help="The run, by its id or the beginning of it. Default: the newest that is finished.")] = None,
+    run: FinishedRun = None,
     to: Annotated[
         Path | None, Parameter(help="A folder to draw the report into, from the run's tables. Default: print where the report in the store is.")
     ] = None,

@@ -1,19 +1,23 @@
 """The commands that look. Status, export and prune import neither torch nor Prefect; evaluate and report what they need."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from flows import terminal
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.results import status as state
 from gsec_core.stages.base import Context
-from gsec_core.store import Run, Store
+from gsec_core.store import Store
 from gsec_core.store import prune as pruning
 from gsec_core.tables import REPORT_TABLE
+
+if TYPE_CHECKING:
+    from gsec_core.results.formats import Format
+    from gsec_core.results.images import Images
 
 Json = Callable[[dict[str, Any]], None]
 
@@ -99,34 +103,52 @@ def publish(url: str, run_id: str, as_json: Json | None) -> int:
     return 0
 
 
-def export(url: str, to: Path, images: Literal["links", "copies"] | None, encoder: bool, groups: int | None, run_id: str | None, as_json: Json | None) -> int:
+def export(url: str, to: Path, images: "Images | None", encoder: bool, groups: int | None, run_id: str | None, as_json: Json | None) -> int:
     """A run's result as files."""
     from gsec_core.results import export as exporting
 
     context = _context(url, run_id)
     with _mended_by_a_run():
         written = exporting.export(context, to, images, encoder, groups)
+    then = f"to cluster with it: gsec run --encoder open_clip:local-dir:{(to / exporting.ENCODER).resolve()}" if encoder else None
+    return _written(context, to, written, then, as_json)
+
+
+def export_as(url: str, to: Path, format: "Format", images: "Images | None", run_id: str | None, as_json: Json | None) -> int:
+    """A run's result as another library loads it."""
+    from gsec_core.results import formats
+
+    context = _context(url, run_id)
+    with _mended_by_a_run():
+        written = formats.write(context, to, format, images)
+    return _written(context, to, written, f"to load it: {formats.load(format, to.resolve(), written)}", as_json)
+
+
+def _written(context: Context, to: Path, written: Mapping[str, int], then: str | None, as_json: Json | None) -> int:
+    """What an export tells; ``then`` is what to do with it."""
+    from gsec_core.results.export import ENCODER
+    from gsec_core.results.images import IMAGES, LOST
+
     if as_json:
         as_json({"run_id": context.run.id, "to": str(to.resolve()), **written})
         return 0
     terminal.out.print(f"run {context.run.id} to {to}:", markup=False)
+    counted = {IMAGES: "images", ENCODER: "files"}
     for name, count in written.items():
-        if name != exporting.LOST:
-            what = {exporting.IMAGES: "images", exporting.ENCODER: "files"}.get(name, "rows")
-            terminal.out.print(f"  {name}: {count:,} {what}", markup=False)
-    if encoder:
-        terminal.out.print(f"to cluster with it: gsec run --encoder open_clip:local-dir:{(to / exporting.ENCODER).resolve()}", markup=False)
-    if written.get(exporting.LOST):
-        terminal.err.print(
-            f"warning: {written[exporting.LOST]:,} images are no longer there as they were clustered, and not in {to / exporting.IMAGES}.", markup=False
-        )
+        if name != LOST:
+            terminal.out.print(f"  {name}: {count:,} {counted.get(name, 'rows')}", markup=False)
+    if then is not None:
+        terminal.out.print(then, markup=False)
+    if written.get(LOST):
+        place = to / IMAGES if IMAGES in written else to
+        terminal.err.print(f"warning: {written[LOST]:,} images are no longer there as they were clustered, and not in {place}.", markup=False)
     return 0
 
 
 def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) -> int:
     """Where a run's report is, or a new drawing of it."""
     from gsec_core.report import collect, pages
-    from gsec_core.results.export import make_folder
+    from gsec_core.results.files import make_folder
     from gsec_core.stages import report as stage
 
     context = _context(url, run_id)
@@ -175,10 +197,11 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
 
 def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, column: str, to: Path | None, as_json: Json | None) -> int:
     """Runs side by side."""
-    from gsec_core.report import collect, pages
+    from gsec_core.report import pages
     from gsec_core.results import compare as comparing
-    from gsec_core.results.export import make_folder
+    from gsec_core.results.files import make_folder
     from gsec_core.sources import keyed
+    from gsec_core.stages import canonical
 
     store = Store.open(config.store)
     runs = [store.run(run_id) for run_id in run_ids]
@@ -191,7 +214,7 @@ def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, 
         found = comparing.compare(first, runs[1:])
         scores = found.scores(label_of) if label_of is not None else []
         if to is not None:
-            thumbnails = dict(collect.thumbnails(first, [image.image_id for image in found.differing]))
+            thumbnails = dict(canonical.thumbnails(first, [image.image_id for image in found.differing]))
             (to / "compare.html").write_bytes(pages.compared(found, scores, thumbnails))
     page = None if to is None else str(to.resolve() / "compare.html")
     rows, ari = found.rows(), found.ari.tolist()
@@ -213,8 +236,9 @@ def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, 
 
 def _context(url: str, run_id: str | None) -> Context:
     """A run of a store; without an id the newest that is finished."""
-    store = Store.open(url)
-    run = store.run(run_id) if run_id is not None else _newest_finished(store)
+    from gsec_core.results.frames import find_run
+
+    run = find_run(Store.open(url), run_id)
     return Context.of(run, run.config())
 
 
@@ -224,13 +248,6 @@ def _mended_by_a_run() -> Iterator[None]:
         yield
     except BadShard as error:
         raise GsecError(f"{error}. The next gsec run of its source repairs it.") from None
-
-
-def _newest_finished(store: Store) -> Run:
-    for run in reversed(store.runs()):
-        if run.is_finished() and "publish" in run.stage_names():
-            return run
-    raise Refused(f"--store {store.url}: it holds no finished run. `gsec status` shows what there is.")
 
 
 def prune(url: str, keep_runs: int, dry_run: bool) -> int:

@@ -1,7 +1,7 @@
 """What a report says, read from a run's tables."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,7 @@ from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content
 from gsec_core.results import quality, status
 from gsec_core.stages import align, describe, duplicates, encode, hierarchy, lineage, publish, refit
 from gsec_core.stages.base import Context
-from gsec_core.stages.canonical import usable
+from gsec_core.stages.canonical import thumbnails, usable
 from gsec_core.tables import (
     ASSIGNMENTS_TABLE,
     CLUSTER_NAMES_TABLE,
@@ -30,7 +30,6 @@ from gsec_core.tables import (
     OK,
     REJECTED,
     REPRESENTATIVE_CAPTIONS_TABLE,
-    THUMBNAILS_TABLE,
 )
 
 BINS = 20
@@ -187,16 +186,6 @@ def _emerging(context: Context, hidden: Set[bytes]) -> Iterator[Emerging]:
         typical = [image for image in group["images"] if image not in hidden][:PICTURES]
         thumbnail_of = dict(thumbnails(context, typical))
         yield Emerging(group["size"], group["cluster"], tuple(group["like"]), tuple(map(thumbnail_of.get, typical)))
-
-
-def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Image id and JPEG of those that are kept, from the store alone: the source may be gone."""
-    rows = usable(context).rows
-    rows = rows.filter(pc.is_in(rows["image_id"], pa.array(image_ids, pa.binary(16))))
-    for shard, table in context.shards(encode.STAGE, THUMBNAILS_TABLE).read_each(sorted(set(rows["shard"].to_pylist()))):
-        alive = rows.filter(pc.equal(rows["shard"], shard))["image_id"]  # an older shard has the picture that the file held before
-        here = table.filter(pc.is_in(table["image_id"], alive))
-        yield from zip(here["image_id"].to_pylist(), here["thumbnail"].to_pylist(), strict=True)
 
 
 def _duplicates(context: Context, copies: pl.DataFrame) -> Iterator[Duplicates]:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import TemporaryFile, gettempdir
@@ -163,6 +163,16 @@ def load_thumbnails(context: Context, side: int) -> tuple[NDArray[np.uint8], int
                 matrix[position] = pixels
             found += len(here)
     return matrix, rows.num_rows - found
+
+
+def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Image id and JPEG of those that are kept, from the store alone: the source may be gone."""
+    rows = usable(context).rows
+    rows = rows.filter(pc.is_in(rows["image_id"], pa.array(image_ids, pa.binary(16))))
+    for shard, table in context.shards(encode.STAGE, THUMBNAILS_TABLE).read_each(sorted(set(rows["shard"].to_pylist()))):
+        alive = rows.filter(pc.equal(rows["shard"], shard))["image_id"]  # an older shard has the picture that the file held before
+        here = table.filter(pc.is_in(table["image_id"], alive))
+        yield from zip(here["image_id"].to_pylist(), here["thumbnail"].to_pylist(), strict=True)
 
 
 def by_shard(rows: pa.Table) -> dict[Any, pl.DataFrame]:

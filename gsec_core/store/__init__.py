@@ -70,12 +70,22 @@ class Store:
         return Corpus(self.files, SHARED).tables()
 
     def run(self, id: str) -> Run:
-        """A run by its id or an unambiguous beginning of it. Raises Refused if there is none."""
+        """A run by its id, an unambiguous beginning of it, or as ``published/PIPELINE``, what that publishes. Raises Refused if there is none."""
+        if id.startswith(f"{PUBLISHED}/"):
+            return self._published_run(id)
         found = [name for name in self.files.directories("runs") if name.startswith(id)]
         if len(found) != 1:
             problem = "there is no such run" if not found else f"{len(found)} runs begin like this"
             raise Refused(f"--run {id}: {problem} in {self.url}. `gsec status` lists the runs.")
         return Run(self.files, found[0])
+
+    def _published_run(self, name: str) -> Run:
+        newest = self.publications.newest(name.removeprefix(f"{PUBLISHED}/"))
+        if newest is None:
+            known = ", ".join(f"{PUBLISHED}/{pipeline}" for pipeline in self.publications.pipelines())
+            raise Refused(f"--run {name}: {self.url} publishes nothing of that name; there is {known or 'nothing published yet'}.")
+        self.check_there(newest)
+        return Run(self.files, newest.run_id)
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""

@@ -15,7 +15,8 @@ from PIL import Image
 
 from gsec_core import pipeline
 from gsec_core.errors import Refused
-from gsec_core.results.export import export, file_names, safe_name, write_csv
+from gsec_core.results.export import export, write_csv
+from gsec_core.results.images import file_names, safe_name
 from gsec_core.stages.base import Context
 from gsec_core.tables import CLUSTER_NAMES_TABLE, HIERARCHY_TABLE
 

@@ -1,0 +1,43 @@
+"""What every format says of a run: its images, each with a class, and the classes."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import polars as pl
+
+from gsec_core.results.frames import Frames
+
+FACTS = ("confidence", "margin", "agreement", "outlier", "is_duplicate")
+"""What is said of an image beside its cluster; see `tables.ASSIGNMENTS`."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A run's result, as far as it is shown.
+
+    Attributes
+    ----------
+    images : frame
+        `Frames.shown`, with ``label``, the place of its cluster among the classes, and ``class_name``.
+    classes : frame
+        A row a cluster that is not hidden: ``cluster_key``, ``name``, ``description``, and ``class_name``, which no two share.
+    """
+
+    frames: Frames
+    images: pl.DataFrame
+    classes: pl.DataFrame
+
+    @classmethod
+    def of(cls, frames: Frames) -> "Labelled":
+        """Of a run. Raises as `Frames` does."""
+        classes = frames.shown_clusters.select("cluster_key", "name", "description")
+        named = Counter(classes["name"])  # people may give a name twice, and a model one that a person gave already
+        class_names = [name if named[name] == 1 else f"{name} ({key})" for key, name in classes.select("cluster_key", "name").iter_rows()]
+        classes = classes.with_columns(class_name=pl.Series(class_names, dtype=pl.String))
+        labels = classes.select("cluster_key", "class_name").with_row_index("label").with_columns(pl.col("label").cast(pl.Int64))
+        return cls(frames, frames.shown.join(labels, on="cluster_key", how="left", maintain_order="left"), classes)
+
+    @property
+    def about(self) -> str:
+        """The run in a sentence."""
+        return f"{len(self.images):,} images in {len(self.classes):,} clusters, by gsec, run {self.frames.context.run.id}."

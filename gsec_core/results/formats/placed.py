@@ -1,0 +1,40 @@
+"""Images as files, for formats that name them: where they are in the source, or beside what is written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+from gsec_core.errors import Refused
+from gsec_core.results.files import make_folder
+from gsec_core.results.formats.labelled import Labelled
+from gsec_core.results.images import IMAGES, Images, open_for, place_images
+from gsec_core.sources.folder import LocalFolder, RemoteFolder
+from gsec_core.sources.uris import inside
+
+
+def place(labelled: Labelled, to: Path, images: Images | None, format: str, absolute: bool) -> tuple[pl.DataFrame, Callable[[str], str]]:
+    """The images that are there, in the order of their URIs, with a column ``place``, and what makes a path of it.
+
+    Paths are relative to ``to`` if ``images`` are placed there; else relative to the source, or ``absolute``, which takes a local folder. Makes the
+    folder ``to``. Raises Refused if the images are no files, or not of this machine where their paths are to be absolute.
+    """
+    context, shown = labelled.frames.context, labelled.images.sort("uri")
+    source = open_for(context, images, to)
+    if source is not None:
+        make_folder(to)
+        named = shown if labelled.frames.curation is None else shown.with_columns(cluster="cluster_key")
+        placed = place_images(context, source, named, to / IMAGES, images == "links").rename({"path": "place"})
+        return shown.join(placed, on="image_id", maintain_order="left"), str
+    source = context.open_source()
+    if not isinstance(source, LocalFolder | RemoteFolder):
+        raise Refused(f"--format {format}: the images of {context.config.source} are no files by themselves. Add --images copies.")
+    if absolute and not isinstance(source, LocalFolder):
+        raise Refused(f"--format {format}: the images of {context.config.source} are not files on this machine. Add --images copies.")
+    make_folder(to)
+    found = shown.with_columns(place="uri")
+    if isinstance(source, LocalFolder):
+        there = [os.path.exists(os.path.join(source.url, inside(uri))) for uri in found["place"]]
+        found = found.filter(pl.Series(there, dtype=pl.Boolean))
+    return found, (lambda uri: os.path.join(source.url, inside(uri))) if absolute else inside

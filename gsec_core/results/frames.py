@@ -1,0 +1,203 @@
+"""The tables of a finished run as polars frames: assignments and clusters with their names, as people have curated them.
+
+What `gsec export` writes and what a notebook sees is made here. Imports no torch.
+"""
+
+import functools
+from collections.abc import Sequence
+from functools import cached_property
+
+import polars as pl
+
+from gsec_core.clustering import hierarchy
+from gsec_core.curation import Curated, curated, log_of
+from gsec_core.errors import Refused
+from gsec_core.stages import encode
+from gsec_core.stages.base import Context
+from gsec_core.stages.canonical import by_shard, usable
+from gsec_core.store import Run, Store
+from gsec_core.tables import (
+    ALIGNMENT_TABLE,
+    ASSIGNED_TABLE,
+    ASSIGNMENTS_TABLE,
+    CLUSTER_NAMES_TABLE,
+    CLUSTERS_TABLE,
+    DUPLICATES_TABLE,
+    EMBEDDINGS_TABLE,
+    HIERARCHY_TABLE,
+    INSTANCE_GROUPS_TABLE,
+    LINEAGE_TABLE,
+    MAP_TABLE,
+    OK,
+    REPRESENTATIVE_CAPTIONS_TABLE,
+)
+
+
+def find_run(store: Store, run: str | None) -> Run:
+    """A run as `Store.run` finds it; for None the newest that is finished and has clusters of its own. Raises Refused if there is none."""
+    if run is not None:
+        return store.run(run)
+    for found in reversed(store.runs()):
+        if found.is_finished() and "publish" in found.stage_names():
+            return found
+    raise Refused(f"--store {store.url}: it holds no finished run. `gsec status` shows what there is.")
+
+
+class Frames:
+    """A finished run as frames. Each is read when it is first asked for, and kept.
+
+    Attributes raise Refused if a table is not complete, BadShard if one is damaged, and BadRecord if the log of curation is.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @cached_property
+    def curation(self) -> Curated | None:
+        """What people have made of the clusters, in the order of `assignments`; None if nobody said anything."""
+        return curated(self.context) if log_of(self.context).numbers() else None
+
+    @cached_property
+    def model_assignments(self) -> pl.DataFrame:
+        """A row a usable image, in canonical order: the schema of `assignments`, with the clusters' keys and names as the model has them."""
+        rows = read(self.context.run, ASSIGNED_TABLE if self.context.of_run else ASSIGNMENTS_TABLE)
+        named = rows.join(self.model_clusters.select("cluster", "cluster_key", "name"), on="cluster", how="left", maintain_order="left")
+        first = ["uri", "cluster", "cluster_key", "name"]
+        return named.select(*first, pl.exclude(*first))
+
+    @cached_property
+    def model_clusters(self) -> pl.DataFrame:
+        """One row for each cluster of the model, by number."""
+        keys, *more = (read(self._model, table) for table in (LINEAGE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE))
+        return functools.reduce(lambda left, right: left.join(right, on="cluster", maintain_order="left"), more, keys.select("cluster", "cluster_key"))
+
+    @cached_property
+    def assignments(self) -> pl.DataFrame:
+        """`model_assignments`; where people have curated with their keys and names, the model's own beside them, and whether an image is hidden."""
+        found = self.curation
+        if found is None:
+            return self.model_assignments
+        names = {cluster.key: cluster.name for cluster in found.clusters}
+        own = self.model_assignments.rename({"cluster_key": "model_cluster_key", "name": "model_name"})
+        keyed = own.with_columns(cluster_key=pl.Series(found.keys, dtype=pl.Int32), hidden=pl.Series(found.hidden, dtype=pl.Boolean))
+        first = ["uri", "cluster", "cluster_key", "name", "hidden", "model_cluster_key", "model_name"]
+        return keyed.with_columns(name=pl.col("cluster_key").replace_strict(names, return_dtype=pl.String)).select(*first, pl.exclude(*first))
+
+    @cached_property
+    def clusters(self) -> pl.DataFrame:
+        """`model_clusters`; where people have curated a row a curated cluster.
+
+        Beside it, of the model's cluster of this key, name, size and what else is known of that. Parts that a split made have none.
+        """
+        found = self.curation
+        if found is None:
+            return self.model_clusters
+        kinds = {"cluster_key": pl.Int32, "name": pl.String, "description": pl.String, "size": pl.Int64, "hidden": pl.Boolean, "starred": pl.Boolean}
+        rows = pl.DataFrame(
+            [(*cluster[:7], list(cluster.merged), cluster.key if cluster.model_name is not None else None) for cluster in found.clusters],
+            schema={**kinds, "curated": pl.Boolean, "merged": pl.List(pl.Int32), "model_cluster_key": pl.Int32},
+            orient="row",
+        )
+        own = self.model_clusters.rename({name: f"model_{name}" for name in ("name", "description", "size")})
+        return rows.join(own, on="cluster_key", how="left", maintain_order="left")
+
+    @property
+    def shown(self) -> pl.DataFrame:
+        """`assignments` without the images that people have hidden."""
+        return self.assignments if self.curation is None else self.assignments.filter(~pl.col("hidden"))
+
+    @property
+    def shown_clusters(self) -> pl.DataFrame:
+        """`clusters` without those that people have hidden."""
+        return self.clusters if self.curation is None else self.clusters.filter(~pl.col("hidden"))
+
+    @cached_property
+    def unusable(self) -> pl.DataFrame:
+        """A row an image that has no cluster: uri, status (rejected or missing) and reason."""
+        return pl.DataFrame(encode.encoded_rows(self.context)).filter(pl.col("status") != OK).select("uri", "status", "reason").sort("uri")
+
+    @cached_property
+    def duplicates(self) -> pl.DataFrame | None:
+        """The table `duplicates`; None of a run that assigns, or of an older gsec."""
+        return read(self.context.run, DUPLICATES_TABLE) if DUPLICATES_TABLE in self._made else None
+
+    @cached_property
+    def sizes(self) -> pl.DataFrame:
+        """A row a usable image: image_id, width and height in pixels, as shown."""
+        found = []
+        wanted = by_shard(usable(self.context).rows)
+        for name, table in self.context.shards(encode.STAGE, EMBEDDINGS_TABLE).read_each(sorted(wanted), ["image_id", "width", "height"]):
+            found.append(pl.DataFrame(table).join(wanted[name].select("image_id"), on="image_id"))
+        return pl.concat([pl.DataFrame(schema={"image_id": pl.Binary, "width": pl.Int32, "height": pl.Int32}), *found])
+
+    @cached_property
+    def points(self) -> pl.DataFrame | None:
+        """A row an image: image_id, and x and y on the map. None of a run that assigns, or of an older gsec."""
+        return read(self.context.run, MAP_TABLE) if MAP_TABLE in self._made else None
+
+    @cached_property
+    def descriptions(self) -> pl.DataFrame:
+        """A row a content that was described: content_hash and text. Empty where the method takes its text from elsewhere."""
+        try:
+            said = read(self._model, REPRESENTATIVE_CAPTIONS_TABLE, ["content_hash", "text"])
+        except Refused:
+            return pl.DataFrame(schema={"content_hash": pl.Binary, "text": pl.String})
+        return said.drop_nulls().unique("content_hash", keep="first", maintain_order=True)
+
+    @cached_property
+    def pseudo_labels(self) -> pl.DataFrame | None:
+        """What a semi-supervised learner starts from: the images that members labelled themselves, each with the label, in the numbers of the consensus.
+
+        None of a run whose method labels none.
+        """
+        run = self.context.run
+        if INSTANCE_GROUPS_TABLE not in self._made:
+            return None
+        labels = read(run, ALIGNMENT_TABLE).select("member", cluster="permutation").explode("cluster")
+        labels = labels.with_columns(group=pl.int_range(pl.len(), dtype=pl.Int32).over("member"))
+        found = read(run, INSTANCE_GROUPS_TABLE).join(self.model_assignments.select("image_id", "uri"), on="image_id").join(labels, on=["member", "group"])
+        named = found.join(self.model_clusters.select("cluster", "cluster_key", "name"), on="cluster")
+        return named.select("uri", "member", "class", "cluster", "cluster_key", "name").sort("member", "class", "uri")
+
+    def groups(self, groups: int) -> pl.DataFrame:
+        """One row for each cluster of the model, with the group that it is in, the largest first. Raises Refused if there is no tree, or not so many clusters."""
+        clusters, run = self.model_clusters, self._model
+        count = len(clusters)
+        if not 1 <= groups <= count:
+            raise Refused(f"--groups {groups}: the run has {count} clusters. Give 1 to {count}.")
+        try:
+            tree = read(run, HIERARCHY_TABLE)
+        except Refused:
+            raise Refused(
+                f"--groups {groups}: run {run.id} has no tree of its clusters, because an older gsec made it. gsec run with --redo hierarchy makes one."
+            ) from None
+        if len(tree) != count - 1:
+            raise Refused(f"--groups {groups}: of {count} clusters there is no tree.")
+        merges = list(tree.select("left", "right").iter_rows())
+        names = [*clusters["name"], *tree["name"]]
+        found = sorted(hierarchy.cut(merges, count, groups).items(), key=lambda group: (-sum(clusters["size"][group[1]]), group[1]))
+        rows = [(cluster, number, names[node]) for number, (node, inside) in enumerate(found) for cluster in inside]
+        grouped = pl.DataFrame(rows, schema={"cluster": pl.Int32, "group": pl.Int32, "group_name": pl.String}, orient="row")
+        return clusters.select("cluster", "cluster_key", "name", "size").join(grouped, on="cluster").sort("group", "cluster")
+
+    @cached_property
+    def tables(self) -> set[str]:
+        """Names of all tables that can be read of the run: its own, and those of the run whose model it keeps."""
+        kept = self.context.run.model()
+        return self._made if kept == self.context.run else self._made | Frames(Context.of(kept, self.context.config)).tables
+
+    @property
+    def _model(self) -> Run:
+        """The run that made the clusters."""
+        return (self.context.of_run or self.context).run
+
+    @cached_property
+    def _made(self) -> set[str]:
+        """Names of the tables that the run itself made."""
+        return {table for record in self.context.run.stages().values() for table in record["tables"]}
+
+
+def read(run: Run, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """A table of a run, or some columns of it. Raises Refused if it is not complete, BadShard if it is damaged."""
+    shards, names = run.table(table)
+    return pl.concat([pl.DataFrame(found) for found in shards.read_all(names, columns)])

@@ -1,0 +1,316 @@
+"""A finished run in a notebook: its tables as polars frames, its images and its embeddings. Imports no torch."""
+
+import base64
+import html
+import io
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from gsec_core.curation import log_of
+from gsec_core.errors import NotFound, Refused
+from gsec_core.images.decode import content_hash, decode
+from gsec_core.results.frames import Frames, find_run, read
+from gsec_core.settings import load_config
+from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
+from gsec_core.stages.base import Context
+from gsec_core.stages.canonical import load_embeddings, thumbnails, usable
+from gsec_core.stages.encode import encoders_of, fetch
+from gsec_core.store import Store
+from gsec_core.tables import (
+    ASSIGNED_TABLE,
+    ASSIGNMENTS,
+    ASSIGNMENTS_TABLE,
+    CLUSTER_NAMES,
+    CLUSTERS,
+    DUPLICATES,
+    DUPLICATES_TABLE,
+    embeddings_schema,
+)
+
+T = TypeVar("T")
+
+OUTLYING = 3.0
+"""From here on the score of an outlier is worth a look."""
+
+CLUSTERS_SHOWN, PICTURES_SHOWN = 30, 3
+"""Clusters in the table of a run, the largest, and pictures of each."""
+
+_SMALL, _LARGE = 56, 96
+"""Longest side of a picture in that table and in a gallery, in pixels of CSS. Thumbnails have no more than the latter."""
+
+
+def open_run(store: str | os.PathLike[str] | None = None, run: str | None = None) -> "OpenRun":
+    """Open a finished run, found as the command line finds it.
+
+    Parameters
+    ----------
+    store : str or path, optional
+        The folder or fsspec URL that all tables are in. By default, as for every command, that of the environment variable ``GSEC_STORE``, or ``gsec-store``.
+    run : str, optional
+        An id, the beginning of one, or ``published/PIPELINE``, which is what that pipeline publishes. By default the newest that is finished.
+
+    Returns
+    -------
+    OpenRun
+        The run, with the clusters as people have curated them when they are first asked for.
+
+    Settings that change no result, such as ``GSEC_SCRATCH`` and ``GSEC_ENCODE__WORKERS``, are read from the environment. Raises Refused if there is no such
+    run, or if it is not finished.
+    """
+    config = load_config(overrides={} if store is None else {"store": os.path.expanduser(os.fspath(store))})
+    found = find_run(Store.open(config.store), run)
+    return OpenRun(Context.of(found, config))
+
+
+def _columns(*known: pa.Schema | Mapping[str, str]) -> Callable[[T], T]:
+    """Add to a docstring what the columns mean."""
+
+    def documented(of: T) -> T:
+        meanings: dict[str, str] = {}
+        for some in known:
+            meanings |= some if isinstance(some, Mapping) else {field.name: field.metadata[b"meaning"].decode() for field in some}
+        lines = "".join(f"\n        {name} : {meaning}" for name, meaning in meanings.items())
+        of.__doc__ = f"{of.__doc__}\n\n        Columns\n        -------{lines}\n        "
+        return of
+
+    return documented
+
+
+_NAMED = {
+    "cluster_key": "what the cluster is called from run to run; if people have curated, the cluster that it is in by what they said",
+    "name": "of the cluster of this key; if people have curated, as they call it",
+}
+_CURATED_IMAGES = {
+    "hidden": "if people have curated: whether they have hidden the image, or its cluster",
+    "model_cluster_key, model_name": "if people have curated: the cluster that the model put it into",
+}
+_CURATED_CLUSTERS = {
+    "hidden, starred": "if people have curated: whether they have hidden or starred it",
+    "curated": "if people have curated: whether its name, description or images are no longer the model's",
+    "merged": "if people have curated: keys of the clusters that are part of it",
+    "model_name, model_description, model_size": "if people have curated: what the model's cluster of this key is called and has; all measures are of that one",
+}
+
+
+class OpenRun:
+    """A finished run. Shown at the end of a cell it is a table of its clusters, with pictures.
+
+    Frames are polars', read when they are first asked for, and kept. Their names and keys of clusters are those that people gave, if they have curated any,
+    as in what `gsec export` writes. All raise BadShard if a table is damaged, Unreachable if the store does not answer.
+
+    Attributes
+    ----------
+    id : str
+        32 hex digits.
+    pipeline : str
+        What its clustering is published as.
+    """
+
+    def __init__(self, context: Context) -> None:
+        """Raises Refused if the run is not finished."""
+        self.id = context.run.id
+        self.pipeline = log_of(context).pipeline
+        self._context = context
+        self._frames = Frames(context)
+        context.run.table(ASSIGNMENTS_TABLE if context.of_run is None else ASSIGNED_TABLE)
+        _ = self._frames.model_clusters
+
+    def __len__(self) -> int:
+        """Images that have a cluster."""
+        return len(self.assignments)
+
+    def __repr__(self) -> str:
+        return f"<gsec run {self.id}: {len(self):,} images in {len(self.clusters):,} clusters>"
+
+    @property
+    @_columns(ASSIGNMENTS, _NAMED, _CURATED_IMAGES)
+    def assignments(self) -> pl.DataFrame:
+        """A row an image that has a cluster, in the order of `embeddings`."""
+        return self._frames.assignments
+
+    @property
+    @_columns(CLUSTER_NAMES, CLUSTERS, {name: _NAMED[name] for name in ("cluster_key",)}, _CURATED_CLUSTERS)
+    def clusters(self) -> pl.DataFrame:
+        """A row a cluster."""
+        return self._frames.clusters
+
+    @property
+    def outliers(self) -> pl.DataFrame:
+        """The `assignments` whose outlier score is above `OUTLYING` deviations, the farthest from their clusters first; hidden images left out."""
+        return self._frames.shown.filter(pl.col("outlier") > OUTLYING).sort("outlier", descending=True, maintain_order=True)
+
+    @property
+    @_columns(DUPLICATES)
+    def duplicates(self) -> pl.DataFrame:
+        """A row an image of which there is a copy, or nearly one, group after group. Raises Refused if the run has not looked for them."""
+        found = self._frames.duplicates
+        if found is None:
+            raise Refused(f"run {self.id} has no table {DUPLICATES_TABLE}: it assigns to the clusters of another, or an older gsec made it.")
+        return found
+
+    @property
+    @_columns(pa.schema([field for field in ASSIGNMENTS if field.name == "uri"]), pa.schema(list(embeddings_schema(1, None))[-2:]))
+    def unusable(self) -> pl.DataFrame:
+        """A row an image that has no cluster: rejected, or missing from the source when it was read."""
+        return self._frames.unusable
+
+    @cached_property
+    def embeddings(self) -> NDArray[np.float16]:
+        """The unit vectors of the images, (n, dim), row by row those of `assignments`. Read-only.
+
+        It is a memory map of a disposable file in the folder ``GSEC_SCRATCH``, or that of the system: 2 bytes a value are taken there, and little memory. The
+        first use reads the whole table once, from whatever the store is on. Of a run with two encoders it is the first one's.
+        """
+        vectors = load_embeddings(self._context).view()
+        vectors.flags.writeable = False
+        return vectors
+
+    def table(self, name: str) -> pl.DataFrame:
+        """Any other table of the run, as it is in the store, such as ``map``, ``hierarchy`` or ``representative_captions``.
+
+        ``docs/reference/tables.md`` lists the tables and their columns. Raises NotFound if the run has none of this name.
+        """
+        if name not in self._frames.tables:
+            raise NotFound(f"run {self.id} has no table {name}; it has {', '.join(sorted(self._frames.tables))}.")
+        return read(self._context.run, name)
+
+    def images(self, cluster: int | str, hidden: bool = False) -> pl.DataFrame:
+        """The `assignments` of one cluster, by its key or by its name, the surest first; ``hidden`` ones only if they are asked for.
+
+        Raises NotFound if there is no such cluster, Refused if several have the name.
+        """
+        rows = self.assignments if hidden else self._frames.shown
+        return rows.filter(pl.col("cluster_key") == self._key(cluster)).sort("confidence", descending=True, maintain_order=True)
+
+    def thumbnails(self, images: pl.DataFrame) -> list[Image.Image | None]:
+        """The pictures that the store has of some images, at most 96 pixels wide and high; None where it has none. The source may be gone.
+
+        ``images`` are rows of `assignments`, or of any frame with a column ``image_id``; those of few clusters or shards are read fastest.
+        """
+        return [None if data is None else Image.open(io.BytesIO(data)) for data in self._jpegs(images)]
+
+    def read(self, uri: str) -> bytes:
+        """The file of an image, from its source. ``uri`` is as in `assignments`.
+
+        Raises NotFound if the run has no such image, or if the source no longer has it as it was clustered; Unreachable if the source does not answer.
+        """
+        row = self.assignments.filter(pl.col("uri") == uri)
+        if not len(row):
+            raise NotFound(f"{uri}: run {self.id} has no image of this URI. run.assignments has all of them.")
+        listed = pl.DataFrame(self._context.live.select(["image_id", *ImageRef._fields])).filter(pl.col("image_id") == row["image_id"][0])
+        try:
+            data = fetch(self._source, ImageRef(*listed.select(ImageRef._fields).row(0)))
+        except (MissingImage, RejectedImage) as error:
+            raise NotFound(f"{uri}: the source has it no more ({error}). run.thumbnails has a small picture of it.") from None
+        if content_hash(data) != row["content_hash"][0]:
+            raise NotFound(f"{uri}: the file has changed since it was clustered. run.thumbnails has a small picture of what it was.")
+        return data
+
+    def open(self, uri: str) -> Image.Image:
+        """The picture of an image, from its source: 8-bit RGB, upright. Raises as `read` does."""
+        return decode(self.read(uri))
+
+    def gallery(self, images: pl.DataFrame, most: int = 24) -> "Gallery":
+        """Pictures of some images, in their order, to be shown at the end of a cell: the first ``most``. ``images`` as for `thumbnails`."""
+        shown = images.head(most)
+        figures = "".join(_figure(row, jpeg) for row, jpeg in zip(shown.iter_rows(named=True), self._jpegs(shown), strict=True))
+        more = f"<p>and {len(images) - len(shown):,} more</p>" if len(images) > len(shown) else ""
+        return Gallery(f'<div style="display:flex;flex-wrap:wrap;gap:8px">{figures}</div>{more}')
+
+    def _repr_html_(self) -> str:
+        """The run, and its largest clusters with their surest images. Holds all that it shows, and no script."""
+        frames, shown = self._frames, self._frames.shown
+        sizes = shown.group_by("cluster_key").agg(images=pl.len(), confidence=pl.col("confidence").mean())
+        clusters = frames.shown_clusters.select("cluster_key", "name").join(sizes, on="cluster_key", how="left")
+        clusters = clusters.with_columns(pl.col("images").fill_null(0)).sort("images", "cluster_key", descending=[True, False])
+        listed = clusters.head(CLUSTERS_SHOWN)
+        surest = shown.filter(pl.col("cluster_key").is_in(listed["cluster_key"].to_list())).sort("confidence", descending=True, maintain_order=True)
+        surest = surest.group_by("cluster_key", maintain_order=True).head(PICTURES_SHOWN)
+        pictures: dict[int, str] = {}
+        for key, jpeg in zip(surest["cluster_key"], self._jpegs(surest), strict=True):
+            pictures[key] = pictures.get(key, "") + _picture(jpeg, _SMALL)
+        rows = "".join(
+            f"<tr><td>{row['cluster_key']}</td><td>{_cell(row['name'])}</td><td>{row['images']:,}</td>"
+            f"<td>{'' if row['confidence'] is None else format(row['confidence'], '.2f')}</td><td>{pictures.get(row['cluster_key'], '')}</td></tr>"
+            for row in listed.iter_rows(named=True)
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("key", "name", "images", "confidence", "surest images"))
+        more = f"<p>and {len(clusters) - len(listed):,} smaller clusters</p>" if len(clusters) > len(listed) else ""
+        return f"<div><p>{self._about()}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}</div>"
+
+    def _about(self) -> str:
+        newest = Store(self._context.run.files).publications.newest(self.pipeline)
+        published = ", published" if newest is not None and newest.run_id == self.id else ""
+        unusable, hidden = usable(self._context).live - len(self), len(self) - len(self._frames.shown)
+        said = [f"{len(self):,} images in {len(self.clusters):,} clusters"]
+        said += [f"{count:,} {what}" for count, what in ((hidden, "hidden"), (unusable, "unusable")) if count]
+        said += [f"method {_cell(self._context.config.method)}", f"encoder {_cell(encoders_of(self._context.run))}"]
+        return f"<b>{_cell(self.pipeline)}</b>{published}, run {self.id}<br>{', '.join(said)}"
+
+    @cached_property
+    def _source(self) -> Source:
+        return self._context.open_source()
+
+    def _key(self, cluster: int | str) -> int:
+        clusters = self.clusters
+        if isinstance(cluster, str):
+            keys = clusters.filter(pl.col("name") == cluster)["cluster_key"].to_list()
+            if len(keys) > 1:
+                raise Refused(f"cluster {cluster}: {len(keys)} clusters are called that. Give the key of one: {', '.join(map(str, keys))}.")
+            if not keys:
+                raise NotFound(f"cluster {cluster}: run {self.id} has no cluster of this name. run.clusters has all of them.")
+            return int(keys[0])
+        key = operator.index(cluster)
+        if key not in clusters["cluster_key"]:
+            found = self._frames.curation
+            if found is not None and key in found.into:
+                raise NotFound(f"cluster {key} is part of cluster {found.into[key]} now.")
+            raise NotFound(f"cluster {key}: run {self.id} has no cluster of this key. run.clusters has all of them.")
+        return key
+
+    def _jpegs(self, images: pl.DataFrame) -> Sequence[bytes | None]:
+        if "image_id" not in images.columns:
+            raise Refused("the frame has no column image_id: give rows of run.assignments, run.images, run.outliers or run.duplicates.")
+        found = dict(thumbnails(self._context, images["image_id"].to_list()))
+        return [found.get(id) for id in images["image_id"]]
+
+
+class Gallery:
+    """Pictures, as HTML that holds them."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def _repr_html_(self) -> str:
+        return self._shown
+
+
+def _figure(row: Mapping[str, Any], jpeg: bytes | None) -> str:
+    uri, confidence = str(row.get("uri", "")), row.get("confidence")
+    said = [_cell(uri.rpartition("/")[2])]
+    if row.get("name") is not None:
+        said.append(_cell(row["name"]))
+    if confidence is not None:
+        said.append(f"{confidence:.2f}")
+    style = "margin:0;width:100px;font-size:smaller;overflow-wrap:anywhere"
+    return f'<figure style="{style}" title="{_cell(uri)}">{_picture(jpeg, _LARGE)}<figcaption>{"<br>".join(said)}</figcaption></figure>'
+
+
+def _picture(jpeg: bytes | None, side: int) -> str:
+    if jpeg is None:
+        return ""
+    style = f"display:inline;max-width:{side}px;max-height:{side}px;margin:1px"
+    return f'<img alt="" style="{style}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
+
+
+def _cell(text: str) -> str:
+    return html.escape(text)
