@@ -160,7 +160,7 @@ class Frames:
         return named.select("uri", "member", "class", "cluster", "cluster_key", "name").sort("member", "class", "uri")
 
     def groups(self, groups: int) -> pl.DataFrame:
-        """One row for each cluster of the model, with the group that it is in, the largest first. Raises Refused if there is no tree, or not so many clusters."""
+        """One row for each cluster of the model, with its group, the largest first. Raises Refused if there is no tree, or not so many clusters."""
         clusters, run = self.model_clusters, self._model
         count = len(clusters)
         if not 1 <= groups <= count:
