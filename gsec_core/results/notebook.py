@@ -134,13 +134,13 @@ class OpenRun:
     @property
     @_columns(ASSIGNMENTS, _NAMED, _CURATED_IMAGES)
     def assignments(self) -> pl.DataFrame:
-        """A row an image that has a cluster, in the order of `embeddings`."""
+        """One row for each image that has a cluster, in the order of `embeddings`."""
         return self._frames.assignments
 
     @property
     @_columns(CLUSTER_NAMES, CLUSTERS, {name: _NAMED[name] for name in ("cluster_key",)}, _CURATED_CLUSTERS)
     def clusters(self) -> pl.DataFrame:
-        """A row a cluster."""
+        """One row for each cluster."""
         return self._frames.clusters
 
     @property
@@ -151,7 +151,7 @@ class OpenRun:
     @property
     @_columns(DUPLICATES)
     def duplicates(self) -> pl.DataFrame:
-        """A row an image of which there is a copy, or nearly one, group after group. Raises Refused if the run has not looked for them."""
+        """One row for each image of which there is a copy, or nearly one, group after group. Raises Refused if the run has not looked for them."""
         found = self._frames.duplicates
         if found is None:
             raise Refused(f"run {self.id} has no table {DUPLICATES_TABLE}: it assigns to the clusters of another, or an older gsec made it.")
@@ -160,7 +160,7 @@ class OpenRun:
     @property
     @_columns(pa.schema([field for field in ASSIGNMENTS if field.name == "uri"]), pa.schema(list(embeddings_schema(1, None))[-2:]))
     def unusable(self) -> pl.DataFrame:
-        """A row an image that has no cluster: rejected, or missing from the source when it was read."""
+        """One row for each image that has no cluster: rejected, or missing from the source when it was read."""
         return self._frames.unusable
 
     @cached_property
