@@ -29,6 +29,8 @@ app = App(
     name="gsec",
     help="Sorts a large store of unlabelled images into clusters. Every stage is resumable: a rerun does what is missing.",
     version=lambda: version("gsec"),  # without it the version of a distribution `flows`, which there is not
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says what it means
 )
 
 Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]

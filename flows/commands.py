@@ -175,9 +175,9 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
 def _watched() -> Iterator[None]:
     """Prefect is there, and what its flows do is shown."""
     with orchestrator():
-        from tasks.progress import watched
+        from tasks.progress import interruptible, watched
 
-        with terminal.watcher() as watcher, watched(watcher):
+        with terminal.watcher() as watcher, watched(watcher), interruptible():
             yield
 
 

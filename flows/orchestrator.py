@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from gsec_core.errors import Refused
 
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 _STARTS = 3
 """Another process may take a free port before the server has it."""
+
+_SERVER = """
+import os, signal, sys, threading
+
+def follow():
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=follow, daemon=True).start()
+from uvicorn import main
+main()
+"""
+"""Ends with the process that started it, however that ends: what it reads from is closed then. Ctrl-C it does not hear, as flows tell it of their end."""
 
 _LEVEL = "PREFECT_SERVER_LOGGING_LEVEL"
 
@@ -105,14 +118,15 @@ def _begin(server: "SubprocessASGIServer") -> str | None:
     import prefect
     from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
-    command = [sys.executable, "-P", "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
+    command = [sys.executable, "-P", "-c", _SERVER, "--app-dir", str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(server.port), "--log-level", "error", "--lifespan", "on"]
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True), **marks}
     quiet = environment.get(_LEVEL) == "CRITICAL"
     if quiet:
         environment[_LEVEL] = "ERROR"  # or it would end without a word
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)
     server.server_process = process
     atexit.register(server.stop)
     lines: list[str] = []

@@ -1,9 +1,11 @@
 """Progress for two kinds of watchers: the terminal of a command, and Prefect's dashboard."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol
 
 from prefect import get_run_logger
@@ -61,6 +63,32 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
+class Interrupted(BaseException):
+    """Raised in a slice where it tells of its progress, once the command is to end."""
+
+
+_interrupted = threading.Event()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C ends slices of this process where they next tell of their progress; a flow waits for them before it ends."""
+    _interrupted.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def of_slice(stage: str, number: int, units: int, unit: str, there: int = 0) -> Iterator[Progress]:
     """A Progress for the library that moves a progress artifact of the slice, and tells the process's watchers.
@@ -78,6 +106,8 @@ def of_slice(stage: str, number: int, units: int, unit: str, there: int = 0) -> 
 
     def told(by: int) -> None:
         nonlocal done, shown_at
+        if _interrupted.is_set():
+            raise Interrupted
         advance(stage, by)
         with lock:
             done += by

@@ -7,7 +7,7 @@
     python -m tests.kills --images 600 --times 20 --nodes 2
 
 Kills alternate between the process and its whole process group. With ``--at`` there is one as each named stage works, a
-moment after it said that it begins. Whenever a run gets through, its labels are compared
+moment after Prefect said that its flow begins. Whenever a run gets through, its labels are compared
 with the undisturbed run's and the rest of the kills hit a new store. What was redone is printed: the images that were
 worked on beyond the number there are. With ``--s3`` the stores, but the undisturbed run's, are on moto's S3 server behind a proxy that delays answers,
 throttles and resets connections (see `tests.s3_proxy`). With ``--nodes`` it is not the command that is killed but nodes of a real Ray cluster of so
@@ -54,7 +54,7 @@ class Attempt:
     killed: str
     """What was killed: "process", "group", or nothing."""
     worked_on: int
-    """Images encoded or copied by its own last word, committed or not; up to 5 s old where it was killed."""
+    """Images encoded or copied by its own last word, committed or not; up to 10 s old where it was killed."""
     result: dict[str, Any] | None
     errors: str
 
@@ -77,13 +77,14 @@ def write_cifar(folder: Path, count: int) -> Path:
 def attempt(arguments: list[str], home: Path, kill_after: float | None, group: bool = False, kill_at: str | None = None) -> Attempt:
     """Start `gsec run` and kill it ``kill_after`` seconds later, if it still runs; with ``kill_at`` so long after that stage began."""
     started = time.monotonic()
-    process = subprocess.Popen([*GSEC, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home), start_new_session=True)
+    surroundings = {**environment(home), "PREFECT_LOGGING_LEVEL": "INFO"}
+    process = subprocess.Popen([*GSEC, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings, start_new_session=True)
     killed, said = "", ""
     assert process.stderr is not None
     if kill_at is not None:
         for line in process.stderr:
             said += line
-            if line.startswith(f"{kill_at}: "):
+            if f"for flow 'gsec-{kill_at}'" in line:
                 break
     try:
         out, errors = process.communicate(timeout=kill_after)
@@ -91,14 +92,14 @@ def attempt(arguments: list[str], home: Path, kill_after: float | None, group: b
         killed = "group" if group else "process"
         (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
-        _kill_what_is_left_of(process.pid)  # a temporary Prefect server outlives a killed process, and holds its pipes open
+        _kill_what_is_left_of(process.pid)  # it would hold its pipes open
         out, errors = process.communicate()
     errors = said + errors
-    counts = re.findall(r"^encode: (\d+) of \d+ images", errors, re.MULTILINE)
+    counts = re.findall(r"^encode .*? ([\d,]+)(?: of [\d,]+)? images", errors, re.MULTILINE)
     if not killed and process.returncode:
         raise AssertionError(f"exit {process.returncode}\n{errors}")
     result = None if killed else json.loads(out.splitlines()[-1])
-    return Attempt(time.monotonic() - started, killed, int(counts[-1]) if counts else 0, result, errors)
+    return Attempt(time.monotonic() - started, killed, int(counts[-1].replace(",", "")) if counts else 0, result, errors)
 
 
 def _kill_what_is_left_of(group: int) -> None:

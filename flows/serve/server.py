@@ -6,6 +6,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 import uvicorn
@@ -34,7 +35,8 @@ def serve(urls: Sequence[str], host: str, port: int, curate: bool = False) -> in
     logging.getLogger("gsec.serve").info("serving %s on %s", ", ".join(store.url for store in stores), address)
     if by_link:
         print(f"Open {address}/?token={token}", file=sys.stderr, flush=True)
-    uvicorn.Server(config).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # which it raises once it has ended in order
+        uvicorn.Server(config).run(sockets=[listening])
     return 0
 
 

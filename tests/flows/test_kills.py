@@ -1,10 +1,15 @@
 """Real kills of the real command as training and as alignment work; `python -m tests.kills` does many, at any moment."""
 
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from ..command import SMALL
+from ..command import GSEC, SMALL, environment
 from ..kills import prove_at
 from ..pictures import write_pictures
 
@@ -18,3 +23,36 @@ def test_killed_it_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path, se
     tac = ["method=tac", "tac.max_steps=40", "train.n_members=4", f"text.vocabulary=file:{tmp_path / 'words.txt'}"]
     given = [part for setting in tac for part in ("--set", setting)]
     prove_at(source, ["train", "align"], seed=2, settings=["-k", "5", *SMALL, *given], directory=tmp_path)
+
+
+@pytest.fixture
+def working(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that encodes, on a terminal, which passes on what is typed; with a temporary server of its own."""
+    source = write_pictures(tmp_path / "in", range(400))
+    command = shlex.join([*GSEC, "run", str(source), "-k", "3", "--store", str(tmp_path / "store"), *SMALL, "--set", "max_slices=1"])
+    words = ["script", "-qefc", command, "/dev/null"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(tmp_path / "home")) as process:
+        assert process.stdout is not None
+        said = b""
+        while not re.search(rb"\b[1-9]\d* of 400 images", said):
+            said += (read := process.stdout.read1())
+            assert read, said.decode()
+        yield process
+        process.kill()
+
+
+def test_ctrl_c_ends_a_run_at_once_with_its_server(working: subprocess.Popen[bytes]) -> None:
+    [_, server] = psutil.Process(working.pid).children(recursive=True)
+    assert "create_app" in " ".join(server.cmdline())
+    said, _ = working.communicate(b"\x03", timeout=30)
+    assert working.returncode == 130
+    assert b"interrupted. What was committed stays; a rerun continues." in said
+    assert b"Traceback" not in said
+    assert b"400 of 400 images" not in said, "the slice was not finished first"
+    server.wait(10)
+
+
+def test_the_server_of_a_run_that_is_killed_ends(working: subprocess.Popen[bytes]) -> None:
+    [run, server] = psutil.Process(working.pid).children(recursive=True)
+    run.kill()
+    server.wait(20)
