@@ -2,6 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from gsec_core.captioners import pool
+
 from .server import Server
 
 
@@ -9,3 +11,10 @@ from .server import Server
 def server() -> Iterator[Server]:
     with Server() as running:
         yield running
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits between two attempts are short."""
+    monkeypatch.setattr(pool, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pool, "LONGEST_WAIT", 0.05)

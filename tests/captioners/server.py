@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from gsec_core.captioners import Captioner, load_captioner
+from gsec_core.config import DescribeConfig
+
 from .examples import GOOD
+
+SECRET = "sk-4f9a8b7c6d5e"
+OTHER_SECRET = "sk-of-another-service"
 
 
 class Request(NamedTuple):
@@ -81,7 +87,7 @@ class _Http(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: object) -> None:
-        """Whoever asked has given up."""
+        """The client has given up."""
 
 
 class Server:
@@ -169,10 +175,16 @@ class Server:
                         self.wfile.write(bytes([byte]))
                         time.sleep(drip)
                     self.wfile.write(b"" if drip else data)
-                except ConnectionError:  # whoever asked has given up
+                except ConnectionError:  # the client has given up
                     self.close_connection = True
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
         return Handler
+
+
+def captioner(*servers: Server, **settings: Any) -> Captioner:
+    """The client of these servers, with little patience."""
+    settings = {"url": ",".join(server.url for server in servers), "patience": 0.3, **settings}
+    return load_captioner(DescribeConfig(captioner="openai:tiny", **settings), device="cpu", threads=1)

@@ -11,10 +11,9 @@ from gsec_core.errors import GsecError, Refused
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
 from .examples import GOOD, describe, subject
-from .server import Server, as_json, reply
-from .test_openai import captioner, quick
+from .server import Server, as_json, captioner, reply
 
-__all__ = ["quick"]
+pytestmark = pytest.mark.usefixtures("quick")
 
 AROUND = [
     "{}",

@@ -19,9 +19,9 @@ from gsec_core.explore import Past
 from gsec_core.explore.history import History
 from gsec_core.store import Run, Store
 
-from ..pictures import picture, settings, write_pictures
-from ..report.contents import HOSTILE
-from ..stages.steps import run_stages
+from ...pictures import picture, settings, write_pictures
+from ...report.contents import HOSTILE
+from ...stages.steps import run_stages
 
 SECRET = "a long random text"
 JSON = {"Content-Type": "application/json"}

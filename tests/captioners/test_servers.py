@@ -1,0 +1,273 @@
+"""Servers that misbehave, and several that share the work, on real sockets."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+
+import pytest
+
+from gsec_core.captioners import background
+from gsec_core.errors import GsecError, Refused
+from gsec_core.tables import DESCRIBED, FAILED
+
+from .examples import GOOD, describe, describe_all, png, subject
+from .server import GONE, SECRET, Request, Response, Server, as_json, captioner, error, reply
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+DEEP = Response(200, b"[" * 100_000 + b"]" * 100_000, {"Content-Type": "application/json"})
+"""JSON, which no parser likes."""
+
+
+class TestErrors:
+    """The table of `servers`, row by row."""
+
+    @pytest.mark.parametrize("status", [400, 413, 422])
+    def test_what_the_server_declines_while_it_answers_others_is_a_failure_at_once(self, server: Server, status: int) -> None:
+        server.says(error(status, "too\n many pixels"))
+        assert describe(captioner(server), subject())[:5] == (None, None, (), FAILED, f"{status}: too many pixels")
+        assert len(server.asked) == 1
+
+    def test_what_the_server_declines_as_it_declines_all_is_refused(self, server: Server) -> None:
+        asking = captioner(server)
+        describe(asking, subject())
+        server.answer = lambda request: error(400, "At most 0 image(s) may be provided")
+        with pytest.raises(Refused, match=r"declines every request \(400: At most 0"):
+            describe(asking, subject())
+
+    @pytest.mark.parametrize(("status", "words"), [(401, "GSEC_CAPTIONER_KEY"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "not accept such")])
+    def test_what_is_set_wrong_is_refused_at_once(self, server: Server, status: int, words: str) -> None:
+        server.says(error(status))
+        with pytest.raises(Refused, match=rf"^describe\.url = .*{words}"):
+            describe(captioner(server), subject())
+        assert len(server.asked) == 1
+
+    @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
+    def test_what_passes_is_tried_again(self, server: Server, status: int) -> None:
+        server.says(error(status), GOOD)
+        assert describe(captioner(server), subject()).status == DESCRIBED
+        assert len(server.asked) == 2
+
+    @pytest.mark.parametrize("status", [408, 409, 429, 503])
+    def test_a_server_that_stays_busy_ends_it_after_the_patience(self, server: Server, status: int) -> None:
+        server.says(error(status, "queue full"))
+        started = time.monotonic()
+        with pytest.raises(GsecError, match=rf"^describe\.url = .* answers {status}: queue full, for describe\.patience = 0\.3 s\. All answers are kept"):
+            describe(captioner(server), subject())
+        assert 0.3 < time.monotonic() - started < 3
+        assert 3 < len(server.asked) < 40, "after waits that grow"
+
+    def test_a_busy_server_that_names_a_time_is_left_alone_until_then(self, server: Server) -> None:
+        server.says(Response(503, b"", {"Retry-After": "1"}), GOOD)
+        started = time.monotonic()
+        assert describe(captioner(server, patience=10), subject()).status == DESCRIBED
+        assert time.monotonic() - started > 1
+
+    @pytest.mark.parametrize(
+        "response", [error(500, "boom"), error(502), Response(200, b"<html>", {"Content-Type": "text/html"}), as_json({"choices": []}), DEEP]
+    )
+    def test_a_fault_at_one_image_of_a_healthy_server_is_a_failure_the_third_time(self, server: Server, response: Response) -> None:
+        server.says(response)
+        answer = describe(captioner(server), subject())
+        assert answer.status == FAILED
+        assert "the server fails at this, though not at others: " in (answer.reason or "")
+        plain_or_not = [request.is_plain for request in server.requests]
+        assert plain_or_not == [True, False, True, False, True, False, True]
+
+    @pytest.mark.parametrize(
+        "response",
+        [
+            error(500, "EngineCore died"),
+            Response(200, b"{torn", {"Content-Type": "application/json"}),
+            Response(200, b"\xff\xfe", {"Content-Type": "application/json"}),
+            Response(200, b"<html>", {"Content-Type": "text/html"}),
+            Response(200, b""),
+            as_json([]),
+            as_json(None),
+            as_json({}),
+            as_json({"choices": None}),
+            as_json({"choices": [None]}),
+            as_json({"choices": [{"message": "text"}]}),
+        ],
+    )
+    def test_a_fault_at_every_image_ends_it_after_the_patience(self, server: Server, response: Response) -> None:
+        server.answer = lambda request: response
+        with pytest.raises(
+            GsecError, match=r"^describe\.url = .*: no server answers, for describe\.patience = 0\.3 s \(it fails at every request \(.+\)\)\."
+        ) as raised:
+            describe(captioner(server), subject())
+        assert raised.value.exit_code == 1
+
+    def test_a_fault_that_is_over_when_the_server_is_looked_at_is_forgotten(self, server: Server) -> None:
+        server.says(error(500), error(500), GOOD)
+        assert describe(captioner(server), subject()).status == DESCRIBED
+
+    def test_a_server_that_stays_gone_ends_it_after_the_patience(self) -> None:
+        with Server() as server:
+            lost = captioner(server)
+        with pytest.raises(GsecError, match=r"^describe\.url = .*: no server answers, .* \(the server does not answer \(.+\)\)\."):
+            describe(lost, subject())
+
+    def test_a_server_that_comes_late_is_waited_for(self) -> None:
+        with Server() as first:
+            late = captioner(first, patience=30)
+        asked = [background.start(late.describe(subject(uri=str(number)))) for number in range(5)]
+        assert not wait(asked, timeout=0.3).done
+        with Server(first.port) as server:
+            assert [future.result(10).status for future in asked] == [DESCRIBED] * 5
+            assert len(server.asked) == 5
+
+    def test_a_server_that_ends_and_still_calls_itself_healthy_is_not_believed(self, server: Server) -> None:
+        """vLLM, told to end, answers 200 about its health and 500 to every request."""
+        ended = threading.Event()
+        server.answer = lambda request: reply() if ended.is_set() else error(500, "EngineCore died")
+        future = background.start(captioner(server, patience=30).describe(subject()))
+        assert not wait([future], timeout=0.3).done
+        ended.set()
+        assert future.result(10).status == DESCRIBED
+
+    def test_one_that_comes_back_with_another_model_is_refused(self, server: Server) -> None:
+        asking = captioner(server, patience=30)
+        describe(asking, subject())
+        server.healthy, server.answer = False, lambda request: error(404, "no such model") if server.healthy else error(503)
+        future = background.start(asking.describe(subject()))
+        assert not wait([future], timeout=0.3).done
+        server.healthy = True
+        with pytest.raises(Refused, match="has no model tiny"):
+            future.result(10)
+
+    def test_a_connection_that_breaks_is_tried_again(self, server: Server) -> None:
+        server.says(Response(200, b"{", {"Content-Type": "application/json", "Content-Length": "1000", "Connection": "close"}), GONE, GOOD)
+        assert describe(captioner(server), subject()).status == DESCRIBED
+
+    def test_an_image_that_the_server_is_lost_at_each_time_is_asked_about_alone_and_then_to_blame(self, server: Server) -> None:
+        """Nothing that was under way with it is blamed, and nothing is under way with it when it is."""
+        at_once: list[int] = []
+
+        def answer(request: Request) -> Response:
+            if request.is_plain:
+                return reply()
+            if request.picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255):
+                at_once.append(server.at_once)
+                return GONE
+            time.sleep(0.01)
+            return reply()
+
+        server.answer = answer
+        pictures = [subject(png("white"), uri="fatal"), *(subject(uri=str(number)) for number in range(40))]
+        fatal, *others = describe_all(captioner(server, concurrency=8, patience=30), pictures)
+        assert (fatal.status, {answer.status for answer in others}) == (FAILED, {DESCRIBED})
+        assert "silent or gone 3 times when this was asked, at last alone" in (fatal.reason or "")
+        assert (len(at_once), at_once[-1]) == (3, 1)
+
+    def test_an_image_at_which_the_server_hangs_is_a_failure_the_third_time(self, server: Server) -> None:
+        awake = threading.Event()
+        server.answer = lambda request: reply() if request.is_plain or awake.wait(10) else error(500)
+        answer = describe(captioner(server, timeout=0.2), subject())
+        awake.set()
+        assert answer.status == FAILED
+        assert answer.reason == "silent or gone 3 times when this was asked, at last alone: the server does not answer: timed out"
+
+    def test_a_server_that_is_only_slow_is_asked_less_at_once_and_no_image_is_blamed(self, server: Server) -> None:
+        """It shares its strength among the requests under way, so that too many take longer than the timeout, all of them."""
+
+        def answer(request: Request) -> Response:
+            time.sleep(0.03 * server.at_once)
+            return reply()
+
+        server.answer = answer
+        answers = describe_all(captioner(server, concurrency=32, timeout=0.5, patience=30), [subject(uri=str(number)) for number in range(60)])
+        assert {answer.status for answer in answers} == {DESCRIBED}
+
+    def test_a_server_that_takes_few_at_once_is_asked_few_at_once(self, server: Server) -> None:
+        def answer(request: Request) -> Response:
+            if not request.is_plain and server.at_once > 3:
+                return error(503, "queue full")
+            time.sleep(0.01)
+            return reply()
+
+        server.answer = answer
+        answers = describe_all(captioner(server, concurrency=64, patience=1), [subject(uri=str(number)) for number in range(150)])
+        assert {answer.status for answer in answers} == {DESCRIBED}
+
+    def test_a_reply_that_drips_is_not_waited_for_longer_than_the_timeout(self, server: Server) -> None:
+        server.answer = lambda request: reply() if request.is_plain else reply()._replace(drip=0.05)
+        started = time.monotonic()
+        answer = describe(captioner(server, timeout=0.3), subject())
+        assert (answer.status, time.monotonic() - started < 5) == (FAILED, True)
+
+    @pytest.mark.parametrize("tokens", ["many", 2**40, None, -1])
+    def test_odd_counts_of_tokens_are_none(self, server: Server, tokens: object) -> None:
+        server.says(reply(prompt_tokens=tokens))
+        answer = describe(captioner(server), subject())
+        assert answer.cost is not None
+        assert answer.cost[:3] == (1, 0, 12)
+
+    @pytest.mark.parametrize("status", [301, 302, 307, 308])
+    def test_a_redirect_is_refused_and_the_other_host_asked_nothing(self, server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
+        with Server() as other:
+            moved = Response(status, b"", {"Location": f"{other.url}/chat/completions"})
+            server.models = server.answer = lambda request: moved
+            for ask in (lambda: describe(captioner(server), subject()), captioner(server).check):
+                with pytest.raises(Refused, match=rf"^describe\.url = .*redirects to another address \({status}\)"):
+                    ask()
+            assert other.requests == []
+
+
+class TestReplicas:
+    @pytest.fixture
+    def other(self) -> Iterator[Server]:
+        with Server() as running:
+            yield running
+
+    def test_they_share_the_work(self, server: Server, other: Server) -> None:
+        for replica in (server, other):
+            replica.answer = lambda request: time.sleep(0.01) or reply()
+        asking = captioner(server, other, concurrency=2)
+        assert asking.concurrency == 8
+        assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(40)])} == {DESCRIBED}
+        assert len(server.asked) + len(other.asked) == 40
+        assert min(len(server.asked), len(other.asked)) > 10
+
+    def test_one_that_is_not_there_is_done_without_and_named(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+        with Server() as dead:
+            asking = captioner(dead, server, concurrency=2)
+        asking.check()
+        assert f'describe.url = "{dead.url}": the server does not answer' in caplog.text
+        assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(20)])} == {DESCRIBED}
+        assert len(server.asked) == 20
+
+    def test_those_that_are_not_there_blame_no_image(self, server: Server) -> None:
+        with Server() as one, Server() as two, Server() as three:
+            dead = [one, two, three]
+        assert describe(captioner(*dead, server), subject()).status == DESCRIBED
+
+    def test_none_that_is_there_is_refused_with_the_reason_of_each(self) -> None:
+        with Server() as one, Server() as two:
+            asking = captioner(one, two)
+        with pytest.raises(Refused, match=rf"{one.port}.*does not answer.*{two.port}.*does not answer.*Start the server"):
+            asking.check()
+
+    def test_one_that_dies_is_done_without_and_used_again_when_it_is_back(self, server: Server) -> None:
+        dying = Server()
+        asking = captioner(server, dying, concurrency=2, patience=30)
+        server.answer = lambda request: time.sleep(0.02) or reply()
+        with dying:
+            dying.says(reply(), reply(), reply(), GONE)
+            futures = [background.start(asking.describe(subject(uri=str(number)))) for number in range(200)]
+            while len(dying.asked) < 4:
+                time.sleep(0.01)
+        with Server(dying.port) as back:
+            assert {future.result(30).status for future in futures} == {DESCRIBED}
+            assert back.asked
+        answered = len(server.asked) + 3 + len(back.asked)
+        assert answered == 200, "what was under way when it died was asked again, and nothing else"
+
+    def test_one_that_is_set_wrong_stops_at_once(self, server: Server, other: Server) -> None:
+        other.answer = lambda request: error(401)
+        with pytest.raises(Refused, match=rf"{other.port}.*does not accept"):
+            captioner(server, other).check()
+        with pytest.raises(Refused, match=rf"{other.port}.*does not accept"):
+            describe_all(captioner(server, other, concurrency=1), [subject(uri=str(number)) for number in range(4)])

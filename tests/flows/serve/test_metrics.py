@@ -1,0 +1,70 @@
+"""Metrics say what the store says."""
+
+from collections import Counter
+from datetime import datetime
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from flows.serve import metrics
+
+from .examples import Shown, figures
+
+
+def test_metrics_are_what_the_store_says(shown: Shown, client: TestClient) -> None:
+    found = figures(client)
+    corpus, other = shown.finished.corpus.name, shown.assigned.corpus.name
+    assert found["gsec_images", corpus, "nightly", "ok"] == 16
+    assert found["gsec_images", corpus, "nightly", "rejected"] == 1
+    assert found["gsec_images", corpus, "nightly", "missing"] == 0
+    assert {key[2]: value for key, value in found.items() if key[:2] == ("gsec_runs", corpus)} == {
+        "finished": 1,
+        "failed": 1,
+        "unfinished": 1,
+        "not begun": 1,
+    }
+    assert found["gsec_runs", other, "finished"] == 1
+    assert found["gsec_attempts_failed", corpus, "train"] == 1
+    assert found["gsec_attempts_failed", corpus, "encode"] == 0
+    attempts = [attempt for context in (shown.finished, shown.unfinished) for attempt in context.run.attempts()]
+    made: Counter[str] = Counter()
+    for attempt in attempts:
+        made[attempt["start"]["stage"]] += attempt["end"]["sums"].get("shards", 0)
+    assert found["gsec_images_encoded", corpus] == 16
+    assert found["gsec_images_encoded", other] == 4
+    assert found["gsec_images_rejected", corpus] == 1
+    assert found["gsec_caption_requests", corpus] == 0
+    for stage in shown.finished.run.request()["stages"]:
+        assert found["gsec_stage_shards_made", corpus, stage] == made[stage] > 0
+        assert found["gsec_stage_seconds", corpus, stage] > 0
+    run = shown.unfinished.run
+    assert ("gsec_stage_shards_done", corpus, shown.finished.run.id, "encode") not in found
+    for stage in ("encode", "baseline"):
+        assert (found["gsec_stage_shards_done", corpus, run.id, stage], found["gsec_stage_shards_planned", corpus, run.id, stage]) == run.shards_done(stage)
+    assert ("gsec_stage_shards_planned", corpus, run.id, "train") not in found
+    assert found["gsec_publications_total", corpus, "nightly"] == 1
+    assert found["gsec_published_timestamp_seconds", corpus, "nightly"] > 1.7e9
+    result = shown.finished.run.result()
+    assert result
+    assert found["gsec_last_finished_timestamp_seconds", corpus, "nightly"] == datetime.fromisoformat(result["at"]).timestamp()
+    assert found["gsec_caption_reply_seconds", corpus] == 0
+    assert found["gsec_unreadable_records",] == 0
+
+
+def test_only_what_never_falls_is_a_counter(client: TestClient) -> None:
+    """A prune lowers sums over the runs that are kept, which of a counter would be read as a beginning again."""
+    kinds = {family.name: family.type for family in text_string_to_metric_families(client.get("/metrics").text)}
+    assert [name for name, kind in kinds.items() if kind == "counter"] == ["gsec_publications"]
+    assert set(kinds.values()) == {"counter", "gauge"}
+
+
+def test_prometheus_may_ask_for_openmetrics(client: TestClient) -> None:
+    answer = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+
+
+def test_of_many_unfinished_runs_the_newest_are_told(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
+    monkeypatch.setattr(metrics, "MOST_UNFINISHED", 1)
+    assert not [key for key in figures(client) if key[0] == "gsec_stage_shards_done"], "the newest has not begun"
