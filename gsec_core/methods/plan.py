@@ -88,6 +88,11 @@ class OuterLayer(ABC):
         """Those of a block's members among all."""
 
     @property
+    def revision(self) -> int:
+        """Raised where these settings train other members than an earlier version of gsec did. Part of the fingerprint."""
+        return 1
+
+    @property
     def goes_on(self) -> bool:
         """Whether members that were trained can be trained further; else a clustering is continued with others."""
         return False

@@ -182,7 +182,7 @@ def _images(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="align",
-    version=4,
+    version=3,
     settings=lambda config: {"n_members": plan_of(config).n_members},
     inputs=_inputs,
     steps=(

@@ -147,7 +147,9 @@ def _state(context: Context, block: int, step: int) -> State:
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     settings = prepare.of_members(config)
     del settings["n_members"]
-    return {"clusters": config.n_clusters, **prepare.named(config), **settings, **methods.find(config.method).parameters(config.of_method)}
+    revision = plan_of(config).revision
+    revised = {} if revision == 1 else {"revision": revision}
+    return {"clusters": config.n_clusters, **revised, **prepare.named(config), **settings, **methods.find(config.method).parameters(config.of_method)}
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:
@@ -159,7 +161,7 @@ def _steps(context: Context, names: Sequence[str]) -> int:
 
 STAGE = Stage(
     name="train",
-    version=3,
+    version=2,
     settings=_settings,
     inputs=lambda context: [prepare.STAGE.fingerprint(context)],
     steps=(

@@ -141,6 +141,7 @@ def test_of_many_clusters_the_training_is_shorter(clusters: int, steps: int, inn
     plan = GSEC(clusters).plan()
     assert (plan.steps(10_000), plan.preset.training.inner_steps, plan.batch(10_000)) == (steps, inner, rows)
     assert GSEC(clusters, max_steps=7).plan().steps(10_000) == 7, "what is asked for is done"
+    assert plan.revision == (2 if clusters > 512 else 1), "in the fingerprint: members of both trainings must not meet"
     assert GSEC(clusters, preset="published").plan().preset.training.max_steps == 6000
 
 

@@ -128,7 +128,7 @@ def test_an_export_that_was_killed_leaves_no_dataset_and_starts_over(place: tupl
     assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
     assert formats.write(place[1], tmp_path, "huggingface")["data"] == 22
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "data"]
-    with pytest.raises(Refused, match=r"^--to .*data is there already, and may be of another run"):
+    with pytest.raises(Refused, match=r"^--to .*data exists already, and may belong to another run"):
         formats.write(place[1], tmp_path, "huggingface")
 
 
@@ -280,6 +280,6 @@ def test_tables_and_images_on_an_object_store(place: tuple[Path, Context], bucke
     there = Context.of(run, run.config())
     assert formats.write(there, tmp_path / "hf", "huggingface") == {"data": 22, "lost": 0}
     assert formats.write(there, tmp_path / "coco", "coco") == {"annotations.json": 22, "lost": 0}
-    with pytest.raises(Refused, match=r"^--format fiftyone: the images of s3://.* are no files of this machine. Add --images copies"):
+    with pytest.raises(Refused, match=r"^--format fiftyone: the images of s3://.* are not files on this machine. Add --images copies"):
         formats.write(there, tmp_path / "fiftyone", "fiftyone")
     assert formats.write(there, tmp_path / "fiftyone", "fiftyone", "copies")["images"] == 22

@@ -71,7 +71,7 @@ def test_the_newest_finished_run_is_opened_from_a_store_below_the_home(tmp_path:
     ("run", "says"),
     [
         ("published/other", r"^--run published/other: .* publishes nothing of that name; there is published/nightly\.$"),
-        ("published/../runs", r"^pipeline = \.\./runs: a pipeline is named with"),
+        ("published/../runs", r"^pipeline = \.\./runs: a pipeline's name has"),
         ("0000", r"^--run 0000: there is no such run in .*\. `gsec status` lists the runs\.$"),
     ],
 )

@@ -36,8 +36,8 @@ def test_relative_paths_become_absolute_and_links_stay(tmp_path: Path, monkeypat
     ("url", "sentence"),
     [
         ("", "has no name"),
-        ("https://user:secret@host/images", "https://, which is not read"),
-        ("hf://datasets/x", "hf://, which is not read"),
+        ("https://user:secret@host/images", "https://, which is not supported"),
+        ("hf://datasets/x", "hf://, which is not supported"),
         ("simplecache::s3://bucket/x", "chained"),
         ("s3://", "names no bucket"),
         ("images.tar.gz", "compressed tar"),

@@ -109,7 +109,7 @@ def test_counterparts_of_as_many_as_there_are_are_those_of_all() -> None:
     of_all = np.concatenate(list(softmax_counterparts(X, nouns, nouns, 0.005)))
     for count in (len(nouns), 10 * len(nouns)):
         assert np.array_equal(np.concatenate(list(nearest_counterparts(X, nouns, count, 0.005))), of_all)
-    with pytest.raises(ValueError, match="without a description"):
+    with pytest.raises(ValueError, match="without descriptions"):
         next(nearest_counterparts(X, nouns[:0], 5, 0.1))
 
 
@@ -121,7 +121,7 @@ def test_equal_descriptions_all_count() -> None:
 
 
 def test_no_description_is_an_error() -> None:
-    with pytest.raises(ValueError, match="without a description"):
+    with pytest.raises(ValueError, match="without descriptions"):
         next(softmax_counterparts(np.ones((2, 3)), np.empty((0, 3)), np.empty((0, 3)), 0.1))
 
 
@@ -151,7 +151,7 @@ def test_ridge_carries_descriptions_to_images_without_a_common_space() -> None:
 
 
 def test_ridge_without_a_description_is_an_error() -> None:
-    with pytest.raises(ValueError, match="without a description"):
+    with pytest.raises(ValueError, match="without descriptions"):
         Ridge.fit(np.ones((2, 3)), np.empty(0, np.int64), np.empty((0, 3)))
 
 

@@ -129,6 +129,10 @@ class GSECPlan(LinearMembers, OngoingPlan):
         return self.preset.training.block_size
 
     @property
+    def revision(self) -> int:
+        return 2 if self.preset.training.from_kmeans and self.n_clusters > MANY_CLUSTERS else 1  # the training became shorter
+
+    @property
     def abreast(self) -> int:
         return -(-self.preset.n_members // self.preset.training.block_size)
 
