@@ -19,10 +19,11 @@ _STARTS = 3
 """Another process may take a free port before the server has it."""
 
 _SERVER = """
-import os, signal, sys, threading
+import os, signal, threading
 
 def follow():
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not by sys.stdin, which must not be read from while Python ends
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 threading.Thread(target=follow, daemon=True).start()

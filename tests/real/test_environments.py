@@ -80,7 +80,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 def test_what_is_on_this_machine_is_asked_without_a_proxy(proxy: Proxy, tmp_path: Path, variables: dict[str, str]) -> None:
     done = ingest(tmp_path, **{name: value.format(f"127.0.0.1:{proxy.port}") for name, value in variables.items()})
     assert done.returncode == 0, done.stderr
-    assert "added 4" in done.stderr
+    assert re.search(r"^ingest .* 4 new$", done.stderr, re.MULTILINE)
     assert proxy.asked == 0
 
 
