@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
+from gsec_core import pipeline
 from gsec_core.results.status import verify
 from gsec_core.store import Store
 
 from ..command import SMALL, asking, environment, gsec, gsec_here, last_json
-from ..pictures import picture, settings, write_pictures
+from ..pictures import cluster, picture, settings, write_pictures
 from ..stages.steps import STAGES, make_up, run_stages
 
 
@@ -96,7 +97,8 @@ def test_status_export_prune_and_curate_import_neither_torch_nor_prefect(place: 
     import subprocess
 
     export = ["export", "--to", str(tmp_path / "out"), "--images", "copies"]
-    for command in (["status"], export, ["prune", "--dry-run"], ["curate", "star", "--cluster", "0", "--run", str(place["run"])]):
+    dataset = ["export", "--to", str(tmp_path / "dataset"), "--format", "huggingface"]
+    for command in (["status"], export, dataset, ["prune", "--dry-run"], ["curate", "star", "--cluster", "0", "--run", str(place["run"])]):
         code = f"""
 import sys
 from flows.cli import main
@@ -156,6 +158,35 @@ def test_export_says_what_it_wrote(place: dict[str, str], tmp_path: Path) -> Non
         assert line in done.stdout
     result = last_json(gsec_here("export", "--to", tmp_path / "out", "--run", place["run"], "--store", place["store"], "--json"))
     assert (result["to"], result["assignments.csv"]) == (str(tmp_path / "out"), 20)
+
+
+def test_export_in_the_format_of_a_library_says_how_that_loads_it(place: dict[str, str], tmp_path: Path) -> None:
+    of_run = ["--run", place["run"], "--store", place["store"]]
+    done = gsec_here("export", "--to", tmp_path / "out", "--format", "coco", "--images", "copies", *of_run)
+    assert [f"run {place['run']} to {tmp_path / 'out'}:", "  annotations.json: 20 rows", "  images: 20 images"] == done.stdout.splitlines()[:3]
+    assert done.stdout.splitlines()[3] == f"to load it: pycocotools.coco.COCO('{tmp_path}/out/annotations.json')"
+    result = last_json(gsec_here("export", "--to", tmp_path / "atlas", "--format", "embedding-atlas", *of_run, "--json"))
+    assert result == {"run_id": place["run"], "to": str(tmp_path / "atlas"), "atlas.parquet": 20, "labels.parquet": 3}
+    for options, says in {
+        ("--format", "coco", "--encoder"): "--encoder: --format coco has no such part.",
+        ("--format", "fiftyone", "--groups", "2"): "--groups: --format fiftyone has no such part.",
+        ("--format", "huggingface", "--images", "links"): "what --format huggingface writes holds the images itself.",
+        ("--format", "csv"): "csv",
+    }.items():
+        assert says in gsec_here("export", "--to", tmp_path / "none", *options, *of_run, check=2).stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_a_pipeline_publishes_is_named_where_a_run_is(tmp_path: Path) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(6)), tmp_path / "store", pipeline="nightly", max_rejects=1)
+    context, _, _ = cluster(config)
+    assert pipeline.finish(context)["published"]
+    of_run = ["--run", "published/nightly", "--store", tmp_path / "store"]
+    assert last_json(gsec_here("export", "--to", tmp_path / "out", *of_run, "--json"))["run_id"] == context.run.id
+    assert last_json(gsec_here("report", *of_run, "--json"))["run_id"] == context.run.id
+    assert last_json(gsec_here("curate", "log", *of_run, "--json"))["run_id"] == context.run.id
+    said = gsec_here("export", "--to", tmp_path / "out", "--run", "published/x", "--store", tmp_path / "store", check=2).stderr
+    assert "publishes nothing of that name; there is published/nightly." in said
 
 
 def test_runs_are_compared_and_nothing_in_the_store_changes(place: dict[str, str], tmp_path: Path) -> None:
