@@ -50,6 +50,11 @@ class once(Generic[*Args, T]):
                 self._kept = args, self._load(*args)
             return self._kept[1]
 
+    def __reduce__(self) -> str:
+        """By its name, as a function is pickled: a task for another process names stages, which name this."""
+        name: str = self.__qualname__  # type: ignore[attr-defined]  # of what it wraps
+        return name
+
     def keep(self, result: T, *args: *Args) -> None:
         """``result`` is what ``args`` would load."""
         with self._lock:

@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
@@ -128,6 +129,10 @@ def test_what_was_made_here_need_not_be_loaded() -> None:
     load.keep("A as it was made", "a")
     assert [load("a"), load("b"), load("b"), load("a")] == ["A as it was made", "B", "B", "A"]
     assert loads == ["b", "a"]
+
+
+def test_what_loads_once_goes_to_another_process_by_its_name() -> None:
+    assert pickle.loads(pickle.dumps(canonical.load_embeddings)) is canonical.load_embeddings  # noqa: S301 - its own
 
 
 def test_fewer_images_than_clusters_can_be_looked_at_but_not_clustered(tmp_path: Path) -> None:
