@@ -174,7 +174,7 @@ def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
         "PREFECT_SERVER_UI_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",  # else a line a request
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",  # else one line for each request
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the other pages ask a host outside
         "PREFECT_SERVER_METRICS_ENABLED": "true",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "true",

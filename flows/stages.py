@@ -29,7 +29,7 @@ DESCRIBERS = "gsec-describe"
 
 
 def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
-    """Do what is missing of ``stage``, a slice a task. To be called in a flow.
+    """Do what is missing of ``stage``, one slice for each task. To be called in a flow.
 
     Returns the sums of the facts of what was made; ``shards`` and ``there`` count the shards made now and found done,
     ``seconds`` is what it took. Raises GsecError if it hangs.

@@ -5,8 +5,9 @@ import json
 import math
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -89,20 +90,27 @@ def threads_of_torch(most: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str = "cpu") -> Iterator[Result]:
-    """``work``, which torch does on ``device``, on each of ``items``, in their order; on a CPU as many at once as torch has threads, with one each.
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], device: str = "cpu") -> Iterator[Result]:
+    """``work``, which torch does on ``device``, on each of ``items``, in their order; on a CPU several at once, each with one of torch's threads.
 
     Threads that share a small operation wait for each other at its end, and one neighbour who wants a core stops them all. Those that share
-    nothing lose what the neighbour takes and no more. Nor do sums depend on how many there are.
+    nothing lose what the neighbour takes and no more. A single item has all threads. No more results than threads wait to be taken.
     """
     import torch
 
-    if device != "cpu":
-        yield from map(work, items)
-        return
+    left = list(items)
     threads = torch.get_num_threads()
+    if device != "cpu" or threads == 1 or len(left) <= 1:
+        yield from map(work, left)
+        return
     with threads_of_torch(1), ThreadPoolExecutor(threads, thread_name_prefix="block", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(work, items)
+        begun: deque[Future[Result]] = deque()
+        for item in left:
+            begun.append(pool.submit(work, item))
+            if len(begun) > threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 def keep_freed_memory() -> None:

@@ -44,7 +44,7 @@ IMAGES = pa.schema(
 
 
 def embeddings_schema(dim: int, joint_dim: int | None) -> pa.Schema:
-    """One row an image of the shard of the same name in `images`, tombstones excepted."""
+    """One row for each image of the shard of the same name in `images`, tombstones excepted."""
     joint = [_column("joint", vector(joint_dim), "unit embedding in the space shared with text", nullable=True)] if joint_dim else []
     return pa.schema(
         [
@@ -87,7 +87,7 @@ ASSIGNMENTS = pa.schema(
 
 
 def centres_schema(dim: int) -> pa.Schema:
-    """One row a cluster."""
+    """One row for each cluster."""
     return pa.schema(
         [
             _column("cluster", pa.int32(), "0 is the largest cluster"),
@@ -114,7 +114,7 @@ CLUSTERS = pa.schema(
 
 
 def prototypes_schema(dim: int) -> pa.Schema:
-    """One row a micro-cluster."""
+    """One row for each micro-cluster."""
     return pa.schema(
         [
             _column("prototype", pa.int32(), "0 is the largest"),
@@ -177,7 +177,7 @@ REPRESENTATIVE_CAPTIONS = pa.schema(
 
 
 def caption_embeddings_schema(dim: int) -> pa.Schema:
-    """One row a description that counts."""
+    """One row for each description that counts."""
     return pa.schema(
         [
             _column("caption", pa.int32(), "its number"),
@@ -190,7 +190,7 @@ def caption_embeddings_schema(dim: int) -> pa.Schema:
 
 
 def counterparts_schema(dim: int) -> pa.Schema:
-    """One row an image."""
+    """One row for each image."""
     return pa.schema(
         [
             IMAGE_ID,
@@ -203,7 +203,7 @@ WORD = _column("word", pa.string(), "a noun, or a user's own word or sentence")
 
 
 def vocabulary_schema(dim: int) -> pa.Schema:
-    """One row a word; of the store, and not of a corpus."""
+    """One row for each word; of the store, and not of a corpus."""
     return pa.schema(
         [
             _column("noun", pa.int32(), "its number"),
@@ -214,7 +214,7 @@ def vocabulary_schema(dim: int) -> pa.Schema:
 
 
 def selected_nouns_schema(dim: int) -> pa.Schema:
-    """One row a word that is kept."""
+    """One row for each word that is kept."""
     return pa.schema(
         [
             _column("noun", pa.int32(), "its number in the vocabulary"),
@@ -257,7 +257,7 @@ FEATURES = pa.schema(
 
 
 def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
-    """One row an image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
+    """One row for each image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
     kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
     by_text = _column("text_neighbors", kind, "by the text half, or by the second encoder, if there is one")
     return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), by_text][: 1 + halves])
@@ -282,7 +282,7 @@ _ARRAYS = {
 
 
 def members_schema(arrays: Iterable[str] = ("weights", "bias")) -> pa.Schema:
-    """One row a member, with the arrays that its method has, as they are here of linear members."""
+    """One row for each member, with the arrays that its method has, as they are here of linear members."""
     return pa.schema(
         [
             _column("member", pa.int32(), "its number"),
@@ -312,7 +312,7 @@ CHECKPOINT = pa.schema(
         _column("values", pa.binary(), "its bytes, row after row"),
     ]
 )
-"""One row an array."""
+"""One row for each array."""
 
 TRANSITIONS = pa.schema(
     [
@@ -330,7 +330,7 @@ INSTANCE_GROUPS = pa.schema(
         _column("group", pa.int32(), "the member's cluster that the class became, which the member learnt as the label of this image"),
     ]
 )
-"""One row an image that a member drew."""
+"""One row for each image that a member drew."""
 
 ENHANCED_CLUSTERS = pa.schema(
     [
@@ -343,7 +343,7 @@ ENHANCED_CLUSTERS = pa.schema(
 
 
 def cluster_centres_schema(dim: int) -> pa.Schema:
-    """One row a cluster."""
+    """One row for each cluster."""
     return pa.schema(
         [
             _column("cluster", pa.int32(), "its number"),
@@ -405,7 +405,7 @@ MAP = pa.schema(
         _column("y", pa.float32(), "from 0 to 1"),
     ]
 )
-"""One row an image."""
+"""One row for each image."""
 
 _ORIGIN = pa.struct([pa.field("cluster_key", pa.int32(), nullable=False), pa.field("share", pa.float32(), nullable=False)])
 

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from gsec_core.devices import _quotas, thread_count, threads_of_torch, usable_cores
+from gsec_core.devices import _quotas, in_threads, thread_count, threads_of_torch, usable_cores
 
 
 def group(mount: Path, path: str, **files: str) -> None:
@@ -79,3 +80,34 @@ def test_waiting_is_short_unless_the_user_has_chosen(module: str, users: dict[st
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")} | users
     code = f"import os, {module}; print(os.environ.get('GOMP_SPINCOUNT'))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == found
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_several_blocks_have_a_thread_each_and_a_single_one_has_all() -> None:
+    assert list(in_threads(lambda item: (item, torch.get_num_threads()), range(5))) == [(item, 1) for item in range(5)]
+    assert list(in_threads(lambda item: (item, torch.get_num_threads()), [0])) == [(0, 2)]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_results_that_nobody_takes_do_not_pile_up() -> None:
+    begun: list[int] = []
+    results = in_threads(begun.append, range(100))
+    next(results)
+    assert len(begun) <= 3
+    results.close()
+    assert len(begun) <= 3, "what is left is not begun"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_block_that_fails_is_heard_of() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda item: 1 / item, [1, 0, 2]))

@@ -1,6 +1,5 @@
 """The outer ensemble: trained members with aligned label spaces, their consensus, and one head that stands for it."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -20,7 +19,7 @@ from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.lineage import match
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
-from gsec_core.devices import side_by_side, threads_of_torch
+from gsec_core.devices import in_threads, threads_of_torch
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64
@@ -118,7 +117,7 @@ class Ensemble:
         sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * models.n_clusters), random_state)
         step = ensemble.block_rows
         rows = (sample[start : start + step] for start in range(0, len(sample), step))
-        posteriors = side_by_side(lambda part: models.logits(features, part, device).softmax(-1), rows, device)
+        posteriors = in_threads(lambda part: models.logits(features, part, device).softmax(-1), rows, device)
         return replace(ensemble, permutations=align(co_assignment(posteriors)))
 
     def consensus(
@@ -140,7 +139,8 @@ class Ensemble:
             labels[rows] = logits.argmax(-1).cpu().numpy()
             found.put(rows, aligned_mean(logits.softmax(-1), aligned))
 
-        deque(side_by_side(look, self.blocks(0, len(features)), device), maxlen=0)
+        for _ in in_threads(look, self.blocks(0, len(features)), device):
+            pass
         smoothed = smooth(found, neighbors.halves, features.weights, rounds, allocate).renamed(names)
         return Consensus((smoothed if before is None else smoothed.leaning(before)).sharpened(self.temperature), labels)
 
@@ -230,7 +230,8 @@ class Ensemble:
 
     def member_labels(self, features: Features, device: str, start: int, stop: int) -> NDArray[np.int32]:
         """What the members say of the rows from ``start`` to ``stop``, aligned: (rows, members)."""
-        return np.concatenate(list(side_by_side(lambda rows: self._labels(features, rows, device), self.blocks(start, stop), device)))
+        said = in_threads(lambda rows: self._aligned_labels(self.models.logits(features, rows, device)), self.blocks(start, stop), device)
+        return np.concatenate(list(said))
 
     def predicted(self, features: Features, head: Head, device: str) -> Iterator[Assigned]:
         """What is said of rows that the consensus does not hold, block by block, and how many members agree.
@@ -242,18 +243,15 @@ class Ensemble:
             logits = self.models.logits(features, rows, device)
             found = Posteriors.empty(rows.stop - rows.start, self.models.n_clusters, np.empty)
             if self.models.of_features:
-                found.put(slice(None), _head_posteriors(head, features, rows, device))
+                found.put(slice(None), head_posteriors(head, features, rows, device))
             else:
                 found.put(slice(None), aligned_mean(logits.softmax(-1), self.permutations))
             return _with_members(self._aligned_labels(logits), *found.best(slice(None)))
 
-        return side_by_side(predict, self.blocks(0, len(features)), device)
-
-    def _labels(self, features: Features, rows: Rows, device: str) -> NDArray[np.int32]:
-        """What each member says, aligned: (rows, members)."""
-        return self._aligned_labels(self.models.logits(features, rows, device))
+        return in_threads(predict, self.blocks(0, len(features)), device)
 
     def _aligned_labels(self, logits: Tensor) -> NDArray[np.int32]:
+        """What each member says, aligned: (rows, members)."""
         return member_labels(logits.argmax(-1).cpu().numpy(), self.permutations)
 
 
@@ -261,13 +259,8 @@ def _with_members(said: NDArray[np.int32], labels: NDArray[np.int32], best: NDAr
     return Assigned(labels, best, margin, (said == labels[:, None]).mean(1, dtype=np.float32), said)
 
 
-def head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> NDArray[np.float32]:
-    """(rows, clusters)."""
-    found: NDArray[np.float32] = _head_posteriors(head, features, rows, device).cpu().numpy()
-    return found
-
-
-def _head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> Tensor:
+def head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> Tensor:
+    """(rows, clusters), on the device."""
     weights, bias = torch.from_numpy(head.weights).to(device), torch.from_numpy(head.bias).to(device)
     return F.linear(features.rows(rows, device), weights, bias).softmax(-1)
 

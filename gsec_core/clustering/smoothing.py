@@ -1,6 +1,5 @@
 """Soft labels of all rows, the largest of each, and their smoothing over neighbours."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from gsec_core.clustering.kmeans import BLOCK_ROWS
-from gsec_core.devices import side_by_side
+from gsec_core.devices import in_threads
 
 MOST_KEPT = 32
 """Labels of a row that are kept; of few clusters all are."""
@@ -130,7 +129,8 @@ def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weigh
             terms = values.index_select(0, near.ravel()).view(*near.shape, kept) * share
             smoother.put(rows, torch.zeros(len(near), smoother.n_clusters).scatter_add_(1, of, terms.view(len(near), -1)))
 
-        deque(side_by_side(average, range(0, n, step)), maxlen=0)
+        for _ in in_threads(average, range(0, n, step)):
+            pass
         posteriors = smoother
     return posteriors
 

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import one_start, sample_rows, side_by_side
+from gsec_core.clustering.kmeans import one_start, sample_rows, sample_size, side_by_side
 
 MAX_ITER, MAX_ITER_OF_MANY = 50, 10
 """Iterations of k-means, and those for more than `MANY_CLUSTERS`: the training moves such centres further than more iterations do."""
 
 MANY_CLUSTERS = 512
 
-_SAMPLE_ROWS = 65_536
 _ROWS_OF_MANY = 32
 """Rows a cluster that k-means is fitted on where there are many; each start draws its own."""
 
@@ -47,8 +46,7 @@ def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> 
 
     many = n_clusters > MANY_CLUSTERS
     iterations = MAX_ITER_OF_MANY if many else MAX_ITER
-    # The products of rows and centres take the time: of more clusters fewer rows, down to a few a cluster.
-    rows = max(_ROWS_OF_MANY * n_clusters, _SAMPLE_ROWS * MANY_CLUSTERS // n_clusters) if many else _SAMPLE_ROWS
+    rows = sample_size(n_clusters, _ROWS_OF_MANY) if many else sample_size(n_clusters)
 
     def sample(seed: int) -> NDArray[np.float32]:
         return features.rows(sample_rows(len(features), rows, seed)).numpy()

@@ -1,4 +1,4 @@
-"""The log of what people said about a pipeline's clusters: ``curation/PIPELINE/NUMBER.json``, a file an act, created once and never changed.
+"""The log of what people said about a pipeline's clusters: ``curation/PIPELINE/NUMBER.json``, one file for each act, created once and never changed.
 
 Of two who write at once one gets the number and the other the next, so that both acts are in the log, in an order that everybody sees.
 """

@@ -31,5 +31,5 @@ class Model:
         """Of one image by its vectors, (1, d) each: (clusters,)."""
         matrices = text.halves_from(self._context, embedding, joint, second)
         features = self._plan.features(matrices, self._halves, self._weight)
-        found: NDArray[np.float32] = head_posteriors(self._head, features, slice(0, 1), "cpu")[0]
+        found: NDArray[np.float32] = head_posteriors(self._head, features, slice(0, 1), "cpu")[0].numpy()
         return found

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from gsec_core.clustering.ensemble import head_posteriors, joined
 from gsec_core.clustering.features import Half
-from gsec_core.devices import resolve, threads_of_torch, usable_cores
+from gsec_core.devices import in_threads, resolve, threads_of_torch, usable_cores
 from gsec_core.errors import Refused
 from gsec_core.methods.plan import OuterLayer, Start
 from gsec_core.text import DISTINCT, NounSelection
@@ -155,7 +155,8 @@ class Clusterer(Estimator):
         matrices, plan = self._validated(X, text, reset=False), self.plan()
         features = plan.features(matrices, self.halves_, self.text_weight)
         blocks = self.ensemble_.blocks(0, len(features))
-        return np.concatenate([head_posteriors(self.head_, features, rows, plan.device) for rows in blocks])
+        found = in_threads(lambda rows: head_posteriors(self.head_, features, rows, plan.device).cpu().numpy(), blocks, plan.device)
+        return np.concatenate(list(found))
 
     def _start(self, plan: OuterLayer, start: "Clusterer | None", before: ArrayLike | None, n: int) -> Start | None:
         """What this fit continues."""

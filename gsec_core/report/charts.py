@@ -27,7 +27,7 @@ class Chart:
 
 
 def ranked(sizes: Sequence[int]) -> Chart:
-    """A bar a cluster, in the order given; of very many, those at evenly spaced ranks."""
+    """One bar for each cluster, in the order given; of very many, those at evenly spaced ranks."""
     count = min(len(sizes), _MOST_BARS)
     ranks = [(place * (len(sizes) - 1)) // max(count - 1, 1) for place in range(count)]
     top = max(sizes, default=0)
@@ -38,7 +38,7 @@ def ranked(sizes: Sequence[int]) -> Chart:
 
 
 def histogram(counts: Sequence[int]) -> Chart:
-    """A bar a count, of what lies in each of as many equal parts of 0 to 1."""
+    """One bar for each count, of what lies in each of as many equal parts of 0 to 1."""
     bins, top = len(counts), max(counts, default=0)
     bars = [
         Bar(100 * place / bins, 100 / bins, 100 * count / max(top, 1), f"{place / bins:.2f} to {(place + 1) / bins:.2f}: {count:,}")

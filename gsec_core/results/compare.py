@@ -106,7 +106,7 @@ class Comparison:
         return _matched(self.pairs, [len(run.sizes) for run in self.runs])
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a run."""
+        """One row for each run."""
         return [
             {
                 "run": run.run_id,
@@ -126,7 +126,7 @@ class Comparison:
         ]
 
     def scores(self, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
-        """One row a run: ACC, NMI and ARI over the images that have a label. Raises as `quality.truth_of` does."""
+        """One row for each run: ACC, NMI and ARI over the images that have a label. Raises as `quality.truth_of` does."""
         truth, known = truth_of(self.images, label_of)
         scores = [score(truth, labels[known]) for labels in self.labels]
         return [{"labelled": len(truth), "ACC": scored.acc, "NMI": scored.nmi, "ARI": scored.ari} for scored in scores]

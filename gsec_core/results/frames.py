@@ -59,7 +59,7 @@ class Frames:
 
     @cached_property
     def model_assignments(self) -> pl.DataFrame:
-        """A row a usable image, in canonical order: the schema of `assignments`, with the clusters' keys and names as the model has them."""
+        """One row for each usable image, in canonical order: the schema of `assignments`, with the clusters' keys and names as the model has them."""
         rows = read(self.context.run, ASSIGNED_TABLE if self.context.of_run else ASSIGNMENTS_TABLE)
         named = rows.join(self.model_clusters.select("cluster", "cluster_key", "name"), on="cluster", how="left", maintain_order="left")
         first = ["uri", "cluster", "cluster_key", "name"]
@@ -85,7 +85,7 @@ class Frames:
 
     @cached_property
     def clusters(self) -> pl.DataFrame:
-        """`model_clusters`; where people have curated a row a curated cluster.
+        """`model_clusters`; where people have curated, one row for each of their clusters.
 
         Beside it, of the model's cluster of this key, name, size and what else is known of that. Parts that a split made have none.
         """
@@ -113,7 +113,7 @@ class Frames:
 
     @cached_property
     def unusable(self) -> pl.DataFrame:
-        """A row an image that has no cluster: uri, status (rejected or missing) and reason."""
+        """One row for each image that has no cluster: uri, status (rejected or missing) and reason."""
         return pl.DataFrame(encode.encoded_rows(self.context)).filter(pl.col("status") != OK).select("uri", "status", "reason").sort("uri")
 
     @cached_property
@@ -123,7 +123,7 @@ class Frames:
 
     @cached_property
     def sizes(self) -> pl.DataFrame:
-        """A row a usable image: image_id, width and height in pixels, as shown."""
+        """One row for each usable image: image_id, width and height in pixels, as shown."""
         found = []
         wanted = by_shard(usable(self.context).rows)
         for name, table in self.context.shards(encode.STAGE, EMBEDDINGS_TABLE).read_each(sorted(wanted), ["image_id", "width", "height"]):
@@ -132,12 +132,12 @@ class Frames:
 
     @cached_property
     def points(self) -> pl.DataFrame | None:
-        """A row an image: image_id, and x and y on the map. None of a run that assigns, or of an older gsec."""
+        """One row for each image: image_id, and x and y on the map. None of a run that assigns, or of an older gsec."""
         return read(self.context.run, MAP_TABLE) if MAP_TABLE in self._made else None
 
     @cached_property
     def descriptions(self) -> pl.DataFrame:
-        """A row a content that was described: content_hash and text. Empty where the method takes its text from elsewhere."""
+        """One row for each content that was described: content_hash and text. Empty where the method takes its text from elsewhere."""
         try:
             said = read(self._model, REPRESENTATIVE_CAPTIONS_TABLE, ["content_hash", "text"])
         except Refused:

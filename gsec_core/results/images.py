@@ -1,4 +1,4 @@
-"""The images of a run, from its source: as links or copies, a folder a cluster, or their bytes one after the other."""
+"""The images of a run, from its source: as links or copies, one folder for each cluster, or their bytes one after the other."""
 
 import functools
 import io

@@ -34,7 +34,7 @@ MOST_NAMED = 20
 
 
 def without_labels(context: Context) -> list[dict[str, Any]]:
-    """One row a labelling, consensus first: purity, cohesion and agreement (means over images), separation (mean over clusters), sizes, ARI with the consensus.
+    """One row for each labelling, consensus first: purity, cohesion and agreement (means over images), separation (mean over clusters), sizes, ARI with it.
 
     Purity is of the neighbours in both halves, the text half counting as much as its counterparts have earned. A run that keeps the published model searches
     no neighbours and makes no k-means.
@@ -113,7 +113,7 @@ def _of_pseudo_labels(context: Context) -> list[str]:
 
 
 def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
-    """One row a labelling: ACC, NMI and ARI over the images that have a label.
+    """One row for each labelling: ACC, NMI and ARI over the images that have a label.
 
     ``label_of``: the label of a URI and a content hash, None where there is none. Raises Refused if no image has one.
     """
@@ -125,7 +125,7 @@ def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> l
 
 
 def majorities(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
-    """One row a cluster of the consensus: its name, the most frequent label of its images, and that label's share of those that have one."""
+    """One row for each cluster of the consensus: its name, the most frequent label of its images, and that label's share of those that have one."""
     _, assignments, clusters = labellings(context)[0]
     truth, known = truth_of(assignments, label_of)
     counts = pl.DataFrame({"cluster": assignments["cluster"].to_numpy()[known], "label": truth}).group_by("cluster", "label").len()

@@ -20,12 +20,12 @@ DAMAGED = "damaged"
 
 
 def corpora(store: Store) -> list[dict[str, Any]]:
-    """One row a corpus: its source, its newest generation, the listed rows; ``error`` says what is wrong with a damaged one."""
+    """One row for each corpus: its source, its newest generation, the listed rows; ``error`` says what is wrong with a damaged one."""
     return [_corpus(corpus) for corpus in store.corpora()]
 
 
 def published(store: Store) -> list[dict[str, Any]]:
-    """One row a pipeline: which run it publishes, since when, and how far that moved; ``error`` says what is wrong with a damaged one.
+    """One row for each pipeline: which run it publishes, since when, and how far that moved; ``error`` says what is wrong with a damaged one.
 
     ``acts`` is how many acts of curation there are, ``open_acts`` how many of them were open when one was last added or a run finished.
     """
@@ -34,12 +34,12 @@ def published(store: Store) -> list[dict[str, Any]]:
 
 
 def descriptions(store: Store) -> list[dict[str, Any]]:
-    """One row a corpus and model: the answers in its captions log, as far as it can be read, and what they took."""
+    """One row for each corpus and model: the answers in its captions log, as far as it can be read, and what they took."""
     return [{"corpus": corpus.name, **row} for corpus in store.corpora() for row in captions.spent(corpus.captions)]
 
 
 def runs(store: Store) -> list[dict[str, Any]]:
-    """One row a run, oldest first: its settings that people ask for, how far each stage is, and how its last attempt ended.
+    """One row for each run, oldest first: its settings that people ask for, how far each stage is, and how its last attempt ended.
 
     Those that are damaged come before all others: of them ``error`` says what is wrong, and nothing else is known.
     """

@@ -163,7 +163,7 @@ def load_ensemble(context: Context) -> Ensemble:
 
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """One row a cluster, from the assignments."""
+    """One row for each cluster, from the assignments."""
     assignments = pa.concat_tables(context.shards(STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names))
     overlaps = to_matrix(context.shards(STAGE, ALIGNMENT_TABLE).read("all"), "overlap")
     yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.n_clusters, overlaps.mean(0)),), {})

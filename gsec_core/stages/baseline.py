@@ -56,7 +56,7 @@ def _nearest_two(block: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray
 
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """One row a cluster, from the assignments."""
+    """One row for each cluster, from the assignments."""
     assignments = pa.concat_tables(context.shards(STAGE, BASELINE_TABLE).read_all(usable(context).part_names))
     table = cluster_table(load_embeddings(context), assignments, context.config.n_clusters)
     yield Finished("all", (table,), {})

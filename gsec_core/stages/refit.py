@@ -189,7 +189,7 @@ def _said(context: Context, model: Context, rows: NDArray[np.int64], sizes: NDAr
         return Said(*(np.empty(0, np.float32) for _ in range(3)))
     rows = rows[sample_rows(len(rows), LOOKED_AT, 0)]
     features = prepare.features_of(model, text.halves_of(model, context, rows))
-    posteriors = head_posteriors(align.load_head(model), features, slice(None), prepare.plan_of(model.config).device)
+    posteriors = head_posteriors(align.load_head(model), features, slice(None), prepare.plan_of(model.config).device).cpu().numpy()
     return Said.of(load_embeddings(context)[rows], posteriors, align.load_centres(model), sizes)
 
 

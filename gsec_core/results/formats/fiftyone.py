@@ -1,4 +1,4 @@
-"""A FiftyOneImageClassificationDataset: a label an image, with its confidence, and a manifest of the images' files."""
+"""A FiftyOneImageClassificationDataset: one label for each image, with its confidence, and a manifest of the images' files."""
 
 import json
 from collections.abc import Iterator, Mapping

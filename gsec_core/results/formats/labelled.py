@@ -20,7 +20,7 @@ class Labelled:
     images : frame
         `Frames.shown`, with ``label``, the place of its cluster among the classes, and ``class_name``.
     classes : frame
-        A row a cluster that is not hidden: ``cluster_key``, ``name``, ``description``, and ``class_name``, which no two share.
+        One row for each cluster that is not hidden: ``cluster_key``, ``name``, ``description``, and ``class_name``, which no two share.
     """
 
     frames: Frames
