@@ -63,10 +63,11 @@ def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -
     assert lines[0] == f"starting: the images of {place['folder']} into 3 clusters, store {place['store']}"
     run = Store.open(str(place["store"])).run(place["run"])
     stages = ["ingest", *run.stage_names()]
-    said = [name for name, _ in groupby(line.partition(" ")[0] for line in lines if line.partition(" ")[0] in stages)]
-    assert said == stages, "in their order, one line for each, and one for every ten seconds that it takes"
-    assert re.fullmatch(r"ingest +list the images +21 images, \S+ s, 21 new", lines[1])
-    assert re.fullmatch(r"encode +compute embeddings +21 images, \S+ s, 1 rejected", lines[2])
+    by_stage = groupby((line for line in lines if line.partition(" ")[0] in stages), lambda line: line.partition(" ")[0])
+    last = {stage: line for stage, told in by_stage for line in told}
+    assert list(last) == stages, "in their order; a stage has a line for each ten seconds that it takes, and one at its end"
+    assert re.fullmatch(r"ingest +list the images +21 images, \S+ s, 21 new", last["ingest"])
+    assert re.fullmatch(r"encode +compute embeddings +21 images, \S+ s, 1 rejected", last["encode"])
     for text in ("name", "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing; "):
         assert text in place["stderr"]
     assert lines[-1].startswith("look into it   "), "where to go on comes last"

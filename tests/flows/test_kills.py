@@ -27,9 +27,12 @@ def test_killed_it_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path, se
 
 @pytest.fixture
 def working(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run that encodes, on a terminal, which passes on what is typed; with a temporary server of its own."""
+    """A run that encodes, on a terminal, which passes on what is typed; with a temporary server of its own.
+
+    ``exec``, as some shells stay beside the command that they start.
+    """
     source = write_pictures(tmp_path / "in", range(400))
-    command = shlex.join([*GSEC, "run", str(source), "-k", "3", "--store", str(tmp_path / "store"), *SMALL, "--set", "max_slices=1"])
+    command = "exec " + shlex.join([*GSEC, "run", str(source), "-k", "3", "--store", str(tmp_path / "store"), *SMALL, "--set", "max_slices=1"])
     words = ["script", "-qefc", command, "/dev/null"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(tmp_path / "home")) as process:
         assert process.stdout is not None
