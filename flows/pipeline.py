@@ -101,7 +101,7 @@ def _there(context: Context, name: str) -> dict[str, float]:
 def _decided(config: PipelineConfig, run_id: str) -> Context:
     """Context of the run after the decision about the published model, which may change the number of clusters.
 
-    The servers are checked again, because only the decision determines which of them the run needs.
+    The servers are checked here, because only the decision determines which of them the run needs.
     """
     context = slices.context(config, run_id)
     get_run_logger().info("refit: %s", refit.in_words(context))
