@@ -100,7 +100,7 @@ class StackConfig(_Model):
         return f"http://{_reached(self.host)}:{self.reports_port}"
 
     def pipeline(self, name: str) -> PipelineConfig:
-        """The complete settings of a pipeline. The path of a local store is made absolute, because the worker runs in another folder.
+        """The complete settings of a pipeline. Paths of a local source and store are absolute, because the worker runs in another folder.
 
         Raises Refused as `load_config` does, and if the source or the store is missing.
         """
