@@ -81,7 +81,7 @@ def main() -> None:
     ours = milliseconds_a_step(X, text, 1)[2]
     with mock.patch.object(bilevel, "BatchEnsembleHeads", MemberByMember):
         theirs = milliseconds_a_step(X, text, 1)[2]
-    differing = np.mean(np.abs(ours - theirs) > 1e-5)  # where a gradient is nearly 0, AdamW's first step turns on its last bit
+    differing = np.mean(np.abs(ours - theirs) > 1e-5)  # where a gradient is nearly 0, AdamW's first step depends on its last bit
     print(f"median ratio {np.median(ratios):.1f}; after one step {differing:.2%} of the weights differ by more than 1e-5")
 
 

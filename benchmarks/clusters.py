@@ -56,7 +56,7 @@ def sets(data: Path, work: Path, encoder: str) -> Iterator[tuple[str, NDArray[An
     seen: set[bytes] = set()
     for source in SOURCES.values():
         for images in source(data, work, encoder):
-            if images.X[:100].tobytes() not in seen:  # captions play no part
+            if images.X[:100].tobytes() not in seen:  # captions are not used
                 seen.add(images.X[:100].tobytes())
                 yield images.name.removesuffix(", no captions"), images.X, images.n_clusters
     yield copies(data, work, encoder)

@@ -64,7 +64,5 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise Refused(f"--host {host} --port {port}: it cannot listen there ({why}). Choose another.") from None
-    listening.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )  # otherwise answers on a kept connection take 40 ms; asyncio sets it only on its own sockets
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else answers on kept connections take 40 ms; asyncio sets it only on its own sockets
     return listening

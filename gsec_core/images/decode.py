@@ -182,7 +182,7 @@ def _read(data: bytes, enough: int | None, note: str | None) -> Picture:
             image.draft(None, (enough, enough))
         drafted = image.size
         image.load()
-        if image.size != drafted:  # a TIFF is turned by Pillow
+        if image.size != drafted:  # Pillow itself rotates a TIFF
             size = image.size
         shown, profile_used = shown_pixels(image, data, raw, _factor(image.size, enough))
         orientation = image.getexif().get(ExifTags.Base.Orientation)

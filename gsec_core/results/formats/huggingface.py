@@ -79,7 +79,7 @@ def _write_shards(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -
                 writer, size = _writer(paths[-1], schema), 0
             writer.write_table(table)
             rows, size = rows + len(table), size + table.nbytes
-        if writer is None:  # no image is there any more
+        if writer is None:  # no image exists any more
             paths.append(folder / "0.parquet")
             writer = _writer(paths[-1], schema)
     finally:
