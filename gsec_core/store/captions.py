@@ -103,7 +103,7 @@ def spent(shards: Shards) -> list[dict[str, Any]]:
     for model in sorted({model for _, model, _ in rows}):
         ours = [row for row in rows.values() if row["model"] == model]
         requests, prompt, completion = (sum(row.get(key) or 0 for row in ours) for key in ("requests", "prompt_tokens", "completion_tokens"))
-        timed = [row for row in ours if row.get("seconds")]  # a batch API reports no time
+        timed = [row for row in ours if row.get("seconds")]  # replies of an offline batch have no time
         found.append(
             {
                 "model": model,
