@@ -1,1 +1,1 @@
-"""Speed and quality, each one command, each with a peer or a limit measured in the same run."""
+"""Benchmarks of speed and quality. Each is one command, and measures a peer or a limit in the same run."""

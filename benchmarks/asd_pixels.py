@@ -1,10 +1,10 @@
-"""What a step of ASD on pixels takes, and, of images with labels, what it comes to.
+"""Time of a step of ASD on pixels, and its accuracy on images with labels.
 
     python -m benchmarks.asd_pixels
     python -m benchmarks.asd_pixels ../shared/data/cifar10-train.parquet --clusters 10 --steps 20000 --checkpoint build/asd
 
-Without a file it times a few steps on noise, on one core, of two networks. With one, which has columns `image` (struct with `bytes`) and `label` and
-images of one size, it fits, goes on where it was cut, and prints accuracy and the like beside k-means of the pixels.
+Without a file it times a few steps of two networks on noise, on one core. With a file, which must have columns `image` (struct with `bytes`) and `label`
+and images of one size, it fits, continues an interrupted fit, and prints its scores and those of k-means on the pixels.
 """
 
 import argparse

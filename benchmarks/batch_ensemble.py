@@ -1,9 +1,9 @@
-"""What collapsing the BatchEnsemble mean gains: GSEC as it is, beside itself with heads that compute every member.
+"""Speed-up by collapsing the BatchEnsemble mean: GSEC as it is, compared with GSEC with heads that compute every member.
 
     python -m benchmarks.batch_ensemble
 
 Both fit the same estimator on the same random blobs with the same losses and optimisers; only the heads' forward pass
-differs. Printed: milliseconds an outer step of the training of each, and their ratio.
+differs. Printed: milliseconds of an outer step of the training of each, and their ratio.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads
 
 
 class MemberByMember(BatchEnsembleHeads):
-    """The textbook form: every BatchEnsemble member's logits of every row, then their mean."""
+    """The textbook form: computes the logits of every BatchEnsemble member for every row, then their mean."""
 
     def forward(self, x: Tensor) -> Tensor:
         means = []
@@ -33,7 +33,7 @@ class MemberByMember(BatchEnsembleHeads):
 
 @contextmanager
 def timed_training() -> Iterator[list[float]]:
-    """Collects the seconds that training takes, without standardising, neighbours and consensus."""
+    """Context manager with a list of the seconds of each training, without standardising, neighbours and consensus."""
     seconds: list[float] = []
     train = bilevel.train_block
 
@@ -48,7 +48,7 @@ def timed_training() -> Iterator[list[float]]:
 
 
 def milliseconds_a_step(X: np.ndarray, text: np.ndarray, steps: int) -> tuple[float, float, np.ndarray]:
-    """Of training alone and of the whole fit, an outer step; and the weights of the member."""
+    """Milliseconds of an outer step of training alone, and of the whole fit; and the weights of the member."""
     started = time.perf_counter()
     with timed_training() as seconds:
         [member] = GSEC(n_clusters=10, preset="published", max_steps=steps, tol=0).fit(X, text=text).members_
@@ -81,7 +81,7 @@ def main() -> None:
     ours = milliseconds_a_step(X, text, 1)[2]
     with mock.patch.object(bilevel, "BatchEnsembleHeads", MemberByMember):
         theirs = milliseconds_a_step(X, text, 1)[2]
-    differing = np.mean(np.abs(ours - theirs) > 1e-5)  # where a gradient is nearly 0, AdamW's first step turns on its last bit
+    differing = np.mean(np.abs(ours - theirs) > 1e-5)  # where a gradient is nearly 0, AdamW's first step depends on its last bit
     print(f"median ratio {np.median(ratios):.1f}; after one step {differing:.2%} of the weights differ by more than 1e-5")
 
 

@@ -1,11 +1,11 @@
-"""Whether the number of clusters is found, on sets where it is known, and the curve by which it is.
+"""Whether `suggest_n_clusters` finds the number of clusters in sets where it is known, and the curve from which it does.
 
     python -m benchmarks.clusters --data FOLDER [--svg FILE]
 
-FOLDER as in `benchmarks.quality`. Made-up sets are Gaussian clusters of 3,000 images in 20 dimensions, equally large or not, whose
-centres are 3 or 2 deviations apart in each dimension; `copies` are 40 photographs of CIFAR-10's test set 30 times, each in another
-JPEG quality and cut, which is a number of clusters that images show. Prints what `suggest_n_clusters` says of
-each, and draws the purity that all but a tenth of the clusters reach.
+FOLDER as in `benchmarks.quality`. Made-up sets are Gaussian clusters of 3,000 images in 20 dimensions, of equal size or not, whose
+centres are 3 or 2 deviations apart in each dimension. `copies` are 40 photographs of CIFAR-10's test set, each 30 times with another
+JPEG quality and crop, so that the images have a clear number of clusters. Prints the result of `suggest_n_clusters` for
+each set, and draws the purity that all but a tenth of the clusters reach.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def gaussian(count: int, apart: float, even: bool) -> tuple[str, NDArray[np.floa
 
 
 def copies(data: Path, work: Path, encoder: str) -> tuple[str, NDArray[Any], int]:
-    """Photographs many times over, as a set with known clusters."""
+    """Photographs with many copies of each, as a set with a known number of clusters."""
     random = np.random.default_rng(0)
     rows = pq.read_table(data / "cifar10-test.parquet", columns=["image"]).slice(0, COPIED)["image"].to_pylist()
     pictures = []
@@ -56,7 +56,7 @@ def sets(data: Path, work: Path, encoder: str) -> Iterator[tuple[str, NDArray[An
     seen: set[bytes] = set()
     for source in SOURCES.values():
         for images in source(data, work, encoder):
-            if images.X[:100].tobytes() not in seen:  # captions play no part
+            if images.X[:100].tobytes() not in seen:  # captions are not used
                 seen.add(images.X[:100].tobytes())
                 yield images.name.removesuffix(", no captions"), images.X, images.n_clusters
     yield copies(data, work, encoder)
@@ -67,7 +67,7 @@ def sets(data: Path, work: Path, encoder: str) -> Iterator[tuple[str, NDArray[An
 
 
 def svg(curves: list[tuple[str, NumberOfClusters, int]]) -> str:
-    """Purity by number of clusters, on a logarithmic axis; a ring is the true number, a dot what was found."""
+    """Plot of purity by number of clusters, on a logarithmic axis. A ring marks the true number, a dot the number that was found."""
     width, height, left, bottom, right = 790, 420, 50, 40, 250
 
     def place(count: float, purity: float) -> tuple[float, float]:

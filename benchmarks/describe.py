@@ -1,13 +1,13 @@
-"""How near the describe stage's client comes to what the server gives to vLLM's own serving benchmark.
+"""How close the client of the describe stage comes to the rate of vLLM's own serving benchmark.
 
     make real-parts && python -m benchmarks.describe --images 192 --rounds 3
 
-Starts the development server of deployments/vllm on this machine, or takes the one at ``--url`` (then ``--model`` and
-``--tokenizer`` are its). Each round asks about new images, so that nothing is in a cache, in three ways, in another order
-each time: `vllm bench serve`; the client, with requests made in advance; and the client as the stage uses it, which
-reads, decodes, shrinks and encodes each image meanwhile. All send the same text, pattern and image size at temperature 0,
-as many at once. Printed are images/s, the ratio of each to the benchmark's, and the client's CPU seconds an image; then
-the client's rate by the number of requests at once.
+Starts the development server of deployments/vllm on this machine, or uses the one at ``--url`` (then ``--model`` and
+``--tokenizer`` must be given for it). Each round asks about new images, so that nothing is cached, in three ways, whose order
+changes: `vllm bench serve`; the client, with requests made in advance; and the client as the stage uses it, which
+reads, decodes, shrinks and encodes each image meanwhile. All send the same text, pattern and image size at temperature 0, and
+the same number of requests at once. Printed are images/s, the ratio of each to the benchmark's, and the client's CPU time for an
+image; then the client's rate by the number of requests at once.
 """
 
 import argparse
@@ -36,11 +36,11 @@ ROOT = Path(__file__).parents[1]
 VLLM = ROOT / ".venv-vllm/bin"
 PORT = 8123
 MAX_TOKENS = 256
-"""A random model writes long words."""
+"""Maximal tokens of a reply; a random model writes long words."""
 
 
 class Served(NamedTuple):
-    """Where a model is."""
+    """Address and name of a served model, and the folder of its tokenizer."""
 
     url: str
     model: str
@@ -48,11 +48,12 @@ class Served(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one way of asking came to."""
+    """Result of one way of asking."""
 
     rate: float
+    """Images/s."""
     cpu: float
-    """Seconds of this process an image."""
+    """CPU seconds of this process for each image."""
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def subjects(files: Sequence[Path]) -> list[Subject]:
 
 
 def measured(work: Sequence[Coroutine[Any, Any, Any]], keep: int) -> tuple[list[Any], Measured]:
-    """Do it all, ``keep`` at a time."""
+    """Run all coroutines, ``keep`` at a time. Returns their results, and rate and CPU time."""
 
     async def together() -> list[Any]:
         place = asyncio.Semaphore(keep)
@@ -96,7 +97,7 @@ def measured(work: Sequence[Coroutine[Any, Any, Any]], keep: int) -> tuple[list[
 
 
 def prepared(served: Served, at_once: int, files: Sequence[Path]) -> Measured:
-    """The client, its requests made in advance."""
+    """Measure the client with requests made in advance."""
     asking = captioner(served, at_once)
     contents = [asking._content(subject) for subject in subjects(files)]
     replies, found = measured([asking._chat.ask(content, 0, MAX_TOKENS) for content in contents], len(files))
@@ -105,7 +106,7 @@ def prepared(served: Served, at_once: int, files: Sequence[Path]) -> Measured:
 
 
 def end_to_end(served: Served, at_once: int, files: Sequence[Path]) -> Measured:
-    """The client as the stage uses it."""
+    """Measure the client as the stage uses it."""
     asking = captioner(served, at_once)
     answers, found = measured([asking.describe(subject) for subject in subjects(files)], asking.concurrency)
     assert all(isinstance(answer, Answer) and answer.text for answer in answers)
@@ -113,7 +114,7 @@ def end_to_end(served: Served, at_once: int, files: Sequence[Path]) -> Measured:
 
 
 def vllm_benchmark(served: Served, at_once: int, files: Sequence[Path], folder: Path) -> Measured:
-    """vLLM's own. It reads images of the size that the client sends, and makes its requests before its clock starts."""
+    """Run vLLM's own benchmark. It reads images of the size that the client sends, and makes its requests before its clock starts."""
     lines = []
     for file in files:
         small = folder / f"small-{file.name}"

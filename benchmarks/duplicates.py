@@ -2,12 +2,12 @@
 
     python -m benchmarks.duplicates --choose PATH… --report PATH… [--encoder lite]
 
-A PATH is a Parquet file with a column `image`, an image, or a resource file of Qt (``.rcc``) with images in it, of 200 pixels a side at least. Of every
-photograph copies are made: saved as JPEG of quality 60, made half as large, and with an edge cut off. A set is all photographs and their copies of one kind;
-recall is the share of copies that are found to be such of their own photograph, and precision the share of the pairs that are found, of all pairs of the
-set, which are of one photograph. The threshold is the highest with which all these figures are .95 or more on the photographs to choose by, as a larger
-collection has more pairs to be mistaken; what is reported is of the others. Photographs that are twice in a set by themselves, of which small pictures
-correlate by .99, count as one, and are named.
+A PATH is a Parquet file with a column `image`, an image, or a Qt resource file (``.rcc``) that contains images, of at least 200 pixels a side. Copies
+of every photograph are made: saved as JPEG of quality 60, halved in size, and with edges cut off. A set is all photographs and their copies of one
+kind. Recall is the share of copies that are found as duplicates of their own photograph. Precision is the share of the found pairs of a set that
+are of one photograph. The threshold is the highest one for which all these figures are .95 or more on the photographs of --choose, because a larger
+collection has more pairs to confuse; the reported figures are those of the photographs of --report. Photographs that occur twice in a set, that is,
+whose small pictures correlate by .99, count as one, and are named.
 """
 
 import argparse
@@ -41,7 +41,7 @@ BATCH = 32
 CERTAIN = 0.99
 
 ENOUGH = 0.95
-"""Of precision and recall, of every kind of copy."""
+"""Minimum of precision and recall for every kind of copy."""
 
 
 def saved(image: Image.Image, quality: int = 90) -> bytes:
@@ -51,7 +51,7 @@ def saved(image: Image.Image, quality: int = 90) -> bytes:
 
 
 def cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> bytes:
-    """Without these shares of its width and height."""
+    """A JPEG of the image with these shares of its width and height cut off."""
     width, height = image.size
     return saved(image.crop((round(width * left), round(height * top), round(width * (1 - right)), round(height * (1 - bottom)))))
 
@@ -75,7 +75,7 @@ class Looks(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Pairs of a set that may be found at some threshold, the lower number first."""
+    """Pairs of images in a set that may be found at some threshold; a < b."""
 
     a: NDArray[np.int64]
     b: NDArray[np.int64]
@@ -83,7 +83,7 @@ class Pairs(NamedTuple):
 
 
 def photographs(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes."""
+    """Names and bytes of the photographs in a file."""
     if path.suffix == ".parquet":
         for row in pq.read_table(path, columns=["image"])["image"].to_pylist():
             yield row["path"], row["bytes"]
@@ -94,7 +94,7 @@ def photographs(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def in_resources(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The JPEGs and WebPs of a resource file; an entry of it is its length, in four bytes, and its bytes."""
+    """The JPEGs and WebPs of a resource file. An entry is its length, in four bytes, followed by its bytes."""
     data = path.read_bytes()
     starts = sorted(chain(_all(data, b"\xff\xd8\xff", 0), _all(data, b"WEBP", 8)))
     for start in starts:
@@ -105,11 +105,11 @@ def in_resources(path: Path) -> Iterator[tuple[str, bytes]]:
                 if min(image.size) >= LEAST_SIDE:
                     yield f"{path.stem} {start}", entry
         except (OSError, SyntaxError):
-            continue  # the mark of a thumbnail within an image, or a mere coincidence
+            continue  # the mark of an embedded thumbnail, or a coincidence
 
 
 def _all(data: bytes, mark: bytes, before: int) -> Iterator[int]:
-    """Where entries with this mark begin."""
+    """Positions of entries that have this mark ``before`` bytes after their beginning."""
     at = data.find(mark, 4 + before)
     while at >= 0:
         yield at - before
@@ -117,7 +117,7 @@ def _all(data: bytes, mark: bytes, before: int) -> Iterator[int]:
 
 
 def seen(encoder: Encoder, files: list[bytes]) -> Looks:
-    """As stage `encode` and `canonical.load_thumbnails` make them."""
+    """Embeddings and small pictures of images, as stage `encode` and `canonical.load_thumbnails` make them."""
     vectors, pixels = [], []
     for start in range(0, len(files), BATCH):
         inputs = []
@@ -131,7 +131,7 @@ def seen(encoder: Encoder, files: list[bytes]) -> Looks:
 
 
 def candidates(like: Likeness) -> Pairs:
-    """All pairs whose cosine may be enough."""
+    """All pairs whose cosine may be above the threshold."""
     numbers = np.arange(len(like.X))
     a, b = np.triu_indices(len(numbers), 1)
     near = like.X.astype(np.float32) @ like.X.astype(np.float32).T
@@ -141,7 +141,7 @@ def candidates(like: Likeness) -> Pairs:
 
 
 def twins(of: Looks) -> NDArray[np.int64]:
-    """Of each photograph the first that is the same."""
+    """For each photograph, the number of the first photograph that is the same, (n,)."""
     certain = Likeness(of.X, of.pixels, min(THRESHOLDS))
     a, b, _ = candidates(certain)
     small = of.pixels.reshape(len(of.pixels), -1).astype(np.float64)
@@ -165,8 +165,11 @@ def measured(originals: Looks, copies: Looks, photograph: NDArray[np.int64]) -> 
 
 
 def by_the_stage(all_kinds: list[Looks], photograph: NDArray[np.int64], threshold: float) -> tuple[float, float]:
-    """Precision and recall of the groups that the stage makes of photographs and all their copies together: of the images that are in a group with a first
-    of the same photograph, among all that are in a group, and among all."""
+    """Precision and recall of the groups that the stage makes of photographs and all their copies together.
+
+    An image is right if the first image of its group is of the same photograph. Precision is the share of right images among all images that are not
+    the first of their group, recall their share among the copies.
+    """
     like = Likeness(*(np.concatenate(columns) for columns in zip(*all_kinds, strict=True)), threshold)
     n = len(like.X)
 

@@ -1,13 +1,13 @@
-"""How near the encode stage comes to what its two halves allow.
+"""How close the encode stage comes to the bound given by its two halves.
 
     python -m benchmarks.encode --images 5000
 
-Let d be the rate of reading, hashing, decoding, resizing and normalising alone, f that of the forward pass alone with
-the same batch shape, each with all cores. On a processor that does both, nothing can beat T_ideal = N (1/d + 1/f).
-Printed are d, f, the stage's rate and T_ideal / T_stage. Imports and the loading of the model are outside the clock;
-what the stage does beyond d and f (thumbnails, Parquet, fsync) is inside. The images are worked on in rounds, each
-measured in all three ways, so that a machine that is slower for a while is slower for all three. With `lite` on a CPU the
-forward pass by torch is measured, too: the stage beside what could at best be reached with that.
+Let d be the rate of reading, hashing, decoding, resizing and normalising alone, and f that of the forward pass alone with
+the same batch shape, each with all cores. On a processor that does both, the time is at least T_ideal = N (1/d + 1/f).
+Printed are d, f, the stage's rate and T_ideal / T_stage. The times do not include imports and loading of the model, but that
+of the stage includes what it does besides d and f (thumbnails, Parquet, fsync). The images are processed in rounds, each
+measured in all three ways, so that a temporarily slow machine slows all three. With `lite` on a CPU the
+forward pass by torch is measured too, and the stage is compared with the best that torch would allow.
 """
 
 import argparse
@@ -39,13 +39,13 @@ from gsec_core.stages.base import Context, run_stage
 
 @dataclass
 class Seconds:
-    """What a round took."""
+    """Seconds of a round, by part."""
 
     prepare: float = 0.0
     forward: float = 0.0
     stage: float = 0.0
     by_torch: float = 0.0
-    """The forward pass by torch, where the encoder does without; else 0."""
+    """The forward pass by torch, if the encoder does not use torch; else 0."""
 
     @property
     def share(self) -> float:
@@ -69,7 +69,7 @@ def write_photographs(folder: Path, count: int, seed: int) -> Path:
 
 
 def measure(source: Path, store: Path, config: PipelineConfig, encoder: Encoder, workers: int, peer: Callable[[np.ndarray], object] | None) -> Seconds:
-    """One round: the halves alone, then the stage."""
+    """Measure one round: the halves alone, then the stage."""
     opened = open_source(str(source))
     refs = [ImageRef(**row) for row in opened.list().to_pylist()]
 
@@ -115,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(overrides={"encode": {"encoder": options.encoder, "precision": options.precision}})
     encoder = encode.loaded_encoder(config)
-    encoder.encode_images(encoder.preprocess(Image.new("RGB", (64, 64)))[None])  # the first builds what the others use
+    encoder.encode_images(encoder.preprocess(Image.new("RGB", (64, 64)))[None])  # the first call initialises the encoder
     workers = usable_cores()
     directory = Path(tempfile.mkdtemp(prefix="gsec-encode-"))
     each = options.images // options.rounds

@@ -1,9 +1,9 @@
-"""What an engine costs beside the other: threads of one process, and a Ray cluster of this machine.
+"""Compare the cost of the engines: threads of one process, and a Ray cluster on this machine.
 
     python -m benchmarks.engines [--images 2000] [--slices 1000]
 
-Each encodes the same images, with as many slices at once and as many threads; both have the encoder loaded, and the cluster is there. Then each is given
-slices of nothing: what Prefect, and Ray under it, take for a slice.
+Each encodes the same images, with the same number of slices at once and of threads; the encoder is loaded and the cluster is started before. Then each
+gets empty slices, which measures the overhead of Prefect, and of Ray, for a slice.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _measured(kind: str, work: Path, few: Path, many: Path, slices: int) -> tuple[float, float]:
-    """Seconds that encoding takes, and those that a slice of nothing takes."""
+    """Seconds that encoding takes, and seconds that an empty slice takes."""
 
     def settings(source: Path) -> PipelineConfig:
         values = {"engine": kind, "threads": usable_cores(), "ingest": {"shard_rows": 128}, "train": {"refit": "always"}}

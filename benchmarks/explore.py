@@ -1,13 +1,13 @@
-"""Answers of `gsec serve` about a finished run: how long they take, and the memory of the server.
+"""Time of the answers of `gsec serve` about a finished run, and memory of the server.
 
     python -m benchmarks.explore --images 10000 --clusters 50
     python -m benchmarks.explore --images 1000000 --clusters 1000
 
-Writes the tables of a finished run with the widths of the encoder `lite`, starts the server, and asks it: once and once again with nobody else asking, then for
-half a minute everything in turn by five clients at once. Beside every kind of answer stands `/health`, which is an answer about nothing. Printed at the end is
-the server's memory, VmRSS and VmHWM of /proc/PID/status.
+Writes the tables of a finished run with the vector lengths of the encoder `lite`, starts the server, and sends every kind of request: twice with no other
+client, then for half a minute by five clients at once. For comparison there is `/health`, whose answer needs no data. Printed at the end is
+the server's memory: VmRSS, VmHWM and RssAnon of /proc/PID/status.
 
-The images are made up: unit vectors around a centre for each cluster. Thumbnails are of 200 small pictures.
+The images are made up: unit vectors around a centre for each cluster. Thumbnails are those of 200 small pictures.
 """
 
 import argparse
@@ -74,7 +74,7 @@ from tests.pictures import picture
 DIM, JOINT = 1280, 384
 SHARD_ROWS = 2048
 AXES = 64
-"""Principal axes of each half of the made up features."""
+"""Principal axes of each half of the made-up features."""
 SECONDS = 30.0
 POLYGON = "0.2,0.2,0.5,0.1,0.6,0.5,0.3,0.6"
 WORDS = ("a dog", "sports car", "a bird on a branch", "violin", "mountains at night")
@@ -93,7 +93,7 @@ def settings(directory: Path, clusters: int) -> PipelineConfig:
 
 
 class Maker:
-    """The tables of a run, written without the stages that make them."""
+    """Writes the tables of a run without running its stages."""
 
     def __init__(self, directory: Path, images: int, clusters: int) -> None:
         (directory / "images").mkdir()
@@ -118,7 +118,7 @@ class Maker:
         assert store.publications.add(publication)
 
     def tables(self, stage: str, tables: Mapping[str, Mapping[str, pa.Table]]) -> None:
-        """Of one stage: table -> shard -> rows."""
+        """Write the tables of one stage: table -> shard -> rows."""
         fingerprint = xxhash.xxh3_128_hexdigest(stage.encode())
         if stage == "encode":
             fingerprint = pipeline.stage("encode").fingerprint(self.context)
@@ -191,7 +191,7 @@ class Maker:
         parts = {f"part-{number:05d}": places.slice(number * PART_ROWS, PART_ROWS) for number in range(-(-self.n // PART_ROWS))}
         self.tables("map", {MAP_TABLE: parts})
         nothing = [pa.nulls(self.k, LINEAGE.field(name).type) for name in ("previous_cluster", "overlap")]
-        below = [1] * self.k  # clusters below each cluster and node; those at the front of the line are joined, and go to its end
+        below = [1] * self.k  # number of clusters below each cluster and node; nodes are joined in order, and the new node is appended
         rows = [(self.k + node, 2 * node, 2 * node + 1, node / self.k) for node in range(self.k - 1)]
         sizes = np.bincount(self.truth, minlength=self.k).tolist()
         for _, left, right, _ in rows:
@@ -238,7 +238,7 @@ class Server:
         self._process.wait()
 
     def memory(self) -> dict[str, float]:
-        """GiB."""
+        """VmRSS, VmHWM and RssAnon of the server, in GiB."""
         lines = (line.split() for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines())
         return {line[0][:-1]: int(line[1]) / 2**20 for line in lines if line[0] in ("VmRSS:", "VmHWM:", "RssAnon:")}
 
@@ -247,7 +247,7 @@ Ask = Callable[[random.Random], tuple[str, str, bytes | None]]
 
 
 def questions(run: str, ids: list[str], keys: list[int], upload: bytes) -> dict[str, Ask]:
-    """Every kind of answer: method, address and body of one question."""
+    """Kind of answer -> function that makes a random request: method, address and body."""
     api, page = f"/api/v1/runs/{run}", f"/runs/{run}"
 
     def get(address: Callable[[random.Random], str]) -> Ask:
@@ -287,7 +287,7 @@ def questions(run: str, ids: list[str], keys: list[int], upload: bytes) -> dict[
 
 
 def ask(client: httpx.Client, question: tuple[str, str, bytes | None]) -> tuple[float, int, bytes]:
-    """Milliseconds, status and bytes of an answer."""
+    """Send a request. Returns milliseconds, status and bytes of the answer."""
     method, address, body = question
     began = time.perf_counter()
     answer = client.request(method, address, content=body, headers={"Content-Type": "image/jpeg"} if body else {})
@@ -295,7 +295,7 @@ def ask(client: httpx.Client, question: tuple[str, str, bytes | None]) -> tuple[
 
 
 def crowd(url: str, asked: Mapping[str, Ask], clients: int, seconds: float) -> dict[str, list[float]]:
-    """What ``clients`` at once wait for each kind of answer, each asking everything in an order of its own, over and over."""
+    """Milliseconds of each kind of answer for ``clients`` clients at once, each of which sends all requests over and over, in random order."""
     times: dict[str, list[float]] = {kind: [] for kind in asked}
     until = time.monotonic() + seconds
 

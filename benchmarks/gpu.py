@@ -1,13 +1,14 @@
-"""What gsec does on a GPU, part by part, beside bounds of the same run.
+"""Speed of gsec on a GPU, part by part, with bounds measured in the same run.
 
     python -m benchmarks.gpu --json gpu.json
     python -m benchmarks.gpu --quick --device cpu
 
-`encode`: images/s of the stage with open_clip encoders of random weights in bf16, beside its halves alone: preparing (reading, hashing,
-decoding, resizing, normalising and thumbnails, with as many threads as the stage has) and the forward pass on a batch that is on the device
-already. `fit`: seconds of `GSEC.fit` by part on made-up embeddings of 512 dimensions; of few rows on the CPU too. `neighbours`: the
-index beside an exact search by torch on the device. `methods`: every method for a few steps on the device and on the CPU, and how their
-labels agree. A part that fails says so and the others still run. The JSON is written after every figure, so that a run that is cut leaves what it had.
+`encode`: images/s of the stage with open_clip encoders of random weights in bf16, and of its two halves alone: preparing (reading, hashing,
+decoding, resizing, normalising and thumbnails, with as many threads as in the stage) and the forward pass on a batch that is on the device
+already. `fit`: seconds of `GSEC.fit` by part on made-up embeddings of 512 dimensions; with few rows on the CPU too. `neighbours`: the
+index, compared with an exact search by torch on the device. `methods`: every method for a few steps on the device and on the CPU, and how
+well their labels agree. If a part fails, that is reported and the other parts still run. The JSON is written after every figure, so that an
+interrupted run keeps its figures.
 """
 
 import argparse
@@ -42,18 +43,18 @@ from gsec_core.methods.gsec.estimator import GSECPlan
 
 DIMENSIONS = 512
 RANK = 64
-"""Of the subspace in which clusters differ."""
+"""Dimensions of the subspace in which clusters differ."""
 NOISE = 1.8
-"""In each of `DIMENSIONS`, where centres are 1 in each of `RANK`: enough for clusters to overlap."""
+"""Deviation of the noise in each of `DIMENSIONS`; that of centres is 1 in each of `RANK`. Enough for clusters to overlap."""
 
 LEAST_SHARE = 0.9
-"""Of the rate of the slower half, that encoding should have."""
+"""Share of the slower half's rate that encoding should reach."""
 MOST_SECONDS = 120
-"""That a fit of a million rows should take."""
+"""Seconds that a fit of a million rows should take at most."""
 MILLION = 1_000_000
 
 MOST_CPU_ROWS = 50_000
-"""That are fitted on the CPU too."""
+"""Fits of at most this many rows run on the CPU too."""
 
 N_NEIGHBORS = 20
 LARGE_BATCH = 256
@@ -69,14 +70,14 @@ QUICK = {"images": 96, "models": ["tiny"], "rounds": 1, "rows": [400, 1500], "cl
 
 
 class Report:
-    """Markdown to standard output, figures to a file of JSON."""
+    """Prints Markdown to standard output, and writes the figures to a JSON file."""
 
     def __init__(self, file: Path | None) -> None:
         self.figures: dict[str, Any] = {"failed": []}
         self._file = file
 
     def put(self, figure: Any, *path: str) -> None:
-        """Keep a figure under these names."""
+        """Store a figure in the JSON under these nested names."""
         place = self.figures
         for name in path[:-1]:
             place = place.setdefault(name, {})
@@ -88,7 +89,7 @@ class Report:
         print(text, flush=True)
 
     def table(self, columns: Sequence[str]) -> None:
-        """The head of a table."""
+        """Print the head of a table."""
         self.say(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
 
     def row(self, *cells: Any) -> None:
@@ -96,10 +97,10 @@ class Report:
 
     @contextmanager
     def guarded(self, name: str) -> Iterator[None]:
-        """What fails inside is told and counted, and what comes after it runs."""
+        """Context manager that reports and records an exception, so that later parts still run."""
         try:
             yield
-        except Exception:  # noqa: BLE001 -- whatever it is, the time on the machine is short
+        except Exception:  # noqa: BLE001 -- any error, because time on the machine is short
             self.say(f"\n{name} failed:\n\n```\n{traceback.format_exc()}```\n")
             self.put([*self.figures["failed"], name], "failed")
 
@@ -110,7 +111,7 @@ def synchronize(device: str) -> None:
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
-    """That a call takes, with what it leaves to the device."""
+    """Seconds that a call takes, with the work that it leaves to the device."""
     synchronize(device)
     started = time.perf_counter()
     run()
@@ -120,7 +121,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[list[float]]:
-    """One value at the end: GiB of the device that torch had claimed at most."""
+    """Context manager whose list gets one value at the end: the peak of device memory that torch reserved, in GiB."""
     found: list[float] = []
     if device != "cpu":
         torch.cuda.empty_cache()
@@ -148,7 +149,7 @@ def write_images(folder: Path, count: int) -> Path:
 
 
 def write_checkpoint(folder: Path, model: str, device: str) -> Path:
-    """A model of open_clip with random weights, as a folder that gsec takes."""
+    """Write an open_clip model with random weights, as a folder that gsec accepts."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -224,7 +225,7 @@ def _encoding(report: Report, options: argparse.Namespace, device: str, model: s
 
     report.table(["model", "round", "prepare/s", "forward/s", "encode/s", "encode / slower half"])
     totals = np.zeros(3)
-    for number in range(options.rounds + 1):  # the first, in which libraries load and memory is claimed, does not count
+    for number in range(options.rounds + 1):  # the first round does not count: libraries are loaded and memory is reserved
         took = np.array([seconds(prepare_all, device), seconds(forward(size, batches), device) * len(refs) / (batches * size), stage(number)])
         if number:
             totals += took
@@ -248,7 +249,7 @@ def _encoding(report: Report, options: argparse.Namespace, device: str, model: s
 
 
 def _one_thread(report: Report, model: str, config: Any, source: Any, encoder: Any, refs: Sequence[Any]) -> float:
-    """Seconds an image of preparing by one thread, told by part."""
+    """Seconds for each image of preparing with one thread; reports them by part."""
     from gsec_core.images import decode
 
     spent = dict.fromkeys(("read and hash", "decode", "preprocess", "thumbnail"), 0.0)
@@ -275,7 +276,7 @@ def _one_thread(report: Report, model: str, config: Any, source: Any, encoder: A
 
 
 def made_up(n: int, clusters: int, seed: int, halves: int = 1) -> tuple[list[NDArray[np.float16]], NDArray[np.int64]]:
-    """Unit vectors around one centre a cluster, in each half around others, and the clusters."""
+    """Unit vectors around one centre for each cluster, with other centres in each half; and the clusters."""
     random = np.random.default_rng(seed)
     truth = random.choice(clusters, n, p=random.dirichlet(np.full(clusters, 5.0)))
     found = []
@@ -296,7 +297,7 @@ def made_up(n: int, clusters: int, seed: int, halves: int = 1) -> tuple[list[NDA
 
 
 class Parts:
-    """Seconds of a fit by part, each without those of parts inside it; ``told`` is called as each ends."""
+    """Measures the seconds of a fit by part, each without the parts inside it. ``told`` is called at the end of each part."""
 
     PLACES: tuple[tuple[Any, str, str], ...] = (
         (GSECPlan, "halves", "principal axes"),
@@ -322,7 +323,7 @@ class Parts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, the parts of every fit are timed."""
+        """Context manager in which the parts of every fit are timed."""
         with ExitStack() as stack:
             for owner, name, part in self.PLACES:
                 found = vars(owner)[name]
@@ -467,7 +468,7 @@ def methods(report: Report, options: argparse.Namespace, device: str) -> None:
 
 
 def run(report: Report, options: argparse.Namespace) -> int:
-    """All parts; the exit code."""
+    """Run all parts. Returns the exit code."""
     device = resolve(options.device, "--device")
     card = "no GPU" if device == "cpu" else torch.cuda.get_device_name(device)
     machine = {"card": card, "cores": usable_cores(), "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}

@@ -1,10 +1,10 @@
-"""Whether a cut of the tree of clusters finds families that are known: animals and vehicles of CIFAR-10, and its classes.
+"""Whether a cut of the tree of clusters finds known families: animals and vehicles of CIFAR-10, and its classes.
 
     python -m benchmarks.hierarchy --data FOLDER
 
-k-means with more clusters than there are classes, and three more starts of it as the other members of an ensemble; the tree is made of the centres as they are,
-of the centres from their mean, of co-association alone, and of both as gsec does. Prints the share of images that lie in a group with most of their kind,
-mean and standard deviation over the seeds.
+k-means makes more clusters than there are classes, and three more starts of it are the other members of an ensemble. The tree is made from the centres
+as they are, from the centres relative to their mean, from co-association alone, and from both as in gsec. Prints the purity of the groups: the share of
+images that are of the most frequent kind in their group, mean and standard deviation over the seeds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
 
 MEMBERS = 4
 VEHICLES = (0, 1, 8, 9)
-"""Of CIFAR-10's classes."""
+"""The classes of CIFAR-10 that are vehicles."""
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def trees(X: NDArray[np.float32], labels: NDArray[np.int32], members: NDArray[np
 
 
 def purity(labels: NDArray[np.int32], merges: list[tuple[int, int]], clusters: int, kinds: NDArray[np.int64]) -> float:
-    """At a cut into as many groups as there are kinds."""
+    """Share of images of the most frequent kind in their group, at a cut into as many groups as there are kinds."""
     groups = hierarchy.cut(merges, clusters, len(np.unique(kinds))).values()
     return sum(np.bincount(kinds[np.isin(labels, inside)]).max() for inside in groups) / len(kinds)
 

@@ -1,6 +1,6 @@
-"""Peak memory of encode with large images: six of 12,000 x 12,000 pixels beside small ones, with one decoding worker and with six.
+"""Peak memory of encode with six large images of 12,000 x 12,000 pixels, with one decoding worker and with six.
 
-Prints VmHWM of a process that encodes, in MiB, for each kind of file, and how far it is above the floor: the same process with small images.
+Prints VmHWM of a process that encodes, in MiB, for each kind of file, and how far it is above the floor, which is that of small images.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WORKERS = (1, 6)
 
 
 def smooth(seed: int, side: int) -> Image.Image:
-    """Waves of colour that compress well."""
+    """An image of colour waves, which compresses well."""
     y, x = np.mgrid[:600, :600] / 600
     waves = [np.sin(x * 7 + seed), np.cos(y * 9 + seed), np.sin((x + y) * 5 + seed)]
     return Image.fromarray((128 + 100 * np.stack(waves, -1)).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
@@ -42,7 +42,7 @@ def write(folder: Path, kind: str, side: int, count: int) -> Path:
 
 
 def peak_of(source: Path, workers: int) -> float:
-    """MiB, of a process of its own."""
+    """Peak memory in MiB of encoding in a process of its own."""
     with tempfile.TemporaryDirectory() as store:
         command = [sys.executable, "-m", "benchmarks.large_images", "--encode", str(source), "--store", store, "--workers", str(workers)]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

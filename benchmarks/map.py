@@ -1,10 +1,9 @@
-"""Seconds and memory of placing many images on the map, beside k-means of them.
+"""Seconds and memory of placing many images on the map, compared with k-means of them.
 
     python -m benchmarks.map --rows 1000000 --dim 512 --clusters 1000
 
-Random vectors around planted centres. k-means is one start, as the stage `baseline` makes it; the landmarks are 5,000 rows at random
-places, since their t-SNE takes as long however many images there are. Peak is that of anonymous memory, RssAnon, above what is
-in use before.
+Random vectors around planted centres. k-means is one start, as in stage `baseline`. The landmarks are 5,000 rows at random positions, because
+the time of their t-SNE does not depend on the number of images. Memory is the peak of anonymous memory, RssAnon, above that in use before.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Anonymous memory of this process: what it holds beyond the files that it maps."""
+"""Anonymous memory of this process, that is, without mapped files."""
 
 import ctypes
 import gc
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def anonymous_mib() -> float:
-    """RssAnon of /proc/self/status now."""
+    """Current RssAnon of /proc/self/status, in MiB."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
     return int(line.split()[1]) / 1024
 
 
 class Peak:
-    """The largest value seen."""
+    """The largest value of `anonymous_mib` so far."""
 
     def __init__(self) -> None:
         self.mib = anonymous_mib()
@@ -23,7 +23,7 @@ class Peak:
 
 @contextmanager
 def peak() -> Iterator[Peak]:
-    """Watch it 50 times a second. What an earlier run has freed and the process kept goes back to the system first, so that it counts again."""
+    """Context manager that measures the peak 50 times a second. Memory that was freed before is first returned to the system, so that reusing it counts."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     found, over = Peak(), threading.Event()

@@ -1,10 +1,10 @@
-"""Seconds of a fit, of every numeric stage and of k-means: alone, beside one busy process a core, and under a quota of one core.
+"""Seconds of a fit, of every numeric stage and of k-means: alone, with one busy process for each core, and with a quota of one core.
 
     python -m benchmarks.neighbour [--images 512] [--rounds 3]
 
 The fit is `GSEC` on 500 x (512 + 512) random rows. The stages run without an orchestrator on photographs of 500 to 800 px with the
 embedded encoder. k-means is Lloyd's with ten starts on 20,000 x 192 rows. Each figure is the median of several rounds, each in a process
-of its own. The last columns are OpenMP's own waiting, which gsec shortens. The quota is a control group, which root may make.
+of its own. The last columns are with OpenMP's default waiting, which gsec shortens. The quota is a control group, which only root can make.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from gsec_core.settings import load_config
 from gsec_core.stages.base import Context, run_stage
 
 OPENMPS_OWN = {"GOMP_SPINCOUNT": "300000"}
-"""What GNU's OpenMP does unless told otherwise."""
+"""Default of GNU's OpenMP."""
 
 GROUP = "gsec-benchmark"
 
@@ -58,7 +58,7 @@ def _seconds(work: object) -> float:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that want a core each, as long as this one lives."""
+    """Context manager with ``count`` other processes, each of which uses a core fully. They also end with this process."""
     work = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(10_000))"
     neighbours = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(count)]
     try:
@@ -71,7 +71,7 @@ def busy(count: int) -> Iterator[None]:
 
 @contextmanager
 def quota_of_one_core() -> Iterator[list[str]]:
-    """A control group with that quota, as files to which a process writes itself to be in it. Raises OSError if none can be made here."""
+    """Context manager with a control group of this quota, as files to which a process writes its number to join it. Raises OSError if it cannot be made."""
     version_1 = Path("/sys/fs/cgroup/cpu")
     folder = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / GROUP
     folder.mkdir(exist_ok=True)

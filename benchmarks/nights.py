@@ -1,16 +1,16 @@
-"""What a night changes: images that move to another cluster, what the labels are worth, and whether something new is found.
+"""What a nightly run changes: images that move to another cluster, the accuracy of the labels, and whether new classes are found.
 
     python -m benchmarks.nights --data FOLDER [--work FOLDER] [--sets cifar10 stamps] [--only WORDS] [--seeds 5] [--thirty]
 
-Sets as in `benchmarks.quality`. For each seed a random half of the images is clustered, and then the half with more images, once as
-`train.refit = "auto"` has it, by the decision that stage `refit` takes, and once from scratch. Printed: the share of the half's images that
-are under another key afterwards, in %, by either; what was decided; and ACC of all images by either, mean and standard deviation over seeds. Clusters
-keep their keys as in stage `lineage`. Whatever a model said of images is of all of them, so that descriptions do not change from night to night.
+Sets as in `benchmarks.quality`. For each seed a random half of the images is clustered. Then this half with more images is clustered twice: as with
+`train.refit = "auto"`, by the decision of stage `refit`, and from scratch. Printed for both: the share of the half's images that have another
+key afterwards, in %, and ACC of all images, mean and standard deviation over seeds; and the decision. Clusters keep their keys as in stage
+`lineage`. Descriptions are those of the whole set, so that they do not change from night to night.
 
-`--thirty`: thirty nights, each with 2% more images and 1% deleted; one class is kept back until night 15, when all of its images that would be there come
+`--thirty`: thirty nights, each with 2% new images and 1% deleted; one class is kept back until night 15, when all of its images so far come
 at once. Printed for each seed: the share that moved in a night, on average and at most; the decisions; after how many nights the class was reported;
-alarms before; ACC of the last night's labels against a fit from scratch on the same images; and how far that has the class in a cluster of its own.
-Labels score, and choose which class is kept back; nothing else.
+alarms before; ACC of the last night's labels, and of a fit from scratch on the same images; and how well the latter separates the class as a cluster.
+Labels are used only for scores, and to choose the class that is kept back.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from gsec_core.clustering.metrics import score
 from gsec_core.tables import CONTINUED, KEPT
 
 GROWTH = (0.01, 0.05, 0.2, 1.0)
-"""New images, as a share of those that are there."""
+"""New images, as a share of the images at the start."""
 
 NIGHTS, COMES = 30, 15
-"""Nights, and the one in which the class comes that was kept back."""
+"""Number of nights, and the night in which the kept back class comes."""
 
 NEW, GONE = 0.02, 0.01
-"""Images that come and go each night, as a share of those at the start."""
+"""Images that are added and deleted each night, as shares of the images at the start."""
 
 Rows = NDArray[np.int64]
 Labels = NDArray[np.int32]
@@ -63,7 +63,7 @@ class Collection:
         return self._fitted(rows, self.fit(rows), "first", len(rows), [])
 
     def after(self, last: "Night", now: Rows) -> "Night":
-        """The night after ``last``, with the images ``now``: as stage `refit` decides, labelled as the pipeline does."""
+        """The night after ``last``, with the images ``now``: decided as in stage `refit`, and labelled as in the pipeline."""
         known = np.isin(now, last.fitted)
         before = np.full(len(now), -1, np.int32)
         there = np.isin(now, last.rows)
@@ -90,7 +90,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Night:
-    """What a night came to."""
+    """The state after a night."""
 
     rows: Rows
     labels: Labels
@@ -98,15 +98,15 @@ class Night:
     model: GSEC
     centres: Centres
     fitted: Rows
-    """The images that the model was made of."""
+    """The images that the model was fitted on."""
     full: int
-    """Images when all members were fitted."""
+    """Number of images when all members were last fitted."""
     found: list[Rows]
-    """Groups of new images, as places in ``rows``."""
+    """Groups of new images, as indices into ``rows``."""
 
 
 def nights(images: Set, seed: int) -> Iterator[tuple[str, dict[str, float], str]]:
-    """What happens, figures, and what was decided."""
+    """For each case: its name, its figures, and the decision."""
     collection = Collection(images, seed)
     order = np.random.default_rng(seed).permutation(len(images.X))
     half = len(order) // 2
@@ -129,7 +129,7 @@ def _figures(collection: Collection, before: Night, now: Rows, labels: Labels, f
 
 
 def moved(there: Rows, before: Labels, now: Rows, after: Labels) -> float:
-    """Share of the images that were ``there`` and still are that are under another key ``now``."""
+    """Among the images ``there`` that still exist ``now``, the share that has another cluster key."""
     clusters = int(before.max()) + 1
     both = np.isin(there, now)
     pairs = pl.DataFrame({"previous": before[both], "cluster": after[np.searchsorted(now, there[both])]})
@@ -139,7 +139,7 @@ def moved(there: Rows, before: Labels, now: Rows, after: Labels) -> float:
 
 
 def thirty(images: Set, seed: int) -> dict[str, object]:
-    """Thirty nights in a row."""
+    """Figures of thirty nights in a row."""
     collection, random = Collection(images, seed), np.random.default_rng(seed)
     order = random.permutation(len(images.X))
     back = images.truth[order] == random.choice(np.unique(images.truth))
@@ -175,12 +175,12 @@ def thirty(images: Set, seed: int) -> dict[str, object]:
 
 
 def _is_of(images: Set, back: Rows, group: Rows) -> bool:
-    """Whether most of a group are images of the class that was kept back."""
+    """Whether more than half of a group are images of the class that was kept back."""
     return bool(np.isin(group, back).mean() > 0.5)
 
 
 def _found_by(labels: Labels, wanted: NDArray[np.bool_]) -> float:
-    """The largest overlap (Jaccard) of a cluster with these images."""
+    """The largest overlap (Jaccard) of any cluster with these images."""
     return max(float((wanted & (labels == cluster)).sum() / (wanted | (labels == cluster)).sum()) for cluster in np.unique(labels))
 
 

@@ -1,17 +1,17 @@
-"""How good labellings are against labels that take no part: k-means in four forms, one member, the consensus, and the published method.
+"""Scores of labellings against labels that the methods do not see: k-means in four forms, one member, the consensus, and the published method.
 
     python -m benchmarks.quality --data FOLDER [--sets cifar10 stamps digits fashion] [--seeds 10] [--published-steps 300]
 
 FOLDER holds `cifar10-test.parquet` and `stamps.parquet`; digits are scikit-learn's, fashion is Debian's package. Prints a
-Markdown table a set: mean and standard deviation over seeds of ACC, NMI and ARI, bias and variance (`metrics.bias_variance`)
-over the seeds' runs, seconds a run, and the peak of anonymous memory above what was there before; then how the consensus
-stands to the best k-means. `--json FILE` keeps the single values.
+Markdown table for each set: mean and standard deviation over seeds of ACC, NMI and ARI, bias and variance (`metrics.bias_variance`)
+over the seeds' runs, seconds a run, and the peak of anonymous memory above that before the run; then the difference between the
+consensus and the best k-means. `--json FILE` keeps the single values.
 
-- `k-means, image`, `equal`, `weighted`: ten starts, on the features of the default preset, the text half counting nothing, as
-  much as the image half, and as much as in `default`. `k-means, spherical`: a run's own baseline, on the embeddings as they are.
-- `member`: one member of `default`; `consensus`: what it makes of all.
-- `published`: last iterate of the published training. `published, by labels`: the state of the same training with the best ACC, looked at
-  every ten steps, which is what the published code reports (it looks every 50 of 6,000 steps). Both over five seeds at most.
+- `k-means, image`, `equal`, `weighted`: ten starts, on the features of the default preset, with the text half weighted 0, as
+  much as the image half, and as in `default`. `k-means, spherical`: a run's own baseline, on the embeddings as they are.
+- `member`: one member of `default`; `consensus`: the consensus of all its members.
+- `published`: last iterate of the published training. `published, by labels`: the state of the same training with the best ACC, checked
+  every ten steps, which is what the published code reports (it checks every 50 of 6,000 steps). Both over five seeds at most.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from gsec_core.methods.gsec import bilevel
 from gsec_core.text.fusion import softmax_counterparts
 
 PUBLISHED_SEEDS = 5
-"""Of so many seeds at most; it takes longest."""
+"""Maximal number of seeds of the published method, which takes longest."""
 
 Labels = NDArray[np.int32]
 KMEANS = ("k-means, image", "k-means, equal", "k-means, weighted", "k-means, spherical")
@@ -45,7 +45,7 @@ MEMBER, CONSENSUS, PUBLISHED, LEAK = "member", "consensus", "published", "publis
 
 
 def kmeans(images: Set, seed: int) -> Iterator[tuple[str, Callable[[], Labels]]]:
-    """The four forms."""
+    """The four forms of k-means: names, and functions that return labels."""
     plan = GSEC(images.n_clusters).plan()
     text, weight = images.counterparts()
     matrices = [images.X, text]
@@ -69,7 +69,7 @@ def default(images: Set, seed: int) -> GSEC:
 
 
 def published(images: Set, seed: int, steps: int) -> tuple[Labels, Labels]:
-    """The labels of the last step, and those that the true labels would have chosen."""
+    """The labels of the last step, and those of the step with the best ACC, which needs the true labels."""
     if images.described is None:
         text = images.joint
     else:
@@ -98,7 +98,7 @@ def published(images: Set, seed: int, steps: int) -> tuple[Labels, Labels]:
 
 
 class Table:
-    """What the methods did on one set."""
+    """Results of the methods on one set."""
 
     def __init__(self, images: Set) -> None:
         self.images = images
@@ -109,7 +109,7 @@ class Table:
         self._mib: dict[str, float] = {}
 
     def measure(self, names: Sequence[str], run: Callable[[], Sequence[Labels]]) -> None:
-        """One run, whose labellings are called ``names``."""
+        """Measure one run, which returns the labellings called ``names``."""
         with peak() as memory:
             before, started = memory.mib, time.monotonic()
             found = run()
@@ -120,11 +120,11 @@ class Table:
             self._mib[name] = max(self._mib.get(name, 0), memory.mib - before)
 
     def scores(self, name: str) -> NDArray[np.float64]:
-        """ACC, NMI and ARI in %, (seeds, 3)."""
+        """ACC, NMI and ARI of a method in %, (seeds, 3)."""
         return 100 * np.array([score(self.images.truth, labels) for labels in self.labels[name]])
 
     def row(self, name: str) -> dict[str, Any]:
-        """What is printed and kept of a method."""
+        """The figures of a method that are printed and kept."""
         found = bias_variance(self.labels[name], self.images.truth)
         return {
             "scores": self.scores(name).round(3).tolist(),
@@ -144,7 +144,7 @@ class Table:
         return "\n".join(lines)
 
     def verdict(self) -> str:
-        """The consensus less the best k-means by each score, with the standard error of the difference; and its deviation beside a member's."""
+        """A row with the consensus minus the best k-means by each score, with standard errors; and the deviations of ACC of consensus and members."""
         ours = self.scores(CONSENSUS)
         cells = []
         for column in range(3):
@@ -154,7 +154,7 @@ class Table:
         return f"| {self.images.name} | {' | '.join(cells)} | {_deviation(ours[:, 0]):.2f} | {np.std(self.members):.2f} | {self.ratio():.2f} |"
 
     def ratio(self) -> float:
-        """Deviation of the consensus's ACC over seeds, over that of members."""
+        """Standard deviation of the consensus's ACC over seeds, divided by that of the members' ACC."""
         return _deviation(self.scores(CONSENSUS)[:, 0]) / float(np.std(self.members))
 
 
@@ -163,7 +163,7 @@ def _deviation(values: NDArray[np.float64]) -> float:
 
 
 def table_of(images: Set, seeds: int, published_steps: int) -> Table:
-    """All methods on one set."""
+    """Run all methods on one set."""
     table = Table(images)
     for seed in range(seeds):
         for name, run in kmeans(images, seed):

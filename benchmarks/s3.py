@@ -1,18 +1,18 @@
-"""What gsec asks of an S3 store, by kind of request, and how long that takes.
+"""Requests of gsec to an S3 store, by kind, and how long they take.
 
     python -m benchmarks.s3 --shards 10000 --images 1000000
 
-Makes a store of a finished and published run: so many shards of `images`, `embeddings` (8 dimensions) and `thumbnails` (empty), and the result's
-tables; puts it on moto's server, and looks at it through a proxy that counts, and that delays each answer by 30 ms the second time. Printed for each
-part of gsec: seconds, and requests by kind, with the MiB of the answers. The source is a Parquet file of this machine: what listing the images takes
-is not the store's.
+Makes a store with a finished and published run: this many shards of `images`, `embeddings` (8 dimensions) and `thumbnails` (empty), and the result's
+tables. Puts it on moto's server, and uses it through a proxy that counts requests; in the second pass the proxy delays each answer by 30 ms. Printed for
+each part of gsec: seconds, requests by kind, and MiB of the answers. The source is a local Parquet file, so listing the images makes no requests to
+the store.
 
-* **nothing to do?**: what `gsec run` asks in a night with nothing new
-* **the result again**: what it prints then
-* **ingest, something new**: the comparison with the image list, as soon as one image is new
-* **encode, listing**: what of a stage is done
+* **nothing to do?**: the check of `gsec run` in a night with nothing new
+* **the result again**: the result that it prints then
+* **ingest, something new**: the comparison with the image list, which is needed as soon as one image is new
+* **encode, listing**: finding out which shards of a stage are done
 * **encode, live rows**: what a process reads before its first shard
-* **encode, one shard**: reading its list, its images (local) through encoder `lite`, and two tables written
+* **encode, one shard**: reading its list, encoding its images (local) with encoder `lite`, and writing two tables
 """
 
 import argparse
@@ -81,7 +81,7 @@ def settings(directory: Path, store: str, options: argparse.Namespace) -> Pipeli
 
 
 def write_source(directory: Path, images: int) -> None:
-    """So many rows of one small picture."""
+    """Write a Parquet file with ``images`` rows of the same small picture."""
     buffer = io.BytesIO()
     Image.effect_noise((32, 32), 60).convert("RGB").save(buffer, "JPEG")
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(images, np.int32)), pa.array([buffer.getvalue()]))
@@ -89,7 +89,7 @@ def write_source(directory: Path, images: int) -> None:
 
 
 def make(config: PipelineConfig) -> None:
-    """A finished and published run, in memory."""
+    """Make a finished and published run, in memory."""
     run, _ = pipeline.request(config)
     context = Context.of(run, config)
     live, n = context.live, context.live.num_rows
@@ -150,7 +150,7 @@ def _assignments(rows: pa.Table) -> pa.Table:
 
 
 def put(bucket: str, endpoint: str) -> int:
-    """What is in memory, into the bucket. Returns the number of objects."""
+    """Copy the store in memory into the bucket. Returns the number of objects."""
     client = boto3.client("s3", endpoint_url=endpoint)
     made = fsspec.filesystem("memory").store
 
@@ -174,7 +174,7 @@ def counted(proxy: S3Proxy, what: str) -> Iterator[None]:
 
 
 def measure(config: PipelineConfig, proxy: S3Proxy, names: Sequence[str], only: bool) -> None:
-    """Every part, a row each."""
+    """Measure every part, and print a row for each; with ``only``, leave out those that read every shard."""
     with counted(proxy, "nothing to do?"):
         run = pipeline.nothing_to_do(config)
     assert run is not None

@@ -1,17 +1,18 @@
-"""Seconds, memory and quality of the stages after captions, at a size for which encoding would take hours.
+"""Seconds, memory and quality of the stages after captions, for so many images that encoding would take hours.
 
     python -m benchmarks.scale --images 1281167 --clusters 1000 --members 4
     python -m benchmarks.scale --images 1281167 --clusters 1000 --nouns 80000
 
-Writes a corpus as `encode` and `describe` would have left it, and runs each stage in a process of its own. Printed: seconds (the
-start of the process and its libraries left out), the peak of anonymous memory, RssAnon of /proc/self/status, and how the
-consensus and k-means, one start with as many centres, agree with the planted clusters.
+Writes a corpus as `encode` and `describe` would leave it, and runs each stage in a process of its own. Printed: seconds (without the
+start of the process and its libraries), the peak of anonymous memory (RssAnon of /proc/self/status), and how well the
+consensus and k-means (one start with as many centres) agree with the planted clusters.
 
-The images are made up so that k-means of them is not the truth: vectors of 512 dimensions, in each cluster around three
-modes. What a cluster's modes have in common lies in one subspace, what they differ in, as much of it, in another; noise is
-everywhere. Descriptions, of up to 20,480 images, say the cluster and not the mode, and 30% of them another cluster.
+The images are made up so that k-means does not find the truth: vectors of 512 dimensions, in each cluster around three
+modes. What the modes of a cluster have in common lies in one subspace; their differences, which are as large, lie in another; noise is
+in all dimensions. Descriptions of up to 20,480 images name the cluster, not the mode, and 30% of them name another cluster.
 
-With `--nouns` it is `fuse`, as it is by default and as published, and `nouns`, on a vocabulary of so many words around the images.
+With `--nouns`, the measured stages are `fuse`, with the default and with the published counterparts, and `nouns`, with a vocabulary of this many words
+around the images.
 """
 
 import argparse
@@ -58,7 +59,7 @@ from gsec_core.tables import (
 
 DIMENSIONS = 512
 RANK = 64
-"""Of the subspace in which clusters differ, and of that in which modes do."""
+"""Dimensions of the subspace in which clusters differ, and of that in which modes differ."""
 MODES = 3
 NOISE = 0.35
 """Norm of the noise, as a share of that of the signal, in each of `RANK` dimensions."""
@@ -83,7 +84,7 @@ def settings(directory: Path, options: argparse.Namespace) -> PipelineConfig:
 
 
 def write_corpus(directory: Path, options: argparse.Namespace) -> tuple[str, NDArray[np.int64]]:
-    """A run whose stages up to describe are complete, and whose descriptions are embedded. Returns its id, and the cluster of the image numbered so."""
+    """Write a run whose stages up to describe are complete, with embedded descriptions. Returns its id, and the cluster of each image by number."""
     config = settings(directory, options)
     (directory / "images").mkdir()
     random = np.random.default_rng(options.seed)
@@ -122,7 +123,7 @@ def write_corpus(directory: Path, options: argparse.Namespace) -> tuple[str, NDA
 
 
 def _describe(context: Context, truth: NDArray[np.int64], random: np.random.Generator) -> None:
-    """Descriptions of random images, as stages prototypes and describe would leave them, and their embeddings, as fuse would."""
+    """Write descriptions of random images, as stages prototypes and describe would leave them, and their embeddings, as fuse would."""
     clusters = context.config.clusters
     rows = usable(context).rows
     described = np.sort(random.choice(len(truth), min(MOST_DESCRIBED, len(truth) // 4), replace=False))
@@ -148,7 +149,10 @@ def _describe(context: Context, truth: NDArray[np.int64], random: np.random.Gene
 
 
 def write_vocabulary(directory: Path, options: argparse.Namespace, run: str) -> tuple[str, str]:
-    """Two more runs on the same images: with the published counterparts, and with nouns, `options.nouns` words as `vocabulary` would leave them."""
+    """Write two more runs on the same images: one with the published counterparts, one with `options.nouns` nouns, as `vocabulary` would leave them.
+
+    Returns their ids.
+    """
     words = directory / "words.txt"
     words.write_text("\n".join(f"word {number}" for number in range(options.nouns)))
     config = settings(directory, options).model_copy(update={"text": TextConfig(source="nouns", vocabulary=f"file:{words}")})
@@ -179,7 +183,7 @@ def _published(first: Context) -> str:
 
 
 def _numbers(rows: pa.Table) -> NDArray[np.int64]:
-    """The numbers that the URIs are made of."""
+    """The numbers of images, from their URIs."""
     return np.array([int(uri[:8]) for uri in rows["uri"].to_pylist()])
 
 
@@ -205,7 +209,7 @@ def measure(directory: Path, options: argparse.Namespace, run: str, stage: str) 
 
 
 def nmi(directory: Path, options: argparse.Namespace, run: str, truth: NDArray[np.int64]) -> tuple[float, float]:
-    """Of k-means and of the consensus with the planted clusters."""
+    """NMI of k-means and of the consensus with the planted clusters."""
     context = Context.of(Store.open(str(directory / "store")).run(run), settings(directory, options))
     found = []
     for stage, table in ((baseline.STAGE, BASELINE_TABLE), (align.STAGE, ASSIGNMENTS_TABLE)):

@@ -1,13 +1,13 @@
-"""What the explorer's search finds: how much of the nearest images the compressed index keeps, and what `lite` finds by words.
+"""Quality of the explorer's search: how many of the nearest images the compressed index finds, and what `lite` finds by words.
 
     python -m benchmarks.search index [--rows 32768] [--dim 1280]
     python -m benchmarks.search words --store STORE
 
 ``index`` compares faiss's scalar quantizers with exact search, on vectors around a thousand centres of very different sizes: the share of the nearest 100
-that is found, how far a cosine is off at most, bytes an image, and the time of a query beside that of a product with the matrix.
+that is found, the largest error of a cosine, bytes for each image, and the time of a query compared with that of a matrix product.
 
-``words`` asks the run of `gsec demo` for what its photographs show, and prints how many of the ten nearest images are crops of the right one; the folder of an
-image is its photograph. The second table has words for which there is nothing to find.
+``words`` searches the run of `gsec demo` for what its photographs show, and prints how many of the ten nearest images are crops of the right one; the
+folder of an image is its photograph. The second table has words that match no photograph.
 """
 
 import argparse
@@ -52,7 +52,7 @@ NOT_SHOWN = ("at night", "red", "text", "a dog", "violin")
 
 
 def mixture(rows: int, dim: int) -> NDArray[np.float32]:
-    """Unit vectors around centres, the most frequent of which have most of them, with features of very different spread."""
+    """Unit vectors around centres, with very different numbers of vectors for each centre and very different spreads of the features."""
     random = np.random.default_rng(0)
     share = 1 / np.arange(1, CENTRES + 1)
     centres = random.standard_normal((CENTRES, dim), np.float32)
@@ -63,7 +63,7 @@ def mixture(rows: int, dim: int) -> NDArray[np.float32]:
 
 
 def median_time(ask: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> float:
-    """Milliseconds a query."""
+    """Median milliseconds of a query."""
     times = []
     for query in queries:
         began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""The sets that quality is measured on: embeddings, the descriptions of the images, and labels that only score.
+"""The sets on which quality is measured: embeddings, descriptions of the images, and labels, which are only used for scores.
 
-Everything about a set is fixed, its long tail and its simulated captions too, so that what varies over seeds is the
-method. Simulated captions are sentences with a class name, right with a given probability, for the representatives only,
-as the stage `prototypes` chooses them.
+Everything about a set is fixed, also its long tail and its simulated captions, so that only the method varies
+over seeds. Simulated captions are sentences with a class name, which is right with a given probability, for the
+representatives only, which are chosen as in stage `prototypes`.
 """
 
 import gzip
@@ -33,10 +33,10 @@ from gsec_core.text.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predict
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 TAU = 0.005
-"""Of the softmax counterpart."""
+"""Temperature of the softmax counterpart."""
 
 DATA_SEED = 0
-"""Of long tails, representatives and simulated captions."""
+"""Seed of long tails, representatives and simulated captions."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,22 @@ class Described:
     """Descriptions of some images."""
 
     rows: NDArray[np.int64]
-    """(M,): which images."""
+    """(M,): rows of the described images."""
     T: NDArray[np.float32]
-    """(M, dt): embeddings of what is said."""
+    """(M, dt): embeddings of the descriptions."""
 
 
 @dataclass(frozen=True)
 class Set:
-    """Images as vectors, labels, and descriptions where there are any."""
+    """Images as vectors, with labels, and with descriptions if there are any."""
 
     name: str
     X: NDArray[np.float16]
     """(n, d) embeddings."""
     joint: NDArray[np.float16]
-    """(n, dt) in the space of the descriptions."""
+    """(n, dt) embeddings in the space of the descriptions."""
     truth: NDArray[Any]
-    """(n,) labels. Nothing but the scorer and the simulation of captions sees them."""
+    """(n,) labels. Only the scores and the simulation of captions use them."""
     described: Described | None
 
     @property
@@ -79,7 +79,7 @@ class Set:
         return np.concatenate(list(blocks)), weight_by(float(cosines[kind].mean()))
 
     def long_tail(self, ratio: float = 10) -> NDArray[np.int64]:
-        """Rows of a subset whose class sizes fall geometrically, the first ``ratio`` times the last, in a random order of the classes."""
+        """Rows of a subset whose class sizes fall geometrically, with the largest ``ratio`` times the smallest, in a random order of the classes."""
         random = np.random.default_rng(DATA_SEED)
         classes, counts = np.unique(self.truth, return_counts=True)
         shares = ratio ** -np.linspace(0, 1, len(classes))
@@ -94,7 +94,7 @@ class Set:
         return Set(name, self.X[rows], self.joint[rows], self.truth[rows], None)
 
     def with_captions(self, name: str, right: float, sentence_of: Callable[[Any], NDArray[np.float32]]) -> "Set":
-        """With a simulated caption of each representative, the class's with probability ``right`` and else any other's."""
+        """The set with a simulated caption for each representative: with probability ``right`` that of its class, else that of another class."""
         random = np.random.default_rng(DATA_SEED)
         count = prototype_count(len(self.X), self.n_clusters)
         kmeans = SphericalKMeans(count, n_init=1, max_iter=20, random_state=DATA_SEED, sample_per_cluster=64).fit(self.X)
@@ -108,7 +108,7 @@ class Set:
 
 
 def embedded(source: str, work: Path, encoder: str, name: str) -> tuple[Set, Context, list[str]]:
-    """The images of ``source``, a Parquet file with a column `label`, encoded by the pipeline into a store in the folder ``work``; with their URIs."""
+    """Encode the images of ``source``, a Parquet file with a column `label`, into a store in the folder ``work``. Returns the set, the context and the URIs."""
     config = load_config(overrides={"source": source, "store": str(work / "store"), "corpus": name, "clusters": 2, "encode": {"encoder": encoder}})
     context = Context.of(pipeline.request(config)[0], config)
     run_stage(context, encode.STAGE)
@@ -150,7 +150,7 @@ def stamps(data: Path, work: Path, encoder: str) -> Iterator[Set]:
 
 
 def all_wrong(images: Set) -> Set:
-    """With descriptions that say anything: those of other images, in a random order."""
+    """The set with wrong descriptions: its own, in a random order."""
     assert images.described is not None, "there is something to mix up"
     order = np.random.default_rng(DATA_SEED).permutation(len(images.described.T))
     return replace(images, described=Described(images.described.rows, images.described.T[order]))
@@ -172,7 +172,7 @@ def fashion(data: Path, work: Path, encoder: str) -> Iterator[Set]:
 
 
 def written(name: str, images: Sequence[bytes], labels: NDArray[Any], work: Path, encoder: str) -> Set:
-    """A set of image files, by way of a Parquet file."""
+    """Make a set of image files, which are first written to a Parquet file."""
     file = work / f"{name}.parquet"
     if not file.exists():
         rows = [{"bytes": image, "path": f"{number:06d}"} for number, image in enumerate(images)]
@@ -188,4 +188,4 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 
 SOURCES: dict[str, Callable[[Path, Path, str], Iterator[Set]]] = {"cifar10": cifar10, "stamps": stamps, "digits": digits, "fashion": fashion}
-"""Each takes the folder with the shared images, a folder that keeps what is made of them, and an encoder."""
+"""Name -> function that makes the sets; it takes the folder with the shared images, a working folder that keeps their embeddings, and an encoder."""

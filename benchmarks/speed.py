@@ -2,10 +2,10 @@
 
     python -m benchmarks.speed [--rows 10000 50000 250000] [--members 10]
 
-Random blobs of 1280 + 384 dimensions as float16, 10 clusters. The fit has everything in it: principal axes, neighbours, starts,
-training, alignment, smoothing, the distilled head. k-means is Lloyd's with ten starts on the same features, which are there
-already. The published step is one outer step of ten inner ones at 10,000 rows with every BatchEnsemble member computed, as the
-published code does it. Last comes the exponent by which seconds grow with rows.
+Random blobs of 1280 + 384 dimensions as float16, 10 clusters. The fit includes everything: principal axes, neighbours, starts,
+training, alignment, smoothing, the distilled head. k-means is Lloyd's with ten starts on a sample of the same features, which are computed
+before. The published step is one outer step with ten inner ones at 10,000 rows, with every BatchEnsemble member computed as in the
+published code. Also printed is the exponent with which seconds grow with rows.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CLUSTERS = 10
 
 
 def blobs(n: int, d: int, random: np.random.Generator, truth: NDArray[np.int64]) -> NDArray[np.float16]:
-    """Unit vectors around one centre a cluster, with as much noise as overlaps them."""
+    """Unit vectors around one centre for each cluster, with so much noise that the clusters overlap."""
     centres = random.normal(size=(CLUSTERS, d)).astype(np.float32)
     rows = np.empty((n, d), np.float16)
     for start in range(0, n, 8192):

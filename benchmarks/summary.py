@@ -32,13 +32,13 @@ rect.page { fill: #ffffff; } text { fill: #1f2328; } .faint { fill: #59636e; } l
 
 
 def groups() -> list[dict[str, Any]]:
-    """As the file has them."""
+    """The groups of figures in the file."""
     found: list[dict[str, Any]] = tomllib.loads(FIGURES.read_text())["group"]
     return found
 
 
 def table() -> str:
-    """Markdown: one row for each figure; what it was measured by stands in the first row of its group."""
+    """The table in Markdown, with one row for each figure. Encoder, machine and command are in the first row of a group."""
     lines = ["| measured | gsec | beside it | encoder; machine | command, with a link to the proof |", "| --- | --- | --- | --- | --- |"]
     for group in groups():
         if "name" in group:
@@ -52,19 +52,19 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """The page with its table as the figures are now."""
+    """The page with its table replaced by that of the current figures."""
     before, rest = text.split(_BEGIN)
     return f"{before}{_BEGIN}\n\n{table()}\n\n{_END}{rest.split(_END)[1]}"
 
 
 def number(text: str) -> float:
-    """The first number: 47.4 of "47.4 ± 0.4"."""
+    """The number at the beginning of a text: 47.4 for "47.4 ± 0.4"."""
     [found] = re.findall(r"^[\d.]+", text)
     return float(found)
 
 
 def svg() -> str:
-    """Three panels: ACC, seconds as times of the peer's, MiB. On a page of its own, light or dark as the reader's system is."""
+    """The plot: three panels with ACC, seconds as multiples of the peer's, and MiB. Its colours are light or dark as the reader's system is."""
     rows = {panel: [row for group in groups() if group["panel"] == panel for row in group["rows"]] for panel in ("quality", "speed", "memory")}
     height = 76 + _ROW * max(len(rows["quality"]), len(rows["speed"]) + len(rows["memory"]) + 3)
     right, below = _WIDTH / 2, 66 + _ROW * (len(rows["speed"]) + 3)

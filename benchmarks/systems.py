@@ -1,13 +1,13 @@
-"""Methods side by side on the same embeddings: ACC, NMI and ARI over seeds, seconds and memory.
+"""Compare methods on the same embeddings: ACC, NMI and ARI over seeds, seconds and memory.
 
     python -m benchmarks.systems --data FOLDER [--sets clip500 cifar10 stamps digits fashion] [--methods ...] [--seeds 5]
 
-FOLDER holds `clip500/` (images and nouns in CLIP's space), `cifar10-test.parquet` and `stamps.parquet`. One protocol: every method as it is by default,
-one setting for all sets; the last state; the number of clusters is given; labels are seen by the scorer alone, when all labellings of a set are made.
-`zero-shot` knows the names of the classes and is an upper mark, no peer. On `clip500` nouns are those of LVIS and Open Images, elsewhere those of
-`--vocabulary`; nouns are selected once for each set, whatever the seed. `gsec, joint` is what a run without a language model does by default: the image in the
-space of the texts is its own counterpart. `one member` is the method without its outer layer, as its paper has it. `--work` keeps the embeddings of all
-sets: with it the other calls need neither the images nor the encoder.
+FOLDER holds `clip500/` (images and nouns in CLIP's space), `cifar10-test.parquet` and `stamps.parquet`. The protocol is the same for all: default
+settings for all sets, the last state of the training, and a given number of clusters; labels are only used for the scores, after all labellings of a set
+are made. `zero-shot` knows the names of the classes and is an upper bound, not a peer. On `clip500` nouns are those of LVIS and Open Images, elsewhere
+those of `--vocabulary`; they are selected once for each set, independent of the seed. `gsec, joint` is the default of a run without a language model: the
+image in the space of the texts is its own counterpart. `one member` is the method without its outer layer, as in its paper. `--work` keeps the
+embeddings of all sets, so that later calls need neither the images nor the encoder.
 """
 
 import argparse
@@ -41,19 +41,19 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Case:
-    """A set, with what methods may know of it."""
+    """A set, with the inputs that methods may use."""
 
     name: str
     X: NDArray[Any]
-    """(n, d) images."""
+    """(n, d) embeddings of the images."""
     joint: NDArray[Any]
-    """(n, dt) in the space of the texts."""
+    """(n, dt) embeddings of the images in the space of the texts."""
     nouns: NDArray[Any]
-    """(words, dt) the vocabulary."""
+    """(words, dt) embeddings of the vocabulary."""
     S: NDArray[np.float32]
-    """(n, dt) TAC's counterparts by nouns."""
+    """(n, dt) TAC's counterparts from nouns."""
     names: NDArray[np.float32] | None
-    """(classes, dt) vectors of the classes' names, for zero-shot alone."""
+    """(classes, dt) embeddings of the classes' names, only for zero-shot."""
     n_clusters: int
 
 
@@ -83,7 +83,7 @@ METHODS: dict[str, Callable[[Case, int], Any]] = {
     "tac + asd": lambda case, seed: mixed(case, seed, tac=TAC(), asd=ASD()),
     "gsec + tac + asd": lambda case, seed: mixed(case, seed, gsec=GSEC(), tac=TAC(), asd=ASD()),
 }
-"""Fitted estimators."""
+"""Name -> function that returns a fitted estimator for a case and a seed."""
 
 ONE_MEMBER = ", one member"
 ZERO_SHOT = "zero-shot (knows the names)"
@@ -96,7 +96,7 @@ def zero_shot(case: Case) -> Labels:
 
 
 CLIP500_CLASSES = ("airplane", "car_(automobile)", "bird", "cat", "deer", "dog", "frog", "horse", "cargo_ship cruise_ship passenger_ship", "truck")
-"""How its nouns call the ten classes of CIFAR-10; of several the mean."""
+"""The nouns of clip500 for the ten classes of CIFAR-10. If a class has several nouns, the mean of their embeddings is used."""
 
 
 def clip500(data: Path) -> tuple[Case, NDArray[Any]]:
@@ -114,7 +114,7 @@ def _case(name: str, X: NDArray[Any], joint: NDArray[Any], vectors: NDArray[Any]
 
 
 def kept(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> list[tuple[Case, NDArray[Any]]]:
-    """See `others`; a file in the folder ``work`` keeps them for another call, or for a machine without the encoder."""
+    """The sets of `others`, which a file in the folder ``work`` keeps for later calls, or for a machine without the encoder."""
     file = work / f"{name}, {encoder}, {vocabulary.replace('/', '-')}.npz"
     if not file.exists():
         found = [{**asdict(case), "truth": truth} for case, truth in others(name, data, work, encoder, vocabulary)]
@@ -128,7 +128,7 @@ def kept(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> li
 
 
 def others(name: str, data: Path, work: Path, encoder: str, vocabulary: str) -> Iterator[tuple[Case, NDArray[Any]]]:
-    """The sets of `benchmarks.sets` without descriptions, which nouns stand in for."""
+    """The sets of `benchmarks.sets` without descriptions; nouns take their place."""
     loaded = load_encoder(encoder, precision="fp32", device="auto", threads=0)
     vectors = loaded.encode_texts([prompted(word, [PROMPT])[0] for word in load_vocabulary(vocabulary).words])
     for found in SOURCES[name](data, work, encoder):
@@ -146,7 +146,7 @@ def measure(case: Case, truth: NDArray[Any], methods: list[str], seeds: int) -> 
             fitted = [METHODS[name](case, seed) for seed in range(seeds)]
             costs[name] = (time.monotonic() - started) / seeds, memory.mib - before
         if isinstance(fitted[0], Clusterer) and not isinstance(fitted[0], Mixture):
-            # the first member is the method without an outer layer, as a fit of it alone would give it
+            # the first member is the method without its outer layer: a fit with one member would give the same
             made[name + ONE_MEMBER] = [estimator.member_labels_[0] for estimator in fitted]
         made[name] = [estimator.labels_ for estimator in fitted]
     if case.names is not None:

@@ -1,13 +1,13 @@
-"""What training takes at size, method by method, beside one k-means of as many clusters.
+"""Time of training on many rows, method by method, compared with one k-means of as many clusters.
 
     python -m benchmarks.training --rows 100000 1000000 --clusters 100
     python -m benchmarks.training --rows 1000000 --clusters 10 --methods asd --whole
 
-Made-up embeddings, 512 dimensions in half precision in a file, and as many of a second half; made-up neighbours, on which nothing that is measured
-depends. Every method trains its first block of members in a process of its own, for `--steps` steps, of which the first three are left out. Printed:
-the steps that its schedule has for so many rows, seconds a step, and what the schedule comes to, in seconds and in times of k-means: not measured but
-steps times seconds, unless `--whole`. SIC looks nouns up before some steps: that is its first step less a common one, and is added as often as it happens.
-MiB is the peak of RssAnon above that before the features were opened.
+The embeddings are made up: 512 dimensions in half precision in a file, and the same for a second half. The neighbours are random, because no measured
+figure depends on them. Every method trains its first block of members in a process of its own, for `--steps` steps, of which the first three are left
+out. Printed: the steps of its schedule for this number of rows, seconds a step, and the time of the whole schedule, in seconds and as a multiple of
+k-means. This time is steps times seconds, and is measured only with `--whole`. SIC looks nouns up before some steps: the time of that is its first step
+minus a common one, and is added as often as it happens. MiB is the peak of RssAnon above that before the features were opened.
 """
 
 import argparse
@@ -35,7 +35,7 @@ LEFT_OUT = 3
 
 
 def write(folder: Path, rows: int, clusters: int) -> None:
-    """Two halves of the same clusters, and nouns."""
+    """Write two halves with the same clusters, and nouns."""
     random = np.random.default_rng(0)
     labels = random.integers(clusters, size=rows)
     for half in range(2):
@@ -51,7 +51,7 @@ def write(folder: Path, rows: int, clusters: int) -> None:
 
 
 def measured(name: str, folder: Path, clusters: int, steps: int | None, device: str) -> dict[str, Any]:
-    """Of one method, in this process."""
+    """Measure one method, in this process."""
     method = methods.find(name)
     Estimator = method.load()
     plan = Estimator(clusters, device=device).plan()

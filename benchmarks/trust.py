@@ -1,15 +1,15 @@
-"""Whether what a run says of itself without labels is so: confidence, stability, the verdict over k-means, outliers.
+"""Whether the measures that a run gives without labels can be trusted: confidence, stability, the comparison with k-means, outliers.
 
     python -m benchmarks.trust --data FOLDER [--work FOLDER] [--seeds 3]
 
-Sets as in `benchmarks.quality`, and CIFAR-10 with simulated captions that are mixed up and weigh .5, which ruins a clustering. Printed for each,
+Sets as in `benchmarks.quality`, and CIFAR-10 with simulated captions that are mixed up and have weight .5, which ruins a clustering. Printed for each,
 as means over seeds:
 
 - share of the images to which the distilled head gives the label of the consensus;
 - error of confidence against agreement: mean difference in fifteen equal parts of the images, before and after calibration;
-- purity of consensus and k-means, and the difference in ACC, which the verdict should have the sign of;
-- share of the most frequent class in the clusters that are flagged, and in the others;
-- area under the ROC curve of `outlier` for ten images of another set among all of one, by `outlier` and by 1 - confidence.
+- purity of consensus and k-means, and the difference in ACC, whose sign the difference in purity should have;
+- share of the most frequent class in the flagged clusters, and in the others;
+- area under the ROC curve for finding ten images of another set among all images of a set, by `outlier` and by 1 - confidence.
 """
 
 import argparse
@@ -37,22 +37,22 @@ STRANGERS = 10
 
 @dataclass(frozen=True)
 class Found:
-    """Of one set and seed."""
+    """Figures of one set and seed."""
 
     head: float
-    """Share of labels that the head gives too."""
+    """Share of images to which the head gives the label of the consensus."""
     raw_error: float
     error: float
     ours: float
-    """Purity of the consensus,"""
+    """Purity of the consensus."""
     theirs: float
-    """and of k-means."""
+    """Purity of k-means."""
     gain: float
-    """ACC of the consensus less that of k-means."""
+    """ACC of the consensus minus that of k-means."""
     flagged: list[float]
-    """Share of the most frequent class in each cluster whose stability is low,"""
+    """Share of the most frequent class in each cluster with low stability."""
     others: list[float]
-    """and in each other one."""
+    """Share of the most frequent class in each other cluster."""
 
 
 def measure(images: Set, text: NDArray[Any], weight: float, deserved: float, seed: int) -> Found:
@@ -79,7 +79,7 @@ def measure(images: Set, text: NDArray[Any], weight: float, deserved: float, see
 
 
 def overlaps(labels: NDArray[np.int32], other: NDArray[np.int32], n_clusters: int) -> NDArray[np.float64]:
-    """Jaccard of each cluster with the other labelling's of the same number."""
+    """Overlap (Jaccard) of each cluster with the cluster of the same number in the other labelling."""
     found = [((labels == cluster) & (other == cluster)).sum() / max(1, ((labels == cluster) | (other == cluster)).sum()) for cluster in range(n_clusters)]
     return np.array(found)
 
@@ -90,7 +90,7 @@ def calibration_error(confidence: NDArray[np.float32], agreement: NDArray[np.flo
 
 
 def variants(images: Set) -> Iterator[tuple[str, NDArray[Any], float, float]]:
-    """Name, text half, its weight and what it has earned."""
+    """Variants of a set: name, text half, the weight that it gets, and the weight that it deserves."""
     text, weight = images.counterparts()
     yield images.name, text, weight, weight
     if "0.5" in images.name:
@@ -100,7 +100,7 @@ def variants(images: Set) -> Iterator[tuple[str, NDArray[Any], float, float]]:
 
 
 def strangers(one: Set, other: Set, seed: int) -> tuple[float, float]:
-    """Area under the curve of ten images of another set, by `outlier` and by 1 - confidence."""
+    """Area under the ROC curve for finding ten images of another set, by `outlier` and by 1 - confidence."""
     rows = np.random.default_rng(seed).choice(len(other.X), STRANGERS, replace=False)
     X, joint = np.concatenate([one.X, other.X[rows]]), np.concatenate([one.joint, other.joint[rows]])
     strange = np.arange(len(X)) >= len(one.X)

@@ -1,8 +1,9 @@
-"""Makes the vocabulary that gsec ships from WordNet 3.0's own file of nouns, and says what is in it.
+"""Makes the vocabulary that gsec ships from the file of nouns of WordNet 3.0, and prints its size.
 
     python -m benchmarks.wordnet /usr/share/wordnet/data.noun
 
-Debian's package wordnet-base has the file. What is written has a word a line, in the file's order, with spaces for underscores, each once whatever its case.
+Debian's package wordnet-base has the file. The vocabulary has one word on each line, in the file's order, with spaces instead of underscores. Words that
+differ only in case are written once.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from gsec_core.text import vocabulary
 
 
 def nouns(data: Path) -> list[str]:
-    """The words of ``data.noun``. Its lines: offset, lexicographer file, n, hexadecimal count of words, and each word with a number."""
+    """The words of ``data.noun``. Each of its lines has offset, lexicographer file, n, hexadecimal count of words, and each word with a number."""
     first: dict[str, str] = {}
     for line in data.read_text("ascii").splitlines():
         if line.startswith("  "):  # the licence

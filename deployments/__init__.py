@@ -1,1 +1,1 @@
-"""What runs gsec as a service: deployments of the flows, and the processes around them."""
+"""gsec as a service: deployments of the flows, and the processes that run them."""

@@ -1,4 +1,7 @@
-"""What Prefect's server holds of a stack: work pool, deployments, limits, automations. Applying twice changes nothing; what is no longer wanted goes."""
+"""Bring Prefect's server in line with a stack: work pool, deployments, limits, automations.
+
+Applying twice changes nothing. Deployments and automations that are no longer in the stack are deleted.
+"""
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -32,25 +35,25 @@ from gsec_core.pipeline import stages_of
 
 TAG = "gsec"
 RESUMES = "gsec-resumes"
-"""Tag of flow runs that are begun again when they crash."""
+"""Tag of flow runs that are restarted when they crash."""
 
 CRASHED = "gsec: without a sign of life a flow run has crashed"
 RESUMED = "gsec: a crashed run goes on"
 TAKEN = "gsec: a run that its worker took and did not begin is taken again"
 
 MOST_BEGINNINGS = 3
-"""A run that crashed is begun again so often: whatever kills it would do so for ever. One that never came to begin is not."""
+"""How often a crashed run is restarted: whatever kills it could do so forever. A run that crashed before it began is not restarted."""
 
 BEGINS_WITHIN = timedelta(minutes=5)
-"""A process that has not begun its flow by then is gone, and its worker too, which would have said so."""
+"""If a process has not begun its flow by then, it is gone, and so is its worker, which would have reported that."""
 
 SETTLES_WITHIN = timedelta(seconds=30)
-"""A worker says a second time that its process has crashed. If the run had been begun again by then, that would count as another crash of it."""
+"""Wait before a crashed run is restarted: the worker reports the crash a second time, which would count as a crash of the restarted run."""
 
 _JOBS: dict[str, Any] = {"job_configuration": {"stream_output": True}, "variables": {"type": "object", "properties": {}}}
-"""Of a run nothing may be set but its parameters: not the worker's command, and not its environment, which the roots are in.
+"""Job template. Users may set only the parameters of a run: not the worker's command, and not its environment, which contains the roots.
 
-Prefect wants something in each half."""
+Prefect requires both keys to have content."""
 
 
 def apply(stack: StackConfig) -> list[str]:
@@ -67,9 +70,9 @@ def apply(stack: StackConfig) -> list[str]:
             client.upsert_global_concurrency_limit_by_name(DESCRIBERS, stack.describe_at_once)
             for deployment in wanted:
                 _keep_toggles(client, deployment)
-            _drop_others(client, [cast(Any, deployment.apply)(_sync=True) for deployment in wanted])  # whatever loop may run in this thread
+            _drop_others(client, [cast(Any, deployment.apply)(_sync=True) for deployment in wanted])  # _sync: even if an event loop runs in this thread
             _apply_automations(client, {automation.name: automation for automation in automations(stack)})
-    except DeploymentApplyError as error:  # around whatever it was
+    except DeploymentApplyError as error:  # it wraps the actual error
         raise _error(error.__cause__ or error) from None
     except httpx.HTTPError as error:
         raise _error(error) from None
@@ -77,7 +80,7 @@ def apply(stack: StackConfig) -> list[str]:
 
 
 def _error(error: BaseException) -> GsecError:
-    """What a user is told of an error of the server, or on the way to it."""
+    """Convert an error of the server, or of the connection to it, to one with a message for users."""
     where = f"PREFECT_API_URL = {PREFECT_API_URL.value()}"
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
@@ -90,7 +93,7 @@ def _error(error: BaseException) -> GsecError:
 
 
 def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
-    """Of every pipeline the whole, each stage alone, and assign; and the maintenance of all stores."""
+    """The deployments of a stack: for every pipeline the whole, ingest, each stage alone, and assign; and maintenance of all stores."""
     for name, entry in stack.pipelines.items():
         config = stack.pipeline(name)
         settings = config.model_dump(mode="json")
@@ -133,7 +136,7 @@ def _deployment(
 
 
 def automations(stack: StackConfig) -> Iterator[AutomationCore]:
-    """Prefect has none of its own: a flow that is killed together with its worker would be running, or about to run, for ever, and hold its slot."""
+    """The automations of a stack. Without them, a flow run that is killed together with its worker would stay running or pending forever, and hold its slot."""
     ends, taken = _events("Completed", "Failed", "Cancelled", "Crashed"), _events("Pending", "Submitting")
     alive = "prefect.flow-run.heartbeat"
     again = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="It is restarted, and continues.")
@@ -160,7 +163,7 @@ def automations(stack: StackConfig) -> Iterator[AutomationCore]:
 
 
 def _silence(*, after: set[str], expect: set[str], within: timedelta, tag: str | None = None, labels: Mapping[str, list[str]] | None = None) -> EventTrigger:
-    """After one of some events of a flow run (that has this ``tag`` and ``labels``) none of those that are to be expected."""
+    """Trigger that fires if a flow run (with this ``tag`` and ``labels``) has none of the events ``expect`` within this time after one of ``after``."""
     return EventTrigger(
         after=after,
         expect=expect,
@@ -174,7 +177,7 @@ def _silence(*, after: set[str], expect: set[str], within: timedelta, tag: str |
 
 
 def _events(*states: str) -> set[str]:
-    """Of flow runs that come into one of these states."""
+    """Names of the events of flow runs that enter one of these states."""
     return {f"prefect.flow-run.{state}" for state in states}
 
 
@@ -188,7 +191,7 @@ def _apply_pool(client: SyncPrefectClient, stack: StackConfig) -> None:
 
 
 def _keep_toggles(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
-    """A schedule that a user has switched off on the dashboard stays so while it is the same."""
+    """Keep deployments paused, and schedules switched off, as users have set them on the dashboard, as long as the schedule is the same."""
     if not deployment.schedules:
         return
     try:
@@ -202,7 +205,7 @@ def _keep_toggles(client: SyncPrefectClient, deployment: RunnerDeployment) -> No
 
 
 def _drop_others(client: SyncPrefectClient, wanted: list[UUID]) -> None:
-    """Of a pipeline that is no longer in the stack file."""
+    """Delete the deployments of pipelines that are no longer in the stack file."""
     others = DeploymentFilter(id=DeploymentFilterId(not_any_=wanted), tags=DeploymentFilterTags(all_=[TAG]))
     while found := client.read_deployments(deployment_filter=others):  # 200 at a time
         for deployment in found:
@@ -210,7 +213,7 @@ def _drop_others(client: SyncPrefectClient, wanted: list[UUID]) -> None:
 
 
 def _apply_automations(client: SyncPrefectClient, wanted: dict[str, AutomationCore]) -> None:
-    """An automation that is as it should be is left alone: one that is written again forgets what it was waiting for."""
+    """Create, update or delete automations. Unchanged ones are not written again, because they would forget what they are waiting for."""
     for name in (CRASHED, TAKEN, RESUMED):
         there = client.read_automations_by_name(name)
         for old in there[1 if name in wanted else 0 :]:
@@ -222,7 +225,7 @@ def _apply_automations(client: SyncPrefectClient, wanted: dict[str, AutomationCo
 
 
 def _told(automation: AutomationCore) -> dict[str, Any]:
-    """What it is to do, without what the server adds."""
+    """The definition of an automation, without fields that the server adds, for comparison."""
     told = automation.model_dump(mode="json", include=set(AutomationCore.model_fields))
     told["trigger"].pop("id", None)
     told["trigger"] = {name: sorted(value) if isinstance(value, list) else value for name, value in told["trigger"].items()}

@@ -35,7 +35,7 @@ def up(*, stack: StackFile = None) -> int:
     for service in services:
         new = processes.start(found, service)
         terminal.err.print(f"{service.name} {'started' if new else 'is running'}, log {processes.log_of(found, service.name)}", markup=False)
-        if service is services[0]:  # the server, which the others work for
+        if service is services[0]:  # the server, which the other services need
             with temporary_settings({name: value for name, value in here.items() if value is not None}):
                 for name in apply.apply(found):
                     terminal.err.print(f"  deployed {name}", markup=False)

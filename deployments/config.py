@@ -1,6 +1,6 @@
 """The stack file: which pipelines there are, when they run, and where the services listen.
 
-Passwords and keys are no part of it: they come from the environment.
+It contains no passwords and keys; these come from the environment.
 """
 
 import os
@@ -22,13 +22,13 @@ from gsec_core.settings import load_config
 from gsec_core.store.publications import check_pipeline
 
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
-"""Environment variable that the server's user and password are in."""
+"""Environment variable with the server's user and password."""
 
 POOL = "gsec"
-"""The work pool."""
+"""Name of the work pool."""
 
 RAY_TOKEN = "RAY_AUTH_TOKEN"
-"""Environment variable that the token of a Ray cluster is in."""
+"""Environment variable with the token of a Ray cluster."""
 
 
 class _Model(BaseModel):
@@ -67,7 +67,7 @@ class RayEntry(_Model):
 
 
 class StackConfig(_Model):
-    """Everything that `gsec up` and `gsec deploy` make."""
+    """Settings of everything that `gsec up` and `gsec deploy` set up."""
 
     home: Path = Field(Path("gsec-stack"), description="Folder for logs and state, and for Prefect's database if no other is given.")
     host: str = Field("127.0.0.1", description="Address that the dashboard and the report server listen on.")
@@ -92,15 +92,18 @@ class StackConfig(_Model):
     pipelines: dict[str, PipelineEntry] = Field({}, description="By name, under which their clusterings are published.")
 
     def url(self) -> str:
-        """Of Prefect's API, as this machine reaches it."""
+        """URL of Prefect's API, as this machine reaches it."""
         return f"http://{_reached(self.host)}:{self.port}/api"
 
     def reports_url(self) -> str:
-        """Of the report server, as a browser of this machine reaches it."""
+        """URL of the report server, as a browser on this machine reaches it."""
         return f"http://{_reached(self.host)}:{self.reports_port}"
 
     def pipeline(self, name: str) -> PipelineConfig:
-        """The settings of a pipeline, complete, with local paths made absolute: the worker runs elsewhere. Raises Refused as `load_config` does."""
+        """The complete settings of a pipeline. Paths of a local source and store are absolute, because the worker runs in another folder.
+
+        Raises Refused as `load_config` does, and if the source or the store is missing.
+        """
         check_pipeline(name)
         given = self.pipelines[name].settings
         if not ("source" in given and "store" in given):
@@ -112,18 +115,18 @@ class StackConfig(_Model):
         return config.model_copy(update={"store": _absolute(config.store)})
 
     def stores(self) -> list[str]:
-        """All stores of the pipelines, each once."""
+        """URLs of the stores of all pipelines, each once."""
         return list(dict.fromkeys(self.pipeline(name).store for name in self.pipelines))
 
     def all_roots(self) -> list[str]:
-        """What deployed flows may use."""
+        """The places that deployed flows may use: the roots of the stack, and those in the pipelines' settings."""
         return list(dict.fromkeys([*map(_absolute, self.roots), *(root for name in self.pipelines for root in _roots_of(self.pipeline(name)))]))
 
 
 def load(file: Path | None, complete: bool = True) -> StackConfig:
-    """The stack of a file; without one that of the demonstration, which needs nothing.
+    """Load the stack of a file, or without a file that of the demonstration, which needs no settings.
 
-    Raises Refused naming the setting and what to give; of pipelines only if they are to be ``complete``.
+    Raises Refused with the name of an invalid setting and what to give. The pipelines' settings are checked only if ``complete``.
     """
     if file is None:
         return demonstration() if complete else StackConfig()
@@ -147,7 +150,7 @@ def load(file: Path | None, complete: bool = True) -> StackConfig:
 
 
 def demonstration() -> StackConfig:
-    """A stack with one pipeline, of photographs that ship with libraries; they are written below its home."""
+    """A stack with one pipeline, for photographs that ship with libraries. Writes them below the stack's home."""
     from flows import demo
 
     stack = StackConfig()
@@ -159,9 +162,9 @@ def demonstration() -> StackConfig:
 
 
 def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """What Prefect's server is to be told: variables for its environment. What the operator has set there is heard.
+    """Environment variables for Prefect's server. Values that the operator has set in ``environment`` count, except for those in `_OURS`.
 
-    Raises Refused if it would be open to other machines without a password, or if a package is missing.
+    Raises Refused if other machines could reach the server without a password, or if a package is missing.
     """
     if AUTH in environment and not environment[AUTH].partition(":")[2]:
         raise Refused(f"{AUTH}: there is no password in it. Set it to user:password, or unset it.")
@@ -174,8 +177,8 @@ def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
         "PREFECT_SERVER_UI_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",  # else one line for each request
-        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the other pages ask a host outside
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",  # otherwise one line for each request
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the new pages contact a host on the internet
         "PREFECT_SERVER_METRICS_ENABLED": "true",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "true",
     }
@@ -197,15 +200,15 @@ def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
 
 
 def worker_environment(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the worker, and the process that deploys, is to be told; see `server_environment`."""
+    """Environment variables for the worker and for the process that deploys; see `server_environment`."""
     told = {
         "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
         "PREFECT_API_URL": stack.url(),
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": _LEVEL,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # Prefect takes no less
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # Prefect's minimum
         "PREFECT_WORKER_QUERY_SECONDS": "5",
-        "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, about eight minutes: a restart of the server is no failure of a run
+        "PREFECT_CLIENT_MAX_RETRIES": "8",  # with growing pauses, about eight minutes, so that a restart of the server does not fail a run
         "PREFECT_LOGGING_EXTRA_LOGGERS": "gsec_core",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "GSEC_REPORTS_URL": stack.reports_url(),
@@ -221,7 +224,7 @@ def worker_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
 
 
 def check_ray(environment: Mapping[str, str]) -> None:
-    """Raises Refused if Ray is not installed, or would be open to everybody."""
+    """Raises Refused if Ray is not installed, or if there is no token, without which anybody could use the cluster."""
     if find_spec("ray") is None:
         raise Refused("ray: it is not installed here. Install it with gsec: pip install 'gsec[ray]'.")
     if not environment.get(RAY_TOKEN):
@@ -234,7 +237,7 @@ def check_ray(environment: Mapping[str, str]) -> None:
 _LEVEL = "INFO"
 
 _OURS = {"PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL", "RAY_ADDRESS", "RAY_AUTH_MODE", roots.VARIABLE}
-"""A command keeps Prefect quiet, and may talk to another server; a service does not."""
+"""Variables whose values in the operator's environment are ignored: commands set them to keep Prefect quiet, or to use another server."""
 
 
 def _heard(told: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -243,7 +246,7 @@ def _heard(told: Mapping[str, str], environment: Mapping[str, str]) -> dict[str,
 
 def _roots_of(config: PipelineConfig) -> Iterator[str]:
     for setting, place in roots.places(config):
-        # Of a source that is a glob, what is before it; a server's address is a root as it stands.
+        # For a source that is a glob, the root is the folder before it; the address of a server is a root itself.
         yield place if setting == "describe.url" else place.partition("*")[0].rpartition("/")[0] if "*" in place else place
 
 

@@ -1,8 +1,8 @@
-"""The processes of a stack on this machine: started, found again, stopped.
+"""Start, find and stop the processes of a stack on this machine.
 
-What was started is recorded in ``HOME/processes.json`` with the moment it began, so that nobody takes another process with the
-same number for it. It and what it starts in turn carry a mark in their environment, by which they are found when the parent, or
-the record, is gone. Each writes to ``HOME/logs/NAME.log``.
+Each started process is recorded in ``HOME/processes.json`` with its start time, so that another process with the same number is not
+taken for it. The process and its children have a mark in their environment, by which they are found if the parent or the record
+is gone. Each service writes to ``HOME/logs/NAME.log``.
 """
 
 import hashlib
@@ -37,47 +37,47 @@ STOP_SECONDS = 30
 """A service that has not ended by then is killed."""
 
 NAMES = ("server", "ray", "worker", "reports")
-"""Services, in the order they start. They stop in the other: the end of a flow is reported to the server."""
+"""Services in the order in which they start. They stop in reverse order, because the end of a flow is reported to the server."""
 
 WORKER = "gsec"
 """The worker's name."""
 
 _PYTHON = (sys.executable, "-P", "-m")
-"""Programs as modules of this environment, wherever its scripts are. No module is looked for in the folder that the user is in."""
+"""Runs programs as modules of this environment, wherever its scripts are. -P keeps the current folder out of the module search path."""
 
 _RAY = (*_PYTHON, "ray.scripts.scripts")
 
 MARK = "GSEC_SERVICE"
-"""Environment variable that says which service of which stack a process belongs to."""
+"""Environment variable with the stack and the service that a process belongs to."""
 
 SECRETS = (AUTH, "PREFECT_API_AUTH_STRING", TOKEN, RAY_TOKEN, "GSEC_CAPTIONER_KEY", "PGPASSWORD")
-"""Environment variables that have them."""
+"""Environment variables that contain secrets."""
 
 OUTSIDE = ("AWS_", "GOOGLE_", "AZURE_", "HF_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES")
-"""How variables begin that say how images, stores and models are reached."""
+"""Prefixes of environment variables that determine how images, stores and models are reached."""
 
 _OBJECT_STORE = 100 * 2**20
-"""Bytes of shared memory of a Ray node: rows never pass through Ray."""
+"""Bytes of shared memory of a Ray node. Little is enough, because rows never pass through Ray."""
 
 PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process."""
+    """A service: how its process is started, and how to tell that it is ready."""
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    """What it is told beside the environment of the process that starts it."""
+    """Environment variables besides those of the process that starts it."""
     is_ready: Callable[[float], bool]
-    """Whether it answers, given when its process began, in seconds since the epoch."""
+    """Whether the service answers; takes the start time of its process, in seconds since the epoch."""
     hears: tuple[str, ...] = ()
-    """How variables of the process that starts it begin that matter to it, besides secrets."""
+    """Prefixes of the inherited environment variables that affect it, besides secrets."""
 
 
 def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service]:
-    """In the order they start. Raises Refused if one of them would."""
+    """The services of a stack, in the order in which they start. Raises Refused if the settings of one are invalid."""
     auth = environment.get(AUTH)
     server = Service(
         "server",
@@ -96,7 +96,7 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
     stores = [part for store in stack.stores() for part in ("--store", store)]
     if not stores:
         return before
-    token = token_of(environment, stack.host)  # what the report server would refuse is refused before the others start
+    token = token_of(environment, stack.host)  # refuses what the report server would refuse, before the other services start
     if stack.curate and token is None:
         raise Refused(f"curate = true: curation needs a token. Set {TOKEN}, or leave curate out.")
     reports = Service(
@@ -110,7 +110,7 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
 
 
 def _head(stack: StackConfig, ray: RayEntry, environment: Mapping[str, str]) -> Service:
-    """What slices on this machine are told is what the worker is told."""
+    """The head of the Ray cluster. Slices on this machine get the same environment as the worker."""
     config.check_ray(environment)
     cpus = usable_cores() if ray.cpus is None else ray.cpus
     where = ("--node-ip-address", ray.host, "--port", str(ray.port))
@@ -128,9 +128,9 @@ def _head(stack: StackConfig, ray: RayEntry, environment: Mapping[str, str]) -> 
 
 
 def start(stack: StackConfig, service: Service) -> bool:
-    """Start a service and wait until it answers. False if it is running already, as it should be; one that should be told other things is started again.
+    """Start a service and wait until it answers. Returns False if it runs already; if its command or environment has changed, it is restarted.
 
-    Raises GsecError with the end of its log if it ends, or does not answer in time.
+    Raises GsecError with the end of its log if the service ends, or does not answer in time.
     """
     there = _running(stack).get(service.name)
     digest = _digest(service)
@@ -138,7 +138,7 @@ def start(stack: StackConfig, service: Service) -> bool:
         process = psutil.Process(there["pid"])
         _wait(service, process, process.create_time(), log_of(stack, service.name), 0)
         return False
-    if there is not None or service.name not in _records(stack):  # of which it may run nevertheless
+    if there is not None or service.name not in _records(stack):  # without a record, it may run nevertheless
         stop(stack, service.name)
     log = log_of(stack, service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +153,9 @@ def start(stack: StackConfig, service: Service) -> bool:
 
 
 def stop(stack: StackConfig, name: str) -> bool:
-    """Stop a service and all that it has started, even if that has outlived it. False if there is nothing to stop."""
+    """Stop a service and all its descendants, even those that outlived it. Returns False if there is nothing to stop."""
     family = _family(stack, name)
-    # The others are ended by who has started them: a worker knows how to end its flows.
+    # Only the topmost processes get the signal: they end their children, as a worker ends its flows.
     for process in [process for process in family if _parent(process) not in family]:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
@@ -169,7 +169,7 @@ def stop(stack: StackConfig, name: str) -> bool:
 
 
 def started(stack: StackConfig) -> list[str]:
-    """Services of which processes are running, in the order to stop them in."""
+    """Names of the services with running processes, in the order in which to stop them."""
     return [name for name in reversed(NAMES) if _family(stack, name)]
 
 
@@ -178,7 +178,7 @@ def log_of(stack: StackConfig, name: str) -> Path:
 
 
 def _running(stack: StackConfig) -> dict[str, dict[str, Any]]:
-    """What was started and still runs."""
+    """Records of the services that are still running."""
     return {name: record for name, record in _records(stack).items() if _is_alive(record)}
 
 
@@ -191,17 +191,17 @@ def _is_alive(record: Mapping[str, Any]) -> bool:
 
 
 def _began(process: psutil.Process) -> str:
-    """When a process began: of which boot, and ticks since that, which no setting of the clock moves. By the clock where there is no /proc."""
+    """Start of a process: the id of the boot, and ticks since the boot, which do not depend on the clock. Without /proc, the clock time."""
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
-        fields = (PROC / str(process.pid) / "stat").read_text().rpartition(")")[2].split()  # from the third on; a name in brackets may hold spaces
+        fields = (PROC / str(process.pid) / "stat").read_text().rpartition(")")[2].split()  # from the third field on; the second may contain spaces
         return f"{boot} {fields[19]}"
     except OSError:
         return str(process.create_time())
 
 
 def _family(stack: StackConfig, name: str) -> list[psutil.Process]:
-    """The processes of a service."""
+    """All running processes of a service, by their mark or as descendants of the recorded process."""
     mark = _mark(stack, name)
     family = {process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(MARK) == mark}
     if there := _running(stack).get(name):
@@ -225,7 +225,7 @@ def _parent(process: psutil.Process) -> psutil.Process | None:
 def _records(stack: StackConfig) -> dict[str, dict[str, Any]]:
     try:
         found: dict[str, dict[str, Any]] = json.loads((stack.home / "processes.json").read_text())
-    except (FileNotFoundError, ValueError):  # gone, or torn by a power loss: the marks still find what runs, and it is started again
+    except (FileNotFoundError, ValueError):  # missing, or damaged by a power loss: running services are found by their marks and restarted
         return {}
     return found
 
@@ -245,13 +245,13 @@ def _record(stack: StackConfig, name: str, record: dict[str, Any] | None) -> Non
 
 
 def _digest(service: Service) -> str:
-    """Of what it is told, and of what it hears."""
+    """Hash of the service's command, its environment, and the inherited variables that affect it."""
     told = [list(service.command), sorted(service.environment.items()), sorted(_heard(service.hears).items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _heard(beginnings: tuple[str, ...]) -> dict[str, str]:
-    """Secrets, of which an empty one is none, and variables that begin so."""
+    """Environment variables that are secrets and not empty, or have one of these prefixes."""
     return {name: value for name, value in os.environ.items() if (bool(value) if name in SECRETS else name.startswith(beginnings))}
 
 
@@ -276,7 +276,7 @@ def _answers(url: str) -> bool:
 
 
 def _works(url: str, auth: str | None, since: float) -> bool:
-    """Whether the worker has given a sign of life since then. Its status alone says so for a while after its end."""
+    """Whether the worker has sent a heartbeat since that time. Its status is no proof, because it stays online for a while after the worker's end."""
     user, _, password = (auth or "").partition(":")
     try:
         found = httpx.post(f"{url}/work_pools/{POOL}/workers/filter", json={}, timeout=5, auth=(user, password) if auth else None)
@@ -287,9 +287,9 @@ def _works(url: str, auth: str | None, since: float) -> bool:
 
 
 def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
-    """Whether the cluster has this machine."""
+    """Whether the Ray cluster answers and has a node."""
     try:
-        socket.create_connection((ray.host, ray.port), 5).close()  # asked first: Ray would try for a minute
+        socket.create_connection((ray.host, ray.port), 5).close()  # checked first, because Ray would try for a minute
     except OSError:
         return False
     asked = subprocess.run([*_RAY, "status", "--address", ray.address()], env=environment, capture_output=True, text=True, check=False)
@@ -297,14 +297,17 @@ def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
 
 
 def check_secrets(stack: StackConfig) -> None:
-    """Raises Refused if what runs heard a secret, or where stores are, that is not set now: it would be started again without, open to everybody perhaps."""
+    """Raises Refused if a running service was started with a secret or a variable of `OUTSIDE` that is not set now.
+
+    It would be restarted without it, and might then be open to anybody.
+    """
     lost = sorted({name for record in _running(stack).values() for name in record["heard"]} - set(_heard(OUTSIDE)))
     if lost:
         raise Refused(f"{', '.join(lost)}: processes were started with it, and now it is missing. Set it again, or run gsec down first.")
 
 
 def check_ports(stack: StackConfig) -> None:
-    """Raises Refused if another process than the service itself listens where it is to."""
+    """Raises Refused if another process listens at the port of a service."""
     ports = [("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")]
     for name, port, setting in [*ports, *([] if stack.ray is None else [("ray", stack.ray.port, "ray.port")])]:
         try:

@@ -1,13 +1,13 @@
 """Prefect's server: `prefect server start`, corrected for automations on SQLite.
 
 An automation counts events in transactions that read before they write, and SQLite refuses the write at once if another connection has
-written in between: events got lost, signs of life among them, and runs that worked were taken for crashed. Here these transactions
-begin as the writers that they are, and wait.
+written in between. So events were lost, heartbeats among them, and running flow runs were taken for crashed. Here these transactions
+take the write lock when they begin, and wait for it.
 
-A thread that waits so holds its connection's mutex, and freeing a cursor of that connection waits for the mutex. Cursors of
-statements that failed are freed by the garbage collector, which runs in whichever thread comes to it. In the server's own it stopped
-the event loop, and with it the one that had the write lock and should have given it back: nothing moved for the minute that SQLite waits.
-Here it has a thread of its own, which may wait.
+A thread that waits for the lock holds its connection's mutex, and freeing a cursor of that connection waits for the mutex. Cursors of
+failed statements are freed by the garbage collector, which runs in any thread. In the thread of the event loop it blocked the loop, and
+with it the task that held the write lock, so that nothing moved for the minute that SQLite waits. Here the garbage collector runs in a
+thread of its own, which may wait.
 """
 
 import gc
@@ -20,11 +20,11 @@ from contextlib import asynccontextmanager
 from sqlalchemy.ext.asyncio import AsyncSession
 
 SECONDS = 10
-"""Between two collections. Each stops Python while it looks at all that was made since the start."""
+"""Seconds between two garbage collections. Each stops Python while it looks at all objects made since the start."""
 
 
 def main() -> None:
-    """Takes what `prefect server start` takes."""
+    """Start the server; takes the arguments of `prefect server start`."""
     from prefect.cli import app
     from prefect.server.events import triggers
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 @asynccontextmanager
 async def automations_session(begin_transaction: bool = False) -> AsyncIterator[AsyncSession]:
-    """Prefect's of the same name, except for the transaction, which begins with the write lock of SQLite. PostgreSQL knows no such thing."""
+    """Like Prefect's function of this name, but the transaction begins with the write lock on SQLite. On PostgreSQL it is the same."""
     from prefect.server.database import provide_database_interface
 
     async with provide_database_interface().session_context(begin_transaction, with_for_update=begin_transaction) as session:
@@ -47,7 +47,7 @@ async def automations_session(begin_transaction: bool = False) -> AsyncIterator[
 def _collect() -> None:
     time.sleep(SECONDS)
     gc.collect()
-    gc.freeze()  # what the start has made stays, and looking at it takes a fifth of a second
+    gc.freeze()  # objects made at the start stay, and looking at them takes a fifth of a second
     while True:
         time.sleep(SECONDS)
         gc.collect()

@@ -1,4 +1,4 @@
-"""The flow of assign: new images into the clusters of a run, as a deployment offers it."""
+"""The flow of assign, for deployments: assign new images to the clusters of a run."""
 
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ def assign(source: str, store: str, run_id: str | None = None, pipeline_name: st
         source: A folder, a Parquet file or glob, or WebDataset tars; local or remote.
         store: The store that the run is in.
         run_id: The run, by its id or the beginning of it.
-        pipeline_name: In place of it, the pipeline whose published clustering is meant.
+        pipeline_name: Instead of run_id, the pipeline whose published run is used.
         corpus: A name for the corpus of the new images; empty: made from the source.
     """
     config = PipelineConfig(source=source, store=store, corpus=corpus)
@@ -36,5 +36,5 @@ def assign(source: str, store: str, run_id: str | None = None, pipeline_name: st
         run_id = published.run_id
     found = place.run(str(run_id))
     state = cast(State[dict[str, Any]], run_pipeline(pipeline.assignment_config(found, config), of_run=found.id, return_state=True))
-    state.result()  # raises what went wrong, so that this flow run says it too
+    state.result()  # raises the error, if any, so that this flow run fails with it too
     return state

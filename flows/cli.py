@@ -1,7 +1,7 @@
-"""`gsec`: the command line. It runs the same flows that a deployment runs.
+"""`gsec`: the command line. It runs the same flows as a deployment.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 3 done but suspicious and so not
-published, 2 refused, 1 anything else.
+Results go to stdout, everything else to stderr. Exit codes: 0 done; 3 done, but not published because something is
+suspicious; 2 refused; 130 interrupted; 1 anything else.
 """
 
 import json
@@ -28,9 +28,9 @@ DONE, FAILED, REFUSED = 0, 1, 2
 app = App(
     name="gsec",
     help="Sorts a large store of unlabelled images into clusters. Every stage is resumable: a rerun does what is missing.",
-    version=lambda: version("gsec"),  # without it the version of a distribution `flows`, which there is not
+    version=lambda: version("gsec"),  # by default that of a distribution `flows`, which does not exist
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # `main` says what it means
+    suppress_keyboard_interrupt=False,  # `main` handles it
 )
 
 Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]
@@ -325,7 +325,7 @@ def demo(
 
 app.command("flows.curate:app", name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections hold in all later runs.")
 
-# These are of a layer above this one, and imported when they are called.
+# These commands are in a layer above this one, and imported only when they are called.
 app.command("deployments.commands:up", name="up", help="Run gsec as a service on this machine: start its processes and deploy the pipelines of a stack file.")
 app.command("deployments.commands:down", name="down", help="Stop what `gsec up` started.")
 app.command("deployments.commands:deploy", name="deploy", help="Deploy the pipelines of a stack file to the Prefect server at PREFECT_API_URL.")
@@ -343,14 +343,14 @@ def _refuse_other_output(settings: PipelineConfig, command: str, remedy: str) ->
 
 
 def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:
-    """How a result is written as JSON; None if it is to be shown to a person."""
+    """A function that prints a result as JSON; None if results are shown as text."""
     return (lambda result: print(json.dumps(result), flush=True)) if as_json else None
 
 
 def _config(
     file: Path | None, settings: list[str] | None, encoder: str | None = None, captioner: str | None = None, text: str | None = None, **flags: Any
 ) -> PipelineConfig:
-    """Flags and ``--set`` over environment over file; flags that were not given say nothing."""
+    """The settings: ``--set`` overrides flags, these override the environment, and that overrides the file. Flags that are None are ignored."""
     values: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if encoder is not None:
         values["encode"] = {"encoder": encoder}
@@ -373,7 +373,7 @@ def _config(
 
 
 def _quiet_prefect() -> None:
-    """Prefect as a library of a command: local, silent, calling nobody. What the environment sets otherwise counts."""
+    """Set Prefect's defaults for use as a library: no log output and no telemetry. Variables that the environment sets already stay."""
     defaults = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -385,7 +385,7 @@ def _quiet_prefect() -> None:
 
 
 def _complain(what: str) -> None:
-    """One line, whatever a driver or a server has said."""
+    """Print an error on one line of stderr, even if the message has several, and without secrets."""
     print(f"error: {without_secrets(' '.join(what.splitlines()))}", file=sys.stderr)
 
 
@@ -406,7 +406,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted. What was committed stays; a rerun continues.", file=sys.stderr)
         code = 130
-    except Exception:  # noqa: BLE001 - the last word of a command; the traceback is shown
+    except Exception:  # noqa: BLE001 - unforeseen errors end here; the traceback is shown
         traceback.print_exc()
         print("error: a fault in gsec, please report it. What was committed stays; a rerun continues.", file=sys.stderr)
         code = FAILED

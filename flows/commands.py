@@ -1,4 +1,4 @@
-"""The commands that work: run, and one stage. Prefect is imported only when there is something to do."""
+"""The commands that compute: run, assign, and one stage. Prefect is imported only if there is something to do."""
 
 import shlex
 import shutil
@@ -24,7 +24,7 @@ Json = Callable[[dict[str, Any]], None]
 
 
 def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Callable[[base.Context], None] | None = None, of_run: str | None = None) -> int:
-    """The whole pipeline; ``then`` gets the context of a run that is done. Returns the exit code."""
+    """Run the whole pipeline; ``then`` is called with the context of the finished run. Returns the exit code."""
     started = time.monotonic()
     counting, summary = _done(config, redo, of_run)
     if summary is not None:
@@ -46,7 +46,7 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
 
 
 def assign(config: PipelineConfig, run_id: str, as_json: Json | None) -> int:
-    """The images of ``config``'s source to the clusters of a run. Returns the exit code."""
+    """Assign the images of the source in ``config`` to the clusters of a run. Returns the exit code."""
     of_run = Store.open(config.store).run(run_id)
     return run(pipeline.assignment_config(of_run, config), [], as_json, of_run=of_run.id)
 
@@ -71,7 +71,7 @@ JSON_KEYS = (
 
 
 def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
-    """What is missing of one stage, of the run ``run_id`` or of the run that ``config`` asks for. Returns the exit code."""
+    """Do what is missing of one stage, in the run ``run_id`` or in the run that ``config`` requests. Returns the exit code."""
     held = False
     if name == "ingest":
         of_run = None
@@ -102,14 +102,17 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
 
 
 def _publish(context: base.Context) -> bool:
-    """The last step of a run whose stages were done one by one. Returns whether it was held back."""
+    """Finish and publish a run whose stages were done one by one. Returns whether it was held back."""
     said = pipeline.finish(context)
     terminal.warn(publishing.told(said))
     return bool(said["held"])
 
 
 def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | None, import_: Path | None, as_json: Json | None) -> int:
-    """What of describe asks no server: the requests into a file, replies from one, or how much is left to ask. Returns the exit code."""
+    """The parts of describe that ask no server. Returns the exit code.
+
+    With ``export``, write the remaining requests into this file; with ``import_``, read replies from this file; else estimate what is left to ask.
+    """
     name = describe.STAGE.name
     found, _ = pipeline.run_for_stage(name, config, run_id)
     context = base.Context.of(found, config)
@@ -129,9 +132,9 @@ def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | 
 
 
 def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[Run | None, dict[str, Any] | None]:
-    """If nothing is left to do: what `pipeline.finish` says of the run, and the one that found the number of clusters, if one did.
+    """The run that found the number of clusters, if there is one, and the summary of `pipeline.finish`, or None if something is left to do.
 
-    A damaged shard is something to do: the flow repairs it.
+    A damaged shard counts as something to do, because the flow repairs it.
     """
     counting: Run | None = None
     try:
@@ -173,7 +176,7 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """Prefect is there, and what its flows do is shown."""
+    """Context manager in which flows can run; their progress is shown."""
     with orchestrator():
         from tasks.progress import interruptible, watched
 
@@ -183,7 +186,7 @@ def _watched() -> Iterator[None]:
 
 @contextmanager
 def _damage_set_aside(config: PipelineConfig) -> Iterator[None]:
-    """What a stage alone does with a damaged shard: it sets it aside, and says who makes it again."""
+    """Context manager for a single stage: sets damaged shards aside, and raises GsecError with the command that makes them again."""
     try:
         yield
     except BadShard as error:
@@ -194,7 +197,7 @@ def _damage_set_aside(config: PipelineConfig) -> Iterator[None]:
 
 
 MOST_SHOWN = 40
-"""Clusters that a terminal shows; the report and the cluster table have all."""
+"""Number of clusters that a terminal shows; the report and the cluster table have all."""
 
 
 def _show(context: base.Context, summary: dict[str, Any]) -> None:
@@ -205,7 +208,7 @@ def _show(context: base.Context, summary: dict[str, Any]) -> None:
     if len(rows) > MOST_SHOWN:
         terminal.err.print(f"and {len(rows) - MOST_SHOWN:,} smaller clusters")
     if summary["labellings"]:
-        labellings = [{column: row.get(column) for column in quality.COLUMNS} for row in summary["labellings"]]  # a run's record has them in another order
+        labellings = [{column: row.get(column) for column in quality.COLUMNS} for row in summary["labellings"]]  # a record is sorted by key
         terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", labellings))
     for remark in summary["remarks"]:
         terminal.err.print(f"note: {remark}", markup=False)

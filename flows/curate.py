@@ -1,4 +1,4 @@
-"""`gsec curate`: what people say about clusters. Imports neither torch nor Prefect."""
+"""`gsec curate`: commands that record people's corrections of clusters. Imports neither torch nor Prefect."""
 
 import getpass
 import re
@@ -29,7 +29,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Where:
-    """Of which run, and how the result is told."""
+    """Options of every command: the run, and the form of the output."""
 
     store: StoreUrl = None
     pipeline: Annotated[str | None, Parameter(help="The pipeline. Default: the only one that the store publishes.")] = None
@@ -40,7 +40,7 @@ class Where:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Said(Where):
-    """An act beside what it does."""
+    """Options of every act: who says it, and why."""
 
     who: Annotated[str | None, Parameter(help="Your name, for the log. Default: the login name.")] = None
     why: Annotated[str | None, Parameter(help="A reason, for the log.")] = None
@@ -133,7 +133,7 @@ def log(*, where: Where | None = None) -> int:
 
 
 def in_words(act: "Act") -> str:
-    """An act in one line, as one would type it."""
+    """An act on one line, as a user would type it."""
     if act.unknown:
         return f"{act.kind} (of a newer gsec)"
     words = [act.kind, *([str(act.key)] if act.key is not None else []), *([f'"{act.text}"'] if act.text is not None else [])]
@@ -166,7 +166,7 @@ def _told(act: "Act") -> dict[str, Any]:
 
 
 def _context(where: Where) -> Context:
-    """The run that is curated: the one that is named, or the published one."""
+    """Context of the run that is curated: the named one, or the published one."""
     store = Store.open(_config(None, None, store=where.store).store)
     run = store.run(_published(store, where.pipeline) if where.run is None else where.run)
     context = Context.of(run, run.config())
@@ -191,7 +191,7 @@ def _published(store: Store, pipeline: str | None) -> str:
 
 
 def _ids(context: Context, named: Sequence[str]) -> list[str]:
-    """Image ids of images by URI or id."""
+    """Convert URIs or ids of images to image ids (hex digits). Raises Refused for a URI that no usable image has."""
     import polars as pl
 
     from gsec_core.stages.canonical import usable

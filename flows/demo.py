@@ -1,7 +1,7 @@
 """The demonstration: a corpus made from the photographs that ship inside scikit-image and scikit-learn.
 
-Every image is a crop of one photograph, perhaps mirrored and with other light; the photograph is its label. The labels
-score the result when it is there. It is a check that everything works, and no benchmark.
+Every image is a crop of one photograph, at random mirrored, brighter or darker; the photograph is its label. The labels are only
+used to score the finished result. The demonstration checks that everything works; it is not a benchmark.
 """
 
 from pathlib import Path
@@ -15,19 +15,19 @@ from gsec_core.results import quality
 from gsec_core.stages.base import Context
 
 PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "coins", "grass", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
-"""By their names in `skimage.data`; those that the package itself holds."""
+"""Names in `skimage.data` of photographs that are part of the package itself."""
 
 SAMPLES = ("china.jpg", "flower.jpg")
-"""By their names in `sklearn.datasets.load_sample_image`."""
+"""Names of photographs for `sklearn.datasets.load_sample_image`."""
 
 CLUSTERS = len(PHOTOGRAPHS) + len(SAMPLES)
 
 CROPS = 40
-"""Images a photograph."""
+"""Number of images from each photograph."""
 
 
 def make_photographs(directory: Path) -> Path:
-    """Write the images to ``directory/PHOTOGRAPH/NUMBER.jpg``, the same at every call; those there are stay as they are."""
+    """Write the images to ``directory/PHOTOGRAPH/NUMBER.jpg``, the same at every call. Existing files stay. Returns ``directory``."""
     for name, photograph in photographs():
         random = np.random.default_rng(list(name.encode()))
         folder = directory / Path(name).stem
@@ -41,7 +41,7 @@ def make_photographs(directory: Path) -> Path:
 
 
 def photographs() -> list[tuple[str, Image.Image]]:
-    """The photographs with their names. Raises Refused if scikit-image is not installed."""
+    """Names and RGB images of the photographs. Raises Refused if scikit-image is not installed."""
     try:
         from skimage import data
     except ImportError:
@@ -53,7 +53,7 @@ def photographs() -> list[tuple[str, Image.Image]]:
 
 
 def _vary(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
-    """A square crop of 35 to 80% of the shorter side, perhaps mirrored, brighter or darker."""
+    """A random square crop of 35 to 80% of the shorter side, resized to 256 pixels, at random mirrored, brighter or darker."""
     side = int(min(photograph.size) * random.uniform(0.35, 0.8))
     left, top = (int(random.integers(0, length - side + 1)) for length in photograph.size)
     crop = photograph.crop((left, top, left + side, top + side)).resize((256, 256), Image.Resampling.BICUBIC)
@@ -63,7 +63,7 @@ def _vary(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def show_scores(context: Context) -> None:
-    """Print ACC, NMI and ARI of the run's labels; the folder an image is in is its label."""
+    """Print ACC, NMI and ARI of the run's labellings. The true label of an image is its folder."""
     found = quality.with_labels(context, lambda uri, content_hash: uri.split("/")[0])
     rows = [{name: value for name, value in row.items() if name not in ("images", "unlabelled")} for row in found]
     terminal.err.print(terminal.table("against the photographs that the crops are of", rows))

@@ -1,6 +1,6 @@
-"""`gsec doctor`: whether everything that a run needs is there, one line for each check. A check that fails stops no other.
+"""`gsec doctor`: checks whether everything that a run needs is there, one line for each check. All checks run, even if one fails.
 
-What may be missing or broken is imported by the check that says so.
+Packages that may be missing or broken are imported inside the checks, which report them.
 """
 
 import importlib
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from gsec_core.store.files import Files
 
 LEAST_FREE = 2**30
-"""Bytes of memory, and of the store's and the scratch folder's disks: with less not even a small run ends well."""
+"""Free bytes of memory, and of the disks of the store and the scratch folder, below which even a small run fails."""
 
 _SHOWN = ("gsec", "torch", "torchvision", "open_clip_torch", "faiss-cpu", "pyarrow", "prefect", "fastapi", "sqlalchemy")
 _COMPILED = ("torch", "torchvision", "faiss", "pyarrow", "polars")
 
 
 def doctor(config: PipelineConfig, verify: bool) -> int:
-    """Print one line for each check; 1 if one of them fails."""
+    """Print one line for each check. Returns 1 if one of them fails, else 0."""
     checks: dict[str, Callable[[], str]] = {
         "packages": packages,
         "machine": lambda: machine(config),
@@ -56,7 +56,7 @@ def doctor(config: PipelineConfig, verify: bool) -> int:
             line = f"ok    {name}: {check()}"
         except GsecError as error:
             line = f"FAIL  {name}: {error}"
-        except Exception as error:  # noqa: BLE001 - what is wrong is what a check is to say
+        except Exception as error:  # noqa: BLE001 - any error is reported as the result of its check
             line = f"FAIL  {name}: {type(error).__name__}: {error}. This is unexpected: please report it."
         failed += line.startswith("FAIL")
         terminal.out.print(without_secrets(" ".join(line.splitlines())), markup=False)
@@ -64,7 +64,10 @@ def doctor(config: PipelineConfig, verify: bool) -> int:
 
 
 def packages() -> str:
-    """The versions that pip picks by itself, or that another project has brought in, may be ones that do not work together."""
+    """Check that the installed packages have versions that gsec supports, and that compiled ones can be imported.
+
+    Versions that pip picks by itself, or that another project requires, may not work together.
+    """
     wrong = {}
     for requirement in map(Requirement, requires("gsec") or ()):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -87,7 +90,7 @@ def packages() -> str:
 
 
 def machine(config: PipelineConfig) -> str:
-    """Cores, memory and GPU, and that the devices of the settings are there."""
+    """Cores, memory and GPU; check that the devices of the settings exist."""
     devices = {setting: resolve(value, setting) for setting, value in (("encode.device", config.encode.device), ("train.device", config.train.device))}
     said = [f"{usable_cores()} usable cores of {os.cpu_count()}, threads = {config.threads or f'0, which is {usable_cores()}'}", _memory()]
     said += [f"{setting} = {device}{_gpu(device)}" for setting, device in devices.items()]
@@ -115,7 +118,7 @@ def _gpu(device: str) -> str:
 
 
 def store(config: PipelineConfig) -> str:
-    """It can be written, what people said about clusters can be read, a name that is taken stays as it is, and there is room."""
+    """Check that the store can be written, that its curation logs can be read, that no file is overwritten, and that there is disk space."""
     from gsec_core.store import Store
 
     opened = Store.open(config.store)
@@ -125,7 +128,7 @@ def store(config: PipelineConfig) -> str:
         said.append(f"{acts} acts of curation")
     if is_local(opened.url):
         said.append(_room(opened.url, "--store"))
-    probe = f".probe-{uuid4().hex}"  # in the store's own folder, which is removed with it if it was made for it
+    probe = f".probe-{uuid4().hex}"  # in the root of the store; if that is new, removing the probe removes it too
     made = opened.files.create(probe, b"first"), opened.files.create(probe, b"second")
     kept = opened.files.read(probe)
     opened.files.remove(probe)
@@ -135,7 +138,7 @@ def store(config: PipelineConfig) -> str:
 
 
 def _acts(files: "Files") -> int:
-    """How many acts of curation there are, all of which can be read."""
+    """Number of acts of curation. Raises GsecError if some cannot be read or are of a newer gsec."""
     from gsec_core.curation import Log
 
     acts, wrong = 0, []
@@ -155,7 +158,7 @@ def _acts(files: "Files") -> int:
 
 
 def scratch(config: PipelineConfig) -> str:
-    """Disposable files can be made, and there is room."""
+    """Check that temporary files can be made in the scratch folder, and that there is disk space."""
     from gsec_core.stages.canonical import scratch_file
 
     scratch_file(config).close()
@@ -175,7 +178,7 @@ def _gib(size: int) -> str:
 
 
 def encoder(config: PipelineConfig) -> str:
-    """It loads, and makes one picture and one text to unit vectors; the second, of which no texts are asked, one picture."""
+    """Check that the encoder loads and gives unit vectors for a picture and a text; a second encoder only for a picture."""
     from gsec_core.stages import encode
 
     return "; ".join(_encoder(config, stage, with_texts=stage is encode.STAGE) for stage in encode.stages(config))
@@ -202,7 +205,7 @@ def _encoder(config: PipelineConfig, stage: "Encoding", with_texts: bool) -> str
 
 
 def captioner(config: PipelineConfig) -> str:
-    """It can be asked; a server answers about a plain picture."""
+    """Check that the captioner can be asked; a server must answer about a plain picture."""
     from gsec_core.captioners import load_captioner
 
     loaded = load_captioner(config.describe, device=config.encode.device, threads=config.threads)
@@ -211,7 +214,7 @@ def captioner(config: PipelineConfig) -> str:
 
 
 def namer(config: PipelineConfig) -> str:
-    """It can be asked."""
+    """Check that the namer can be asked."""
     from gsec_core.naming.namers import load_namer, namer_of
 
     load_namer(config).check()
@@ -219,7 +222,7 @@ def namer(config: PipelineConfig) -> str:
 
 
 def prefect() -> str:
-    """The server answers and is not too old; a flow that runs is the only proof that the installed versions work together."""
+    """Check that the server answers and is not too old, and that a flow runs: only that proves that the installed versions work together."""
     from prefect import __version__, flow
     from prefect.client.base import ServerType
     from prefect.client.orchestration import get_client
@@ -242,7 +245,7 @@ def prefect() -> str:
 
 
 def shards(config: PipelineConfig) -> str:
-    """Every shard's checksums."""
+    """Verify the checksums of every shard, and set damaged shards aside."""
     from gsec_core.results import status as state
     from gsec_core.store import Store
 

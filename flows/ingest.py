@@ -1,4 +1,4 @@
-"""The flow of ingest: the corpus brought up to date with its source, and the run of the request."""
+"""The flow of ingest: bring the corpus up to date with its source, and find or create the run of the request."""
 
 import time
 
@@ -17,14 +17,14 @@ def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | 
 
     Args:
         config: The settings.
-        redo: Stages to do again when the run comes to them.
-        of_run: The images are to be assigned to the clusters of this run.
-        counting: The run that found the number of clusters, if nobody gave it.
+        redo: Stages to do again when the run reaches them.
+        of_run: The run to whose clusters the images will be assigned.
+        counting: The run that found the number of clusters, if the user gave none.
     """
     roots.check(config)
     started = time.monotonic()
     progress.begin("ingest", 0, "images", 0)
-    asked_by = flow_run.root_flow_run_id if redo else None  # begun again after a crash it goes on with its redo
+    asked_by = flow_run.root_flow_run_id if redo else None  # a flow run that is restarted after a crash does not redo the stages twice
     run, changes = pipeline.request(config, redo or [], of_run, counting, asked_by)
     progress.end("ingest", {**changes.counts(), "seconds": round(time.monotonic() - started, 1)})
     get_run_logger().info("ingest: %s", changes.counts())

@@ -1,4 +1,4 @@
-"""The flow of maintenance: what `gsec prune` does, on a schedule."""
+"""The flow of maintenance: `gsec prune` on a schedule."""
 
 from prefect import flow, get_run_logger
 
@@ -13,8 +13,8 @@ def maintenance(stores: list[str], keep_runs: int = prune.KEEP_RUNS, dry_run: bo
 
     Args:
         stores: The stores to prune.
-        keep_runs: Newest runs of each corpus to keep; published and unfinished ones stay anyway.
-        dry_run: Only say what would be deleted.
+        keep_runs: How many of the newest runs of each corpus to keep; published and unfinished runs stay anyway.
+        dry_run: Only report what would be deleted.
     """
     count = 0
     for url in stores:

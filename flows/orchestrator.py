@@ -1,4 +1,4 @@
-"""Prefect for a command: the server that the settings name, or a temporary one of its own, started here so that a fault of it is told at once."""
+"""Prefect for a command: the server of Prefect's settings, or a temporary server, which is started here so that its errors are reported at once."""
 
 import atexit
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefect.server.api.server import SubprocessASGIServer
 
 _STARTS = 3
-"""Another process may take a free port before the server has it."""
+"""Number of attempts to start the server: another process may take the free port first."""
 
 _SERVER = """
 import os, signal, threading
@@ -30,7 +30,8 @@ threading.Thread(target=follow, daemon=True).start()
 from uvicorn import main
 main()
 """
-"""Ends with the process that started it, however that ends: what it reads from is closed then. Ctrl-C it does not hear, as flows tell it of their end."""
+"""Code of the server process. It ends with its parent, however that ends, because its stdin is closed then. Ctrl-C does not reach it, so that
+flows can report their end to it."""
 
 _LEVEL = "PREFECT_SERVER_LOGGING_LEVEL"
 
@@ -39,26 +40,29 @@ _HTTP = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DI
 
 @contextmanager
 def orchestrator() -> Iterator[None]:
-    """Raises Refused if Prefect does not start in this environment, or its server does not answer. Nothing of Prefect is imported before."""
+    """Context manager in which flows can run. Raises Refused if Prefect does not start in this environment, or its server does not answer.
+
+    Prefect must not be imported before, so that errors of its import are reported here.
+    """
     _check_http()
     try:
         from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         url = PREFECT_API_URL.value()
-    except Exception as error:  # noqa: BLE001 - reading its settings it raises what pydantic, TOML and the disk do
+    except Exception as error:  # noqa: BLE001 - Prefect reads its settings, which raises errors of pydantic, TOML and the disk
         raise Refused(f"Prefect does not start: {_line(error)}. Correct that setting of its own: a variable PREFECT_..., or a file in PREFECT_HOME.") from None
     if url is not None:
         _check_server(url)
         yield
         return
-    # Nobody listens to heartbeats there, and every flow waits up to a second at its end for the thread that sends them. Tasks in other processes
-    # find it by its address, or each would start one.
+    # A temporary server needs no heartbeats, and every flow would wait up to a second at its end for the thread that sends them. The address is
+    # set so that tasks in other processes find this server instead of starting their own.
     with temporary_settings({PREFECT_API_URL: _start(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
 def _check_http() -> None:
-    """Prefect makes its clients with what the environment says of proxies and certificates, for the server on this machine, too."""
+    """Raises Refused if the environment's proxies and certificates are invalid. Prefect's clients use them, even for a server on this machine."""
     import httpx
 
     try:
@@ -91,7 +95,7 @@ def _check_server(url: str) -> None:
 
 
 def _start() -> str:
-    """Start the temporary server and return its address. Prefect, which starts one itself, waits two minutes for one that has ended."""
+    """Start the temporary server and return its address. Prefect could start it, but waits two minutes even if the server has ended."""
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 
@@ -114,7 +118,7 @@ def _start() -> str:
 
 
 def _begin(server: "SubprocessASGIServer") -> str | None:
-    """Start it and wait until it answers. Returns what it said if it ended instead."""
+    """Start the server and wait until it answers. Returns None, or the server's output if it ended or did not answer in time."""
     import httpx
     import prefect
     from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
@@ -125,7 +129,7 @@ def _begin(server: "SubprocessASGIServer") -> str | None:
     environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True), **marks}
     quiet = environment.get(_LEVEL) == "CRITICAL"
     if quiet:
-        environment[_LEVEL] = "ERROR"  # or it would end without a word
+        environment[_LEVEL] = "ERROR"  # otherwise it would end without an error message
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)
     server.server_process = process
@@ -143,7 +147,7 @@ def _begin(server: "SubprocessASGIServer") -> str | None:
                     server.running = True
                     return None
             except httpx.HTTPError:
-                pass  # not yet: the deadline and the process say when it is over
+                pass  # not ready yet
             time.sleep(0.05)
     ended = process.poll()
     server.stop()
@@ -152,7 +156,7 @@ def _begin(server: "SubprocessASGIServer") -> str | None:
 
 
 def _read(stream: IO[str], lines: list[str], answers: threading.Event, quiet: bool) -> None:
-    """Keep what the server says until it answers; later lines are shown as they come, unless it is to be quiet."""
+    """Collect the server's output in ``lines`` until it answers. Later lines go to stderr, unless ``quiet``."""
     for line in stream:
         if not answers.is_set():
             lines.append(line)
@@ -161,7 +165,7 @@ def _read(stream: IO[str], lines: list[str], answers: threading.Event, quiet: bo
 
 
 def _fault(said: str) -> str:
-    """The last line of a traceback that names an error, as uvicorn's own lines behind it tell of its end only."""
+    """The last line of the output that names an error. Lines of uvicorn after it only report its end."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     named = [line for line in lines if not line.startswith(("File ", "ERROR:", "Traceback", "[SQL", "(Background", "^", "~")) and ": " in line]
     return _line((named or lines)[-1])

@@ -29,13 +29,13 @@ Redo = Annotated[str, Field(json_schema_extra={"enum": [*(stage.name for stage i
 def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run: str | None = None) -> State[dict[str, Any]]:
     """Bring the corpus up to date with its source and do what is missing of every stage; publish the clustering if nothing about it is suspicious.
 
-    The result is `pipeline.finish`'s, with ``changes`` (what ingest found), ``made`` (stage -> what was made now),
+    The result is that of `pipeline.finish`, with ``changes`` (what ingest found), ``made`` (stage -> sums of `run_stage`),
     ``set_aside`` (damaged shards that were made again) and ``counting`` (id of the run that found the number of clusters).
 
     Args:
         config: The settings. Others than before make a new run, which shares everything that lies above what they change.
         redo: Stages to do again, each with all that lies below it; `describe-failed` asks again for descriptions that failed.
-        of_run: Make no clusters, but assign the images to those of this run.
+        of_run: Make no clusters, but assign the images to the clusters of this run.
     """
     roots.check(config)
     with engine.opened(config):
@@ -58,21 +58,21 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
         summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
         summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
         context = slices.context(config, run_id)
-        if of_run is None:  # at once: a run that is killed before this finds itself published already, and tells of nothing new
+        if of_run is None:  # at once: if the process is killed before this, its rerun finds the run published already and reports no news
             artifacts.tell(summary, pipeline_of(context.config, context.corpus.name))
         artifacts.show_run(summary, encode.reasons(context) if summary["rejected"] + summary["missing"] else [])
         return completed(summary, summary)
 
 
 def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, float]], set_aside: list[str], then: Callable[[Context], T]) -> T:
-    """Do what is missing of every stage of a run, and return what ``then`` reads from its tables.
+    """Do what is missing of every stage of a run, and return the result of ``then`` for its context.
 
-    What was made is added to ``made``; damaged shards are made again and their paths added to ``set_aside``.
+    The sums of each stage are added to ``made``. Damaged shards are made again, and their paths added to ``set_aside``.
     """
     while True:
         try:
             context = slices.context(config, run_id)
-            if context.run.is_finished():  # by records and listings: to begin its stages again reads every shard
+            if context.run.is_finished():  # reads only records and listings, while beginning the stages again would read every shard
                 for name in context.run.stage_names():
                     add(made.setdefault(name, {}), _there(context, name))
                 return then(context)
@@ -80,7 +80,7 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
             done: list[str] = []
             while left := [stage for stage in context.run.stage_names() if stage not in done]:
                 base.begin(context, pipeline.stage(left[0]))
-                complete = context.run.is_complete(left[0])  # to begin a flow takes a second
+                complete = context.run.is_complete(left[0])  # a flow takes a second to start
                 add(made.setdefault(left[0], {}), _there(context, left[0]) if complete else run_flow(config, run_id, left[0]))
                 done.append(left[0])
                 if left[0] == refit.STAGE.name:
@@ -93,13 +93,16 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
 
 
 def _there(context: Context, name: str) -> dict[str, float]:
-    """The counts of a stage that misses nothing, as `run_stage` gives them."""
+    """Sums, as of `run_stage`, for a stage of which nothing is missing."""
     planned = context.run.stages()[name]["tables"]
     return {"shards": 0, "there": sum(len(planned.get(step.tables[0], ())) for step in pipeline.stage(name).steps)}
 
 
 def _decided(config: PipelineConfig, run_id: str) -> Context:
-    """The run after the decision about the published model, which may have changed its number of clusters. What describes is asked for only then."""
+    """Context of the run after the decision about the published model, which may change the number of clusters.
+
+    The servers are checked here, because only the decision determines which of them the run needs.
+    """
     context = slices.context(config, run_id)
     get_run_logger().info("refit: %s", refit.in_words(context))
     if context.config.clusters != context.run.config().clusters:
@@ -112,8 +115,8 @@ def _decided(config: PipelineConfig, run_id: str) -> Context:
 def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) -> list[str]:
     """Rename damaged shards, so that their stage makes them again. Returns their paths.
 
-    Raises GsecError if one of them was set ``before`` in this flow: a disk that damages what was just written is not
-    to be fed for ever.
+    Raises GsecError if one of them is in ``before``, the shards set aside earlier in this flow: then the disk damages
+    new shards, and making them again would never end.
     """
     again = set(error.paths) & set(before)
     if again:
@@ -122,5 +125,5 @@ def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) ->
     for path in error.paths:
         shards, name = store.path_of(path)
         shards.set_aside(name)
-    slices.forget()  # what it had read may change
+    slices.forget()  # tables in its cache may change
     return list(error.paths)

@@ -1,4 +1,4 @@
-"""The reference pages, from the code itself: `make reference` writes ``docs/reference``; a test says when they are old."""
+"""Generate the reference pages from the code: `make reference` writes ``docs/reference``, and a test fails if they are out of date."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -108,11 +108,11 @@ def _type(field: Any) -> str:
 
 
 _NAMES = {"halffloat": "float16", "float": "float32", "fixed_size_binary[16]": "binary(16)"}
-"""Arrow's names that others know otherwise."""
+"""Arrow type names that have a more common name."""
 
 
 def api() -> str:
-    """Every operation of the JSON API, and the objects that it answers with."""
+    """Every operation of the JSON API, and the objects in its answers."""
     from flows.serve.api import ROOT, described
     from flows.serve.operations import everywhere, operations, schemas
 

@@ -1,4 +1,7 @@
-"""The commands that look. Status, export and prune import neither torch nor Prefect; evaluate and report what they need."""
+"""The commands that compute nothing new: status, publish, export, report, evaluate, compare, prune.
+
+Status, export and prune import neither torch nor Prefect; evaluate and report import what they need.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +26,11 @@ Json = Callable[[dict[str, Any]], None]
 
 
 _BELOW = ("acts", "open_acts", "error")
-"""What of a row is told below its table."""
+"""Columns that are printed below the table instead of in it."""
 
 
 def status(url: str, as_json: Json | None) -> int:
-    """Corpora and runs of a store."""
+    """Print the corpora, publications, descriptions and runs of a store."""
     store = Store.open(url)
     corpora, published = state.corpora(store), state.published(store)
     descriptions, runs = state.descriptions(store), state.runs(store)
@@ -70,7 +73,7 @@ def status(url: str, as_json: Json | None) -> int:
 
 
 def methods(as_json: Json | None) -> int:
-    """What trains members."""
+    """Print the methods that can train the members of the ensemble."""
     from gsec_core.methods import loaded
 
     rows = [
@@ -86,7 +89,7 @@ def methods(as_json: Json | None) -> int:
 
 
 def publish(url: str, run_id: str, as_json: Json | None) -> int:
-    """A finished run as the published one of its pipeline, because its user says so."""
+    """Publish a finished run under its pipeline because the user asks for it."""
     from gsec_core import pipeline
     from gsec_core.results import publishing
 
@@ -104,7 +107,7 @@ def publish(url: str, run_id: str, as_json: Json | None) -> int:
 
 
 def export(url: str, to: Path, images: "Images | None", encoder: bool, groups: int | None, run_id: str | None, as_json: Json | None) -> int:
-    """A run's result as files."""
+    """Export a run's result as tables, and optionally its images, encoder and groups."""
     from gsec_core.results import export as exporting
 
     context = _context(url, run_id)
@@ -115,7 +118,7 @@ def export(url: str, to: Path, images: "Images | None", encoder: bool, groups: i
 
 
 def export_as(url: str, to: Path, format: "Format", images: "Images | None", run_id: str | None, as_json: Json | None) -> int:
-    """A run's result as another library loads it."""
+    """Export a run's result in the format of another library."""
     from gsec_core.results import formats
 
     context = _context(url, run_id)
@@ -125,7 +128,7 @@ def export_as(url: str, to: Path, format: "Format", images: "Images | None", run
 
 
 def _written(context: Context, to: Path, written: Mapping[str, int], then: str | None, as_json: Json | None) -> int:
-    """What an export tells; ``then`` is what to do with it."""
+    """Print the result of an export; ``then`` is a line that tells how to use it."""
     from gsec_core.results.export import ENCODER
     from gsec_core.results.images import IMAGES, LOST
 
@@ -146,7 +149,7 @@ def _written(context: Context, to: Path, written: Mapping[str, int], then: str |
 
 
 def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) -> int:
-    """Where a run's report is, or a new drawing of it."""
+    """Print where a run's report is, or draw it again into the folder ``to``."""
     from gsec_core.report import collect, pages
     from gsec_core.results.files import make_folder
     from gsec_core.stages import report as stage
@@ -171,7 +174,7 @@ def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) 
 
 
 def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Json | None) -> int:
-    """Scores of a run against a file of labels."""
+    """Print the scores of a run against a file of labels."""
     from gsec_core.results import quality
     from gsec_core.sources import keyed
     from gsec_core.stages.encode import encoders_of
@@ -196,7 +199,7 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
 
 
 def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, column: str, to: Path | None, as_json: Json | None) -> int:
-    """Runs side by side."""
+    """Compare runs; print the result, and draw it as a page into the folder ``to``."""
     from gsec_core.report import pages
     from gsec_core.results import compare as comparing
     from gsec_core.results.files import make_folder
@@ -235,7 +238,7 @@ def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, 
 
 
 def _context(url: str, run_id: str | None) -> Context:
-    """A run of a store; without an id the newest that is finished."""
+    """Context of a run of a store; without an id, of the newest finished run."""
     from gsec_core.results.frames import find_run
 
     run = find_run(Store.open(url), run_id)
@@ -251,7 +254,7 @@ def _mended_by_a_run() -> Iterator[None]:
 
 
 def prune(url: str, keep_runs: int, dry_run: bool) -> int:
-    """Delete what nobody needs, or say what that is."""
+    """Delete what nobody needs, or with ``dry_run`` only print it."""
     count = 0
     for deletion in pruning.plan(Store.open(url), keep_runs):
         if not (dry_run or deletion.carry_out()):

@@ -1,6 +1,7 @@
-"""What a deployed flow may touch: a user of the dashboard chooses its parameters, and must not read or write anywhere else.
+"""Limit the places that a deployed flow may use: users of the dashboard choose its parameters, and must not read or write elsewhere.
 
-``GSEC_ROOTS`` of the worker lists folders, buckets and servers, with commas between them. Commands of a user's own shell are not bound by it.
+The variable ``GSEC_ROOTS`` of the worker lists the allowed folders, buckets and servers, separated by commas. It does not limit commands in a
+user's own shell.
 """
 
 import os
@@ -21,18 +22,18 @@ VARIABLE = "GSEC_ROOTS"
 
 
 def deployed() -> bool:
-    """Whether this flow was started by a deployment, itself or as a part of one that was."""
+    """Whether this flow run belongs to a deployment, directly or as a subflow."""
     return deployment.id is not None
 
 
 def deployed_itself() -> bool:
-    """Whether this flow run is that of a deployment, whatever parent it says that it has: anybody may say so who may start one."""
+    """Whether a deployment started this very flow run. Its parent is not trusted, because any user who can start a flow run can give it one."""
     context = FlowRunContext.get()
     return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises Refused if a deployed flow would touch what is under no root of this worker."""
+    """Raises Refused if this is a deployed flow and a setting names a place that is under no root of this worker."""
     if not deployed():
         return
     if config.ingest.follow_links:
@@ -47,12 +48,12 @@ def check(config: PipelineConfig) -> None:
 
 
 def check_store(url: str) -> None:
-    """The same of a store alone."""
+    """Like `check`, for the URL of a store alone."""
     check(PipelineConfig(store=url))
 
 
 def places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
-    """Every setting that names a place, and the place."""
+    """Iterate over the settings that name a place: (setting, place)."""
     if config.source is not None:
         yield "source", config.source
     yield "store", config.store
@@ -74,12 +75,12 @@ def places(config: PipelineConfig) -> Iterator[tuple[str, str]]:
         for url in checked_urls(config.describe.url):
             yield "describe.url", url
     address = config.ray.address
-    if config.engine == "ray" and address not in (None, "auto"):  # what answers there has a driver's token, and the driver runs what it is answered
+    if config.engine == "ray" and address not in (None, "auto"):  # a server there gets a driver's token, and the driver executes its replies
         yield "ray.address", address if "://" in address else f"ray://{address}"
 
 
 def _is_under(place: str, root: str) -> bool:
-    """Whether a folder, file or URL is a root or below it. Links of this machine are followed; ``..`` leads nowhere in a URL."""
+    """Whether a folder, file or URL is ``root`` or below it. Symbolic links on this machine are resolved; a URL with ``..`` is never below."""
     if "://" not in place.removeprefix("file://") and "://" not in root.removeprefix("file://"):
         real, top = (os.path.realpath(path.removeprefix("file://")) for path in (place, root))
         return os.path.commonpath([real, top]) == top

@@ -1,4 +1,4 @@
-"""A flow for each stage: what is missing of it in one run, as slices."""
+"""A flow for each stage, which does what is missing of the stage in one run, in slices."""
 
 import time
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ T = TypeVar("T")
 Sums = dict[str, float]
 
 DESCRIBERS = "gsec-describe"
-"""A global concurrency limit: so many stages describe at once, whatever pipelines they are of, as they share the servers."""
+"""Global concurrency limit on the stages describe that run at once in all pipelines, because they share the servers."""
 
 
 def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
-    """Do what is missing of ``stage``, one slice for each task. To be called in a flow.
+    """Do what is missing of ``stage``, one task for each slice. Must be called in a flow.
 
-    Returns the sums of the facts of what was made; ``shards`` and ``there`` count the shards made now and found done,
-    ``seconds`` is what it took. Raises GsecError if it hangs.
+    Returns the sums of the facts of the new shards. ``shards`` counts the new shards, ``there`` those that were done before, and
+    ``seconds`` is the time taken. Raises GsecError if a task hangs.
     """
     context = slices.context(config, run_id)
     base.begin(context, stage)
@@ -56,7 +56,7 @@ def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
 
 
 def _name() -> str:
-    """Of a stage's flow run."""
+    """Name of a stage's flow run."""
     return f"{flow_run.flow_name.removeprefix('gsec-')}-{flow_run.parameters.get('run_id') or 'newest'}"
 
 
@@ -82,20 +82,20 @@ def _flow_of(stage: Stage) -> Flow[..., Any]:
 
 
 HELD = "CompletedNotPublished"
-"""State of a run that is done but suspicious, as by more rejects than its settings allow, so that the clustering published before it stays."""
+"""Name of the state of a flow run whose run is finished but suspicious (for example, too many rejects), so that the published clustering stays."""
 
 
 def completed(summary: Mapping[str, Any], data: T) -> State[T]:
-    """The state that a flow ends in which has finished a run; ``summary`` is `pipeline.finish`'s."""
+    """Final state of a flow that has finished a run; ``summary`` is that of `pipeline.finish`."""
     return Completed(name=HELD, message=" ".join(publishing.told(summary)), data=data) if summary["held"] else Completed(data=data)
 
 
 def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool) -> Sums | State[Sums]:
-    """What a deployment of one stage does: find the run, then the stage's flow in it as any run has it."""
+    """The flow of a stage's own deployment: find the run, run the stage's flow as usual, and finish the run after the report."""
     roots.check(config)
     found, _ = pipeline.run_for_stage(stage.name, config, run_id, redo, asked_by=flow_run.id)
     config = with_runtime(found.config(), config)
-    roots.check(config)  # of a run that is named by its id some places are its own
+    roots.check(config)  # again, because a run that is named by its id brings places of its own
     sums = run_flow(config, found.id, stage.name)
     if stage is not report.STAGE:
         return sums
@@ -114,7 +114,7 @@ FLOWS: dict[str, Flow[..., Any]] = {stage.name: _flow_of(stage) for stage in pip
 
 
 def __getattr__(name: str) -> Flow[..., Any]:
-    """``encode_flow`` and so on: by such a name a deployment finds its flow in this module."""
+    """Provide ``encode_flow`` and so on: a deployment finds its flow in this module by such a name."""
     stage = name.removesuffix("_flow")
     if stage == name or stage not in FLOWS:
         raise AttributeError(name)
@@ -122,10 +122,10 @@ def __getattr__(name: str) -> Flow[..., Any]:
 
 
 def run_flow(config: PipelineConfig, run_id: str, name: str) -> Sums:
-    """The flow of stage ``name``, its slices where the settings say."""
+    """Run the flow of stage ``name``, with its slices on the engine of the settings. Returns the sums of `run_stage`."""
     with engine.opened(config) as where:
         try:
             sums: Sums = cast(Any, FLOWS[name]).with_options(task_runner=where.runner(config))(config=config, run_id=run_id)
             return sums
         finally:
-            watchdog.calm()  # whatever hung has ended
+            watchdog.calm()  # a task that hung has ended

@@ -1,4 +1,4 @@
-"""What a command shows while it works and when it is done. Everything goes to stderr but the result."""
+"""Output of commands: progress, warnings and tables. Everything except the result goes to stderr."""
 
 import sys
 import threading
@@ -16,14 +16,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 WIDTH = 120
-"""Columns where there is no terminal that has a width: a log, a pipe."""
+"""Columns of the output to a log or a pipe, which have no width of their own."""
 
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDTH)
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def warn(warnings: Sequence[str]) -> None:
-    """A line each."""
+    """Print each warning on a line of its own."""
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
 
@@ -52,12 +52,12 @@ DOES = {
     "report": "draw the report",
     "assign": "assign to the run's clusters",
 }
-"""Stage -> what it is for, in a few words."""
+"""Stage -> what it does, in a few words."""
 
 DOES_WIDTH = 34
 
 WIDE = 110
-"""Columns of a terminal that has room for that beside the bars."""
+"""Columns from which a terminal has room for `DOES` beside the bars."""
 
 _FACTS = {
     "added": "new",
@@ -71,25 +71,25 @@ _FACTS = {
     "missing": "missing",
     "failed": "failed",
 }
-"""Count of what a stage made -> its word for people; the others are in the store and on the dashboard."""
+"""Count in a stage's sums -> its word in the output. Other counts are only in the store and on the dashboard."""
 
 
 @dataclass
 class _Step:
-    """How far a step of a stage is."""
+    """Progress of a step of a stage."""
 
     units: int
-    """0 if it does not say."""
+    """Total number of units; 0 if the step does not report one."""
     unit: str
     there: int
     begun: float = field(default_factory=lambda: time.monotonic())
     done: int = 0
     first: tuple[float, int] | None = None
-    """When it was first heard of, and how far it was then: before that it loads what it needs."""
+    """Time of the first report, and the units done by then. Before that the step loads models and data."""
     over: bool = False
 
     def then(self, units: int, unit: str, there: int) -> "_Step":
-        """The next of the same stage. One that does not say how much it is leaves what was told before."""
+        """The next step of the same stage. If it does not report its number of units, this step goes on being shown."""
         step = _Step(units, unit, 0) if units else self
         step.there = self.there + there
         return step
@@ -103,7 +103,7 @@ class _Step:
         return f"{self.done:,} of {self.units:,} {self.unit}" if self.units else ""
 
     def pace(self, least: float) -> str:
-        """Rate and time left, once it was heard of for ``least`` seconds."""
+        """Rate and time left, from ``least`` seconds after the first report; an empty text before."""
         if self.first is None:
             return ""
         seconds, made = time.monotonic() - self.first[0], self.done - self.first[1]
@@ -113,8 +113,8 @@ class _Step:
         return f"{f'{rate:,.0f}/s' if rate >= 1 else f'{60 * rate:.0f}/min'}, {duration((self.units - self.done) / rate)} left"
 
     def result(self, sums: Mapping[str, float]) -> str:
-        """What came of the stage, of which this was the last step."""
-        listed = [f"{sums['images']:,} images"] if "images" in sums else []  # ingest knows how many there are only now
+        """The result of the stage, whose last step this was: time and counts."""
+        listed = [f"{sums['images']:,} images"] if "images" in sums else []  # ingest knows the number of images only at its end
         parts = [*listed, duration(sums["seconds"]), *(f"{int(sums[key]):,} {word}" for key, word in _FACTS.items() if sums.get(key))]
         if self.there:
             parts.append("1 shard was there" if self.there == 1 else f"{self.there:,} shards were there")
@@ -122,7 +122,7 @@ class _Step:
 
 
 def duration(seconds: float) -> str:
-    """In one unit, or two from an hour on."""
+    """A duration in words: in one unit, or in two from 100 minutes on."""
     if seconds < 100:
         return f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
     minutes = round(seconds / 60)
@@ -133,7 +133,7 @@ def duration(seconds: float) -> str:
 
 
 class _Rendered(ProgressColumn):
-    """A column whose text is made when it is drawn."""
+    """A progress column whose text is computed whenever it is drawn."""
 
     def __init__(self, text: Callable[[Task], str], justify: Literal["left", "right"] = "left") -> None:
         super().__init__()
@@ -147,10 +147,10 @@ class _Rendered(ProgressColumn):
 
 
 class Bars:
-    """A progress bar a stage, with rate and time left, for a terminal."""
+    """Progress for a terminal: one bar for each stage, with rate and time left."""
 
     SECONDS = 3.0
-    """Of work that an estimate needs."""
+    """Seconds of work before rate and time left are shown."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -186,15 +186,15 @@ class Bars:
 
 
 class Lines:
-    """A line when a stage is done, and one now and then while it works, where stderr is no terminal."""
+    """Progress where stderr is not a terminal: a line when a stage is done, and one every `SECONDS` while it works."""
 
     SECONDS = 10.0
-    """Between lines of a stage that works; and of work that an estimate needs."""
+    """Seconds between two lines of a stage, and seconds of work before rate and time left are shown."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stage = ""
-        """The one that works, if one does."""
+        """The stage that is working, or an empty text."""
         self._step = _Step(0, "", 0)
         self._shown = time.monotonic()
 
@@ -214,7 +214,7 @@ class Lines:
             self._stage = ""
 
     def look(self) -> None:
-        """Say how far the stage is that works, if it is time. To be called every second or so."""
+        """Print the progress of the working stage if the last line is `SECONDS` old. Must be called about every second."""
         with self._lock:
             if self._stage and time.monotonic() - self._shown >= self.SECONDS:
                 so_far = self._step.count() or f"at it for {duration(time.monotonic() - self._step.begun)}"
@@ -227,7 +227,7 @@ class Lines:
 
 @contextmanager
 def watcher() -> Iterator[Bars | Lines]:
-    """What shows progress here: bars on a terminal, lines elsewhere."""
+    """Context manager with the object that shows progress: `Bars` on a terminal, `Lines` elsewhere."""
     if err.is_terminal:
         bars = Bars(err)
         with bars.progress:
@@ -249,7 +249,7 @@ def watcher() -> Iterator[Bars | Lines]:
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows as a table, columns as the first row has them."""
+    """Make a table of rows; its columns are those of the first row."""
     shown = Table(title=f"\n{title}", title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in rows[0] if rows else ():
         number = any(isinstance(row[column], int | float) for row in rows)
@@ -260,7 +260,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def minute(time: str) -> str:
-    """Of a time as the store records them, in UTC."""
+    """A time as the store records it (UTC, ISO format), to the minute."""
     return f"{time[:10]} {time[11:16]} UTC"
 
 

@@ -4,5 +4,5 @@ import logging
 
 from prefect.settings import PREFECT_LOGGING_LEVEL
 
-# Prefect hands the library's records on (PREFECT_LOGGING_EXTRA_LOGGERS) but leaves it the root's level, which tells of no shard.
+# Prefect forwards the library's log records (PREFECT_LOGGING_EXTRA_LOGGERS), but leaves its logger at the root's level, which hides messages about shards.
 logging.getLogger("gsec_core").setLevel(min(logging.WARNING, logging.getLevelNamesMapping()[PREFECT_LOGGING_LEVEL.value()]))

@@ -1,4 +1,4 @@
-"""What a run shows on the dashboard: its clusters, its stages, what was rejected, and where its report is."""
+"""Artifacts of a run on the dashboard: its clusters, its stages, rejected images, and a link to its report."""
 
 import os
 import re
@@ -12,16 +12,16 @@ from gsec_core.results import publishing
 from tasks.progress import shown
 
 REPORTS = "GSEC_REPORTS_URL"
-"""Where the report server is, for the links on the dashboard."""
+"""Environment variable with the address of the report server, for links on the dashboard."""
 
 MOST_ROWS = 1_000
-"""Rows of a table that the dashboard shows; the report and the tables have all."""
+"""Maximal number of rows of a table on the dashboard; the report and the store's tables have all."""
 
 _COUNTS = ("shards", "there", "seconds")
 
 
 def show_run(summary: Mapping[str, Any], reasons: Iterable[Mapping[str, Any]]) -> None:
-    """The artifacts of a run that is done. ``summary`` as `flows.pipeline.run_pipeline` returns it; ``reasons`` why images have no cluster."""
+    """Create the artifacts of a finished run. ``summary`` is that of `flows.pipeline.run_pipeline`; ``reasons`` tell why images have no cluster."""
     run, report = summary["run_id"], summary["report"]
     where = report_url(run) if report else None
     about = f"of run {run}. Report: {where or report or 'that of the run whose clusters they are'}"
@@ -39,7 +39,7 @@ def show_run(summary: Mapping[str, Any], reasons: Iterable[Mapping[str, Any]]) -
 
 
 def tell(summary: Mapping[str, Any], pipeline: str) -> None:
-    """An event for automations to act on: ``gsec.clustering.published``, ``.held`` or ``.kept``, and ``.moved`` if it warns of that."""
+    """Emit an event for automations: ``gsec.clustering.published``, ``.held`` or ``.kept``, and also ``.moved`` if too many images moved."""
     what = "published" if summary["replaces"] else "held" if summary["held"] else "kept"
     facts = {name: summary[name] for name in ("run_id", "images", "rejected", "missing", "clusters", "moved", "warnings", "why_not")}
     for event in [what, *(["moved"] if summary["moved_far"] else [])]:
@@ -47,13 +47,13 @@ def tell(summary: Mapping[str, Any], pipeline: str) -> None:
 
 
 def show_deletions(store: str, deletions: Sequence[tuple[str, str]], dry_run: bool) -> None:
-    """What maintenance deleted, or would."""
+    """Create the artifact of maintenance: the files that were deleted, or would be."""
     rows = [{"path": path, "why": why} for path, why in deletions]
     _table("deletions", rows, f"{len(rows)} {'would be deleted' if dry_run else 'were deleted'} of {store}.")
 
 
 def report_url(run: str) -> str | None:
-    """Where the report server shows a run's report; None if the environment names no such server."""
+    """Address of a run's report on the report server; None if the environment names no server."""
     base = os.environ.get(REPORTS)
     return f"{base.rstrip('/')}/runs/{run}/report/index.html" if base else None
 
@@ -74,8 +74,8 @@ def _table(key: str, rows: Iterable[Mapping[str, Any]], about: str) -> None:
 
 
 def plain(value: object) -> object:
-    """A text that the dashboard shows as text. It takes cells for Markdown and HTML: a caption could have it fetch a picture from anywhere.
+    """Make the dashboard show a text literally. It renders cells as Markdown and HTML, so that a caption could make it fetch a picture from anywhere.
 
-    An invisible word joiner behind what would begin a tag or an address; entities the dashboard shows as they are written.
+    An invisible word joiner is put after each character that could begin a tag or an address. Entities would be shown as they are written.
     """
     return re.sub(r"[<\]]|:(?=//)", "\\g<0>\u2060", value) if isinstance(value, str) else value

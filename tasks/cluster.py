@@ -1,7 +1,7 @@
-"""The nodes of a Ray cluster as the engine: one task of Prefect's a slice, by `prefect_ray`.
+"""The engine that runs slices on the nodes of a Ray cluster, each as a Prefect task, by `prefect_ray`.
 
-Rows never pass through Ray. A slice is told the names of its shards, reads what it needs from the store and commits there, as a thread does;
-so Ray may lose a node, or run a slice twice, and the first valid shard still counts.
+Rows never pass through Ray. A slice gets the names of its shards, reads its input from the store and commits there, as a thread does.
+Ray may therefore lose a node, or run a slice twice: the first valid shard counts.
 """
 
 import logging
@@ -40,19 +40,19 @@ from tasks import progress, slices, watchdog
 from tasks.engine import Sums
 
 ANSWER = 25.0
-"""Seconds that a cluster is given to answer."""
+"""Seconds that a cluster may take to answer."""
 
 LOOK = 60.0
-"""Seconds that all its nodes are given to start a process and to look at the store; a busy one needs half of them."""
+"""Seconds that the nodes may take to start a process and to check the store; a busy node needs half of them."""
 
 RETRIES = 5
-"""Nodes, or workers, that a slice may lose before it fails."""
+"""How many nodes or workers a slice may lose before it fails."""
 
 OBJECT_STORE = 100 * 2**20
-"""Bytes that a cluster of this machine keeps for objects: names of shards and counts."""
+"""Bytes of the object store of a cluster on this machine. Objects are only names of shards and counts."""
 
 FLUSH = 5.0
-"""Seconds that a slice waits at its end for what it told Prefect to arrive."""
+"""Seconds that a slice waits at its end for its messages to reach Prefect."""
 
 _GIB = 2**30
 
@@ -61,7 +61,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 @contextmanager
 def connected(config: PipelineConfig) -> "Iterator[Cluster]":
-    """The cluster of the settings, every node of which sees the store. Raises Refused if there is none, or if it lacks what a slice is to have."""
+    """Context manager with the cluster of the settings, all of whose nodes can use the store.
+
+    Raises Refused if there is no such cluster, or if no node has the resources that a slice needs.
+    """
     _connect(config.ray.address)
     try:
         yield Cluster(config)
@@ -75,7 +78,7 @@ def _connect(address: str | None) -> None:
         if address is None:
             ray.init("local", num_cpus=usable_cores(), object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
             return
-        if address != AUTO:  # asked first: Ray tries for minutes
+        if address != AUTO:  # checked first, because Ray would try for minutes
             place = urlsplit(address if "://" in address else f"//{address}")
             socket.create_connection((place.hostname, place.port), ANSWER).close()
         ray.init(address, **quiet)
@@ -87,7 +90,7 @@ def _connect(address: str | None) -> None:
 
 
 class Cluster:
-    """The engine."""
+    """The engine (see `tasks.engine.Engine`) on a Ray cluster."""
 
     def __init__(self, config: PipelineConfig) -> None:
         nodes = [node for node in _nodes() if node["Alive"] and node["Resources"].get("CPU")]
@@ -103,7 +106,7 @@ class Cluster:
         self._told: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Told).options(scheduling_strategy=here).remote()
 
     def runner(self, config: PipelineConfig) -> TaskRunner[Any]:
-        return _Runner()  # uses the connection there is
+        return _Runner()  # uses the open connection
 
     def count(self, config: PipelineConfig, step: Step) -> int:
         return 1 if step.whole else config.max_slices
@@ -111,7 +114,7 @@ class Cluster:
     def submit(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]]) -> list[PrefectFuture[Sums]]:
         away = Away(self._told, slices.reads())
         gpus = self._gpus if stage.on_device else 0
-        # A slice that was given no GPU sees those of its node all the same.
+        # Without this, a slice that got no GPU would still use those of its node.
         device = {} if gpus else {"device": "cpu"}
         of_a_slice = {
             "store": Store.open(config.store).url,
@@ -135,21 +138,21 @@ class Cluster:
                     for ref in waiting:
                         ray.cancel(ref, force=True)
                     raise GsecError(watchdog.hung(stage, seconds))
-        with _faults(RayError):  # a slice's own errors of a connection, to the store perhaps, are not the cluster's
+        with _faults(RayError):  # not ConnectionError, which a slice may raise itself, for example for the store
             return [future.result() for future in futures]
 
     def _hear(self) -> None:
-        """Tell the watchers of this process what slices say of their progress."""
+        """Tell the watchers of this process the progress that slices have reported."""
         try:
             sums = ray.get(self._told.take.remote(), timeout=watchdog.POLL)
         except (GetTimeoutError, ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
-            return  # it is started again; a bar that lags is not the work's failure
+            return  # Ray restarts the actor; a progress bar that lags must not fail the work
         for stage, by in sums.items():
             progress.advance(stage, by)
 
 
 class _Runner(prefect_ray.RayTaskRunner):  # type: ignore[misc]
-    """Ray's, whose processes may end when a task has ended: what Prefect is still to be told by then would be lost."""
+    """Ray's task runner, which waits for messages to Prefect at the end of a task: its process may end then, and they would be lost."""
 
     @staticmethod
     def _run_prefect_task(*args: Any, **kwargs: Any) -> Any:
@@ -169,7 +172,7 @@ def _faults(*kinds: type[Exception]) -> Iterator[None]:
 
 
 class _Told:
-    """An actor: what slices say of their progress, until it is asked for."""
+    """Actor that adds up the progress that slices report until the driver takes it."""
 
     def __init__(self) -> None:
         self._sums: Counter[str] = Counter()
@@ -184,17 +187,17 @@ class _Told:
 
 @dataclass(frozen=True)
 class Away:
-    """What a slice in another process has of the one that sent it."""
+    """The sender of a slice (see `slices.Sender`), for a slice in another process."""
 
     told: Any
-    """The actor that is told of progress."""
+    """The actor that collects progress."""
     reads: int
     """See `slices.reads`."""
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Inside, progress is told there, and log lines go where Prefect's settings say."""
-        _set_up_logging()  # Prefect did so when it was imported, by what this machine says
+        """Context manager in which progress is reported to the actor, and logs go where the Prefect settings of the sender say."""
+        _set_up_logging()  # again: at its import Prefect used the settings of this machine
         slices.follow(self.reads)
         teller = _Teller(self.told)
         try:
@@ -205,13 +208,13 @@ class Away:
 
 
 class _Teller:
-    """A `progress.Watcher` that tells an actor, a few times a second at most."""
+    """A `progress.Watcher` that reports to an actor, at most a few times a second."""
 
     def __init__(self, told: Any) -> None:
         self._told, self._sums, self._clock = told, Counter[str](), watchdog.Clock()
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
-        """Steps are begun elsewhere, and end there."""
+        """Nothing to do: the sender's process reports when a stage begins and ends."""
 
     def end(self, stage: str, sums: Mapping[str, float]) -> None:
         """See `begin`."""
@@ -238,7 +241,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _check_room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float]) -> None:
-    """Raises Refused if no node has what a slice is to have: Ray would wait for one for ever."""
+    """Raises Refused if no node has the resources of a slice: Ray would wait for such a node forever."""
     if any(all(node["Resources"].get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
         return
     most = {kind: max((node["Resources"].get(kind, 0) for node in nodes), default=0) for kind in wanted}
@@ -251,7 +254,7 @@ def _check_room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float])
 
 
 def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
-    """Every node reads in the store what this process writes, and the other way round. Raises Refused naming one that does not."""
+    """Check that every node sees files that this process writes to the store, and vice versa. Raises Refused with the name of a node that does not."""
     mark = f"runs/.probe-{uuid4().hex}"
     marks = {f"{mark}-{number}": node for number, node in enumerate(nodes)}
     api = PREFECT_API_URL.value()
@@ -271,7 +274,7 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
             _check_node(_name(marks[asked[ref]]), ref, store, asked[ref])
     finally:
         for own in (mark, *marks):
-            with suppress(FileNotFoundError):  # of a node that wrote none
+            with suppress(FileNotFoundError):  # the node wrote no file
                 store.files.remove(own)
 
 
@@ -293,7 +296,7 @@ def _check_node(name: str, ref: Any, store: Store, own: str) -> None:
 
 
 def _looked(url: str, mark: str, own: str, api: str | None) -> tuple[str | None, str]:
-    """On a node: why it cannot work, None if it can, and its version of gsec."""
+    """Runs on a node. Returns why the node cannot work (None if it can), and its version of gsec."""
     why = None
     try:
         files = Store.open(url).files
@@ -316,7 +319,7 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 def _line(error: object) -> str:
-    """The last line of what may be a traceback of another process."""
+    """The last line of an error, which may be the traceback of another process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return (text if len(text) <= 300 else f"{text[:299]}…").rstrip(".")

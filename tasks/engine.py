@@ -1,6 +1,6 @@
-"""Where the slices of a stage are worked on: by threads of this process, or on the nodes of a Ray cluster.
+"""Engines run the slices of a stage: in threads of this process, or on the nodes of a Ray cluster.
 
-An engine is no part of what a run is. A run that was begun on one is finished on another.
+The engine is not part of a run's identity. A run that was begun on one engine can be finished on another.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,23 +21,23 @@ Sums = dict[str, float]
 
 
 class Engine(Protocol):
-    """Takes slices, and says how they are to be cut."""
+    """Runs slices, and tells into how many a step is cut."""
 
     def runner(self, config: PipelineConfig) -> TaskRunner[Any]:
-        """What runs the tasks of a flow."""
+        """The task runner for a flow that submits slices."""
 
     def count(self, config: PipelineConfig, step: Step) -> int:
-        """Slices that a step is cut into at most."""
+        """Maximal number of slices that a step is cut into."""
 
     def submit(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]]) -> list[PrefectFuture[Sums]]:
-        """A task for each of ``parts``, the names of its shards. To be called in a flow that has the `runner`."""
+        """Submit a task for each item of ``parts``, the names of the slice's shards. Must be called in a flow with the task runner of `runner`."""
 
     def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
-        """What they come to. Raises GsecError if the stage makes no progress for so many ``seconds``, and what a slice raised."""
+        """The sums of the tasks. Raises GsecError if the stage makes no progress for this many ``seconds``, and the error of a slice."""
 
 
 class Threads:
-    """The engine that is there anyway."""
+    """The default engine: threads of this process."""
 
     def runner(self, config: PipelineConfig) -> TaskRunner[Any]:
         return ThreadPoolTaskRunner(max_workers=config.max_workers)
@@ -58,7 +58,7 @@ _current: ContextVar[Engine | None] = ContextVar("engine", default=None)
 
 @contextmanager
 def opened(config: PipelineConfig) -> Iterator[Engine]:
-    """The engine of the settings, for all flows inside; one that is open already serves. Raises Refused if it cannot be used as they say."""
+    """Context manager that opens the engine of the settings, or reuses the open one. Raises Refused if the engine is not installed or cannot be used."""
     engine = _current.get()
     if engine is not None:
         yield engine

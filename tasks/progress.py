@@ -1,4 +1,4 @@
-"""Progress for two kinds of watchers: the terminal of a command, and Prefect's dashboard."""
+"""Report progress to watchers in this process, such as the terminal of a command, and to Prefect's dashboard."""
 
 import signal
 import threading
@@ -17,18 +17,18 @@ SECONDS_BETWEEN_UPDATES = 5.0
 
 
 class Watcher(Protocol):
-    """Who wants to hear of all progress in this process. Called from any thread."""
+    """An object that is told all progress in this process. Its methods are called from any thread."""
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
-        """A step of ``stage`` begins with ``units`` of what ``unit`` names to work on; ``there`` of its shards are done already."""
+        """A step of ``stage`` begins, with a total of ``units`` of ``unit`` (such as images); ``there`` of its shards are done already."""
         ...
 
     def advance(self, stage: str, by: int) -> None:
-        """``by`` more units are worked on, committed or not."""
+        """``by`` more units are done, though maybe not committed yet. Negative if a slice failed."""
         ...
 
     def end(self, stage: str, sums: Mapping[str, float]) -> None:
-        """A stage is done; ``sums`` count what was made now, ``seconds`` is what it took."""
+        """A stage is done; ``sums`` are the sums of the new shards, with ``seconds``, the time taken."""
         ...
 
 
@@ -42,7 +42,7 @@ def begin(stage: str, units: int, unit: str, there: int) -> None:
 
 
 def advance(stage: str, by: int) -> None:
-    """Tell the watchers that a stage moves. Also of slices in other processes."""
+    """Tell the watchers the progress of a stage, also that of slices in other processes."""
     for watcher in _watchers:
         watcher.advance(stage, by)
 
@@ -55,7 +55,7 @@ def end(stage: str, sums: Mapping[str, float]) -> None:
 
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """Let ``watcher`` hear of all progress in this process."""
+    """Context manager in which ``watcher`` is told all progress in this process."""
     _watchers.append(watcher)
     try:
         yield
@@ -64,7 +64,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 class Interrupted(BaseException):
-    """Raised in a slice where it tells of its progress, once the command is to end."""
+    """Raised in a slice at its next progress report after Ctrl-C."""
 
 
 _interrupted = threading.Event()
@@ -72,7 +72,7 @@ _interrupted = threading.Event()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, Ctrl-C ends slices of this process where they next tell of their progress; a flow waits for them before it ends."""
+    """Context manager in which Ctrl-C ends the slices of this process at their next progress report. A flow waits for its slices before it ends."""
     _interrupted.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -91,9 +91,9 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def of_slice(stage: str, number: int, units: int, unit: str, there: int = 0) -> Iterator[Progress]:
-    """A Progress for the library that moves a progress artifact of the slice, and tells the process's watchers.
+    """Context manager with a Progress for the library, which updates the slice's progress artifact and tells the watchers.
 
-    ``there`` units were done by the same slice before it failed and was begun again. What a slice that fails has told is taken back.
+    ``there`` is the number of units that the slice did before it failed and was retried. If the slice fails, its reported progress is taken back.
     """
     if there:
         advance(stage, there)
@@ -125,9 +125,9 @@ def of_slice(stage: str, number: int, units: int, unit: str, there: int = 0) -> 
 
 
 def shown(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call Prefect's API for the people who watch. Its failure is logged, and never that of the work."""
+    """Call Prefect's API to show something on the dashboard. If the call fails, that is only logged, and None is returned."""
     try:
         return call(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - whatever a client, a proxy or a server says
+    except Exception as error:  # noqa: BLE001 - any error of the client, a proxy or the server
         get_run_logger().warning("progress is not shown: %s", error)
         return None

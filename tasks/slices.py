@@ -1,4 +1,4 @@
-"""One task: make a slice of a step's missing shards."""
+"""The Prefect task that makes a slice of a step's missing shards."""
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -19,33 +19,33 @@ from tasks import progress
 
 
 def _transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry may help: the network, the disk, the store; never a refusal, a bad shard or a fault."""
+    """Whether a retry may help: after errors of the network, the disk or the store, but not after a refusal, a bad shard or a bug."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, OSError | Unreachable)
 
 
 class Sender(Protocol):
-    """Of a slice that another process sent here."""
+    """The process that sent a slice to this one."""
 
     def joined(self) -> AbstractContextManager[None]:
-        """Inside, what a slice tells its process is told the sender."""
+        """Context manager in which the slice's progress is reported to the sender."""
 
 
 _reads = 0
 
 
 def reads() -> int:
-    """How often this process was to read again what runs are made of."""
+    """How often `forget` was called: a number that other processes compare to know whether their cached run is out of date."""
     return _reads
 
 
 def forget() -> None:
-    """Read again what runs are made of, here and in every process that slices are sent to from now on."""
+    """Drop the cached run, here and in every process that slices are sent to from now on."""
     follow(_reads + 1)
 
 
 def follow(times: int) -> None:
-    """Read again if the process that sends slices here has."""
+    """Drop the cached run if ``times``, the sender's `reads`, differs from this process's."""
     global _reads
     if times != _reads:
         _reads = times
@@ -54,7 +54,7 @@ def follow(times: int) -> None:
 
 @lru_cache(maxsize=1)
 def context(config: PipelineConfig, run_id: str) -> base.Context:
-    """The run as this process works on it; kept, so that its image list is read once and not once for each slice."""
+    """The context of a run, cached so that its list of images is read once, not once for each slice."""
     return base.Context.of(Store.open(config.store).run(run_id), config)
 
 
@@ -69,12 +69,12 @@ def context(config: PipelineConfig, run_id: str) -> base.Context:
     retry_condition_fn=_transient,
 )
 def run_slice(config: PipelineConfig, run_id: str, stage: str, step: int, number: int, names: list[str], sender: Sender | None = None) -> dict[str, float]:
-    """Make the shards ``names`` of a step. Returns the sums of their facts. Shards that are there already stay."""
+    """Make the shards ``names`` of a step, except those that exist already. Returns the sums of the facts of the new shards."""
     with sender.joined() if sender else nullcontext():
         found = pipeline.stage(stage)
         work = context(config, run_id)
         made = found.steps[step]
-        missing = set(base.missing(work, found, made))  # a retried slice has done a part
+        missing = set(base.missing(work, found, made))  # a retried slice has made some of its shards
         todo = [name for name in names if name in missing]
         units = made.units(work, todo)
         with progress.of_slice(stage, number, units, made.unit, made.units(work, names) - units if todo != names else 0) as advance:

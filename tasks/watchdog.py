@@ -1,7 +1,7 @@
-"""A stage that hangs ends. What counts is progress: a stage may take as long as it needs while it moves.
+"""End a stage that hangs. Only progress counts: a stage may take as long as it needs while it makes progress.
 
-A thread cannot be stopped from outside, and a flow does not end before its threads have. So the flow fails in its own words, and
-if the threads still hang soon after, the flow runs are reported as failed and the process ends.
+A thread cannot be stopped from outside, and a flow does not end before its threads. Therefore the flow raises its own error, and
+if the threads still hang `GRACE` seconds later, the flow runs are reported as failed and the process ends.
 """
 
 import os
@@ -22,16 +22,16 @@ from gsec_core.errors import GsecError
 from tasks.progress import watched
 
 POLL = 1.0
-"""Seconds between looks at the clock."""
+"""Seconds between checks of the clock."""
 
 GRACE = 10.0
-"""Seconds that threads which hang are given to end, before their process does."""
+"""Seconds that hanging threads may take to end before the process is ended."""
 
 _ending: list[threading.Timer] = []
 
 
 class Clock:
-    """When something moved last."""
+    """Measures the time since the last progress."""
 
     def __init__(self) -> None:
         self.move()
@@ -40,12 +40,12 @@ class Clock:
         self._moved = time.monotonic()
 
     def idle(self) -> float:
-        """Seconds since then."""
+        """Seconds since the last progress."""
         return time.monotonic() - self._moved
 
 
 class _OfStage(Clock):
-    """A `progress.Watcher` of one stage."""
+    """A clock that is a `progress.Watcher` of one stage."""
 
     def __init__(self, stage: str) -> None:
         super().__init__()
@@ -59,24 +59,24 @@ class _OfStage(Clock):
             self.move()
 
     def end(self, stage: str, sums: Mapping[str, float]) -> None:
-        """Nobody waits any more."""
+        """Nothing to do: the wait for the stage is over."""
 
 
 @contextmanager
 def clock(stage: str) -> Iterator[Clock]:
-    """Moved by all progress of ``stage``."""
+    """Context manager with a clock that all progress of ``stage`` resets."""
     found = _OfStage(stage)
     with watched(found):
         yield found
 
 
 def hung(stage: str, seconds: float) -> str:
-    """What a stage is ended with."""
+    """The error message of a stage that is ended because it hangs."""
     return f"stage {stage} made no progress for {seconds:,.0f} s (hang_timeout) and was ended. What was committed stays; a rerun continues."
 
 
 def wait(futures: Sequence[PrefectFuture[Any]], stage: str, seconds: float) -> None:
-    """Wait until all are done. Raises GsecError if the stage makes no progress for so many ``seconds``."""
+    """Wait until all futures are done. Raises GsecError if the stage makes no progress for this many ``seconds``."""
     with clock(stage) as moved:
         for future in futures:
             while not _is_done(future):
@@ -117,6 +117,6 @@ def _report(runs: Sequence[UUID], why: str) -> None:
 
 
 def calm() -> None:
-    """The threads have ended after all."""
+    """Cancel the end of the process, because the threads have ended after all."""
     while _ending:
         _ending.pop().cancel()

@@ -1,7 +1,7 @@
-"""`PYTHON tools/uv.py pip install ARGUMENT...` installs into Python's environment as pip would, by uv, which takes a fraction of the time.
+"""`PYTHON tools/uv.py pip install ARGUMENT...` installs into Python's environment as pip would, but with uv, which is many times faster.
 
-uv does not read pip's configuration, so what that says of indexes and of the way to them is handed on; uv's own variables count more. uv is the one on
-the path, or is installed into the environment. Where that fails, or uv does, pip installs. `pip compile` is uv's alone.
+uv does not read pip's configuration, so its options for indexes and network access are passed on; uv's own variables have precedence. uv is taken from
+the path, or installed into the environment. If that or uv itself fails, pip installs. `pip compile` works only with uv.
 """
 
 import ast
@@ -26,7 +26,7 @@ _VARIABLES = {
 """pip's options, and uv's variable for each."""
 
 _PLACES = ("global.", "install.", ":env:.")
-"""Where pip has its options from; a later one counts more."""
+"""Prefixes in `pip config list` of the places of pip's options; a later place overrides an earlier one."""
 
 _PIP = (sys.executable, "-m", "pip")
 
@@ -43,23 +43,23 @@ def main(arguments: list[str]) -> None:
     else:
         code = 1
         print("uv cannot be installed.", file=sys.stderr)
-    if code and arguments[:2] == ["pip", "install"] and "--torch-backend" not in arguments:  # which pip does not have
+    if code and arguments[:2] == ["pip", "install"] and "--torch-backend" not in arguments:  # pip does not have this option
         print("Trying with pip, which takes longer.", file=sys.stderr)
         code = subprocess.call([*_PIP, "install", *arguments[2:]])
     sys.exit(code)
 
 
 def variables(options: Mapping[str, str]) -> dict[str, str]:
-    """uv's variables by which it finds what pip with these options finds."""
+    """Environment variables with which uv finds the same packages as pip does with these options."""
     told = {variable: options[option] for option, variable in _VARIABLES.items() if option in options}
     told |= {variable: ("," if variable == "UV_FIND_LINKS" else " ").join(value.split()) for variable, value in told.items()}
     if "extra-index-url" in options:
-        told["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # from all indexes, as pip does; uv would stop at the first one that has the package
+        told["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # use all indexes, as pip does; uv would stop at the first one that has the package
     return told
 
 
 def _pip_options() -> dict[str, str]:
-    """What pip's files and variables say."""
+    """pip's options from its configuration files and environment variables."""
     listed = subprocess.run([*_PIP, "config", "list"], check=True, capture_output=True, text=True).stdout
     options: dict[str, str] = {}
     for place in _PLACES:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 START_SECONDS, STOP_SECONDS = 300, 30
-"""How long a start may take, and how long a stop asks before it kills."""
+"""Seconds that a start may take, and seconds after which a stop kills the processes."""
 
 OBJECTS = ("red bus", "small dog", "wooden chair", "stone bridge", "sailing boat", "white flower", "mountain bike", "street lamp", "orange")
 ATTRIBUTES = ("large windows", "bright colour", "round wheels", "soft brown fur", "smooth surface", "long handle", "thin legs", "green leaves")
@@ -49,7 +49,7 @@ ENVIRONMENT = {
 
 
 def main() -> None:
-    # What stands after "--" is for vLLM; argparse would try to read it.
+    # Arguments after "--" are for vLLM; argparse would try to parse them.
     given = sys.argv[1:]
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
@@ -64,7 +64,7 @@ def main() -> None:
 
 def build(folder: Path) -> None:
     """Write the model: 2.5 MB in a few seconds, the same each time."""
-    # Late: `stop` needs none of it.
+    # Imported here, because `stop` needs none of it.
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -74,7 +74,7 @@ def build(folder: Path) -> None:
         tokenizer_object=_trained_tokenizer(), eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=list(SPECIAL_TOKENS)
     )
     number = tokenizer.convert_tokens_to_ids
-    # Ten times wider than what training starts from: the image is heard in what is written, so that replies differ.
+    # Ten times the usual initial spread, so that the image affects the text and replies differ.
     spread = {"initializer_range": 0.2}
     config = Qwen2_5_VLConfig(
         text_config={
@@ -111,7 +111,7 @@ def build(folder: Path) -> None:
     )
     torch.manual_seed(0)
     Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
-    # Last: `start` takes its file for the sign that the model is whole.
+    # Written last, because `start` takes its file as the sign that the model is complete.
     Qwen2_5_VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE).save_pretrained(folder)
 
 
@@ -127,7 +127,7 @@ def start(folder: Path, port: int, model_name: str, log: Path | None, extra: lis
         build(folder)
     log = log or folder / f"server-{port}.log"
     with log.open("wb") as output:
-        # A session of its own: the engine's processes stay in its group even when the process in front of them is gone, and can be found by it.
+        # A session of its own: the engine's processes stay in its group even if their parent is gone, and can be found by the group.
         server = subprocess.Popen(
             _command(folder, port, model_name, extra),
             env=ENVIRONMENT | os.environ,
@@ -149,7 +149,7 @@ def start(folder: Path, port: int, model_name: str, log: Path | None, extra: lis
 
 
 def stop(folder: Path, port: int) -> None:
-    """Stop every process of the server's group, and wait until none is left. Nothing to stop is no error."""
+    """Stop every process of the server's group, and wait until none is left. Does nothing if there is none."""
     pid_file = _pid_file(folder, port)
     for sign, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
         end = time.monotonic() + seconds
@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _trained_tokenizer() -> Any:
-    """Of bytes, so that it can write anything; trained on sentences of the template, so that theirs take few tokens."""
+    """A byte-level tokenizer, so that it can write any text, trained on sentences of the template, so that these take few tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     attributes = cycle(ATTRIBUTES)
@@ -202,22 +202,22 @@ def _command(folder: Path, port: int, model_name: str, extra: list[str]) -> list
         "--served-model-name": model_name,
         "--host": "127.0.0.1",
         "--port": str(port),
-        # Prompt and reply. Memory for longer ones would be set aside at the start.
+        # Tokens of prompt and reply. More would reserve more memory at the start.
         "--max-model-len": "2048",
-        # One image a request; without videos no video is made up to measure memory by.
+        # One image in each request. With no videos, the memory for videos is not measured at the start.
         "--limit-mm-per-prompt": '{"image": 1, "video": 0}',
         # These three as on a GPU; the reasons are in serve.sh.
         "--allowed-media-domains": "none.invalid",
         "--generation-config": "vllm",
         "--structured-outputs-config": '{"backend": "xgrammar"}',
     }
-    # Two that only make the start shorter: nothing is compiled, and the vision tower's memory is not measured.
+    # These two only make the start faster: nothing is compiled, and the vision tower's memory is not measured.
     switches = ["--enforce-eager", "--skip-mm-profiling"]
     return [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), *(part for flag in flags.items() for part in flag), *switches, *extra]
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], port: int) -> str | None:
-    """What went wrong, if anything did."""
+    """Wait until the server answers. Returns None, or what went wrong."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
@@ -247,12 +247,12 @@ class _Process(NamedTuple):
 
 
 def _members(pid_file: Path) -> list[_Process]:
-    """The living processes of the group that the file names. A dead one that nobody has waited for still has a number, but holds nothing."""
+    """The living processes of the group in the file. Zombies are left out: they still have a number, but hold no resources."""
     try:
         number = int(pid_file.read_text())
     except (OSError, ValueError):
         return []
-    # The session too: a number that was given out again, to a group that is not the first of its session, is not the server.
+    # The session is compared too: if the number was reused for a group that does not lead its session, it is not the server.
     return [process for process in _processes() if process.group == process.session == number and process.state not in "ZX"]
 
 
@@ -260,7 +260,7 @@ def _processes() -> list[_Process]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # The name, in brackets, can hold anything; the fields after it cannot.
+            # The process name, in brackets, may contain any characters; the fields after it do not.
             state, _, group, session, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue  # gone meanwhile

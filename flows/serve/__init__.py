@@ -1,1 +1,1 @@
-"""`gsec serve`: a read-only server of all runs, their reports, and metrics. It reads stores and nothing else."""
+"""`gsec serve`: a server that shows all runs, their reports, images and metrics. It reads only stores, and writes only curation, if that is allowed."""

@@ -1,4 +1,4 @@
-"""The JSON API, mounted at `ROOT`. It answers what the pages show, from the same collections."""
+"""The JSON API, mounted at `ROOT`. It serves the data of the explorer's pages, from the same collections."""
 
 import asyncio
 import logging
@@ -31,16 +31,16 @@ ROOT = "/api/v1"
 MOST_UPLOAD_BYTES = 20 * 2**20
 MOST_SAID_BYTES = 2**20
 _UPLOADS = 4
-"""Under way at once; others wait before they are read."""
+"""Maximal number of uploads at once; others wait before they are read."""
 _UPLOAD_SECONDS = 120
-"""So long one may take to come: those that stall keep the others waiting."""
+"""Seconds that an upload may take, because a stalled upload keeps others waiting."""
 
 _ABOUT = """\
 Finished runs and their images as JSON. Lists are paged by `offset` and `limit`; `next` is the address of the part that follows, or null. Answers about a\
  finished run have an ETag, which stays while the answer does. Any other answer is `{"error": SENTENCE}`."""
 
 _MOST_LETTERS = 20_000
-"""Of a query parameter."""
+"""Maximal length of a query parameter."""
 
 _log = logging.getLogger("gsec.serve")
 
@@ -170,11 +170,11 @@ class Said:
 
 
 class _NotModified(Exception):
-    """The client has it already."""
+    """Raised if the client has the current answer already."""
 
 
 class _Route(APIRoute):
-    """Faults become JSON, and what is the same as before 304."""
+    """Route that answers errors as JSON, and unchanged answers with 304."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
@@ -187,7 +187,7 @@ class _Route(APIRoute):
                 response = Response(status_code=304)
             except (HTTPException, RequestValidationError):
                 raise
-            except Exception as error:  # noqa: BLE001 - the last word of a request; what is no foreseen fault is logged with its traceback
+            except Exception as error:  # noqa: BLE001 - all errors end here; unforeseen ones are logged with their traceback
                 return problem(*_said(request, error))
             response.headers.update(request.state.kept)
             return response
@@ -215,13 +215,13 @@ def _said(request: Request, error: Exception) -> tuple[int, str]:
 
 
 def problem(status: int, sentence: str, challenge: str | None = None) -> JSONResponse:
-    """An answer that is none."""
+    """The answer for an error: a `Problem` with this HTTP status."""
     return JSONResponse(asdict(Problem(without_secrets(sentence))), status, None if challenge is None else {"WWW-Authenticate": challenge})
 
 
 @dataclass(frozen=True)
 class _Serving:
-    """What the endpoints answer from."""
+    """State that the endpoints use."""
 
     stores: Sequence[Known]
     collections: Collections
@@ -235,7 +235,7 @@ def _serving(request: Request) -> _Serving:
 
 
 def _keep(request: Request, version_: str) -> None:
-    """Let the client keep the answer while ``version_`` is the same. Raises if it has it already."""
+    """Let the client cache the answer while ``version_`` is the same. Raises _NotModified if the client has it already."""
     asked = f"{version('gsec')} {version_} {request.scope['path']}?{request.url.query}"
     tag = f'"{xxhash.xxh3_128_hexdigest(asked.encode())}"'
     request.state.kept = {"ETag": tag, "Cache-Control": "private, no-cache"}
@@ -262,7 +262,7 @@ def _kept(request: Request, collection: Annotated[Collection, Depends(_opened)])
 
 Opened = Annotated[Collection, Depends(_opened)]
 Kept = Annotated[Collection, Depends(_kept)]
-"""As the former; a client that has the answer already is told so."""
+"""Like `Opened`, but a client that has the answer already gets 304."""
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "A parameter has a wrong value."},
@@ -335,7 +335,7 @@ def image(request: Request, collection: Opened, id: ImageId) -> ImageDetail:
     """All that is known of one image. The first answers of a large run may be `pending`."""
     found = collection.image(id)
     if not found.pending:
-        _keep(request, f"{collection.run.id} {found}")  # history and notes change though nothing is curated
+        _keep(request, f"{collection.run.id} {found}")  # history and notes can change without curation
     return found
 
 
@@ -465,7 +465,7 @@ async def curate(request: Request, run: RunId, content_type: Annotated[str, Head
 
 
 def application(stores: Sequence[Known], collections: Collections, curate: bool = False) -> FastAPI:
-    """The API alone: the application that mounts it decides who may ask. With ``curate`` all who may ask may write into logs of curation."""
+    """The API alone, without access control, which is left to the application that mounts it. With ``curate``, every client may add acts of curation."""
     api = FastAPI(title="gsec", version="1", description=_ABOUT, docs_url=None, redoc_url=None, openapi_url="/openapi.json", redirect_slashes=False)
     api.state.serving = _Serving(stores, collections, asyncio.Semaphore(_UPLOADS), curate)
     api.include_router(router)
@@ -473,7 +473,7 @@ def application(stores: Sequence[Known], collections: Collections, curate: bool 
 
     def with_bodies() -> dict[str, Any]:
         found = described()
-        found["components"]["schemas"]["Said"] = _SAID.json_schema()  # which is read here, and not by FastAPI, as its size is limited
+        found["components"]["schemas"]["Said"] = _SAID.json_schema()  # FastAPI does not know it, because the endpoint parses its body itself
         return found
 
     api.openapi = with_bodies  # type: ignore[method-assign]
@@ -484,7 +484,7 @@ def application(stores: Sequence[Known], collections: Collections, curate: bool 
 
 @cache
 def described() -> dict[str, Any]:
-    """The OpenAPI document, whatever is served."""
+    """The OpenAPI document, which does not depend on the stores."""
     return application([], Collections([])).openapi()
 
 

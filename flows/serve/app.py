@@ -1,4 +1,4 @@
-"""The application: who may ask, what is answered, and the headers on every answer."""
+"""The application: access control, routes, and the headers of every answer."""
 
 import base64
 import binascii
@@ -37,7 +37,7 @@ from gsec_core.tables import REPORT_TABLE
 _log = logging.getLogger("gsec.serve")
 
 TOKEN = "GSEC_REPORTS_TOKEN"
-"""Environment variable that the process has the token in."""
+"""Environment variable with the token."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -48,22 +48,22 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "private, no-store",
 }
-"""On every answer; a page of a report may be kept."""
+"""Headers of every answer. Answers that browsers may cache set a Cache-Control of their own."""
 
 _POLICY_OF_REPORTS = f"{pages.POLICY}; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
-"""A report brings its own, stricter, in its head. This one holds for any other page, too: it reaches no network and no other page."""
+"""A report has its own, stricter policy in its head. This one also holds for a page without one, which then reaches no network and no other page."""
 
 _OPENER_OF_REPORTS = "unsafe-none"
-"""Browsers may refuse to show a page that is both in a sandbox and without an opener; in a sandbox it is an origin of its own anyway."""
+"""Browsers may refuse a sandboxed page with another opener policy. It loses nothing, because a sandboxed page has an origin of its own anyway."""
 
 _PAGE = re.compile(r"index\.html|clusters/\d{5,}\.html")
 _NUMBER = re.compile(r"[1-9][0-9]{0,5}")
 
 _HEALTH_SECONDS = 5
-"""Anybody may ask for the health, but nobody makes the server ask the stores more often."""
+"""Seconds for which an answer of /health is reused: requests to it need no token, and must not cause more requests to the stores."""
 
 _LOGGED = 200
-"""Letters of an address that the log has."""
+"""Maximal number of characters of a path in the log."""
 
 Answer = Callable[[Sequence[Known], Request], Response]
 
@@ -71,10 +71,11 @@ Answer = Callable[[Sequence[Known], Request], Response]
 def application(
     stores: Sequence[Store], token: str | None = None, config: PipelineConfig | None = None, curate: bool = False, by_link: bool = False
 ) -> Starlette:
-    """The server of some stores. Without a ``token`` only this machine is answered; with one, a request that lacks it gets nothing but `/health`.
+    """The server application for several stores.
 
-    ``config``: threads, device and scratch folder of searches. ``curate``: whether its forms are taken, which wants a token. ``by_link``: whether an address
-    with ``?token=`` logs a browser in.
+    Without a ``token``, it answers only requests addressed to this machine; with one, requests without the token get only `/health`. ``config`` gives
+    threads, device and scratch folder of searches. ``curate``: whether clusters may be curated, which requires a token (ValueError). ``by_link``: whether
+    an address with ``?token=`` logs a browser in.
     """
     if curate and token is None:
         raise ValueError("curation wants a token")
@@ -92,12 +93,12 @@ def application(
         Mount(api.ROOT, api.application(known, collections, curate)),
     ]
     server = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token, by_link))])
-    server.router.redirect_slashes = False  # such a redirect would lead to wherever the request says that it was sent
+    server.router.redirect_slashes = False  # such a redirect would lead to the host in the request's Host header
     return server
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this is a name of this machine that no other can have."""
+    """Whether a host is a loopback address or `localhost`, which always mean this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -106,15 +107,15 @@ def is_loopback(host: str) -> bool:
 
 def _answering(answer: Answer, stores: Sequence[Known]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await run_in_threadpool(answer, stores, request)  # stores are read, over a network perhaps
+        return await run_in_threadpool(answer, stores, request)  # the answer reads stores, maybe over a network
 
     return endpoint
 
 
 async def _guarded(token: str | None, by_link: bool, request: Request, answer: RequestResponseEndpoint) -> Response:
-    """Who asks, what went wrong, the headers, and a line in the log, which never has a query or a header."""
+    """Middleware that checks access, converts errors to answers, adds headers, and logs a line, which never contains a query or a header."""
     began = time.monotonic()
-    path: str = request.scope["path"]  # and not request.url, of which the header Host is a part
+    path: str = request.scope["path"]  # not request.url, which contains the Host header
     asked = f"{request.method} {quote(path)[:_LOGGED]}"
     response = None if path == "/health" else _login(token, request) if by_link else None
     if response is None and path != "/health":
@@ -128,10 +129,10 @@ async def _guarded(token: str | None, by_link: bool, request: Request, answer: R
         except (GsecError, OSError) as error:
             _log.error("%s: %s", asked, without_secrets(str(error)))
             response = PlainTextResponse(f"The store cannot be read: {type(error).__name__}. The server's log says more.\n", 503)
-        except Exception:  # noqa: BLE001 - the last word of a request; the traceback is logged
+        except Exception:  # noqa: BLE001 - unforeseen errors end here; the traceback is logged
             _log.exception("%s", asked)
             response = PlainTextResponse("A fault in gsec; the server's log says more.\n", 500)
-    if path.startswith(f"{api.ROOT}/") and isinstance(response, PlainTextResponse):  # one of this function: programs want them like all others
+    if path.startswith(f"{api.ROOT}/") and isinstance(response, PlainTextResponse):  # an error of this function, in the JSON form of the API
         response = api.problem(response.status_code, bytes(response.body).decode().strip(), response.headers.get("www-authenticate"))
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
@@ -141,9 +142,9 @@ async def _guarded(token: str | None, by_link: bool, request: Request, answer: R
 
 
 def _refusal(token: str | None, request: Request) -> Response | None:
-    """Why a request gets no answer; None if it gets one."""
+    """The answer that refuses a request, or None if the request is allowed."""
     if token is None:
-        # Any page in a browser of this machine can send requests here; under a name of its own, which it lets point here, it could read the answers too.
+        # Any page in a browser on this machine can send requests here. If its own host name resolved to this address, it could also read the answers.
         if is_loopback(_host(request.headers.get("host", "localhost"))):
             return _refusal_of_other_pages(request)
         return PlainTextResponse(f"Without a token this server answers to 127.0.0.1, [::1] and localhost alone. Set {TOKEN}, or send such a Host.\n", 421)
@@ -155,7 +156,7 @@ def _refusal(token: str | None, request: Request) -> Response | None:
 
 
 def _login(token: str | None, request: Request) -> Response | None:
-    """Of an address with the token in it: a cookie in its place, and the same address without."""
+    """Answer to an address with the right ``?token=``: a redirect to the same path without a query that sets a cookie; else None."""
     given = request.query_params.get("token")
     if token is None or given is None or not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode("utf-8", "surrogateescape")):
         return None
@@ -167,13 +168,16 @@ def _login(token: str | None, request: Request) -> Response | None:
 
 
 def _cookie(token: str) -> tuple[str, str]:
-    """Name and value of what stands for the token. Servers of one machine share their cookies, whatever their ports: each has a name of its own."""
+    """Name and value of the cookie that stands for the token. The name depends on the token, because servers on all ports of a host share their cookies."""
     value = hmac.digest(os.fsencode(token), b"cookie", "sha256").hex()
     return f"gsec-{value[:8]}", value[8:]
 
 
 def _refusal_of_other_pages(request: Request) -> Response | None:
-    """Of what a page of another server made a browser send, which adds by itself what logs it in. Programs say nothing of where they are from."""
+    """Refuse a changing request that a page of another server made a browser send: the browser adds the login by itself. None if it is allowed.
+
+    Programs send no header that tells the origin, and are allowed.
+    """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return None
@@ -191,7 +195,7 @@ def _host(header: str) -> str:
 
 def _has(token: str, authorization: str) -> bool:
     scheme, _, rest = authorization.partition(" ")
-    given = rest.strip(" ").encode("latin-1")  # as it was sent
+    given = rest.strip(" ").encode("latin-1")  # the bytes that were sent
     if scheme.lower() == "basic":
         try:
             given = base64.b64decode(given, validate=True).partition(b":")[2]
@@ -213,14 +217,14 @@ def _front(stores: Sequence[Known], request: Request) -> Response:
 
 
 def _operations(stores: Sequence[Known], request: Request) -> Response:
-    """What the API can do, for people."""
+    """The page that describes the API."""
     described = api.described()
     found = {"about": described["info"]["description"], "root": api.ROOT, "everywhere": operations.everywhere(described)}
     return pages.front("api.html.j2", **found, operations=operations.operations(described, api.ROOT), schemas=operations.schemas(described))
 
 
 class _Health:
-    """Whether the stores can be listed, as it was a moment ago."""
+    """Answers whether the stores can be listed. An answer is reused for `_HEALTH_SECONDS`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -241,7 +245,7 @@ class _Health:
                 store.check()
             except (GsecError, OSError) as error:
                 _log.error("store %s: %s", store.url, without_secrets(str(error)))
-                return f"store {number + 1} of {len(stores)} cannot be read\n", 503  # said to anybody, so without its address
+                return f"store {number + 1} of {len(stores)} cannot be read\n", 503  # without the store's address, because /health needs no token
         return "ok\n", 200
 
 
@@ -253,7 +257,7 @@ def _metrics(stores: Sequence[Known], request: Request) -> Response:
 
 
 def _published(stores: Sequence[Known], request: Request) -> Response:
-    """Where the report of what a pipeline publishes now is: an address to keep."""
+    """Permanent address of the report of the run that a pipeline publishes: a redirect to it."""
     for store in stores:
         for publication in store.publications()[0]:
             if publication.pipeline == request.path_params["pipeline"]:
@@ -271,7 +275,7 @@ def _report(run_id: str) -> str:
 
 
 def _page(stores: Sequence[Known], request: Request) -> Response:
-    """A page of a report, if the report's table has it and its bytes are those that were drawn."""
+    """A page of a report, if the report's table lists it and the digest of its bytes is right."""
     page: str = request.path_params["page"]
     if not _PAGE.fullmatch(page):
         raise HTTPException(404)

@@ -1,4 +1,4 @@
-"""The runs that are looked into, a few of them in memory."""
+"""The runs that users look into; a few of them stay in memory."""
 
 import threading
 from collections import OrderedDict
@@ -12,25 +12,25 @@ from gsec_core.store import Run
 
 MOST_OPEN = 8
 MOST_IMAGES = 2_000_000
-"""In memory at once. One run alone may have more."""
+"""Maximal numbers of open runs, and of their images in memory. A single run may have more images."""
 
 
 class Unfinished(Refused):
-    """A run that cannot be looked into yet, or never."""
+    """Raised for a run that cannot be explored: it is not finished, or has no clusters of its own."""
 
 
 class Collections:
-    """The collections of some stores by the ids of their runs; those that were asked for last stay open."""
+    """The collections of several stores, by run id. The most recently used ones stay open."""
 
     def __init__(self, stores: Sequence[Known], config: PipelineConfig | None = None) -> None:
-        """``config``: threads, device and scratch folder for all of them."""
+        """``config`` gives threads, device and scratch folder of all collections."""
         self._stores = stores
         self._config = config
         self._open: OrderedDict[tuple[str, str], Collection] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, run_id: str) -> tuple[Known, Run]:
-        """A run and its store: of several the first that has it. Raises NotFound."""
+        """The run with this id and its store, the first one that has it. Raises NotFound."""
         for store in self._stores:
             run = store.find(run_id)
             if run is not None:
@@ -38,7 +38,7 @@ class Collections:
         raise NotFound(f"run {run_id[:40]}: there is no such run here. A run's id is 32 hex digits.")
 
     def open(self, run_id: str) -> Collection:
-        """A finished run. Raises NotFound, `Unfinished`, and as `Known.state` does."""
+        """Open a finished run, or return its open collection. Raises NotFound, `Unfinished`, and as `Known.state` does."""
         store, run = self.find(run_id)
         place = store.url, run.id
         with self._lock:
@@ -53,7 +53,7 @@ class Collections:
             raise Unfinished(f"run {run.id} is {state}, and can be explored when it is finished.")
         with self._lock:
             collection = self._open.setdefault(place, Collection(run, self._config))
-            # Those that a request still reads stay until it ends.
+            # A collection that a request still reads stays in memory until the request ends.
             while len(self._open) > MOST_OPEN or (len(self._open) > 1 and sum(one.images_in_memory for one in self._open.values()) > MOST_IMAGES):
                 self._open.popitem(last=False)
             return collection

@@ -1,4 +1,4 @@
-"""Forms that curate: whose they are, what they ask for, and how an act is told."""
+"""Forms that curate clusters: their tokens and users, the acts that they request, and acts in words."""
 
 import base64
 import binascii
@@ -20,29 +20,29 @@ from gsec_core.explore import MOST_ROWS, ActRow, Collection
 _log = logging.getLogger("gsec.serve")
 
 MOST_AT_ONCE = 5_000
-"""Images of one act."""
+"""Maximal number of images in one act."""
 
 NOBODY = "browser"
-"""Who says so, where the browser sends no user's name."""
+"""Author of an act if the browser sends no user name."""
 
 
 class Forms:
-    """Tokens of the forms that this process has written: no other page can know them."""
+    """Tokens of the forms that this process writes, so that no other page can send such a form."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
 
     def token(self, run_id: str, who: str) -> str:
-        """Of the forms of a collection, as one user sees them."""
+        """Token of the forms for a run and a user."""
         return hmac.digest(self._secret, f"{run_id} {who}".encode("utf-8", "surrogatepass"), "sha256").hex()
 
     def wrote(self, token: str, run_id: str, who: str) -> bool:
-        """Whether a form is one of these."""
+        """Whether this process wrote a form with this token for the run and the user."""
         return hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self.token(run_id, who).encode())
 
 
 def who_asks(request: Request) -> str:
-    """The user's name that the browser sends with the token."""
+    """The user name that the browser sends with the token (HTTP Basic), else `NOBODY`."""
     scheme, _, rest = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return NOBODY
@@ -53,7 +53,10 @@ def who_asks(request: Request) -> str:
 
 
 def said(collection: Collection, **what: Any) -> Act:
-    """Add an act. That what is published could not be told so, which the next act or run makes good, is for the server's log alone."""
+    """Add an act to the curation log.
+
+    If the act was added but the publication's record could not be updated, that is only logged: the next act or run repairs it.
+    """
     try:
         return add(collection.context, **what)
     except Untold as error:
@@ -62,7 +65,7 @@ def said(collection: Collection, **what: Any) -> Act:
 
 
 def asked(form: FormData, collection: Collection) -> dict[str, Any]:
-    """What a form asks for, as `gsec_core.curation.add` takes it. Raises Refused for what is missing."""
+    """The act that a form requests, as arguments of `gsec_core.curation.add`. Raises Refused if something is missing or invalid."""
     kind = _text(form, "kind")
     what: dict[str, Any] = {"kind": kind, "why": _text(form, "why") or None}
     if kind in ("rename", "describe"):
@@ -85,7 +88,7 @@ _OF_CLUSTERS_OR_IMAGES = {"hide": "Hid", "show": "Showed again", "star": "Starre
 
 
 def in_words(act: ActRow, names: Mapping[int, str]) -> str:
-    """An act in a sentence; ``names``: of the clusters as they are called now."""
+    """An act in a sentence; ``names`` are the current names of the clusters by key."""
 
     def cluster(key: int | None) -> str:
         return f"cluster {key}" + (f" ({names[key]})" if key is not None and key in names else "")
@@ -113,7 +116,7 @@ def in_words(act: ActRow, names: Mapping[int, str]) -> str:
 
 
 def place_after(form: FormData, act: Act, collection: Collection, base: str) -> str:
-    """The page that is shown next: the one that the form was on, if that is of this collection and still there."""
+    """Address of the page to show next: the one with the form, if it belongs to this collection and still exists, else the explorer."""
     place = _text(form, "next")
     if not re.fullmatch(re.escape(base) + r"/[!-~]*", place) or "\\" in place:
         place = f"{base}/explore"

@@ -1,4 +1,4 @@
-"""The explorer: pages to look into finished runs with, and the forms that curate their clusters."""
+"""The explorer: pages that show finished runs, and the forms that curate their clusters."""
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +28,16 @@ from gsec_core.report.text import prose, visible
 GROUPS_PER_PAGE, ACTS_PER_PAGE = 20, 100
 
 _DEEPEST = 60
-"""Levels of the tree that fold; browsers show some hundreds of elements within each other."""
+"""Number of levels of the tree that fold. Browsers display only a few hundred nested elements."""
 
 _THUMBNAIL_SECONDS = 86_400
-"""So long a browser keeps a thumbnail. It belongs to a run, and never changes."""
+"""Seconds for which a browser may cache a thumbnail. The thumbnails of a run never change."""
 
 DONE = "done"
-"""Of the query: the number of the act that a form has led to."""
+"""Query parameter with the number of the act that a form has just added."""
 
 _NEWEST = 20
-"""Acts among which that is looked for."""
+"""How many of the newest acts are searched for that number."""
 
 _MOST_FORM_BYTES = 2**20
 
@@ -49,7 +49,7 @@ SORTS_OF_CLUSTERS: dict[str, tuple[str, Callable[[ClusterRow], Any]]] = {
     "confidence": ("confidence", lambda row: (row.confidence is None, row.confidence, row.key)),
     "stability": ("stability", lambda row: (row.stability is None, row.stability, row.key)),
 }
-"""The largest, the first, and those that are least sure come first."""
+"""Sort order -> label and sort key: the largest size, the first name, or the lowest confidence or stability comes first."""
 
 SHOWS: dict[str, tuple[str, Callable[[ClusterRow], bool]]] = {
     "all": ("all", lambda row: not row.hidden),
@@ -69,49 +69,49 @@ SORTS_OF_IMAGES = (
 
 @dataclass(frozen=True)
 class Message:
-    """What was just done."""
+    """Message about the act that was just added."""
 
     text: str
     undo: int | None
-    """The act that a button beside it takes back."""
+    """Number of the act that the undo button undoes; None if there is no button."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What every page of a collection has."""
+    """Values that every page of a collection shows."""
 
     base: str
-    """Its address."""
+    """Address of the run."""
     run: str
     name: str
     corpus: str
     created: str
     page: str
-    """Which of the links of the head is this one."""
+    """The link in the page's head that is the current page."""
     published: str | None
     """Id of the run that its pipeline publishes now."""
     here: str
     """Address of this page."""
     curate: bool
     token: str
-    """Of its forms."""
+    """Token of the page's forms."""
     message: Message | None
     most: int = MOST_AT_ONCE
-    """Images that an act takes from a list as a whole."""
+    """Maximal number of images of an act on a whole list."""
 
 
 class Explorer:
-    """The pages of all finished runs of some stores."""
+    """The pages of all finished runs of several stores."""
 
     def __init__(self, stores: Sequence[Known], collections: Collections, curate: bool = False) -> None:
-        """``curate``: whether there are forms, and whether what they send is taken."""
+        """``curate``: whether pages have forms for curation, and their acts are accepted."""
         self._stores = stores
         self._collections = collections
         self._curate = curate
         self._forms = Forms()
 
     def routes(self) -> list[Route]:
-        """All addresses."""
+        """The routes of all pages."""
         of_run = "/runs/{run}"
         return [
             Route("/static/{name}", pages.static),
@@ -135,7 +135,7 @@ class Explorer:
 
     def _answering(self, answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            return await run_in_threadpool(answer, request)  # stores are read, over a network perhaps
+            return await run_in_threadpool(answer, request)  # the answer reads stores, maybe over a network
 
         return endpoint
 
@@ -143,7 +143,7 @@ class Explorer:
         return self._answering(partial(self._told, answer))
 
     def _told(self, answer: Callable[[Collection, Request], Response], request: Request) -> Response:
-        """The answer; of what is not there, or cannot be asked for, a page that says so."""
+        """Answer from the collection of the request; if something is missing or invalid, with a page that says so."""
         try:
             collection = self._collections.open(request.path_params["run"])
         except NotFound:
@@ -156,7 +156,7 @@ class Explorer:
             return self.refused(collection, request, str(error), 404)
 
     def site(self, collection: Collection, request: Request, page: str) -> Site:
-        """What the head of a page shows."""
+        """The values of a page's head."""
         run = collection.run
         query = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != DONE])
         return Site(
@@ -174,7 +174,7 @@ class Explorer:
         )
 
     def _done(self, collection: Collection, request: Request) -> Message | None:
-        """What was just done, if a form led here."""
+        """Message about the act just added, if a form led to this page."""
         given = request.query_params.get(DONE)
         newest = () if given is None else collection.curation(0, _NEWEST).rows
         act = next((act for act in newest if str(act.number) == given), None)
@@ -183,12 +183,12 @@ class Explorer:
         return Message(f"{in_words(act, _names(collection))}.", act.number if self._curate else None)
 
     def refused(self, collection: Collection, request: Request, why: str, status: int, back: str | None = None) -> Response:
-        """A page that says why not."""
+        """A page that tells why a request was refused."""
         title = "Not found" if status == 404 else "Not done"
         return pages.explorer("refused", status, site=self.site(collection, request, ""), title=title, why=why, back=back)
 
     def _published_run(self, collection: Collection) -> str | None:
-        """By the run's own store: another may publish under the same name."""
+        """Id of the run that the pipeline publishes in the run's own store; another store may publish under the same name."""
         for store in self._stores:
             for publication in store.publications()[0] if store.url == collection.run.files.url else ():
                 if publication.pipeline == collection.pipeline:
@@ -198,7 +198,7 @@ class Explorer:
     # Pages
 
     def _published(self, request: Request) -> Response:
-        """Where what a pipeline publishes now is looked into: an address to keep."""
+        """Permanent address of the explorer of the run that a pipeline publishes: a redirect to it."""
         for store in self._stores:
             for publication in store.publications()[0]:
                 if publication.pipeline == request.path_params["pipeline"]:
@@ -262,7 +262,7 @@ class Explorer:
         )
 
     async def _searched(self, request: Request) -> Response:
-        """By an image that is uploaded."""
+        """Search by an uploaded image."""
         refuse_large(request, MOST_UPLOAD_BYTES)
         async with request.form(max_files=1, max_fields=5) as form:
             file = form.get("file")
@@ -284,7 +284,7 @@ class Explorer:
         return pages.explorer("search", **values)
 
     def _empty(self, collection: Collection, request: Request) -> dict[str, Any]:
-        """The page of searches with nothing found yet."""
+        """Values of the search page before any search."""
         site = self.site(collection, request, "Search")
         return {
             "site": site,
@@ -310,7 +310,7 @@ class Explorer:
     def _gallery(self, template: str, collection: Collection, request: Request, listing: Listing, page_of: str = "", **values: Any) -> Response:
         page = number("page", request.query_params.get("page", "1"))
         found = listing.part(collection, max(0, page - 1) * PER_PAGE, PER_PAGE)
-        if page > 1 and not found.rows and DONE in request.query_params:  # all of the page went elsewhere
+        if page > 1 and not found.rows and DONE in request.query_params:  # the act moved or hid all images of the page
             page = max(1, -(-found.total // PER_PAGE))
             found = listing.part(collection, (page - 1) * PER_PAGE, PER_PAGE)
         page, last = _page(str(page), found.total, PER_PAGE)
@@ -394,7 +394,7 @@ class Explorer:
         return pages.kept(request, collection.map_points(), "application/octet-stream")
 
     def _point(self, collection: Collection, request: Request) -> Response:
-        """Which image a point of the map is."""
+        """The image at a point of the map, as JSON."""
         row = collection.map_point(number("point", request.path_params["place"]))
         return JSONResponse({"id": row.id, "uri": visible(prose(row.uri, 300))})
 
@@ -435,7 +435,7 @@ class Explorer:
         )
 
     async def _curated(self, request: Request) -> Response:
-        """What a form asks for is written, and its page is shown again."""
+        """Add the act that a form requests, and show the form's page again."""
         refuse_large(request, _MOST_FORM_BYTES)
         async with request.form(max_files=0, max_fields=MOST_AT_ONCE + 20) as form:
             return await run_in_threadpool(self._told, partial(self._act, form), request)
@@ -454,9 +454,9 @@ class Explorer:
 
 
 def refuse_large(request: Request, most: int) -> None:
-    """Raises HTTPException for a body that is larger, or that does not say how large it is: a browser's form does."""
+    """Raises HTTPException if the body is larger than ``most`` bytes, or if its length is not given, as browsers do for a form."""
     length = request.headers.get("content-length", "")
-    if not length.isdigit() or "transfer-encoding" in request.headers:  # which counts where both are sent
+    if not length.isdigit() or "transfer-encoding" in request.headers:  # this header overrides Content-Length
         raise HTTPException(411)
     if int(length) > most:
         raise HTTPException(413)
@@ -486,7 +486,7 @@ def _is_called(row: ClusterRow, find: str) -> bool:
 
 
 def _page(text: str, total: int, size: int) -> tuple[int, int]:
-    """Which page, and how many there are. Raises Refused if there is none of this number."""
+    """Parse a page number; returns it and the number of the last page. Raises Refused if there is no such page."""
     page, last = number("page", text), max(1, -(-total // size))
     if not 1 <= page <= last:
         raise Refused(f"page = {text[:40]}: there are {last}.")
@@ -507,7 +507,7 @@ class Step:
 
 
 def _steps(tree: Tree) -> Iterator[Step]:
-    """The tree from the root on, larger halves first. What lies deeper than `_DEEPEST` is listed without levels of its own."""
+    """The lines of the tree from the root on, larger halves first. Below level `_DEEPEST` the clusters are listed flat."""
     sizes = [*(size for _, _, size in tree.leaves), *(node.size for node in tree.nodes)]
     for step, node, level in walk([(node.left, node.right) for node in tree.nodes], sizes, _DEEPEST):
         if step == "leaf":

@@ -1,4 +1,4 @@
-"""A store as the server knows it: read-only except curation, what never changes is read once, and what is damaged hides nothing else."""
+"""A store as the server sees it: read-only except for curation. Records that never change are read once, and damaged ones do not hide others."""
 
 import json
 import math
@@ -33,19 +33,19 @@ FINISHED, DAMAGED = "finished", status.DAMAGED
 _REQUEST = "request.json"
 
 SETTLED_SECONDS = 300.0
-"""So often the records of a finished run are listed again."""
+"""Seconds after which the records of a finished run are listed again."""
 
 _AT_ONCE = 16
-"""Records that are read at once: one of an object store takes tens of milliseconds."""
+"""Number of records that are read at once, because an object store takes tens of milliseconds for each."""
 
 
 class Damaged(GsecError):
-    """A record that cannot be read, or that is not what gsec writes."""
+    """Raised for a record that cannot be read, or that is not what gsec writes."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a run's request is shown."""
+    """The parts of a run's request that the server shows."""
 
     created: str
     corpus: str
@@ -56,13 +56,13 @@ class Asked:
 
     @property
     def makes_clusters(self) -> bool:
-        """Of its own: it neither assigns to another's nor only counts them."""
+        """Whether the run makes clusters of its own: it does not assign to another run's, nor only find their number."""
         return self.of_run is None and self.clusters != AUTO
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run recorded."""
+    """The result that a finished run recorded."""
 
     at: str
     images: int
@@ -72,16 +72,16 @@ class Result:
     agreement: float | None
     moved: float | None
     published: bool
-    """Whether it was when it was finished; one that was held back may be since."""
+    """Whether the run was published when it finished. A run that was held back may have been published since."""
     why_not: str | None
-    """Why it was not."""
+    """Why the run was not published."""
     remarks: tuple[str, ...]
-    """What a reader is to know of it, warnings first."""
+    """Warnings, then remarks, for readers of the result."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Work on a stage that ended; one that did not, was killed or is in progress, and nobody knows for how long."""
+    """An attempt at a stage that has ended. One without an end was killed or is in progress, and its duration is unknown."""
 
     stage: str
     seconds: float
@@ -91,21 +91,21 @@ class Attempt:
 
 
 class Known:
-    """One store. Every method raises Unreachable or OSError if it does not answer, and those of one run Damaged if that is."""
+    """One store. Every method raises Unreachable or OSError if the store does not answer; methods for one run raise Damaged if its records are damaged."""
 
     def __init__(self, store: Store, curate: bool = False) -> None:
-        """``curate``: whether acts of curation may be written there; nothing else ever is."""
+        """``curate``: whether acts of curation may be written to the store. Nothing else is ever written."""
         self.url = store.url
         self._files = Remembered(store.files, curate)
         self._store = Store(self._files)
         self._logs: dict[str, Log] = {}
 
     def check(self) -> None:
-        """Raises if the store cannot be listed. Asks it, whatever is remembered."""
+        """Raises if the store cannot be listed. Always asks the store, without a cache."""
         self._files.directories("")
 
     def runs(self) -> tuple[list[tuple[Asked, Run]], list[str]]:
-        """Newest first, and what is wrong with those whose request cannot be read."""
+        """All runs, newest first, and a message for each run whose request cannot be read."""
         found, wrong = [], []
         for asked in each(self._asked_or_wrong, sorted(filter(RUN_ID.fullmatch, self._files.directories("runs")))):
             if isinstance(asked, str):
@@ -115,12 +115,12 @@ class Known:
         return sorted(found, key=lambda pair: pair[0].created, reverse=True), wrong
 
     def find(self, id: str) -> Run | None:
-        """The run of this id; None if there is none."""
+        """The run with this id, or None."""
         run = Run(self._files, id)
         return run if RUN_ID.fullmatch(id) and run.exists() else None
 
     def asked(self, run: Run) -> Asked:
-        """What was asked. Raises Refused if there is no such run."""
+        """The request of a run. Raises Refused if there is no such run."""
         with _reading(f"the request of run {run.id}"):
             request = run.request()
             config, of_run = request["config"], request.get("of_run")
@@ -135,7 +135,7 @@ class Known:
             )
 
     def state(self, run: Run) -> str:
-        """As `gsec status` calls it. A run that was finished stays so: what is damaged later, the next run makes again."""
+        """The state of a run, as in `gsec status`. A finished run stays finished, even if shards are damaged later: the next run makes them again."""
         if self._files.is_settled(run.directory):
             return FINISHED
         asked = self.asked(run)
@@ -145,13 +145,13 @@ class Known:
                 return FINISHED
             ends = [attempt["end"] for attempt in run.attempts()]
             state = status.state(run, ends)
-            # One that makes clusters has its result, and any its last end, a moment after its last shard.
+            # A run that makes clusters records its result, and every run its last end, a moment after its last shard.
             if state == FINISHED and not asked.makes_clusters and None not in ends:
                 self._files.settle(run.directory)
             return state
 
     def result(self, run: Run) -> Result | None:
-        """What the run found; None of one that is not finished, or that assigns, counts, or is of an older gsec."""
+        """The result of a run. None if it is not finished, only assigns or finds the number of clusters, or an older gsec made it."""
         with _reading(f"the result of run {run.id}"):
             found = run.result()
             if found is None:
@@ -170,24 +170,24 @@ class Known:
             )
 
     def progress(self, run: Run) -> list[tuple[str, int, int]]:
-        """Stage, shards that are there, shards that there will be, of each stage of the run."""
+        """(stage, shards done, shards planned) for each stage of the run."""
         with _reading(f"run {run.id}"):
             return [(_matching(_STAGE, stage), *run.shards_done(stage)) for stage in run.stage_names()]
 
     def attempts(self, run: Run) -> list[Attempt]:
-        """Those that ended, oldest first."""
+        """The attempts that have ended, oldest first."""
         with _reading(f"the attempts of run {run.id}"):
             return [_attempt(attempt["start"], attempt["end"]) for attempt in run.attempts() if attempt["end"] is not None]
 
     def error(self, run: Run) -> str | None:
-        """How the newest attempt failed; None if it did not, or has not ended."""
+        """The error of the newest attempt; None if it did not fail or has not ended."""
         with _reading(f"the attempts of run {run.id}"):
             attempts = run.attempts()
             end = attempts[-1]["end"] if attempts else None
             return _optional(str, end.get("error")) if end else None
 
     def publications(self) -> tuple[list[Publication], list[str]]:
-        """What each pipeline publishes now, and what is wrong with those of which that cannot be read."""
+        """The newest publication of each pipeline, and a message for each pipeline whose publication cannot be read."""
         found, wrong = [], []
         for name in self._store.publications.pipelines():
             try:
@@ -200,9 +200,9 @@ class Known:
         return found, wrong
 
     def curation(self, pipeline: str) -> tuple[int, int | None]:
-        """How many acts people added to the log of a pipeline, and, if known, how many were open when one was last added or a run finished.
+        """Number of acts in the curation log of a pipeline, and how many were open when an act was last added or a run finished (None if unknown).
 
-        Raises Damaged if one cannot be read.
+        Raises Damaged if an act cannot be read.
         """
         log = self._logs.setdefault(pipeline, Log(self._files, pipeline))
         with _reading(f"the log of curation of pipeline {pipeline}"):
@@ -233,13 +233,13 @@ class Known:
         try:
             return self.asked(run), run
         except Refused:
-            return None  # pruned by half, or not written yet: it has no request
+            return None  # there is no request: the run is being pruned, or not written yet
         except Damaged as error:
             return str(error)
 
 
 def curations(store: Known, publications: Iterable[Publication]) -> tuple[list[tuple[Publication, tuple[int, int | None]]], list[str]]:
-    """Of each pipeline its acts of curation and how many are open, see `Known.curation`, and what is wrong with the logs that cannot be read."""
+    """Each publication with the counts of `Known.curation`, and a message for each curation log that cannot be read."""
     found, wrong = [], []
     for publication in publications:
         try:
@@ -250,14 +250,14 @@ def curations(store: Known, publications: Iterable[Publication]) -> tuple[list[t
 
 
 def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """The function of every item, in order, several at once."""
+    """Apply a function to every item in parallel; results are in order."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(function, items))
 
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Whatever a damaged record raises becomes Damaged; a store that does not answer, and a run that is not there, stay what they are."""
+    """Context manager that converts the errors of a damaged record to Damaged, but not those of an unreachable store or a missing run."""
     try:
         yield
     except (Unreachable, Refused, Damaged):
@@ -277,7 +277,7 @@ def _attempt(start: Mapping[str, Any], end: Mapping[str, Any]) -> Attempt:
 
 
 def _matching(pattern: re.Pattern[str], value: str) -> str:
-    """Of a place in an address or in a store, so that no record leads out of either."""
+    """Check a name that becomes a part of an address or a path, so that no record leads outside. Raises ValueError."""
     if not pattern.fullmatch(value):
         raise ValueError(f"{value[:100]!r} has a wrong place")
     return value
@@ -294,11 +294,10 @@ def _optional(kind: Callable[[Any], R], value: object) -> R | None:
 
 
 class Remembered:
-    """Files of a store, to be read only, unless clusters may be curated.
+    """Files of a store, read-only except for curation if ``curate``, with a cache of the records of runs.
 
-    Records of runs are created once and never changed (see `gsec_core.store.runs`): each is read once.
-
-    They are forgotten when their run is gone. Of a settled run the listing is remembered too.
+    Records of runs are created once and never changed (see `gsec_core.store.runs`), so each is read only once. The cache of a run
+    is dropped when the run is gone. For a settled run the listing is cached too.
     """
 
     def __init__(self, files: Files, curate: bool = False) -> None:
@@ -314,7 +313,7 @@ class Remembered:
         self._lock = threading.Lock()
 
     def settle(self, directory: str) -> None:
-        """Take it that little will be added to this run: attempts to repair it, if something of it is damaged."""
+        """Treat the run as settled: nothing will be added to it, except attempts to repair damaged shards."""
         self._list(directory)
         self._settled.add(directory)
 
@@ -330,9 +329,9 @@ class Remembered:
         if data is None:
             listed = self._listed.get(directory)
             if listed is not None and name not in listed[1] and name != _REQUEST:
-                raise FileNotFoundError(path)  # an object store takes two more requests to say so
+                raise FileNotFoundError(path)  # saves two requests to an object store
             data = self._files.read(path)
-            json.loads(data)  # raises for this request: what is damaged is not remembered
+            json.loads(data)  # raises for a damaged record, so that it is not cached
             records[name] = data
         return data
 
@@ -349,7 +348,7 @@ class Remembered:
         names = self._files.files(directory)
         with self._lock:
             if at < self._listed.get(directory, (-math.inf,))[0]:
-                return set(self._listed[directory][1])  # another request listed it since, and has answered already
+                return set(self._listed[directory][1])  # another thread has listed it more recently
             self._listed[directory] = (at, names)
         records = self._records.get(directory, {})
         for name in records.copy().keys() - names:
@@ -360,7 +359,7 @@ class Remembered:
         names = self._files.directories(directory)
         if directory == "runs":
             there = {f"runs/{name}" for name in names}
-            self._settled &= there  # first, as what is settled is taken to be listed
+            self._settled &= there  # first, because settled runs are assumed to have a cached listing
             for remembered in (self._records, self._listed):
                 for gone in remembered.copy().keys() - there:
                     remembered.pop(gone, None)

@@ -1,4 +1,4 @@
-"""A list of images: what a gallery shows a page of, and what the arrow keys of an image's page go through."""
+"""A list of images: a gallery shows it page by page, and the arrow keys on an image's page step through it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,30 +8,30 @@ from gsec_core.errors import Refused
 from gsec_core.explore import SORTS, Collection, Page, polygon
 
 PER_PAGE = 60
-"""Images a page."""
+"""Images on a page."""
 
 _ORDERS = {"descending": True, "ascending": False}
 
 _NUMBERS = 10
-"""Digits that a key or a page's number has at most."""
+"""Maximal number of digits of a key or a page number."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Images of a cluster or of all, in an order; or what a search finds, by words or by an image."""
+    """The images of a cluster or of all clusters in some order, or the result of a search by words or by an image."""
 
     key: int | None = None
     sort: str = "confidence"
     descending: bool = SORTS["confidence"]
     within: polygon.Polygon = ()
-    """On the map; empty for all of it."""
+    """Polygon on the map; empty for the whole map."""
     hidden: bool = False
     words: str | None = None
     like: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> "Listing":
-        """As `query` has it. Raises Refused for what cannot be."""
+        """Make a listing from the parameters of a query (see `query`). Raises Refused for an invalid value."""
         sort = given.get("sort", "confidence")
         order = given.get("order", "descending" if SORTS.get(sort) else "ascending")
         if sort not in SORTS or order not in _ORDERS:
@@ -48,25 +48,25 @@ class Listing:
 
     @classmethod
     def parse(cls, query: str) -> "Listing":
-        """What `query` gave."""
+        """Make a listing from a query string of `query`."""
         return cls.of(dict(parse_qsl(query)))
 
     @property
     def searches(self) -> bool:
-        """Whether it is what a search finds, which has no end but that of patience."""
+        """Whether the listing is the result of a search, which ranks all images and so has no natural end."""
         return self.words is not None or self.like is not None
 
     @property
     def query(self) -> str:
-        """For an address."""
+        """The listing as a query string."""
         return urlencode(self._values(with_key=True))
 
     def sorted(self, sort: str, descending: bool) -> "Listing":
-        """The same in another order."""
+        """The same listing in another order."""
         return replace(self, sort=sort, descending=descending)
 
     def address(self, base: str, page: int = 1) -> str:
-        """Of the page that shows it."""
+        """Address of the page that shows the listing."""
         if self.searches:
             path = "/search"
         elif self.key is not None:
@@ -77,7 +77,7 @@ class Listing:
         return f"{base}{path}{'?' if query else ''}{query}"
 
     def part(self, collection: Collection, offset: int, limit: int) -> Page:
-        """Some of its images."""
+        """At most ``limit`` images of the listing, from the row ``offset`` on."""
         if self.words is not None:
             return collection.by_words(self.words, offset, limit)
         if self.like is not None:
@@ -99,7 +99,7 @@ class Listing:
 
 
 def number(name: str, text: str) -> int:
-    """A whole number from 0. Raises Refused if it is none."""
+    """Parse a whole number from 0 on. Raises Refused for any other text."""
     if not (text.isascii() and text.isdigit() and len(text) <= _NUMBERS):
         raise Refused(f"{name} = {text[:40]}: it is no number.")
     return int(text)

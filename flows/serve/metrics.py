@@ -1,4 +1,4 @@
-"""Prometheus metrics, read from the stores at every scrape: a restart of this server, or of a worker, loses none."""
+"""Prometheus metrics, read from the stores at every scrape, so that no restart of this server or of a worker loses any."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from gsec_core.store import Publication, Run
 from gsec_core.tables import MISSING, OK, REJECTED
 
 MOST_UNFINISHED = 10
-"""Runs of a corpus whose progress is told: unfinished ones are kept for ever, and only the newest are worked on."""
+"""How many of a corpus's newest unfinished runs have metrics of their progress. Older unfinished runs are kept forever, but rarely worked on."""
 
 _SUMMED = {
     "encoded": ("gsec_images_encoded", "Images that went through the encoder"),
@@ -25,15 +25,15 @@ _SUMMED = {
     "completion_tokens": ("gsec_caption_completion_tokens", "Tokens of replies, as the servers count"),
     "reply_seconds": ("gsec_caption_reply_seconds", "Seconds that requests to captioning servers took, several of which may be at once"),
 }
-"""Fact of a stage's work -> name and help of what adds it up over all attempts."""
+"""Fact in the sums of an attempt -> name and help of the metric that adds it up over all attempts."""
 
 _OF_KEPT = "in the attempts of the runs that are kept; a prune lowers it."
-"""Why these are gauges: Prometheus takes a counter that falls for one that started again, and counts what is left a second time."""
+"""The metrics with this help text are gauges, because a prune lowers them: Prometheus would take a falling counter for a restart and count the rest again."""
 
 
 @dataclass(frozen=True)
 class _Told:
-    """One run."""
+    """One run and its records."""
 
     asked: Asked
     run: Run
@@ -53,22 +53,22 @@ class _Corpus:
 
     @property
     def labels(self) -> list[str]:
-        """Corpora of two stores may have one name."""
+        """Values of the labels store and corpus. Both are needed, because two stores may have corpora of the same name."""
         return [self.store.url, self.name]
 
 
 class Stores(Collector):
-    """All metrics of some stores."""
+    """Collector of all metrics of several stores."""
 
     def __init__(self, stores: Sequence[Known]) -> None:
         self._stores = stores
 
     def describe(self) -> list[Metric]:
-        """Nothing: to name them all would read the stores when the server starts."""
+        """Returns no metrics, because naming them all would read the stores when the server starts."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Called at every scrape."""
+        """All metrics; called at every scrape."""
         unreadable = GaugeMetricFamily("gsec_unreadable_records", "Requests of runs, publications and curation logs that cannot be read.", labels=["store"])
         corpora: list[_Corpus] = []
         published: list[tuple[str, Publication]] = []
@@ -143,7 +143,7 @@ def _progress(store: Known, run: Run) -> list[tuple[str, int, int]]:
 
 
 def _of_work(corpora: Sequence[_Corpus]) -> Iterator[Metric]:
-    """What attempts recorded at their ends, added up: made again is counted again."""
+    """Sums over the end records of all attempts. Work that was done again counts again."""
     of = ["store", "corpus"]
     sums = {fact: GaugeMetricFamily(name, f"{text}, {_OF_KEPT}", labels=of) for fact, (name, text) in _SUMMED.items()}
     seconds = GaugeMetricFamily("gsec_stage_seconds", f"Seconds that stages were worked on, {_OF_KEPT}", labels=[*of, "stage"])
@@ -162,7 +162,7 @@ def _of_work(corpora: Sequence[_Corpus]) -> Iterator[Metric]:
 
 
 def _counts(stage: str, fact: str) -> bool:
-    """Whether a fact of this name is of images: describe also counts what is missing, of representatives."""
+    """Whether to add up this fact of the stage: rejected and missing images count only in encode, because describe counts representatives there."""
     return stage == "encode" or fact not in (REJECTED, MISSING)
 
 

@@ -1,4 +1,4 @@
-"""What the API can do, flat, from its OpenAPI description: for the page at its root and for the reference."""
+"""The operations of the API as flat lists, from its OpenAPI description, for the page at its root and for the reference."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,33 +9,33 @@ _METHODS = ("get", "post")
 
 @dataclass(frozen=True)
 class Parameter:
-    """Of an operation, or a field of an answer."""
+    """A parameter of an operation, or a field of an answer."""
 
     name: str
     kind: str
-    """Its type, for people."""
+    """Its type in words."""
     meaning: str
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A method of an address."""
+    """A method of a path."""
 
     method: str
     path: str
     about: str
     parameters: tuple[Parameter, ...]
     body: str | None
-    """What is sent, if anything is."""
+    """Schema or media type of the request's body; None if it has no body."""
     answer: str
-    """What comes back: the name of a schema, or a media type."""
+    """Schema or media type of the answer."""
     problems: tuple[str, ...]
-    """Other statuses, and what they mean, beside those of `everywhere`."""
+    """Other statuses and their meanings, except those of `everywhere`."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """An object of an answer."""
+    """An object in an answer."""
 
     name: str
     about: str
@@ -43,12 +43,12 @@ class Schema:
 
 
 def everywhere(described: Mapping[str, Any]) -> tuple[str, ...]:
-    """Statuses that every operation may answer with, and what they mean."""
+    """Statuses that every operation may answer with, and their meanings."""
     return tuple(sorted(set.intersection(*({*_problems(one)} for methods in described["paths"].values() for one in methods.values()))))
 
 
 def operations(described: Mapping[str, Any], root: str) -> list[Operation]:
-    """Those of an OpenAPI document, whose paths are below ``root``."""
+    """The operations of an OpenAPI document; ``root`` is put before their paths."""
     known = everywhere(described)
     return [
         Operation(
@@ -67,7 +67,7 @@ def operations(described: Mapping[str, Any], root: str) -> list[Operation]:
 
 
 def schemas(described: Mapping[str, Any]) -> list[Schema]:
-    """The objects that answers are made of, by name."""
+    """The schemas of the objects in answers and bodies, by name."""
     found = described["components"]["schemas"]
     return [
         Schema(name, one.get("description", ""), tuple(Parameter(field, _kind(kind), kind.get("description", "")) for field, kind in one["properties"].items()))

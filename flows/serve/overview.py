@@ -1,4 +1,4 @@
-"""What the front page shows: every run of every store, from small records and listings; no table of images is read."""
+"""Content of the front page: every run of every store, from small records and listings. No table of images is read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from gsec_core.errors import without_secrets
 from gsec_core.store import Publication, Run
 
 MOST_RUNS = 200
-"""Runs that a page shows."""
+"""Runs on one page."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run."""
+    """One run in the list."""
 
     store: str
     run: str
@@ -21,15 +21,15 @@ class Line:
     state: str
     error: str | None
     progress: list[tuple[str, int, int]]
-    """Of a run that is not finished: stage, shards done, shards planned; of the stages that have begun."""
+    """(stage, shards done, shards planned) for each stage that has begun; empty for a finished run."""
     result: Result | None
     published: bool
     held: bool
-    """Whether it finished after what is published now was published, and was not published itself: it was held back, or another was faster."""
+    """Whether the run finished after the current publication and was not published: it was held back, or another run was faster."""
     report: str | None
-    """Id of the run whose report is to be opened."""
+    """Id of the run whose report the page links to."""
     explorable: bool
-    """Whether its images can be looked into: it is finished, and has clusters of its own."""
+    """Whether the run can be explored: it is finished, and has clusters of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,32 @@ class Published:
     store: str
     publication: Publication
     result: Result | None
-    """What its run found; None if that is gone, damaged, or of an older gsec."""
+    """Result of the published run; None if the run is gone or damaged, or an older gsec made it."""
     address: str
-    """Of its report: one to keep, unless a store that was named before has a pipeline of the same name."""
+    """Address of the report: a permanent one, unless an earlier store has a pipeline of the same name."""
     explorer: str
-    """Where its images are looked into: as the former."""
+    """Address of the explorer, permanent in the same case."""
 
 
 @dataclass(frozen=True)
 class Overview:
-    """The front page, or one of those behind it with older runs."""
+    """The front page, or a later page with older runs."""
 
     stores: list[str]
     published: list[Published]
     lines: list[Line]
     """Newest first."""
     page: int
-    """From 1."""
+    """Number of this page, from 1."""
     pages: int
     count: int
-    """Runs on all pages."""
+    """Number of runs on all pages."""
     wrong: list[str]
-    """What cannot be read."""
+    """Messages about records that cannot be read."""
 
 
 def overview(stores: Sequence[Known], page: int = 1) -> Overview:
-    """Everything that a page shows."""
+    """Collect everything that page number ``page`` shows."""
     found, wrong = [], []
     published: list[Published] = []
     for store in stores:
@@ -90,7 +90,7 @@ def _published(store: Known, publication: Publication, taken: bool) -> Published
 
 
 def _result(store: Known, run_id: str) -> Result | None:
-    """Of a publication, whose run may be gone or damaged."""
+    """Result of a published run; None if the run is gone or damaged."""
     run = store.find(run_id)
     try:
         return store.result(run) if run else None

@@ -1,4 +1,4 @@
-"""How pages are made: templates, what they are served with, and the files beside them."""
+"""Rendering of pages: templates, their security headers, and static files."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -17,7 +17,7 @@ from gsec_core.report.pages import FILTERS, asset, policy_hash
 from gsec_core.report.text import prose, visible
 
 POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-"""On every answer that brings none of its own."""
+"""Content-Security-Policy of every answer that sets none of its own."""
 
 _POLICY_OF_EXPLORER = (
     "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
@@ -25,25 +25,25 @@ _POLICY_OF_EXPLORER = (
 )
 
 _REFERRER = "same-origin"
-"""Under the server's `no-referrer` browsers send `Origin: null` with a form, and over plain HTTP nothing else that tells where the form is from."""
+"""Referrer-Policy of the explorer. With the server's `no-referrer`, browsers send a form with `Origin: null`, and over plain HTTP without any other origin."""
 
 _KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 
 
 def front(name: str, **values: Any) -> Response:
-    """A page whose styles stand in it."""
+    """Render a page with inline styles, whose hashes are in its policy."""
     styles = " ".join(f"'{policy_hash(style)}'" for style in _styles())
     return HTMLResponse(_templates().get_template(name).render(values), headers={"Content-Security-Policy": f"{POLICY}; img-src data:; style-src {styles}"})
 
 
 def explorer(name: str, status: int = 200, **values: Any) -> Response:
-    """A page of the explorer: its styles and scripts are `static`."""
+    """Render a page of the explorer, whose styles and scripts are static files (see `static`)."""
     page = _templates().get_template(f"explore/{name}.html.j2").render(values)
     return HTMLResponse(page, status, headers={"Content-Security-Policy": _POLICY_OF_EXPLORER, "Referrer-Policy": _REFERRER})
 
 
 def static(request: Request) -> Response:
-    """A style sheet or script of the explorer."""
+    """Answer with a style sheet or script of the explorer."""
     name = request.path_params["name"]
     if name not in _static():
         raise HTTPException(404)
@@ -51,14 +51,14 @@ def static(request: Request) -> Response:
 
 
 def kept(request: Request, data: bytes, kind: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Bytes that a browser may keep, and asks about before it shows them again."""
+    """Answer with bytes that a browser may cache but must revalidate; 304 if it has them already."""
     tag = f'"{xxhash.xxh3_128_hexdigest(data)}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", **(headers or {})}
     return Response(status_code=304, headers=headers) if has_tag(request, tag) else Response(data, headers=headers, media_type=kind)
 
 
 def has_tag(request: Request, tag: str) -> bool:
-    """Whether the browser has kept what has this tag."""
+    """Whether the browser has the answer with this ETag in its cache."""
     return tag in (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(","))
 
 
@@ -80,10 +80,10 @@ def _templates() -> jinja2.Environment:
 
 
 def _styles() -> tuple[str, str]:
-    """The look of the reports, and what the front page adds."""
+    """The style sheet of the reports, and that of the front page."""
     return str(asset("report.css")), resources.files("flows.serve").joinpath("templates", "overview.css").read_text("utf-8")
 
 
 def _when(at: str) -> str:
-    """A record's time, to the minute: it is UTC."""
+    """The time of a record (UTC), to the minute."""
     return at[:16].replace("T", " ")

@@ -1,4 +1,4 @@
-"""The process that serves."""
+"""The process of `gsec serve`."""
 
 import logging
 import os
@@ -19,9 +19,12 @@ from gsec_core.store import Store
 
 
 def serve(urls: Sequence[str], host: str, port: int, curate: bool = False) -> int:
-    """Serve until a signal ends it. ``curate``: whether clusters may be curated. Raises Refused if it may not, or cannot, listen there."""
+    """Serve until a signal ends the process. ``curate``: whether clusters may be curated.
+
+    Raises Refused if the token is invalid or missing, or if the process cannot listen at this address.
+    """
     share_memory()
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps more
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default pool keeps more memory
     token = token_of(os.environ, host)
     by_link = curate and token is None
     if by_link:
@@ -35,13 +38,16 @@ def serve(urls: Sequence[str], host: str, port: int, curate: bool = False) -> in
     logging.getLogger("gsec.serve").info("serving %s on %s", ", ".join(store.url for store in stores), address)
     if by_link:
         print(f"Open {address}/?token={token}", file=sys.stderr, flush=True)
-    with suppress(KeyboardInterrupt):  # which it raises once it has ended in order
+    with suppress(KeyboardInterrupt):  # uvicorn raises it after an orderly shutdown
         uvicorn.Server(config).run(sockets=[listening])
     return 0
 
 
 def token_of(environment: Mapping[str, str], host: str) -> str | None:
-    """What a request has to send. Raises Refused if it is none that can be sent, or if there has to be one."""
+    """The token that requests must send, from the environment; None if there is none.
+
+    Raises Refused if browsers cannot send the token, or if there is none and ``host`` can be reached from other machines.
+    """
     token = environment.get(TOKEN)
     if token == "":
         raise Refused(f"{TOKEN}: it is empty. Give it a long random text, or unset it.")
@@ -58,5 +64,5 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise Refused(f"--host {host} --port {port}: it cannot listen there ({why}). Choose another.") from None
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a kept connection waits 40 ms for each answer; asyncio sets it on its own alone
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else answers on kept connections take 40 ms; asyncio sets it only on its own sockets
     return listening

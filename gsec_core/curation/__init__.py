@@ -1,6 +1,6 @@
-"""What people say about clusters, and keep from night to night: names, merges, splits, moves.
+"""Curation of clusters by people, which holds in all later runs: names, merges, splits, moves.
 
-`Log` is the acts, `replay` what they make of a run's clusters, `curated` both for one run, and `add` the way to say something.
+`Log` holds the acts, `replay` applies them to a run's clusters, `curated` does so for one run, and `add` adds an act.
 """
 
 from gsec_core.curation.edit import Untold, add

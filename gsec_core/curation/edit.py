@@ -1,4 +1,4 @@
-"""Adding to the log: what a person says is checked against the clusters as they are curated now, and refused in a sentence or written."""
+"""Add acts to the log. Each is checked against the clusters as they are curated now, and either refused with a reason or written."""
 
 import re
 import unicodedata
@@ -19,16 +19,16 @@ from gsec_core.store import Store
 from gsec_core.store.runs import now
 
 MAX_NAME, MAX_TEXT = 200, 2_000
-"""Characters of a name, and of a description or a reason."""
+"""Maximal number of characters of a name, and of a description or a reason."""
 
 MAX_PARTS = 1_000
 
 _HIDING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Control characters, those that turn the reading order around or take no room, and halves of surrogate pairs."""
+"""Matches control characters, characters that reverse the reading order or have no width, and halves of surrogate pairs."""
 
 
 class Untold(GsecError):
-    """``act`` is in the log, and ``published/PIPELINE.json`` could not be written again. To say the same once more would add a second act."""
+    """``act`` was added to the log, but ``published/PIPELINE.json`` could not be updated. Trying again would add a second act."""
 
     def __init__(self, sentence: str, act: Act) -> None:
         super().__init__(sentence)
@@ -36,7 +36,7 @@ class Untold(GsecError):
 
 
 Divide = Callable[[int, bytes], str]
-"""Of a cluster's key and rows, int64, the centres of its parts as an act holds them, the largest first."""
+"""Takes a cluster's key and the bytes of its rows (int64), and returns the packed centres of its parts, the largest part first."""
 
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -55,11 +55,11 @@ def add(
     parts: int | None = None,
     undoes: int | None = None,
 ) -> Act:
-    """Add an act to the log of a run's pipeline, and tell ``published/PIPELINE.json``. Returns the act with its number.
+    """Add an act to the log of a run's pipeline, and update ``published/PIPELINE.json``. Returns the act with its number.
 
-    ``keys``: of `merge` those that become part of ``key``; ``images``: ids in hex digits; ``parts``: of `split`. Raises Refused, before anything is
-    written, for what cannot be done to the clusters of this run as they are curated now, BadRecord if the log is damaged, Unreachable; and `Untold` once
-    the act is in the log.
+    ``keys`` are the clusters that `merge` merges into ``key``; ``images`` are ids in hex digits; ``parts`` is the number of parts of `split`. Before
+    anything is written, raises Refused if the act cannot be applied to the clusters of this run as they are curated now, BadRecord if the log is damaged,
+    and Unreachable. Raises `Untold` if the act was added but the file could not be updated.
     """
     if context.of_run is not None:
         raise Refused(f"--run {context.run.id}: it assigns images to the clusters of run {context.of_run.run.id}. Name that run to curate them.")
@@ -92,7 +92,7 @@ def add(
 
 
 def check_text(what: str, text: str, most: int) -> None:
-    """Raises Refused for a text that is empty, longer than ``most`` characters, or holds what cannot be seen."""
+    """Raises Refused for a text that is empty, longer than ``most`` characters, or contains invisible characters."""
     if not text.strip():
         raise Refused(f"{what} is empty. Give a text.")
     if len(text) > most:
@@ -102,7 +102,7 @@ def check_text(what: str, text: str, most: int) -> None:
 
 
 def _check_fields(act: Act, parts: int | None) -> None:
-    """Raises Refused unless the act says what its kind needs."""
+    """Raises Refused unless the act has exactly the fields that its kind needs."""
     for image in act.images:
         if not _ID.fullmatch(image.id):
             raise Refused(f"image {image.id}: this is not an image's id, which has 32 hex digits.")
@@ -130,7 +130,7 @@ _NAMES = {
 
 
 def _checked(act: Act, acts: Sequence[Act], model: Model, parts: int, divide: Divide) -> Act:
-    """The act as it is to be written after ``acts``. Raises Refused if it cannot be applied to what they leave."""
+    """The complete act, to be written after ``acts``. Raises Refused if it cannot be applied to their result."""
     undone = undoings(acts)
     if act.kind == UNDO:
         _check_undo(act.undoes or 0, acts, undone)
@@ -172,7 +172,7 @@ def _image(id: str, state: State, model: Model) -> Image:
 
 
 def _check_name(act: Act, state: State) -> None:
-    """Two clusters of one name are one cluster, or a mistake."""
+    """Raises Refused if another cluster has the name: then a merge may be meant, or it is a mistake."""
     for other in state.clusters.values():
         if other.key != act.key and _folded(other.name) == _folded(str(act.text)):
             raise Refused(f"rename: cluster {other.key} is called {other.name} already. To make them one: gsec curate merge {other.key} {act.key}")
@@ -190,7 +190,7 @@ def _folded(name: str) -> str:
 
 
 def _divider(context: Context, model: Model, parts: int) -> Divide:
-    """What finds the centres of the parts of a cluster. Where another writes at once and changes nothing about the images, it is not done twice."""
+    """A function that finds the centres of a cluster's parts. It is cached: if another act comes first and the images are the same, it is not run twice."""
 
     @cache
     def divide(cluster: int, rows: bytes) -> str:

@@ -1,6 +1,6 @@
-"""The log of what people said about a pipeline's clusters: ``curation/PIPELINE/NUMBER.json``, one file for each act, created once and never changed.
+"""The curation log of a pipeline: ``curation/PIPELINE/NUMBER.json``, one file for each act, created once and never changed.
 
-Of two who write at once one gets the number and the other the next, so that both acts are in the log, in an order that everybody sees.
+If two processes write at once, one gets the number and the other the next one. So both acts are in the log, in the same order for all readers.
 """
 
 import base64
@@ -31,10 +31,10 @@ NEEDS: Mapping[str, tuple[frozenset[str], ...]] = {
     **dict.fromkeys((HIDE, SHOW, STAR, UNSTAR), (frozenset({"key"}), frozenset({"images"}))),
     UNDO: (frozenset({"undoes"}),),
 }
-"""Kind -> the fields that it has beside `kind`, `who`, `at` and `why`; of two sets one."""
+"""Kind -> the sets of fields, one of which an act of this kind has besides `kind`, `who`, `at` and `why`."""
 
 FIRST_NEW = 1_000_000
-"""The first key that a split gives. Those of models are below."""
+"""The first key that splits give to new clusters. Keys of models are below."""
 
 _ATTEMPTS = 100
 
@@ -43,16 +43,16 @@ _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class Image(NamedTuple):
-    """An image as it was when something was said about it."""
+    """An image as it was when an act named it."""
 
     id: _Id
-    """As in the tables, in hex digits."""
+    """Image id as in the tables, in hex digits."""
     content_hash: _Id
 
 
 @dataclass(frozen=True)
 class Act:
-    """What a person said, once."""
+    """One correction by a person."""
 
     kind: str
     who: str
@@ -60,38 +60,38 @@ class Act:
     """UTC."""
     why: str | None = None
     key: _Key | None = None
-    """The cluster that it is about; of `merge` and `move` the one that the images come to, of `split` the one that is split."""
+    """The cluster that the act is about; for `merge` and `move` the one that receives the images, for `split` the one that is split."""
     keys: tuple[_Key, ...] = ()
-    """`merge`: the clusters that become part of it. `split`: those of all parts but the largest, which keeps the key."""
+    """For `merge`, the clusters that are merged into `key`; for `split`, the keys of all parts except the largest, which keeps `key`."""
     text: str | None = None
-    """`rename` and `describe`."""
+    """For `rename` and `describe`, the new name or description."""
     images: tuple[Image, ...] = ()
-    """`move`; and `hide`, `show`, `star` and `unstar`, if they are not about a cluster."""
+    """For `move`, and for `hide`, `show`, `star` and `unstar` of images instead of a cluster."""
     centres: str | None = None
-    """`split`; see `directions`."""
+    """For `split`; see `directions`."""
     encoder: str | None = None
-    """`split`: whose embeddings the centres are among."""
+    """For `split`, the encoder whose embeddings the centres were computed from."""
     undoes: int | None = None
-    """`undo`: the number of an act."""
+    """For `undo`, the number of the act."""
     number: int = 0
-    """Its place in the log, from 1."""
+    """Number in the log, from 1."""
     unknown: tuple[str, ...] = ()
-    """What of it this version of gsec does not know: ``kind``, or names of fields. Nothing else is known of it then but who, when and why."""
+    """Parts that this version of gsec does not know: ``kind``, or names of fields. If there are any, only kind, who, at and why are set besides."""
 
     @property
     def directions(self) -> NDArray[np.float32]:
-        """Of a split the parts' centres, (parts, dim); the first is that of `key`, and the others follow `keys`."""
+        """Centres of the parts of a split, (parts, dim): first that of `key`, then those of `keys`."""
         values = np.frombuffer(base64.b64decode(self.centres or "", validate=True), "<f2").astype(np.float32)
         return values.reshape(len(self.keys) + 1, -1)
 
 
 def packed(centres: NDArray[np.floating[Any]]) -> str:
-    """What `Act.directions` reads: half precision, in base64."""
+    """Encode centres for `Act.centres`, as `Act.directions` reads them: half precision, in base64."""
     return base64.b64encode(np.ascontiguousarray(centres, "<f2").tobytes()).decode()
 
 
 class Log:
-    """The log of one pipeline. An act that was read once is not read again by the same object. Raises Refused for a name that cannot be a pipeline's."""
+    """The log of one pipeline. An object reads each act only once. Raises Refused for a name that cannot be a pipeline's."""
 
     def __init__(self, files: Files, pipeline: str) -> None:
         check_pipeline(pipeline)
@@ -106,11 +106,11 @@ class Log:
         return [name for name in names if _is_pipeline(name) and cls(files, name).numbers()]
 
     def numbers(self) -> list[int]:
-        """Those of the acts, ascending, by a listing. What else lies beside them is passed over."""
+        """Numbers of the acts, ascending, from one directory listing. Other files are ignored."""
         return sorted(int(name[:8]) for name in self.files.files(f"{CURATION}/{self.pipeline}") if _ACT.fullmatch(name))
 
     def read(self) -> list[Act]:
-        """All acts, in order. Raises BadRecord for a file that is not what gsec writes; what a newer gsec wrote is `Act.unknown`."""
+        """All acts, in order. Raises BadRecord for a file that is not what gsec writes. Parts that a newer gsec wrote are in `Act.unknown`."""
         numbers = self.numbers()
         unread = [number for number in numbers if number not in self._known]
         if self.files.readers == 1:
@@ -121,7 +121,10 @@ class Log:
         return [self._known[number] for number in numbers]
 
     def append(self, make: Callable[[list[Act]], Act]) -> Act:
-        """Add what ``make`` makes of the acts before it; it is asked again if another came first. Returns the act with its number."""
+        """Add the act that ``make`` returns for the acts before it; if another act was added first, ``make`` is called again.
+
+        Returns the act with its number. Raises Unreachable after too many attempts.
+        """
         for _ in range(_ATTEMPTS):
             before = self.read()
             act = replace(make(before), number=before[-1].number + 1 if before else 1)
@@ -145,13 +148,13 @@ _ALWAYS = frozenset({"kind", "who", "at", "why"})
 
 
 def _record(act: Act) -> dict[str, Any]:
-    """Only what says something."""
+    """The fields of an act that are set, for its file."""
     written = {field.name: getattr(act, field.name) for field in fields(act) if field.name not in ("number", "unknown")}
     return {name: value for name, value in written.items() if value not in (None, ())}
 
 
 def _act(number: int, record: dict[str, Any]) -> Act:
-    """Raises ValueError if the record cannot be an act of any version of gsec."""
+    """The act of a record. Raises ValueError if the record cannot be an act of any version of gsec."""
     known = NEEDS.get(record["kind"])
     told = frozenset(record) - _ALWAYS
     unknown = ("kind",) if known is None else tuple(sorted(told - frozenset().union(*known)))

@@ -1,4 +1,4 @@
-"""What ``published/PIPELINE.json`` says of the clusters that a pipeline publishes, as people have curated them."""
+"""The curated clusters in ``published/PIPELINE.json``, for programs that read the result of a pipeline."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,18 +13,18 @@ from gsec_core.store import Publication, Run, Store
 
 
 def tell(store: Store, pipeline: str, context: Context | None = None) -> None:
-    """Write the file again, if it is not what the log makes of what is published; nothing if nothing is.
+    """Update the file if it is not in line with the log and the newest publication. Does nothing if nothing is published.
 
-    The process that added an act may have been killed before this: the next act, and the next run that is finished, make it good.
-    ``context``, that of a run: if it is the published one, what it has read is not read again.
+    A process that added an act may be killed before this; the next act, or the next finished run, then updates the file.
+    ``context`` is that of any run: if it is the published run, the tables it has in memory are used.
     """
     store.publications.point(pipeline, partial(additions, store, context))
 
 
 def additions(store: Store, context: Context | None, newest: Publication, now: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``clusters`` and ``curated`` for what is published; ``now`` is what the file says of it at present, and stays if there is no act since.
+    """The fields ``clusters`` and ``curated`` for the newest publication. ``now`` has their current values, and is returned if no act was added since.
 
-    A damaged log does not keep a run from being published: then ``clusters`` are the model's own, and ``curated`` says what is wrong.
+    A damaged log does not keep a run from being published: then ``clusters`` are the model's own, and ``curated`` contains the error.
     """
     log = Log(store.files, newest.pipeline)
     numbers, before = log.numbers(), now.get("curated")
@@ -51,7 +51,7 @@ def _rows(found: Curated) -> list[dict[str, Any]]:
 
 
 def remark(curated: Mapping[str, Any] | None) -> str | None:
-    """What people are to know of the curation of what is published; ``curated`` is that of the file. None if all is well."""
+    """A warning about the curation of the published clusters, given the field ``curated`` of the file. None if there is no problem."""
     if not curated:
         return None
     if curated.get("error"):

@@ -1,24 +1,24 @@
-"""What the acts of a log make of a run's clusters: a function of both and of nothing else.
+"""Apply the acts of a log to a run's clusters. The result depends on these two alone.
 
-Acts apply in the order of the log, each to what the ones before it have left. The model's own clustering stays what it is; every night's clusters go
-through all acts again, by their keys. An act that does not find what it is about is *open*: it is told with the reason, the others count, and it applies
-again as soon as that is back.
+Acts are applied in the order of the log, each to the result of the ones before it. The model's own clustering does not change; all acts are applied
+again to the clusters of every run, by cluster key. An act whose cluster or images are missing is *open*: it is reported with the reason, the other acts
+count, and it applies again as soon as they are back.
 
 =====================  =============================================================================================================================
 act                    does
 =====================  =============================================================================================================================
-rename, describe KEY   the cluster has this name, or description, from here on; of two the later counts
-merge KEY KEYS         the images of KEYS come to KEY, which keeps its name, description, star and whether it is hidden; KEYS are gone from here on, for every
-                       later act too. If some of KEYS are not there, the act is open, and the others are merged. Merged clusters may be merged again;
-                       a cycle is impossible, as a cluster that is gone is merged into nothing
-split KEY              every image of KEY goes to the nearest of the centres that the act holds: so do images of later nights. The first part keeps KEY with
-                       all that was said of it; the others are called after it, and are hidden if it is
-move KEY IMAGES        the images come to KEY, wherever they are. Images that are not there any more, or hold other bytes, are open; the others move.
-                       Before a split of KEY a moved image is split like the others; after it, it stays in the part that it was moved to
+rename, describe KEY   sets the name or description of the cluster; a later act replaces it
+merge KEY KEYS         moves the images of KEYS to KEY, which keeps its name, description, star and whether it is hidden. From then on KEYS do not exist, not
+                       even for later acts. If some of KEYS are missing, the act is open, and the others are merged. Merged clusters may be merged again;
+                       a cycle is impossible, because a cluster that does not exist cannot be merged
+split KEY              puts every image of KEY into the part with the nearest of the centres that the act holds, in later runs too. The first part keeps KEY
+                       with its name, description and marks; the others are named after it, and are hidden if it is
+move KEY IMAGES        moves the images to KEY, wherever they are. If some are missing or have other bytes now, the act is open, and the others are moved.
+                       If KEY is split later, a moved image is split like the others; an image moved after the split stays in its part
 hide, show             a cluster with all images that are in it in the end, or single images, wherever they are
 star, unstar           a cluster, or single images
-undo NUMBER            that act counts no more, as if it never was said; later acts that need it become open. Undone itself, it counts no more either, and the
-                       act is back
+undo NUMBER            cancels that act, as if it had never been added; later acts that need it become open. An undo can be undone itself: then the act
+                       counts again
 =====================  =============================================================================================================================
 """
 
@@ -37,7 +37,7 @@ from gsec_core.clustering.kmeans import cosines, unit_rows
 from gsec_core.curation.log import DESCRIBE, HIDE, MERGE, MOVE, RENAME, SHOW, SPLIT, STAR, UNDO, UNSTAR, Act
 
 _AT_ONCE = 65_536
-"""Images whose embeddings are in memory at once."""
+"""Number of images whose embeddings are in memory at once."""
 
 
 class Named(NamedTuple):
@@ -50,19 +50,19 @@ class Named(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a run found, as far as acts are about it: n images in canonical order."""
+    """The clustering of a run before curation, as far as acts need it: n images in canonical order."""
 
     image_ids: pa.Array
     """binary(16)."""
     content_hashes: pa.Array
     """binary(16)."""
     keys: NDArray[np.int32]
-    """(n,): of each image the key of its cluster."""
+    """(n,): key of each image's cluster."""
     clusters: tuple[Named, ...]
-    """By their numbers."""
+    """In the order of their numbers."""
     encoder: str
     embeddings: Callable[[NDArray[np.int64]], NDArray[Any]]
-    """Of rows (m,) their embeddings by ``encoder``, (m, dim). Asked for splits alone."""
+    """Returns the embeddings by ``encoder`` of rows (m,), (m, dim). Only splits call it."""
 
 
 class Cluster(NamedTuple):
@@ -72,19 +72,19 @@ class Cluster(NamedTuple):
     name: str
     description: str | None
     size: int
-    """Images, hidden ones included."""
+    """Number of images, with hidden ones."""
     hidden: bool
     starred: bool
     curated: bool
-    """Whether an act gave it its name or description, or images that the model did not put there, or split it."""
+    """Whether an act set its name or description, moved or merged images into it, or split it."""
     merged: tuple[int, ...]
-    """The clusters that are part of it."""
+    """Keys of the clusters that were merged into it."""
     model_name: str | None
-    """What the model calls it; None of a part that a split made."""
+    """The model's name for it; None for a cluster that a split made."""
 
 
 class Open(NamedTuple):
-    """An act that could not be applied, or not to all that it is about."""
+    """An act that could not be applied, or only to some of its clusters or images."""
 
     act: Act
     why: str
@@ -95,26 +95,26 @@ class Curated:
     """The curated clustering of a run: n images in canonical order."""
 
     keys: NDArray[np.int32]
-    """(n,): of each image the key of its cluster."""
+    """(n,): key of each image's cluster."""
     hidden: NDArray[np.bool_]
-    """(n,): whether the image, or its cluster, is hidden."""
+    """(n,): whether the image or its cluster is hidden."""
     starred: NDArray[np.bool_]
     """(n,): whether the image itself is starred."""
     clusters: tuple[Cluster, ...]
-    """The model's by their numbers, then those that splits made."""
+    """The model's clusters in the order of their numbers, then those that splits made."""
     open: tuple[Open, ...]
-    """In the order of the log. An act that is undone is not among them."""
+    """Open acts in the order of the log, without undone ones."""
     undone: Mapping[int, int]
-    """The acts that count no more, each with the undo that says so."""
+    """Number of an undone act -> number of the undo."""
     acts: int
-    """How many the log has."""
+    """Number of acts in the log."""
     last: int
-    """Number of its last act; 0 if there is none."""
+    """Number of the log's last act; 0 if there is none."""
     into: Mapping[int, int]
-    """Each key that is gone because it was merged, and the one that its images have now."""
+    """Key of a merged cluster -> key of the cluster that it is part of now."""
 
     def of_model(self, key: int) -> Cluster:
-        """What became of a cluster of the model: itself, or the one that it is part of."""
+        """The curated cluster of a cluster of the model: itself, or the one that it was merged into."""
         return self.by_key[self.into.get(key, key)]
 
     @cached_property
@@ -123,7 +123,7 @@ class Curated:
 
 
 def replay(acts: Sequence[Act], model: Model) -> Curated:
-    """Apply the acts, in order, to what the model found."""
+    """Apply the acts, in order, to the clustering of the model."""
     state = State(model)
     undone = undoings(acts)
     state.prepare(acts)
@@ -142,7 +142,7 @@ def replay(acts: Sequence[Act], model: Model) -> Curated:
 
 
 def undoings(acts: Sequence[Act]) -> dict[int, int]:
-    """The acts that count no more, each with the last undo that says so and counts itself."""
+    """Number of each undone act -> number of the last undo of it that is not undone itself."""
     undone: dict[int, int] = {}
     for act in reversed(acts):
         if act.kind == UNDO and act.undoes is not None and act.number not in undone and act.undoes < act.number:
@@ -157,7 +157,7 @@ class _Cluster:
     description: str | None
     model_name: str | None
     groups: list[int]
-    """Numbers of the groups of images that it has."""
+    """Numbers of its groups of images (see `State`)."""
     hidden: bool = False
     starred: bool = False
     curated: bool = False
@@ -165,10 +165,10 @@ class _Cluster:
 
 
 class State:
-    """Clusters, and which images they have, after some acts.
+    """The clusters and their images after some acts.
 
-    Images are in *groups*: one a cluster of the model, one a part that a split made, one a move. A cluster is a list of groups, so that to merge clusters
-    touches no image.
+    Images are in *groups*: one for each cluster of the model, each part that a split made, and each move. A cluster is a list of groups, so that merging
+    clusters touches no image.
     """
 
     def __init__(self, model: Model) -> None:
@@ -177,21 +177,21 @@ class State:
         self.names = Counter(named.name for named in model.clusters)
         self._group = _places([named.key for named in model.clusters], model.keys)
         self._rows: dict[int, NDArray[np.int64]] = {}
-        """Of each group that an act made its images; some may have left it since."""
+        """Group that an act made -> rows of its images; some of them may be in other groups since."""
         self._by_group: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._count = len(model.clusters)
         self._hidden = np.zeros(len(model.keys), bool)
         self._starred = np.zeros(len(model.keys), bool)
         self._places: dict[str, tuple[int, str]] = {}
-        """Of the images that acts name and that are there: row and content hash."""
+        """Id of an image that acts name and that exists -> its row and content hash."""
         self._asked: set[str] = set()
         self._gone: dict[int, tuple[int, int]] = {}
-        """Merged key -> the one that it was merged into, and by which act."""
+        """Merged key -> the key it was merged into, and the number of the act."""
         self._made: dict[int, int] = {}
-        """Key of a part -> the split that makes it, whether it counts or not."""
+        """Key of a part -> number of the split that makes it, even if the split is undone or open."""
 
     def prepare(self, acts: Sequence[Act]) -> None:
-        """Look at acts that may be applied: at the images that they name, of many acts at once."""
+        """Look up the images of all acts at once. Must be called before the acts are applied."""
         self._made |= {key: act.number for act in acts if act.kind == SPLIT for key in act.keys}
         wanted = {image.id for act in acts for image in act.images} - self._asked
         self._asked |= wanted
@@ -202,16 +202,16 @@ class State:
         self._places.update({id: (row, content.hex()) for id, row, content in there if row is not None})
 
     def row(self, id: str) -> int | None:
-        """Of an image that was prepared for; None if it is not there."""
+        """The row of an image that a prepared act names; None if the image does not exist."""
         return self._places[id][0] if id in self._places else None
 
     def is_hidden_with(self, row: int) -> int | None:
-        """The cluster that an image is in, if that is hidden."""
+        """Key of the image's cluster if the cluster is hidden, else None."""
         group = self._group[row]
         return next((cluster.key for cluster in self.clusters.values() if cluster.hidden and group in cluster.groups), None)
 
     def apply(self, act: Act) -> str | None:
-        """Apply an act that is no undo. Returns why it could not be, or not to all of it, in a sentence."""
+        """Apply an act that is not an undo. Returns None, or a sentence that tells why it could not be applied, or only in part."""
         if act.unknown:
             return f"a newer gsec wrote it, and this version does not know {_what(act)}."
         if act.key is not None and act.key not in self.clusters:
@@ -219,7 +219,7 @@ class State:
         return _APPLY[act.kind](self, act)
 
     def absent(self, key: int) -> str:
-        """Why there is no cluster of this key."""
+        """A sentence that tells why there is no cluster with this key."""
         if key in self._gone:
             into, by = self._gone[key]
             return f"cluster {key} is part of cluster {into} since act {by}."
@@ -228,7 +228,7 @@ class State:
         return f"there is no cluster {key} in this run."
 
     def rows_of(self, key: int) -> NDArray[np.int64]:
-        """The images of a cluster, (m,), ascending."""
+        """Rows of the images of a cluster, (m,), ascending."""
         return np.sort(np.concatenate([np.empty(0, np.int64), *(self._rows_of_group(number) for number in self.clusters[key].groups)]))
 
     def _rename(self, act: Act) -> None:
@@ -282,7 +282,7 @@ class State:
         return why
 
     def _mark(self, act: Act) -> str | None:
-        """hide, show, star and unstar."""
+        """Apply hide, show, star and unstar."""
         what, value = ("hidden" if act.kind in (HIDE, SHOW) else "starred"), act.kind in (HIDE, STAR)
         if act.key is not None:
             setattr(self._about(act), what, value)
@@ -301,14 +301,14 @@ class State:
         cluster.name = name
 
     def _after(self, name: str) -> str:
-        """The first of ``name (2)``, ``name (3)`` that no cluster has."""
+        """The first of ``name (2)``, ``name (3)`` and so on that no cluster has."""
         number = 2
         while self.names[f"{name} ({number})"] > 0:
             number += 1
         return f"{name} ({number})"
 
     def _images(self, act: Act) -> tuple[NDArray[np.int64], str | None]:
-        """Rows of the images of an act that are as they were, and what is wrong with the others."""
+        """Rows of the images of an act that still exist unchanged, and a sentence about the others."""
         rows, gone, changed = [], 0, 0
         for id, content_hash in act.images:
             row, now = self._places.get(id, (None, None))
@@ -342,7 +342,7 @@ class State:
         return still
 
     def curated(self, found: Sequence[Open], undone: Mapping[int, int], acts: Sequence[Act]) -> Curated:
-        """What there is now."""
+        """The curated clustering that results; the arguments are its ``open`` and ``undone``, and all acts."""
         clusters = list(self.clusters.values())
         place = np.zeros(self._count, np.int64)
         for number, cluster in enumerate(clusters):
@@ -377,7 +377,7 @@ _APPLY: Mapping[str, Callable[[State, Act], str | None]] = {
 
 
 def nearest(model: Model, rows: NDArray[np.int64], centres: NDArray[np.float32]) -> NDArray[np.int64] | None:
-    """Of each of ``rows`` (m,) the place of the nearest of ``centres`` (k, dim) by cosine, (m,). None if they are of another length than the embeddings."""
+    """Index of the nearest of ``centres`` (k, dim) by cosine for each of ``rows`` (m,), (m,). None if the embeddings have another length."""
     directions, found = unit_rows(centres), [np.empty(0, np.int64)]
     for start in range(0, len(rows), _AT_ONCE):
         X = model.embeddings(rows[start : start + _AT_ONCE])
@@ -388,7 +388,7 @@ def nearest(model: Model, rows: NDArray[np.int64], centres: NDArray[np.float32])
 
 
 def _places(keys: Sequence[int], of: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Of each of ``of`` its place among ``keys``, all of which it is one of."""
+    """Index in ``keys`` of each value of ``of``, all of which must be in ``keys``."""
     order = np.argsort(keys)
     found: NDArray[np.int64] = order[np.searchsorted(np.asarray(keys)[order], of)]
     return found

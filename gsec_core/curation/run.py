@@ -17,7 +17,7 @@ from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TA
 
 @once
 def log_of(context: Context) -> Log:
-    """The log that a run's clusters are curated by: that of its pipeline, or of the pipeline of the run that it assigns by."""
+    """The curation log for a run's clusters: that of its pipeline, or, if it only assigns, of the pipeline of the run whose clusters it uses."""
     model = context.of_run or context
     return Log(context.run.files, pipeline_of(model.config, model.corpus.name))
 
@@ -25,7 +25,7 @@ def log_of(context: Context) -> Log:
 def curated(context: Context) -> Curated:
     """The clustering of a finished run as people have curated it, in the order of `usable`.
 
-    Of a run that assigns to another's clusters: what acts say of single images is about the images of that one, and open in none of both for that.
+    If the run assigns images to another run's clusters, acts on single images are about that run's images, so they are left out of ``open``.
     Raises Refused if a table is not complete, BadRecord if a file of the log is damaged, BadShard.
     """
     found = replay(log_of(context).read(), load_model(context))
@@ -35,14 +35,14 @@ def curated(context: Context) -> Curated:
 
 
 def curated_clusters(context: Context) -> Curated | None:
-    """The clusters alone, without images and so without sizes; None if nobody has curated anything. Raises as `curated` does."""
+    """The curated clusters without images, so all sizes are 0; None if the log is empty. Raises as `curated` does."""
     acts = log_of(context).read()
     return replay(acts, _without_images((context.of_run or context).run)) if acts else None
 
 
 @once
 def load_model(context: Context) -> Model:
-    """What a run found, before anybody curated it. Raises as `curated` does."""
+    """The clustering of a run before curation. Raises as `curated` does."""
     rows = usable(context).rows
     shards, names = context.run.table(ASSIGNMENTS_TABLE if context.of_run is None else ASSIGNED_TABLE)
     labels = pa.concat_tables(shards.read_all(names, ["cluster"]))["cluster"].to_numpy()
@@ -62,7 +62,7 @@ def _without_images(run: Run) -> Model:
 
 
 def _clusters(run: Run) -> tuple[Named, ...]:
-    """By their numbers, with their keys."""
+    """The clusters of a run in the order of their numbers."""
     (lineage, (of_lineage,)), (names, (of_names,)) = run.table(LINEAGE_TABLE), run.table(CLUSTER_NAMES_TABLE)
     keys = lineage.read(of_lineage, ["cluster_key"])["cluster_key"].to_pylist()
     named = names.read(of_names, ["name", "description"])

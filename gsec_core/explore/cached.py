@@ -1,4 +1,4 @@
-"""Shards of some thousand images of which single ones are asked for."""
+"""A cache of shards, for readers that need single rows of them."""
 
 from collections import OrderedDict
 from threading import Lock
@@ -11,7 +11,7 @@ KEPT_BYTES = 32 * 2**20
 
 
 class CachedShards:
-    """The shards of a table, those that were asked for last in memory: ``kept_bytes`` of them, or one that is larger."""
+    """The shards of a table, with the most recently used ones in memory: up to ``kept_bytes``, or a single larger one."""
 
     def __init__(self, shards: Shards, kept_bytes: int = KEPT_BYTES) -> None:
         self.shards = shards
@@ -20,7 +20,7 @@ class CachedShards:
         self._lock = Lock()
 
     def read(self, name: str) -> pa.Table:
-        """All rows of a shard. Raises BadShard, or FileNotFoundError if there is none."""
+        """All rows of a shard. Raises BadShard, or FileNotFoundError if there is no such shard."""
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)

@@ -1,4 +1,4 @@
-"""The clusters of a run as they are shown: as it made them, and as they were curated since."""
+"""The clusters of a run, as the run made them and as people have curated them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Made:
 
 
 def made(run: Run) -> list[Made]:
-    """The clusters of a run by their numbers. Raises Refused if it has not come to names and keys."""
+    """The clusters of a run in the order of their numbers. Raises Refused if the run has no names or keys yet."""
     frames = []
     for name, columns in (
         (LINEAGE_TABLE, ["cluster", "cluster_key"]),
@@ -48,7 +48,7 @@ def made(run: Run) -> list[Made]:
 
 
 def model(columns: Columns, clusters: Sequence[Made], encoder: str, embeddings: Callable[[NDArray[np.int64]], NDArray[np.float16]]) -> Model:
-    """The same for `gsec_core.curation.replay`; ``embeddings`` gives those of rows (m,)."""
+    """The clustering before curation, as `gsec_core.curation.replay` takes it. ``embeddings`` returns the embeddings of rows (m,)."""
     keys = np.array([one.key for one in clusters], np.int32)[columns.cluster]
     named = tuple(Named(one.key, one.name, one.description or None) for one in clusters)
     return Model(to_arrow(columns.ids), to_arrow(columns.hashes), keys, named, encoder, embeddings)
@@ -60,19 +60,19 @@ class View:
     Attributes
     ----------
     curated : Curated
-        What it is made of.
+        The curated clustering that is shown.
     keys : int32 (n,)
-        The cluster of each image.
+        Key of the cluster of each image.
     hidden, starred : bool (n,)
-        Of each image; those of a hidden cluster are hidden with it.
+        Whether each image is hidden, itself or with its cluster, and starred.
     rows : tuple of ClusterRow
-        The largest first.
+        All clusters, the largest first.
     """
 
     def __init__(self, columns: Columns, clusters: Sequence[Made], curated: Curated) -> None:
         self.curated, self.keys, self.hidden, self.starred = curated, curated.keys, curated.hidden, curated.starred
         self.names = {one.key: one.name for one in curated.clusters}
-        # Within a cluster those that are shown come first, the surest of them before the others.
+        # Within a cluster, images that are not hidden come first, and both parts are by descending confidence.
         self._order = np.lexsort((-columns.confidence, self.hidden, self.keys))
         self._keys, starts = np.unique(self.keys[self._order], return_index=True)
         self._starts = np.append(starts, len(self.keys))
@@ -80,7 +80,7 @@ class View:
         self.by_key: Mapping[int, ClusterRow] = {row.key: row for row in self.rows}
 
     def images(self, key: int) -> NDArray[np.int64]:
-        """The rows of a cluster's images, hidden ones last, the surest first. None for a key without images."""
+        """Rows of a cluster's images by descending confidence, hidden ones last. Empty for a key without images."""
         place = int(np.searchsorted(self._keys, key))
         if place == len(self._keys) or self._keys[place] != key:
             return np.empty(0, np.int64)

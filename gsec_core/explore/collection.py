@@ -1,4 +1,4 @@
-"""One finished run, to be looked into."""
+"""One finished run, for exploring."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -39,30 +39,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_ROWS = 200
-"""Images a page."""
+"""Maximal number of rows in one part of a list."""
 
 SORTS = {"confidence": True, "outlier": True, "date": True, "name": False}
-"""What images are sorted by, and whether the largest comes first where nobody says."""
+"""Sort order of images -> whether it descends by default."""
 
 NEIGHBORS = 12
-"""Nearest images on an image's page."""
+"""Number of nearest images on an image's page."""
 
 NOWHERE = 0xFFFF
-"""On the map: the place of the cluster of an image that is hidden."""
+"""Value in `Collection.map_points` in place of the cluster of a hidden image."""
 
 _MODIFIED = r"^(?P<at>\d{16,18}|[1-8]\d{18})-\d+$"
-"""A version that begins with nanoseconds since 1970, as that of a local file does; see `storage.stat_version`."""
+"""Matches a version that begins with nanoseconds since 1970, as those of local files do; see `storage.stat_version`."""
 
 
 class Collection:
-    """A finished run with clusters of its own: read-only, and safe to ask from several threads. What a method needs is read when it is first called.
+    """A finished run with clusters of its own. Read-only and thread-safe. A method reads what it needs at its first call.
 
-    Every method raises Refused in the user's words for a key or an id that is not there and for a part of a list that cannot be, BadShard for a damaged
-    table, and Unreachable or OSError if the store does not answer.
+    Every method raises Refused with a message for users if a key or an id does not exist, a part of a list is invalid, or the run is not finished;
+    BadShard for a damaged table, and Unreachable or OSError if the store does not answer.
     """
 
     def __init__(self, run: Run, config: PipelineConfig | None = None) -> None:
-        """``config``: threads, device and scratch folder to work with. Raises Refused if the run is not finished, or assigns to another's clusters."""
+        """``config`` gives threads, device and scratch folder. Raises Refused if the run assigns images to another run's clusters."""
         self.run = run
         self.context = Context.of(run, config or PipelineConfig())
         if self.context.of_run is not None:
@@ -86,23 +86,23 @@ class Collection:
         self._orders = {order: Lazy(partial(self._sort, *order)) for order in product(SORTS, (True, False))}
 
     def __len__(self) -> int:
-        """Images, hidden ones included."""
+        """Number of images, with hidden ones."""
         return len(self._columns())
 
     @property
     def images_in_memory(self) -> int:
-        """Images whose columns were read."""
+        """Number of images whose columns are in memory."""
         columns = self._columns.made
         return 0 if columns is None else len(columns)
 
     @property
     def version(self) -> str:
-        """What every answer depends on beside the question: the run, whose tables never change, and what was curated. One listing."""
+        """Version of all answers: it depends on the run, whose tables never change, and on the curation log. Takes one directory listing."""
         curated = self._view().curated
         return f"{self.run.id}-{curated.acts}-{curated.last}"
 
     def clusters(self, hidden: bool = False) -> tuple[ClusterRow, ...]:
-        """All clusters, the largest first; hidden ones only if they are asked for."""
+        """All clusters, the largest first; with ``hidden`` also the hidden ones."""
         return tuple(row for row in self._view().rows if hidden or not row.hidden)
 
     def cluster(self, key: int) -> ClusterRow:
@@ -119,10 +119,10 @@ class Collection:
         offset: int = 0,
         limit: int = 50,
     ) -> Page:
-        """Images of a cluster, or of all, sorted.
+        """Images of a cluster, or of all clusters, sorted.
 
-        ``within`` is a polygon on the map, in the unit square. ``sort``: confidence, outlier, date (when the file was changed, where its source tells;
-        else when it came into the corpus) or name.
+        ``within`` is a polygon on the map, in the unit square. ``sort`` is confidence, outlier, date (when the file was changed, if the source gives
+        that for all images; else when it came into the corpus) or name.
         """
         _check_part(offset, limit)
         if sort not in SORTS:
@@ -145,7 +145,7 @@ class Collection:
         return Page(tuple(self._rows(view, rows[offset : offset + limit])), len(rows), offset, limit, note)
 
     def image(self, id: str, wait: float = 0.2) -> ImageDetail:
-        """All that is known of one image, within ``wait`` seconds more than it takes to read its rows: see `ImageDetail.pending`."""
+        """Everything known about one image. Waits at most ``wait`` seconds for values that another thread computes; see `ImageDetail.pending`."""
         view, columns = self._view(), self._columns()
         row = columns.row(id)
         made = self._made()[columns.cluster[row]]
@@ -184,7 +184,7 @@ class Collection:
         )
 
     def thumbnail(self, id: str) -> bytes | None:
-        """The JPEG of an image; None if the store has none."""
+        """The thumbnail of an image as JPEG; None if the store has none."""
         row = self._columns().row(id)
         try:
             table = self._thumbnails().read(self.context.generation.shard_names[self._places()[0][row]])
@@ -194,27 +194,27 @@ class Collection:
         return table["thumbnail"][int(place[0])].as_py() if len(place) else None
 
     def by_words(self, text: str, offset: int = 0, limit: int = 50) -> Page:
-        """Images that are like words or a sentence, the most similar first: at most `vectors.MOST_FOUND`, hidden ones left out.
+        """Images that match words or a sentence, the most similar first: at most `vectors.MOST_FOUND`, without hidden ones.
 
-        The first search loads the encoder, and takes one pass over the embeddings. Raises Refused if none of the run's encoders reads words.
+        The first search loads the encoder, and reads all embeddings once. Raises Refused if none of the run's encoders reads words.
         """
         _check_part(offset, limit)
         return self._search(queries.words(self.context, text), None, offset, limit)
 
     def like(self, id: str, offset: int = 0, limit: int = 50) -> Page:
-        """Images that look like one of the collection, which is not among them; see `by_words`."""
+        """Images that look like the image with this id, without that image itself; see `by_words`."""
         _check_part(offset, limit)
         row = self._columns().row(id)
         vector = self._embeddings[encode.STAGE.name]().of(row)["embedding"]
         return self._search(queries.Query(encode.STAGE.name, "embedding", vector), row, offset, limit)
 
     def like_upload(self, data: bytes, offset: int = 0, limit: int = 50) -> Page:
-        """Images that look like one that is given as the bytes of a file, which are not kept; see `by_words`. Raises Refused for what is no image."""
+        """Images that look like an uploaded one, given as the bytes of its file, which are not kept; see `by_words`. Raises Refused if it is not an image."""
         _check_part(offset, limit)
         return self._search(queries.image(self.context, data), None, offset, limit)
 
     def duplicates(self, offset: int = 0, limit: int = 50) -> Groups:
-        """Groups of images that are the same, or nearly, the largest first. Hidden images are among them."""
+        """Groups of equal or nearly equal images, the largest first, with hidden images."""
         _check_part(offset, limit)
         view, all = self._view(), self._duplicates()
         groups = []
@@ -227,14 +227,15 @@ class Collection:
         return Groups(tuple(groups), len(all), len(all.rows), offset, limit, all.note)
 
     def tree(self, groups: int | None = None) -> Tree:
-        """The clusters as a tree, and cut into so many ``groups``. Raises Refused if the run has none, or for another number than 1 to as many clusters."""
+        """The tree of the clusters, and its cut into ``groups`` groups. Raises Refused if the run has no tree, or if ``groups`` is not from 1 to the number
+        of clusters."""
         return tree(self.run, self._made(), groups)
 
     def map_points(self) -> bytes:
-        """The images that have a place on the map, in canonical order, 6 bytes each: x, y (0 to 65,535) and the place of its cluster in `clusters`.
+        """The images on the map in canonical order, 6 bytes each: x, y (0 to 65,535) and the index of its cluster in `clusters`.
 
-        All are uint16, little-endian. The third is `NOWHERE` for a hidden image. A run with a table `map` has a place for all images, one of an older
-        gsec for the sample that its report shows.
+        All values are little-endian uint16. The third is `NOWHERE` for a hidden image. A run with a table `map` has all images on the map, a run of an
+        older gsec only the sample that its report shows.
         """
         view = self._view()
         x, y = self._points()
@@ -248,7 +249,7 @@ class Collection:
         return block.tobytes()
 
     def map_point(self, place: int) -> ImageRow:
-        """The image of a point, by its place in `map_points`. Raises Refused if there is none."""
+        """The image of a point, given its index in `map_points`. Raises Refused if there is no such point."""
         placed = np.flatnonzero(~np.isnan(self._points()[0]))
         if not 0 <= place < len(placed):
             raise Refused(f"point {place}: the map has {len(placed):,}.")
@@ -256,11 +257,11 @@ class Collection:
 
     @property
     def dated(self) -> str:
-        """What `images` are sorted by as their date, in words."""
+        """The meaning of the sort order date in `images`, in words."""
         return "the file was changed" if self._places()[2] else "the image came into the corpus"
 
     def curation(self, offset: int = 0, limit: int = 50) -> Acts:
-        """What people said about the clusters of the pipeline, newest first, and what of it could not be applied to this run."""
+        """The acts in the curation log of the pipeline, newest first, each with the reason if it could not be applied to this run."""
         _check_part(offset, limit)
         curated, acts = self._view().curated, self._log.read()
         why = {one.act.number: one.why for one in curated.open}
@@ -268,7 +269,7 @@ class Collection:
         return Acts(tuple(rows), len(acts), offset, limit)
 
     def _view(self) -> View:
-        """The clusters as they are curated now. One listing; the log is read, and replayed, where it has grown."""
+        """The clusters as they are curated now. Takes one directory listing; the log is read and replayed only if it has changed."""
         numbers = self._log.numbers()
         state = len(numbers), max(numbers, default=0)
         with self._viewing:
@@ -304,7 +305,7 @@ class Collection:
 
     @staticmethod
     def _out(view: View, row: int | None) -> NDArray[np.bool_]:
-        """What is not to be found (n,): hidden images, and the one that is asked about."""
+        """Mask (n,) of images that a search must not find: hidden ones, and the image ``row`` that it starts from."""
         if row is None:
             return view.hidden
         out = view.hidden.copy()
@@ -315,7 +316,7 @@ class Collection:
         return self._indexes.setdefault((stage, column), Lazy(lambda: Vectors(self._embeddings[stage](), column, len(self), self.context.config)))
 
     def _soon(self, lazy: Lazy[T], until: float, notes: list[str]) -> T | None:
-        """A value if it is there by then; else it is made by another thread. What keeps it from being made goes into ``notes``."""
+        """The value if it is ready at time ``until``, else None, while another thread computes it. Its errors are added to ``notes``."""
         value: T | None = None
         with _told(notes), suppress(TimeoutError):
             value = lazy.future().result(max(0, until - time.monotonic()))
@@ -329,12 +330,12 @@ class Collection:
         posteriors = model.posteriors(found["embedding"], found.get("joint", found["embedding"]), other)
         posteriors[self._columns().cluster[row]] = -1
         now = [view.curated.of_model(one.key) for one in made]
-        posteriors[np.array([one.key for one in now]) == view.keys[row]] = -1  # what was merged into the image's own is no other choice
+        posteriors[np.array([one.key for one in now]) == view.keys[row]] = -1  # clusters that were merged into the image's own do not count
         likely = int(posteriors.argmax())
         return None if posteriors[likely] < 0 else (now[likely].key, now[likely].name)
 
     def _load_model(self) -> "Model":
-        from gsec_core.explore.second import Model  # which imports torch
+        from gsec_core.explore.second import Model  # imported here, because it imports torch
 
         return Model(self.context)
 
@@ -358,7 +359,7 @@ class Collection:
         ]
 
     def _sort(self, sort: str, descending: bool) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """All rows in order, of equal ones the first in canonical order, and the place of each row in it."""
+        """All rows in this order, with ties in canonical order, and the rank of each row."""
         columns = self._columns()
         if sort == "name":
             order = pc.sort_indices(pa.table({"uri": columns.uris}), [("uri", "descending" if descending else "ascending")]).to_numpy().astype(np.int64)
@@ -370,7 +371,7 @@ class Collection:
         return order, rank
 
     def _load_places(self) -> tuple[NDArray[np.int32], NDArray[np.float64], bool]:
-        """Of each image the number of its `images` shard, a time, and whether that is when the file was changed."""
+        """For each image the number of its `images` shard and a time; and whether the times are those of the files' last changes."""
         generation, columns = self.context.generation, self._columns()
         shards, times, modified = np.full(len(columns), -1, np.int32), np.zeros(len(columns)), True
         images = self.context.corpus.images.read_each(generation.shard_names, ["image_id", "version"])
@@ -388,13 +389,13 @@ class Collection:
         return shards, times, modified
 
     def _embedded(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The embeddings of rows (m,), (m, d), for acts that split a cluster: the first takes one pass over all."""
+        """The embeddings of rows (m,), (m, d), for acts that split a cluster. The first call reads all embeddings once."""
         from gsec_core.stages.canonical import load_embeddings
 
         return load_embeddings(self.context)[rows]
 
     def _load_points(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Of each image its place on the map, NaN for those that have none."""
+        """x and y of each image on the map, (n,) each; NaN for images that are not on it."""
         columns = self._columns()
         try:
             shards, names = self.run.table(MAP_TABLE)
@@ -420,7 +421,7 @@ class Collection:
         return Embeddings(self._encoded(EMBEDDINGS_TABLE, stage), self.context.generation.shard_names, self._columns(), self._places()[0])
 
     def _encoded(self, table: str, stage: str = encode.STAGE.name) -> Shards:
-        """The table of an encoder, whole or not."""
+        """A table of an encoder's stage, complete or not."""
         record = self.run.stage(stage)
         if record is None:
             raise Refused(f"run {self.run.id} has no stage {stage}.")
@@ -429,7 +430,7 @@ class Collection:
 
 @contextmanager
 def _told(notes: list[str]) -> Iterator[None]:
-    """What of an image cannot be told is said, and hides nothing else."""
+    """Context manager that turns an error about one part of an image's details into a note, so that the other parts are still shown."""
     try:
         yield
     except (Refused, BadShard, BadRecord) as error:
@@ -437,7 +438,7 @@ def _told(notes: list[str]) -> Iterator[None]:
 
 
 def act_row(act: Act, open: str | None = None, undone: int | None = None) -> ActRow:
-    """An act as it is listed."""
+    """An act as a row of a list, with at most `MOST_ROWS` of its images."""
     images = tuple(image.id for image in act.images[:MOST_ROWS])
     return ActRow(act.number, act.kind, act.who, act.at, act.why, act.key, act.keys, act.text, images, len(act.images), act.undoes, undone, open)
 

@@ -1,4 +1,4 @@
-"""The assignments of a run as columns in memory, in canonical order: some 150 bytes an image."""
+"""The assignments of a run as columns in memory, in canonical order: about 150 bytes for each image."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ class Columns:
     uris : string array (n,)
     cluster : int32 (n,)
     confidence, agreement, outlier : float32 (n,)
-        The last two are NaN where there is one labelling only.
+        The last two are NaN if the run has only one labelling.
     parts : int (n_parts + 1,)
-        Where each shard of the tables in canonical order begins, and n.
+        First row of each shard of the tables in canonical order, and n.
     """
 
     def __init__(self, run: Run) -> None:
@@ -38,7 +38,7 @@ class Columns:
         self.uris = table["uri"].combine_chunks()
         self.cluster: NDArray[np.int32] = table["cluster"].to_numpy()
         self.confidence, self.agreement, self.outlier = (_floats(table[name]) for name in ("confidence", "agreement", "outlier"))
-        # xxh3 is as good as random, so that its first half tells images apart; the second is compared all the same.
+        # xxh3 is as good as random, so sorting by its first half is enough to find an image; the whole id is compared afterwards.
         self._order = np.argsort(first_half(self.ids), kind="stable")
         self._sorted = first_half(self.ids)[self._order]
 
@@ -46,7 +46,7 @@ class Columns:
         return len(self.cluster)
 
     def row(self, id: str) -> int:
-        """The row of an image. Raises Refused if the run has none of this id."""
+        """The row of an image, given its id in hex digits. Raises NotFound if the run has no such image."""
         try:
             wanted = np.frombuffer(bytes.fromhex(id), "V16")
         except ValueError:
@@ -57,7 +57,7 @@ class Columns:
         return int(found[0])
 
     def rows(self, ids: NDArray[np.void]) -> NDArray[np.int64]:
-        """The rows of images (m,); -1 of those that the run does not have."""
+        """The rows of images (m,), -1 for those that the run does not have."""
         if not len(self):
             return np.full(len(ids), -1)
         place = np.minimum(np.searchsorted(self._sorted, first_half(ids)), len(self) - 1)
@@ -65,28 +65,28 @@ class Columns:
         return np.where(self.ids[found] == ids, found, -1)
 
     def hexes(self, rows: NDArray[np.integer[Any]]) -> list[str]:
-        """Image ids as 32 hex digits."""
+        """Image ids of rows, as 32 hex digits."""
         return [value.tobytes().hex() for value in self.ids[rows]]
 
     def names(self, rows: NDArray[np.integer[Any]]) -> list[str]:
-        """Where the images are in the source."""
+        """URIs of rows."""
         found: list[str] = self.uris.take(pa.array(rows)).to_pylist()
         return found
 
 
 def bytes16(column: pa.ChunkedArray) -> NDArray[np.void]:
-    """A column of 16 bytes a row, (rows,)."""
+    """A column of type binary(16) as an array, (rows,), without a copy."""
     flat = column.combine_chunks()
     return np.frombuffer(flat.buffers()[1], "V16", len(flat), flat.offset * 16)
 
 
 def to_arrow(ids: NDArray[np.void]) -> pa.FixedSizeBinaryArray:
-    """The same for Arrow, which refers to the same memory."""
+    """An array of `bytes16` as an Arrow array that shares its memory."""
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids))])
 
 
 def first_half(ids: NDArray[np.void]) -> NDArray[np.uint64]:
-    """Of 16 bytes the first eight, as a number."""
+    """The first eight of 16 bytes, as a number."""
     return np.ascontiguousarray(ids).view(np.uint64)[::2]
 
 

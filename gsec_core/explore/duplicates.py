@@ -1,4 +1,4 @@
-"""Groups of duplicates by image."""
+"""Groups of duplicates in a run, and the group of each image."""
 
 from typing import Any
 
@@ -13,24 +13,27 @@ from gsec_core.store import Run
 from gsec_core.tables import DUPLICATES_TABLE
 
 MOST_SHOWN = 50
-"""Images of a group."""
+"""Maximal number of images of a group that are shown."""
 
 _EXACT_ONLY = "Only images with the same bytes: this run has no table `duplicates`. gsec run with --redo duplicates makes it."
 
 
 class Duplicates:
-    """The groups of a run: by its table, or, without one, the images with the same bytes.
+    """The groups of a run: from its table `duplicates`, or, if it has none, of images with the same bytes.
 
     Attributes
     ----------
     rows : int (m,)
-        The images, group after group, that to keep first.
+        The images, group after group, each with the image to keep first.
     starts : int (groups + 1,)
+        Where each group begins in ``rows``, and m.
     cosine : float32 (m,)
     exact, keep : bool (m,)
+        As in the table `duplicates`.
     group : int32 (n,)
-        Of each image, -1 without duplicates.
-    note : what is missing, for people
+        Group of each image, -1 if it has no duplicates.
+    note : str or None
+        A sentence about what is missing.
     """
 
     def __init__(self, run: Run, columns: Columns) -> None:
@@ -51,11 +54,11 @@ class Duplicates:
         self.group[self.rows] = np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     def __len__(self) -> int:
-        """Groups."""
+        """Number of groups."""
         return len(self.starts) - 1
 
     def of(self, row: int) -> NDArray[np.int64]:
-        """Where in `rows` the group of an image is, itself left out; at most so many as are shown."""
+        """Indices in `rows` of the other images in the image's group, at most `MOST_SHOWN`."""
         group = self.group[row]
         if group < 0:
             return np.empty(0, np.int64)
@@ -65,7 +68,7 @@ class Duplicates:
 
 
 def _of_the_same_bytes(columns: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and starts. In canonical order images with the same bytes are neighbours."""
+    """Rows and starts of groups with the same bytes, which are adjacent in canonical order."""
     nothing: NDArray[Any] = np.empty(0, np.int64)
     if not len(columns):
         return nothing, np.zeros(1, np.int64)

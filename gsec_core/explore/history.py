@@ -1,4 +1,4 @@
-"""What images were in the publications of a pipeline."""
+"""The clusters of an image in the publications of a pipeline."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +15,21 @@ from gsec_core.tables import ASSIGNMENTS_TABLE
 MOST_PUBLICATIONS = 30
 
 _KEPT_BYTES = 2**27
-"""Of assignments in memory, 20 bytes an image, those of the newest publications; others are read whenever they are asked for."""
+"""Bytes of assignments that are kept in memory, 20 for each image, those of the newest publications. Others are read at every request."""
 
 
 class History:
-    """The newest publications of a pipeline. Records and tables of one never change, so that what fits is read once."""
+    """The newest publications of a pipeline. Their records and tables never change, so those that fit in memory are read only once."""
 
     def __init__(self, files: Files, pipeline: str) -> None:
         self._files, self._pipeline = files, pipeline
         self._records: dict[int, Publication] = {}
         self._clusters: dict[str, list[Made]] = {}
         self._kept: dict[int, tuple[NDArray[np.void], NDArray[np.int32]]] = {}
-        """By the publication's number."""
+        """Number of the publication -> image ids and cluster labels."""
 
     def of(self, image_id: bytes) -> list[Past]:
-        """One image, newest publication first. Publications whose run is pruned, and those that do not have the image, are left out."""
+        """The clusters of one image, newest publication first. Publications whose run was pruned, or that lack the image, are left out."""
         publications = Publications(self._files)
         found = []
         for number in sorted(publications.numbers(self._pipeline), reverse=True)[:MOST_PUBLICATIONS]:
@@ -65,5 +65,5 @@ class History:
             kept = {**self._kept, publication.number: found}
             while sum(ids.nbytes + labels.nbytes for ids, labels in kept.values()) > _KEPT_BYTES:
                 del kept[min(kept)]
-            self._kept = kept  # at once: others read it meanwhile
+            self._kept = kept  # replaced at once, because other threads read it
         return found

@@ -1,4 +1,4 @@
-"""Values that are made when they are first asked for, by one thread, while others that ask wait."""
+"""Values that are computed at the first access, by one thread, while other threads that need them wait."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """A value that ``make`` makes once. What it raises, all that wait hear, and it is tried again for the next."""
+    """A value that ``make`` computes once. If it raises, all waiting threads get the error, and the next access tries again."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -17,7 +17,7 @@ class Lazy(Generic[T]):
         self._future: Future[T] | None = None
 
     def __call__(self) -> T:
-        """The value. Waits until it is made."""
+        """The value. Computes it, or waits for the thread that does."""
         future, is_new = self._begun()
         if is_new:
             self._run(future)
@@ -25,12 +25,12 @@ class Lazy(Generic[T]):
 
     @property
     def made(self) -> T | None:
-        """The value, if it is made."""
+        """The value if it has been computed, else None."""
         future = self._future
         return None if future is None or not future.done() or future.exception() else future.result()
 
     def future(self) -> "Future[T]":
-        """The value to come, which another thread makes."""
+        """A future of the value, which another thread computes."""
         future, is_new = self._begun()
         if is_new:
             Thread(target=self._run, args=(future,), daemon=True).start()
@@ -47,5 +47,5 @@ class Lazy(Generic[T]):
     def _run(self, future: "Future[T]") -> None:
         try:
             future.set_result(self._make())
-        except BaseException as error:  # noqa: BLE001 - all that wait get it
+        except BaseException as error:  # noqa: BLE001 - all waiting threads get it
             future.set_exception(error)

@@ -1,4 +1,4 @@
-"""Which points lie in a polygon."""
+"""Find the points that lie in a polygon."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _CORNERS = re.compile(f"{_NUMBER},{_NUMBER}(,{_NUMBER},{_NUMBER})*")
 
 
 def parsed(text: str) -> Polygon:
-    """Of ``x1,y1,x2,y2,…``. Raises Refused for what is none."""
+    """Parse a polygon from ``x1,y1,x2,y2,…``. Raises Refused for any other text."""
     if not _CORNERS.fullmatch(text):
         raise Refused(f"within = {text[:60]}: give the corners of a polygon, x1,y1,x2,y2,x3,y3.")
     values = [float(value) for value in text.split(",")]
@@ -27,7 +27,7 @@ def parsed(text: str) -> Polygon:
 
 
 def inside(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], polygon: Polygon) -> NDArray[np.bool_]:
-    """Of points (n,) those in a polygon, by the even-odd rule. A point whose place is NaN is in none. Raises Refused for what is no polygon."""
+    """Mask (n,) of the points in a polygon, by the even-odd rule. Points with NaN coordinates are never inside. Raises Refused for an invalid polygon."""
     corners = np.asarray(polygon, np.float64)
     if corners.ndim != 2 or corners.shape[1] != 2 or not 3 <= len(corners) <= MOST_CORNERS or not np.isfinite(corners).all():
         raise Refused(f"within: {len(polygon)} corners; give 3 to {MOST_CORNERS:,}, two finite numbers each.")

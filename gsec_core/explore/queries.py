@@ -1,4 +1,4 @@
-"""What is searched for, as a vector: words, or an image that is given. Encoders are loaded when they are first asked for."""
+"""Convert a search by words or by an image to a vector. Encoders are loaded at the first search."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ from gsec_core.stages import encode
 from gsec_core.stages.base import Context
 
 MOST_LETTERS = 500
-"""Of a search by words: more is beyond what encoders read."""
+"""Maximal number of characters of a search by words; encoders do not read more."""
 
 LITE_NOTE = (
     "The encoder `lite` sees an image as ImageNet's thousand classes. It finds these and things with a similar meaning, but no colours, places, styles "
     "or letters. A CLIP finds more."
 )
 LITE_LEAST = 0.42
-"""By words tried on the demo's photographs: with what is above it most images are right, with what is below it few."""
+"""`Query.least` of the encoder `lite`, from searches in the demo's photographs: above this cosine most images are right, below it few."""
 
 _LOCK = Lock()
 _ENCODED: set[str] = set()
@@ -35,21 +35,21 @@ class Query(NamedTuple):
     """A vector and where to look for it."""
 
     stage: str
-    """The encoder's."""
+    """Name of the encoder's stage."""
     column: str
-    """Of its table `embeddings`."""
+    """Column of its table `embeddings`."""
     vector: NDArray[np.float32]
     """(1, d)."""
     note: str | None = None
-    """What can be found at all, for people."""
+    """A sentence for people about what this encoder can find."""
     least: float = -1.0
-    """If even the nearest image has less than this cosine, what is found may be anything."""
+    """If even the nearest image has a cosine below this, the result may be arbitrary."""
 
 
 def words(context: Context, text: str) -> Query:
-    """Words or a sentence, in the prompts that the words of vocabularies are put into, by the first of the run's encoders that has a text side.
+    """Encode words or a sentence with the first of the run's encoders that has a text side, in the same prompts as the words of vocabularies.
 
-    Raises Refused if none has, or for no words, or too many.
+    Raises Refused if no encoder has a text side, or if the text is empty or too long.
     """
     text = " ".join(text.split())
     if not text:
@@ -69,7 +69,7 @@ def words(context: Context, text: str) -> Query:
 
 
 def image(context: Context, data: bytes) -> Query:
-    """An image by its file's bytes, as the run's encoder sees it; decoded within the limits of the pipeline. Raises Refused for what is no image."""
+    """Encode an image, given the bytes of its file, with the run's encoder. It is decoded as in the pipeline. Raises Refused if it cannot be decoded."""
     _check_same(context, encode.STAGE)
     with _encoding(encode.STAGE.load, context.config, f"images by {encode.STAGE.encoder(context.config)}") as encoder:
         try:
@@ -83,9 +83,9 @@ def image(context: Context, data: bytes) -> Query:
 
 @contextmanager
 def _encoding(load: Callable[[PipelineConfig], Encoder], config: PipelineConfig, what: str) -> Iterator[Encoder]:
-    """The encoder, for one search at a time, and with one thread: of so little several would wait for each other longer than they work.
+    """Context manager with the encoder, for one search at a time and with one thread: several threads would wait for each other longer than they work.
 
-    The first of a kind loads much, with all threads, and leaves freed memory behind.
+    The first search of a kind loads the encoder with all threads, and returns freed memory to the system.
     """
     with _LOCK:
         encoder = load(config)

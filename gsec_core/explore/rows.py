@@ -1,11 +1,11 @@
-"""What a `Collection` answers with."""
+"""Result types of a `Collection`."""
 
 from dataclasses import dataclass
 
 from pydantic import with_config
 
 documented = with_config(use_attribute_docstrings=True)
-"""What stands below a field is its description in the JSON schemas that are made of these."""
+"""Class decorator: the docstring below a field becomes the field's description in the JSON schema of the class."""
 
 
 @documented

@@ -1,4 +1,4 @@
-"""What a run's model finds next likely of one image."""
+"""Posteriors of a run's model for one image, to find its second most likely cluster."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from gsec_core.stages.prepare import load_halves, plan_of
 
 
 class Model:
-    """The head of a run, as `assign` asks it of images that are not of the fit. Imports torch.
+    """The head of a run, used as in `assign` for images that were not in the fit. Imports torch.
 
-    Raises Refused where it cannot stand for the members, because they look at the images themselves.
+    Raises Refused if the run's members look at pixels, because then the head cannot replace them.
     """
 
     def __init__(self, context: Context) -> None:
@@ -28,7 +28,7 @@ class Model:
         self._weight = text.weight(self._context)
 
     def posteriors(self, embedding: NDArray[np.float16], joint: NDArray[np.float16], second: NDArray[Any] | None) -> NDArray[np.float32]:
-        """Of one image by its vectors, (1, d) each: (clusters,)."""
+        """Posteriors of the clusters for one image, (clusters,), given its vectors, (1, d) each."""
         matrices = text.halves_from(self._context, embedding, joint, second)
         features = self._plan.features(matrices, self._halves, self._weight)
         found: NDArray[np.float32] = head_posteriors(self._head, features, slice(0, 1), "cpu")[0].numpy()

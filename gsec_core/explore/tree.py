@@ -1,4 +1,4 @@
-"""The tree over a run's clusters, and its cuts."""
+"""The tree of a run's clusters, and cuts of it."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def tree(run: Run, clusters: Sequence[Made], groups: int | None) -> Tree:
 
 
 def _cut(clusters: Sequence[Made], nodes: Sequence[Node], groups: int) -> tuple[Group, ...]:
-    """The clusters in ``groups``, the largest first."""
+    """The clusters in ``groups`` groups, the largest first."""
     merges = [(node.left, node.right) for node in nodes]
     names = [*(one.name for one in clusters), *(node.name for node in nodes)]
     found = []

@@ -1,4 +1,4 @@
-"""The embeddings of a run, for search by cosine: compressed by faiss to a byte a value, in a disposable file that is mapped into memory."""
+"""Search in the embeddings of a run by cosine. faiss compresses them to one byte a value, in a temporary file that is mapped into memory."""
 
 import os
 from collections.abc import Iterator
@@ -19,31 +19,31 @@ from gsec_core.store import Shards
 from gsec_core.store.arrays import to_matrix
 
 MOST_FOUND = 1000
-"""Images that a search finds."""
+"""Maximal number of images that a search finds."""
 
 _SEGMENT_ROWS = 32_768
-"""Of one index: they are searched side by side, and one is in memory while it is made."""
+"""Rows from which an index is closed and the next begun. The indexes are searched in parallel, and only one is in memory while they are built."""
 
 _EXACT_BYTES = 2**28
-"""Up to here vectors are kept at half precision."""
+"""Vectors that take at most this many bytes in all are kept at half precision."""
 
 
 class Found(NamedTuple):
-    """What is nearest, the nearest first."""
+    """The nearest images, the nearest first."""
 
     rows: NDArray[np.int64]
     cosines: NDArray[np.float32]
 
 
 class Embeddings:
-    """A table `embeddings` by image.
+    """A table `embeddings`, with access by image.
 
     Parameters
     ----------
     shards, names : the table, and the names of its shards
     columns : the images
     places : int (n,)
-        Of each image the number of its shard. Rows of an image in other shards are dead.
+        Number of the shard of each image. Rows of the image in other shards are out of date.
     """
 
     def __init__(self, shards: Shards, names: list[str], columns: Columns, places: NDArray[np.int32]) -> None:
@@ -51,7 +51,7 @@ class Embeddings:
         self._cached = CachedShards(shards)
 
     def of(self, row: int) -> dict[str, Any]:
-        """The columns of one image, its vectors as (1, d) arrays. Raises Refused if its shard is gone, BadShard if that is damaged."""
+        """The columns of one image, its vectors as (1, d) arrays. Raises Refused if its shard is gone, BadShard if the shard is damaged."""
         name = self._names[self._places[row]]
         try:
             table = self._cached.read(name)
@@ -65,7 +65,7 @@ class Embeddings:
         return {name: _one(one[name]) if name in vectors else one[name][0].as_py() for name in one.column_names}
 
     def vectors(self, column: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-        """Every image's vector once, some thousand at a time: rows (m,) and vectors (m, d). Raises Refused if shards are gone, BadShard of all damaged ones."""
+        """Every image's vector once, shard by shard: rows (m,) and vectors (m, d). Raises Refused if shards are gone, BadShard if some are damaged."""
         number_of = {name: number for number, name in enumerate(self._names)}
         gone = sorted(set(self._names) - self._shards.names())
         if gone:
@@ -83,9 +83,9 @@ class Embeddings:
 
 
 class Vectors:
-    """One column of vectors of all images, to be searched.
+    """Index of one column of vectors of all images.
 
-    Each value takes a byte, or two where all are less than 256 MiB. What is found is exact except for that rounding: with one byte the cosines are
+    Each value takes one byte, or two if all vectors are at most 256 MiB then. The search is exact except for this rounding: with one byte the cosines are
     right to about 0.004.
     """
 
@@ -116,7 +116,7 @@ class Vectors:
         self._segments.append((np.concatenate(rows), _mapped(faiss.serialize_index(index), scratch)))
 
     def search(self, query: NDArray[np.floating[Any]], count: int, out: NDArray[np.bool_]) -> Found:
-        """The ``count`` images nearest to a vector (1, d) of those that are not ``out`` (n,)."""
+        """The ``count`` images nearest to a vector (1, d), except those with ``out`` (n,) true."""
         unit = (query / np.linalg.norm(query.astype(np.float32))).astype(np.float32)
 
         def of_segment(segment: tuple[NDArray[np.int64], Any]) -> Found:
@@ -130,12 +130,12 @@ class Vectors:
 
         found = list(self._pool.map(of_segment, self._segments))
         rows, cosines = (np.concatenate([np.asarray(one[part]) for one in found]) if found else np.empty(0) for part in range(2))
-        best = np.lexsort((rows, -cosines))[:count]  # of equally near ones the first in canonical order
+        best = np.lexsort((rows, -cosines))[:count]  # ties are in canonical order
         return Found(rows[best].astype(np.int64), np.minimum(cosines[best], 1))
 
 
 def release() -> None:
-    """Give back what was needed to read much, and is not any more; allocators would keep it."""
+    """Return freed memory to the system after a large read, because allocators would keep it."""
     pa.default_memory_pool().release_unused()
     return_freed_memory()
 
@@ -146,7 +146,7 @@ def _one(column: pa.ChunkedArray) -> NDArray[np.float16]:
 
 
 def _mapped(data: NDArray[np.uint8], scratch: str | None) -> Any:
-    """A faiss index, in a file that has no name any more. Raises Refused if none can be made, OSError if the disk is full."""
+    """Map a serialised faiss index from a temporary file that is unlinked at once. Raises Refused if no file can be made, OSError if the disk is full."""
     faiss = _faiss()
     try:
         number, path = mkstemp(dir=scratch, prefix="gsec-search-")

@@ -1,1 +1,1 @@
-"""Images: from bytes to the pixels that a viewer shows."""
+"""Decode image files to the pixels that a viewer shows."""

@@ -1,4 +1,4 @@
-"""Image bytes: decoding them as an image viewer would, refusing what cannot be used, hashing, thumbnails."""
+"""Decode image bytes as an image viewer would, reject unusable ones, hash them, and make thumbnails."""
 
 import io
 import warnings
@@ -16,13 +16,13 @@ from gsec_core.images.room import Room
 from gsec_core.sources.base import RejectedImage
 
 MAX_PIXELS = 178_956_970
-"""Larger images are rejected by their header. It is Pillow's own limit against decompression bombs."""
+"""Images with more pixels are rejected by their header. This is Pillow's own limit against decompression bombs."""
 
 MAX_BYTES = 2**31
-"""Larger files are rejected by their listed size, as reading one would fill the memory: no image below the limit of pixels needs as much."""
+"""Larger files are rejected by their listed size, because reading one would fill the memory. No image within the limit of pixels needs as many bytes."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened, by Pillow's names. Its other readers stay shut: rarely fed, and EPS would start Ghostscript on foreign bytes."""
+"""Formats that are opened, by Pillow's names. Its other readers are not used: they are rarely needed, and EPS would run Ghostscript on untrusted bytes."""
 
 NO_END = "the end marker is missing, all pixels are there"
 NO_PROFILE = "the colour profile is damaged or of another colour space, and was ignored"
@@ -30,41 +30,41 @@ NO_PROFILE = "the colour profile is damaged or of another colour space, and was 
 _TOO_LARGE = f"larger than {MAX_PIXELS // 1_000_000} megapixels"
 
 _ROOM = Room(768 * 2**20)
-"""Bytes that images in progress in this process may take, whatever the number of threads."""
+"""Memory that all images being decoded in this process may take together, whatever the number of threads."""
 
 _LARGE = 64 * 2**20
-"""Bytes of an image after which freed memory goes back to the system: else every thread keeps as much as its largest image took."""
+"""After an image that needs this many bytes, freed memory is returned to the system. Otherwise every thread keeps as much as its largest image took."""
 
-# Pillow warns of images over half its limit and of odd metadata, which nobody can act on. Set once, because
+# Pillow warns of images over half its limit and of odd metadata, which nobody can act on. The filter is set once, because
 # `warnings.catch_warnings` is not safe in the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # Colour profiles count as text; a printer's is above Pillow's megabyte.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # Colour profiles count as text, and those of printers exceed Pillow's limit of one megabyte.
 
 
 class Picture(NamedTuple):
     """A decoded image."""
 
     image: Image.Image
-    """8-bit sRGB, upright; smaller than the file's where less is enough."""
+    """8-bit sRGB, upright; smaller than in the file if a smaller size is enough."""
     size: tuple[int, int]
-    """Width and height of the file's image, upright."""
+    """Width and height of the image in the file, upright."""
     note: str | None
-    """What was wrong with the file and did not matter."""
+    """A harmless fault of the file, or None."""
 
 
 def decode(data: bytes, enough: int | None = None) -> Image.Image:
-    """The image of `opened`. Raises as it does."""
+    """Decode an image as `opened` does. Raises RejectedImage as it does."""
     with opened(data, enough) as picture:
         return picture.image
 
 
 @contextmanager
 def opened(data: bytes, enough: int | None = None) -> Iterator[Picture]:
-    """The first frame as 8-bit sRGB, upright (EXIF orientation applied), transparency on white, without metadata.
+    """Context manager with the first frame as 8-bit sRGB, upright (EXIF orientation applied), transparency on white, without metadata.
 
-    An embedded colour profile is applied. Where the shorter side has at least twice ``enough`` pixels, the image may be reduced, to no fewer
-    than ``enough``. Waits until the memory that the image takes is free of others, and keeps it until the block ends.
+    An embedded colour profile is applied. If the shorter side has at least twice ``enough`` pixels, the image may be reduced, to no fewer
+    than ``enough``. Waits until other images leave enough memory, and holds that memory until the block ends.
     Raises RejectedImage with a reason for bytes that can never be used.
     """
     if not data:
@@ -93,17 +93,17 @@ def _rejecting() -> Iterator[None]:
         raise RejectedImage("not an image in a known format, or one with a damaged header") from error
     except Exception as error:
         # Pillow raises nearly anything on malformed data: OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, zlib.error...
-        # Only Pillow runs in these blocks, so whatever it is, it is about these bytes.
+        # Only Pillow runs in these blocks, so any error is caused by these bytes.
         raise RejectedImage("truncated or damaged, or a variant that cannot be decoded") from error
 
 
 def content_hash(data: bytes) -> bytes:
-    """xxh3-128 of the file's bytes, 16 bytes: equal for duplicates, whatever their names."""
+    """xxh3-128 of the file's bytes (16 bytes): equal for files with the same content, whatever their names."""
     return xxhash.xxh3_128_digest(data)
 
 
 def thumbnail(image: Image.Image, size: int) -> bytes:
-    """A JPEG of at most ``size`` pixels on the longest side, never enlarged. Equal pixels give equal bytes."""
+    """Make a JPEG of at most ``size`` pixels on the longest side, never enlarged. Equal pixels give equal bytes."""
     scale = min(1.0, size / max(image.size))
     width, height = (max(1, round(side * scale)) for side in image.size)
     buffer = io.BytesIO()
@@ -112,10 +112,10 @@ def thumbnail(image: Image.Image, size: int) -> bytes:
 
 
 def limit_ratio(image: Image.Image, most: int = 8) -> Image.Image:
-    """The middle of an image whose longest side is over ``most`` times its shortest, cropped to that ratio; others as they are.
+    """Crop an image whose longest side is more than ``most`` times its shortest to that ratio, around its middle; return others unchanged.
 
-    For use before a resize of the shortest side and a centre crop: these look at the middle only, but would first blow
-    a 1 x 30,000 image up to gigabytes.
+    For use before a resize of the shortest side and a centre crop: these use only the middle, but would first enlarge
+    a 1 x 30,000 image to gigabytes.
     """
     width, height = (min(side, most * min(image.size)) for side in image.size)
     if (width, height) == image.size:
@@ -125,18 +125,18 @@ def limit_ratio(image: Image.Image, most: int = 8) -> Image.Image:
 
 
 def padded(image: Image.Image, most: int) -> Image.Image:
-    """An image whose longest side is over ``most`` times its shortest, with white beside it up to that ratio; others as they are."""
+    """Pad an image whose longest side is more than ``most`` times its shortest with white to that ratio; return others unchanged."""
     width, height = (max(side, -(-max(image.size) // most)) for side in image.size)
     return image if (width, height) == image.size else ImageOps.pad(image, (width, height), color="white")
 
 
 def _open(data: bytes) -> Any:
-    """Pillow's image, its header read. Any, as what a format's reader knows beyond others is asked for here."""
+    """Open an image with Pillow, which reads the header. The type is Any, because callers use attributes of single formats."""
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _needed(data: bytes, enough: int | None) -> int:
-    """About how many bytes it takes to decode an image, by its header."""
+    """Estimate from the header how many bytes of memory it takes to decode an image."""
     try:
         image = _open(data)
     except (SyntaxError, ValueError, OSError):
@@ -155,7 +155,7 @@ def _needed(data: bytes, enough: int | None) -> int:
                 whole = 4 * image.width * image.height
             return int(whole + shown + jpeg.buffered(image, pixels))
         if image.format in ("AVIF", "JPEG2000", "WEBP"):
-            return 16 * pixels + shown  # their libraries have the whole image in forms of their own beside Pillow's
+            return 16 * pixels + shown  # their libraries hold the whole image in their own form, besides Pillow's copy
         return (8 if image.format == "TIFF" else 4) * pixels + shown
 
 
@@ -182,20 +182,20 @@ def _read(data: bytes, enough: int | None, note: str | None) -> Picture:
             image.draft(None, (enough, enough))
         drafted = image.size
         image.load()
-        if image.size != drafted:  # a TIFF is turned by Pillow
+        if image.size != drafted:  # Pillow itself rotates a TIFF
             size = image.size
         shown, profile_used = shown_pixels(image, data, raw, _factor(image.size, enough))
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     if orientation:
         shown.getexif()[ExifTags.Base.Orientation] = orientation
     shown = ImageOps.exif_transpose(shown)
-    shown.info = {}  # Pillow would write what is left into the thumbnail.
+    shown.info = {}  # Pillow would write the remaining metadata into the thumbnail.
     notes = [text for text in (note, None if profile_used else NO_PROFILE) if text]
     return Picture(shown, size[::-1] if orientation in (5, 6, 7, 8) else size, "; ".join(notes) or None)
 
 
 def _without_profile(data: bytes) -> bytes:
-    """A PNG without its colour profile, for one whose profile keeps Pillow from reading it; other bytes as they are."""
+    """Remove the colour profile from a PNG, because a damaged one can keep Pillow from reading the file. Other bytes are returned unchanged."""
     at = data.find(b"iCCP", 8, 4096)
     if not data.startswith(b"\x89PNG") or at < 0:
         return data

@@ -1,4 +1,4 @@
-"""JPEG files that lack their end: whether all pixels are there."""
+"""JPEG files without an end marker: find out whether all pixels are there."""
 
 import io
 import re
@@ -11,19 +11,19 @@ from PIL import Image
 _END = b"\xff\xd9"
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""A marker that ends coded data: neither a stuffed FF nor a restart."""
+"""Matches a marker that ends coded data: not a stuffed FF, and not a restart marker."""
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 
 
 def has_end(data: bytes) -> bool:
-    """Whether an end marker follows the image's scans, or at least, in damaged data, whatever comes last."""
+    """Whether an end marker follows the image's segments, or, in damaged data, at least follows the last scan marker."""
     return any(marker == 0xD9 for marker, _ in _segments(data)) or data.rfind(_END) > data.rfind(_SCAN)
 
 
 def buffered(image: Any, pixels: int) -> float:
-    """Bytes of coefficients that the decoder keeps of Pillow's opened JPEG image, at any scale: none unless it is progressive."""
+    """Bytes of coefficients that the decoder keeps for a JPEG image opened by Pillow, at any scale: 0 unless it is progressive."""
     if not image.info.get("progressive") or not image.layer:
         return 0
     blocks = [across * down for _, across, down, _ in image.layer]
@@ -32,15 +32,15 @@ def buffered(image: Any, pixels: int) -> float:
 
 
 def completed(data: bytes) -> bytes:
-    """A JPEG that lacks its end marker, with one. Raises OSError if pixels are missing too.
+    """Add the end marker to a JPEG that lacks it. Raises OSError if pixels are missing too.
 
-    Pillow takes whatever bytes are left for pixels, and libjpeg fills what is missing. So the file is ended in several
-    ways, some of which go on with other data: only if the pixels are the same each time, none of them hung on what is
-    missing. Of a progressive file all scans must be there, as each but the last can be missing without a trace.
+    Pillow decodes whatever bytes are left, and libjpeg invents missing pixels. So the file is decoded with several endings,
+    some of which continue with other data: if the pixels are the same each time, none of them depends on missing data.
+    In a progressive file all scans must be there, because any scan can be missing without effect on this comparison.
     """
-    body = data.rstrip(b"\0\xff")  # what a disk or a download leaves where nothing was written
+    body = data.rstrip(b"\0\xff")  # bytes that a disk or a download leaves where nothing was written
     if data[len(body) : len(body) + 1] == b"\xff":
-        body += b"\xff\0"  # a coded byte, or half a marker: after the last pixel neither matters
+        body += b"\xff\0"  # a coded byte or half a marker, neither of which matters after the last pixel
     restarts = _RESTART.findall(body, body.rfind(_SCAN))
     restart = bytes([0xFF, 0xD0 + (restarts[-1][0] - 0xD0 + 1) % 8 if restarts else 0xD0])
     others = (before + filler * 64 for filler in (b"\x55", b"\xaa") for before in (b"", restart))
@@ -62,7 +62,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker that starts a segment, with the segment's body, up to an end marker or the end of the data."""
+    """Each marker that starts a segment, with the segment's body, up to an end marker or to the end of the data."""
     at = 2
     while found := _MARKER.search(data, at):
         marker, at = found[1][0], found.end()
@@ -74,7 +74,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Whether the scans give each coefficient of each component to its last bit."""
+    """Whether the scans contain each coefficient of each component with its full precision."""
     missing: set[tuple[int, int]] | None = None
     progressive = False
     for marker, body in _segments(data):

@@ -1,4 +1,4 @@
-"""Pixels of any mode, depth and colour space to what a viewer shows: 8-bit sRGB on white."""
+"""Convert pixels of any mode, depth and colour space to 8-bit sRGB on white, as a viewer shows them."""
 
 import io
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, TiffImagePlugin, TiffTags
 
 _Strip = tuple[Image.Image, Image.Image | None]
-"""Colours, in L, RGB, CMYK or LAB, and their opacity, None where all is opaque."""
+"""Colours in L, RGB, CMYK or LAB, and their opacity; None if all pixels are opaque."""
 _Box = tuple[int, int, int, int]
 
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
-"""The colour space that a profile must have, by the mode of the colours."""
+"""Mode of the colours -> colour space that a profile must have."""
 
 _STRIP = 2**22
-"""Pixels that are converted at once: the whole image in several forms would take too much memory."""
+"""Pixels that are converted at once: converting the whole image at once would take too much memory."""
 
 _GRID = Image.fromarray(np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), -1).reshape(18 * 18, 18, 3))
-"""Colours from all over the cube."""
+"""A grid of colours over the whole RGB cube."""
 
-# Pillow reads deep greys of which 0 is black and refuses most of which 0 is white. They are read alike, and inverted here.
+# Pillow reads deep greys if 0 is black, but refuses most of those where 0 is white. These are read in the same way, and inverted below.
 for _form, _how in list(TiffImagePlugin.OPEN_INFO.items()):
     _order, _photometric, _sample, _fill, _bits, _extra = _form
     if _photometric == 1 and _bits in ((12,), (16,), (32,)):
@@ -32,10 +32,10 @@ _TAGS = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
 
 
 def shown_pixels(image: Any, data: bytes, raw: Any, factor: int) -> tuple[Image.Image, bool]:
-    """Pillow's image, loaded, as RGB, both sides divided by ``factor``.
+    """Convert a loaded Pillow image to RGB, with both sides divided by ``factor``.
 
-    ``data`` are the file's bytes, ``raw`` what Pillow said of their form before it loaded them. Returns False beside it
-    for a colour profile that could not be used.
+    ``data`` are the file's bytes, ``raw`` is the raw mode of Pillow's tile before it was loaded. The second return value is False
+    if there is a colour profile that could not be used.
     """
     split = _splitter(image, data, raw)
     mode = split((0, 0, 1, 1))[0].mode
@@ -54,7 +54,7 @@ def shown_pixels(image: Any, data: bytes, raw: Any, factor: int) -> tuple[Image.
 
 
 def _converter(image: Any, mode: str) -> tuple[Callable[[Image.Image], Image.Image], bool]:
-    """From the colours of a mode to RGB, by the embedded profile if it can be used. The flag is False if it cannot."""
+    """A function that converts colours of a mode to RGB, with the embedded profile if possible. The flag is False if a profile cannot be used."""
     plain = lambda colours: colours.convert("RGB")  # noqa: E731
     if "icc_profile" not in image.info:
         return plain, True
@@ -67,7 +67,7 @@ def _converter(image: Any, mode: str) -> tuple[Callable[[Image.Image], Image.Ima
         return plain, False
     to_rgb = partial(_applied, transform)
     if mode == "RGB" and np.abs(np.asarray(to_rgb(_GRID)).astype(int) - np.asarray(_GRID)).max() <= 1:
-        return plain, True  # most profiles are sRGB's own, under many names; to apply them takes as long as to decode
+        return plain, True  # most profiles are sRGB itself, under many names, and applying one takes as long as decoding
     return to_rgb, True
 
 
@@ -78,7 +78,7 @@ def _applied(transform: Any, colours: Image.Image) -> Image.Image:
 
 
 def _splitter(image: Any, data: bytes, raw: Any) -> Callable[[_Box], _Strip]:
-    """How a part of an image becomes colours and opacity."""
+    """A function that splits a part of the image into colours and opacity."""
     key = image.info.get("transparency")
     mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
@@ -116,7 +116,7 @@ def _with_alpha(image: Any, grey: bool, box: _Box) -> _Strip:
 
 
 def _deep(image: Any, key: int | None) -> Callable[[_Box], _Strip]:
-    """Grey of more than 8 bits: of up to 16 by its full range; 32-bit integers and floats, which have no agreed white, by their own."""
+    """Scale grey of more than 8 bits: up to 16 bits by the full range; 32-bit integers and floats, which have no standard white, by their own range."""
     tags = image.tag_v2 if image.format == "TIFF" else {}
     bits = tags.get(_TAGS["BitsPerSample"], (16,))[0]
     unsigned = image.mode == "I" and bits == 32 and tags.get(_TAGS["SampleFormat"], (1,))[0] == 1
@@ -125,7 +125,7 @@ def _deep(image: Any, key: int | None) -> Callable[[_Box], _Strip]:
     def values(box: _Box) -> NDArray[Any]:
         found = np.asarray(image.crop(box))
         if unsigned and tags:
-            found = found.view(np.uint32)  # which Pillow has as signed
+            found = found.view(np.uint32)  # Pillow treats them as signed
         return found
 
     def finite(box: _Box) -> NDArray[np.float64]:
@@ -150,7 +150,7 @@ def _deep(image: Any, key: int | None) -> Callable[[_Box], _Strip]:
 
 
 def _keyed_rgb_16(image: Any, data: bytes, key: tuple[int, int, int]) -> Callable[[_Box], _Strip]:
-    """The transparent colour has 16 bits and Pillow keeps the upper 8 of the pixels, so the lower are read too: its neighbours are opaque."""
+    """Compare 16-bit RGB pixels with the transparent colour exactly: Pillow keeps only their upper 8 bits, so the lower ones are read too."""
     lower: Any = Image.open(io.BytesIO(data), formats=["PNG"])
     lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
     lower.load()
@@ -168,7 +168,7 @@ def _mask(opaque: NDArray[np.bool_]) -> Image.Image:
 
 
 def _is_padding(image: Any, data: bytes) -> bool:
-    """Whether what Pillow takes for alpha is a byte that pads pixels to 32 bits: 0 everywhere, in a format whose writers leave it so."""
+    """Whether the channel that Pillow takes for alpha is only padding to 32 bits: it is 0 everywhere, and the format does not declare it as alpha."""
     if image.format == "TIFF":
         named = any(kind in (1, 2) for kind in image.tag_v2.get(_TAGS["ExtraSamples"], ()))
     elif image.format == "ICO":
@@ -192,7 +192,7 @@ def _entry(icon: Any) -> Any:
 
 
 def _icon_mask(icon: Any, data: bytes) -> Image.Image | None:
-    """The opacity of an icon without alpha: one bit a pixel behind its colours, rows of whole 32 bits from the bottom up, 1 where nothing is shown."""
+    """Opacity of an icon without alpha, from the bit mask after its colours: rows from the bottom up, padded to 32 bits, 1 where transparent."""
     entry = _entry(icon)
     row = -(-icon.width // 32) * 4
     end = entry.offset + entry.size

@@ -1,4 +1,4 @@
-"""A bound on what is in memory at once."""
+"""A limit on the memory that threads use at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from threading import Condition, Lock
 
 
 class Room:
-    """``total`` bytes, of which threads take what they need and wait while it is not free.
+    """A budget of ``total`` bytes, from which threads take what they need, and wait while it is not free.
 
-    First come, first served: nobody who wants much waits behind others for ever. Who wants more than all of it has all of it, alone.
-    A thread that has room must not ask for more.
+    Requests are served in order, so that a large request does not wait forever. A request for more than ``total`` gets all of it.
+    A thread that holds a part must not ask for more.
     """
 
     def __init__(self, total: int) -> None:

@@ -1,1 +1,1 @@
-"""What a finished run reports, and where it goes: quality, publication, status, export."""
+"""The results of finished runs: quality, comparison, publication, status, export, notebooks."""

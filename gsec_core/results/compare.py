@@ -1,4 +1,4 @@
-"""Runs side by side: methods, settings or seeds on the images that they have in common; and their scores where there are labels, when all else is done."""
+"""Compare runs with other methods, settings or seeds on the images that they have in common. If there are labels, they only score the finished result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,45 +27,45 @@ from gsec_core.store import Run
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE
 
 NEIGHBORS = 20
-"""Nearest neighbours by which purity is measured."""
+"""Number of nearest neighbours from which purity is measured."""
 
 MOST_DIFFERING, OF_A_KIND = 36, 3
-"""Images that are shown of those on which the runs differ, and of these with the same clusters in every run."""
+"""Number of differing images that are shown, and the most among them with the same combination of clusters."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A run of a comparison. Sizes and all that is measured are of the images that every run has."""
+    """One run of a comparison. Sizes and measures are over the images that all runs have."""
 
     run_id: str
     method: str
     text: str
-    """Where its text came from."""
+    """Where the run's text comes from."""
     encoder: str
     names: tuple[str, ...]
-    """Of its clusters."""
+    """Names of the clusters."""
     sizes: NDArray[np.int64]
-    """(clusters,)"""
+    """Images in each cluster, (clusters,)."""
     left_out: int
-    """Its images that not every run has."""
+    """Number of the run's images that some other run does not have."""
     purity: float
-    """See `metrics.purity`; of the neighbours by the first run's image embeddings."""
+    """See `metrics.purity`; neighbours are by the first run's image embeddings."""
     agreement: float | None
-    """Mean share of members that agree on an image; None where there is one labelling only."""
+    """Mean over images of the share of members that agree; None if the run has only one labelling."""
     seconds: float
-    """Of its stages except those that all the runs share, summed over shards."""
+    """Time of the run's stages, summed over shards, without the stages that all runs share."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs, and which cluster of the other is which of the one: one to one, so that as many images as can be are in both."""
+    """Two runs and the one-to-one matching of their clusters that has the most images in matched clusters."""
 
     one: int
     other: int
     match: NDArray[np.int32]
-    """(clusters of one,): the cluster of the other; -1 where none is left that shares an image."""
+    """(clusters of one,): the matched cluster of the other run; -1 if no unmatched cluster there shares an image."""
     both: NDArray[np.int64]
-    """(clusters of one,): images in both."""
+    """(clusters of one,): images that are in the cluster and in its match."""
 
 
 @dataclass(frozen=True)
@@ -75,34 +75,34 @@ class Differing:
     image_id: bytes
     uri: str
     disagreement: float
-    """Mean over the pairs of runs of the product of their confidences where their clusters are not matched, 0 where they are."""
+    """Mean over all pairs of runs: the product of their confidences if their clusters do not match, 0 if they do."""
     clusters: tuple[int, ...]
-    """Of each run."""
+    """The image's cluster in each run."""
     confidences: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several runs make of the same images."""
+    """The result of comparing several runs on the same images."""
 
     corpus: str
     runs: tuple[Compared, ...]
     images: pa.Table
-    """image_id, uri, content_hash of the images that all the runs have, in the first run's canonical order."""
+    """image_id, uri, content_hash of the images that all runs have, in the first run's canonical order."""
     labels: NDArray[np.int32]
-    """(runs, images): clusters."""
+    """(runs, images): the cluster of each image."""
     ari: NDArray[np.float64]
     """(runs, runs): adjusted Rand index."""
     pairs: tuple[Pair, ...]
     """Each run with each later one."""
     differ: int
-    """Images whose clusters are not matched in all the runs."""
+    """Number of images whose cluster does not match that of the first run in some run."""
     differing: tuple[Differing, ...]
-    """The first of these, those of most disagreement first."""
+    """At most `MOST_DIFFERING` of these images, by descending disagreement."""
 
     @cached_property
     def matched(self) -> list[NDArray[np.int32]]:
-        """Of each run the number of the first run's cluster that each of its clusters is matched to; numbers of their own for those that are left."""
+        """For each run, (clusters,): the first run's cluster that each cluster matches. Clusters without a match get new, unique numbers."""
         return _matched(self.pairs, [len(run.sizes) for run in self.runs])
 
     def rows(self) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ class Comparison:
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Raises Refused, saying what to do, unless these are several finished runs of one corpus that have clusters of their own."""
+    """Raises Refused, with a remedy, unless these are two or more finished runs of one corpus that all have clusters of their own."""
     if len(runs) < 2:
         raise Refused("gsec compare: give two or more runs. `gsec status` lists them.")
     for place, run in enumerate(runs):
@@ -152,10 +152,10 @@ def check(runs: Sequence[Run]) -> None:
 
 
 def compare(first: Context, others: Sequence[Run]) -> Comparison:
-    """What these runs make of the images that all of them have, in the same place with the same bytes.
+    """Compare runs on the images that all of them have with the same URI and the same bytes.
 
-    The first run's image embeddings say which images are neighbours, and its clusters are what those of the others are matched
-    to. Raises as `check` does, Refused if the runs have fewer than two images in common, and BadShard.
+    The first run's image embeddings determine which images are neighbours, and the other runs' clusters are matched to its clusters.
+    Raises as `check` does, Refused if the runs have fewer than two images in common, and BadShard.
     """
     runs = [first.run, *others]
     check(runs)
@@ -205,7 +205,10 @@ def _read(run: Run, columns: Sequence[str]) -> pa.Table:
 
 
 def _common(runs: Sequence[Run]) -> tuple[pl.DataFrame, list[int]]:
-    """The images that all the runs have: their rows in the first, and of each run cluster, confidence and agreement; and how many images each run has."""
+    """The images that all runs have, and the number of images of each run.
+
+    Columns: ``row`` (in the first run's assignments), and for each run r ``cluster r``, ``confidence r`` and ``agreement r``.
+    """
     key, of_run = ["image_id", "content_hash"], ["cluster", "confidence", "agreement"]
     common, counts = pl.DataFrame(), []
     for number, run in enumerate(runs):
@@ -218,21 +221,21 @@ def _common(runs: Sequence[Run]) -> tuple[pl.DataFrame, list[int]]:
 
 
 def _neighbors(context: Context, places: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Neighbours among the images at these places of a run, of a sample of them; and which ones these are."""
+    """Nearest neighbours, among the images at ``places`` of a run, of a sample of these images; and the sampled rows. Both index ``places``."""
     X, n = load_embeddings(context), len(places)
     rows = sample_rows(n, PURITY_ROWS, 0)
     return neighbors_of(lambda rows: X[places[rows]], n, rows, neighbor_count(n, NEIGHBORS), n_threads=context.config.threads), rows
 
 
 def _seconds(runs: Sequence[Run]) -> list[float]:
-    """Of each run the seconds of the stages that it does not share with all the others."""
+    """For each run, the seconds of the stages that not all runs share."""
     begun = [{name: record["fingerprint"] for name, record in run.stages().items()} for run in runs]
     shared = set.intersection(*(set(stages.values()) for stages in begun))
     return [round(sum(row["seconds"] for row in status.timings(run) if stages[row["stage"]] not in shared), 1) for run, stages in zip(runs, begun, strict=True)]
 
 
 def _pair(one: int, other: int, labels: NDArray[np.int32], sizes: Sequence[NDArray[np.int64]]) -> Pair:
-    """The Hungarian matching (Kuhn 1955) of two runs' clusters on their contingency table."""
+    """Match the clusters of two runs on their contingency table with the Hungarian method (Kuhn 1955)."""
     n = labels.shape[1]
     shares = coo_array((np.full(n, 1 / n), (labels[one], labels[other])), shape=(len(sizes[one]), len(sizes[other])))
     shares.sum_duplicates()
@@ -242,7 +245,7 @@ def _pair(one: int, other: int, labels: NDArray[np.int32], sizes: Sequence[NDArr
 
 
 def _matched(pairs: Sequence[Pair], counts: Sequence[int]) -> list[NDArray[np.int32]]:
-    """See `Comparison.matched`; ``counts`` are the clusters of each run."""
+    """See `Comparison.matched`; ``counts`` are the numbers of clusters of the runs."""
     found = [np.arange(counts[0], dtype=np.int32)]
     free = counts[0]
     for pair in pairs:
@@ -256,7 +259,7 @@ def _matched(pairs: Sequence[Pair], counts: Sequence[int]) -> list[NDArray[np.in
 
 
 def _disagreement(matched: NDArray[np.int32], confidence: NDArray[np.float32]) -> NDArray[np.float32]:
-    """See `Differing`: of each image, (n,); both arrays are (runs, n)."""
+    """`Differing.disagreement` of each image, (n,). Both arguments are (runs, n)."""
     total = np.zeros(matched.shape[1], np.float32)
     pairs = list(combinations(range(len(matched)), 2))
     for one, other in pairs:
@@ -265,7 +268,7 @@ def _disagreement(matched: NDArray[np.int32], confidence: NDArray[np.float32]) -
 
 
 def _differing(images: pa.Table, labels: NDArray[np.int32], confidence: NDArray[np.float32], disagreement: NDArray[np.float32]) -> list[Differing]:
-    """The images of most disagreement, of equal bytes the first, `OF_A_KIND` with the same clusters."""
+    """The images with the most disagreement: one for each content, and at most `OF_A_KIND` with the same combination of clusters."""
     kinds = {f"cluster {number}": own for number, own in enumerate(labels)}
     found = (
         pl.DataFrame({"row": np.arange(len(disagreement)), "disagreement": disagreement, **kinds})

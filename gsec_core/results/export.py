@@ -1,6 +1,6 @@
-"""A run's result for other programs: assignments with names as Parquet and CSV, the clusters as JSON, images by cluster.
+"""Export a run's result for other programs: assignments with names as Parquet and CSV, the clusters as JSON, images by cluster.
 
-Reads the run's tables and, for copies of images, its source. Imports no torch. `formats` has what other libraries load.
+Reads the run's tables and, for copies of images, its source. Imports no torch. `formats` writes the formats of other libraries.
 """
 
 import json
@@ -18,21 +18,24 @@ from gsec_core.stages.base import Context
 from gsec_core.stages.encode import encoders_of
 
 ENCODER = "encoder"
-"""The folder of the encoder that the run has trained."""
+"""Folder of the encoder that the run has trained."""
 
 _FORMULA = r"^[\s\p{C}]*[=+\-@＝＋－＠]|^[\t\r\n]"
-"""How a cell begins that a spreadsheet would run (OWASP, CSV injection)."""
+"""Matches the beginning of cells that a spreadsheet would execute (OWASP, CSV injection)."""
 
 
 def export(context: Context, to: Path, images: Images | None = None, encoder: bool = False, groups: int | None = None) -> dict[str, int]:
-    """Write a run's result into the folder ``to``. Returns the files and folders written, with the rows or images of each.
+    """Write a run's result into the folder ``to``. Returns the written files and folders with the number of rows, images or files of each.
 
-    Files that are there are replaced, each at once. Where people have curated the clusters, keys and names are theirs, the model's own beside
-    them, and hidden images are marked, and in no folder. ``images`` adds one folder for each cluster with links to the images, of a source
-    that is a local folder, or with copies of them; `LOST` counts those that are gone or, of copies, others by now. ``encoder`` adds the
-    folder of the encoder that the run has trained, as `enhance.write_encoder` does, which imports torch; counted are its files. ``groups`` adds
-    a table with the model's clusters in so many groups, by its tree. Raises Refused if the run is not finished, has no tree or not so many
-    clusters, if there is a folder of images already, or if links are wanted of what are no files; OSError if the disk is full.
+    Existing files are replaced atomically. If people have curated the clusters, keys and names are theirs, and the model's keys and names have
+    columns of their own; hidden images are marked in the tables and left out of the folders.
+
+    ``images`` adds one folder for each cluster with links to the images (only if the source is a local folder) or with copies. `LOST` counts
+    images that are gone or, for copies, have changed. ``encoder`` adds the folder of the encoder that the run has trained; this imports torch
+    (see `enhance.write_encoder`). ``groups`` adds a table with the model's clusters in that many groups, by its tree of clusters.
+
+    Raises Refused if the run is not finished, has no tree or fewer clusters than ``groups``, if the folder of images or of the encoder exists
+    already, or if links are requested and the images are not local files; OSError if the disk is full.
     """
     frames = Frames(context)
     assignments, clusters = frames.assignments, frames.clusters
@@ -70,7 +73,7 @@ def export(context: Context, to: Path, images: Images | None = None, encoder: bo
 
 
 def write_csv(table: pl.DataFrame, file: IO[bytes]) -> None:
-    """Texts in quotes, and with an apostrophe before those that a spreadsheet would take for a formula."""
+    """Write a table as CSV. Texts are quoted, and those that a spreadsheet would take for a formula get a leading apostrophe."""
     table.with_columns(pl.col(pl.String).str.replace(f"({_FORMULA})", "'$1")).write_csv(file, quote_style="non_numeric")
 
 
@@ -85,7 +88,7 @@ def _json(frames: Frames) -> bytes:
 
 
 def _write_encoder(context: Context, to: Path) -> int:
-    """The folder appears when it is whole. Returns its files."""
+    """Write the trained encoder; the folder appears when it is complete. Returns the number of files."""
     from gsec_core.stages import enhance
 
     with appearing(to) as folder:

@@ -1,4 +1,4 @@
-"""Files for a user: a file or folder appears under its name when it is whole."""
+"""Write files for a user: a file or folder appears under its name when it is complete."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from gsec_core.errors import Refused
 
 
 def make_folder(to: Path) -> None:
-    """Make the folder that a user named, if it is not there. Raises Refused if it cannot be made."""
+    """Make the folder that a user named, unless it exists. Raises Refused if it cannot be made."""
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -21,7 +21,7 @@ def make_folder(to: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when it is whole."""
+    """Context manager for writing a file that replaces ``path`` when the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         yield file
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A new folder that becomes ``path`` when it is whole. What a killed process left of it is removed first."""
+    """Context manager for filling a new folder that becomes ``path`` when the block ends without an error. Removes the leftovers of a killed process first."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -39,12 +39,12 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def write_items(file: IO[bytes], items: Iterable[Any]) -> None:
-    """What stands between the brackets of a JSON array, an item a line."""
+    """Write the items of a JSON array, without the brackets, one on each line."""
     for number, item in enumerate(items):
         file.write((b",\n" if number else b"\n") + json.dumps(item).encode())
 
 
 def write_entries(file: IO[bytes], entries: Iterable[tuple[str, Any]]) -> None:
-    """What stands between the braces of a JSON object, an entry a line."""
+    """Write the entries of a JSON object, without the braces, one on each line."""
     for number, (name, value) in enumerate(entries):
         file.write((b",\n" if number else b"\n") + json.dumps(name).encode() + b": " + json.dumps(value).encode())

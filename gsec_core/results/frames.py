@@ -1,6 +1,6 @@
 """The tables of a finished run as polars frames: assignments and clusters with their names, as people have curated them.
 
-What `gsec export` writes and what a notebook sees is made here. Imports no torch.
+`gsec export` and notebooks use these frames. Imports no torch.
 """
 
 import functools
@@ -34,7 +34,7 @@ from gsec_core.tables import (
 
 
 def find_run(store: Store, run: str | None) -> Run:
-    """A run as `Store.run` finds it; for None the newest that is finished and has clusters of its own. Raises Refused if there is none."""
+    """Find a run as `Store.run` does; for None, the newest finished run that has clusters of its own. Raises Refused if there is none."""
     if run is not None:
         return store.run(run)
     for found in reversed(store.runs()):
@@ -44,9 +44,9 @@ def find_run(store: Store, run: str | None) -> Run:
 
 
 class Frames:
-    """A finished run as frames. Each is read when it is first asked for, and kept.
+    """The frames of a finished run. Each is read at the first access, and kept.
 
-    Attributes raise Refused if a table is not complete, BadShard if one is damaged, and BadRecord if the log of curation is.
+    Attributes raise Refused if a table is not complete, BadShard if one is damaged, and BadRecord if the curation log is damaged.
     """
 
     def __init__(self, context: Context) -> None:
@@ -54,12 +54,12 @@ class Frames:
 
     @cached_property
     def curation(self) -> Curated | None:
-        """What people have made of the clusters, in the order of `assignments`; None if nobody said anything."""
+        """The curated clusters, in the order of `assignments`; None if the curation log is empty."""
         return curated(self.context) if log_of(self.context).numbers() else None
 
     @cached_property
     def model_assignments(self) -> pl.DataFrame:
-        """One row for each usable image, in canonical order: the schema of `assignments`, with the clusters' keys and names as the model has them."""
+        """One row for each usable image, in canonical order: the columns of table `assignments`, and the model's cluster keys and names."""
         rows = read(self.context.run, ASSIGNED_TABLE if self.context.of_run else ASSIGNMENTS_TABLE)
         named = rows.join(self.model_clusters.select("cluster", "cluster_key", "name"), on="cluster", how="left", maintain_order="left")
         first = ["uri", "cluster", "cluster_key", "name"]
@@ -67,13 +67,13 @@ class Frames:
 
     @cached_property
     def model_clusters(self) -> pl.DataFrame:
-        """One row for each cluster of the model, by number."""
+        """One row for each cluster of the model, in the order of their numbers."""
         keys, *more = (read(self._model, table) for table in (LINEAGE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE))
         return functools.reduce(lambda left, right: left.join(right, on="cluster", maintain_order="left"), more, keys.select("cluster", "cluster_key"))
 
     @cached_property
     def assignments(self) -> pl.DataFrame:
-        """`model_assignments`; where people have curated with their keys and names, the model's own beside them, and whether an image is hidden."""
+        """`model_assignments`. If people have curated, keys and names are theirs, the model's are in model_cluster_key and model_name, and hidden is added."""
         found = self.curation
         if found is None:
             return self.model_assignments
@@ -85,9 +85,9 @@ class Frames:
 
     @cached_property
     def clusters(self) -> pl.DataFrame:
-        """`model_clusters`; where people have curated, one row for each of their clusters.
+        """`model_clusters`. If people have curated, one row for each of their clusters.
 
-        Beside it, of the model's cluster of this key, name, size and what else is known of that. Parts that a split made have none.
+        That row also has the model's name, description, size and measures for the cluster with the same key; null if a split made the cluster.
         """
         found = self.curation
         if found is None:
@@ -118,7 +118,7 @@ class Frames:
 
     @cached_property
     def duplicates(self) -> pl.DataFrame | None:
-        """The table `duplicates`; None of a run that assigns, or of an older gsec."""
+        """The table `duplicates`; None if the run only assigns images, or an older gsec made it."""
         return read(self.context.run, DUPLICATES_TABLE) if DUPLICATES_TABLE in self._made else None
 
     @cached_property
@@ -132,12 +132,12 @@ class Frames:
 
     @cached_property
     def points(self) -> pl.DataFrame | None:
-        """One row for each image: image_id, and x and y on the map. None of a run that assigns, or of an older gsec."""
+        """One row for each image: image_id, and x and y on the map; None if the run only assigns images, or an older gsec made it."""
         return read(self.context.run, MAP_TABLE) if MAP_TABLE in self._made else None
 
     @cached_property
     def descriptions(self) -> pl.DataFrame:
-        """One row for each content that was described: content_hash and text. Empty where the method takes its text from elsewhere."""
+        """One row for each described content: content_hash and text. Empty if the method's text is not from descriptions."""
         try:
             said = read(self._model, REPRESENTATIVE_CAPTIONS_TABLE, ["content_hash", "text"])
         except Refused:
@@ -146,9 +146,9 @@ class Frames:
 
     @cached_property
     def pseudo_labels(self) -> pl.DataFrame | None:
-        """What a semi-supervised learner starts from: the images that members labelled themselves, each with the label, in the numbers of the consensus.
+        """The images that the members labelled themselves for their training, with these labels as clusters of the consensus: a semi-supervised start.
 
-        None of a run whose method labels none.
+        None if the run's method makes no such labels.
         """
         run = self.context.run
         if INSTANCE_GROUPS_TABLE not in self._made:
@@ -160,7 +160,7 @@ class Frames:
         return named.select("uri", "member", "class", "cluster", "cluster_key", "name").sort("member", "class", "uri")
 
     def groups(self, groups: int) -> pl.DataFrame:
-        """One row for each cluster of the model, with its group, the largest first. Raises Refused if there is no tree, or not so many clusters."""
+        """One row for each cluster of the model, with its group; group 0 is the largest. Raises Refused if there is no tree, or fewer clusters than groups."""
         clusters, run = self.model_clusters, self._model
         count = len(clusters)
         if not 1 <= groups <= count:
@@ -182,18 +182,18 @@ class Frames:
 
     @cached_property
     def tables(self) -> set[str]:
-        """Names of all tables that can be read of the run: its own, and those of the run whose model it keeps."""
+        """Names of all tables of the run: its own, and those of the run whose model it keeps."""
         kept = self.context.run.model()
         return self._made if kept == self.context.run else self._made | Frames(Context.of(kept, self.context.config)).tables
 
     @property
     def _model(self) -> Run:
-        """The run that made the clusters."""
+        """The run whose clusters the images are in: another one if this run only assigns."""
         return (self.context.of_run or self.context).run
 
     @cached_property
     def _made(self) -> set[str]:
-        """Names of the tables that the run itself made."""
+        """Names of the tables that the run made itself."""
         return {table for record in self.context.run.stages().values() for table in record["tables"]}
 
 

@@ -1,4 +1,4 @@
-"""The images of a run, from its source: as links or copies, one folder for each cluster, or their bytes one after the other."""
+"""The images of a run from its source: placed as links or copies, one folder for each cluster, or read as bytes."""
 
 import functools
 import io
@@ -27,26 +27,29 @@ from gsec_core.stages.encode import fetch
 Images = Literal["links", "copies"]
 
 IMAGES = "images"
-"""The folder of links or copies."""
+"""Folder of the links or copies."""
 
 LOST = "lost"
-"""Counts images that the source no longer has as they were clustered."""
+"""Key of the count of images that the source no longer has as they were clustered."""
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]+')
-"""What some system does not take in a file name, or shows as something else."""
+"""Matches characters that some system does not allow in file names, or does not display."""
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""Devices of Windows, whatever the ending."""
+"""Matches names of Windows devices, with any extension."""
 
 _LONGEST, _LONGEST_ENDING = 120, 6
-"""Bytes of a file name, so that it fits wherever it is copied, and characters of its ending."""
+"""Maximal bytes of a file name, so that every filesystem accepts it, and maximal length of its extension with the dot."""
 
 _AT_ONCE, _BYTES_AT_ONCE = 256, 2**26
-"""Images that are in memory at once, and their bytes, as far as the source's listing tells; a larger image is alone."""
+"""Maximal number of images in memory at once, and of their bytes as far as the listing gives them. A larger image is read alone."""
 
 
 def open_for(context: Context, images: Images | None, to: Path) -> Source | None:
-    """The source to place images from into ``to/images``; None if none are wanted. Raises Refused if that is there, or if links are wanted of no files."""
+    """Open the source, to place its images into ``to/images``; None if ``images`` is None.
+
+    Raises Refused if that folder exists, or if links are requested and the images are not local files.
+    """
     if images is None:
         return None
     if (to / IMAGES).exists():
@@ -58,9 +61,9 @@ def open_for(context: Context, images: Images | None, to: Path) -> Source | None
 
 
 def place_images(context: Context, source: Source, images: pl.DataFrame, to: Path, links: bool) -> pl.DataFrame:
-    """Links to images, or copies, at ``to/CLUSTER NAME/IMAGE``; the folder appears when it is whole.
+    """Place links to images, or copies, at ``to/CLUSTER NAME/IMAGE``. The folder ``to`` appears when it is complete.
 
-    ``images`` has image_id, uri, content_hash, cluster and name. Returns image_id and path, relative to the parent of ``to``, of those that are placed.
+    ``images`` has image_id, uri, content_hash, cluster and name. Returns image_id and path, relative to the parent of ``to``, of the placed images.
     """
     digits = len(str(context.config.n_clusters - 1))
     place = functools.partial(_link if links else _copy, source)
@@ -77,7 +80,7 @@ def place_images(context: Context, source: Source, images: pl.DataFrame, to: Pat
 
 
 def _named(images: pl.DataFrame, digits: int) -> pl.DataFrame:
-    """With the folder and the file name of each."""
+    """Add columns with the folder and the file name of each image."""
     parts = [images.clear().with_columns(folder=pl.lit(""), file=pl.lit(""))]  # a run may have assigned nothing
     for (cluster, name), rows in images.partition_by("cluster", "name", as_dict=True, maintain_order=True).items():
         folder, files = safe_name(f"{cluster:0{digits}d} {name}"), file_names(rows["uri"].to_list())
@@ -86,9 +89,9 @@ def _named(images: pl.DataFrame, digits: int) -> pl.DataFrame:
 
 
 def read_images(context: Context, source: Source, images: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, list[bytes]]]:
-    """Some of ``images`` after the other, each with its bytes. Those that the source no longer has as they were clustered are left out.
+    """Iterate over batches of ``images``: the rows, and the bytes of each image. Images that have changed or are gone since they were clustered are left out.
 
-    ``images`` has image_id, uri and content_hash.
+    ``images`` has image_id, uri and content_hash. Batches are in the order of the URIs.
     """
     read = functools.partial(_bytes, source)
     with ThreadPoolExecutor(_threads(context), thread_name_prefix="export") as pool:
@@ -103,7 +106,7 @@ def _threads(context: Context) -> int:
 
 
 def _listed(context: Context, images: pl.DataFrame) -> pl.DataFrame:
-    """With what the source's listing said."""
+    """Add the columns of the source's listing: size_bytes and version."""
     return images.join(pl.DataFrame(context.live.select(["image_id", "size_bytes", "version"])), on="image_id", maintain_order="left")
 
 
@@ -112,7 +115,7 @@ def _refs(rows: pl.DataFrame) -> list[ImageRef]:
 
 
 def _in_turn(images: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """What may be in memory at once, in the order of the URIs: so a source of containers is read from one end to the other."""
+    """Split images into batches that may be in memory at once, in the order of the URIs, so that container files are read from beginning to end."""
     images = images.sort("uri")
     start = taken = 0
     for row, size in enumerate(images["size_bytes"]):
@@ -125,7 +128,7 @@ def _in_turn(images: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 
 def _link(source: Source, ref: ImageRef, digest: bytes, path: Path) -> Path | None:
-    """The link; None if the file is not there any more."""
+    """Make a link and return its path; None if the file no longer exists."""
     target = os.path.join(source.url, inside(ref.uri))
     if not os.path.exists(target):
         return None
@@ -134,7 +137,7 @@ def _link(source: Source, ref: ImageRef, digest: bytes, path: Path) -> Path | No
 
 
 def _copy(source: Source, ref: ImageRef, digest: bytes, path: Path) -> Path | None:
-    """The copy; None if what was clustered is not there any more."""
+    """Write a copy and return its path, with an extension added if it has none of an image; None if the clustered image is gone or has changed."""
     data = _bytes(source, ref, digest)
     if data is None:
         return None
@@ -146,7 +149,7 @@ def _copy(source: Source, ref: ImageRef, digest: bytes, path: Path) -> Path | No
 
 
 def _bytes(source: Source, ref: ImageRef, digest: bytes) -> bytes | None:
-    """None if what was clustered is not there any more."""
+    """Bytes of the image; None if the clustered image is gone or has changed."""
     try:
         data = fetch(source, ref)
     except (MissingImage, RejectedImage):
@@ -155,7 +158,7 @@ def _bytes(source: Source, ref: ImageRef, digest: bytes) -> bytes | None:
 
 
 def file_names(uris: Sequence[str]) -> list[str]:
-    """The last parts of URIs as names of files in one folder, unlike each other on every system."""
+    """File names from the last parts of URIs, made distinct for one folder on every system (also with case-insensitive names)."""
     taken: dict[str, int] = {}
     names = []
     for uri in uris:
@@ -170,7 +173,7 @@ def file_names(uris: Sequence[str]) -> list[str]:
 
 
 def safe_name(text: str) -> str:
-    """A file name on every system: short, visible, and no path."""
+    """Convert a text to a file name that is valid on every system: short, visible, and without path separators."""
     stem, ending = os.path.splitext(_UNSAFE.sub("_", text).strip(". "))
     if len(ending) > _LONGEST_ENDING:
         stem, ending = stem + ending, ""
@@ -179,5 +182,5 @@ def safe_name(text: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """Equal for names that some system takes for one."""
+    """Normal form that is equal for names that some system treats as the same name."""
     return unicodedata.normalize("NFC", name).casefold()

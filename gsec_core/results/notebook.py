@@ -39,13 +39,13 @@ from gsec_core.tables import (
 T = TypeVar("T")
 
 OUTLYING = 3.0
-"""From here on the score of an outlier is worth a look."""
+"""Outlier score above which an image is one of `OpenRun.outliers`."""
 
 CLUSTERS_SHOWN, PICTURES_SHOWN = 30, 3
-"""Clusters in the table of a run, the largest, and pictures of each."""
+"""How many clusters the HTML table of a run shows (the largest), and how many pictures of each."""
 
 _SMALL, _LARGE = 56, 96
-"""Longest side of a picture in that table and in a gallery, in pixels of CSS. Thumbnails have no more than the latter."""
+"""Longest side of a picture in CSS pixels, in the table of a run and in a gallery. Thumbnails are at most `_LARGE` pixels."""
 
 
 def open_run(store: str | os.PathLike[str] | None = None, run: str | None = None) -> "OpenRun":
@@ -56,12 +56,12 @@ def open_run(store: str | os.PathLike[str] | None = None, run: str | None = None
     store : str or path, optional
         The folder or fsspec URL that all tables are in. By default, as for every command, that of the environment variable ``GSEC_STORE``, or ``gsec-store``.
     run : str, optional
-        An id, the beginning of one, or ``published/PIPELINE``, which is what that pipeline publishes. By default the newest that is finished.
+        An id, the beginning of one, or ``published/PIPELINE`` for the run that this pipeline publishes. By default the newest finished run.
 
     Returns
     -------
     OpenRun
-        The run, with the clusters as people have curated them when they are first asked for.
+        The run, with the clusters as people have curated them. The curation is read at the first access.
 
     Settings that change no result, such as ``GSEC_SCRATCH`` and ``GSEC_ENCODE__WORKERS``, are read from the environment. Raises Refused if there is no such
     run, or if it is not finished.
@@ -72,7 +72,7 @@ def open_run(store: str | os.PathLike[str] | None = None, run: str | None = None
 
 
 def _columns(*known: pa.Schema | Mapping[str, str]) -> Callable[[T], T]:
-    """Add to a docstring what the columns mean."""
+    """Decorator that adds a section with the meaning of each column to a docstring."""
 
     def documented(of: T) -> T:
         meanings: dict[str, str] = {}
@@ -102,17 +102,17 @@ _CURATED_CLUSTERS = {
 
 
 class OpenRun:
-    """A finished run. Shown at the end of a cell it is a table of its clusters, with pictures.
+    """A finished run. At the end of a notebook cell it is displayed as a table of its clusters, with pictures.
 
-    Frames are polars', read when they are first asked for, and kept. Their names and keys of clusters are those that people gave, if they have curated any,
-    as in what `gsec export` writes. All raise BadShard if a table is damaged, Unreachable if the store does not answer.
+    Frames are polars frames, read at the first access and kept. If people have curated the clusters, names and keys are theirs,
+    as in the files of `gsec export`. All raise BadShard if a table is damaged, Unreachable if the store does not answer.
 
     Attributes
     ----------
     id : str
         32 hex digits.
     pipeline : str
-        What its clustering is published as.
+        The pipeline that its clustering is published under.
     """
 
     def __init__(self, context: Context) -> None:
@@ -125,7 +125,7 @@ class OpenRun:
         _ = self._frames.model_clusters
 
     def __len__(self) -> int:
-        """Images that have a cluster."""
+        """Number of images that have a cluster."""
         return len(self.assignments)
 
     def __repr__(self) -> str:
@@ -145,13 +145,13 @@ class OpenRun:
 
     @property
     def outliers(self) -> pl.DataFrame:
-        """The `assignments` whose outlier score is above `OUTLYING` deviations, the farthest from their clusters first; hidden images left out."""
+        """The rows of `assignments` with an outlier score above `OUTLYING` standard deviations, by descending score; without hidden images."""
         return self._frames.shown.filter(pl.col("outlier") > OUTLYING).sort("outlier", descending=True, maintain_order=True)
 
     @property
     @_columns(DUPLICATES)
     def duplicates(self) -> pl.DataFrame:
-        """One row for each image of which there is a copy, or nearly one, group after group. Raises Refused if the run has not looked for them."""
+        """One row for each image that has a copy or a near-copy, group by group. Raises Refused if the run has no such table."""
         found = self._frames.duplicates
         if found is None:
             raise Refused(f"run {self.id} has no table {DUPLICATES_TABLE}: it assigns to the clusters of another, or an older gsec made it.")
@@ -165,41 +165,41 @@ class OpenRun:
 
     @cached_property
     def embeddings(self) -> NDArray[np.float16]:
-        """The unit vectors of the images, (n, dim), row by row those of `assignments`. Read-only.
+        """The unit vectors of the images, (n, dim), in the order of `assignments`. Read-only.
 
-        It is a memory map of a disposable file in the folder ``GSEC_SCRATCH``, or that of the system: 2 bytes a value are taken there, and little memory. The
-        first use reads the whole table once, from whatever the store is on. Of a run with two encoders it is the first one's.
+        The array is a memory map of a temporary file in the folder ``GSEC_SCRATCH``, or the system's: it takes 2 bytes a value there, and little memory. The
+        first access reads the whole table from the store. If the run has two encoders, the vectors are those of the first.
         """
         vectors = load_embeddings(self._context).view()
         vectors.flags.writeable = False
         return vectors
 
     def table(self, name: str) -> pl.DataFrame:
-        """Any other table of the run, as it is in the store, such as ``map``, ``hierarchy`` or ``representative_captions``.
+        """Any table of the run as it is in the store, such as ``map``, ``hierarchy`` or ``representative_captions``.
 
-        ``docs/reference/tables.md`` lists the tables and their columns. Raises NotFound if the run has none of this name.
+        ``docs/reference/tables.md`` lists the tables and their columns. Raises NotFound if the run has no table of this name.
         """
         if name not in self._frames.tables:
             raise NotFound(f"run {self.id} has no table {name}; it has {', '.join(sorted(self._frames.tables))}.")
         return read(self._context.run, name)
 
     def images(self, cluster: int | str, hidden: bool = False) -> pl.DataFrame:
-        """The `assignments` of one cluster, by its key or by its name, the surest first; ``hidden`` ones only if they are asked for.
+        """The rows of `assignments` of one cluster, given its key or its name, by descending confidence. ``hidden=True`` includes hidden images.
 
-        Raises NotFound if there is no such cluster, Refused if several have the name.
+        Raises NotFound if there is no such cluster, Refused if several clusters have the name.
         """
         rows = self.assignments if hidden else self._frames.shown
         return rows.filter(pl.col("cluster_key") == self._key(cluster)).sort("confidence", descending=True, maintain_order=True)
 
     def thumbnails(self, images: pl.DataFrame) -> list[Image.Image | None]:
-        """The pictures that the store has of some images, at most 96 pixels wide and high; None where it has none. The source may be gone.
+        """Thumbnails of images from the store, at most 96 pixels wide and high; None for an image without one. Does not need the source.
 
-        ``images`` are rows of `assignments`, or of any frame with a column ``image_id``; those of few clusters or shards are read fastest.
+        ``images`` are rows of `assignments`, or of any frame with a column ``image_id``. Images of few clusters or shards are read fastest.
         """
         return [None if data is None else Image.open(io.BytesIO(data)) for data in self._jpegs(images)]
 
     def read(self, uri: str) -> bytes:
-        """The file of an image, from its source. ``uri`` is as in `assignments`.
+        """The bytes of an image's file, from its source. ``uri`` is as in `assignments`.
 
         Raises NotFound if the run has no such image, or if the source no longer has it as it was clustered; Unreachable if the source does not answer.
         """
@@ -220,14 +220,14 @@ class OpenRun:
         return decode(self.read(uri))
 
     def gallery(self, images: pl.DataFrame, most: int = 24) -> "Gallery":
-        """Pictures of some images, in their order, to be shown at the end of a cell: the first ``most``. ``images`` as for `thumbnails`."""
+        """A gallery of the thumbnails of the first ``most`` images, to display at the end of a cell. ``images`` are as for `thumbnails`."""
         shown = images.head(most)
         figures = "".join(_figure(row, jpeg) for row, jpeg in zip(shown.iter_rows(named=True), self._jpegs(shown), strict=True))
         more = f"<p>and {len(images) - len(shown):,} more</p>" if len(images) > len(shown) else ""
         return Gallery(f'<div style="display:flex;flex-wrap:wrap;gap:8px">{figures}</div>{more}')
 
     def _repr_html_(self) -> str:
-        """The run, and its largest clusters with their surest images. Holds all that it shows, and no script."""
+        """HTML table of the largest clusters with their most confident images. It embeds all pictures and contains no script."""
         frames, shown = self._frames, self._frames.shown
         sizes = shown.group_by("cluster_key").agg(images=pl.len(), confidence=pl.col("confidence").mean())
         clusters = frames.shown_clusters.select("cluster_key", "name").join(sizes, on="cluster_key", how="left")
@@ -285,7 +285,7 @@ class OpenRun:
 
 
 class Gallery:
-    """Pictures, as HTML that holds them."""
+    """Pictures that a notebook displays, as HTML with the pictures embedded."""
 
     def __init__(self, shown: str) -> None:
         self._shown = shown

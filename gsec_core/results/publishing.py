@@ -1,7 +1,7 @@
-"""The last step of a run: whether it may stand for the collection from now on.
+"""The last step of a run: decide whether to publish it.
 
-A run publishes under the name of its pipeline if nothing about it is suspicious and what is published is the clustering that
-it continues, of a generation that is not newer. Otherwise what was published stays.
+A run is published under the name of its pipeline if nothing about it is suspicious, the published clustering is the one that
+it continues, and that one is not of a newer generation. Otherwise the published clustering stays.
 """
 
 from collections.abc import Mapping
@@ -22,29 +22,29 @@ from gsec_core.store.runs import now
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a finished run."""
+    """The decision whether a finished run is published."""
 
     published: bool
-    """Whether it is what the pipeline publishes now."""
+    """Whether the run is the pipeline's published one now."""
     warnings: tuple[str, ...]
-    """What people should look at; a run that is `held` has at least one."""
+    """What users should check. A run that is `held` has at least one warning."""
     held: bool
-    """Whether it was not published because of them."""
+    """Whether the run was not published because of the warnings."""
     moved_far: bool = False
-    """Whether more of the images that the published clustering has too are in other clusters than the settings allow."""
+    """Whether more images changed cluster than the settings allow, or no image is in common with the published clustering."""
     replaces: bool = False
-    """Whether it became what is published just now."""
+    """Whether this call published the run."""
     why_not: str | None = None
-    """Of a run that could have been published and was not: what stood in its way, or what to do."""
+    """For a run that could have been published but was not: the reason, or what to do."""
 
 
 def told(summary: Mapping[str, Any]) -> list[str]:
-    """What people are told of a finished run, given the fields of its verdict: its warnings, and why it is not published."""
+    """Messages for the user about a finished run: its warnings, and why it is not published. ``summary`` has the fields of its `Verdict`."""
     return [*summary["warnings"], *([summary["why_not"]] if summary["why_not"] else [])]
 
 
 def published(store: Store, config: PipelineConfig, corpus: Corpus) -> Publication | None:
-    """What a run of these settings would continue. Raises Refused if the pipeline publishes another corpus."""
+    """The publication that a run with these settings would continue, or None. Raises Refused if the pipeline publishes another corpus."""
     newest = store.publications.newest(pipeline_of(config, corpus.name))
     if newest is not None and newest.corpus != corpus.name:
         raise Refused(f"pipeline = {newest.pipeline}: it publishes corpus {newest.corpus}, not {corpus.name}. Give another --pipeline.")
@@ -52,7 +52,7 @@ def published(store: Store, config: PipelineConfig, corpus: Corpus) -> Publicati
 
 
 def publish(context: Context, summary: dict[str, Any]) -> Verdict:
-    """Publish a finished run if that is right; say why if not. ``summary`` is what `pipeline.summary` says of it."""
+    """Publish a finished run unless something speaks against it, which the verdict then tells. ``summary`` is that of `pipeline.summary`."""
     doubts = list(_suspicions(context, summary))
     if context.of_run is not None:
         return Verdict(False, tuple(doubts), bool(doubts))
@@ -78,7 +78,7 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
 
 
 def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
-    """Publish a finished run that was held back, or one that was published before. Raises Refused for any other."""
+    """Publish a finished run that was held back, or go back to one that was published before. Raises Refused for any other run."""
     run, store, pipeline = context.run, Store(context.run.files), pipeline_of(context.config, context.corpus.name)
     store.publications.point(pipeline)
     newest = published(store, context.config, context.corpus)
@@ -102,7 +102,7 @@ def _curation(store: Store, pipeline: str) -> list[str]:
 
 
 def _next(context: Context, newest: Publication | None, moved: float | None) -> Publication:
-    """What comes after ``newest``."""
+    """The publication of this run that follows ``newest``."""
     never_given = max(int(lineage.keys_of(context.run).max()) + 1, newest.next_key if newest else 0)
     return Publication(
         pipeline=pipeline_of(context.config, context.corpus.name),
@@ -119,7 +119,7 @@ def _next(context: Context, newest: Publication | None, moved: float | None) -> 
 
 
 def _assignments(context: Context) -> str:
-    """Fingerprint of the run's assignments as it recorded it: after an upgrade they would be made elsewhere."""
+    """Fingerprint of the run's assignments as the run recorded it. A newer gsec may compute another one."""
     fingerprint: str = context.run.stages()[align.STAGE.name]["fingerprint"]
     return fingerprint
 
@@ -128,7 +128,7 @@ _OTHER_NOW = "another run was published since this one was asked for, and its cl
 
 
 def _obstacle(context: Context, newest: Publication | None) -> str | None:
-    """Why a run without fault cannot follow what is published."""
+    """Why a run, even without warnings, cannot follow the published one; None if it can."""
     if context.run.request().get("previous") != (newest.previous if newest else None):
         return _OTHER_NOW
     if newest is not None and context.generation.number < newest.generation:
@@ -152,7 +152,7 @@ def _suspicions(context: Context, summary: dict[str, Any]) -> list[str]:
 
 
 def _went_back(context: Context, newest: Publication | None) -> str | None:
-    """Why a clustering from which a user went back is not to come again by itself, however many steps they went."""
+    """A warning if a user went back from this clustering, in one step or several: then it must not be published again automatically."""
     if newest is None:
         return None
     for publication in Store(context.run.files).publications.newest_first(newest.pipeline):
@@ -176,9 +176,9 @@ def _moved_far(context: Context, moved: float | None) -> str | None:
 
 
 def _asked_for_another(context: Context) -> bool:
-    """Whether the settings are not those of the clustering that this one continues, so that one expects images to move.
+    """Whether the settings differ from those of the clustering that this one continues, so that images are expected to move.
 
-    A number of clusters that was counted is nobody's wish.
+    The number of clusters is ignored if gsec found it for both runs, because no user asked for it.
     """
     previous = context.run.request()["previous"]
     if previous is None:

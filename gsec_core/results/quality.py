@@ -1,4 +1,4 @@
-"""How good a run's labelling is: beside plain k-means without labels, and against labels where there are any."""
+"""Quality of a run's labelling: without labels, compared with plain k-means, and against labels if there are any."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,26 +18,27 @@ from gsec_core.stages.canonical import usable
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
 
 COLUMNS = ("labelling", "purity", "cohesion", "separation", "agreement", "largest", "smallest", "ARI to consensus")
-"""Of `without_labels`."""
+"""Columns of `without_labels`."""
 
 STABLE = 0.5
-"""Stability of a cluster below which it counts as dissolved (Hennig 2007)."""
+"""A cluster with a stability below this counts as dissolved (Hennig 2007)."""
 
 NEARLY_EQUAL = 0.95
-"""ARI of labellings that are the same except for a few images."""
+"""Two labellings count as nearly equal from this ARI on."""
 
 PURITY_ROWS = 20_000
-"""Images whose neighbours are looked at."""
+"""Number of sampled images from whose neighbours purity is measured."""
 
 MOST_NAMED = 20
-"""Clusters that a remark names."""
+"""Maximal number of clusters that a remark names."""
 
 
 def without_labels(context: Context) -> list[dict[str, Any]]:
-    """One row for each labelling, consensus first: purity, cohesion and agreement (means over images), separation (mean over clusters), sizes, ARI with it.
+    """One row for each labelling, consensus first.
 
-    Purity is of the neighbours in both halves, the text half counting as much as its counterparts have earned. A run that keeps the published model searches
-    no neighbours and makes no k-means.
+    Columns are purity, cohesion and agreement (means over images), separation (mean over clusters), sizes, and ARI to the consensus. Purity is the
+    weighted mean over the neighbours in the image half and in the text half, with the weight of `text.weight_deserved` for the text. A run that keeps the
+    published model searches no neighbours and fits no k-means: its purity is None, and it has one row.
     """
     consensus, *_ = found = labellings(context)
     purities = [None] if context.keeps else _purities(context, [_clusters(assignments) for _, assignments, _ in found])
@@ -57,7 +58,7 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
 
 
 def _purities(context: Context, labellings: Sequence[NDArray[np.int32]]) -> list[float]:
-    """Of each labelling."""
+    """Purity of each labelling."""
     neighbors, weight = prepare.load_neighbors(context).halves, text.weight_deserved(context)
     rows, weights = sample_rows(len(neighbors[0]), PURITY_ROWS, 0), [1 - weight, weight][: len(neighbors)]
     near = [half[rows] for half in neighbors]
@@ -65,7 +66,7 @@ def _purities(context: Context, labellings: Sequence[NDArray[np.int32]]) -> list
 
 
 def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader of a result is to know of it, in plain words; ``rows`` as `without_labels` gives them."""
+    """Remarks on a result in plain words, for its readers; ``rows`` are those of `without_labels`."""
     said = []
     if decided := refit.in_words(context):
         said.append(decided)
@@ -88,7 +89,7 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _of_pseudo_labels(context: Context) -> list[str]:
-    """Whether labels that members gave a sample themselves, if they did, are of classes that are alike, and whether they lasted."""
+    """For members that labelled a sample themselves: whether classes with one label are alike, and how many labels agree with the final clusters."""
     found = train.load_pseudo_labels(context)
     if found is None:
         return []
@@ -115,7 +116,7 @@ def _of_pseudo_labels(context: Context) -> list[str]:
 def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
     """One row for each labelling: ACC, NMI and ARI over the images that have a label.
 
-    ``label_of``: the label of a URI and a content hash, None where there is none. Raises Refused if no image has one.
+    ``label_of`` returns the label for a URI and a content hash, or None if there is none. Raises Refused if no image has a label.
     """
     found = labellings(context)
     truth, known = truth_of(found[0][1], label_of)
@@ -125,7 +126,7 @@ def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> l
 
 
 def majorities(context: Context, label_of: Callable[[str, bytes], object]) -> list[dict[str, Any]]:
-    """One row for each cluster of the consensus: its name, the most frequent label of its images, and that label's share of those that have one."""
+    """One row for each cluster of the consensus: its name, its size, its most frequent label, and the share of that label among its labelled images."""
     _, assignments, clusters = labellings(context)[0]
     truth, known = truth_of(assignments, label_of)
     counts = pl.DataFrame({"cluster": assignments["cluster"].to_numpy()[known], "label": truth}).group_by("cluster", "label").len()
@@ -148,7 +149,7 @@ def majorities(context: Context, label_of: Callable[[str, bytes], object]) -> li
 
 
 def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """The labels that there are, in the order of ``assignments``, and of which of its rows, (rows,). Raises Refused if there is none."""
+    """The labels of the labelled images, in the order of ``assignments``, and a mask of its labelled rows, (rows,). Raises Refused if none has a label."""
     keys = zip(assignments["uri"].to_pylist(), assignments["content_hash"].to_pylist(), strict=True)
     labels = [label_of(uri, content_hash) for uri, content_hash in keys]
     known = np.array([label is not None for label in labels])
@@ -158,7 +159,7 @@ def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) ->
 
 
 def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
-    """Name, assignments in canonical order and cluster table of each labelling that a run makes: the consensus, then k-means, if it does that."""
+    """Name, assignments in canonical order, and cluster table of each labelling of a run: the consensus, then k-means if the run fits it."""
     names = usable(context).part_names
     sources: Mapping[str, Any] = {
         "consensus": (align.STAGE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE),
@@ -177,7 +178,7 @@ def _clusters(assignments: pa.Table) -> NDArray[np.int32]:
 
 
 def _mean(values: pa.ChunkedArray, weights: pa.ChunkedArray | None = None) -> float | None:
-    """Mean of the values that are there; None if none is."""
+    """Mean of the values that are not null; None if all are null."""
     there = values.is_valid().to_numpy()
     if not there.any():
         return None

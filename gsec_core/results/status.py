@@ -16,32 +16,32 @@ from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, REPORT_TABLE, THUMBNAILS_TABLE
 
 DAMAGED = "damaged"
-"""The state of a run with a record that is not what gsec writes."""
+"""State of a run, or of a pipeline, with a damaged record."""
 
 
 def corpora(store: Store) -> list[dict[str, Any]]:
-    """One row for each corpus: its source, its newest generation, the listed rows; ``error`` says what is wrong with a damaged one."""
+    """One row for each corpus: its source, its newest generation, the number of its images and shards; ``error`` tells what is damaged, if anything."""
     return [_corpus(corpus) for corpus in store.corpora()]
 
 
 def published(store: Store) -> list[dict[str, Any]]:
-    """One row for each pipeline: which run it publishes, since when, and how far that moved; ``error`` says what is wrong with a damaged one.
+    """One row for each pipeline: its published run, since when, and the share of images that it moved; ``error`` tells what is damaged, if anything.
 
-    ``acts`` is how many acts of curation there are, ``open_acts`` how many of them were open when one was last added or a run finished.
+    ``acts`` is the number of acts of curation, ``open_acts`` how many of them were open when an act was last added or a run finished.
     """
     rows = (_published(store, pipeline) for pipeline in store.publications.pipelines())
     return [row for row in rows if row is not None]
 
 
 def descriptions(store: Store) -> list[dict[str, Any]]:
-    """One row for each corpus and model: the answers in its captions log, as far as it can be read, and what they took."""
+    """One row for each corpus and model: the answers in the readable part of the captions log, and their requests, tokens and time."""
     return [{"corpus": corpus.name, **row} for corpus in store.corpora() for row in captions.spent(corpus.captions)]
 
 
 def runs(store: Store) -> list[dict[str, Any]]:
-    """One row for each run, oldest first: its settings that people ask for, how far each stage is, and how its last attempt ended.
+    """One row for each run, oldest first: its main settings, the progress of each stage, and how its last attempt ended.
 
-    Those that are damaged come before all others: of them ``error`` says what is wrong, and nothing else is known.
+    Damaged runs come first. For them ``error`` tells what is wrong, and the other columns are empty.
     """
     found = (Run(store.files, id) for id in sorted(store.files.directories("runs")))
     return sorted((_run(run) for run in found if run.exists()), key=lambda row: row["created"] or "")
@@ -107,7 +107,7 @@ def _decision(run: Run) -> str | None:
 
 
 def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
-    """Of a run, with the ends of its attempts. An attempt without an end is in progress or was killed; the store cannot tell which."""
+    """State of a run, given the end records of its attempts. An attempt without one is in progress or was killed; the store cannot tell which."""
     if run.is_finished():
         return "finished"
     if not ends:
@@ -118,7 +118,7 @@ def state(run: Run, ends: list[dict[str, Any] | None]) -> str:
 
 
 def timings(run: Run) -> Iterator[dict[str, Any]]:
-    """One row for each stage: stage, shards, seconds, by the shards' footers: the sum over all, by any run. What draws the report is left out."""
+    """One row for each stage: stage, shards, and seconds, the sum over the shards' footers, whichever run wrote them. The report is left out."""
     begun = run.stages()
     for name in run.stage_names():
         record = begun.get(name)
@@ -127,17 +127,17 @@ def timings(run: Run) -> Iterator[dict[str, Any]]:
         shards, made = 0, set()
         for table, planned in record["tables"].items():
             if table == THUMBNAILS_TABLE:
-                continue  # its shards come with those of the embeddings
+                continue  # its shards are written with those of the embeddings
             found = run.place(record).table(table, record["fingerprint"])
             done = found.names()
             facts = [(shard, found.facts(shard)) for shard in planned if shard in done]
-            made |= {(shard, fact.get("seconds", 0.0)) for shard, fact in facts}  # shards of several tables that were made together have the same
+            made |= {(shard, fact.get("seconds", 0.0)) for shard, fact in facts}  # shards of several tables that were made together have equal times
             shards += len(facts)
         yield {"stage": name, "shards": shards, "seconds": round(fsum(seconds for _, seconds in made), 1)}
 
 
 def _image_counts(run: Run) -> dict[str, int]:
-    """The live images of the run's generation by status, as far as they are encoded; ``listed`` is all of them."""
+    """Numbers of the encoded live images of the run's generation by status; ``listed`` is the number of all live images."""
     records = [record for stage in encode.stages_of(run) if (record := run.stage(stage.name)) is not None]
     if not records:
         return {}
@@ -146,7 +146,7 @@ def _image_counts(run: Run) -> dict[str, int]:
     embeddings = [corpus.table(EMBEDDINGS_TABLE, record["fingerprint"]) for record in records]
     try:
         generation = corpus.generation(request["generation"])
-    except FileNotFoundError:  # an older gsec pruned it away from under a run
+    except FileNotFoundError:  # an older gsec pruned a generation that a run still needs
         return {}
     counts = {"listed": 0, OK: 0, REJECTED: 0, MISSING: 0, "damaged_shards": 0}
     try:
@@ -171,10 +171,10 @@ def _image_counts(run: Run) -> dict[str, int]:
 
 
 def verify(store: Store) -> list[str]:
-    """Read every shard of every corpus, and of what they share. Damaged ones of derived tables are set aside, so that the next run makes them again.
+    """Read every shard of every corpus and of the shared tables, and check the pages of the reports.
 
-    Returns the paths of all that was damaged. So is a damaged shard of `images`, which the next ingest writes again; one of the captions
-    log is left to stage `describe`.
+    Damaged shards are set aside, so that the next ingest or run writes them again; those of the captions log are left to stage `describe`.
+    Returns one message for each damaged shard or page, with its path.
     """
     damaged = [error for shards in store.shared_tables() for error in _verify_shards(shards)]
     for corpus in store.corpora():
@@ -187,7 +187,7 @@ def verify(store: Store) -> list[str]:
 
 
 def _verify_shards(shards: Shards, set_aside: bool = True) -> list[str]:
-    """Read every shard of a table, and set aside what is damaged."""
+    """Read every shard of a table, and set the damaged ones aside."""
     damaged = []
     for name in sorted(shards.names()):
         try:
@@ -202,7 +202,7 @@ def _verify_shards(shards: Shards, set_aside: bool = True) -> list[str]:
 
 
 def _verify_pages(shards: Shards) -> list[str]:
-    """Compare a report's pages with its table. If one is not as it was drawn, or the table was damaged, all goes and the next run draws it again."""
+    """Compare a report's pages with its table. If a page has changed, or the table was damaged, remove the report, so that the next run draws it again."""
     files, directory = shards.files, shards.directory
     drawn = {row["page"]: row["digest"] for name in shards.names() for row in shards.read(name).to_pylist()}
     damaged = [f"{directory}/{page}: the page is not as it was drawn" for page, digest in drawn.items() if not _is(files, f"{directory}/{page}", digest)]

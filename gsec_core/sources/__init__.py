@@ -14,11 +14,13 @@ _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", "
 
 
 def open_source(url: str, *, image_column: str = "image", exclude: str = EXCLUDED, follow_links: bool = False) -> Source:
-    """The source at an address; ``image_column`` is for Parquet, ``exclude`` are globs with commas
-    between them, ``follow_links`` is for links to folders of this machine. Credentials come from the environment, as fsspec reads them.
+    """Open the source at an address. Raises Refused for an address that cannot be a source.
 
-    The ending of the address alone tells the kind, so that opening costs no request and a source that is away for a moment
-    is no other kind. Whether it is there shows in ``list`` and ``check``. Raises Refused for an address that can be no source.
+    ``image_column`` is for Parquet, ``exclude`` has globs separated by commas, ``follow_links`` is for links to folders on this
+    machine. Credentials come from the environment, as fsspec reads them.
+
+    Only the ending of the address decides the kind of the source. So opening needs no request, and a source that is unreachable for a
+    moment is not taken for another kind; its methods ``list`` and ``check`` tell whether it exists.
     """
     url = normalise_url(url)
     ending = url.lower()

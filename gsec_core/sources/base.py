@@ -1,4 +1,4 @@
-"""What the pipeline needs of a place that holds images: a listing, and the bytes of one image."""
+"""Interface of a source of images: it lists the images, and fetches the bytes of one."""
 
 from collections import Counter
 from typing import NamedTuple, Protocol
@@ -15,7 +15,7 @@ LISTING = pa.schema(
 
 
 class ImageRef(NamedTuple):
-    """One listed image: its URI relative to the source, its size in bytes (-1 where listing does not tell), its version."""
+    """One listed image: its URI relative to the source, its size in bytes (-1 if listing does not give it), its version."""
 
     uri: str
     size_bytes: int
@@ -27,7 +27,7 @@ class RejectedImage(Exception):
 
 
 class MissingImage(Exception):
-    """The source no longer holds what was listed, or does not let it be read. The row becomes ``missing``; the next ingest looks again."""
+    """The source no longer has the listed image, or access is denied. Its row gets status ``missing``, and the next ingest tries again."""
 
 
 class Source(Protocol):
@@ -38,22 +38,22 @@ class Source(Protocol):
     """
 
     url: str
-    """The normalised address without credentials: what a corpus is bound to."""
+    """The normalised address without credentials, to which a corpus is bound."""
 
     skipped: Counter[str]
-    """What the last ``list`` passed over, by kind: ``excluded``, ``linked_folders``."""
+    """Numbers of files and folders that the last ``list`` skipped, by kind: ``excluded``, ``linked_folders``."""
 
     def list(self) -> pa.Table:
-        """All images, decoded none: a table of schema LISTING, sorted by uri, each uri once.
+        """List all images without decoding any: a table of schema LISTING, sorted by uri, each uri once.
 
-        Raises Refused if the source is not there, Unreachable if it does not answer.
+        Raises Refused if the source does not exist or has no images, Unreachable if it does not answer.
         """
         ...
 
     def fetch(self, ref: ImageRef) -> bytes:
         """The bytes of one image. Safe to call from several threads.
 
-        Raises RejectedImage, MissingImage, or OSError for what a retry may cure.
+        Raises RejectedImage, MissingImage, or OSError if a retry may help.
         """
         ...
 

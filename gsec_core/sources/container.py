@@ -1,4 +1,4 @@
-"""Files that hold many images: one such file, or a glob of them. Subclasses know one kind of file."""
+"""Sources of container files, each of which holds many images: one such file, or a glob of them. Each subclass reads one kind of file."""
 
 import re
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 class ContainerSource(ABC):
-    """URIs are ``CONTAINER#MEMBER``, the container relative to the last folder that the glob leaves fixed."""
+    """Base class. URIs are ``CONTAINER#MEMBER``; the container is relative to the last folder in the address before any wildcard."""
 
     suffix: str
 
@@ -36,7 +36,7 @@ class ContainerSource(ABC):
         tables = []
         for path in self._containers():
             with listing_errors(self.url):
-                version = file_version(self._fs, path)  # before its content: a change in between shows when images are fetched
+                version = file_version(self._fs, path)  # before reading its content, so that fetching images notices a change in between
                 tables.append(self._list_container(path, to_uri(self._relative(path)), version))
         table = pa.concat_tables(tables).sort_by("uri")
         if not table.num_rows:
@@ -53,15 +53,15 @@ class ContainerSource(ABC):
 
     @abstractmethod
     def _list_container(self, path: str, uri: str, version: str) -> pa.Table:
-        """The images of one file, in any order. Raises Refused, naming ``path``, if it is not of the kind."""
+        """List the images of one file, in any order. Raises Refused, naming ``path``, if the file is not of this kind."""
 
     @abstractmethod
     def _fetch_member(self, path: str, member: str, ref: ImageRef) -> bytes:
-        """The bytes of one member; ``member`` is as in the URI."""
+        """The bytes of one member, named as in the URI."""
 
     @contextmanager
     def _unchanged(self, path: str, version: str) -> Iterator[None]:
-        """Guards a read. The version is compared after it, be it good or bad, so that no change can fall in between."""
+        """Context manager for a read that raises MissingImage if the file's version has changed. It is compared after the read, also after a failed one."""
         try:
             yield
         finally:
@@ -86,7 +86,7 @@ class ContainerSource(ABC):
         return paths
 
     def _is_file(self, path: str, info: dict[str, Any]) -> bool:
-        """Links count as what they lead to: a download cache often is a folder of links."""
+        """Whether a path is a file. Links count as their targets, because download caches often are folders of links."""
         return info["type"] == "file" or bool(info.get("islink") and self._fs.isfile(path))
 
     def _relative(self, path: str) -> str:

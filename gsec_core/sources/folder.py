@@ -15,11 +15,11 @@ from gsec_core.sources.uris import inside, to_uri
 
 
 class LocalFolder:
-    """A folder of this machine, read without fsspec: a million files are listed in seconds.
+    """A folder on this machine, read without fsspec: a million files are listed in seconds.
 
-    Links to files are images. Links to folders are not entered but counted, and no link may lead out of the folder. This
-    guards against links that lie in it, not against someone who exchanges files while they are read. With ``follow_links``
-    links may lead anywhere; a folder that several paths lead to is listed once, so that links in a circle end.
+    Links to files count as files. Links to folders are only counted, not followed, and no link may lead out of the folder. This
+    protects against links in the folder, but not against someone who replaces files while they are read. With ``follow_links``,
+    links may lead anywhere; a folder with several paths is listed once, so that circular links end.
     """
 
     def __init__(self, url: str, exclude: str = "", follow_links: bool = False) -> None:
@@ -42,7 +42,7 @@ class LocalFolder:
             path = os.path.realpath(os.path.join(self._root, inside(ref.uri)))
             if not self._follow_links and os.path.commonpath([self._root, path]) != self._root:
                 raise RejectedImage("a link that leaves the source folder")
-            if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe waits for a writer
+            if not stat.S_ISREG(os.stat(path).st_mode):  # checked before opening, because opening a pipe waits for a writer
                 raise RejectedImage("not a regular file")
             with open(path, "rb") as file:
                 return file.read()
@@ -67,7 +67,7 @@ class LocalFolder:
                 yield ImageRef(to_uri(self._relative(entry)), status.st_size, stat_version(status))
 
     def _walk(self) -> Iterator[os.DirEntry[str]]:
-        """Every entry that is chosen and is no folder. Links to folders come last, so that a folder's own path counts before them."""
+        """Every entry that is not excluded and not a folder. Links to folders are followed last, so that files get the path of their real folder."""
         pending, links, seen = [self.url], list[str](), set[tuple[int, int]]()
         while pending or links:
             folder = pending.pop() if pending else links.pop()
@@ -102,12 +102,12 @@ class LocalFolder:
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # in a circle, or through what may not be read: as an image it is listed, and has a reason
+    except OSError:  # a circular or unreadable link is listed as an image, whose row then tells the reason
         return False
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
-    """Of a link, that of its target; of a link that leads nowhere, its own."""
+    """The stat of an entry. For a link it is that of the target; for a broken link, that of the link itself."""
     if entry.is_symlink():
         with suppress(OSError):
             return entry.stat()
@@ -115,7 +115,7 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
 
 
 class RemoteFolder:
-    """A prefix of an object store."""
+    """All images below a prefix of an object store."""
 
     def __init__(self, url: str, exclude: str = "") -> None:
         self.url = url

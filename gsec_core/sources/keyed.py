@@ -1,7 +1,7 @@
-"""A column that a user already has, by image: descriptions, or labels to score a result with.
+"""Values for images that a user already has in a column of a file: descriptions, or labels to score a result with.
 
-Read from one Parquet or CSV file, local or remote. What image a row is about tells a column ``uri``, as `assignments` has it;
-where there is none, a column ``image`` with the encoded images, binary or a struct with ``bytes``, as image sets have it.
+The file is Parquet or CSV, local or remote. Its column ``uri``, as in `assignments`, tells which image a row is about;
+without it, a column ``image`` with the encoded images (binary, or a struct with ``bytes``, as in image data sets).
 """
 
 import hashlib
@@ -33,18 +33,18 @@ class Keyed:
 
     by_uri: bool
     values: Mapping[str | bytes, object]
-    """By URI relative to the source, or by content hash (16 bytes). Rows without a value are left out."""
+    """Values by URI relative to the source, or by content hash (16 bytes). Rows without a value are left out."""
 
     def lookup(self, uri: str, content_hash: bytes) -> object | None:
-        """The value of an image, None if it has none."""
+        """The value of an image, or None if it has none."""
         return self.values.get(uri if self.by_uri else content_hash)
 
 
 def read_keyed(file: str, column: str, *, setting: str) -> Keyed:
     """Read one column of a file.
 
-    Raises Refused, naming ``setting``, if there is no such file or column, if its rows name no images, or if an image has
-    two different values; Unreachable if the file's store does not answer.
+    Raises Refused, naming ``setting``, if there is no such file or column, if the file is damaged or has no column for images, or
+    if an image has two different values; Unreachable if the file's store does not answer.
     """
     fs, path, url = _open(file, setting)
     values: dict[str | bytes, object] = {}
@@ -82,12 +82,12 @@ def _digest(url: str, version: str) -> str:
 
 
 def _open(file: str, setting: str) -> tuple[AbstractFileSystem, str, str]:
-    """The file system, the path on it, and the address without anything secret."""
+    """The filesystem, the path on it, and the normalised address, which contains no secrets."""
     try:
         url = normalise_url(file)
         if not is_local(url) and url.partition("://")[2] != file.partition("://")[2]:
             raise Refused("")
-    except Refused:  # not shown, as it may hold what nobody should see
+    except Refused:  # its text is not shown, because it may contain secrets
         raise Refused(f"{setting}: give a local file or one at s3://, gs:// or abfs://, without credentials or a query, as its address is recorded.") from None
     if not url.lower().endswith((".parquet", ".csv")):
         raise Refused(f"{setting}: {url} is neither a .parquet nor a .csv file; give one of these.")
@@ -110,7 +110,7 @@ def _in_the_users_words(url: str, setting: str) -> Iterator[None]:
     except pa.ArrowException as error:
         raise Refused(f"{setting}: {url} is damaged or not what its name says: {' '.join(str(error).split())}") from None
     except Exception as error:  # the drivers of object stores raise classes of their own
-        if type(error) is OSError and error.errno is None:  # Arrow's own, of bytes that it cannot decode
+        if type(error) is OSError and error.errno is None:  # raised by Arrow for bytes that it cannot decode
             raise Refused(f"{setting}: {url} is damaged: {' '.join(str(error).split())}") from None
         raise Unreachable(f"{setting}: {url} does not answer: {type(error).__name__}: {error}") from error
 
@@ -127,7 +127,7 @@ def _read_csv(raw: IO[bytes]) -> _Read:
 
 
 def _read_parquet(raw: IO[bytes], column: str) -> _Read:
-    """Lazily, as its images may be larger than memory; of a struct of images only the bytes."""
+    """Read batches lazily, because the images may not fit in memory. Of a struct column of images only ``bytes`` is read."""
     file = pq.ParquetFile(raw)
     schema = file.schema_arrow
     key = _key(schema)
@@ -136,7 +136,7 @@ def _read_parquet(raw: IO[bytes], column: str) -> _Read:
 
 
 def _key(schema: pa.Schema) -> str | None:
-    """The column that tells images apart."""
+    """The column that identifies images, or None."""
     if schema.get_field_index(_URI) >= 0:
         return _URI
     if schema.get_field_index(_IMAGE) < 0:

@@ -1,4 +1,4 @@
-"""What listings of every kind of source share: which names are images, the table, the sentence where there is none."""
+"""Shared by the listings of all kinds of sources: which names are images, the table, and the error if there are no images."""
 
 import fnmatch
 import re
@@ -17,20 +17,20 @@ _DECODED = (
 )
 
 _NOT_DECODED = (".heic", ".heif", ".jxl")
-"""Listed all the same: photos that a phone made must show up as rejected, with a reason, and not be lost in silence."""
+"""These are listed too: photos from phones must appear as rejected, with a reason, instead of being ignored silently."""
 
 IMAGE_EXTENSIONS = _DECODED + _NOT_DECODED
 
 
 EXCLUDED = "@eaDir, __MACOSX, #recycle, $RECYCLE.BIN, lost+found, System Volume Information"
-"""Folders that programs make beside a user's own, with previews, copies and what was deleted."""
+"""Folders that programs create next to the user's own, with previews, copies and deleted files."""
 
 Skipped = Counter[str]
-"""What a listing passed over, by kind: ``excluded`` files, or on this machine files and folders, and ``linked_folders``."""
+"""Numbers of skipped paths by kind: ``excluded`` (files; on this machine also folders, each counted once) and ``linked_folders``."""
 
 
 class Choice:
-    """Which paths of a source are listed: visible ones that no glob of ``exclude`` names, and how many were excluded."""
+    """Decides which paths of a source are listed (visible ones that match no glob of ``exclude``), and counts the excluded ones."""
 
     def __init__(self, exclude: str, skipped: Skipped) -> None:
         globs = [glob.strip() for glob in exclude.split(",") if glob.strip()]
@@ -38,7 +38,7 @@ class Choice:
         self._skipped = skipped
 
     def takes(self, path: str) -> bool:
-        """Whether a relative path is listed. A glob names it by the whole of it, or by the name of it or of a folder that it is in."""
+        """Whether a relative path is listed. A glob excludes it by matching the whole path, its name, or the name of a folder above it."""
         if not is_visible(path):
             return False
         if self._excluded is not None and any(self._excluded.match(name) for name in (path, *path.split("/"))):
@@ -57,7 +57,7 @@ def is_visible(path: str) -> bool:
 
 
 def to_table(images: Iterable[ImageRef]) -> pa.Table:
-    """A table of schema LISTING, sorted by uri. Built in batches: as Python objects a large listing would fill the memory."""
+    """A table of schema LISTING, sorted by uri. It is built in batches, because a large listing as Python objects would not fit in memory."""
     return pa.Table.from_batches(_batches(iter(images)), LISTING).sort_by("uri")
 
 
@@ -68,7 +68,7 @@ def _batches(images: Iterator[ImageRef]) -> Iterator[pa.RecordBatch]:
 
 
 def no_images(url: str, paths: Iterable[str], skipped: Skipped) -> Refused:
-    """The refusal of a folder without images; ``paths``, relative to it, tell whether containers were meant."""
+    """The error for a folder without images. ``paths`` in it, relative to it, show whether the user meant container files."""
     if skipped["linked_folders"]:
         return Refused(f"Source {url} holds no image files, but {skipped['linked_folders']} links to folders: follow them with --set ingest.follow_links=true.")
     for path in paths:

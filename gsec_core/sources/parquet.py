@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded images, as Hugging Face image sets have it."""
+"""Parquet files with a column of encoded images, as in Hugging Face image data sets."""
 
 import threading
 from functools import lru_cache
@@ -15,26 +15,26 @@ from gsec_core.sources.base import LISTING, ImageRef, RejectedImage
 from gsec_core.sources.container import ContainerSource
 
 ROW_DIGITS = 9
-"""Row numbers are padded with zeros, so that the order of the URIs is the order of storage and row groups are read in turn."""
+"""Digits of a row number in a URI, padded with zeros so that the URIs sort in storage order and row groups are read one after the other."""
 
 
 class _Footer(NamedTuple):
     metadata: pq.FileMetaData
     starts: NDArray[np.int64]
-    """First row of each row group, and the number of rows."""
+    """First row of each row group, then the total number of rows, (row groups + 1,)."""
     leaf: str
-    """Path of the column of bytes within the file."""
+    """Path in the Parquet schema of the column with the bytes."""
 
 
 class ParquetSource(ContainerSource):
-    """One image a row, in ``image_column``: binary, or a struct with a binary field ``bytes``; a ``path`` beside it is never followed."""
+    """One image in each row, in ``image_column``: binary, or a struct with a binary field ``bytes``. A field ``path`` is ignored."""
 
     suffix = ".parquet"
 
     def __init__(self, url: str, image_column: str, exclude: str = "") -> None:
         super().__init__(url, exclude)
         self._image_column = image_column
-        self._lock = threading.Lock()  # so that threads that want rows of one group read it once
+        self._lock = threading.Lock()  # threads that need rows of the same row group must read it only once
         self._footer = lru_cache(maxsize=64)(self._read_footer)
         self._group = lru_cache(maxsize=2)(self._read_group)
 
@@ -99,7 +99,7 @@ class ParquetSource(ContainerSource):
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether values of a column are bytes, in any of Arrow's layouts."""
+    """Whether a column type holds bytes, in any of Arrow's layouts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     layouts = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
@@ -107,8 +107,8 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error of reading is about the bytes of the file, which no retry cures, and not about the storage.
+    """Whether a read error is caused by damaged bytes of the file, where a retry cannot help, and not by the storage.
 
-    A bare OSError without a number is Arrow's own, of bytes that it cannot decode.
+    Arrow raises a plain OSError without an errno for bytes that it cannot decode.
     """
     return isinstance(error, ValueError | pa.ArrowException) or (type(error) is OSError and error.errno is None)

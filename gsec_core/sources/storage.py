@@ -1,4 +1,4 @@
-"""fsspec as the sources use it: versions of files, and failures in the words of errors.py and base.py."""
+"""Use of fsspec by the sources: versions of files, and conversion of errors to those of errors.py and base.py."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ from gsec_core.sources.base import MissingImage, RejectedImage
 
 
 def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a normalised address and the path on it. It keeps no listings: a version must be the present one."""
-    if is_local(url):  # a path may hold "::", which fsspec would take for a chain of protocols
+    """The filesystem of a normalised address, and the path on it. Listings are not cached, so that versions are current."""
+    if is_local(url):  # a path may contain "::", which fsspec would take for a chain of protocols
         return LocalFileSystem(), url
     try:
         fs, path = url_to_fs(url, use_listings_cache=False)
@@ -31,7 +31,7 @@ def stat_version(stat: os.stat_result) -> str:
 
 
 def info_version(info: dict[str, Any]) -> str:
-    """The version of a remote file from what fsspec tells of it; each store has its own words."""
+    """The version of a remote file: its ETag, or its time and size. Each kind of store uses other keys in fsspec's ``info``."""
     for key in ("ETag", "etag"):
         if info.get(key):
             return str(info[key]).strip('"')
@@ -40,12 +40,12 @@ def info_version(info: dict[str, Any]) -> str:
 
 
 def file_version(fs: AbstractFileSystem, path: str) -> str:
-    """The present version of a file, by one request."""
+    """The current version of a file, from one request."""
     return stat_version(os.stat(path)) if isinstance(fs, LocalFileSystem) else info_version(fs.info(path))
 
 
 def check_answers(fs: AbstractFileSystem, path: str, url: str) -> None:
-    """Raises Unreachable unless the file or folder is there."""
+    """Raises Unreachable unless the file or folder exists and the store answers."""
     try:
         fs.info(path)
     except Exception as error:
@@ -54,7 +54,7 @@ def check_answers(fs: AbstractFileSystem, path: str, url: str) -> None:
 
 @contextmanager
 def listing_errors(url: str) -> Iterator[None]:
-    """Failures of the storage while it is listed, as Refused (the answer is no) or Unreachable (there is no answer)."""
+    """Context manager that converts errors while listing to Refused (the store says no) or Unreachable (the store does not answer)."""
     try:
         yield
     except GsecError:
@@ -71,7 +71,7 @@ def listing_errors(url: str) -> Iterator[None]:
 
 @contextmanager
 def fetch_errors() -> Iterator[None]:
-    """Failures of the storage while an image is read, as MissingImage, RejectedImage, or OSError for what a retry may cure."""
+    """Context manager that converts errors while reading an image to MissingImage, RejectedImage, or OSError if a retry may help."""
     try:
         yield
     except (GsecError, MissingImage, RejectedImage):

@@ -1,7 +1,7 @@
-"""Paths as URIs and back: the identity of an image, readable and reversible.
+"""Conversion of paths to URIs and back. URIs identify images, and are readable and reversible.
 
-Only what must be is percent-encoded: ``%`` itself, ``#`` (it parts a container from its member) and the bytes of a file name
-that are not UTF-8 (Arrow strings are). Paths are str in Python's way: such bytes are surrogate escapes.
+Only what must be is percent-encoded: ``%`` itself, ``#`` (it separates a container from its member) and the bytes of a file name
+that are not UTF-8 (Arrow strings must be UTF-8). In Python's paths, such bytes are surrogate escapes.
 """
 
 import re
@@ -18,14 +18,14 @@ def to_uri(path: str) -> str:
 
 
 def to_path(uri: str) -> str:
-    """The path that ``to_uri`` was given."""
+    """The inverse of ``to_uri``."""
     return _ENCODED.sub(lambda found: bytes.fromhex(found[1]).decode("ascii", "surrogateescape"), uri)
 
 
 def inside(uri: str) -> str:
-    """The path of a URI, if it is one below its source. Raises RejectedImage for what would lead out of it.
+    """The path of a URI, which must be below its source. Raises RejectedImage for a path that leads outside.
 
-    A name such as ``https://example.org/a.jpg`` or ``std::vector.png`` is a name: paths are looked up in the source, and none is opened as an address.
+    ``https://example.org/a.jpg`` and ``std::vector.png`` are plain names here: paths are looked up in the source, and never opened as addresses.
     """
     path = to_path(uri)
     if path.startswith("/"):

@@ -1,4 +1,4 @@
-"""Uncompressed tars, as WebDataset has them. Listing reads the headers; an image is one ranged read and a look at the tar's version."""
+"""Uncompressed tars, as in WebDataset. Listing reads the headers; fetching an image takes one range read and a check of the tar's version."""
 
 import os
 import tarfile
@@ -18,12 +18,12 @@ _ZEROS_AT_ONCE = 2**20
 
 
 class TarSource(ContainerSource):
-    """The version of a member is ``VERSION OF THE TAR@OFFSET+SIZE``, or ``...@WHAT IT IS`` for a member that is no plain file."""
+    """The version of a member is ``TAR_VERSION@OFFSET+SIZE``, or ``TAR_VERSION@KIND`` for a member that is not a plain file."""
 
     suffix = ".tar"
 
     def _list_container(self, path: str, uri: str, version: str) -> pa.Table:
-        last: dict[str, ImageRef] = {}  # of members with one name, the last wins, as it does when tar extracts
+        last: dict[str, ImageRef] = {}  # of members with the same name the last one counts, as when tar extracts
         parts: dict[str, int] = {}
         for part, member in self._members(path):
             name = member.name.removeprefix("./")
@@ -37,14 +37,14 @@ class TarSource(ContainerSource):
         return to_table(last.values())
 
     def _members(self, path: str) -> Iterator[tuple[int, tarfile.TarInfo]]:
-        """With the number of the tar, of those that were joined with `cat`."""
+        """Each member, with the number of the tar that it is in: the file may be several tars joined with `cat`."""
         try:
             with self._fs.open(path, "rb") as raw:
                 for part in count():
                     with tarfile.open(fileobj=raw, mode="r:", encoding="utf-8") as tar:
                         for member in tar:
                             yield part, member
-                    # tarfile takes a damaged header for the end; a whole tar ends with a block of zeros.
+                    # tarfile takes a damaged header for the end, but a complete tar ends with a block of zeros.
                     raw.seek(tar.offset)
                     if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                         raise tarfile.ReadError("no end-of-archive block where the last member ends")
@@ -68,7 +68,7 @@ class TarSource(ContainerSource):
 
 
 def _skip_zeros(raw: IO[bytes]) -> bool:
-    """Go to the next byte that is not zero. Returns whether there is one."""
+    """Seek to the next byte that is not zero. Returns whether there is one."""
     while block := raw.read(_ZEROS_AT_ONCE):
         after = block.lstrip(b"\0")
         if after:

@@ -1,8 +1,8 @@
-"""The store: corpora, their tables, and runs, on any fsspec URL. The only package that knows paths.
+"""The store: corpora, their tables, and runs, on any fsspec URL. No other package knows the paths in a store.
 
-``CORPUS/images`` and ``CORPUS/generations`` (see `corpus`), ``CORPUS/TABLE/FINGERPRINT`` (see `shards`), ``vocabularies`` (tables that all
-corpora share), ``runs``
-(see `runs`), ``published`` (see `publications`), ``curation`` (see `gsec_core.curation`). Nothing in a store is ever unpickled.
+Layout: ``CORPUS/images`` and ``CORPUS/generations`` (see `corpus`), ``CORPUS/TABLE/FINGERPRINT`` (see `shards`), ``vocabularies`` (tables that
+all corpora share), ``runs`` (see `runs`), ``published`` (see `publications`), ``curation`` (see `gsec_core.curation`). Nothing in a store is
+ever unpickled.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from gsec_core.store.shards import Shards
 __all__ = ["Corpus", "Generation", "Publication", "Publications", "Run", "Shards", "Store", "fingerprint"]
 
 CURATION = "curation"
-"""The folder of what people said about clusters; see `gsec_core.curation.log`."""
+"""Folder of the curation logs, which record what people said about clusters; see `gsec_core.curation.log`."""
 
 _RESERVED = {"runs", PUBLISHED, SHARED, CURATION}
 
 
 @dataclass(frozen=True)
 class Store:
-    """Everything gsec keeps."""
+    """Entry point to all corpora, runs, publications and tables below one folder or URL."""
 
     files: Files
 
@@ -44,7 +44,7 @@ class Store:
         return self.files.url
 
     def check_writable(self) -> None:
-        """Raises Refused if nothing can be written here."""
+        """Write and remove a probe file. Raises Refused if the store cannot be written."""
         probe = f"runs/.probe-{uuid4().hex}"
         try:
             self.files.create(probe, b"gsec")
@@ -66,11 +66,14 @@ class Store:
         return [Corpus(self.files, name) for name in names if "corpus.json" in self.files.files(name)]
 
     def shared_tables(self) -> list[Shards]:
-        """Every table that all corpora share."""
+        """The tables that all corpora share, one `Shards` for each fingerprint."""
         return Corpus(self.files, SHARED).tables()
 
     def run(self, id: str) -> Run:
-        """A run by its id, an unambiguous beginning of it, or as ``published/PIPELINE``, what that publishes. Raises Refused if there is none."""
+        """Find a run by its id, by an unambiguous beginning of the id, or by ``published/PIPELINE``: the run that this pipeline publishes now.
+
+        Raises Refused if there is no such run, or more than one.
+        """
         if id.startswith(f"{PUBLISHED}/"):
             return self._published_run(id)
         found = [name for name in self.files.directories("runs") if name.startswith(id)]
@@ -102,11 +105,11 @@ class Store:
         pipeline: str | None = None,
         counting: str | None = None,
     ) -> Run:
-        """The run of this request, with the redo counters of now: made if it is the first of its kind, else found again.
+        """Return the run of this request with the current redo counters. The run is created unless the same request was made before.
 
-        ``stages`` is what it takes to finish it; see `runs.run_id`. ``of_run`` is the run whose clusters the images are
-        assigned to; ``pipeline`` is the name of the one whose published clusters a run with clusters of its own continues;
-        ``counting`` is the run that found its number of clusters, if nobody gave it.
+        ``stages`` are the stages that finish the run; see `runs.run_id`. ``of_run`` is the run whose clusters the images are
+        assigned to. ``pipeline`` is the pipeline whose published clusters the run continues, if it makes clusters of its own.
+        ``counting`` is the run that found the number of clusters, if the user gave none.
         """
         redo = corpus.redo_counters()
         run, previous = self._wanted_run(corpus, generation, stages, pipeline, redo)
@@ -125,15 +128,16 @@ class Store:
         return run
 
     def wanted_run(self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None = None) -> Run:
-        """The run that `request_run` would make or find; it need not exist."""
+        """The run that `request_run` would create or find. Nothing is written, and the run need not exist."""
         return self._wanted_run(corpus, generation, stages, pipeline, corpus.redo_counters())[0]
 
     def _wanted_run(
         self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None, redo: Mapping[str, int]
     ) -> tuple[Run, dict[str, Any] | None]:
-        """The run, and what it is to know of the publication that its clusters continue.
+        """The run, and the `Publication.previous` of the publication whose clusters it continues (None if it continues none).
 
-        What is published is found again by its own request, also if that was lost, and otherwise is what a new run continues.
+        If the request is that of the published run itself, that run is returned, even if its directory was lost. Any other request is a
+        new run, which continues the published one.
         """
 
         def run_after(previous: Mapping[str, Any] | None) -> Run:
@@ -155,20 +159,20 @@ class Store:
 
     @property
     def publications(self) -> Publications:
-        """What is published."""
+        """All publications of the store."""
         return Publications(self.files)
 
     def published_runs(self) -> set[str]:
-        """Ids of the runs that are published."""
+        """Ids of the runs that are published now."""
         return {publication.run_id for publication in self.published()}
 
     def published(self) -> list[Publication]:
-        """What each pipeline publishes."""
+        """The newest publication of each pipeline."""
         newest = (self.publications.newest(pipeline) for pipeline in self.publications.pipelines())
         return [publication for publication in newest if publication is not None]
 
     def check_there(self, publication: Publication) -> None:
-        """Raises Refused if the run that is published is gone."""
+        """Raises Refused if the published run is no longer in the store."""
         if not Run(self.files, publication.run_id).exists():
             raise Refused(
                 f"pipeline = {publication.pipeline}: run {publication.run_id}, which is published, is not in {self.url} any more. "
@@ -177,6 +181,6 @@ class Store:
             )
 
     def path_of(self, shard_path: str) -> tuple[Shards, str]:
-        """The shards and the name behind a path that a BadShard names."""
+        """Split a shard's path, as a BadShard gives it, into the `Shards` of its directory and the shard's name."""
         directory, _, name = shard_path.rpartition("/")
         return Shards(self.files, directory), name.removesuffix(".parquet")

@@ -1,7 +1,7 @@
-"""The captions log of a corpus: what captioners answered, paid once.
+"""The captions log of a corpus: the answers of captioners, so that each is paid for only once.
 
-Its work is keys and not planned shards: content hash, model and request, the last a hash of all that was asked. Only
-final answers are rows. Shards are small commits named by their rows; nothing but `prune` ever changes one.
+A row is found by its key (content hash, model, request), where the request is a hash of everything that was asked; there is no
+plan of shards. Only final answers become rows. Each commit writes a small shard named by the hash of its rows, which only `prune` ever changes.
 """
 
 import json
@@ -19,34 +19,34 @@ from gsec_core.store.shards import Shards
 from gsec_core.tables import CAPTIONS, FAILED
 
 Row = dict[str, Any]
-"""Of schema CAPTIONS; ``model`` and ``request`` are the log's to fill in."""
+"""A row of schema CAPTIONS. `CaptionsLog.append` fills in ``model`` and ``request``."""
 
 
 PARTS = "merged"
-"""What the footer of a merged shard calls the names of its parts."""
+"""Key in the footer of a merged shard; the value is the list of the names of the merged parts."""
 
 
 @dataclass(frozen=True)
 class CaptionsLog:
-    """The part of `Corpus.captions` that one model wrote at one request."""
+    """The rows of `Corpus.captions` for one model and one request."""
 
     shards: Shards
     model: str
     request: str
     before: tuple[str, ...] = ()
-    """The same request, oldest first, as it was before its failures were to be asked again: of these the failures do not count."""
+    """Former hashes of the same request, oldest first, each from before a user had its failures asked again. Their failed answers do not count."""
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Commit some rows; none is no commit, and the same rows again change nothing."""
+        """Commit rows as one shard. Without rows nothing is written, and rows that were committed before change nothing."""
         if rows:
             table = pa.Table.from_pylist([{**row, "model": self.model, "request": self.request} for row in rows], schema=CAPTIONS)
             self.shards.commit(_name(table), table)
 
     def rows(self, *, accept_loss: bool = False) -> dict[bytes, Row]:
-        """Content hash -> row. Of several the one with the smallest (written_at, file name) counts, so that every reader has the same.
+        """The rows by content hash. If a key has several rows, the one with the smallest (written_at, file name) counts for every reader.
 
-        Raises GsecError if a part of the log is damaged; with ``accept_loss`` it is set aside, and what only it held
-        counts as never asked.
+        Raises GsecError if a shard of the log is damaged. With ``accept_loss`` the shard is set aside instead, and answers
+        that only it held count as never asked.
         """
         while True:
             requests = (*self.before, self.request)
@@ -60,7 +60,7 @@ class CaptionsLog:
                         if row["content_hash"] not in first or place[:2] < first[row["content_hash"]][:2]:
                             first[row["content_hash"]] = place
             except FileNotFoundError:
-                continue  # set aside, or merged, by another process since it was listed
+                continue  # another process has set the shard aside, or merged it, since it was listed
             except BadShard as error:
                 if not accept_loss:
                     raise _damaged(error) from None
@@ -73,16 +73,16 @@ class CaptionsLog:
 
 
 def readable(shards: Shards) -> Iterator[tuple[str, pa.Table]]:
-    """The parts of a log that can be read. Left out are damaged ones, of which who runs describe decides, and those that went meanwhile, being merged."""
+    """The readable shards of a log. Damaged ones are left out (the user who runs describe decides about them), as are those removed meanwhile."""
     for name in sorted(shards.names()):
         with suppress(BadShard, FileNotFoundError):
             yield name, shards.read(name)
 
 
 def merge(shards: Shards, names: Collection[str]) -> bool:
-    """Write one shard with the rows of several, which stay. Its footer names them, so that they can go when nobody reads them any more.
+    """Write one shard with the rows of several others, which stay. Its footer names them, so that `prune` can remove them later.
 
-    False if there is nothing to write: it is there, or no two of them can be read.
+    Returns False if nothing was written: the merged shard exists already, or fewer than two of the others can be read.
     """
     parts = {name: table for name, table in readable(shards) if name in names}
     if len(parts) < 2:
@@ -92,7 +92,7 @@ def merge(shards: Shards, names: Collection[str]) -> bool:
 
 
 def spent(shards: Shards) -> list[dict[str, Any]]:
-    """What a log's answers took, by model: a row each, whatever was asked. Each answer counts once, however often a killed process wrote it."""
+    """Answers, requests, tokens and time by model: one row for each, over all requests. An answer that was written repeatedly counts once."""
     rows: dict[tuple[bytes, str, str], Row] = {}
     for _, table in readable(shards):
         for row in table.drop(["text", "object", "attributes"]).to_pylist():
@@ -103,7 +103,7 @@ def spent(shards: Shards) -> list[dict[str, Any]]:
     for model in sorted({model for _, model, _ in rows}):
         ours = [row for row in rows.values() if row["model"] == model]
         requests, prompt, completion = (sum(row.get(key) or 0 for row in ours) for key in ("requests", "prompt_tokens", "completion_tokens"))
-        timed = [row for row in ours if row.get("seconds")]  # a batch does not say
+        timed = [row for row in ours if row.get("seconds")]  # replies of an offline batch have no time
         found.append(
             {
                 "model": model,
@@ -123,7 +123,7 @@ def _name(table: pa.Table) -> str:
 
 
 def _damaged(error: BadShard) -> GsecError:
-    """Not a BadShard: that would be set aside and made again without a word, and here again means paid again."""
+    """A GsecError, not a BadShard: a bad shard is set aside and made again without asking, and these answers would be paid for again."""
     return GsecError(
         f"describe: the captions log is damaged ({error}), and its answers would have to be asked for, and paid, again. Restore the file from a copy, "
         "or go on without it with --set describe.accept_loss=true."

@@ -1,7 +1,7 @@
 """A corpus: images of one source, growing by generations.
 
-A generation is a JSON file that lists the `images` shards which count, oldest first. Shards are named by the hash of
-their rows, so that a writer that was killed, or lost the race for a generation, leaves nothing that counts.
+A generation is a JSON file that lists its `images` shards, oldest first. Shards are named by the hash of
+their rows: a writer that was killed, or lost the race for a generation, leaves only shards that no generation lists.
 """
 
 import json
@@ -22,15 +22,15 @@ from gsec_core.store.shards import Shards
 from gsec_core.tables import IMAGES
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-"""What a corpus or a pipeline may be called: a folder's name on every filesystem, and a part of an address."""
+"""Valid names of corpora and pipelines: each can be a folder on every filesystem, and a part of a URL."""
 
 
 SHARED = "vocabularies"
-"""The folder of tables that all corpora of a store share. It is no corpus, and no corpus is called so."""
+"""Folder of the tables that all corpora of a store share. It is not a corpus, and no corpus can have this name."""
 
 
 class ImagesShard(NamedTuple):
-    """One shard of `images`: its name is the digest of its rows."""
+    """One shard of `images`. Its name is the digest of its rows."""
 
     name: str
     rows: int
@@ -45,7 +45,7 @@ class Generation:
     number: int
     shards: tuple[ImagesShard, ...]
     listing: str | None = None
-    """Digest of the source's listing that its live rows are; None of a generation that an older gsec wrote."""
+    """Digest of the listing of the source from which the generation was made; None if an older gsec wrote the generation."""
 
     @property
     def shard_names(self) -> list[str]:
@@ -57,7 +57,7 @@ EMPTY = Generation(0, ())
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named corpus of a store. Made by `Store.corpus`."""
+    """A named corpus of a store. `Store.corpus` returns one."""
 
     files: Files
     name: str
@@ -86,14 +86,14 @@ class Corpus:
             raise Refused(f"corpus {self.name} belongs to {_words(bound)}, not to {_words(source)}. Choose another name with --corpus.")
 
     def source(self) -> dict[str, Any]:
-        """What the corpus is bound to. FileNotFoundError if there is no such corpus, BadRecord if that cannot be read."""
+        """The source that the corpus is bound to. Raises FileNotFoundError if there is no such corpus, BadRecord if its record is damaged."""
         return records.read(self.files, f"{self.name}/corpus.json", dict, "Remove this file: the next gsec run of its source writes it again.")
 
     def generation_numbers(self) -> list[int]:
         return sorted(int(name.removesuffix(".json")) for name in self.files.files(f"{self.name}/generations"))
 
     def generation(self, number: int | None = None) -> Generation:
-        """The generation of that number; without a number the newest, which is EMPTY before the first ingest.
+        """The generation with this number, by default the newest; before the first ingest that is EMPTY.
 
         Raises FileNotFoundError, or BadRecord if it cannot be read.
         """
@@ -101,12 +101,15 @@ class Corpus:
             number = max(self.generation_numbers(), default=0)
         if number == 0:
             return EMPTY
-        # It is not to be removed: another of its number would list other images, and a run is known by the number.
+        # A damaged generation must not be removed: the next ingest would give its number to other images, and runs refer to the number.
         remedy = 'Replace it by a copy of the file before it, or by {"shards": []} if there is none: the next gsec run adds what is missing.'
         return records.read(self.files, self.generation_path(number), lambda record: Generation(number, _shards(record), record.get("listing")), remedy)
 
     def add_generation(self, base: Generation, rows: list[pa.Table], listing: str | None = None) -> bool:
-        """Write ``rows`` (tables of schema IMAGES, a shard each) on top of ``base``; ``listing`` is `Generation`'s. False if another writer was first."""
+        """Write a new generation: the shards of ``base`` and one new shard for each table of ``rows`` (schema IMAGES).
+
+        ``listing`` is `Generation.listing`. Returns False if another writer has written a generation on ``base`` already.
+        """
         number = base.number + 1
         new = []
         for table in rows:
@@ -119,14 +122,14 @@ class Corpus:
         return self.files.create(self.generation_path(number), records.to_json(record))
 
     def is_listed(self, generation: Generation) -> bool:
-        """Whether every shard of a generation is there, by one listing; reads none."""
+        """Whether every shard of a generation exists, from one directory listing. Reads no shard."""
         return set(generation.shard_names) <= self.images.names()
 
     def live_rows(self, generation: Generation) -> pa.Table:
-        """Which images count in a generation: for each the row in its newest shard, unless that is a tombstone.
+        """The live images of a generation: of each image the row in its newest shard, unless that row is a tombstone.
 
-        Returns the columns of `images` but ``deleted``, and ``shard``, the name of the shard the row is in, in no
-        particular order. Raises GsecError if a listed shard is bad, which is set aside then, or not there.
+        Returns the columns of `images` without ``deleted``, and ``shard``, the name of the shard that holds the row, in no
+        particular order. Raises GsecError if a listed shard is missing, or is bad; bad shards are set aside.
         """
         try:
             tables = self.images.read_all(generation.shard_names)
@@ -137,13 +140,13 @@ class Corpus:
         return newest_rows(tables, generation.shard_names)
 
     def _set_aside(self, error: BadShard) -> None:
-        """So that the next ingest, which reads no list that is there as a whole, sees that some of it is gone."""
+        """Set bad shards aside. The next ingest checks only whether shards exist, so it would not notice a damaged one."""
         for path in error.paths:
-            with suppress(PermissionError):  # of those who may only read; `gsec doctor --verify` does it then
+            with suppress(PermissionError):  # a user who may only read; `gsec doctor --verify` sets it aside later
                 self.images.set_aside(path.rpartition("/")[2].removesuffix(".parquet"))
 
     def redo_counters(self) -> dict[str, int]:
-        """How often each stage was asked to be done again: stage -> count, stages never redone left out."""
+        """How often users asked to redo each stage: stage -> count, without the stages that were never redone."""
         counters: dict[str, int] = {}
         for name in self.files.files(f"{self.name}/redo"):
             stage, _, count = name.rpartition("-")
@@ -151,12 +154,11 @@ class Corpus:
         return counters
 
     def redo(self, stage: str, asked_by: str | None = None) -> int:
-        """Raise a stage's redo counter: from now on its tables have other fingerprints. Returns the counter.
+        """Raise a stage's redo counter, so that its tables get new fingerprints from now on. Returns the counter.
 
-        A caller that may be killed and ask again gives a name of its own as ``asked_by``: the counter that was raised for it is
-        not raised for it again.
+        A caller that may be killed and ask again passes a unique name as ``asked_by``: the counter is raised only once for each name.
         """
-        asker = (asked_by or uuid4().hex).encode()  # of an object store the answer to a first try may be lost
+        asker = (asked_by or uuid4().hex).encode()  # an object store's reply to the first try may be lost
         while True:
             count = self.redo_counters().get(stage, 0)
             raised = (number for number in range(count, 0, -1) if self.files.read(f"{self.name}/redo/{stage}-{number}") == asker)
@@ -166,11 +168,11 @@ class Corpus:
                 return count + 1
 
     def table(self, name: str, fingerprint: str) -> Shards:
-        """The derived table of that name and fingerprint; it need not exist yet."""
+        """The derived table with this name and fingerprint; it need not exist yet."""
         return Shards(self.files, f"{self.name}/{name}/{fingerprint}")
 
     def tables(self, name: str | None = None) -> list[Shards]:
-        """Every derived table there is, or every one of that name; the captions log is none."""
+        """All derived tables of the corpus, or those with this name. The captions log does not count as a derived table."""
         names = [name] if name else sorted(self.files.directories(self.name) - {"images", "generations", "redo", "captions"})
         return [self.table(table, fingerprint) for table in names for fingerprint in sorted(self.files.directories(f"{self.name}/{table}"))]
 
@@ -180,7 +182,7 @@ class Corpus:
 
 
 def newest_rows(tables: list[pa.Table], names: list[str]) -> pa.Table:
-    """Of ``tables`` (schema IMAGES, oldest first) each image's newest row, tombstones dropped; see `Corpus.live_rows`."""
+    """The newest row of each image in ``tables`` (schema IMAGES, oldest first), without tombstones; see `Corpus.live_rows`."""
     if not tables:
         return _LIVE.empty_table()
     frames = [pl.DataFrame(table).with_columns(shard=pl.lit(name)) for table, name in zip(tables, names, strict=True)]
@@ -192,9 +194,9 @@ _LIVE = IMAGES.remove(IMAGES.get_field_index("deleted")).append(pa.field("shard"
 
 
 def _digest(table: pa.Table, generation: int) -> str:
-    """xxh3-128 of the rows themselves, whatever writes them to Parquet, and of the generation that wants them.
+    """xxh3-128 of the generation's number and of the rows, independent of their encoding in Parquet.
 
-    Without the latter an image that was missing and is listed again unchanged would find its old shard done.
+    Without the number, an image that vanished and is listed again unchanged would get a shard whose name exists already.
     """
     columns = [[value.hex() if isinstance(value, bytes) else value for value in column] for column in table.to_pydict().values()]
     return xxhash.xxh3_128_hexdigest(json.dumps([generation, columns]).encode())

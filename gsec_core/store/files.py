@@ -1,7 +1,7 @@
 """Whole files on any fsspec filesystem: a file appears complete under its name, or not at all.
 
-This is the store's only way to write. Everything above it (shards, generations, runs) is built from `create`, which
-makes a file if and only if there is none of that name: of two writers the first wins, and both see the same file.
+The store writes only through this module. Shards, generations and runs are all built on `create`, which
+makes a file only if there is none of that name: of two writers the first wins, and both see the same file.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PROTOCOLS = ("file", "s3", "gs", "gcs", "memory")
-"""The filesystems a store may live on. Chained protocols (``a::b``) and plain web addresses are not among them."""
+"""Filesystems that can hold a store. Chained protocols (``a::b``) and HTTP are not supported."""
 
 _REMEDIES = {
     errno.ENOSPC: "make room on its disk",
@@ -35,39 +35,39 @@ _REMEDIES = {
 }
 
 _SMALL = 2**20
-"""Bytes of a remote file that is read as a whole, whatever is wanted of it."""
+"""A remote file of at most this many bytes is always read as a whole."""
 
 _TEMPORARY = ".tmp-"
 _ATTEMPTS = 10
 
 
 class Files(Protocol):
-    """Files below one root. Paths are relative, with ``/``. Names beginning with a dot are nobody's but this module's."""
+    """Files below one root. Paths are relative, with ``/``. Only this module uses names that begin with a dot."""
 
     url: str
     readers: int
-    """How many files are read at once: more than one where it is the answers that take time."""
+    """How many files are read at once: more than one where latency dominates."""
 
     def create(self, path: str, data: bytes) -> bool:
-        """Make ``path`` with ``data``, durably and whole. False, and nothing is changed, if there is such a file already."""
+        """Write ``data`` to a new file ``path``, completely and durably. Returns False, and changes nothing, if the file exists already."""
         ...
 
     def replace(self, path: str, data: bytes) -> None:
-        """Make or atomically replace ``path``."""
+        """Write ``data`` to ``path``; a file that exists is replaced atomically."""
         ...
 
     def move(self, path: str, to: str) -> None:
-        """Rename within one directory; ``to`` is a name nobody else uses. FileNotFoundError if ``path`` is not there."""
+        """Rename within one directory. No other process may use the name ``to``. Raises FileNotFoundError if ``path`` does not exist."""
         ...
 
     def read(self, path: str) -> bytes: ...
 
     def open(self, path: str) -> IO[bytes]:
-        """For random reads."""
+        """Open a file for random reads."""
         ...
 
     def files(self, directory: str) -> set[str]:
-        """Names of the files in ``directory``; empty if there is none."""
+        """Names of the files in ``directory``; empty if the directory does not exist."""
         ...
 
     def directories(self, directory: str) -> set[str]:
@@ -79,13 +79,13 @@ class Files(Protocol):
         ...
 
     def remove(self, path: str) -> None:
-        """Remove a file, and its directory if that is empty now."""
+        """Remove a file, and its directory if that is then empty."""
         ...
 
     def modified(self, path: str) -> datetime: ...
 
     def location(self, path: str) -> str:
-        """What a user types to find ``path``."""
+        """Full path or URL of ``path``, as a user would type it."""
         ...
 
 
@@ -110,7 +110,7 @@ def open_files(url: str) -> Files:
 
 
 class LocalFiles:
-    """A folder. A commit is: temporary file, fsync, hard link (exclusive by nature), fsync of the directory."""
+    """A local folder. A commit writes a temporary file, calls fsync, makes a hard link (which fails if the name is taken) and syncs the directory."""
 
     readers = 1
 
@@ -125,7 +125,7 @@ class LocalFiles:
                 created = _link_exclusively(temporary, final)
             finally:
                 _unlink_if_there(temporary)
-            # Also when another writer won: its link may not be durable yet, and our caller goes on as if it were.
+            # Also if another writer won: its link may not be durable yet, and our caller relies on it.
             _sync_directory(os.path.dirname(final))
         return created
 
@@ -200,7 +200,7 @@ class LocalFiles:
 
 
 def _answering(method: Callable[Concatenate["RemoteFiles", P], T]) -> Callable[Concatenate["RemoteFiles", P], T]:
-    """Drivers of object stores raise classes of their own when nobody answers or nobody may ask: they become Unreachable."""
+    """Decorator that raises Unreachable for the errors that a driver of an object store raises if the store does not answer or refuses access."""
 
     @wraps(method)
     def asked(self: "RemoteFiles", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -238,13 +238,13 @@ class RemoteFiles:
             except OSError as error:
                 if _s3_code(error) == "PreconditionFailed":
                     return self._is(path, data)
-                # Another upload or a removal of this name is in progress, or the upload has ended: whether there is a file is open.
+                # Another upload or a removal of this name is in progress, or our upload was ended: the file may exist or not.
                 if _s3_code(error) not in ("ConditionalRequestConflict", "NoSuchUpload"):
                     raise
         raise Unreachable(f"{self.location(path)}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
 
     def _is(self, path: str, data: bytes) -> bool:
-        """Whether a file that was not there before a write has these bytes: then it is ours, if only the reply was lost, and the driver wrote again."""
+        """Whether the file has these bytes. If it did not exist before our write, it is ours then: only the reply was lost, and the driver retried."""
         try:
             return self.read(path) == data
         except FileNotFoundError:
@@ -269,7 +269,7 @@ class RemoteFiles:
         file: Any = self._filesystem.open(self._path(path), "rb")
         if file.size > _SMALL:
             return cast(IO[bytes], file)
-        with file:  # one request instead of one for each end of it that is looked at
+        with file:  # one request instead of several small ones
             return io.BytesIO(file.read())
 
     def files(self, directory: str) -> set[str]:
@@ -306,14 +306,14 @@ class RemoteFiles:
 
 
 def _s3_code(error: OSError) -> str:
-    """What S3 calls the error: a lost race for a name is PreconditionFailed (412), an undecided one ConditionalRequestConflict (409)."""
+    """S3's code of the error: PreconditionFailed (412) if another writer has the name, ConditionalRequestConflict (409) if that is undecided."""
     code: str = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
     return code
 
 
 @contextlib.contextmanager
 def _failures_of(path: str) -> Iterator[None]:
-    """Failures by the name of the file or directory that they are about, with what to do: a write tells neither."""
+    """Context manager that adds ``path`` and a remedy to an OSError: the error of a write contains neither."""
     try:
         yield
     except OSError as error:
@@ -330,11 +330,11 @@ def _open_new(path: str) -> int:
 
 
 def _make_directory(directory: str) -> None:
-    """makedirs that also makes the directories' names durable."""
+    """Like os.makedirs, but also makes the names of the new directories durable."""
     parent = os.path.dirname(directory)
     if os.path.isdir(directory):
-        # The process that made it may have been killed before its name was durable, or not have come to that yet.
-        with contextlib.suppress(PermissionError):  # above the store there may be folders that we may pass but not read
+        # The process that made the directory may have been killed before it synced the parent, or may not have done so yet.
+        with contextlib.suppress(PermissionError):  # above the store there may be folders without permission to read
             _sync_directory(parent)
         return
     _make_directory(parent)
@@ -355,12 +355,12 @@ def _sync_directory(directory: str) -> None:
 
 
 def _unlink_if_there(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # an exclusive rename has taken it
+    with contextlib.suppress(FileNotFoundError):  # an exclusive rename has moved it
         os.unlink(path)
 
 
 def _link_exclusively(temporary: str, final: str) -> bool:
-    """Give the file its name, never taking a name from another file. False if the name is taken."""
+    """Give the temporary file its final name without replacing another file. Returns False if the name is taken."""
     try:
         os.link(temporary, final)
     except FileExistsError:
@@ -373,7 +373,7 @@ def _link_exclusively(temporary: str, final: str) -> bool:
 
 
 def _rename_exclusively(temporary: str, final: str) -> bool:
-    """For filesystems without hard links (FAT, some network mounts): Linux's renameat2 with RENAME_NOREPLACE."""
+    """Like `_link_exclusively` on filesystems without hard links (FAT, some network mounts): Linux's renameat2 with RENAME_NOREPLACE."""
     at_working_directory, no_replace = -100, 1
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):

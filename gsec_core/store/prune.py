@@ -1,12 +1,13 @@
-"""Which files of a store nobody needs any more.
+"""Find the files of a store that nobody needs any more.
 
-Kept are runs that are published, unfinished, worked on within a day, or among the newest of their corpus; those whose clusters
-they assign to, and those that published and unfinished ones continue; the tables they name; the generations they read and every
-corpus's newest. Embeddings and descriptions of live images are kept, whichever run made them: they are what costs. Nothing younger than
-a day is deleted, so that a run that has not begun a stage yet is safe, and files that were set aside are never deleted.
+Kept runs: those that are published, unfinished, worked on within a day, or among the newest of their corpus; the runs whose clusters,
+model or number of clusters these use; and the runs that published and unfinished runs continue. Also kept: the tables of these runs, the
+generations they read, and the newest generation of each corpus. Embeddings and descriptions of live images are kept whichever run made them,
+because they are expensive. Nothing younger than a day is deleted, so that a run that has not begun a stage yet is safe. Files that were set
+aside are never deleted.
 
-Others go on working meanwhile. So what is needed is read again before a run or a table goes, and lists of images before anything
-that depends on them.
+Other processes may use the store meanwhile. Therefore the runs are read again before a run or a table is deleted, and the list of
+generations before anything that depends on it.
 """
 
 from collections import Counter
@@ -30,29 +31,32 @@ GRACE = timedelta(hours=24)
 """Nothing younger is deleted."""
 
 KEEP_RUNS = 5
-"""Newest runs of each corpus that are kept."""
+"""How many of the newest runs of each corpus are kept."""
 
 
 MANY, LARGE, MOST_MERGED = 16, 4096, 65_536
-"""So many parts of a captions log become one, if they have less than so many rows each, up to so many together."""
+"""At least MANY shards of a captions log are merged into one, if each has fewer than LARGE rows. Collecting them stops at MOST_MERGED rows in total."""
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """One thing to delete, or to write again, and why."""
+    """One file to delete or to rewrite, or one captions log to merge, and why."""
 
     path: str
     why: str
     carry_out: Callable[[], bool]
-    """Returns whether it was done: another run may need it by now, or another prune was here."""
+    """Does it, and returns whether anything was done. It is not done if another run needs the file by now, or another prune has removed it."""
 
 
 def plan(store: Store, keep_runs: int = KEEP_RUNS) -> list[Deletion]:
-    """What `prune` would delete, in an order in which being killed half-way leaves a good store."""
+    """What `prune` would delete, in an order that leaves an intact store if the process is killed halfway.
+
+    Raises Refused if a published run is missing.
+    """
     oldest = datetime.now(UTC) - GRACE
     known = store.files.directories("runs")
     for publication in store.published():
-        store.check_there(publication)  # without its run nobody knows which tables are to stay
+        store.check_there(publication)  # only the run's records tell which tables must stay
     kept = _kept_runs(store, keep_runs, oldest)
     found: list[Deletion] = []
     for id in sorted(known - {run.id for run in kept}):
@@ -73,11 +77,11 @@ def _is_older(store: Store, path: str, than: datetime) -> bool:
     try:
         return store.files.modified(path) < than
     except FileNotFoundError:
-        return False  # a temporary file that became a shard, or another prune's prey
+        return False  # a temporary file that became a shard, or a file that another prune has deleted
 
 
 def _is_at_rest(store: Store, run: Run, oldest: datetime) -> bool:
-    """Whether all of a run's records are old."""
+    """Whether all of a run's records are older than ``oldest``."""
     return all(_is_older(store, f"{run.directory}/{name}", oldest) for name in store.files.files(run.directory))
 
 
@@ -87,14 +91,14 @@ def _kept_runs(store: Store, keep_runs: int, oldest: datetime) -> list[Run]:
     newest: Counter[tuple[str, bool]] = Counter()
     for run in reversed(store.runs()):
         request = run.request()
-        kind = request["corpus"], request["config"]["clusters"] == AUTO  # those that find a number for others count by themselves
+        kind = request["corpus"], request["config"]["clusters"] == AUTO  # runs that only find the number of clusters are counted separately
         newest[kind] += 1
         if newest[kind] <= keep_runs or run.id in published or not run.is_finished() or not _is_at_rest(store, run, oldest):
             kept.append(run)
-    needed = {run.request().get("of_run") for run in kept}  # whose clusters a kept run's images are assigned to
-    needed |= {run.model().id for run in kept}  # whose model it keeps
-    needed |= {run.request().get("counting") for run in kept}  # which found its number of clusters, that later nights keep
-    # Whose cluster keys it continues: its own can be made, or made again, from those alone.
+    needed = {run.request().get("of_run") for run in kept}  # runs whose clusters the images of a kept run are assigned to
+    needed |= {run.model().id for run in kept}  # runs whose model a kept run uses
+    needed |= {run.request().get("counting") for run in kept}  # runs that found the number of clusters; later runs keep it
+    # Runs whose cluster keys a kept run continues: its own keys can be computed only from those.
     needed |= {_continued(run) for run in kept if run.id in published or not run.is_finished()}
     return kept + [run for run in store.runs() if run.id in needed - {run.id for run in kept}]
 
@@ -104,7 +108,7 @@ def _continued(run: Run) -> str | None:
 
 
 def _is_still_old(store: Store, id: str, known: Set[str], oldest: datetime) -> bool:
-    """Whether nobody has worked on a run since the plan was made, published it, or asked for one that is not ``known`` and needs it."""
+    """Whether, since the plan was made, nobody has worked on the run, published it, or requested a new run (not in ``known``) that needs it."""
     runs = [Run(store.files, other) for other in store.published_runs() | (store.files.directories("runs") - known)]
     there = [run for run in runs if run.exists()]
     needed = {run.id for run in runs} | {run.request().get("of_run") for run in there} | {_continued(run) for run in there} | {run.model().id for run in there}
@@ -112,7 +116,7 @@ def _is_still_old(store: Store, id: str, known: Set[str], oldest: datetime) -> b
 
 
 def _named(run: Run) -> tuple[set[str], bool]:
-    """Paths of the generation that a run reads and of its tables, and whether these are all: every stage has begun."""
+    """Paths of the generation that a run reads and of its tables, and whether that is all it will ever name, because every stage has begun."""
     request, stages = run.request(), run.stages()
     corpus = Corpus(run.files, request["corpus"])
     tables = {run.place(record).table(table, record["fingerprint"]).directory for record in stages.values() for table in record["tables"]}
@@ -120,12 +124,12 @@ def _named(run: Run) -> tuple[set[str], bool]:
 
 
 class _Names:
-    """What the runs that are there name, read again at every question, but of one that has begun all its stages only once."""
+    """The paths that existing runs name. Each question reads the runs again, except those that have begun all their stages."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self._all: dict[str, set[str]] = {}
-        """Run -> what it names, of those that will name nothing more."""
+        """Run id -> paths, for the runs that will name nothing more."""
 
     def lack(self, path: str) -> bool:
         """Whether no run names this generation or table."""
@@ -147,10 +151,10 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], names: _Names, old
     generations = [corpus.generation(number) for number in staying]
     listed = {name for generation in generations for name in generation.shard_names}
     named = {path for run in kept for path in _named(run)[0]}
-    newest_is_lost = max(read) > max(there, default=0)  # what it listed, nobody knows: the next ingest may name it again
+    newest_is_lost = max(read) > max(there, default=0)  # its list of shards is unknown, and the next ingest may list them again
 
     def is_as_planned() -> bool:
-        """Whether there is no new generation, and none has stayed because another run needs it by now."""
+        """Whether exactly the planned generations are left: no new one, and none that was not removed because a new run needs it."""
         return corpus.generation_numbers() == staying
 
     for number in there:
@@ -175,13 +179,13 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], names: _Names, old
 
 
 def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
-    """Deleted images lose their pictures, unless a live image has the same bytes."""
+    """Remove the thumbnails of deleted images, except where a live image has the same bytes."""
     live = corpus.live_rows(newest).select(["image_id", "shard"])
     live_shards = set(live["shard"].to_pylist())
     for thumbnails in corpus.tables(THUMBNAILS_TABLE):
         embeddings = corpus.table(EMBEDDINGS_TABLE, thumbnails.directory.rpartition("/")[2])
         if not live_shards <= embeddings.names():
-            continue  # of an image that is not encoded yet nobody knows whose bytes it has
+            continue  # some image is not encoded yet, and may have the same bytes as a deleted one
         names = sorted(thumbnails.names() & embeddings.names() & listed)
         hashes = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names]) if names else None
         if hashes is None:
@@ -198,7 +202,7 @@ def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str],
 
 
 def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[], bool]) -> Iterator[Deletion]:
-    """Deleted images lose their descriptions, unless a live image has the same bytes."""
+    """Remove the descriptions of deleted images, except where a live image has the same bytes."""
     alive = _live_contents(corpus, newest)
     if alive is None:
         return
@@ -210,14 +214,14 @@ def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[],
 
 
 def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
-    """Parts of a captions log whose rows stand in a merged one that is there for a day, so that a reader that listed the parts has read them."""
+    """Remove shards of a captions log whose rows are in a merged shard that is a day old. By then a reader that listed them has read them."""
     names = captions.names()
     for name in sorted(names):
         try:
             parts = names & set(captions.facts(name).get(PARTS, ()))
             if not parts or not _is_older(store, captions.path(name), oldest):
                 continue
-            captions.read(name)  # only what can be read makes its parts needless
+            captions.read(name)  # the parts are superfluous only if the merged shard can be read
         except (BadShard, FileNotFoundError):
             continue
         for part in sorted(parts):
@@ -225,7 +229,7 @@ def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deleti
 
 
 def _mergings(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
-    """Many small parts of a captions log become a large one."""
+    """Merge many small shards of a captions log into a large one."""
     small, rows, merged = [], 0, set()
     for name in sorted(captions.names()):
         try:
@@ -242,9 +246,9 @@ def _mergings(store: Store, captions: Shards, oldest: datetime) -> Iterator[Dele
 
 
 def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None:
-    """Content hashes of the live images; None if some are not encoded yet, as nobody knows whose bytes those have.
+    """Content hashes of the live images; None if some are not encoded yet, because their hashes are unknown.
 
-    An image that cannot be read for now is taken to have the bytes that it ever had, whichever encoder read them.
+    For an image that could not be read last time, all content hashes that any encoder has ever recorded for it are included.
     """
     live = corpus.live_rows(newest).select(["image_id", "shard"])
     live_shards = set(live["shard"].to_pylist())
@@ -275,7 +279,7 @@ def _with_shard(name: str, table: pa.Table) -> pa.Table:
 
 
 def _file(store: Store, path: str, why: str, still: Callable[[], bool] = lambda: True) -> Deletion:
-    """``still`` is asked before: whether nobody needs the file."""
+    """The deletion of one file. It is removed only if ``still`` returns True: nobody needs it."""
 
     def remove() -> bool:
         if not still():
@@ -289,7 +293,10 @@ def _file(store: Store, path: str, why: str, still: Callable[[], bool] = lambda:
 
 
 def _files_of(store: Store, directory: str, why: str, still: Callable[[], bool]) -> list[Deletion]:
-    """All files of a directory, and below it, but those that were set aside; a run's request first, so that half of a run is none."""
+    """Deletions of all files in a directory and below it, except those that were set aside.
+
+    In a directory ``request.json`` comes first: without it the rest does not count as a run.
+    """
     names = store.files.files(directory) | store.files.leftovers(directory)
     ordered = sorted((name for name in names if not Shards.is_aside(name)), key=lambda name: (name != "request.json", name))
     below = [deletion for name in sorted(store.files.directories(directory)) for deletion in _files_of(store, f"{directory}/{name}", why, still)]

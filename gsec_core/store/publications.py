@@ -1,8 +1,8 @@
-"""What is published: for each pipeline a chain of publications, and ``published/PIPELINE.json``, the newest of them, for programs that read the result.
+"""Publications: a numbered chain for each pipeline, and the file ``published/PIPELINE.json``, from which other programs read the newest one.
 
-``published/PIPELINE/NUMBER.json`` is created once, so that of two runs that would publish after the same one the first wins and
-the other sees it. ``published/PIPELINE.json`` is the only record that is ever replaced: it holds the newest publication, and what is said beside it
-(see `gsec_core.curation.published`).
+``published/PIPELINE/NUMBER.json`` is created once: if two runs try to publish after the same publication, the first one wins and the
+other one notices. ``published/PIPELINE.json`` is the only record that is ever replaced. It holds the newest publication and additional
+fields about its curation (see `gsec_core.curation.published`).
 """
 
 import json
@@ -22,35 +22,35 @@ DIRECTORY = "published"
 
 @dataclass(frozen=True)
 class Publication:
-    """One clustering that was, or is, the published one of its pipeline."""
+    """One clustering that a pipeline publishes now, or published earlier."""
 
     pipeline: str
     number: int
-    """From 1, in the order of publishing."""
+    """Counts the publications of the pipeline, from 1."""
     run_id: str
     corpus: str
     generation: int
     assignments: str
-    """Fingerprint of its table `assignments`."""
+    """Fingerprint of the run's table `assignments`."""
     next_key: int
-    """The first cluster key that was never given."""
+    """Smallest cluster key that no cluster of the pipeline has had yet; new clusters get keys from here on."""
     moved: float | None
-    """Share of the images that it has in common with the clustering that it continues that have another key now.
+    """Among the images in common with the clustering it continues, the share whose cluster key has changed.
 
-    None for the first, for one that a user went back to, and if they have no image in common."""
+    None for the first publication, for one that a user went back to, and if there is no image in common."""
     left: str | None
-    """Fingerprint of the assignments that a user went back from to these; else None."""
+    """If a user went back to this run, the fingerprint of the assignments that were published until then; else None."""
     at: str
     """UTC."""
 
     @property
     def previous(self) -> dict[str, Any]:
-        """What the next run is to know of it."""
+        """The fields that a run which continues this publication has in its request."""
         return {"run_id": self.run_id, "next_key": self.next_key}
 
 
 More = Callable[[Publication, Mapping[str, Any]], Mapping[str, Any]]
-"""Of the newest publication, and of what ``published/PIPELINE.json`` says beside it now, what it is to say beside it."""
+"""Computes the additional fields of ``published/PIPELINE.json`` from the newest publication and the additional fields in the file now."""
 
 
 def _as_it_was(newest: Publication, now: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -59,27 +59,28 @@ def _as_it_was(newest: Publication, now: Mapping[str, Any]) -> Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Publications:
-    """All that a store publishes."""
+    """All publications of a store."""
 
     files: Files
 
     def pipelines(self) -> list[str]:
-        """Names of the pipelines that have published anything. Whatever else lies beside them is passed over."""
+        """Names of the pipelines that have published anything. Folders that cannot be a pipeline's are ignored."""
         return sorted(name for name in self.files.directories(DIRECTORY) if _is_pipeline(name))
 
     def newest(self, pipeline: str) -> Publication | None:
-        """What is published; None if nothing ever was. Raises Refused for a name that cannot be one."""
+        """The newest publication of a pipeline, or None if there is none. Raises Refused for a name that cannot be a pipeline's."""
         numbers = self.numbers(pipeline)
         return self.read(pipeline, max(numbers)) if numbers else None
 
     def newest_first(self, pipeline: str) -> Iterator[Publication]:
-        """Everything that ever was published, one after the other."""
+        """All publications of a pipeline, newest first. Each is read when the iterator reaches it."""
         return (self.read(pipeline, number) for number in sorted(self.numbers(pipeline), reverse=True))
 
     def add(self, publication: Publication, more: More = _as_it_was) -> bool:
-        """Publish. False, and nothing is changed, if another run was published under this number.
+        """Publish. Returns False, and changes nothing, if another run was published under this number.
 
-        Under it may stand the same run: another worker was on it too, or the answer of an object store to the first try was lost.
+        The same run may already have this number: another worker published it, or the object store's reply to a first try was lost. That
+        counts as success.
         """
         created = self.files.create(self.path(publication), _record(publication))
         if not created and self.read(publication.pipeline, publication.number).run_id != publication.run_id:
@@ -88,9 +89,10 @@ class Publications:
         return True
 
     def point(self, pipeline: str, more: More = _as_it_was) -> None:
-        """Let ``published/PIPELINE.json`` be the newest publication and ``more``; the process that made that may have been killed before this.
+        """Write the newest publication and the fields of ``more`` into ``published/PIPELINE.json``, unless they are there.
 
-        Of two who do so at once each looks again after it has written, so that the slower one leaves no older publication there, nor older words beside it.
+        This also repairs the file if the process that published was killed before it wrote the file. After each write the loop
+        compares again: of two processes that write at once, the slower one cannot leave an older publication or older fields there.
         """
         while (newest := self.newest(pipeline)) is not None:
             now, record = self.pointer(pipeline), asdict(newest)
@@ -101,7 +103,7 @@ class Publications:
             self.files.replace(f"{DIRECTORY}/{pipeline}.json", records.to_json(wanted))
 
     def pointer(self, pipeline: str) -> dict[str, Any]:
-        """What ``published/PIPELINE.json`` says; nothing if it is not there, or is damaged."""
+        """The content of ``published/PIPELINE.json``; an empty dict if the file is missing or damaged."""
         if f"{pipeline}.json" not in self.files.files(DIRECTORY):
             return {}
         try:
@@ -111,12 +113,12 @@ class Publications:
         return said if isinstance(said, dict) else {}
 
     def numbers(self, pipeline: str) -> list[int]:
-        """Of everything that ever was published, in no order. One listing. Raises as `newest`."""
+        """Numbers of all publications of a pipeline, unordered, from one directory listing. Raises Refused as `newest` does."""
         check_pipeline(pipeline)
         return [int(name.removesuffix(".json")) for name in self.files.files(f"{DIRECTORY}/{pipeline}") if _PUBLICATION.fullmatch(name)]
 
     def read(self, pipeline: str, number: int) -> Publication:
-        """One publication, which never changes. Raises BadRecord."""
+        """One publication. Its file never changes. Raises FileNotFoundError, or BadRecord if it is damaged."""
         remedy = f"Remove this file: what was published before counts then. The next gsec run, or gsec publish --run ID, repairs {DIRECTORY}/{pipeline}.json."
         return records.read(self.files, self._path(pipeline, number), lambda record: Publication(**record), remedy)
 
@@ -137,7 +139,7 @@ def _record(publication: Publication) -> bytes:
 
 
 def pipeline_of(config: PipelineConfig, corpus: str) -> str:
-    """The name that runs of these settings publish under."""
+    """Name of the pipeline that runs with these settings publish under: by default that of the corpus."""
     return corpus if config.pipeline is None else config.pipeline
 
 
@@ -148,4 +150,4 @@ def check_pipeline(name: str) -> None:
 
 
 def _is_pipeline(name: str) -> bool:
-    return NAME.fullmatch(name) is not None and not name.endswith(".json")  # what another publishes has such a name
+    return NAME.fullmatch(name) is not None and not name.endswith(".json")  # pipeline a has its file at a.json

@@ -1,4 +1,4 @@
-"""Records: the small JSON files of a store that are no tables."""
+"""Records: the small JSON files of a store, as opposed to its tables."""
 
 import json
 from collections.abc import Callable
@@ -11,12 +11,15 @@ T = TypeVar("T")
 
 
 def to_json(value: object) -> bytes:
-    """As every record is written."""
+    """Encode a record as JSON with sorted keys, the form in which every record is written."""
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def read(files: Files, path: str, make: Callable[[dict[str, Any]], T], remedy: str) -> T:
-    """What ``make`` makes of the record at ``path``. Raises FileNotFoundError, or BadRecord with ``remedy`` if gsec wrote no such record."""
+    """Read the record at ``path`` and convert it with ``make``.
+
+    Raises FileNotFoundError, or BadRecord with ``remedy`` in its message if the file is not JSON or ``make`` does not accept it.
+    """
     data = files.read(path)
     try:
         value = json.loads(data)

@@ -1,8 +1,8 @@
 """Runs: a directory of small files, each created once. Nothing in it is ever changed.
 
-``request.json`` says what was asked, ``decision.json`` what became of the published model, ``stage-NAME.json`` where a stage's tables are (written before
-its first shard), ``attempt-ID-start.json`` and ``-end.json`` who worked on it and how it ended, ``result.json`` what a finished run found. A run's identity is
-what was asked, so the same request finds its run again and does what is missing.
+``request.json`` holds the request, ``decision.json`` what the run decided about the published model, ``stage-NAME.json`` where a stage's tables are
+(written before its first shard), ``attempt-ID-start.json`` and ``-end.json`` which process worked on the run and how that ended, ``result.json`` what a
+finished run found. A run's id is a hash of its request, so the same request finds the same run and completes it.
 """
 
 import json
@@ -30,7 +30,7 @@ _DECISION = "decision.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One request for a clustering. Made by `Store.run` and `Store.request_run`."""
+    """One request for a clustering. `Store.run` and `Store.request_run` return one."""
 
     files: Files
     id: str
@@ -40,25 +40,28 @@ class Run:
         return f"runs/{self.id}"
 
     def exists(self) -> bool:
-        """Whether the run was ever asked for."""
+        """Whether the run has been requested."""
         return "request.json" in self.files.files(self.directory)
 
     def request(self) -> dict[str, Any]:
-        """``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names), ``created``; and the runs it is
-        about: ``of_run``, ``counting``, ``previous`` (see `Store.request_run`)."""
+        """The record with the keys ``config`` (all settings), ``corpus``, ``generation``, ``redo`` (stage -> counter), ``stages`` (names),
+        ``created``, and, for the other runs it refers to, ``of_run``, ``counting`` and ``previous`` (see `Store.request_run`).
+
+        Raises Refused if there is no such run.
+        """
         try:
             return self._load("request.json")
         except FileNotFoundError:
             raise Refused(f"--run {self.id}: there is no such run in {self.files.url}. `gsec status` lists the runs.") from None
 
     def config(self) -> PipelineConfig:
-        """The settings of the request, with this store as the store (it may have been moved) and as many clusters as were decided on."""
+        """The settings of the request, with the present URL of the store, which may have been moved, and the number of clusters decided on."""
         decision = self.decision()
         clusters = {} if decision is None or decision["clusters"] is None else {"clusters": decision["clusters"]}
         return recorded(self.request()["config"]).model_copy(update={"store": self.files.url, **clusters})
 
     def decision(self) -> dict[str, Any] | None:
-        """What the run decided about the published model, the row of its table `refit`; None before that, or if it decides nothing."""
+        """What the run decided about the published model: the row of its table `refit`. None before the decision, or if the run makes none."""
         if _DECISION in self.files.files(self.directory):
             return self._load(_DECISION)
         if not any(REFIT_TABLE in record["tables"] for record in self.stages().values()):
@@ -67,23 +70,23 @@ class Run:
         return None if found is None else dict(found[0].read(found[1][0]).to_pylist()[0])
 
     def stage_names(self) -> list[str]:
-        """The stages that it takes to finish the run, in order. Those of a run that keeps the published model are fewer than were asked for."""
+        """The stages of the run, in order. A run that keeps the published model has fewer than were requested."""
         names: list[str] = self.request()["stages"]
         left_out = (self.decision() or {}).get("left_out", ())
         return [name for name in names if name not in left_out]
 
     def model(self) -> "Run":
-        """The run whose model labels this one's images: itself, but for a run that keeps the published one."""
+        """The run whose model labels the images: the run itself, or the published run if it keeps that one's model."""
         decision = self.decision()
         return self if decision is None or decision["decision"] != KEPT else Run(self.files, decision["model"])
 
     def begin_stage(self, stage: str, fingerprint: str, tables: Mapping[str, Sequence[str]], shared: bool = False) -> None:
-        """Record where a stage's tables are and which shards each will have, before the first is written; ``shared`` ones are the store's.
+        """Record where a stage's tables are and which shards each will have, before the first shard is written.
 
-        Raises GsecError if the stage was begun with other inputs than it has now: they were damaged and could not be
-        restored as they were.
+        ``shared`` tables belong to all corpora of the store. Raises GsecError if the stage was begun with other inputs than it has now:
+        these were damaged, and what replaced them is different.
         """
-        if decision := self.decision():  # from now on that is known without a table
+        if decision := self.decision():  # from now on the decision is known without reading a table
             self._create(_DECISION, decision)
         record: dict[str, Any] = {"fingerprint": fingerprint, "tables": {table: list(names) for table, names in tables.items()}}
         if shared:
@@ -92,18 +95,21 @@ class Run:
             raise GsecError(f"run {self.id}: the input of stage {stage} changed since the stage began. Start it again with --redo {stage}.")
 
     def stage(self, stage: str) -> dict[str, Any] | None:
-        """What `begin_stage` recorded; None if the stage has not begun."""
+        """The record that `begin_stage` wrote, or None if the stage has not begun."""
         try:
             return self._load(f"stage-{stage}.json")
         except FileNotFoundError:
             return None
 
     def place(self, record: Mapping[str, Any]) -> Corpus:
-        """Where the tables are of which `begin_stage` recorded this: below the run's corpus, or below what all corpora share."""
+        """The corpus that holds the tables of a record of `begin_stage`: the run's own, or the one of the shared tables."""
         return Corpus(self.files, SHARED if record.get("shared") else self.request()["corpus"])
 
     def check_stage(self, stage: str) -> None:
-        """Raises Refused unless the run has this stage: it assigns, finds the number of clusters, or an older gsec asked for it."""
+        """Raises Refused if the run does not have this stage.
+
+        Reasons: it keeps another run's model, only assigns images, only finds the number of clusters, or an older gsec made it.
+        """
         stages = self.stage_names()
         if stage not in stages:
             request = self.request()
@@ -120,7 +126,7 @@ class Run:
             raise Refused(f"run {self.id} has no stage {stage}; it has {', '.join(stages)}.{older}")
 
     def shards_done(self, stage: str) -> tuple[int, int]:
-        """How many shards a stage has and how many it will have; (0, 0) if it has not begun. Reads listings, no rows."""
+        """How many shards of a stage exist and how many are planned; (0, 0) if it has not begun. Reads only directory listings."""
         record = self.stage(stage)
         if record is None:
             return 0, 0
@@ -130,23 +136,23 @@ class Run:
         return sum(done), len(done)
 
     def is_complete(self, stage: str) -> bool:
-        """Whether nothing of the stage is missing, by what the run recorded."""
+        """Whether all planned shards of the stage exist."""
         done, planned = self.shards_done(stage)
         return 0 < planned == done
 
     def is_finished(self) -> bool:
-        """Whether every stage that the request wants is complete."""
+        """Whether every stage of the run is complete."""
         return all(self.is_complete(stage) for stage in self.stage_names())
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Every stage that has begun."""
+        """Stage -> record, for every stage that has begun."""
         names = [name for name in self.files.files(self.directory) if name.startswith("stage-")]
         return {name.removeprefix("stage-").removesuffix(".json"): self._load(name) for name in names}
 
     def table(self, name: str) -> tuple[Shards, list[str]]:
-        """Where a table of this run is, and the names of its shards. For readers of finished tables that need no stage.
+        """The `Shards` of a table and the names of the table's shards. Reads tables of a finished run, without its stages.
 
-        Raises Refused unless every shard is there.
+        A table that the run does not make itself is that of the run whose model it keeps. Raises Refused if a shard is missing.
         """
         found = self._own_table(name)
         if found is not None:
@@ -156,7 +162,7 @@ class Run:
         raise Refused(f"run {self.id} has no complete table {name}. Finish the run first: the same gsec run again, or gsec stage NAME --run {self.id}.")
 
     def _own_table(self, name: str) -> tuple[Shards, list[str]] | None:
-        for stage in self.request()["stages"]:  # in their order: embeddings are those of the first encoder
+        for stage in self.request()["stages"]:  # in order, so that the embeddings found are those of the first encoder
             record = self.stage(stage)
             if record is not None and name in record["tables"]:
                 shards = self.place(record).table(name, record["fingerprint"])
@@ -167,9 +173,9 @@ class Run:
 
     @contextmanager
     def attempt(self, provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Record that a process works on the run. What the block puts into the yielded dict is recorded at its end.
+        """Context manager that records that this process works on the run. The items of the yielded dict are recorded at the end.
 
-        An attempt without an end was killed, or is still in progress.
+        An attempt without an end record was killed, or is still in progress.
         """
         attempt = uuid4().hex
         self._create(f"attempt-{attempt}-start.json", {"at": now(), "host": socket.gethostname(), "process": os.getpid(), **provenance})
@@ -177,17 +183,17 @@ class Run:
         try:
             yield facts
         except BaseException as error:
-            with suppress(OSError, Unreachable):  # on a full disk it stays without an end; what went wrong first is to be heard
+            with suppress(OSError, Unreachable):  # on a full disk there is no end record, but the first error must be raised
                 self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "failed", "error": f"{type(error).__name__}: {error}", **facts})
             raise
         self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "done", **facts})
 
     def finish(self, found: Mapping[str, Any]) -> None:
-        """Record what the finished run found, for lists of runs; the first record stays."""
+        """Record the results of the finished run, for lists of runs. If there is a record already, it stays."""
         self._create("result.json", {"at": now(), **found})
 
     def result(self) -> dict[str, Any] | None:
-        """What `finish` recorded; None if the run is not finished."""
+        """The record that `finish` wrote, or None if there is none."""
         return self._load("result.json") if "result.json" in self.files.files(self.directory) else None
 
     def attempts(self) -> list[dict[str, Any]]:
@@ -205,27 +211,27 @@ class Run:
 
     def _load(self, name: str) -> dict[str, Any]:
         """Raises BadRecord, or FileNotFoundError if there is no such record."""
-        # Without its request a run is none. Any other record is missed by nobody, or made again as it was.
+        # A directory without a request is not a run. Any other record is not needed, or the next run writes the same again.
         gone = f"the directory {self.files.location(self.directory)}" if name == "request.json" else "this file"
         remedy = f"Remove {gone}: the tables of the run stay, and the same gsec run makes it again."
         return records.read(self.files, f"{self.directory}/{name}", dict, remedy)
 
 
 def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mapping[str, int], pipeline: str | None, previous: Mapping[str, Any] | None) -> str:
-    """The identity of a request: all that changes its output, and nothing else. 32 hex digits.
+    """The id of a request: a hash of everything that changes its output, and of nothing else. 32 hex digits.
 
-    ``stages`` holds, for each stage, all that determines its output beside its inputs and its redo counter, or None if that is nothing; ``pipeline`` names
-    where the clustering is to be published, and ``previous`` what of the published one it continues.
+    ``stages`` maps each stage to what determines its output besides its inputs and its redo counter, or to None if nothing does. ``pipeline`` is the
+    pipeline that the run may publish under, and ``previous`` is the `Publication.previous` of the publication it continues.
     """
     told = [{stage: what for stage, what in stages.items() if what is not None}, corpus, generation, dict(redo), pipeline, previous and dict(previous)]
     return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 
 
 def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: list[str], redo: int | list[int]) -> str:
-    """Where a stage's tables are: xxh3-128 over all that determines their rows. 32 hex digits."""
+    """Name of the directory of a stage's tables: xxh3-128 of everything that determines their rows. 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(json.dumps([stage, version, dict(settings), inputs, redo], sort_keys=True).encode())
 
 
 def now() -> str:
-    """UTC, to the millisecond, as every record has it."""
+    """The current UTC time in ISO format with milliseconds, as in every record."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

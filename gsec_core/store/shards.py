@@ -1,7 +1,7 @@
-"""Parquet shards: one table of one fingerprint is one flat directory, and its listing says what is done.
+"""Parquet shards: a table with a fingerprint is one flat directory, whose listing shows which shards are done.
 
-Every shard carries page checksums, verified on every read, and in its footer a record (rows, counters,
-timings). Parquet has no checksum of the footer: a digest of it stands before it, where readers of Parquet do not look.
+Every shard has page checksums, which are verified on every read, and in its footer a record (rows, counters,
+timings). Parquet has no checksum of the footer, so its digest is stored before it, where readers of Parquet do not look.
 """
 
 import io
@@ -25,26 +25,26 @@ T = TypeVar("T")
 
 _SUFFIX = ".parquet"
 _ASIDE = "_bad-"
-"""How the name of a shard that was set aside begins. Readers of Parquet directories skip what begins with an underscore."""
+"""Prefix of the names of shards that were set aside. Readers of Parquet directories skip names with a leading underscore."""
 _RECORD = b"gsec"
 _DIGEST_SIZE = 16
 _TAIL_SIZE = 8
-"""Length of the footer, and PAR1."""
+"""Bytes at the end of a Parquet file: the length of the footer, and PAR1."""
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards below one directory of a store."""
+    """The shards in one directory of a store."""
 
     files: Files
     directory: str
 
     def names(self) -> set[str]:
-        """What is done: the names of the committed shards, without their suffix. One listing."""
+        """Names of the committed shards, without their suffix, from one directory listing."""
         return {name.removesuffix(_SUFFIX) for name in self.files.files(self.directory) if name.endswith(_SUFFIX) and not self.is_aside(name)}
 
     def commit(self, name: str, table: pa.Table, facts: Mapping[str, Any] | None = None) -> bool:
-        """Write a shard whole, with ``facts`` (JSON-able) in its footer. False if there was one already: the first stays."""
+        """Write a shard atomically, with ``facts`` (JSON-able) in its footer. Returns False if the shard exists already; then that one stays."""
         return self.files.create(self.path(name), _to_parquet(table, facts or {}))
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -52,11 +52,11 @@ class Shards:
         return self._parse(name, lambda file: _read_verified(file, columns))
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What the footer says: ``rows`` and what the writer added. Reads no rows."""
+        """The record in the footer: ``rows`` and what the writer added. Reads no rows."""
         return self._parse(name, _record)
 
     def read_each(self, names: Iterable[str], columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-        """Several shards with their names, one after the other. BadShard comes last, so that one pass finds all that is bad."""
+        """Iterate over the names and rows of several shards. BadShard is raised at the end, and names all bad shards."""
         bad = []
         for name, found in self.look_at(names, partial(self.read, columns=columns)):
             if isinstance(found, BadShard):
@@ -69,7 +69,10 @@ class Shards:
             raise BadShard.of(bad)
 
     def look_at(self, names: Iterable[str], look: Callable[[str], T]) -> Iterator[tuple[str, T | BadShard | FileNotFoundError]]:
-        """What ``look`` finds of each of several shards, or why it cannot; in order, and as many at once as the store's files are read."""
+        """Call ``look`` on each name and yield the name with the result, or with the error that it raised.
+
+        Results come in the order of ``names``; ``Files.readers`` calls run at once.
+        """
 
         def looked(name: str) -> T | BadShard | FileNotFoundError:
             try:
@@ -86,11 +89,11 @@ class Shards:
                 yield from zip(some, pool.map(looked, some), strict=True)
 
     def read_all(self, names: Iterable[str], columns: Sequence[str] | None = None) -> list[pa.Table]:
-        """Several shards, in order. Raises as `read_each` does."""
+        """The rows of several shards, in order. Raises as `read_each` does."""
         return [table for _, table in self.read_each(names, columns)]
 
     def set_aside(self, name: str) -> bool:
-        """Rename a bad shard, so that it counts as not done. False if it is good, or gone: another process has seen to it."""
+        """Rename a bad shard, so that it counts as not done. Returns False if the shard is good or missing: another process has dealt with it."""
         aside = f"{self.directory}/{_ASIDE}{uuid4().hex[:8]}-{name}{_SUFFIX}"
         try:
             self.read(name)
@@ -99,7 +102,7 @@ class Shards:
                 self.files.move(self.path(name), aside)
             except FileNotFoundError:
                 return False
-            # Between our look and our rename another run may have set it aside and made it again.
+            # Between our read and our rename another run may have set the bad shard aside and written a good one.
             data = self.files.read(aside)
             if _is_good(data):
                 self.files.create(self.path(name), data)
@@ -111,7 +114,7 @@ class Shards:
         return False
 
     def names_set_aside(self) -> set[str]:
-        """Names of which a bad shard was ever set aside. One listing."""
+        """Names of the shards that were ever set aside, from one directory listing."""
         asides = (file.removeprefix(_ASIDE) for file in self.files.files(self.directory) if self.is_aside(file))
         return {file.partition("-")[2].removesuffix(_SUFFIX) for file in asides}
 
@@ -121,7 +124,7 @@ class Shards:
         return file.startswith(_ASIDE)
 
     def replace(self, name: str, table: pa.Table, facts: Mapping[str, Any]) -> None:
-        """Write a shard over the one there is. For maintenance that takes rows away, nothing else."""
+        """Overwrite a shard. Only for maintenance that removes rows."""
         self.files.replace(self.path(name), _to_parquet(table, facts))
 
     def path(self, name: str) -> str:
@@ -129,7 +132,7 @@ class Shards:
         return f"{self.directory}/{name}{_SUFFIX}"
 
     def location(self, name: str) -> str:
-        """What a user types to open the shard."""
+        """Full path or URL of the shard, as a user would type it."""
         return self.files.location(self.path(name))
 
     def _parse(self, name: str, parse: Callable[[Any], T]) -> T:
@@ -139,9 +142,9 @@ class Shards:
                 return parse(file)
         except FileNotFoundError:
             raise
-        except Exception:  # noqa: BLE001 - nothing is swallowed: the whole read below fails in turn, or its bytes are bad or good
-            # Arrow reports both a failed read and bad bytes as OSError. Which it was, a whole read tells: it raises the
-            # former by itself, and what cannot be parsed from memory is bad.
+        except Exception:  # noqa: BLE001 - nothing is swallowed: the full read below raises a failed read again
+            # Arrow raises OSError both for a failed read and for bad bytes. Reading the whole file separates them: a failed
+            # read raises again, and bytes that cannot be parsed from memory are bad.
             data = self.files.read(path)
             try:
                 return parse(io.BytesIO(data))
@@ -174,7 +177,7 @@ def _with_digest(parquet: bytes) -> bytes:
 
 
 def _open_verified(file: Any) -> pq.ParquetFile:
-    """The file, if its footer is what was written: pyarrow may crash on another one, or read other rows from it."""
+    """Open the file after checking the digest of its footer. With a damaged footer pyarrow may crash or return wrong rows."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _TAIL_SIZE))
     tail = file.read(_TAIL_SIZE)
@@ -198,7 +201,7 @@ def _record(file: Any) -> dict[str, Any]:
 
 
 def _read_verified(file: Any, columns: Sequence[str] | None) -> pa.Table:
-    # In this thread: a thread of Arrow's that still holds a Python file when the interpreter ends aborts the process.
+    # use_threads=False: an Arrow thread that still holds a Python file when the interpreter exits aborts the process.
     table = _open_verified(file).read(columns=None if columns is None else list(columns), use_threads=False)
     table.validate(full=True)
     return table.replace_schema_metadata(None)

@@ -1,6 +1,6 @@
-"""A run's result in the formats of other libraries, which load it by themselves.
+"""Export a run's result in formats that other libraries load directly.
 
-In all of them keys and names of clusters are as people have curated them, and what people have hidden is left out.
+In all formats the keys and names of clusters are as people have curated them, and hidden images and clusters are left out.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,9 +20,9 @@ Format = Literal["huggingface", "fiftyone", "coco", "embedding-atlas"]
 class _Format(NamedTuple):
     write: Callable[[Labelled, Path, Images | None], dict[str, int]]
     load: Callable[[Path, Mapping[str, int]], str]
-    """How a user loads what was written into a folder, in Python or by a command."""
+    """Returns the Python expression or the command that loads what was written into a folder."""
     has_images: bool
-    """Whether what is written holds the images, so that they need not be placed beside it."""
+    """Whether the written files contain the images, so that no links or copies are needed."""
 
 
 _FORMATS: dict[Format, _Format] = {
@@ -34,12 +34,12 @@ _FORMATS: dict[Format, _Format] = {
 
 
 def write(context: Context, to: Path, format: Format, images: Images | None = None) -> dict[str, int]:
-    """Write a run's result into the folder ``to`` in one of the formats. Returns the files and folders written, with the rows or images of each.
+    """Write a run's result into the folder ``to`` in one of the formats. Returns the written files and folders with the number of rows or images of each.
 
-    Files that are there are replaced, each at once; folders appear when they are whole, and are not replaced. ``images`` places links to the images, or
-    copies, beside the files of ``fiftyone`` and ``coco``, which otherwise name the images where they are. `LOST` counts images that are not written, as the
-    source no longer has them as they were clustered. Raises Refused if the run is not finished, if a folder is there already, or if the images
-    cannot be named or linked as files; OSError if the disk is full.
+    Existing files are replaced atomically; folders appear when they are complete, and are not replaced. For ``fiftyone`` and ``coco``, ``images`` places
+    links to the images, or copies, beside the files; without it, the files refer to the images in the source. `LOST` counts images that are left out
+    because the source no longer has them as they were clustered. Raises Refused if the run is not finished, if a folder exists already, or if the images
+    are not files that can be referred to or linked; OSError if the disk is full.
     """
     if images is not None and _FORMATS[format].has_images:
         raise Refused(f"--images {images}: what --format {format} writes holds the images itself. Leave one of both out.")
@@ -47,5 +47,5 @@ def write(context: Context, to: Path, format: Format, images: Images | None = No
 
 
 def load(format: Format, to: Path, written: Mapping[str, int]) -> str:
-    """How a user loads what `write` has written, in Python or by a command."""
+    """The Python expression or the command that loads what `write` has written."""
     return _FORMATS[format].load(to, written)

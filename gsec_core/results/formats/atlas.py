@@ -1,4 +1,4 @@
-"""What Embedding Atlas shows: a table with a place on the map, a text and a thumbnail for each image, and the clusters' names as labels of the map."""
+"""Export for Embedding Atlas: a table with a position on the map, a text and a thumbnail for each image, and the clusters' names as labels of the map."""
 
 import shlex
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ TABLE, LABELS = "atlas.parquet", "labels.parquet"
 _IMAGE = pa.struct([pa.field("bytes", pa.binary())])
 
 _LEVEL = pl.CompatLevel.oldest()
-"""Arrow's plain layouts, which every reader of Parquet knows."""
+"""Arrow's basic layouts, which every reader of Parquet supports."""
 
 
 def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[str, int]:
-    """``atlas.parquet``, and of a run with a map ``labels.parquet``, for the option ``--labels``; see `formats.write`.
+    """Write ``atlas.parquet`` and, if the run has a map, ``labels.parquet`` for the option ``--labels``; see `formats.write`.
 
-    All is from the store: the pictures are its thumbnails, and the source may be gone.
+    Everything is read from the store (the pictures are its thumbnails), so the source may be gone.
     """
     rows, points = _rows(labelled), labelled.frames.points
     make_folder(to)
@@ -49,7 +49,7 @@ def load(to: Path, written: Mapping[str, int]) -> str:
 
 
 def _rows(labelled: Labelled) -> pl.DataFrame:
-    """All but the pictures, and the shard that those are in. The text is the image's own description, or the name of its cluster."""
+    """All columns except the pictures, and the shard that holds the picture. The text is the image's own description, or the name of its cluster."""
     frames = labelled.frames
     rows = labelled.images.with_columns(name="class_name")
     if frames.points is not None:
@@ -62,7 +62,7 @@ def _rows(labelled: Labelled) -> pl.DataFrame:
 
 
 def _write_table(context: Context, rows: pl.DataFrame, file: IO[bytes]) -> None:
-    """A row group a shard of thumbnails, which are read one shard after the other."""
+    """Write one row group for each shard of thumbnails, so that only one shard is in memory."""
     kept = rows.drop("image_id", "shard")
     schema = kept.clear().to_arrow(compat_level=_LEVEL).schema.insert(0, pa.field("image", _IMAGE))
     by_shard = {shard: part for (shard,), part in rows.partition_by("shard", as_dict=True).items()}

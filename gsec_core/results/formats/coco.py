@@ -1,4 +1,4 @@
-"""COCO's JSON: the clusters as categories, and one annotation an image, which covers it whole."""
+"""Export as COCO JSON: the clusters are categories, and each image has one annotation that covers it completely."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ ANNOTATIONS = "annotations.json"
 
 
 def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[str, int]:
-    """``annotations.json``, whose categories have the clusters' keys as ids; see `formats.write`."""
+    """Write ``annotations.json``, whose categories have the clusters' keys as ids; see `formats.write`."""
     found, path_of = place(labelled, to, images, "coco", absolute=False)
     rows = found.join(labelled.frames.sizes, on="image_id", how="left", maintain_order="left")
 

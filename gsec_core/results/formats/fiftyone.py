@@ -1,4 +1,4 @@
-"""A FiftyOneImageClassificationDataset: one label for each image, with its confidence, and a manifest of the images' files."""
+"""Export as FiftyOneImageClassificationDataset: a label with its confidence for each image, and a manifest of the images' files."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ LABELS, MANIFEST = "labels.json", "data.json"
 
 
 def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[str, int]:
-    """``labels.json`` and ``data.json``, which name an image by its id in hex digits; see `formats.write`."""
+    """Write ``labels.json`` and ``data.json``, whose keys are image ids in hex digits; see `formats.write`."""
     found, path_of = place(labelled, to, images, "fiftyone", absolute=True)
     rows = found.select("image_id", "place", "uri", "label", "cluster_key", *FACTS)
 

@@ -1,4 +1,4 @@
-"""A dataset of Hugging Face's `datasets`: Parquet with the images in it, and a card that says which files are the data."""
+"""Export as a dataset for Hugging Face's `datasets`: Parquet files that contain the images, and a card that names the data files."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,10 @@ from gsec_core.results.images import LOST, Images, read_images
 DATA, CARD = "data", "README.md"
 
 SHARD_BYTES = 500 * 10**6
-"""After which a file is closed and another begun, as the library does."""
+"""Maximal size of a Parquet file before compression, as in the library."""
 
 _KINDS = {"cluster_key": "int32", "name": "string", **dict.fromkeys(FACTS, "float32"), "is_duplicate": "bool", "uri": "string"}
-"""The columns beside ``image`` and ``label``, and their types as Arrow and the library name them."""
+"""The columns besides ``image`` and ``label``, and their types, which Arrow and the library name alike."""
 
 _CARD = """---
 configs:
@@ -47,7 +47,7 @@ The clusters were found without labels: a class is a cluster, and no ground trut
 
 
 def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[str, int]:
-    """``data/train-*.parquet`` and ``README.md``; see `formats.write`."""
+    """Write ``data/train-*.parquet`` and ``README.md``; see `formats.write`."""
     if (to / DATA).exists():
         raise Refused(f"--to {to}: {to / DATA} exists already, and may belong to another run. Move it away, or name another folder.")
     source = labelled.frames.context.open_source()
@@ -66,7 +66,7 @@ def load(to: Path, written: Mapping[str, int]) -> str:
 
 
 def _write_shards(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:
-    """Each table is a row group. Returns the rows."""
+    """Write each table as a row group, into files of at most `SHARD_BYTES`. Returns the number of rows."""
     paths: list[Path] = []
     writer: pq.ParquetWriter | None = None
     rows = size = 0
@@ -79,7 +79,7 @@ def _write_shards(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -
                 writer, size = _writer(paths[-1], schema), 0
             writer.write_table(table)
             rows, size = rows + len(table), size + table.nbytes
-        if writer is None:  # no image is there any more
+        if writer is None:  # no image exists any more
             paths.append(folder / "0.parquet")
             writer = _writer(paths[-1], schema)
     finally:
@@ -91,13 +91,13 @@ def _write_shards(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Encoded images do not compress."""
+    """A Parquet writer that compresses all columns except the images, which are compressed files already."""
     compression = {("image.bytes" if name == "image" else name): "none" if name == "image" else "zstd" for name in schema.names}
     return pq.ParquetWriter(path, schema, compression={**compression, "image.path": "zstd"}, use_dictionary=["name"])
 
 
 def _schema(labelled: Labelled) -> pa.Schema:
-    """With what the library reads its features from."""
+    """The Arrow schema, with the metadata from which the library reads the features."""
     features: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"_type": "ClassLabel", "names": labelled.classes["class_name"].to_list()},

@@ -1,4 +1,4 @@
-"""What every format says of a run: its images, each with a class, and the classes."""
+"""The content that all formats share: the images of a run, each with a class, and the classes."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import polars as pl
 from gsec_core.results.frames import Frames
 
 FACTS = ("confidence", "margin", "agreement", "outlier", "is_duplicate")
-"""What is said of an image beside its cluster; see `tables.ASSIGNMENTS`."""
+"""Columns about an image besides its cluster; see `tables.ASSIGNMENTS`."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A run's result, as far as it is shown.
+    """A run's result without hidden images and clusters.
 
     Attributes
     ----------
     images : frame
-        `Frames.shown`, with ``label``, the place of its cluster among the classes, and ``class_name``.
+        `Frames.shown`, with ``label`` (the row of the cluster in ``classes``) and ``class_name``.
     classes : frame
-        One row for each cluster that is not hidden: ``cluster_key``, ``name``, ``description``, and ``class_name``, which no two share.
+        One row for each cluster that is not hidden: ``cluster_key``, ``name``, ``description``, and ``class_name``, which is unique.
     """
 
     frames: Frames
@@ -29,9 +29,9 @@ class Labelled:
 
     @classmethod
     def of(cls, frames: Frames) -> "Labelled":
-        """Of a run. Raises as `Frames` does."""
+        """Build it from the frames of a run. Raises as `Frames` does."""
         classes = frames.shown_clusters.select("cluster_key", "name", "description")
-        named = Counter(classes["name"])  # people may give a name twice, and a model one that a person gave already
+        named = Counter(classes["name"])  # people may give a name twice, or one that the model gave another cluster
         class_names = [name if named[name] == 1 else f"{name} ({key})" for key, name in classes.select("cluster_key", "name").iter_rows()]
         classes = classes.with_columns(class_name=pl.Series(class_names, dtype=pl.String))
         labels = classes.select("cluster_key", "class_name").with_row_index("label").with_columns(pl.col("label").cast(pl.Int64))
@@ -39,5 +39,5 @@ class Labelled:
 
     @property
     def about(self) -> str:
-        """The run in a sentence."""
+        """One sentence about the run."""
         return f"{len(self.images):,} images in {len(self.classes):,} clusters, by gsec, run {self.frames.context.run.id}."

@@ -1,4 +1,4 @@
-"""Images as files, for formats that name them: where they are in the source, or beside what is written."""
+"""Image files for formats that refer to them by path: in the source, or as links or copies beside the written files."""
 
 import os
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from gsec_core.sources.uris import inside
 
 
 def place(labelled: Labelled, to: Path, images: Images | None, format: str, absolute: bool) -> tuple[pl.DataFrame, Callable[[str], str]]:
-    """The images that are there, in the order of their URIs, with a column ``place``, and what makes a path of it.
+    """The images that still exist, in the order of their URIs, with a column ``place``, and a function that converts a place to a path.
 
-    Paths are relative to ``to`` if ``images`` are placed there; else relative to the source, or ``absolute``, which takes a local folder. Makes the
-    folder ``to``. Raises Refused if the images are no files, or not of this machine where their paths are to be absolute.
+    Paths are relative to ``to`` if ``images`` are placed there. Otherwise they are relative to the source, or ``absolute``, which requires a
+    local folder. Makes the folder ``to``. Raises Refused if the images are not files, or not local files where absolute paths are required.
     """
     context, shown = labelled.frames.context, labelled.images.sort("uri")
     source = open_for(context, images, to)
