@@ -154,7 +154,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a stage with a plan of its own."""
+    """A part of a stage, with its own plan of shards."""
 
     tables: tuple[str, ...]
     """Tables that the step writes; each shard name stands for one shard in every one of them."""

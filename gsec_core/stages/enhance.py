@@ -43,7 +43,7 @@ from gsec_core.tables import (
 )
 
 CHECKPOINTS = 20
-"""Number of checkpoints of a training: a killed process loses at most one part of so many."""
+"""Number of checkpoints of a training: a killed process loses only the part since the last one."""
 
 DEAD = 0.1
 """A cluster whose size falls below this share of its size before counts as dead."""

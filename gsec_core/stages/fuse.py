@@ -44,7 +44,7 @@ class CounterpartModel:
     held_out_cosine: float | None
     """Mean cosine between held-out descriptions and their predictions; None if this was not measured."""
     ridge: Ridge | None
-    """For the kinds ridge and own."""
+    """The map for the kinds ridge and own; None for others."""
 
 
 def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:

@@ -44,7 +44,7 @@ LIKE = 3
 _TEXT = tuple(stage for stage in text.ALL_STAGES if stage is not encode.SECOND)
 
 _LEFT_OUT = {stage.name for stage in (baseline.STAGE, prototypes.STAGE, describe.STAGE, *_TEXT, prepare.STAGE, train.STAGE, enhance.STAGE)}
-"""Names of the stages that a run without its own model, which keeps the published one, does not have."""
+"""Names of the stages that a run does not have if it keeps the published model."""
 
 _ASKS_FOR_ANOTHER = {*_LEFT_OUT, encode.STAGE.name, encode.SECOND.name, align.STAGE.name, describe.RETRY}
 """Stages and counters whose redo rules out keeping the model."""
