@@ -30,7 +30,7 @@ OK, REJECTED, MISSING = "ok", "rejected", "missing"
 
 KEPT, CONTINUED, RENEWED, FRESH = "kept", "continued", "renewed", "from scratch"
 """Decisions about the published model: it is kept and labels new images; its members are trained further; new members are fitted, and images stay in
-their clusters unless these clearly disagree; or nothing of it is used."""
+their clusters unless the new members clearly disagree; or nothing of it is used."""
 
 IMAGES = pa.schema(
     [

@@ -122,8 +122,8 @@ def groups(like: Likeness, similar: Pairs, rank: NDArray[np.int64]) -> tuple[NDA
 
     Every row of a group is the same picture as the group's first, the row of the smallest ``rank`` (n,). So a chain in which only consecutive rows are alike
     is not one group. In the first round, the rows of each connected component of ``similar`` that are like its row of smallest rank form a group. Later
-    rounds do the same with the remaining rows, around the lowest row of each component: as good as random, if the order of the rows has nothing to do
-    with their likeness. That cuts a chain into pieces of random lengths, so that about log(n) rounds are enough.
+    rounds do the same with the remaining rows, but consider only those like the lowest row of each component: a choice as good as random, if the order
+    of the rows has nothing to do with their likeness. It cuts a chain into pieces of random lengths, so that about log(n) rounds are enough.
     """
     n = len(rank)
     first, cosine, taken = np.arange(n), np.ones(n, np.float32), np.zeros(n, np.bool_)

@@ -40,7 +40,7 @@ LOG_VERSION = 1
 """Increased when the meaning of the log's rows changes; then every image is asked about again."""
 
 RETRY = "describe-failed"
-"""Prefix of the redo counters for failed descriptions; these counters are stored beside those of the stages."""
+"""Name under which failed descriptions are redone, among the stages to redo; also the prefix of their redo counters."""
 
 UNDER_WAY = 30.0
 """Seconds to wait for answers in progress when the stage ends early, since they are paid for already."""
