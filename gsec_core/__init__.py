@@ -1,6 +1,6 @@
-"""gsec as a library: sources, store, encoders, captioners, methods and stages. It imports no Prefect.
+"""gsec as a library: sources, store, encoders, captioners, methods and stages. It does not import Prefect.
 
-Estimators of all methods are here: ``from gsec_core import GSEC, TAC``; and `open_run`, for a finished run in a notebook.
+Exports the estimators of all methods (``from gsec_core import GSEC, TAC``), and `open_run`, which opens a finished run in a notebook.
 """
 
 import os
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gsec_core.results.notebook import open_run as open_run
 
-# Threads of OpenMP wait for each other in a loop for about 10 ms before they sleep. Where another process wants the cores, each of the many
-# small operations of a fit then waits a time slice. So they wait for about 1 ms. Sleeping at once would make a fit alone half as long again.
-# OpenMP reads this when it is loaded: it helps where gsec_core is imported before torch, faiss and scikit-learn. A user's own choice stands.
+# By default, OpenMP threads spin for about 10 ms before they sleep. If another process wants the cores, each of the many small operations
+# of a fit then waits a time slice. So let them spin for about 1 ms only; sleeping at once would make a fit on an idle machine half as long again.
+# OpenMP reads this when it is loaded, so that gsec_core must be imported before torch, faiss and scikit-learn. A user's setting takes precedence.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "60000")  # GNU's, in turns of the loop
-    os.environ.setdefault("KMP_BLOCKTIME", "1")  # LLVM's and Intel's, in ms
+    os.environ.setdefault("GOMP_SPINCOUNT", "60000")  # GNU's OpenMP, in turns of the loop
+    os.environ.setdefault("KMP_BLOCKTIME", "1")  # LLVM's and Intel's OpenMP, in ms
 
 
 def __getattr__(name: str) -> Any:
-    """``from gsec_core import GSEC`` loads torch and ``open_run`` polars; importing gsec_core alone loads neither."""
+    """Load estimators (with torch) and ``open_run`` (with polars) on first access, so that importing gsec_core loads neither."""
     if name == "open_run":
         return import_module("gsec_core.results.notebook").open_run
-    if name[:1].isupper():  # a module is looked for here too, before it is imported
+    if name[:1].isupper():  # lower-case names may be submodules, which are also looked up here before their import
         from gsec_core.methods import BUILT_IN
         from gsec_core.methods.mixture import ESTIMATOR
 

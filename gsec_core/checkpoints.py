@@ -1,4 +1,4 @@
-"""Checkpoints of a training: its arrays, exact, as tables, and as Parquet files in a folder of their own."""
+"""Checkpoints of a training: its arrays, without loss, as Arrow tables and as Parquet files in a folder."""
 
 import json
 import os
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from gsec_core.tables import CHECKPOINT
 
 KEPT = 2
-"""Of the checkpoints in a folder, the newest: should the last be damaged, the one before it serves."""
+"""Number of checkpoints that are kept in a folder, the newest ones: if the last is damaged, the one before it is used."""
 
 _OF = b"gsec.of"
 
 
 def to_table(state: Mapping[str, NDArray[Any]]) -> pa.Table:
-    """Arrays by name as `tables.CHECKPOINT`."""
+    """Convert arrays by name to a table of schema `tables.CHECKPOINT`."""
     arrays = state.values()
     columns = [list(state), [array.dtype.str for array in arrays], [list(array.shape) for array in arrays], [array.tobytes() for array in arrays]]
     return pa.table(columns, schema=CHECKPOINT)
 
 
 def to_state(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """What `to_table` was given."""
+    """Convert a result of `to_table` back to arrays by name."""
     return {row["name"]: np.frombuffer(row["values"], row["dtype"]).reshape(row["shape"]).copy() for row in table.to_pylist()}
 
 
@@ -38,8 +38,8 @@ class Checkpoints:
 
     Parameters
     ----------
-    folder : where they are; made when the first is saved
-    of : what the training depends on, by name: numbers and words
+    folder : folder of the checkpoints; created when the first is saved
+    of : everything on which the training depends, by name; numbers and strings
     """
 
     def __init__(self, folder: str | os.PathLike[str], of: Mapping[str, int | str]) -> None:
@@ -60,9 +60,9 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def latest(self) -> dict[str, NDArray[Any]] | None:
-        """The arrays of the newest checkpoint that can be read, None if there is none. Warns of one that is damaged.
+        """The arrays of the newest readable checkpoint, or None if there is none. Warns of damaged ones.
 
-        Raises ValueError, naming what differs, if it is of another training.
+        Raises ValueError, naming the difference, if it belongs to another training.
         """
         for path in self._paths():
             try:
@@ -80,6 +80,6 @@ class Checkpoints:
                 raise ValueError(f"checkpoint: {path} belongs to a training with {name} = {of.get(name)}, and this one has {value}. Give another folder.")
 
     def _paths(self) -> list[Path]:
-        """The newest first."""
+        """Paths of the checkpoints, the newest first."""
         found = self.folder.iterdir() if self.folder.is_dir() else []
         return sorted((path for path in found if re.fullmatch(r"step-\d+\.parquet", path.name)), key=lambda path: int(path.stem[5:]), reverse=True)

@@ -1,9 +1,8 @@
-"""Every setting, one frozen model a stage.
+"""All settings, with one frozen model per stage.
 
-A field changes the output unless it is marked ``RUNTIME``: the others enter the fingerprints of the tables, so that a
-changed setting makes new tables and an unmarked new field can never make two different outputs share a name. A method's own
-settings are a section by its name.
-`gsec_core.settings` reads their values.
+A field changes the output unless it is marked ``RUNTIME``. Fields that are not marked enter the fingerprints of the tables, so that a
+changed setting makes new tables, and a new field without a mark can never give two different outputs the same name. The settings of a
+method are in a section with its name. `gsec_core.settings` loads the values.
 """
 
 import json
@@ -23,7 +22,7 @@ from gsec_core.sources.listing import EXCLUDED
 from gsec_core.text import ENCODER
 
 AUTO = "auto"
-"""The number of clusters, or the Ray cluster of this machine, is to be found."""
+"""Value of settings that are to be found automatically: the number of clusters, or the Ray cluster of this machine."""
 
 
 class IngestConfig(Section):
@@ -212,7 +211,7 @@ class RayConfig(Section):
     memory: Annotated[float, RUNTIME] = Field(0, ge=0, le=65_536, description="GiB of memory that a node must have free for a slice. 0: memory is not checked.")
 
     def check(self) -> None:
-        """Raises Refused if the address cannot be one."""
+        """Raises Refused if the address is malformed."""
         if self.address not in (None, AUTO) and not re.fullmatch(r"(ray://)?[^\s/@]+:\d+", self.address):
             raise Refused(f"ray.address = {json.dumps(without_secrets(self.address))}: give `auto`, HOST:PORT or ray://HOST:PORT, or leave it out.")
 
@@ -269,12 +268,12 @@ class _PipelineConfig(Section):
 
     @property
     def of_method(self) -> Section:
-        """The method's own settings. Raises Refused if there is no such method."""
+        """The section of the method's settings. Raises Refused if there is no such method."""
         return methods.find(self.method).section(self)
 
     @property
     def text_source(self) -> str:
-        """Where text comes from: as set, or as the method has it. Raises Refused if the method cannot use it, or if `text.encoder` does not fit it."""
+        """The text source: as set, or the default of the method. Raises Refused if the method cannot use it, or if `text.encoder` does not fit it."""
         method = methods.find(self.method)
         source = self.text.source or method.texts[0]
         if source not in method.texts:
@@ -288,29 +287,29 @@ class _PipelineConfig(Section):
 
     @property
     def second_encoder(self) -> str | None:
-        """Its name, where there is one. Raises as `text_source`."""
+        """Name of the second encoder, or None. Raises as `text_source` does."""
         return self.text.encoder if self.text_source == ENCODER else None
 
 
 if TYPE_CHECKING:
 
     class PipelineConfig(_PipelineConfig):
-        """See `_PipelineConfig`; beside its fields there is a section of each method's own, by its name."""
+        """See `_PipelineConfig`; has in addition a section for each method, under the method's name."""
 
 else:
-    # What other packages bring has a section like any other: in files, in the environment, and in the forms of a dashboard.
+    # Methods of other packages have sections like all others: in files, in the environment, and in the forms of a dashboard.
     _OF_METHODS = {name: (method.Settings, method.Settings()) for name, method in methods.loaded().items()}
     PipelineConfig = create_model("PipelineConfig", __base__=_PipelineConfig, __module__=__name__, __doc__=_PipelineConfig.__doc__, **_OF_METHODS)
 
 
 _MOVED = {"preset": "gsec", "ensemble_size": "gsec", "max_steps": "gsec", "tol": "gsec"}
-"""Settings that runs of before recorded at the top or under `train`, and the sections that they are in now."""
+"""Settings that earlier versions recorded at the top level or under `train`, with their present sections."""
 
 
 def recorded(values: Mapping[str, Any]) -> PipelineConfig:
-    """The settings that a run recorded, also if it is of a version before methods had sections of their own.
+    """Read the settings that a run recorded, including runs from before methods had sections.
 
-    Those of a method whose package is not there any more are left out: to use it is refused, to look at what it made is not.
+    Settings of methods that are no longer installed are left out: the method cannot be used then, but the run's results can still be viewed.
     """
     now = {name: value for name, value in values.items() if name not in _MOVED}
     train = dict(now.get("train", {}))
@@ -322,7 +321,7 @@ def recorded(values: Mapping[str, Any]) -> PipelineConfig:
 
 
 def accepts(field: FieldInfo) -> list[tuple[object, dict[str, float]]]:
-    """What a setting takes, beside not being given: each a type with its bounds (ge, gt, le, lt), or a value."""
+    """The values that a setting accepts, apart from None: types with their bounds (ge, gt, le, lt), or single values."""
     found: list[tuple[object, dict[str, float]]] = []
     is_union = get_origin(field.annotation) in (Union, UnionType)
     for kind in get_args(field.annotation) if is_union else [field.annotation]:
@@ -338,7 +337,7 @@ def accepts(field: FieldInfo) -> list[tuple[object, dict[str, float]]]:
 
 
 def with_runtime(recorded: PipelineConfig, now: PipelineConfig) -> PipelineConfig:
-    """The recorded settings in all that changes the output and in what they are about; devices, threads and limits of ``now``."""
+    """The recorded settings, except that `RUNTIME` fields such as devices, threads and limits are those of ``now``; source, store and names stay recorded."""
     kept = recorded.model_dump(include={"source", "store", "corpus", "pipeline"})
     return PipelineConfig.model_validate({**_runtime_over(recorded, now), **kept})
 

@@ -1,4 +1,4 @@
-"""Which device torch computes on, and with how many threads."""
+"""Device and number of threads of torch, and use of memory."""
 
 import ctypes
 import json
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def resolve(device: str, setting: str) -> str:
-    """``auto`` as cuda if there is one, else cpu; any other device as it is. Raises Refused naming ``setting`` if there is no such device."""
+    """The device for torch: ``auto`` becomes cuda if available, else cpu. Raises Refused naming ``setting`` if there is no such device."""
     import torch
 
     if device == "auto":
@@ -34,18 +34,18 @@ def resolve(device: str, setting: str) -> str:
 
 
 def thread_count(threads: int) -> int:
-    """What a setting ``threads`` means: 0 is one a usable core. Sums depend on it in their last bits, so it is never left to what a process happens to have."""
+    """Number of threads for a setting ``threads``; 0 means one per usable core. It is always set explicitly, since the last bits of sums depend on it."""
     return threads or usable_cores()
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: by its affinity and by the CPU quota of its control groups, rounded up, at least one."""
+    """Number of cores that this process may use, by its affinity and the CPU quotas of its control groups (rounded up), at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))]))
 
 
 def _quotas(membership: Path, mount: Path) -> Iterator[float]:
-    """The CPU quotas, in cores, of the control groups that ``membership`` names and of all above them, versions 1 and 2."""
+    """The CPU quotas, in cores, of the control groups named in ``membership`` and of all their parents, for cgroup versions 1 and 2."""
     if not membership.is_file():
         return
     for line in membership.read_text().splitlines():
@@ -53,7 +53,7 @@ def _quotas(membership: Path, mount: Path) -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = mount / controllers if controllers else mount
-        # In a container the path may be the host's, of which only the root is mounted here: what is not there is passed over.
+        # In a container the path may be that of the host, of which only the root is mounted here: missing folders are skipped.
         group = root / path.lstrip("/")
         for folder in [group, *group.parents]:
             yield from _quota(folder)
@@ -71,7 +71,7 @@ def _quota(folder: Path) -> Iterator[float]:
 
 
 def set_threads(threads: int) -> None:
-    """Let this process's torch compute with ``threads`` (0 = one a usable core). Torch has no narrower setting."""
+    """Set the number of torch's threads in this process (0 = one per usable core). Torch has no setting for a single model."""
     import torch
 
     torch.set_num_threads(thread_count(threads))
@@ -79,7 +79,7 @@ def set_threads(threads: int) -> None:
 
 @contextmanager
 def threads_of_torch(most: int) -> Iterator[None]:
-    """Inside, this process's torch computes with at most ``most`` threads."""
+    """Limit torch to at most ``most`` threads in this process, and restore the number afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -91,10 +91,10 @@ def threads_of_torch(most: int) -> Iterator[None]:
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], device: str = "cpu") -> Iterator[Result]:
-    """``work``, which torch does on ``device``, on each of ``items``, in their order; on a CPU several at once, each with one of torch's threads.
+    """Yield the results of ``work``, which uses torch on ``device``, for ``items`` in order. On a CPU, items run in parallel with one torch thread each.
 
-    Threads that share a small operation wait for each other at its end, and one neighbour who wants a core stops them all. Those that share
-    nothing lose what the neighbour takes and no more. A single item has all threads. No more results than threads wait to be taken.
+    Threads that share a small operation wait for each other at its end, so that another process on one core stops them all. Independent threads
+    lose only the time of that core. A single item gets all threads. At most as many finished results as there are threads wait to be taken.
     """
     import torch
 
@@ -116,9 +116,9 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], device: st
 def keep_freed_memory() -> None:
     """Let glibc reuse the memory of large tensors instead of returning it to the system at every free.
 
-    Else each layer of each batch faults its pages in again: half of the processor time of a
-    forward pass, and of a step of training with many clusters. Other C
-    libraries have no mallopt, and are left as they are.
+    Otherwise each layer of each batch causes page faults again, which take half of the processor time of a
+    forward pass, and of a training step with many clusters. Does nothing with other C libraries, which have
+    no mallopt.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -128,7 +128,7 @@ def keep_freed_memory() -> None:
 
 
 def share_memory() -> None:
-    """Let the threads of a process with many take memory from two pools of glibc's: else each keeps what it freed from the others. Before they begin."""
+    """Limit glibc to two memory pools for all threads, since memory freed in one pool is not available to others. To be called before threads start."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         arena_max = -8  # malloc.h: M_ARENA_MAX
@@ -136,7 +136,7 @@ def share_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give memory that was freed, and that glibc kept, back to the system."""
+    """Return freed memory that glibc has kept to the system."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""What can go wrong, by what it means for the user."""
+"""Exceptions, grouped by their meaning for the user."""
 
 import re
 
@@ -16,14 +16,14 @@ class Refused(GsecError):
 
 
 class NotFound(Refused):
-    """There is nothing of the name, key or id that was given."""
+    """There is nothing with the given name, key or id."""
 
 
 class BadShard(GsecError):
-    """Committed shards whose bytes are not what was written: a failed checksum, a torn or foreign file."""
+    """Committed shards whose bytes differ from what was written: a failed checksum, a truncated or foreign file."""
 
     def __init__(self, path: str, why: str, *, paths: tuple[str, ...] = ()) -> None:
-        super().__init__(path, why)  # as they are, or no other process could make it again
+        super().__init__(path, why)  # unchanged, so that the exception can be unpickled in another process
         self.paths = paths or (path,)
 
     def __str__(self) -> str:
@@ -31,24 +31,24 @@ class BadShard(GsecError):
 
     @classmethod
     def of(cls, errors: "list[BadShard]") -> "BadShard":
-        """Several as one."""
+        """Combine several errors into one."""
         paths = tuple(path for error in errors for path in error.paths)
         return cls(paths[0], f"{str(errors[0]).partition(': ')[2]} ({len(paths)} bad shards in all)", paths=paths)
 
 
 class BadRecord(GsecError):
-    """A record of a run or of a publication that is not what gsec writes: says which, and what to do."""
+    """A record of a run or publication is not as gsec writes it; the message names the record and the remedy."""
 
 
 class Unreachable(GsecError):
-    """A store or a source that does not answer. What was being worked on stays uncommitted."""
+    """A store or source does not answer. Shards in progress are not committed."""
 
 
-# A secret key may hold slashes: after a colon everything up to the "@" is secret.
+# A secret key may contain slashes: after a colon everything up to the "@" is secret.
 _CREDENTIALS = re.compile(r"://[^/@:\s]*(?::[^@\s]*)?@")
 _QUERY = re.compile(r"""(://[^\s?"']*\?)[^\s"'),;]+""")
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with ``***`` for what may be secret in the addresses it holds: credentials and queries."""
+    """``text`` with ``***`` in place of possible secrets in its URLs: credentials and queries."""
     return _QUERY.sub(r"\1***", _CREDENTIALS.sub("://***@", text))

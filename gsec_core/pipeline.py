@@ -1,6 +1,6 @@
-"""The pipeline as a whole: its stages in order, how a request becomes a run, and what a finished run reports.
+"""The pipeline as a whole: its stages in order, the way from a request to a run, and the report of a finished run.
 
-What is here needs no orchestrator; `flows` chain the same parts as a DAG.
+This module needs no orchestrator; `flows` combines the same parts into a DAG.
 """
 
 import platform
@@ -74,16 +74,16 @@ _IN_ORDER: tuple[Stage, ...] = (
 
 
 def stages_of(config: PipelineConfig) -> tuple[Stage, ...]:
-    """Of a run that makes clusters, in the order they run; ingest comes before them and has no tables of a run."""
+    """Stages of a run that makes clusters, in order; ingest comes before them and has no tables in the run."""
     wanted = (*text.stages(config), *enhance.stages(config))
     return tuple(stage for stage in _IN_ORDER if stage in wanted or stage not in (*text.ALL_STAGES, enhance.STAGE))
 
 
 COUNT_STAGES: tuple[Stage, ...] = (encode.STAGE, count.STAGE)
-"""Those of a run that finds the number of clusters for another."""
+"""Stages of a run that finds the number of clusters for another run."""
 
 ALL_STAGES = (*_IN_ORDER, assign.STAGE, count.STAGE)
-"""Every stage that there is."""
+"""Every stage of every kind of run."""
 
 
 def stage(name: str) -> Stage:
@@ -96,23 +96,23 @@ def stage(name: str) -> Stage:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a request's images come from and go to, opened."""
+    """The opened source, corpus and store of a request."""
 
     store: Store
     corpus: Corpus
     source: Source
     embeddings: tuple[Shards, ...]
-    """What this request's encoders have done so far."""
+    """Embedding tables of the request's encoders in the corpus."""
 
 
 def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
-    """Raises Refused for a setting that some stage would stumble over, before anything is written, listed or loaded."""
+    """Open source, corpus and store. Raises Refused for any setting at which a stage would fail, before anything is written, listed or loaded."""
     if config.source is None:
         raise Refused("source: give the place of the images: a folder, a Parquet file or glob, or WebDataset tars.")
     numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
     identity(numbered, of_run)  # names of encoders, captioners and files
-    checked_urls(config.describe.url)  # recorded with every attempt, whichever captioner describes
-    vocabulary.words_of(config)  # also if no nouns are asked for, as is told of every setting that names nothing
+    checked_urls(config.describe.url)  # recorded with every attempt, even if the captioner uses no server
+    vocabulary.words_of(config)  # even without nouns, since every setting that names nothing is an error
     vocabulary.prompts_of(config)
     config.ray.check()
     resolve(config.encode.device, "encode.device")
@@ -131,7 +131,7 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     redo, embeddings = corpus.redo_counters(), []
     for encoding in encode.stages(config):
         encoded = corpus.table(EMBEDDINGS_TABLE, encoding.fingerprint_of(config, redo))
-        if not encoded.names():  # an encoder that has encoded exists; to ask takes seconds
+        if not encoded.names():  # an encoder with embeddings exists; checking takes seconds
             encoding.check(config)
         embeddings.append(encoded)
     return Place(store, corpus, source, tuple(embeddings))
@@ -140,12 +140,12 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
 def request(
     config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None, counting: str | None = None, asked_by: str | None = None
 ) -> tuple[Run, Changes]:
-    """Bring the corpus up to date with its source and make, or find again, the run of this request.
+    """Bring the corpus up to date with its source, and create or find the run of this request. Returns the run and the changes of the corpus.
 
-    ``redo`` names stages that are to be done again; `describe.RETRY` among them asks for descriptions that failed, if any
-    did; ``asked_by`` is that of `Corpus.redo`. With ``of_run`` the images are assigned to the clusters of that run;
-    ``config`` is then what `assignment_config` gives. With ``counting`` its number of clusters is what that run found. Raises
-    Refused before anything is written if the request cannot be carried out.
+    ``redo`` names stages to be done again; `describe.RETRY` among them asks again for failed descriptions, if there are any;
+    ``asked_by`` is passed to `Corpus.redo`. With ``of_run``, the images are assigned to the clusters of that run, and ``config`` must
+    be a result of `assignment_config`. ``counting`` is the run that found the number of clusters in ``config``. Raises Refused
+    before anything is written if the request cannot be carried out.
     """
     place = open_place(config, of_run)
     check_redo(redo, config, of_run)
@@ -162,9 +162,9 @@ def request(
 
 
 def _settled(place: Place, config: PipelineConfig, of_run: str | None) -> bool:
-    """Whether the run of this request on the newest generation is finished and could read every image, so that only new images are something to do.
+    """Whether the run of this request on the newest generation is finished and could read every image, so that only changes of the source remain to do.
 
-    By records and listings, so that a night with nothing new reads no shard of a corpus, however many it has.
+    Reads only records and listings, so that a rerun without changes reads no shard, however large the corpus is.
     """
     run = _wanted(place, config, place.corpus.generation().number, of_run)
     found = run.result()
@@ -177,7 +177,7 @@ def _wanted(place: Place, config: PipelineConfig, generation: int, of_run: str |
 
 
 def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None, counting: str | None = None) -> Run:
-    """The run of these settings on a generation, with the redo counters of now: made, or found again."""
+    """Create or find the run of these settings on a generation, with the current redo counters."""
     config = config.model_copy(update={"corpus": corpus.name})
     return store.request_run(config, corpus, generation, identity(config, of_run), of_run, _line(config, corpus, of_run), counting)
 
@@ -188,25 +188,25 @@ def _line(config: PipelineConfig, corpus: Corpus, of_run: str | None) -> str | N
 
 
 def identity(config: PipelineConfig, of_run: str | None = None) -> dict[str, Any]:
-    """What of a request, and of this version of gsec, changes the output: for each stage its version and settings."""
+    """Everything in a request and in this version of gsec that changes the output: version and settings of each stage."""
     wanted: dict[str, Any] = {name: [stage(name).version, dict(stage(name).settings(config))] for name in _names(config, of_run)}
     for later in (refit.STAGE.name, duplicates.STAGE.name, hierarchy.STAGE.name, map.STAGE.name):
         if wanted.get(later) == [1, {}]:
-            wanted[later] = None  # as it was before there was such a stage
+            wanted[later] = None  # the same identity as before there was such a stage
     return wanted if of_run is None else wanted | {assign.STAGE.name: [assign.STAGE.version, {"run": of_run}]}
 
 
 def _names(config: PipelineConfig, of_run: str | None) -> list[str]:
-    """The stages of a run that makes clusters, that finds how many there are, or that assigns to those of another."""
+    """Names of the stages of a run: one that makes clusters, finds their number, or assigns images to the clusters of another run."""
     if of_run is not None:
         return [*(s.name for s in encode.stages(config)), assign.STAGE.name]
     return [s.name for s in (COUNT_STAGES if config.clusters == AUTO else stages_of(config))]
 
 
 def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str | None = None) -> Run | None:
-    """The finished run of this request, if the source is as it was and no shard is missing. Makes nothing.
+    """The finished run of this request if the source has not changed and no shard is missing, else None. Creates nothing.
 
-    Raises as `request` does.
+    Raises what `request` raises.
     """
     place = open_place(config, of_run)
     check_redo(redo, config, of_run)
@@ -218,21 +218,21 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
 
 
 def split_redo(redo: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of the stages to do again those of a run that finds the number of clusters, and the others."""
+    """Split stages to redo into those of a run that finds the number of clusters, and the others."""
     counting = {s.name for s in COUNT_STAGES}
     return [name for name in redo if name in counting], [name for name in redo if name not in counting]
 
 
 def numbered_by(counting: Run, config: PipelineConfig) -> PipelineConfig:
-    """The settings with the number of clusters that a run found. Raises Refused if it cannot be told."""
+    """The settings with the number of clusters that the run ``counting`` found. Raises Refused if it suggests none."""
     return _numbered(config, count.counted(Context.of(counting, config)))
 
 
 def numbered_before(config: PipelineConfig, redo: Sequence[str]) -> tuple[PipelineConfig, str] | None:
-    """The settings with the number of clusters of the published clustering, and the run that found it; None if it is to be found now.
+    """The settings with the number of clusters of the published run, and the id of the run that found it; None if it must be found now.
 
-    A night does not count again: with another number nothing would stay what it was. `train.refit = always`, other settings, or to redo a stage of the counting
-    asks for it.
+    Usually the number is not found again, since no cluster would persist with another number. It is found again with `train.refit = always`, after a change
+    of settings, or if a stage of the counting run is redone.
     """
     store = Store.open(config.store)
     corpus = store.corpus(config.corpus or source_name(config.source or ""))
@@ -248,13 +248,13 @@ def numbered_before(config: PipelineConfig, redo: Sequence[str]) -> tuple[Pipeli
     now = _numbered(config, before.n_clusters)
     try:
         count.load_counts(Context.of(store.run(counting), config))
-    except (BadShard, Refused):  # counting again repairs it
+    except (BadShard, Refused):  # finding the number again repairs it
         return None
     return None if refit.changed(now, before) else (now, counting)
 
 
 def _numbered(config: PipelineConfig, clusters: int) -> PipelineConfig:
-    """Where the number is found, new things are clusters of their own."""
+    """The settings with this number of clusters, and with ``train.grow``: if the number is found automatically, groups of new images may become clusters."""
     return config.model_copy(update={"clusters": clusters, "train": config.train.model_copy(update={"grow": True})})
 
 
@@ -265,9 +265,9 @@ def _at_least(config: PipelineConfig, of_run: str | None) -> int:
 
 
 def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
-    """The settings of a run, for the source that ``config`` names.
+    """The settings of a run, with the source that ``config`` names.
 
-    Raises Refused if that is the run's own corpus, or if nothing can be assigned by the run.
+    Raises Refused if that source is the run's own corpus, or if the run cannot assign images.
     """
     if config.source is None:
         raise Refused("gsec assign: give the place of the new images: a folder, a Parquet file or glob, or WebDataset tars.")
@@ -279,9 +279,9 @@ def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
 
 
 def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, bool]]:
-    """The stages of a run in order, each begun, and whether it is complete; ends before ``until`` and after the first that is not.
+    """Begin the stages of a run in order; yields each and whether it is complete. Ends before ``until``, and after the first incomplete stage.
 
-    A new run finds what another has made of its stages.
+    Stages of a new run may be complete already, with tables that another run has made.
     """
     done: set[str] = set()
     while left := [name for name in context.run.stage_names() if name not in done]:  # the decision of stage refit may leave out some
@@ -297,7 +297,7 @@ def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, b
 
 
 def newest_run(config: PipelineConfig) -> Run:
-    """The run of these settings on the newest generation: made, or found again. Lists no source. Raises Refused if nothing was ever ingested."""
+    """Create or find the run of these settings on the newest generation, without listing the source. Raises Refused if nothing was ever ingested."""
     place = open_place(config)
     generation = place.corpus.generation()
     if not generation.number:
@@ -308,11 +308,11 @@ def newest_run(config: PipelineConfig) -> Run:
 def run_for_stage(
     name: str, config: PipelineConfig, run_id: str | None, redo: bool = False, retry_failed: bool = False, asked_by: str | None = None
 ) -> tuple[Run, bool]:
-    """The run that one stage is to be worked on in alone, and whether there is a failed description to ask for again.
+    """The run in which a single stage is to be done, and whether failed descriptions will be asked for again.
 
-    It is the run ``run_id``, or else the newest of these settings. ``redo`` and ``retry_failed`` make another of it,
-    and the same one if they are ``asked_by`` the same again (see `Corpus.redo`). Raises
-    Refused if it does not have the stage, or naming the first stage above that is not complete.
+    It is the run ``run_id``, or else the newest run of these settings. ``redo`` and ``retry_failed`` lead to another run,
+    which is the same for repeated requests with the same ``asked_by`` (see `Corpus.redo`). Raises Refused if the run does
+    not have the stage, or naming the first earlier stage that is not complete.
     """
     stage(name)
     store = Store.open(config.store)
@@ -332,10 +332,10 @@ def run_for_stage(
 
 
 def check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
-    """Raises Refused naming the first stage above ``name`` that is not complete."""
+    """Raises Refused naming the first stage before ``name`` that is not complete. Runs stage refit itself if necessary."""
     context = Context.of(run, config)
     for above, complete in begun(context, until=name):
-        if not complete and above is refit.STAGE:  # takes no time, and nobody redoes a stage to be asked for another first
+        if not complete and above is refit.STAGE:  # refit is quick, so that the user need not be asked to run it first
             base.run_stage(context, above)
             check_inputs(run, config, name)
         elif not complete:
@@ -344,7 +344,7 @@ def check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
 
 
 def check_servers(context: Context) -> None:
-    """Raises Refused if descriptions or names are to be made and nobody answers: before anything costly is done for them."""
+    """Raises Refused if servers that descriptions or names will need do not answer, before the costly stages start."""
     undecided = refit.STAGE.name in context.run.request()["stages"] and not context.decision
     if describe.STAGE.name not in context.run.stage_names() or (undecided and context.previous is not None):
         return
@@ -352,7 +352,7 @@ def check_servers(context: Context) -> None:
     if asks and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
         namers.load_namer(context.config).check()
     decides = (refit.STAGE,) if context.decision else ()
-    for needed in (*encode.stages_of(context.run), *decides, prototypes.STAGE, describe.STAGE):  # and not the baseline, which descriptions do not wait for
+    for needed in (*encode.stages_of(context.run), *decides, prototypes.STAGE, describe.STAGE):  # without the baseline, on which descriptions do not depend
         base.begin(context, needed)
         if not context.run.is_complete(needed.name):
             if needed is not describe.STAGE or describe.unanswered(context):
@@ -361,7 +361,7 @@ def check_servers(context: Context) -> None:
 
 
 def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None = None) -> None:
-    """Raises Refused for a stage that such a run does not have, or that cannot be redone."""
+    """Raises Refused for stages in ``names`` that the run of these settings does not have, or that cannot be redone."""
     for name in names:
         if name == "ingest":
             raise Refused("--redo ingest: every run lists its source again; there is nothing to redo.")
@@ -372,10 +372,10 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
 
 
 def finish(context: Context) -> dict[str, Any]:
-    """The last step of a finished run, whichever process comes to it and however often: its `summary`, recorded, and its publication.
+    """Finish a run: record its `summary` and publish it. Any process may do this, and repeat it. Returns the summary with the fields of `publishing.Verdict`.
 
-    Adds the fields of `publishing.Verdict`. What is recorded is how it was when a process first came to it; one that comes later reads its result, and
-    not again what that was found by. Raises BadShard if the result is damaged.
+    The first call records the result; later calls read the recorded result instead of computing it again, after reading all assignments as a check.
+    Raises BadShard if these are damaged.
     """
     found = context.run.result() or {}
     if "labellings" in found:
@@ -393,11 +393,11 @@ def finish(context: Context) -> dict[str, Any]:
 
 
 _FOUND = ("images", "rejected", "missing", "decision", "clusters", "moved", "labellings", "remarks", "descriptions")
-"""What of a summary is the same whenever it is asked for."""
+"""Fields of a summary that do not change and are recorded."""
 
 
 def summary(context: Context) -> dict[str, Any]:
-    """What a finished run reports: counts, where its tables are, its clusters, and how the consensus is beside k-means."""
+    """Summary of a finished run: counts, locations of its tables, its clusters, and the consensus compared with k-means."""
     live = encode.encoded_rows(context)
     labellings = None if context.of_run else quality.without_labels(context)
     counts = {status: live["status"].to_pylist().count(status) for status in (OK, REJECTED, MISSING)}
@@ -416,7 +416,7 @@ def summary(context: Context) -> dict[str, Any]:
 
 
 def _places(context: Context) -> dict[str, Any]:
-    """Which run it is, where the tables of a finished one are, and its clusters."""
+    """Id of a finished run, locations of its tables, and its clusters."""
     return {
         "run_id": context.run.id,
         "assignments": context.run.files.location(assignments(context).directory),
@@ -427,7 +427,7 @@ def _places(context: Context) -> dict[str, Any]:
 
 
 def assignments(context: Context) -> Shards:
-    """The assignments that a run makes: its consensus, or new images assigned to another's."""
+    """The assignments of a run: by its consensus, or of new images to the clusters of another run."""
     if context.of_run is not None:
         return context.shards(assign.STAGE, ASSIGNED_TABLE)
     return context.shards(align.STAGE, ASSIGNMENTS_TABLE)
@@ -439,16 +439,16 @@ def clusters(context: Context) -> Shards:
 
 
 def cluster_rows(context: Context) -> list[dict[str, Any]]:
-    """The cluster table with the clusters' keys and names, a dictionary a row. Where people named clusters, the names are theirs, the model's own beside.
+    """The cluster table with keys and names, as one dictionary per row. With curation, names are the curated ones, with the model's in ``model_name``.
 
-    Of a cluster that they merged it is that of the one that it is part of now.
+    A cluster that people merged into another has the name of that one.
     """
     model = context.of_run or context
     names = model.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name", "description"]).to_pylist()
     keys = lineage.keys_of(model.run).tolist()
     try:
         found = curated_clusters(context)
-    except BadRecord:  # publishing says so
+    except BadRecord:  # publishing reports it
         found = None
     if found is not None:
         now = [found.of_model(key) for key in keys]
@@ -460,7 +460,7 @@ def cluster_rows(context: Context) -> list[dict[str, Any]]:
 
 
 def provenance(config: PipelineConfig) -> dict[str, Any]:
-    """What a run was made with and cannot be read from its settings alone; recorded with every attempt."""
+    """Versions, machine and devices of an attempt, which cannot be read from the settings alone; recorded with every attempt."""
     packages = ("gsec", "torch", "torchvision", "open_clip_torch", "faiss-cpu", "numpy", "pyarrow", "pillow")
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What other packages bring: methods, encoders and captioners, found by their entry points."""
+"""Methods, encoders and captioners from other packages, found by their entry points."""
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -9,13 +9,13 @@ from gsec_core.errors import Refused
 
 @cache
 def brought(group: str) -> dict[str, EntryPoint]:
-    """Entry points of a group, as ``gsec.methods``, by name. Of two of one name the first package by name counts."""
+    """Entry points of a group, such as ``gsec.methods``, by name. If several have the same name, the alphabetically first package counts."""
     found = sorted(entry_points(group=group), key=lambda point: (point.name, point.dist.name if point.dist else ""), reverse=True)
     return {point.name: point for point in found}
 
 
 def load(group: str, name: str) -> Any:
-    """What the entry point stands for. Raises Refused naming the package if it cannot be imported."""
+    """Load the object of an entry point. Raises Refused naming the package if it cannot be imported."""
     point = brought(group)[name]
     try:
         return point.load()

@@ -1,4 +1,4 @@
-"""A section of the settings: a frozen model, each field of which changes the output unless it is marked `RUNTIME`."""
+"""Sections of the settings: frozen models. Every field changes the output unless it is marked `RUNTIME`."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class Section(BaseModel):
 
 
 def output_settings(settings: BaseModel) -> dict[str, Any]:
-    """The values of the fields that change the output, sections within sections, JSON-able."""
+    """Values of the fields that change the output, with sections as nested dicts; JSON-serialisable."""
     values: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
@@ -28,5 +28,5 @@ def output_settings(settings: BaseModel) -> dict[str, Any]:
 
 
 def is_runtime(field: FieldInfo) -> bool:
-    """Whether a field is marked so."""
+    """Whether a field is marked `RUNTIME`."""
     return RUNTIME in field.metadata

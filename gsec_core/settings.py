@@ -1,6 +1,6 @@
-"""Values of the settings: flags, then ``GSEC_*`` environment variables (``GSEC_ENCODE__BATCH_SIZE=32``), then a TOML file.
+"""Loads the settings from flags, ``GSEC_*`` environment variables (``GSEC_ENCODE__BATCH_SIZE=32``) and a TOML file, in this order of precedence.
 
-What is wrong is said in the user's words: which setting, which value, where it is from, what to give.
+Error messages use the user's words: they name the setting, its value, where it comes from, and what to give.
 """
 
 import difflib
@@ -25,9 +25,9 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
-    """Flags (``overrides``, nested by section) over environment over ``file`` over defaults. ``text = "nouns"`` is short for its source.
+    """Load settings: flags (``overrides``, nested by section) override the environment, which overrides ``file``, which overrides the defaults.
 
-    Raises Refused naming the setting, its value, where it is from, and what to give.
+    ``text = "nouns"`` is short for ``text.source``. Raises Refused naming the setting, its value, where it comes from, and what to give.
     """
     given: list[tuple[str, Mapping[str, Any]]] = [] if file is None else [(f" (from {file})", _from_toml(file))]
     given += [(f" (from {variable})", _nested(setting, os.environ[variable])) for variable, setting in _from_environment()]
@@ -51,7 +51,7 @@ def _from_toml(file: Path) -> dict[str, Any]:
 
 
 def _from_environment() -> Iterator[tuple[str, str]]:
-    """Variables and their settings. What an orchestrator names GSEC_* for its services passes, unless it looks like a misspelt setting."""
+    """Yield variables and the settings that they name. Other GSEC_* variables, which orchestrators set for services, are ignored unless they resemble one."""
     for variable in sorted(os.environ):
         name = variable.upper()
         if name.startswith(_PREFIX) and name not in _NO_SETTINGS:
@@ -66,7 +66,7 @@ def _nested(setting: str, value: object) -> dict[str, Any]:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, section by section."""
+    """``below`` with the values of ``above``, merged section by section."""
     both = [name for name, value in above.items() if isinstance(value, Mapping) and isinstance(below.get(name), Mapping)]
     return {**below, **above, **{name: _over(below[name], above[name]) for name in both}}
 
@@ -74,7 +74,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def _in_the_users_words(error: ErrorDetails, given: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     setting = _setting(error["loc"], extra=error["type"] == "extra_forbidden")
     origin = next((place for place, values in reversed(given) if _holds(values, setting)), "")
-    if error["type"] == "extra_forbidden":  # its value is not shown: it may be a key that was taken for a setting
+    if error["type"] == "extra_forbidden":  # its value is not shown, since it may be a secret key
         near, there = _near(setting, 0.6), ", ".join(_siblings(setting))
         return f"{setting}{origin}: there is no such setting; {f'did you mean {near}?' if near else f'there are {there}.'}"
     value = without_secrets(json.dumps(error["input"], default=str, ensure_ascii=False))
@@ -82,7 +82,7 @@ def _in_the_users_words(error: ErrorDetails, given: Sequence[tuple[str, Mapping[
 
 
 def _setting(place: Sequence[int | str], extra: bool) -> str:
-    """The setting at a place; of one that takes values of several kinds the place also says which kind it is not."""
+    """The setting at a location of an error; for a setting of several types, the location also contains the type that failed."""
     names = [".".join(map(str, place[:length])) for length in range(len(place), 0, -1)]
     return names[0] if extra else next(name for name in names if name in _fields(PipelineConfig))
 
@@ -105,7 +105,7 @@ def _described(kind: object, bounds: Mapping[str, float]) -> str:
 
 
 def _near(setting: str, cutoff: float) -> str | None:
-    """The setting that was probably meant: of the same section, or of any if it is named without one, with a wrong one, or as it is in another."""
+    """The setting that was probably meant: one of the same section, or of any section if ``setting`` has none or an unknown one, or is a name in another."""
     section, _, last = setting.rpartition(".")
     if section and _siblings(setting):
         spellings = {name.rpartition(".")[2]: name for name in _siblings(setting)}
@@ -116,12 +116,12 @@ def _near(setting: str, cutoff: float) -> str | None:
 
 
 def _siblings(setting: str) -> list[str]:
-    """All settings of the section that this one is, or would be, in."""
+    """All settings of the section to which this one belongs, or would belong."""
     return [name for name in _fields(PipelineConfig) if name.rpartition(".")[0] == setting.rpartition(".")[0]]
 
 
 def _fields(settings: type[BaseModel], section: str = "") -> dict[str, FieldInfo]:
-    """Settings and sections by their full names."""
+    """Fields of all settings and sections, by full name."""
     fields: dict[str, FieldInfo] = {}
     for name, field in settings.model_fields.items():
         fields[section + name] = field

@@ -1,6 +1,6 @@
 """The Arrow schema of every table, column by column.
 
-Vectors are ``fixed_size_list<float16>``: their length is the encoder's, so those schemas are functions of it.
+Vectors are ``fixed_size_list<float16>``. Their length depends on the encoder, so that schemas with vectors are functions of it.
 """
 
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ URI = _column("uri", pa.string(), "where the image is, relative to the corpus's 
 CONTENT_HASH = _column("content_hash", pa.binary(16), "xxh3-128 of the file's bytes")
 
 OK, REJECTED, MISSING = "ok", "rejected", "missing"
-"""An image's status: usable; never usable with these bytes; not to be read when it was tried, looked at again by the next ingest."""
+"""Status of an image: usable; not usable with these bytes; could not be read, to be tried again by the next ingest."""
 
 KEPT, CONTINUED, RENEWED, FRESH = "kept", "continued", "renewed", "from scratch"
-"""What becomes of the published model: it stays and labels new images; its members are trained further; others are fitted, and images stay where
-these do not object; or nothing of it counts."""
+"""Decisions about the published model: it is kept and labels new images; its members are trained further; new members are fitted, and images stay in
+their clusters unless the new members clearly disagree; or nothing of it is used."""
 
 IMAGES = pa.schema(
     [
@@ -44,7 +44,7 @@ IMAGES = pa.schema(
 
 
 def embeddings_schema(dim: int, joint_dim: int | None) -> pa.Schema:
-    """One row for each image of the shard of the same name in `images`, tombstones excepted."""
+    """One row for each image in the shard of the same name in `images`, except deleted ones."""
     joint = [_column("joint", vector(joint_dim), "unit embedding in the space shared with text", nullable=True)] if joint_dim else []
     return pa.schema(
         [
@@ -130,7 +130,7 @@ BAND = _column("band", pa.int32(), "0 is its core, the last its rim")
 REPRESENTATIVES = pa.schema([PROTOTYPE, BAND, IMAGE_ID, URI, CONTENT_HASH, _column("distance", pa.float32(), "1 - cosine to the centre")])
 
 DESCRIBED, FREE, FAILED = "described", "free", "failed"
-"""A caption's status: in the template, taken apart; text outside it, kept as it is; refused or empty, for good."""
+"""Status of a caption: follows the template and is parsed; free text outside the template; finally failed, such as refused or empty."""
 
 _ANSWER = [
     _column("text", pa.string(), "the description; null if failed", nullable=True),
@@ -159,7 +159,7 @@ CAPTIONS = pa.schema(
         *_COST,
     ]
 )
-"""A log of final answers, paid once. Its key is content_hash, model and request."""
+"""A log of final answers, so that each is paid only once. Its key is content_hash, model and request."""
 
 REPRESENTATIVE_CAPTIONS = pa.schema(
     [
@@ -177,7 +177,7 @@ REPRESENTATIVE_CAPTIONS = pa.schema(
 
 
 def caption_embeddings_schema(dim: int) -> pa.Schema:
-    """One row for each description that counts."""
+    """One row for each usable description (described or free)."""
     return pa.schema(
         [
             _column("caption", pa.int32(), "its number"),
@@ -203,7 +203,7 @@ WORD = _column("word", pa.string(), "a noun, or a user's own word or sentence")
 
 
 def vocabulary_schema(dim: int) -> pa.Schema:
-    """One row for each word; of the store, and not of a corpus."""
+    """One row for each word. The table belongs to the store, not to a corpus."""
     return pa.schema(
         [
             _column("noun", pa.int32(), "its number"),
@@ -214,7 +214,7 @@ def vocabulary_schema(dim: int) -> pa.Schema:
 
 
 def selected_nouns_schema(dim: int) -> pa.Schema:
-    """One row for each word that is kept."""
+    """One row for each selected word."""
     return pa.schema(
         [
             _column("noun", pa.int32(), "its number in the vocabulary"),
@@ -257,7 +257,7 @@ FEATURES = pa.schema(
 
 
 def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
-    """One row for each image; neighbours are numbers of rows in canonical order, the nearest first, the image itself excluded."""
+    """One row for each image; neighbours are row numbers in canonical order, the nearest first, without the image itself."""
     kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
     by_text = _column("text_neighbors", kind, "by the text half, or by the second encoder, if there is one")
     return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), by_text][: 1 + halves])
@@ -273,7 +273,7 @@ DUPLICATES = pa.schema(
         _column("keep", pa.bool_(), "whether it is the first, the one to keep: most pixels, then URI"),
     ]
 )
-"""One row for each image of which there is a copy, or nearly one: group after group, the one to keep first."""
+"""One row for each image that has an exact or near copy, group by group, with the image to keep first."""
 
 _ARRAYS = {
     "weights": "of its last linear map, (clusters, dimensions of the features or of its hidden layer), row after row",
@@ -282,7 +282,7 @@ _ARRAYS = {
 
 
 def members_schema(arrays: Iterable[str] = ("weights", "bias")) -> pa.Schema:
-    """One row for each member, with the arrays that its method has, as they are here of linear members."""
+    """One row for each member, with the arrays of its method; by default those of linear members."""
     return pa.schema(
         [
             _column("member", pa.int32(), "its number"),
@@ -330,7 +330,7 @@ INSTANCE_GROUPS = pa.schema(
         _column("group", pa.int32(), "the member's cluster that the class became, which the member learnt as the label of this image"),
     ]
 )
-"""One row for each image that a member drew."""
+"""One row for each image in a member's labelled sample."""
 
 ENHANCED_CLUSTERS = pa.schema(
     [
@@ -384,7 +384,7 @@ HIERARCHY = pa.schema(
         _column("name", pa.string(), "by the namer of the clusters; unlike that of every other node"),
     ]
 )
-"""An average-linkage tree, from the bottom up: one row fewer than clusters."""
+"""An average-linkage tree, from the bottom up, with one row fewer than clusters."""
 
 LAYOUT = pa.schema(
     [
@@ -396,7 +396,7 @@ LAYOUT = pa.schema(
         _column("y", pa.float32(), "on the map"),
     ]
 )
-"""The images that a report shows: a sample of at most 5,000."""
+"""The images that a report shows, at most 5,000."""
 
 MAP = pa.schema(
     [
@@ -509,7 +509,7 @@ REPORT_TABLE = "report"
 
 
 def schemas(dim: int = 1280, joint_dim: int | None = 384, neighbors: int = 20) -> dict[str, pa.Schema]:
-    """Every table of a store by its name, in the order in which they are made; by default as the embedded encoder has them."""
+    """Schema of every table by name, in the order in which they are made; the default lengths are those of encoder `lite`."""
     text = joint_dim or dim
     return {
         "images": IMAGES,

@@ -16,7 +16,7 @@ from gsec_core.errors import Refused
 __all__ = ["Answer", "Captioner", "CaptionerFamily", "Cost", "Subject", "captioner_identity", "captioner_model", "load_captioner"]
 
 GROUP = "gsec.captioners"
-"""Entry points of captioners that other packages bring; each is a `CaptionerFamily`."""
+"""Entry point group for captioners from other packages; each entry point is a `CaptionerFamily`."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,25 @@ _CAPTIONERS: dict[str, CaptionerFamily] = {"tagger": _Tagger(), "openai": _OpenA
 
 
 def load_captioner(config: DescribeConfig, *, device: str, threads: int) -> Captioner:
-    """Build a captioner. ``device`` and ``threads`` (0 = one a core), as of `load_encoder`, are for one that computes in this process.
+    """Build a captioner. ``device`` and ``threads`` (0 = one a core) are as in `load_encoder`, for captioners that compute in this process.
 
-    Raises Refused naming the setting that is wrong, Unreachable if a table's store does not answer. Whether a server is there
-    and has the model tells its ``check``.
+    Raises Refused naming the setting that is wrong, Unreachable if a table's store does not answer. Does not ask whether a server answers and
+    has the model; the captioner's ``check`` does.
     """
     family, reference = _find(config.captioner)
     return family.load(reference, config, device=device, threads=threads)
 
 
 def captioner_model(config: DescribeConfig) -> str:
-    """Who answers, as `Captioner.model`. Imports no framework."""
+    """Name of the model that answers, see `Captioner.model`. Imports no framework."""
     family, reference = _find(config.captioner)
     return family.model(reference)
 
 
 def captioner_identity(config: DescribeConfig) -> dict[str, object]:
-    """What makes this captioner's answers its own, for fingerprints: JSON-able, without addresses and keys. Imports no framework.
+    """Everything on which this captioner's answers depend, for fingerprints: JSON-serialisable, without addresses and keys. Imports no framework.
 
-    Raises Refused and Unreachable as `load_captioner`.
+    Raises Refused and Unreachable as `load_captioner` does.
     """
     family, reference = _find(config.captioner)
     _check_asked(config, family)
@@ -104,7 +104,7 @@ def _check_asked(config: DescribeConfig, family: CaptionerFamily) -> None:
 
 
 def _find(name: str) -> tuple[CaptionerFamily, str]:
-    """The family by what is before the first colon, and the reference after it, which is the captioner's own to read."""
+    """The family named before the first colon, and the reference after it, which the family interprets."""
     family, _, reference = name.partition(":")
     if family in _CAPTIONERS and (bool(reference) if ":" in _CAPTIONERS[family].usage else name == family):
         return _CAPTIONERS[family], reference

@@ -1,7 +1,7 @@
-"""One event loop of this process, in a thread of its own, for requests to servers.
+"""The event loop of this process for requests to servers, in a separate thread.
 
-One for all, so that connections which a check has opened serve the stage after it; in a thread, so that a caller who waits can
-be interrupted, and a notebook, which has a loop of its own, can wait too.
+There is one loop for all requests, so that the stage can use connections that a check has opened. It runs in a thread, so that a waiting
+caller can be interrupted, and so that a notebook, which already runs a loop, can wait, too.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ T = TypeVar("T")
 _starting = threading.Lock()
 
 _READERS = 32
-"""Threads that read and decode images: a remote store answers slowly, and to many at once."""
+"""Number of threads that read and decode images: a remote store answers slowly, but serves many requests at once."""
 
 
 def start(work: Coroutine[Any, Any, T]) -> "Future[T]":
-    """Begin ``work``. To cancel its future cancels it."""
+    """Start ``work`` in the loop. Cancelling the returned future cancels it."""
     return asyncio.run_coroutine_threadsafe(work, _loop())
 
 

@@ -1,4 +1,4 @@
-"""What the pipeline needs of a captioner. Implementations import their frameworks when they are built, not before."""
+"""Interface of captioners. Implementations import their frameworks only when they are constructed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ class Subject:
     uri: str
     content_hash: bytes
     read: Callable[[], bytes]
-    """The image's bytes. Raises MissingImage if they are gone or others by now, Unreachable if the source does not answer."""
+    """Returns the image's bytes. Raises MissingImage if they are gone or have changed, Unreachable if the source does not answer."""
 
 
 class Cost(NamedTuple):
-    """What an answer took of a server, as it says."""
+    """Cost of an answer, as reported by the server."""
 
     requests: int
     prompt_tokens: int
     completion_tokens: int
     seconds: float
-    """From request to reply, of those that had one."""
+    """Time from request to reply, summed over requests with a reply."""
 
     def plus(self, other: "Cost") -> "Cost":
         return Cost(
@@ -36,61 +36,61 @@ class Cost(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A final answer: it is logged, and the image is never asked about again."""
+    """A final answer: it is logged, and the image is not asked about again."""
 
     text: str | None
     object: str | None
     attributes: tuple[str, ...]
     status: str
-    """DESCRIBED, FREE or FAILED of `gsec_core.tables`."""
+    """DESCRIBED, FREE or FAILED, see `gsec_core.tables`."""
     reason: str | None = None
     cost: Cost | None = None
-    """None where no server was asked, or none replied."""
+    """None if no server was asked, or none replied."""
 
 
 class Captioner(Protocol):
-    """Describes one image at a time; `describe` runs in the loop of `background`, ``concurrency`` times at once."""
+    """Describes images one by one; up to ``concurrency`` calls of `describe` run at the same time in the loop of `background`."""
 
     model: str
-    """Who answers; a column of the captions."""
+    """Name of the model that answers; a column of the captions."""
     concurrency: int
-    """Images to have in hand at once: asked about, or made ready to be."""
+    """Number of images to process at the same time: those asked about, and those being prepared."""
 
     @property
     def form(self) -> str:
-        """What makes an answer a sentence of the template; for the record, and known after `check` or an answer."""
+        """How answers are made to follow the template, in words for the record; known after `check` or an answer."""
         ...
 
     def check(self) -> None:
-        """Raises Refused, naming the setting and the remedy, if nothing can be asked: no server, wrong key, no such model."""
+        """Raises Refused, naming the setting and the remedy, if the captioner cannot be used: no server, wrong key, no such model."""
         ...
 
     async def describe(self, subject: Subject) -> Answer:
-        """Raises Refused if nothing will ever be answered as it is set up, GsecError if nobody answers any more, and what ``subject.read`` raises."""
+        """Describe an image. Raises Refused if no request can succeed with these settings, GsecError if no server answers, and what ``subject.read`` raises."""
         ...
 
 
 class CaptionerFamily(Protocol):
-    """Captioners of one name. The reference is what comes after the name and a colon, empty where nothing does."""
+    """A family of captioners with a common name. The reference is the part after the name and a colon, empty if there is none."""
 
     @property
     def usage(self) -> str:
-        """How it is named, as ``openai:MODEL``."""
+        """Form of its names, such as ``openai:MODEL``."""
         ...
 
     @property
     def can_be_asked(self) -> bool:
-        """Whether it takes a criterion and a template."""
+        """Whether it accepts a criterion and a template."""
         ...
 
     def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
-        """The captioner. Raises Refused naming the setting that is wrong. Whether a server is there tells the captioner's `check`."""
+        """Build the captioner. Raises Refused naming the setting that is wrong. Does not ask whether a server answers; the captioner's `check` does."""
         ...
 
     def model(self, reference: str) -> str:
-        """Who answers, as `Captioner.model`. Imports no framework."""
+        """Name of the model that answers, see `Captioner.model`. Imports no framework."""
         ...
 
     def identity(self, reference: str, config: DescribeConfig) -> Mapping[str, object]:
-        """What makes its answers its own: JSON-able, without addresses and keys. Imports no framework. Raises as `load`."""
+        """Everything on which its answers depend: JSON-serialisable, without addresses and keys. Imports no framework. Raises as `load` does."""
         ...

@@ -1,4 +1,4 @@
-"""A model behind one or several servers with OpenAI's API, and the patience to get an answer of it. See `servers` for what a failure means."""
+"""A model behind one or several servers with OpenAI's API, with retries. See `servers` for the meaning of failures."""
 
 import asyncio
 import logging
@@ -16,61 +16,61 @@ from gsec_core.config import DescribeConfig
 from gsec_core.errors import GsecError, Refused
 
 BREAKS = 10
-"""So often a reply may be broken off."""
+"""After this number of replies that were broken off, a request gives up."""
 
 FAULTS = 3
-"""So often a server fails at a request, and answers a plain one after each, until the request is to blame."""
+"""If a server fails at a request this number of times, but answers a plain request each time, the request is to blame."""
 
 LOSSES = 2
-"""So often a request may be lost in company, with the server or by its silence; then it is asked alone, and if it is lost again, is to blame."""
+"""If a request is lost this number of times among others, because the server is gone or silent, it is sent alone; if it is lost again, it is to blame."""
 
 _log = logging.getLogger(__name__)
 
 Content = str | list[dict[str, Any]]
-"""Of a user's message, as the API has it."""
+"""Content of a user's message in the API."""
 
 
 class Declined(Exception):
-    """This request is the cause that it has no answer, and will never have one."""
+    """The request itself is the reason why it is not answered, and will never be."""
 
 
 class Probe(NamedTuple):
-    """What is asked to learn whether it is the request that fails, or the server."""
+    """Requests by which to find out whether a request is at fault, or the server."""
 
     plain: Content
-    """Whatever cannot be answered about this cannot be answered about anything."""
+    """A plain request: if the server cannot answer it, it cannot answer any request."""
     max_tokens: int
     remedy: str
-    """What to do where nothing is answered about it."""
+    """Advice for the error message if the plain request is declined."""
     more_tokens: str = ""
-    """What else helps where reasoning takes all of ``max_tokens``."""
+    """Further advice if reasoning uses up ``max_tokens``."""
     pattern: str | None = None
-    """A regular expression that replies are to be held to, if the server does that. vLLM does; others decline such a request, or take no notice."""
+    """A regular expression that the server should enforce on replies. vLLM can; other servers decline such a request, or ignore the pattern."""
     off_topic: Content = ""
-    """A question that nobody answers in the form of the pattern, unless held to it."""
+    """A question whose answer matches the pattern only if the server enforces it."""
 
 
 @dataclass
 class _Known:
-    """What plain requests have told of a server."""
+    """What plain requests have shown about a server."""
 
     holds: bool | None = None
-    """Whether it holds replies to the pattern; None while nobody has asked."""
+    """Whether it enforces the pattern; None if this is not known yet."""
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     asked_at: float = 0.0
-    """When the last plain request began that came to an end, and how it failed."""
+    """Start time of the last plain request that has finished; ``failure`` tells how it failed, if it did."""
     failure: Failure | None = None
 
 
 class Chat:
-    """A model that is asked. ``named`` is the setting that names it, as messages show it: ``describe.captioner = "openai:MODEL"``."""
+    """A client of a model. ``named`` is the setting that names it, for messages: ``describe.captioner = "openai:MODEL"``."""
 
     def __init__(self, model: str, *, named: str, config: DescribeConfig, probe: Probe) -> None:
         secret = key()
         self.model = model
         self.named = named
         self.in_hand = 2 * config.concurrency * len(checked_urls(config.url))
-        """Requests to have ready: as many as are in progress, and as many again."""
+        """Number of requests to prepare: twice the number that may be in progress."""
         self._has_key = secret != NO_KEY
         self._patience = config.patience
         self._probe = probe
@@ -79,11 +79,11 @@ class Chat:
 
     @property
     def holds(self) -> set[bool]:
-        """Whether replies are held to the pattern, by the servers that were asked."""
+        """Whether the pattern is enforced: the set of findings about the servers that were asked."""
         return {known.holds for known in self._servers.values() if known.holds is not None}
 
     async def check(self) -> None:
-        """Raises Refused unless one server at least has the model and answers, and none is set up wrongly."""
+        """Raises Refused unless at least one server has the model and answers, and none is set up wrongly."""
         outcomes = await asyncio.gather(*map(self._check, self._servers), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, Failure):
@@ -95,10 +95,10 @@ class Chat:
             _log.warning("%s. gsec goes on without it.", one)
 
     async def ask(self, content: Content, temperature: float, max_tokens: int) -> Reply:
-        """Ask until there is an answer, held to the probe's pattern where the server does that.
+        """Ask until there is an answer; where the server can, it enforces the probe's pattern.
 
-        Raises Declined if this request will never have one, Refused if nothing will ever be answered as it is set up,
-        GsecError if the servers were gone or busy for longer than ``describe.patience``.
+        Raises Declined if this request will never be answered, Refused if no request can succeed with these settings,
+        GsecError if the servers were gone or busy for longer than ``describe.patience``, or broke off too many replies.
         """
         faults = losses = breaks = 0
         wait = waits()
@@ -120,7 +120,7 @@ class Chat:
                     pause = 0.0
                     match meant.kind:
                         case Kind.DECLINED | Kind.FAULTY:
-                            # Where it is found out now that the server holds no replies, or does, it may have failed at that: it is asked the other way.
+                            # If it turned out just now whether the server enforces patterns, that may be why the request failed: send it the other way.
                             if meant.kind == Kind.DECLINED and known.holds == held:
                                 raise Declined(str(meant))
                             faults += 1
@@ -143,15 +143,15 @@ class Chat:
                         case Kind.BUSY:
                             self._pool.slower(place)
                             pause = self._pause(place, meant, next(wait))
-                    await asyncio.sleep(pause)  # in its place, so that the server is asked less
+                    await asyncio.sleep(pause)  # keeps its place meanwhile, so that the server gets fewer requests
 
     def body(self, content: Content, temperature: float, max_tokens: int, *, held: bool) -> dict[str, Any]:
-        """Of a request, as the client wants it."""
+        """Body of a request for the client; ``held`` asks the server to enforce the pattern."""
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": temperature, "max_tokens": max_tokens}
         return body | {"extra_body": {"structured_outputs": {"regex": self._probe.pattern}}} if held else body
 
     async def _meant(self, server: Server, failure: Failure) -> Failure:
-        """The failure of a request, after a look at what else the server answers. Raises Refused if something is set wrong."""
+        """The failure of a request, reconsidered after a plain request to the server. Raises Refused if a setting is wrong."""
         if failure.kind == Kind.SETTINGS:
             raise self._refused(server, failure) from None
         if failure.kind in (Kind.DECLINED, Kind.FAULTY, Kind.SILENT):
@@ -166,14 +166,14 @@ class Chat:
         return failure
 
     def _pause(self, place: Place, busy: Failure, wait: float) -> float:
-        """Seconds to leave a busy server alone. Raises GsecError if it answered nobody for as long as the patience."""
+        """Seconds to wait before asking a busy server again. Raises GsecError if it has not answered any request for ``describe.patience``."""
         left = self._patience - self._pool.busy_for(place)
         if left <= 0:
             raise GsecError(f"{place.server.setting}: the server answers {busy}, for describe.patience = {self._patience:g} s. {KEPT}")
         return min(max(wait, busy.retry_after), left)
 
     async def _revived(self, server: Server) -> None:
-        self._servers[server].holds = None  # it may be another one
+        self._servers[server].holds = None  # it may be a different server now
         try:
             await self._ask_plainly(server)
         except Failure as failure:
@@ -194,10 +194,10 @@ class Chat:
         await self._revived(server)
 
     async def _ask_plainly(self, server: Server) -> None:
-        """Find out whether the server answers, and whether it holds replies to the pattern. Raises Failure."""
+        """Find out whether the server answers, and whether it enforces the pattern. Raises Failure."""
         known, wanted = self._servers[server], time.monotonic()
         async with known.asking:
-            if known.asked_at < wanted:  # otherwise another request that failed with this one has asked
+            if known.asked_at < wanted:  # otherwise another request that failed at the same time has asked meanwhile
                 started, failure = time.monotonic(), None
                 try:
                     await self._probed(server, known)
@@ -226,7 +226,7 @@ class Chat:
                 )
 
     def _refused(self, server: Server, failure: Failure) -> Refused:
-        """What of the settings is wrong."""
+        """The error that says which setting is wrong."""
         setting, status = server.setting, failure.status or 0
         if failure.kind == Kind.DECLINED:
             return Refused(f"{self.named}: {server.url} declines every request ({failure}). {self._probe.remedy}")
@@ -243,12 +243,12 @@ class Chat:
 
 
 def is_only_reasoning(reply: Reply) -> bool:
-    """Whether a reply has reasoning, in its text or apart from it, and no answer."""
+    """Whether a reply contains reasoning, in its text or in a separate field, but no answer."""
     return replies.is_only_reasoning(reply.text) if reply.text.strip() else reply.reasoned
 
 
 def _matches(pattern: str, reply: Reply) -> bool:
-    """Whether a reply is of the pattern; one that was cut is if it is the beginning of such."""
+    """Whether a reply matches the pattern; a reply that was cut must match the beginning of the pattern."""
     try:
         return regex.fullmatch(pattern, reply.text, partial=reply.finish == "length", timeout=MATCH_SECONDS, concurrent=True) is not None
     except TimeoutError:

@@ -1,7 +1,7 @@
 """A multimodal model behind servers with OpenAI's API, such as vLLM.
 
-One request an image, so that a bad image fails alone. The prompt stands before the image, so that a server can reuse what
-it has computed of it.
+Each image has a separate request, so that a bad image fails alone. The prompt comes before the image, so that a server can reuse
+its computation of the prompt.
 """
 
 import asyncio
@@ -22,26 +22,26 @@ from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
 TEMPERATURE, SECOND_TEMPERATURE = 0.0, 0.7
-"""The second is for asking again, when the first would give the same reply."""
+"""The second temperature is for asking again, since the first would give the same reply."""
 
 MOST_RATIO = 8
-"""Images that are longer in one direction are sent with white beside them: models take no stripes of a pixel or two."""
+"""Images with a larger aspect ratio are padded with white, since models do not accept strips of a pixel or two."""
 
 VERSION = 2
-"""Raised when the same image is asked about otherwise in a way that `openai_identity` does not show."""
+"""Increased when requests change in a way that `openai_identity` does not show."""
 
 _BEST_FIRST = (DESCRIBED, FREE, FAILED)
 
 
 class OpenAICaptioner:
-    """Asks about an image once, and once more if the reply is not in the template; the better reply counts, the first of equals."""
+    """Asks about an image once, and once more if the reply does not follow the template; uses the better reply, or the first if both are equally good."""
 
     def __init__(self, model: str, config: DescribeConfig) -> None:
         self.model = model
         self._template = template.load(config)
         self._image_size = config.image_size
         self._max_tokens = config.max_tokens
-        # Grey, as large as images are sent, so that a prompt which is too long for the model shows with it.
+        # A grey image of full size, so that the probe shows whether prompt and image are too long for the model.
         plain = _data_url(Image.new("RGB", (config.image_size, config.image_size), "grey"), config.image_size)
         probe = Probe(
             _content(self._template.prompt, plain),
@@ -63,11 +63,11 @@ class OpenAICaptioner:
         return "asked for by the prompt alone: the server does not enforce a pattern"
 
     def check(self) -> None:
-        """Raises Refused unless the server is there, takes the key, has the model, and answers when asked about a plain picture."""
+        """Raises Refused unless at least one server has the model and answers about a plain picture, and none is set up wrongly."""
         background.start(self._chat.check()).result()
 
     async def describe(self, subject: Subject) -> Answer:
-        """FAILED is what cannot be decoded, what the server declines, and what it fails at while it still answers for other images."""
+        """See `Captioner.describe`. FAILED: images that cannot be decoded, that the server declines, or at which it fails while it still answers for others."""
         try:
             content = await asyncio.to_thread(self._content, subject)
         except RejectedImage as error:
@@ -84,13 +84,13 @@ class OpenAICaptioner:
         return min(answers, key=lambda answer: _BEST_FIRST.index(answer.status))._replace(cost=reduce(Cost.plus, costs) if costs else None)
 
     def request(self, subject: Subject) -> dict[str, Any]:
-        """The first request about an image, as a server takes it, held to the template. Raises RejectedImage, and what ``subject.read`` raises."""
+        """Body of the first request about an image, with the template's pattern. Raises RejectedImage, and what ``subject.read`` raises."""
         body = self._chat.body(self._content(subject), TEMPERATURE, self._max_tokens, held=True)
         held: dict[str, Any] = body.pop("extra_body")
         return body | held
 
     def read(self, reply: Reply) -> Answer:
-        """The answer that a reply is."""
+        """Read a reply as an answer, with its cost."""
         return self._answer(reply)._replace(cost=Cost(1, reply.prompt_tokens, reply.completion_tokens, reply.seconds))
 
     def _answer(self, reply: Reply) -> Answer:
@@ -102,7 +102,7 @@ class OpenAICaptioner:
         return self._cut(answer) if reply.finish == "length" else answer
 
     def _cut(self, answer: Answer) -> Answer:
-        """A reply that met its bound: its last attribute counts only if the sentence was finished, its text always says something."""
+        """The answer of a reply that was cut at ``max_tokens``: unless its sentence is complete, it becomes free text, since its last attribute may be cut."""
         if answer.status == FAILED:
             return answer._replace(reason=f"{answer.reason}, and cut at describe.max_tokens = {self._max_tokens}")
         if answer.status == DESCRIBED and not (answer.text or "").endswith((".", "!", "?")):
@@ -114,7 +114,7 @@ class OpenAICaptioner:
 
 
 def _content(prompt: str, image: str) -> list[dict[str, Any]]:
-    """The text first: what a server has computed of it serves for every image."""
+    """Content of a message, with the text first, so that a server can reuse its computation for all images."""
     return [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": image}}]
 
 
@@ -123,7 +123,7 @@ def _data_url(image: Image.Image, size: int) -> str:
 
 
 def openai_identity(model: str, config: DescribeConfig) -> dict[str, object]:
-    """What is asked for; the server is what answers. Raises Refused for an address or a file that cannot be one."""
+    """Identity of the request, independent of the server. Raises Refused for an invalid address or template file."""
     checked_urls(config.url)
     asked = template.load(config)
     return {

@@ -1,4 +1,4 @@
-"""Servers that share the work: who is asked next, how much at once, and who is waited for."""
+"""Distributes requests over several servers: which server is next, how many requests run at once, and for which server to wait."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from gsec_core.captioners.servers import Failure, Server
 from gsec_core.errors import GsecError, Refused
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
-"""Seconds; the waits between double, each less a random part, so that clients do not come back together."""
+"""Seconds; each wait is twice the one before, minus a random part, so that clients do not return at the same time."""
 
 KEPT = "All answers are kept. When the server is back, a rerun continues."
 
@@ -21,23 +21,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Place:
-    """A server, and what is known of it in this round."""
+    """A server, and its state in the current round."""
 
     server: Server
     most: int
-    """Requests that may be in progress. Halved when it is busy or silent, and one more with every answer, up to the setting."""
+    """Largest number of requests in progress. Halved when the server is busy or silent, and increased by one with every answer, up to the setting."""
     under_way: int = 0
     isolated: bool = False
-    """Whether a request is asked alone here, or is about to be: then no other begins."""
+    """Whether a request is sent alone here, or is about to be; then no other request starts."""
     gone_since: float | None = None
     busy_since: float | None = None
-    """When it was busy first, since its last answer."""
+    """Time at which it was first busy since its last answer."""
     refusal: Refused | None = None
-    """What it said when it was back, if it cannot be used as it is set up."""
+    """The error if the server came back but cannot be used with these settings."""
 
 
 class Pool:
-    """``revived`` asks a server that is back for a sign of life: it raises Failure, or Refused if it cannot be used."""
+    """The servers and the requests in progress. ``revived`` tests a server that is back; it raises Failure, or Refused if the server cannot be used."""
 
     def __init__(self, servers: Sequence[Server], *, at_once: int, patience: float, revived: Callable[[Server], Awaitable[None]]) -> None:
         self._places = [Place(server, at_once) for server in servers]
@@ -52,7 +52,7 @@ class Pool:
 
     @asynccontextmanager
     async def round(self) -> AsyncIterator[None]:
-        """A round is as long as anything is asked. At its beginning every server is taken to be there; after it nobody waits for one."""
+        """A round lasts as long as any request is open. At its start all servers are assumed to be available; at its end, waiting for lost ones stops."""
         if not self._asking:
             for place in self._places:
                 place.gone_since = place.busy_since = place.refusal = None
@@ -67,9 +67,9 @@ class Pool:
 
     @asynccontextmanager
     async def place(self, *, alone: bool) -> AsyncIterator[Place]:
-        """Where most is free, as soon as anything is; ``alone`` all of a server, for a request that it may be lost by.
+        """Wait for a place at the server with the fewest requests; with ``alone``, at a server without others, for a request that may have brought one down.
 
-        Raises GsecError if no server is there for as long as the patience, Refused if one came back that cannot be used.
+        Raises GsecError if no server is available for ``patience`` seconds, Refused if a server came back that cannot be used.
         """
         async with self._isolation if alone else nullcontext():
             try:
@@ -84,21 +84,21 @@ class Pool:
                 await self._tell()
 
     def answered(self, place: Place) -> None:
-        """A request had its answer."""
+        """Record that a request was answered."""
         place.busy_since = None
         place.most = min(self._at_once, place.most + 1)
 
     def slower(self, place: Place) -> None:
-        """Requests are more than the server takes."""
+        """Halve the number of requests at a server that is overloaded."""
         place.most = max(1, place.most // 2)
 
     def busy_for(self, place: Place) -> float:
-        """Seconds since the server was busy first, no answer in between."""
+        """Record that the server is busy. Returns the seconds since it was first busy after its last answer."""
         place.busy_since = place.busy_since or time.monotonic()
         return time.monotonic() - place.busy_since
 
     def lost(self, place: Place, why: Failure) -> None:
-        """The server is gone: nobody is sent there until it is back."""
+        """Record that the server is gone: it gets no requests until it is back."""
         self._last_loss = str(why)
         if place.gone_since is None:
             place.gone_since = time.monotonic()
@@ -127,24 +127,24 @@ class Pool:
             if place.refusal is not None:
                 raise place.refusal
         there = sorted((place for place in self._places if place.gone_since is None), key=lambda place: place.under_way)
-        if alone:  # one is kept free of others from now on, until it is empty
+        if alone:  # keep other requests away from one server until it is empty
             kept = next((place for place in there if place.isolated), there[0] if there else None)
             self._isolate(kept)
             return kept if kept is not None and not kept.under_way else None
         return next((place for place in there if place.under_way < place.most and not place.isolated), None)
 
     def _isolate(self, kept: Place | None) -> None:
-        """No others begin at ``kept``; None: anywhere."""
+        """Reserve the place ``kept`` for a single request; None ends the reservation."""
         for place in self._places:
             place.isolated = place is kept
 
     def _patience_left(self) -> float | None:
-        """Seconds until nobody waits any more for a server; None if one is there."""
+        """Seconds until waiting for a server ends; None if a server is available."""
         gone = [place.gone_since for place in self._places if place.gone_since is not None]
         return max(gone) + self._patience - time.monotonic() if len(gone) == len(self._places) else None
 
     async def _revive(self, place: Place) -> None:
-        """Wait until a server is back. It may be another one by then."""
+        """Wait until a server is back. A different server may answer at its address then."""
         for wait in waits():
             try:
                 if await place.server.is_healthy():
@@ -155,7 +155,7 @@ class Pool:
                 break
             except Failure:
                 pass  # not yet
-            except Exception:  # noqa: BLE001 - logged; a server that nobody looks for would be gone for ever
+            except Exception:  # noqa: BLE001 - logged; without this loop the server would be lost for ever
                 _log.exception("%s: unexpected; gsec keeps looking for the server", place.server.setting)
             await asyncio.sleep(wait)
         if place.refusal is None:
@@ -169,7 +169,7 @@ class Pool:
 
 
 def waits() -> Iterator[float]:
-    """Seconds to wait, again and again."""
+    """Seconds of successive waits, without end; see `FIRST_WAIT`."""
     wait = FIRST_WAIT
     while True:
         yield wait * random.uniform(0.5, 1)

@@ -1,4 +1,4 @@
-"""How refusals begin, in the languages of the large multilingual models: some answer in their own, whatever language they are asked in."""
+"""Recognises refusals by their beginning, in many languages, since some models answer in their own language whatever the language of the question."""
 
 import re
 
@@ -44,6 +44,6 @@ _OTHERS = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a reply begins as a refusal does: with an apology, or with what the model cannot or may not do."""
+    """Whether a reply begins like a refusal: with an apology, or with a statement that the model cannot or may not do it."""
     plain = text.replace("’", "'")
     return bool(_ENGLISH.match(plain) or _OTHERS.match(plain))

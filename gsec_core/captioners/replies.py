@@ -1,4 +1,4 @@
-"""What a model's reply says, without what chat templates and servers leave around it: reasoning, tokens of the template, fences, JSON."""
+"""Extracts the answer from a model's reply, without the remains of chat templates and servers: reasoning, template tokens, fences, JSON."""
 
 import json
 import re
@@ -12,7 +12,7 @@ _CLOSED = re.compile(rf"</(?:{_REASONING})>|\[/THINK\]|◁/think▷|<\|(?:end_of
 
 _TURN = r"<\|(?:im_end|eot_id|eom_id|end|endoftext|end_of_text|return|eos|end_of_turn|im_start)\|>|</s>|<end_of_turn>|<eos>|<｜end▁of▁sentence｜>|\[/?INST\]"
 _ENDED = re.compile(rf"(?<=\S)\s*(?:{_TURN}).*", re.DOTALL)
-"""Behind a token that ends a turn, models without a stop go on with turns of their own making."""
+"""Everything after a token that ends a turn: models without a stop token continue with invented turns."""
 
 _TOKEN = r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|<pad>|<start_of_turn>(?:model)?|<｜[^｜<>]{1,40}｜>|\[/?INST\]|</?(?:answer|output|response|description|caption)>"
 _AROUND = re.compile(rf"\A(?:\s|{_TOKEN}|(?<=\|>)assistant\b)+|(?:\s|{_TOKEN})+\Z", re.IGNORECASE)
@@ -22,7 +22,7 @@ _NAMES = ("description", "caption", "sentence", "answer", "response", "text", "c
 
 
 def said(text: str) -> str:
-    """The answer in a reply; empty if the reply is only reasoning, whether that was finished or not. Any string is a reply."""
+    """The answer in a reply; empty if the reply is only reasoning, finished or not. Accepts any string."""
     text = without_reasoning(text)
     text = _AROUND.sub("", _ENDED.sub("", _AROUND.sub("", text)))
     if fenced := _FENCED.match(text):
@@ -31,17 +31,17 @@ def said(text: str) -> str:
 
 
 def is_only_reasoning(text: str) -> bool:
-    """Whether a reply has reasoning and no answer."""
+    """Whether a reply contains reasoning but no answer."""
     return bool(text.strip()) and not without_reasoning(text).strip()
 
 
 def without_reasoning(text: str) -> str:
-    """What follows the last end of reasoning: its beginning may be in the prompt, where the chat template has put it."""
+    """The text after the last end of reasoning; the start tag may be missing, since some chat templates put it into the prompt."""
     return _OPENED.sub("", _CLOSED.split(text)[-1])
 
 
 def _out_of_json(text: str) -> str:
-    """The text that is the value of a JSON object, list or string; other text as it is."""
+    """The text inside a JSON object, list or string; other text is returned unchanged."""
     if text[:1] not in ("{", "[", '"'):
         return text
     try:

@@ -1,6 +1,6 @@
-"""A server with OpenAI's API, such as vLLM: one request, its answer, and the kind of a failure.
+"""A client of one server with OpenAI's API, such as vLLM: single requests, their replies, and the kinds of failures.
 
-What a failure means, and what `chat.Chat` does about it:
+Meaning of failures, and the reaction of `chat.Chat`:
 
 =============  ==================================================================  =========================================================
 kind           what the server does                                                then
@@ -43,17 +43,17 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
 KEY = "GSEC_CAPTIONER_KEY"
-"""The environment variable with the servers' key."""
+"""Name of the environment variable with the servers' key."""
 
 NO_KEY = "none"
-"""The client wants a key where a server may want none."""
+"""Placeholder, since the client requires a key even if the server does not."""
 
 _CONNECT = 10
-"""Seconds in which a server takes a connection, or is gone."""
+"""Seconds to wait for a connection; after that the server counts as gone or silent."""
 
 
 class Kind(Enum):
-    """What a failure of one request is, as far as that request tells."""
+    """Kind of a failure, as far as it follows from the failed request alone."""
 
     DECLINED = auto()
     FAULTY = auto()
@@ -77,37 +77,37 @@ KINDS = {
     502: Kind.FAULTY,
     504: Kind.FAULTY,
 }
-"""By status. Of others those from 500 on say that the server is gone, and the rest that something is set wrong."""
+"""Kinds by HTTP status. Other statuses from 500 mean GONE, and the rest SETTINGS."""
 
 
 _BROKEN_OFF = {"abort", "aborted", "cancelled", "canceled", "error", "interrupted", "insufficient_system_resource"}
-"""What servers give as the reason of an end that the model did not come to."""
+"""Finish reasons of replies that ended before the model was done."""
 
 
 DECLINING = {status for status, kind in KINDS.items() if kind == Kind.DECLINED}
 
 
 class Failure(Exception):
-    """A request that got no answer."""
+    """A request was not answered."""
 
     def __init__(self, kind: Kind, said: str, status: int | None = None, retry_after: float = 0.0, sent: bool = True) -> None:
         super().__init__(said)
         self.kind = kind
         self.sent = sent
-        """Whether the server had the request, which then may be the cause."""
+        """Whether the server received the request, which then may be the cause."""
         self.status = status
         self.retry_after = retry_after
-        """Seconds that the server asks to wait."""
+        """Number of seconds that the server asks the client to wait."""
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """A server's reply to a chat completion."""
 
     text: str
     finish: str | None
-    """``stop``, ``length`` if it was cut, ``content_filter``."""
+    """Finish reason: ``stop``, ``length`` if the reply was cut, or ``content_filter``, for instance."""
     reasoned: bool
-    """Whether it holds reasoning apart from ``text``."""
+    """Whether the reply contains reasoning in a separate field."""
     refusal: str | None
     prompt_tokens: int
     completion_tokens: int
@@ -115,7 +115,7 @@ class Reply(NamedTuple):
 
 
 class Server:
-    """One address."""
+    """A client of the server at one address."""
 
     def __init__(self, url: str, *, key: str, timeout: float) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
@@ -129,15 +129,15 @@ class Server:
             base_url=url,
             max_retries=0,
             timeout=Timeout(timeout, connect=min(_CONNECT, timeout)),
-            # Key and images go to this server and to no other: to none that it sends on to, and to no proxy of the environment.
+            # Key and images go to this server only: not to redirect targets, and not to proxies of the environment.
             http_client=DefaultAsyncHttpxClient(follow_redirects=False, trust_env=False, verify=_certificates()),
         )
-        # What the environment holds for OpenAI's own service (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) is not for this server.
+        # Environment variables for OpenAI's own service (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) must not be sent to this server.
         self._client.organization = self._client.project = None
         self._client._custom_headers = {}
 
     async def complete(self, body: dict[str, Any]) -> Reply:
-        """One request, tried once; ``body`` as the API has it. Raises Failure."""
+        """Send one request, without retries; ``body`` is that of the API. Raises Failure."""
         started = time.monotonic()
         async with self._failing_in_our_words():
             completion = await self._client.chat.completions.create(**body)
@@ -147,26 +147,26 @@ class Server:
             return reply._replace(text=self._masked(reply.text), refusal=reply.refusal and self._masked(reply.refusal))
 
     async def models(self) -> list[str]:
-        """What it serves. Raises Failure."""
+        """Names of the models that the server has. Raises Failure."""
         async with self._failing_in_our_words():
             return [self._masked(str(model.id)) async for model in self._client.models.list()]
 
     async def is_healthy(self) -> bool:
-        """Whether it says so, or has no such address and says nothing. vLLM, as it ends, still says so."""
+        """Whether the server's /health reports so, or does not exist. vLLM still reports health while it shuts down."""
         root = urlsplit(self.url)
         try:
             async with self._failing_in_our_words():
                 await self._client.get(f"{root.scheme}://{root.netloc}/health", cast_to=object)
         except Failure as failure:
-            # A body that is no JSON, such as vLLM's, is no failure here.
+            # A body that is not JSON, such as vLLM's, is not a failure here.
             return failure.status < 500 if failure.status is not None else failure.kind == Kind.FAULTY
         return True
 
     @asynccontextmanager
     async def _failing_in_our_words(self) -> AsyncIterator[None]:
-        """What goes wrong between here and the server, as a Failure of its kind; none of it holds the key.
+        """Turn errors of the client or the connection into a Failure of the right kind, without the key in its message.
 
-        The client's own timeout is of each read, so that a body which drips would be waited for for ever.
+        Adds a timeout for the whole request, since the client's timeout applies to each read and a slowly dripping body would never end.
         """
         import openai
 
@@ -182,7 +182,7 @@ class Server:
             status = error.status_code
             kind = KINDS.get(status, Kind.SETTINGS if status < 500 else Kind.GONE)
             raise Failure(kind, self._said(error), status, _seconds(error.response.headers.get("retry-after", ""))) from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError, RecursionError):  # the client takes a body of another form as it comes
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError, RecursionError):  # the client does not validate the form of a body
             raise Failure(Kind.FAULTY, "its reply is not of OpenAI's API") from None
 
     def _said(self, error: "openai.APIStatusError") -> str:
@@ -198,7 +198,7 @@ class Server:
 
 
 def reply_of(body: object) -> Reply:
-    """The reply that a server's JSON is, of unknown duration. Raises ValueError or LookupError if it is none, or one that was broken off."""
+    """Read a reply from a server's JSON, with duration 0. Raises ValueError or LookupError if it is not a reply or was broken off."""
     from openai.types.chat import ChatCompletion
 
     completion = ChatCompletion.model_validate(body)
@@ -209,7 +209,7 @@ def reply_of(body: object) -> Reply:
 
 
 def _is_broken_off(reply: Reply) -> bool:
-    """Whether the server ended it for a reason of its own: asked again, it may say the rest."""
+    """Whether the server broke the reply off; if asked again, it may complete it."""
     return str(reply.finish).lower() in _BROKEN_OFF
 
 
@@ -228,31 +228,31 @@ def _reply(completion: "ChatCompletion", seconds: float) -> Reply:
 
 
 def _count(said: object) -> int:
-    """Of tokens; the client takes whatever a server says."""
+    """A number of tokens; 0 for invalid values, which the client does not check."""
     return said if isinstance(said, int) and 0 <= said < 2**31 else 0
 
 
 def _is_connecting(error: BaseException) -> bool:
-    """Whether it went wrong before anything was sent."""
+    """Whether the error occurred while connecting, before anything was sent."""
     return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
 
 
 def _certificates() -> ssl.SSLContext | bool:
-    """Those of SSL_CERT_FILE, for servers with a certificate of one's own making."""
+    """Certificates in SSL_CERT_FILE, for servers with a self-signed certificate; else the default ones."""
     file = os.environ.get("SSL_CERT_FILE")
     return ssl.create_default_context(cafile=file) if file else True
 
 
 def key() -> str:
-    """The servers' key, or NO_KEY."""
+    """The servers' key, or NO_KEY. Raises Refused for a key that a header cannot contain."""
     key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):  # no header can hold it, and the client's complaint would show it
+    if not (key.isascii() and key.isprintable()):  # a header cannot contain it, and the client's error message would show it
         raise Refused(f"{KEY}: the key contains line breaks or non-ASCII characters; set it to the key alone.")
     return key or NO_KEY
 
 
 def checked_urls(urls: str) -> list[str]:
-    """The addresses of ``describe.url``, without slashes at their ends. Credentials are refused and not shown: addresses are recorded and printed."""
+    """The addresses in ``describe.url``, without trailing slashes. Raises Refused for invalid ones, and for credentials, as addresses are recorded."""
     found = [url.strip() for url in urls.split(",")]
     if not all(map(_is_good, found)):
         raise Refused(
@@ -273,5 +273,5 @@ def _is_good(url: str) -> bool:
 
 
 def _seconds(header: str) -> float:
-    """Of a Retry-After header; its other form, a date, is rare and says nothing here."""
+    """Seconds in a Retry-After header; 0 for its rarer form, a date."""
     return float(header) if header.isascii() and header.isdigit() else 0.0

@@ -9,11 +9,11 @@ from gsec_core.sources.keyed import file_digest, read_keyed
 
 _SETTING = "describe.captioner"
 _REFERENCE = re.compile(r"(?P<file>.+\.(?:parquet|csv))(?::(?P<column>.+))?", re.IGNORECASE)
-"""FILE, or FILE:COLUMN. Both may hold colons, so the ending of the file's name parts them."""
+"""FILE, or FILE:COLUMN. Both may contain colons, so they are separated after the file name's extension."""
 
 
 class TableCaptioner:
-    """Looks every image up by its URI, or by its bytes where the file holds images: see `gsec_core.sources.keyed`."""
+    """Looks up each image by its URI, or by its bytes if the file contains images: see `gsec_core.sources.keyed`."""
 
     concurrency = 1
     form = "as it was written"
@@ -27,7 +27,7 @@ class TableCaptioner:
             raise Refused(f"{_SETTING}: the column {column!r} holds {type(odd).__name__} values; descriptions are text, so name a column of text.")
 
     def check(self) -> None:
-        """Nothing is left to go wrong: the file is read."""
+        """Nothing to check: the file was read at construction."""
 
     async def describe(self, subject: Subject) -> Answer:
         description = self._descriptions.lookup(subject.uri, subject.content_hash)
@@ -35,18 +35,18 @@ class TableCaptioner:
 
 
 def table_identity(reference: str) -> dict[str, object]:
-    """The file's content and the column. Raises Refused if there is no such file."""
+    """Identity for fingerprints: digest of the file, and column. Raises Refused if there is no such file."""
     file, column = file_and_column(reference)
     return {"name": "table", "digest": file_digest(file, setting=_SETTING), "column": column, "template": VERSION}
 
 
 def table_model(reference: str) -> str:
-    """The column, whatever file it is in."""
+    """Name of the model: ``table:COLUMN``, independent of the file."""
     return f"table:{file_and_column(reference)[1]}"
 
 
 def file_and_column(reference: str) -> tuple[str, str]:
-    """The parts of FILE:COLUMN; the column is `text` where none is named."""
+    """The parts of FILE:COLUMN; the default column is `text`. Raises Refused for another form."""
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise Refused(f"{_SETTING}: write `table:FILE:COLUMN`, FILE being a .parquet or .csv file.")

@@ -1,6 +1,6 @@
-"""The embedded captioner: the name of an ImageNet class and three measured properties, in the template's words.
+"""The embedded captioner: the name of an ImageNet class and three measured properties, in the words of the template.
 
-No language model and never called one; it lets everything after it work without a server.
+It is not a language model; it lets all later stages work without a server.
 """
 
 import asyncio
@@ -18,21 +18,21 @@ from gsec_core.sources.base import RejectedImage
 from gsec_core.tables import DESCRIBED
 
 TAGGER = "tagger"
-"""Its name, and that of its model."""
+"""Name of the captioner and of its model."""
 
 VERSION = 2
-"""Raised when equal images are described differently."""
+"""Increased when the descriptions of equal images change."""
 
 _SIDE = 96
-"""Images are measured at this width and height, so that the measures mean the same for all."""
+"""Images are measured at this width and height, so that measures are comparable."""
 _HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (165, "green"), (195, "turquoise"), (255, "blue"), (290, "purple"), (345, "pink"), (360, "red"))
-"""Upper ends in degrees."""
+"""Colour names of ranges of hue, with their upper ends in degrees."""
 _COLOURS = ("black", "grey", "white", "red", "pink", "orange", "brown", "yellow", "green", "turquoise", "blue", "purple")
 _GREYS = 3
 
 
 class Tagger:
-    """The most probable ImageNet class by EfficientNet-Lite0, the dominant colour, the brightness and the amount of detail."""
+    """Describes an image by the most probable ImageNet class (EfficientNet-Lite0), dominant colour, brightness and amount of detail."""
 
     model = TAGGER
     concurrency = 1
@@ -44,7 +44,7 @@ class Tagger:
         self._names = class_names()
 
     def check(self) -> None:
-        """Nothing can be wrong: all that it needs is inside installed packages."""
+        """Nothing to check: everything that it needs is inside installed packages."""
 
     async def describe(self, subject: Subject) -> Answer:
         return await asyncio.to_thread(self._describe, subject)
@@ -63,7 +63,7 @@ class Tagger:
 
 
 def tagger_identity() -> dict[str, object]:
-    """Its name and version: nothing can be set."""
+    """Identity for fingerprints: name and version, since there are no settings."""
     return {"name": TAGGER, "version": VERSION}
 
 
@@ -79,7 +79,7 @@ def properties(image: Image.Image) -> tuple[str, str, str]:
 
 
 def _dominant_colour(hsv: NDArray[np.float32]) -> str:
-    """(height, width, 3), each 0 to 255, to a name. Grounds are often white or black, so that a fifth in colours says more than the rest in greys."""
+    """Name of the dominant colour of HSV pixels (height, width, 3). Greys are ignored if a fifth is coloured, as backgrounds are often white or black."""
     degrees, saturation, value = hsv[..., 0] * (360 / 256), hsv[..., 1] / 255, hsv[..., 2] / 255
     ends, hues = zip(*_HUES, strict=True)
     names = np.array(hues)[np.searchsorted(ends, degrees, side="right")]

@@ -1,4 +1,4 @@
-"""The one sentence that images are described by: how it is asked for, made, and read from a reply.
+"""The sentence by which images are described: how it is asked for, made, and read from a reply.
 
 The template is GSEC's (https://arxiv.org/abs/2605.12961): an object and what characterises it.
 """
@@ -37,27 +37,27 @@ _CRITERION_PROMPT = (
 
 _WORDS = "[A-Za-z0-9][A-Za-z0-9 '-]{1,40}"
 SENTENCE_PATTERN = f"This image contains (a|an|several) {_WORDS} characterised by {_WORDS}, {_WORDS} and {_WORDS}\\."
-"""What a server may hold replies to, bounded in length: a model that wanders would never end. `parse` reads whatever matches."""
+"""Pattern that a server can enforce on replies; bounded in length, since a rambling model would never end. `parse` can read every match."""
 
 ONLY_REASONING = "the reply is reasoning without a description"
 
 LONGEST_CRITERION = 200
-"""Characters."""
+"""Largest number of characters in a criterion."""
 
 MATCH_SECONDS = 1.0
-"""What a reply may take to be matched."""
+"""Time limit in seconds for matching a reply."""
 
 LONGEST_PROMPT, LONGEST_PATTERN = 4_000, 2_000
-"""Characters of an operator's own."""
+"""Largest numbers of characters in the prompt and pattern of a template file."""
 
 VERSION = 2
-"""Raised when equal replies are read differently."""
+"""Increased when the reading of equal replies changes."""
 
 TOO_LONG = 600
-"""Characters. GSEC leaves out descriptions of this length or more."""
+"""Number of characters from which a description is dropped, as in GSEC."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
-"""What no text needs: control characters, invisible ones that reorder or hide, and halves of surrogate pairs, which Arrow cannot hold."""
+"""Control characters, invisible characters that reorder or hide text, and halves of surrogate pairs, which Arrow cannot store."""
 
 _EMPHASIS = re.compile(r"[*`\"“”„«»]|(?<!\w)_+|_+(?!\w)")
 _PLACEHOLDER = re.compile(r"<(\w[^<>]*)>")
@@ -73,19 +73,19 @@ _GROUP = re.compile(r"\(\?P<\w+>")
 
 @dataclass(frozen=True)
 class Template:
-    """What is asked about an image, and how the reply is read: GSEC's, or an operator's own."""
+    """Prompt about an image, and the way to read the reply: GSEC's template, or one from a file."""
 
     prompt: str
     own_pattern: str | None = None
-    """A regular expression with the groups ``object`` and, if it has any, ``attributes``; None: GSEC's sentence."""
+    """A regular expression with a group ``object`` and, optionally, ``attributes``; None for GSEC's sentence."""
 
     @property
     def server_pattern(self) -> str:
-        """What a server may hold replies to. Servers know no names of groups."""
+        """Pattern that a server can enforce, without names of groups, which servers do not support."""
         return SENTENCE_PATTERN if self.own_pattern is None else _GROUP.sub("(", self.own_pattern)
 
     def read(self, reply: str) -> Answer:
-        """See `parse`; of an operator's own the whole reply must match."""
+        """Read a reply, see `parse`; with a pattern from a file, the whole reply must match it."""
         if self.own_pattern is None:
             return parse(reply)
         text = tidy(said(reply))
@@ -96,13 +96,13 @@ class Template:
     def _parts(self, text: str) -> dict[str, str | None]:
         try:
             found = regex.fullmatch(self.own_pattern, text, timeout=MATCH_SECONDS, concurrent=True)
-        except TimeoutError:  # a pattern can take ages over a text; then it does not match
+        except TimeoutError:  # a pattern can take very long on some texts; then it counts as not matching
             return {}
         return dict(found.groupdict()) if found else {}
 
 
 def load(config: DescribeConfig) -> Template:
-    """The template of these settings. Raises Refused for a file that holds none."""
+    """The template that the settings describe. Raises Refused for an invalid template file."""
     if config.template is None:
         return Template(prompt(config.criterion))
     setting = f"describe.template = {config.template}"
@@ -136,22 +136,22 @@ def _checked_pattern(pattern: str, setting: str) -> str:
 
 
 def prompt(criterion: str | None) -> str:
-    """What is asked about an image: its main object or, by a ``criterion`` ("the kind of place"), that aspect alone."""
+    """The prompt about an image: asks for its main object or, with a ``criterion`` ("the kind of place"), for that aspect alone."""
     return _PROMPT if criterion is None else _CRITERION_PROMPT.format(criterion=criterion)
 
 
 def sentence(object: str, attributes: tuple[str, ...]) -> str:
-    """The template, filled in with a name and one to five attributes."""
+    """Fill the template with a name and one to five attributes."""
     *listed, last = attributes
     listing = f"{', '.join(listed)} and {last}" if listed else last
     return f"This image contains {_article(object)} {object} characterised by {listing}."
 
 
 def parse(reply: str) -> Answer:
-    """Read a reply: DESCRIBED in the template, whatever stands around the sentence; else FREE; FAILED if it is empty, a refusal or too long.
+    """Read a reply: DESCRIBED if it contains a sentence of the template; else FREE; FAILED if it is empty, a refusal or too long.
 
-    Takes what models make of the template: other case or spelling, emphasis, quotes, placeholders left standing, no final stop,
-    one to five attributes. The text of a described image is the sentence alone. Any string is an answer; none raises.
+    Accepts variations that models make: other case or spelling, emphasis, quotes, remaining placeholders, no final stop,
+    one to five attributes. The text of a DESCRIBED answer is the sentence alone. Accepts any string and never raises.
     """
     text = tidy(said(reply))
     plain = " ".join(_PLACEHOLDER.sub(r"\1", _EMPHASIS.sub("", text)).split())
@@ -166,7 +166,7 @@ def parse(reply: str) -> Answer:
 
 
 def _outside(text: str) -> Answer:
-    """A reply that is not in the template."""
+    """The answer for a reply outside the template: FREE, or FAILED."""
     if not re.search(r"\w", text):
         return failed("the description is empty")
     if is_refusal(text):
@@ -177,12 +177,12 @@ def _outside(text: str) -> Answer:
 
 
 def failed(reason: str) -> Answer:
-    """The final answer that there is none. ``reason`` becomes one line."""
+    """A FAILED answer. ``reason`` is put on one line."""
     return Answer(None, None, (), FAILED, tidy(reason))
 
 
 def tidy(text: str) -> str:
-    """One line: without control characters, single spaces only."""
+    """Put text on one line, without control characters and with single spaces only."""
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
@@ -195,11 +195,11 @@ def excerpt(text: str) -> str:
 def _attributes(text: str) -> tuple[str, ...]:
     *listed, last = re.split(r",(?!\d)", text)
     last = last.strip()
-    # After a comma the "and" closes the list, and another one belongs to the attribute.
+    # An "and" after a comma ends the list; any other "and" in the last part then belongs to the attribute.
     ends = [last[4:]] if listed and last.lower().startswith("and ") else last.rsplit(" and ", 1)
     return tuple(attribute for part in (*listed, *ends) if (attribute := part.strip(" '’‘")))
 
 
 def _article(noun: str) -> str:
-    """By sound as far as spelling tells: a European lynx, a unicycle, an hourglass."""
+    """Indefinite article by sound, as far as the spelling shows it: a European lynx, a unicycle, an hourglass."""
     return "an" if re.match(r"(?!eu|ewe|uni(?!n|m)|us[eu]|one\b)[aeiou]|hour|honest|heir", noun, re.IGNORECASE) else "a"

@@ -1,8 +1,8 @@
-"""One consensus of several soft labellings whose label spaces are permutations of each other.
+"""Consensus of several soft labellings that number the clusters differently.
 
-A Hungarian matching (Kuhn 1955) brings each member's clusters in line with the mean of the others, in turn, until nothing
-moves; as in Strehl and Ghosh 2002 no ground truth takes part. All that matching needs of the data are the products of
-the members' posteriors, which one pass adds up.
+A Hungarian matching (Kuhn 1955) maps each member's clusters to the mean of the other members, in turn, until nothing
+changes; as in Strehl and Ghosh 2002, no ground truth is used. Matching needs only the products of the members'
+posteriors, summed over the data in one pass.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 MOST_ROUNDS = 20
-"""Matching against a mean that moves with it need not come to rest; it does so in two or three rounds in practice."""
+"""Limit of rounds, since matching against a mean that changes with it need not converge; in practice it does in two or three rounds."""
 
 
 def co_assignment(posteriors: Iterable[Tensor]) -> NDArray[np.float64]:
@@ -38,10 +38,10 @@ def _gram(block: Tensor) -> Tensor:
 
 
 def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Permutations (members, clusters): the consensus cluster of each member's each cluster.
+    """Permutations (members, clusters): the consensus cluster of each cluster of each member.
 
-    ``tables``: soft contingency tables of all pairs, as `co_assignment` gives them. The member that shares most
-    information with the others names the clusters.
+    ``tables``: soft contingency tables of all pairs, as `co_assignment` returns them. Clusters are numbered as in the member
+    that shares most information with the others.
     """
     members, clusters = tables.shape[:2]
     reference = _most_central(tables)
@@ -69,12 +69,12 @@ def aligned_mean(values: Tensor, permutations: NDArray[np.int32]) -> Tensor:
 
 
 def member_labels(labels: NDArray[np.integer[Any]], permutations: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Each member's aligned label of each row, (rows, members), of its own ``labels``, (rows, members)."""
+    """Aligned labels (rows, members) for ``labels`` (rows, members) in each member's own numbers."""
     return np.take_along_axis(permutations.T, labels, axis=0)
 
 
 def _match(table: NDArray[np.float64]) -> NDArray[np.int32]:
-    """For each column of a soft contingency table (consensus, member) its row.
+    """The row matched to each column of a soft contingency table (consensus, member).
 
     Columns are scaled to sum to 1, so that a small cluster's match counts as much as a large one's.
     """
@@ -93,7 +93,7 @@ def _most_central(tables: NDArray[np.float64]) -> int:
 
 
 def _nmi(table: NDArray[np.float64]) -> float:
-    """Of a soft contingency table, arithmetic mean."""
+    """Normalised mutual information (arithmetic mean) of a soft contingency table."""
     joint = table / table.sum()
     rows, columns = joint.sum(1), joint.sum(0)
     inside = joint > 0

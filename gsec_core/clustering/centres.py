@@ -1,4 +1,4 @@
-"""Where clusters lie among the embeddings, and which images lie far out."""
+"""Centres of clusters in the space of the embeddings, and outliers."""
 
 from typing import Any, NamedTuple
 
@@ -10,18 +10,18 @@ from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
 
 
 class Centres(NamedTuple):
-    """Clusters among unit vectors."""
+    """Mean directions of clusters of unit vectors, and the spread of their images."""
 
     directions: NDArray[np.float32]
-    """(n_clusters, d): mean direction of the images, unit vectors; zeros of an empty cluster."""
+    """(n_clusters, d): centres, the mean directions of the images as unit vectors; zeros for an empty cluster."""
     distance: NDArray[np.float32]
-    """(n_clusters,): 1 - cosine of the images to it, mean."""
+    """(n_clusters,): mean of 1 - cosine of the images to their centre."""
     deviation: NDArray[np.float32]
-    """(n_clusters,): and standard deviation."""
+    """(n_clusters,): standard deviation of 1 - cosine."""
 
     @classmethod
     def of(cls, X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int) -> "Centres":
-        """Of images ``X`` (n, d), which may be a memory map, with ``labels`` (n,)."""
+        """Compute the centres of images ``X`` (n, d), which may be a memory map, with ``labels`` (n,)."""
         directions = unit_rows(cluster_sums(X, labels, n_clusters))
         sizes = np.maximum(np.bincount(labels, minlength=n_clusters), 1)
         found = distances(X, labels, directions).astype(np.float64)
@@ -30,14 +30,14 @@ class Centres(NamedTuple):
         return cls(directions, mean.astype(np.float32), np.sqrt(variance).astype(np.float32))
 
     def outliers(self, X: NDArray[Any], labels: NDArray[np.integer[Any]], sizes: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """By how many deviations each row of ``X`` (n, d) is farther from its cluster's centre than the cluster's images are: (n,).
+        """Distance of each row of ``X`` (n, d) to its centre above the mean of the cluster, in standard deviations: (n,).
 
-        0 in a cluster whose images are all equally far. With the clusters' ``sizes`` (n_clusters,), for images that the centres are made of: a centre
-        is then that of the other images, as it is for new ones, which are farther from it than those that are in it.
+        0 in a cluster whose images are all equally far from the centre. Give the clusters' ``sizes`` (n_clusters,) for images that the centres were
+        computed from: each image is then compared with the centre of the other images, as new images are; otherwise it would seem closer than they do.
         """
         beyond = distances(X, labels, self.directions) - self.distance[labels]
         if sizes is not None:
-            lengths = sizes * (1 - self.distance)  # of the sum of unit vectors, of which the mean cosine to it is the length of the mean
+            lengths = sizes * (1 - self.distance)  # length of the sum of unit vectors: their mean has the length of their mean cosine to it
             beyond = _without_itself(beyond + self.distance[labels], lengths[labels]) - self.distance[labels]
         deviation = self.deviation[labels]
         return np.where(deviation > 1e-6, beyond / np.maximum(deviation, 1e-6), 0).astype(np.float32)
@@ -53,14 +53,14 @@ def distances(X: NDArray[Any], labels: NDArray[np.integer[Any]], directions: NDA
 
 
 def _without_itself(distance: NDArray[np.float32], length: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Distances (n,) of images to their clusters' centres, if these were without them; ``length`` (n,) of the sums that centres are directions of."""
+    """Distances (n,) of images to their centres when computed without them; ``length`` (n,) is that of the cluster's sum of unit vectors."""
     cosine = 1 - distance
     rest = np.sqrt(np.maximum(length**2 - 2 * length * cosine + 1, 1e-12))
     return np.where(length > 1.5, 1 - (length * cosine - 1) / rest, distance).astype(np.float32)
 
 
 def cluster_sums(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int) -> NDArray[np.float64]:
-    """Of each cluster the sum of its images' unit vectors, (n_clusters, d)."""
+    """The sum of the unit vectors of each cluster's images, (n_clusters, d)."""
     sums = np.zeros((n_clusters, X.shape[1]), np.float64)
     for start in range(0, len(X), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)

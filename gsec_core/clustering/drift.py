@@ -1,8 +1,8 @@
-"""Whether images that came after a fit are like those that it was made of, and which of them are something new. No label takes part.
+"""Compares images that came after a fit with those of the fit, and finds groups of new ones that are unlike the old. Uses no labels.
 
-Two questions, each with an instrument of its own. *Does the model fit them?* The shares of outliers and the means of confidence and margin,
-of old and of new images by the same head, tell of images that it has no place for. *Do some of them lie together, where nothing was before?* An image
-whose neighbours are mostly new, though few images are, says so: the two-sample test by nearest neighbours (Schilling 1986, Henze 1988), here image by image.
+Two questions have a separate test each. *Does the model fit the new images?* The share of outliers and the means of confidence and margin, predicted by
+the same head, are compared between old and new images. *Do some new images lie together where none were before?* They do if their neighbours are
+mostly new although few images are new: the two-sample test by nearest neighbours (Schilling 1986, Henze 1988), applied to each image.
 """
 
 import math
@@ -19,35 +19,35 @@ from gsec_core.clustering.neighbors import neighbors_of
 from gsec_core.tables import CONTINUED, KEPT, RENEWED
 
 FAR_OUT = 2.0
-"""Deviations from which an image counts as an outlier of its cluster."""
+"""An image counts as an outlier of its cluster above this number of standard deviations."""
 
 MORE_OUTLIERS, LESS_SURE = 0.05, 0.1
-"""By which share more images may be outliers, and by how much less confidence and margin may be on average, before a model does not fit."""
+"""The model does not fit if the share of outliers grows, or mean confidence or margin falls, by more than this."""
 
 SURE = 4.0
-"""Standard errors that such a difference must be beyond chance."""
+"""Number of standard errors by which such a difference must exceed chance."""
 
 MOST_NEIGHBORS, LEAST_NEIGHBORS, ROWS_PER_NEIGHBOR = 20, 5, 40
-"""Neighbours of a new image among all images: of few images one for so many, within these bounds."""
+"""Number of neighbours of a new image among all images: one for every `ROWS_PER_NEIGHBOR` images, within the other two bounds."""
 
 LEAST_TOGETHER = 10
-"""Images that a group of new ones has at least."""
+"""Least number of images in a group of new images."""
 
 MOST_NEW = 0.4
-"""Share of the images above which being new says nothing of an image any more."""
+"""If a larger share of the images is new, no groups are searched, since new neighbours mean nothing then."""
 
 MOST_LOOKED_AT = 16_384
-"""New images whose neighbours are searched, among all: more do not change what is found."""
+"""Largest number of new images whose neighbours are searched; more do not change the result."""
 
 MOST_GROWTH = 0.5
-"""By which share a collection may grow, or shrink, until a model is renewed."""
+"""A model is renewed if the collection has grown or shrunk by more than this share."""
 
 LEAST_GROUP = 0.25
-"""Size, in clusters of average size, from which a group of new images asks for a new model."""
+"""Size of a group of new images, in clusters of average size, from which the model is renewed."""
 
 
 class Said(NamedTuple):
-    """What a model says of images, each (n,)."""
+    """Predictions of a model for n images, each (n,)."""
 
     outlier: NDArray[np.float32]
     confidence: NDArray[np.float32]
@@ -55,23 +55,23 @@ class Said(NamedTuple):
 
     @classmethod
     def of(cls, X: NDArray[Any], posteriors: NDArray[np.float32], centres: Centres, sizes: NDArray[np.int64] | None = None) -> "Said":
-        """Of embeddings ``X`` (n, d) with the posteriors of the model's head, (n, clusters); with its clusters' ``sizes``, if it was made of them."""
+        """From embeddings ``X`` (n, d) and the head's posteriors (n, clusters); with the clusters' ``sizes`` if the model was fitted on these images."""
         second, best = np.partition(posteriors, -2, axis=1)[:, -2:].T
         return cls(centres.outliers(X, posteriors.argmax(1), sizes), best, best - second)
 
 
 class Measure(NamedTuple):
-    """One property, on average of old and of new images."""
+    """The mean of one property over old and over new images."""
 
     name: str
     before: float
     now: float
     worse: bool
-    """Whether it is worse by more than the bound, beyond chance."""
+    """Whether new images are worse by more than the bound, and beyond chance."""
 
 
 def compare(old: Said, new: Said) -> list[Measure]:
-    """How new images differ from old ones of which the same model says it: the share of outliers, confidence and margin. Both have images."""
+    """Compare the share of outliers, confidence and margin of old and new images under the same model. Neither may be empty."""
     return [
         _measure("outliers", old.outlier > FAR_OUT, new.outlier > FAR_OUT, MORE_OUTLIERS),
         _measure("confidence", old.confidence, new.confidence, -LESS_SURE),
@@ -80,7 +80,7 @@ def compare(old: Said, new: Said) -> list[Measure]:
 
 
 class Decision(NamedTuple):
-    """What is done with a model, and why."""
+    """Decision about a model, with its reason in words."""
 
     decision: str
     why: str
@@ -88,14 +88,14 @@ class Decision(NamedTuple):
 
 
 def decide(old: Said, new: Said, n_new: int, growth: float, largest_group: float) -> Decision:
-    """Whether a model stays.
+    """Decide whether a model is kept, continued or renewed.
 
     Parameters
     ----------
-    old, new : of images that the model was made of, and of others, or of a sample of each
-    n_new : others in all
-    growth : images now over those when all members were fitted
-    largest_group : of the groups of new images (see `together`), in clusters of average size
+    old, new : predictions for images of the model's fit and for new images, or for a sample of each
+    n_new : number of new images in all
+    growth : number of images now divided by that when all members were fitted
+    largest_group : size of the largest group of new images (see `together`), in clusters of average size
     """
     measures = compare(old, new) if n_new else []
     if abs(growth - 1) > MOST_GROWTH:
@@ -117,21 +117,21 @@ def _in_words(measure: Measure) -> str:
 
 def _measure(name: str, before: NDArray[Any], now: NDArray[Any], bound: float) -> Measure:
     change = (now.mean(dtype=np.float64) - before.mean(dtype=np.float64)) * np.sign(bound)
-    # A single new image has no spread of its own: that of the old ones counts for both.
+    # A single new image has no variance: that of the old ones is used for both.
     error = math.sqrt(before.var(dtype=np.float64) * (1 / len(before) + 1 / len(now)))
     return Measure(name, float(before.mean()), float(now.mean()), bool(change > abs(bound) and change > SURE * error))
 
 
 def together(rows: Callable[[Any], NDArray[Any]], is_new: NDArray[np.bool_], *, n_threads: int = 0) -> list[NDArray[np.int64]]:
-    """Groups of new images that lie together where no old ones are: the numbers of their rows, the largest group first.
+    """Groups of new images that lie together where no old ones are: arrays of row numbers, the largest group first.
 
-    An image is in a group's core if at least half of the share of its neighbours that would be old by chance is new. Images of cores that are
-    neighbours are one group, which has `LEAST_TOGETHER` images at least. If most images are new, there is none.
+    A new image belongs to a group if its share of new neighbours is at least midway between the share of new images and 1. Such images that are neighbours
+    form a group; groups of fewer than `LEAST_TOGETHER` images are dropped. There is no group if more than `MOST_NEW` of the images are new.
 
     Parameters
     ----------
     rows : callable
-        From a slice or an array of row numbers to embeddings, (rows, d).
+        Returns embeddings (rows, d) for a slice or an array of row numbers.
     is_new : bool (n,)
     """
     n, new = len(is_new), np.flatnonzero(is_new)

@@ -1,4 +1,4 @@
-"""Near-duplicates: which images show one picture, and which of them stands for the others."""
+"""Near-duplicates: groups of images that show the same picture, and the first image of each group."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +14,17 @@ from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.devices import thread_count
 
 SIDE = 16
-"""Pixels a side of the small pictures that are compared."""
+"""Side in pixels of the small pictures that are compared."""
 
 SAME_PICTURE = 0.95
-"""Correlation from which on two small pictures are the same: a copy that is smaller, or compressed harder, has .97 or more in 99 of 100 cases."""
+"""Least correlation of two small pictures that are the same: a copy that is smaller, or compressed harder, has .97 or more in 99 of 100 cases."""
 
 FARTHER = 3
-"""How many times as far from 1 as the threshold the cosine may be where the small pictures are the same. An encoder tells a blurred copy from its
+"""If the small pictures are the same, the cosine may be this many times as far from 1 as the threshold. An encoder tells a blurred copy from its
 original more sharply than the eye does."""
 
 _BLOCK = 2048
-"""Pairs of which a thread has copies in memory at once."""
+"""Number of pairs whose rows one thread copies into memory at once."""
 
 Pairs = NDArray[np.int64]
 """(pairs, 2): row numbers."""
@@ -32,16 +32,16 @@ Pairs = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Likeness:
-    """When two images count as one picture: by the cosine of their embeddings, or by a lower one if small pictures of them are the same, too.
+    """Decides whether two images are the same picture: by the cosine of their embeddings, or by a lower one if their small pictures are the same, too.
 
     Parameters
     ----------
     X : floats (n, d)
         Embeddings, of unit length; may be a memory map.
     pixels : uint8 (n, side, side, 3)
-        Small pictures; may be a memory map. Of an image without one, and of one of a single colour, the cosine alone counts.
+        Small pictures; may be a memory map. The cosine alone counts for an image without one, and for one of a single colour.
     threshold : float
-        Cosine from which on embeddings are those of one picture.
+        Least cosine at which two images are the same picture.
     n_threads : int
         Threads; 0 = one a core.
     """
@@ -53,11 +53,11 @@ class Likeness:
 
     @property
     def least(self) -> float:
-        """Cosine below which images are never one picture."""
+        """Cosine below which images are never the same picture."""
         return 1 - FARTHER * (1 - self.threshold)
 
     def cosines(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Of the rows ``a`` with the rows ``b``, (len(a),), block by block."""
+        """Cosines of the rows ``a`` with the rows ``b``, pair by pair, (len(a),); computed block by block."""
         return self._by_blocks(lambda block: _products(self.X[a[block]], self.X[b[block]]), len(a))
 
     def same(self, a: NDArray[np.int64], b: NDArray[np.int64], cosines: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -81,17 +81,17 @@ def grouped(
     search: Callable[[NDArray[np.int64]], NDArray[Any]],
     rank: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of each row the first of its group and its cosine to that, (n,) each; see `groups`.
+    """The first row of each row's group, and the cosine to it, (n,) each; see `groups`.
 
     Parameters
     ----------
     like : Likeness
-        Of n rows.
-    candidates : of rows (m,), each row once in all, and their nearest others, (m, k): row numbers, -1 for none
+        Over n rows.
+    candidates : pairs of rows (m,) and their nearest other rows (m, k): row numbers, -1 for none; each row comes once in all
     search : callable
-        From rows, two or more, to the nearest others among them, (m, k).
+        Returns, for two or more rows, the nearest others among them, (m, k).
     rank : (n,)
-        The smallest of a group is its first.
+        The row of the smallest rank is the first of its group.
     """
     similar, full = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
     for rows, near in candidates:
@@ -99,7 +99,7 @@ def grouped(
         others, same = ((near >= 0) & (near != rows[:, None])).sum(1), np.bincount(similar[-1][:, 0], minlength=len(rank))[rows]
         full.append(rows[(others > 0) & (same == others)])
     first, cosine = groups(like, np.concatenate(similar), rank)
-    # A row all of whose neighbours are copies may have more, and so may be of a group that was found in pieces.
+    # If all neighbours of a row are copies, it may have further copies: its group may have been found in pieces.
     pieces = np.unique(first[np.concatenate(full)])
     if len(pieces) > 1 and len(more := pairs(like, pieces, search(pieces))):
         return groups(like, np.concatenate([*similar, more]), rank)
@@ -107,7 +107,7 @@ def grouped(
 
 
 def pairs(like: Likeness, rows: NDArray[np.int64], near: NDArray[Any]) -> Pairs:
-    """Those of ``rows`` (m,) and their candidates ``near`` (m, k), row numbers and -1 for none, that are one picture."""
+    """Pairs of ``rows`` (m,) and their candidates ``near`` (m, k), row numbers or -1 for none, that are the same picture."""
     found = [np.empty((0, 2), np.int64)]
     for column in near.T:
         there = (column >= 0) & (column != rows)
@@ -118,12 +118,12 @@ def pairs(like: Likeness, rows: NDArray[np.int64], near: NDArray[Any]) -> Pairs:
 
 
 def groups(like: Likeness, similar: Pairs, rank: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of each row the first of its group, and its cosine to that, (n,) each; a row without a group is its own first.
+    """The first row of each row's group, and the cosine to it, (n,) each; a row without a group is its own first.
 
-    Every row of a group is one picture with its first, the row of the smallest ``rank`` (n,). So a chain of rows each of which is like the next one is not
-    one group: of each connected component those that are like its best row are a group, and the others are taken again, each time around one of them
-    that is as good as drawn at random (the first row; rows are to be in an order that has nothing to do with what is alike). A chain falls
-    into pieces of random lengths by that, so that it takes about log(n) rounds, each of which looks at what is left.
+    Every row of a group is the same picture as the group's first, the row of the smallest ``rank`` (n,). So a chain in which only consecutive rows are alike
+    is not one group. In the first round, the rows of each connected component of ``similar`` that are like its row of smallest rank form a group. Later
+    rounds do the same with the remaining rows, but consider only those like the lowest row of each component: a choice as good as random, if the order
+    of the rows has nothing to do with their likeness. It cuts a chain into pieces of random lengths, so that about log(n) rounds are enough.
     """
     n = len(rank)
     first, cosine, taken = np.arange(n), np.ones(n, np.float32), np.zeros(n, np.bool_)
@@ -143,7 +143,7 @@ def groups(like: Likeness, similar: Pairs, rank: NDArray[np.int64]) -> tuple[NDA
 def _around(
     like: Likeness, nodes: NDArray[np.int64], component: NDArray[Any], order: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
-    """Of each component the nodes that are one picture with its node of the smallest ``order``, and their cosines to that."""
+    """The nodes that are the same picture as the node of smallest ``order`` in their component; with their components and their cosines to that node."""
     centre = _best(nodes, component, order)
     cosines = like.cosines(nodes, centre)
     stays = like.same(nodes, centre, cosines) | (nodes == centre)
@@ -151,7 +151,7 @@ def _around(
 
 
 def _best(nodes: NDArray[np.int64], component: NDArray[Any], order: NDArray[Any]) -> NDArray[np.int64]:
-    """Of each node the one of its component with the smallest ``order``."""
+    """For each node, the node of its component with the smallest ``order``."""
     sorted_ = np.lexsort((order[nodes], component))
     _, start, inverse = np.unique(component[sorted_], return_index=True, return_inverse=True)
     best = np.empty_like(nodes)
@@ -160,12 +160,12 @@ def _best(nodes: NDArray[np.int64], component: NDArray[Any], order: NDArray[Any]
 
 
 def _products(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
-    """Of rows with rows, (len(a),), no more than 1."""
+    """Inner products of the rows of ``a`` and ``b``, pair by pair, (len(a),); cut at 1."""
     products: NDArray[np.float32] = np.einsum("ij,ij->i", a.astype(np.float32), b.astype(np.float32))
     return np.minimum(products, 1)
 
 
 def _standardised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Small pictures as unit vectors of mean 0, (rows, values); of a single colour as zeros."""
+    """Small pictures as unit vectors of mean 0, (rows, values); zeros for a picture of a single colour."""
     values = pixels.reshape(len(pixels), -1).astype(np.float32)
     return unit_rows(values - values.mean(1, keepdims=True))

@@ -1,4 +1,4 @@
-"""The outer ensemble: trained members with aligned label spaces, their consensus, and one head that stands for it."""
+"""The outer ensemble: trained members with aligned clusters, their consensus, and a head that predicts the consensus."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +23,10 @@ from gsec_core.devices import in_threads, threads_of_torch
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_ROWS_PER_CLUSTER = 64
-"""Rows by which label spaces are aligned: more do not change a matching, and the tables cost (members x clusters)^2 a row."""
+"""Number of rows by which clusters are aligned: more do not change a matching, and the tables cost (members x clusters)^2 per row."""
 
 _BLOCK_VALUES = 2**22
-"""Values of features, and of posteriors, in memory at once, by each thread."""
+"""Number of values of features, and of posteriors, that each thread holds in memory at once."""
 
 _LOG_TEMPERATURES = (-3.0, 3.0)
 
@@ -35,27 +35,27 @@ _HEAD_BATCH_ROWS = 1024
 _HEAD_LR = 0.01
 
 _SMALL_PRODUCT = 2**27
-"""Multiplications of a step of the head up to which threads would wait for each other longer than they work."""
+"""A training step of the head with at most this many multiplications runs in one thread: several would wait longer than they work."""
 
 
 class Assigned(NamedTuple):
-    """What is said of some rows."""
+    """Labels of some rows, with their reliability."""
 
     labels: NDArray[np.int32]
     """(rows,): the cluster of the largest posterior."""
     confidence: NDArray[np.float32]
     """(rows,): that posterior."""
     margin: NDArray[np.float32]
-    """(rows,): how much it is above the second largest."""
+    """(rows,): largest minus second largest posterior."""
     agreement: NDArray[np.float32]
-    """(rows,): share of the members that say the same cluster."""
+    """(rows,): share of the members that give the same cluster."""
     member_labels: NDArray[np.int32]
     """(rows, members), aligned."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """One linear map that stands for the consensus where its rows' neighbours are not at hand: posteriors are softmax(z weights^T + bias)."""
+    """A linear map that predicts the consensus for rows without neighbours in the fit: posteriors are softmax(z weights^T + bias)."""
 
     weights: NDArray[np.float32]
     """(clusters, dimensions of the features)."""
@@ -64,10 +64,10 @@ class Head:
 
 
 class Models(Protocol):
-    """What the members of an ensemble say of rows; their method knows how."""
+    """The members of an ensemble as predictors; each method implements it for its members."""
 
     def __len__(self) -> int:
-        """Members."""
+        """Number of members."""
         ...
 
     @property
@@ -75,25 +75,25 @@ class Models(Protocol):
 
     @property
     def values_a_row(self) -> int:
-        """Values that are in memory for a row, at most."""
+        """Largest number of values that prediction holds in memory per row."""
         ...
 
     @property
     def of_features(self) -> bool:
-        """Whether what they say depends on the features alone, so that a linear map of those can stand for them."""
+        """Whether predictions depend on the features alone, so that a linear head on the features can replace the members."""
         ...
 
     def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
-        """Of each member, in its own label space: (rows, members, clusters), on the device."""
+        """Logits of all members, (rows, members, clusters), with each member's own numbers of clusters; on the device."""
         ...
 
     def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Where the head begins to learn: weights (clusters, dimensions) and bias (clusters,), of the members' mean if they are linear, else 0."""
+        """Initial weights (clusters, dimensions) and bias (clusters,) of the head: the aligned mean of linear members, else zeros."""
         ...
 
 
 class Consensus(NamedTuple):
-    """What the members of an ensemble come to on the rows of their fit."""
+    """Consensus of an ensemble on the rows of its fit."""
 
     posteriors: Posteriors
     labels: NDArray[np.int32]
@@ -102,17 +102,17 @@ class Consensus(NamedTuple):
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members with aligned label spaces."""
+    """Members with aligned clusters."""
 
     models: Models
     permutations: NDArray[np.int32]
-    """(members, clusters): the consensus cluster of each member's each cluster."""
+    """(members, clusters): the consensus cluster of each cluster of each member."""
     temperature: float = 1.0
-    """Of the consensus; see `calibrated`."""
+    """Temperature of the consensus; see `calibrated`."""
 
     @classmethod
     def aligned(cls, models: Models, features: Features, *, random_state: int, device: str) -> "Ensemble":
-        """Align members by what they say of a sample of ``features``."""
+        """Align members by their posteriors on a sample of ``features``."""
         ensemble = cls(models, np.tile(np.arange(models.n_clusters, dtype=np.int32), (len(models), 1)))
         sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * models.n_clusters), random_state)
         step = ensemble.block_rows
@@ -127,8 +127,8 @@ class Ensemble:
 
         ``before``: see `Posteriors.leaning`.
         """
-        # Sums are rounded by the order of the clusters. Up to the end it is the first member's, whatever the clusters are called: a run that was cut
-        # finds them named, and must round as one that was not.
+        # The rounding of sums depends on the order of the clusters. Until the end the order is that of the first member, whatever their final numbers: an
+        # interrupted run that finds its clusters numbered already must round as an uninterrupted one.
         names = self.permutations[0]
         aligned = np.argsort(names).astype(np.int32)[self.permutations]
         found = Posteriors.empty(len(features), self.models.n_clusters, allocate)
@@ -145,16 +145,16 @@ class Ensemble:
         return Consensus((smoothed if before is None else smoothed.leaning(before)).sharpened(self.temperature), labels)
 
     def by_size(self, consensus: Posteriors) -> "Ensemble":
-        """The same, with the clusters of ``consensus``, which is changed in place, numbered by size."""
+        """A copy with clusters numbered by size in ``consensus``, which is renumbered in place."""
         sizes = sum(np.bincount(consensus.best(rows)[0], minlength=consensus.n_clusters) for rows in self.blocks(0, len(consensus.values)))
         rank = np.argsort(np.argsort(-np.asarray(sizes), kind="stable")).astype(np.int32)
         consensus.renamed(rank)
         return replace(self, permutations=rank[self.permutations])
 
     def as_before(self, consensus: Posteriors, before: NDArray[np.int32]) -> "Ensemble":
-        """The same, with the clusters of ``consensus``, which is changed in place, numbered as those that rows had ``before`` (n,), -1 of new rows.
+        """A copy with clusters numbered as they were ``before`` (n,), -1 for new rows; ``consensus`` is renumbered in place.
 
-        Clusters are matched by the rows that they share; those without a match have the numbers that are left, the largest first.
+        Clusters are matched by the rows that they share; those without a match get the remaining numbers, the largest first.
         """
         clusters = consensus.n_clusters
         labels = np.concatenate([consensus.best(rows)[0] for rows in self.blocks(0, len(before))])
@@ -169,10 +169,10 @@ class Ensemble:
         return replace(self, permutations=names[self.permutations])
 
     def calibrated(self, consensus: Consensus, *, random_state: int) -> "Ensemble":
-        """The same, with the temperature at which ``consensus``, which is changed in place, says how many members agree.
+        """A copy with the temperature at which posteriors predict the share of agreeing members; ``consensus`` is scaled in place.
 
-        Of all temperatures it gives the members' labels of a sample the largest likelihood: scaling after Guo et al. 2017, with the members in
-        place of the truth. A single member has nobody to agree with and is left as it is.
+        The temperature gives the members' labels on a sample the largest likelihood: scaling after Guo et al. 2017, with the members instead of
+        ground truth. An ensemble of a single member is not changed.
         """
         if len(self.models) < 2:
             return self
@@ -193,7 +193,7 @@ class Ensemble:
         return replace(self, temperature=temperature)
 
     def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
-        """Distill ``consensus`` (Hinton et al. 2015), from `Models.head_start`."""
+        """Distil ``consensus`` into a head (Hinton et al. 2015), which starts from `Models.head_start`."""
         rows_a_step = min(len(features), max(batch_rows, _HEAD_BATCH_ROWS))
         small = rows_a_step * features.dimensions * self.models.n_clusters <= _SMALL_PRODUCT
         with threads_of_torch(1 if small else torch.get_num_threads()):
@@ -216,27 +216,27 @@ class Ensemble:
 
     @property
     def block_rows(self) -> int:
-        """Rows whose features and posteriors are in memory at once."""
+        """Number of rows whose features and posteriors are in memory at once."""
         return max(1, _BLOCK_VALUES // self.models.values_a_row)
 
     def blocks(self, start: int, stop: int) -> Iterator[slice]:
-        """The rows from ``start`` to ``stop`` in parts of `block_rows`."""
+        """The rows from ``start`` to ``stop`` in blocks of `block_rows`."""
         return (slice(first, min(first + self.block_rows, stop)) for first in range(start, stop, self.block_rows))
 
     def assigned(self, consensus: Consensus, start: int, stop: int) -> Iterator[Assigned]:
-        """What the consensus says of the rows from ``start`` to ``stop``, block by block, and how many members agree."""
+        """Labels by the consensus of the rows from ``start`` to ``stop``, and agreement of the members, block by block."""
         for rows in self.blocks(start, stop):
             yield _with_members(member_labels(consensus.labels[rows], self.permutations), *consensus.posteriors.best(rows))
 
     def member_labels(self, features: Features, device: str, start: int, stop: int) -> NDArray[np.int32]:
-        """What the members say of the rows from ``start`` to ``stop``, aligned: (rows, members)."""
+        """Aligned labels by the members of the rows from ``start`` to ``stop``: (rows, members)."""
         said = in_threads(lambda rows: self._aligned_labels(self.models.logits(features, rows, device)), self.blocks(start, stop), device)
         return np.concatenate(list(said))
 
     def predicted(self, features: Features, head: Head, device: str) -> Iterator[Assigned]:
-        """What is said of rows that the consensus does not hold, block by block, and how many members agree.
+        """Predict rows outside the consensus, block by block, with the agreement of the members.
 
-        The head says it; where it cannot stand for the members, their mean.
+        Labels come from the head or, if the members depend on more than the features, from their mean posteriors.
         """
 
         def predict(rows: slice) -> Assigned:
@@ -251,7 +251,7 @@ class Ensemble:
         return in_threads(predict, self.blocks(0, len(features)), device)
 
     def _aligned_labels(self, logits: Tensor) -> NDArray[np.int32]:
-        """What each member says, aligned: (rows, members)."""
+        """Aligned label by each member: (rows, members)."""
         return member_labels(logits.argmax(-1).cpu().numpy(), self.permutations)
 
 
@@ -260,11 +260,11 @@ def _with_members(said: NDArray[np.int32], labels: NDArray[np.int32], best: NDAr
 
 
 def head_posteriors(head: Head, features: Features, rows: Rows, device: str) -> Tensor:
-    """(rows, clusters), on the device."""
+    """Posteriors by the head, (rows, clusters), on the device."""
     weights, bias = torch.from_numpy(head.weights).to(device), torch.from_numpy(head.bias).to(device)
     return F.linear(features.rows(rows, device), weights, bias).softmax(-1)
 
 
 def joined(parts: Sequence[Assigned]) -> Assigned:
-    """Blocks of rows as one."""
+    """Several blocks of rows, concatenated."""
     return Assigned(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

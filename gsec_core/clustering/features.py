@@ -1,4 +1,4 @@
-"""Features: an image half and, where there are counterparts, a text half, each put on one scale."""
+"""Features: an image half and, where there are counterparts, a text half; both scaled."""
 
 import functools
 import math
@@ -14,61 +14,61 @@ from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows
 from gsec_core.devices import threads_of_torch
 
 CLIP = 10.0
-"""Deviations from the mean beyond which a standardised value counts no more. The published code cuts there only if some
-value of the data is beyond 100, so that one image changes all others."""
+"""Standardised values are clipped at this number of standard deviations. The published code clips there only if some
+value of the data exceeds 100, so that a single image changes all others."""
 
 RADIUS = 10.0
-"""Root-mean-square norm of a half's rows on its principal axes."""
+"""Root-mean-square norm of a half's rows after scaling on its principal axes."""
 
 _SAMPLE_ROWS = 65_536
-"""Rows that principal axes are fitted on."""
+"""Number of rows that principal axes are fitted on."""
 
 Rows = slice | NDArray[np.int64]
 
 
 class Half(NamedTuple):
-    """What puts one half on its scale: (x - mean) basis / scale."""
+    """Scaling of one half of the features: (x - mean) @ basis / scale."""
 
     mean: NDArray[np.float32]
     """(d,)."""
     basis: NDArray[np.float32] | None
-    """(d, p), orthonormal columns; None: the dimensions as they are, standardised and cut at `CLIP`."""
+    """(d, p), orthonormal columns; None: the original dimensions, clipped at +-`CLIP` after scaling."""
     scale: NDArray[np.float32]
     """(p,)."""
 
 
 def standardising(X: NDArray[Any]) -> Half:
-    """Mean and standard deviation of each column of ``X`` (n, d), in double precision; a constant column is divided by 1."""
+    """Scaling by mean and standard deviation of each column of ``X`` (n, d), computed in double precision; a constant column has scale 1."""
     mean = _mean(X)
     scale = (_total((block.double() - mean).square().sum(0) for block in _blocks(X)) / len(X)).sqrt().numpy()
     return Half(mean.float().numpy(), None, np.where((scale < 1e-8) | (scale > np.finfo(np.float32).max), 1, scale).astype(np.float32))
 
 
 def unscaled(d: int) -> Half:
-    """For a half that is taken as it is."""
+    """Scaling of a half that leaves values as they are: mean 0, scale 1."""
     return Half(np.zeros(d, np.float32), None, np.ones(d, np.float32))
 
 
 def principal(X: NDArray[Any], components: int) -> Half:
-    """The first principal axes of ``X`` (n, d), neither whitened nor standardised, and one scale for all: rows have norm `RADIUS` on average.
+    """Projection on the first principal axes of ``X`` (n, d), not whitened, with one scale for all: rows have root-mean-square norm `RADIUS`.
 
-    Above 65,536 rows they are those of a random sample. There are at most ``components`` axes, d and n.
+    Above 65,536 rows the axes are those of a random sample. There are min(``components``, d, n) axes.
     """
     sample = X[sample_rows(len(X), _SAMPLE_ROWS, 0)]
     mean = _mean(sample)
     centred = (block - mean.float() for block in _blocks(sample))
     covariance = _total((block.T @ block).double() for block in centred) / len(sample)
-    with threads_of_torch(1):  # its many small steps would wait for each other
+    with threads_of_torch(1):  # threads would wait for each other in its many small steps
         variances, axes = torch.linalg.eigh(covariance)
     axes = axes.flip(1)[:, : min(components, len(X))]
-    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # an axis has no sign of its own
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # the sign of an axis is arbitrary: make its largest entry positive
     norm = float(variances.flip(0)[: axes.shape[1]].clamp(min=0).sum().sqrt())
     scale = norm / RADIUS if norm > 1e-8 else 1.0
     return Half(mean.float().numpy(), axes.float().contiguous().numpy(), np.full(axes.shape[1], scale, np.float32))
 
 
 def project(X: NDArray[Any], half: Half) -> Iterator[NDArray[np.float32]]:
-    """The rows of ``X`` (n, d) on the half's scale, block by block: (rows, p)."""
+    """The rows of ``X`` (n, d) scaled by ``half``, block by block: (rows, p)."""
     mean, scale = torch.from_numpy(half.mean), torch.from_numpy(half.scale)
     basis = None if half.basis is None else torch.from_numpy(half.basis)
     for block in _blocks(X):
@@ -78,20 +78,20 @@ def project(X: NDArray[Any], half: Half) -> Iterator[NDArray[np.float32]]:
 
 
 class Features:
-    """Rows of one or two halves.
+    """Feature matrix of one or two halves (image, and text where there is one).
 
     Parameters
     ----------
     halves : floats (n, p) each; may be memory maps
-    weights : share of each half, of sum 1
-    scales : what each half's rows are multiplied by where they stand side by side
+    weights : weight of each half, of sum 1
+    scales : factor of each half where halves are concatenated
     """
 
     nouns: NDArray[Any] | None = None
-    """(n_kept, d): where training asks for the nouns themselves, their vectors, in the space of the last half."""
+    """(n_kept, d): vectors of the nouns, in the space of the last half, for methods that train on the nouns themselves."""
 
     pixels: NDArray[np.uint8] | None = None
-    """(n, side, side, 3): where members look at the images themselves, RGB."""
+    """(n, side, side, 3): RGB pixels, for methods whose members use them."""
 
     def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float], scales: Sequence[float]) -> None:
         self.halves = list(halves)
@@ -108,30 +108,30 @@ class Features:
 
     @property
     def dimensions(self) -> int:
-        """Of all halves together."""
+        """Dimensions of all halves together."""
         return sum(self.widths)
 
     def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
         """Rows of one half, (rows, p)."""
-        picked = np.require(self.halves[number][rows], np.float32, ["C", "W"])  # torch takes no array that is read-only
+        picked = np.require(self.halves[number][rows], np.float32, ["C", "W"])  # torch does not accept read-only arrays
         return torch.from_numpy(picked).to(device)
 
     def joined(self, halves: Sequence[Tensor]) -> Tensor:
-        """Rows of each half side by side, (rows, dimensions), scaled."""
+        """Concatenate the rows of all halves, each times its scale: (rows, dimensions)."""
         return torch.cat([half if scale == 1 else half * scale for half, scale in zip(halves, self._scales, strict=True)], 1)
 
     def rows(self, rows: Rows, device: str = "cpu") -> Tensor:
-        """Rows of all halves, joined."""
+        """Rows of all halves, concatenated by `joined`."""
         return self.joined([self.half(number, rows, device) for number in range(len(self.halves))])
 
 
 class UnitFeatures(Features):
-    """Rows of unit length in each half, as they come, of any precision. Side by side they have norm `RADIUS`.
+    """Features whose rows are normalised to unit length in each half. Concatenated rows have norm `RADIUS`.
 
     Parameters
     ----------
-    halves : see `Features`
-    weights : see `Features`; not given: the halves count alike
+    halves : see `Features`; of any precision
+    weights : see `Features`; None: equal weights
     """
 
     def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> None:

@@ -11,24 +11,24 @@ from scipy.sparse import coo_array
 from gsec_core.clustering.kmeans import unit_rows
 
 MOST_CLUSTERS = 10_000
-"""Of more there is no tree: the distances of all pairs would fill the memory."""
+"""No tree is made of more clusters, since the distances of all pairs would fill the memory."""
 
 
 class Merge(NamedTuple):
-    """An inner node: two clusters or nodes that become one."""
+    """An inner node of the tree, which merges two clusters or nodes."""
 
     left: int
     right: int
-    """A cluster's number, or K and the place of an earlier merge."""
+    """Like ``left``: the number of a cluster, below K, or K plus the index of an earlier merge."""
     height: float
-    """Mean distance between the clusters of both sides."""
+    """Mean distance between the clusters of the two sides."""
 
 
 def co_association(labels: NDArray[np.int32], member_labels: NDArray[np.int32], n_clusters: int) -> NDArray[np.float32]:
     """How often members put images of two clusters together, (n_clusters, n_clusters), 1 on the diagonal.
 
-    ``labels`` (n,), ``member_labels`` (n, members). Of clusters i and j it is the mean over pairs of their images of the share of members with both in one
-    cluster (Fred and Jain 2005), over the geometric mean of the same within i and within j. A cluster without images goes with none.
+    Takes ``labels`` (n,) and ``member_labels`` (n, members). For clusters i and j: the share of members that put both images into one cluster, averaged over
+    all pairs of their images (Fred and Jain 2005), divided by the geometric mean of the same within i and within j. 0 for a cluster without images.
     """
     together = np.zeros((n_clusters, n_clusters), np.float32)
     sizes = np.maximum(np.bincount(labels, minlength=n_clusters), 1).astype(np.float32)
@@ -43,34 +43,35 @@ def co_association(labels: NDArray[np.int32], member_labels: NDArray[np.int32], 
 
 
 def tree(centres: NDArray[np.float32], together: NDArray[np.float32], sizes: NDArray[np.int64]) -> list[Merge]:
-    """The merges of clusters from the bottom up, one fewer than clusters; none above `MOST_CLUSTERS`. See `distances`."""
+    """The K - 1 merges of K clusters from the bottom up, by `distances`; empty for more than `MOST_CLUSTERS` clusters."""
     return joined(distances(centres, together, sizes)) if 2 <= len(centres) <= MOST_CLUSTERS else []
 
 
 def distances(centres: NDArray[np.float32], together: NDArray[np.float32], sizes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Of clusters with clusters, (K, K): 1 less the mean of their co-association and the cosine of their centres from the mean of all images.
+    """Distances of all pairs of clusters, (K, K): 1 minus the mean of their co-association and the cosine of their centred directions, see `around_mean`.
 
-    ``centres`` (K, d) are unit vectors, ``together`` (K, K) is `co_association`, ``sizes`` (K,) are images.
+    ``centres`` (K, d) are unit vectors, ``together`` (K, K) comes from `co_association`, ``sizes`` (K,) are numbers of images.
     """
     around = around_mean(centres, sizes)
     return 1 - np.float32(0.5) * (together + around @ around.T)
 
 
 def around_mean(centres: NDArray[np.float32], sizes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Directions of centres from the mean of all images, (K, d): in some spaces all images lie in one direction from the origin."""
+    """Directions of the centres as seen from the mean of all images, (K, d), since in some spaces all images lie in one direction from the origin."""
     return unit_rows(centres - np.average(centres, axis=0, weights=np.maximum(sizes, 1)))
 
 
 def joined(distance: NDArray[np.float32]) -> list[Merge]:
-    """Average linkage of (K, K) distances."""
+    """Merges by average linkage of ``distance`` (K, K)."""
     upper = np.maximum(distance[np.triu_indices(len(distance), 1)], 0)
     return [Merge(int(left), int(right), float(height)) for left, right, height, _ in linkage(upper, "average")]
 
 
 def walk(merges: Sequence[tuple[int, int]], sizes: Sequence[int], deepest: int) -> Iterator[tuple[str, int, int]]:
-    """The tree from the root on, the larger halves first: "open" and "close" with a node, "leaf" with a cluster, and the level.
+    """Walk the tree from the root, larger halves first. Yields "open" and "close" with a node, or "leaf" with a cluster, and the level.
 
-    ``sizes`` are those of the clusters, then of the nodes. Nodes ``deepest`` levels down are passed over, and what is below them stands side by side.
+    ``sizes`` are those of the clusters, followed by those of the nodes. Nodes from level ``deepest`` on are skipped, and the clusters below them are listed
+    side by side.
     """
     clusters = len(merges) + 1
     waiting = [("visit", 2 * len(merges), 0)] if len(sizes) else []
@@ -97,9 +98,9 @@ def leaves(merges: Sequence[tuple[int, int]], n_clusters: int) -> list[list[int]
 
 
 def cut(merges: Sequence[tuple[int, int]], n_clusters: int, groups: int) -> dict[int, list[int]]:
-    """The clusters in ``groups`` groups, 1 to ``n_clusters``, by the nodes that these are: as before the last ``groups`` - 1 merges.
+    """Cut the tree into ``groups`` groups of clusters, 1 to ``n_clusters``, by undoing the last ``groups`` - 1 merges.
 
-    A cluster alone is its own node.
+    Returns the clusters of each group by its node; the node of a single cluster is the cluster's number.
     """
     found = {cluster: [cluster] for cluster in range(n_clusters)}
     for number, (left, right) in enumerate(merges[: n_clusters - groups]):

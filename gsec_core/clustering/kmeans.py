@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from gsec_core.devices import thread_count
 
 BLOCK_ROWS = 16_384
-"""Rows of which a copy, or the similarities to all centres, are in memory at once."""
+"""Number of rows whose copies, or similarities to all centres, are in memory at once."""
 
 _SAMPLE_ROWS = 65_536
 
@@ -24,23 +24,23 @@ Result = TypeVar("Result")
 
 
 class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """Clusters directions: rows are scaled to unit length and compared by cosine.
+    """k-means on directions: rows are scaled to unit length and compared by cosine.
 
-    Above 65,536 rows (and ``sample_per_cluster`` a cluster) the centres are fitted on a random sample; every row is assigned.
+    Above 65,536 rows, and above ``sample_per_cluster`` rows per cluster, centres are fitted on a random sample; every row is assigned.
 
     Parameters
     ----------
     n_clusters : int
     n_init : int
-        Starts; the one with the highest sum of cosines is kept.
+        Number of starts; the one with the highest sum of cosines is kept.
     max_iter : int
-        Iterations of a start.
+        Number of iterations of each start.
     random_state : int
         Seed of sample and starts. Equal seeds, versions, processors and thread counts give equal labels.
     n_threads : int
         Threads; 0 = one a core.
     sample_per_cluster : int
-        The sample's rows a cluster. It is held in memory as float32, twice.
+        Rows of the sample per cluster. The sample is held in memory twice, as float32.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.sample_per_cluster = sample_per_cluster
 
     def fit(self, X: ArrayLike, y: object = None, *, progress: Callable[[], None] = lambda: None) -> "SphericalKMeans":
-        """Fit on ``X`` (n_samples, n_features), floats of any precision; ``progress`` is told of every start that is done.
+        """Fit on ``X`` (n_samples, n_features), floats of any precision; ``progress`` is called after every start.
 
         Raises ValueError if there are fewer rows than clusters.
         """
@@ -123,18 +123,18 @@ def lloyd(
     n_threads: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[NDArray[np.float32], int]:
-    """Lloyd's algorithm on all rows of ``X`` (n, d): centres (n_clusters, d) of the best start, and its iterations.
+    """Lloyd's algorithm on all rows of ``X`` (n, d): centres (n_clusters, d) of the best start, and the number of its iterations.
 
-    ``progress`` is told of every start that is done.
+    ``progress`` is called after every start.
     """
 
     def run(start: int) -> tuple[NDArray[np.float32], list[float]]:
-        # The seeds that faiss gives to the starts when it makes them all in one call, in which nobody would hear of them. A negative one is the time.
+        # The same seeds as if faiss made all starts in one call, which could not report progress. Faiss replaces a negative seed by the time.
         return one_start(X, n_clusters, max_iter=max_iter, seed=(random_state + start * _NEXT_START) % 2**31, spherical=spherical)
 
     best, iterations, least = np.empty(0, np.float32), 0, np.inf
     for centres, objectives in side_by_side(run, range(n_init), n_threads):
-        loss = -objectives[-1] if spherical else objectives[-1]  # cosines, or squared distances
+        loss = -objectives[-1] if spherical else objectives[-1]  # the objective is a sum of cosines, or of squared distances
         if loss < least or not iterations:
             best, iterations, least = centres, len(objectives), loss
         progress()
@@ -152,10 +152,10 @@ def one_start(X: NDArray[np.float32], n_clusters: int, *, max_iter: int, seed: i
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], n_threads: int) -> Iterator[Result]:
-    """``work``, which faiss does, on each of ``items`` in its order, as many at a time as there are threads (0 = one a core); each has its share of these.
+    """Results of ``work``, which uses faiss, for each of ``items`` in order; up to ``n_threads`` (0 = one a core) run at a time and share the threads.
 
-    Threads of one small k-means wait for each other at every step, so that one neighbour who wants a core stops them all. Those that share
-    nothing lose what the neighbour takes and no more.
+    The threads of one small k-means wait for each other at every step, so that another process on one core stops them all. Independent threads
+    lose only the time of that core.
     """
     import faiss
 
@@ -166,7 +166,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], n_thread
 
 
 def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:
-    """Rows that centres are fitted on: more move them little."""
+    """Number of rows that centres are fitted on; more rows would move them little."""
     return max(_SAMPLE_ROWS, rows_per_cluster * n_clusters)
 
 
@@ -177,7 +177,7 @@ def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[n
 
 
 def unit_rows(X: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows scaled to unit length as float32; a row of zeros stays one."""
+    """Rows scaled to unit length, as float32; rows of zeros stay zero."""
     rows = np.ascontiguousarray(X, np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     norms[norms == 0] = 1
@@ -186,7 +186,7 @@ def unit_rows(X: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def sample_rows(n: int, most: int, random_state: int) -> NDArray[np.int64]:
-    """Numbers of at most ``most`` random rows of ``n``, ascending; all rows if there are no more."""
+    """Sorted numbers of ``most`` random rows out of ``n``; all rows if ``n`` is not larger."""
     if n <= most:
         return np.arange(n)
     return np.sort(np.random.default_rng(random_state).choice(n, most, replace=False))

@@ -15,13 +15,13 @@ WEIGHTS, BIAS = "weights", "bias"
 
 
 def linear_shapes(n_clusters: int, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-    """The arrays of such a member, where the halves have ``widths`` dimensions."""
+    """Shapes of the arrays of a linear member, if the halves have ``widths`` dimensions."""
     return {WEIGHTS: (n_clusters, sum(widths)), BIAS: (n_clusters,)}
 
 
 @dataclass(frozen=True)
 class LinearModels:
-    """What several of them say; see `ensemble.Models`."""
+    """Several linear members as predictors; see `ensemble.Models`."""
 
     weights: NDArray[np.float32]
     """(members, clusters, dimensions of the features)."""
@@ -32,7 +32,7 @@ class LinearModels:
 
     @classmethod
     def of(cls, members: Sequence[Member]) -> "LinearModels":
-        """Their arrays side by side."""
+        """Stack the arrays of ``members``."""
         return cls(*(np.stack([member.parameters[name] for member in members]) for name in (WEIGHTS, BIAS)))
 
     def __len__(self) -> int:
@@ -59,5 +59,5 @@ class LinearModels:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Several linear maps of one input as one matrix product: (rows, d), (maps, outputs, d), (maps, outputs) to (rows, maps, outputs)."""
+    """Apply several linear maps to one input as one matrix product: x (rows, d), weight (maps, outputs, d), bias (maps, outputs); (rows, maps, outputs)."""
     return torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(-1, *bias.shape)

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 
 class Member(NamedTuple):
-    """What one training came to."""
+    """Result of training one member."""
 
     parameters: Mapping[str, NDArray[np.float32]]
-    """Its arrays by name; which ones there are is the method's."""
+    """The member's arrays by name; the names depend on the method."""
     steps: int
-    """Steps until it stopped."""
+    """Number of training steps."""
     changed: float
-    """Share of the probed labels that changed over its last 10 steps; 1 if there were fewer."""
+    """Share of the probed labels that changed over the last 10 steps; 1 if there were fewer steps."""
     loss: float
-    """Loss of its last step."""
+    """Loss of the last step."""

@@ -1,4 +1,4 @@
-"""Scores against ground truth, which judge a result that is there and choose nothing; and purity, which needs none."""
+"""Scores against ground truth, which only judge finished results and choose nothing; and purity, which needs no ground truth."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from sklearn.metrics.cluster import contingency_matrix
 
 
 class Scores(NamedTuple):
-    """Each between 0 (ARI: about 0 for chance) and 1."""
+    """Scores between 0 and 1 (ARI: about 0 for chance, and negative below it)."""
 
     acc: float
     """Share of images right under the best one-to-one matching of clusters to classes."""
@@ -28,21 +28,22 @@ def accuracy(truth: ArrayLike, labels: ArrayLike) -> float:
 
 
 class BiasVariance(NamedTuple):
-    """Of several runs, after Domingos 2000 for 0/1 loss: the error of the runs' plurality, and how often a run differs from it."""
+    """Error, bias and variance of several runs, after Domingos 2000 for 0/1 loss."""
 
     error: float
-    """Mean share of images that a run has wrong."""
+    """Share of wrong images, mean over the runs."""
     bias: float
-    """Share of images that the plurality of the runs has wrong."""
+    """Share of images for which the plurality of the runs is wrong."""
     variance: float
-    """Mean share of images on which a run differs from the plurality. It need not add up to the error: to differ where the plurality is wrong may help."""
+    """Share of images on which a run differs from the plurality, mean over the runs. Bias and variance need not add up to the error, since differing from a
+    wrong plurality may help."""
 
 
 def bias_variance(runs: ArrayLike, truth: ArrayLike) -> BiasVariance:
-    """Bias and variance of ``runs`` (runs, n), each with clusters of its own names, against ``truth`` (n,).
+    """Bias and variance of ``runs`` (runs, n) against ``truth`` (n,); runs may number their clusters differently.
 
-    Each run's clusters are matched to the classes as in `accuracy`; one that no class is left for is wrong everywhere. Of
-    equally frequent classes of an image the lower counts as the plurality. Raises ValueError if there is no run.
+    Each run's clusters are matched to the classes as in `accuracy`; a cluster without a class is wrong everywhere. If several
+    classes are equally frequent for an image, the lowest is the plurality. Raises ValueError if there is no run.
     """
     classes, true = np.unique(np.asarray(truth), return_inverse=True)
     named = np.array([_classes(true, np.asarray(run), len(classes)) for run in np.asarray(runs)])
@@ -54,7 +55,7 @@ def bias_variance(runs: ArrayLike, truth: ArrayLike) -> BiasVariance:
 
 
 def _classes(true: NDArray[np.intp], labels: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
-    """The class that each label is matched to, ``n_classes`` where none is left."""
+    """The class matched to each label; ``n_classes`` if there is none."""
     clusters, found = np.unique(labels, return_inverse=True)
     table = contingency_matrix(true, found)
     rows, columns = linear_sum_assignment(-table)
@@ -65,12 +66,12 @@ def _classes(true: NDArray[np.intp], labels: NDArray[Any], n_classes: int) -> ND
 
 
 def purity(labels: NDArray[np.integer[Any]], neighbors: NDArray[np.integer[Any]], rows: NDArray[np.int64] | None = None) -> tuple[NDArray[np.float64], float]:
-    """How far clusters keep neighbours together: of each cluster (n_clusters,), and the mean over images. 1 is all neighbours within, 0 is chance.
+    """How far clusters keep neighbours together: purity of each cluster (n_clusters,), and mean over images. 1: all neighbours are in the cluster; 0: chance.
 
     Parameters
     ----------
-    labels : (n,) from 0 on; of a cluster without an image the purity is 0
-    neighbors : (m, k) numbers of the neighbours of ``rows``
+    labels : (n,) from 0; a cluster without images has purity 0
+    neighbors : (m, k) row numbers of the neighbours of ``rows``
     rows : (m,) row numbers; None: all rows
     """
     own = labels if rows is None else labels[rows]

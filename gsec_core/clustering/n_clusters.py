@@ -1,9 +1,9 @@
-"""How many clusters there are, where that can be told: the largest number whose clusters still lie apart.
+"""Suggests the number of clusters: the largest number whose clusters are still separated, if the images show one.
 
-A cluster lies apart if the neighbours of its images are in it. One Ward tree (Ward 1963) of a sample gives a clustering of every size
-without a start that could be a bad one; of each the share of neighbours that lie in the same cluster, less what chance
-gives, is their purity. Of clusters that lie apart it stays near 1 up to their number and falls at once beyond, where
-clusters are cut in two. Where it falls little by little images have no number of clusters, or features do not show it.
+A cluster is separated if the neighbours of its images are in it. One Ward tree (Ward 1963) of a sample gives a clustering for every number,
+without dependence on a random start. The purity of a clustering is the share of neighbours in the same cluster, corrected for
+chance. With separated clusters it stays near 1 up to their number and drops at once beyond, where clusters are cut in
+two. If it falls gradually, the images have no definite number of clusters, or the features do not show it.
 """
 
 from typing import Any, NamedTuple
@@ -18,13 +18,14 @@ from gsec_core.clustering.metrics import purity
 from gsec_core.clustering.neighbors import NeighborIndex
 
 MOST = 200
-"""Clusters that are looked for."""
+"""Largest number of clusters that is tried."""
 
 PURE, MOSTLY_PURE, IMPURE = 0.95, 0.9, 0.75
-"""Mean purity, and that of all but a tenth of the clusters, of the number that is found; and of more clusters at most."""
+"""A number is accepted if mean purity is at least `PURE`, if all but a tenth of its clusters have at least `MOSTLY_PURE`, and if with more clusters (see
+`BEYOND`) a tenth have at most `IMPURE`."""
 
 BEYOND = 1.25
-"""Times the number that is found: where purity must have fallen."""
+"""Purity must have fallen at this multiple of the accepted number."""
 
 _SAMPLE_ROWS = 5000
 _ROWS_PER_CLUSTER = 20
@@ -34,23 +35,23 @@ _GROWTH = 1.1
 
 
 class NumberOfClusters(NamedTuple):
-    """What was found, and the curve that shows why."""
+    """The suggested number, and purity for all numbers that were tried."""
 
     n_clusters: int | None
-    """None: it cannot be told."""
+    """None if no number is suggested."""
     counts: NDArray[np.int64]
-    """(m,): numbers of clusters, ascending."""
+    """(m,): numbers of clusters that were tried, ascending."""
     purity: NDArray[np.float64]
     """(m,): mean over images, see `metrics.purity`."""
     low: NDArray[np.float64]
-    """(m,): purity that all but a tenth of the clusters reach."""
+    """(m,): purity that all but a tenth of the clusters reach (0.1 quantile)."""
 
 
 def suggest_n_clusters(X: NDArray[Any], *, random_state: int = 0) -> NumberOfClusters:
-    """The number of clusters of images ``X`` (n, d), floats of any precision; may be a memory map.
+    """Suggest the number of clusters of images ``X`` (n, d), floats of any precision; may be a memory map.
 
-    Of more than 5,000 images a random sample is looked at; up to 200 clusters are looked for, with 20 images each in the
-    mean. The limits were chosen on made-up clusters of known number and on the development sets, whose purity falls little by little.
+    Above 5,000 images a random sample is used. Up to 200 clusters are tried, with at least 20 images each on average.
+    The limits were chosen on synthetic clusters of known number and on the development sets, whose purity falls gradually.
     Raises ValueError if there are fewer than 40 images.
     """
     sample = np.asarray(X[sample_rows(len(X), _SAMPLE_ROWS, random_state)])
@@ -67,7 +68,7 @@ def suggest_n_clusters(X: NDArray[Any], *, random_state: int = 0) -> NumberOfClu
 
 
 def _counts(most: int) -> NDArray[np.int64]:
-    """From 2 to ``most``: each by one or a tenth more than the one before."""
+    """Numbers from 2 to ``most``, each larger than the one before by a tenth, or at least by one."""
     found = [2]
     while found[-1] < most:
         found.append(max(found[-1] + 1, round(_GROWTH * found[-1])))

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, by faiss: exact for few rows, approximate and measured for many."""
+"""Nearest neighbours by cosine, with faiss: exact for few rows, approximate with measured recall for many."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ N_NEIGHBORS = 3
 """Neighbours of an image in each half, as in Li et al. 2026, https://arxiv.org/abs/2605.12961."""
 
 EXACT_ROWS = 50_000
-"""From here on the index is approximate."""
+"""Number of rows from which the index is approximate."""
 
 _MOST_LISTS = 4096
 _SAMPLE_ROWS_PER_LIST = 40
@@ -30,33 +30,33 @@ class Neighbors(NamedTuple):
 
     @property
     def halves(self) -> list[NDArray[np.int32]]:
-        """Those there are."""
+        """The neighbours of each half that exists."""
         return [self.image] if self.text is None else [self.image, self.text]
 
 
 def neighbor_count(n: int, k: int) -> int:
-    """``k``, or as many neighbours as a row of ``n`` has."""
+    """``k``, or n - 1 if each of ``n`` rows has fewer neighbours."""
     return min(k, n - 1)
 
 
 class Built(NamedTuple):
-    """A `NeighborIndex` without its rows, to be kept."""
+    """A `NeighborIndex` in a form that can be stored, without its rows."""
 
     data: NDArray[np.uint8]
-    """As faiss writes an index."""
+    """The index as faiss serialises it."""
     recall: float | None
 
 
 class NeighborIndex:
     """The nearest neighbours of ``n`` rows among themselves.
 
-    Below 50,000 rows it is exact, a copy of the rows in float32. From there on it is an inverted file of about
-    4 sqrt(n) lists, with a byte a value, and `recall` says how good it is.
+    Below 50,000 rows the index is exact, a copy of the rows in float32. From 50,000 rows it is an inverted file of about
+    4 sqrt(n) lists (at most 4,096), with one byte per value, and `recall` tells its quality.
 
     Parameters
     ----------
     rows : callable
-        From a slice to these rows, (rows, d), floats of any precision and length; so they need not be in memory.
+        Returns the rows of a slice, (rows, d), floats of any precision and length; so they need not be in memory.
     n : int
     random_state : int
         Seed of the sample that the lists are fitted on, and of the queries by which recall is measured. Equal seeds,
@@ -64,7 +64,7 @@ class NeighborIndex:
     n_threads : int
         Threads; 0 = one a core.
     built : Built, optional
-        One that was built of the same rows. Then none is built.
+        An index that was built from the same rows, to be used instead of building one.
 
     Attributes
     ----------
@@ -89,13 +89,13 @@ class NeighborIndex:
 
     @property
     def built(self) -> Built:
-        """What another process needs beside the rows to search as this one does."""
+        """The index in a form with which another process that has the rows can search, see parameter ``built``."""
         return Built(_faiss().serialize_index(self._index), self.recall)
 
     def search(self, start: int, stop: int, k: int) -> NDArray[np.int32]:
         """The ``k`` nearest neighbours of the rows from ``start`` to ``stop``: row numbers (stop - start, k), the nearest first.
 
-        A row is never its own neighbour; a duplicate of it may be. Raises ValueError if there are no ``k`` other rows.
+        A row is never its own neighbour, but a duplicate of it may be. Raises ValueError if there are fewer than ``k`` other rows.
         """
         _check_count(self._n, k)
         found = np.empty((stop - start, k), np.int32)
@@ -106,10 +106,10 @@ class NeighborIndex:
         return found
 
     def _search(self, queries: NDArray[np.float32], numbers: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-        """Neighbours of the rows ``numbers``, of which ``queries`` are the values."""
+        """Neighbours of the rows ``numbers``, whose unit vectors are ``queries``."""
         _, found = self._index.search(queries, k + 1)
         short = (found < 0).any(1)
-        if short.any():  # the lists that were probed have fewer rows than that
+        if short.any():  # the probed lists had too few rows: probe all lists
             _, found[short] = self._index.search(queries[short], k + 1, params=_probing(self._index.nlist))
         return _without_itself(found, numbers)
 
@@ -142,14 +142,14 @@ class NeighborIndex:
                 own = np.flatnonzero((block.start <= numbers) & (numbers < block.stop))
                 cosines[own, numbers[own] - block.start] = -np.inf
                 nearest = np.partition(np.hstack([nearest, cosines]), -k, axis=1)[:, -k:]
-        # Of equally near rows any will do, so it is not their numbers that are compared.
+        # Compares cosines and not row numbers, since any of equally near rows will do.
         return float((similar >= nearest.min(1, keepdims=True) - 1e-6).mean())
 
     def _drawn(self, most: int) -> NDArray[np.int64]:
         return sample_rows(self._n, most, self._random_state)
 
     def _unit_at(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The rows of these numbers, which ascend."""
+        """Unit vectors of the rows ``numbers``, which must ascend."""
         picked = np.empty((len(numbers), self._width), np.float32)
         for block in self._blocks():
             here = slice(*np.searchsorted(numbers, [block.start, block.stop]))
@@ -166,8 +166,8 @@ class NeighborIndex:
 def neighbors_of(rows: Callable[[Any], NDArray[Any]], n: int, numbers: NDArray[np.int64], k: int, *, n_threads: int = 0) -> NDArray[np.int64]:
     """The ``k`` nearest neighbours of some of ``n`` rows among all of them, (len(numbers), k), the nearest first; exact, block by block.
 
-    For few rows of many: an index would cost more than it saves. ``rows`` gives (rows, d) for a slice or an array of row
-    numbers. A row is never its own neighbour; a duplicate of it may be. Raises ValueError as `NeighborIndex.search` does.
+    Meant for few rows out of many, for which building an index would not pay. ``rows`` returns (rows, d) for a slice or an array of row
+    numbers. A row is never its own neighbour, but a duplicate of it may be. Raises ValueError as `NeighborIndex.search` does.
     """
     import faiss
     from faiss.contrib.exhaustive_search import knn_ground_truth
@@ -185,8 +185,8 @@ def _check_count(n: int, k: int) -> None:
 
 
 def _without_itself(found: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of the rows ``numbers`` the neighbours that are ``found``, (len(numbers), k + 1), without the row itself."""
-    # By its number, not by its place: a duplicate is as near. Where it is not found at all the last one is too many.
+    """The neighbours ``found`` (len(numbers), k + 1) of the rows ``numbers`` without the rows themselves: (len(numbers), k)."""
+    # Remove it by number, not by place, since a duplicate is equally near. If it was not found, remove the last neighbour.
     itself = found == numbers[:, None]
     itself[:, -1] |= ~itself.any(1)
     others: NDArray[np.int64] = found[~itself].reshape(len(found), -1)

@@ -1,4 +1,4 @@
-"""Micro-clusters, and which of their members stand for them. Li et al. 2026, https://arxiv.org/abs/2605.12961."""
+"""Micro-clusters and their representatives. Li et al. 2026, https://arxiv.org/abs/2605.12961."""
 
 from typing import NamedTuple
 
@@ -9,39 +9,39 @@ MOST_DERIVED = 4096
 ROWS_PER_PROTOTYPE = 60
 
 _DECIMALS = 5
-"""Distances that differ by less are equal: both members of a pair are equally far from their centre, except for how a machine rounds."""
+"""Decimals to which distances are rounded before sorting: the two members of a pair are equally far from their centre except for rounding."""
 
 
 def prototype_count(n: int, n_clusters: int, count: int | None = None) -> int:
-    """How many micro-clusters to make of ``n`` rows: ``count``, or three a cluster, or one for 60 rows up to 4,096; at most ``n``.
+    """Number of micro-clusters for ``n`` rows: ``count`` if given; else one for 60 rows, at most 4,096, but at least three per cluster. Never above ``n``.
 
-    After TAC (Li et al. 2024, https://arxiv.org/abs/2310.11989), which makes one for 300 rows: more descriptions are what helps most.
+    After TAC (Li et al. 2024, https://arxiv.org/abs/2310.11989), which makes one for 300 rows; more descriptions help most.
     """
     return min(n, count or max(3 * n_clusters, min(round(n / ROWS_PER_PROTOTYPE), MOST_DERIVED)))
 
 
 class Representatives(NamedTuple):
-    """Members that stand for their micro-clusters, sorted by micro-cluster and band; each array is (representatives,)."""
+    """Representatives of micro-clusters, sorted by micro-cluster and band; each array is (representatives,)."""
 
     prototype: NDArray[np.int32]
     band: NDArray[np.int32]
     """0 is the core."""
     row: NDArray[np.int64]
-    """Number of the member."""
+    """Row number of the representative."""
 
 
 def representatives(distances: ArrayLike, labels: ArrayLike, n_prototypes: int, bands: int) -> Representatives:
-    """The middle member of each of ``bands`` equal bands from a micro-cluster's core to its rim; all members if there are no more.
+    """Choose the middle member of each of ``bands`` equal bands from a micro-cluster's core to its rim; all members if they are not more than ``bands``.
 
-    Of members at the same distance the one of the lower row comes first. An empty micro-cluster has no representative.
+    Members at the same distance are sorted by row. An empty micro-cluster has no representative.
 
     Parameters
     ----------
-    distances : (n,) floats, of each row to the centre of its micro-cluster
+    distances : (n,) floats, distance of each row to the centre of its micro-cluster
     labels : (n,) integers below ``n_prototypes``
     """
     distances, labels = np.asarray(distances), np.asarray(labels)
-    order = np.lexsort((distances.round(_DECIMALS), labels))  # stable, so rows decide what is equal
+    order = np.lexsort((distances.round(_DECIMALS), labels))  # stable, so that equal distances are sorted by row
     sizes = np.bincount(labels, minlength=n_prototypes)
     counts = np.minimum(sizes, bands)
     prototype = np.repeat(np.arange(n_prototypes), counts)

@@ -1,4 +1,4 @@
-"""Soft labels of all rows, the largest of each, and their smoothing over neighbours."""
+"""Posteriors of all rows, of which the largest are kept, and their smoothing over neighbours."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,39 +13,39 @@ from gsec_core.clustering.kmeans import BLOCK_ROWS
 from gsec_core.devices import in_threads
 
 MOST_KEPT = 32
-"""Labels of a row that are kept; of few clusters all are."""
+"""Largest number of posteriors that are kept per row; with fewer clusters all are kept."""
 
 MIX = 0.5
-"""Share of the neighbours in a round of smoothing."""
+"""Weight of the neighbours in a round of smoothing."""
 
 _GATHERED = 2**20
-"""Posteriors of neighbours in memory at once; what a block needs stays in the processor's cache."""
+"""Number of neighbours' posteriors in a block, so small that a block fits into the processor's cache."""
 
 STAY = 0.3
-"""Share of the posteriors of a row that stays on the cluster that it had, where a clustering is continued."""
+"""Weight of a row's previous cluster in its posteriors, where a clustering is continued."""
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
-"""Makes an array of a shape and a type, as `numpy.empty` does; in memory or in a file."""
+"""Function that allocates an array of a shape and a type, as `numpy.empty` does; in memory or in a file."""
 
 
 @dataclass(frozen=True)
 class Posteriors:
-    """Of each row its largest posteriors; the rest counts as 0."""
+    """The largest posteriors of each row; the others count as 0."""
 
     clusters: NDArray[np.int32]
-    """(n, kept): whose they are, ascending in each row."""
+    """(n, kept): clusters of the values, ascending in each row."""
     values: NDArray[np.float32]
-    """(n, kept): of sum 1 in each row."""
+    """(n, kept): posteriors, of sum 1 in each row."""
     n_clusters: int
 
     @classmethod
     def empty(cls, n: int, n_clusters: int, allocate: Allocate) -> "Posteriors":
-        """Room for ``n`` rows."""
+        """Allocate uninitialised posteriors of ``n`` rows."""
         shape = (n, min(n_clusters, MOST_KEPT))
         return cls(allocate(shape, np.int32), allocate(shape, np.float32), n_clusters)
 
     def put(self, rows: slice, block: Tensor) -> None:
-        """Keep the largest of ``block`` (rows, n_clusters), on any device."""
+        """Store the largest posteriors of ``block`` (rows, n_clusters), on any device, scaled to sum 1, as the given rows."""
         kept = self.values.shape[1]
         if kept == self.n_clusters:
             clusters, values = torch.arange(kept), block
@@ -56,13 +56,13 @@ class Posteriors:
         self.values[rows] = (values / values.sum(1, keepdim=True)).cpu().numpy()
 
     def block(self, rows: slice) -> NDArray[np.float32]:
-        """Rows with a value for every cluster, (rows, n_clusters)."""
+        """The given rows as a dense array, (rows, n_clusters)."""
         dense = np.zeros((len(self.values[rows]), self.n_clusters), np.float32)
         np.put_along_axis(dense, self.clusters[rows], self.values[rows], 1)
         return dense
 
     def best(self, rows: slice) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-        """Of each row the cluster with the largest posterior, this posterior, and how much it is above the second; of equal ones the lower cluster counts."""
+        """The cluster with the largest posterior of each row (the lowest among equals), this posterior, and its margin over the second largest."""
         values = np.array(self.values[rows])
         place = values.argmax(1)[:, None]
         best = np.take_along_axis(values, place, 1)
@@ -71,9 +71,9 @@ class Posteriors:
         return labels[:, 0], best[:, 0], best[:, 0] - values.max(1)
 
     def leaning(self, before: NDArray[np.int32]) -> "Posteriors":
-        """In place: a row that had a cluster ``before`` (n,), -1 of one that had none, keeps it unless the posteriors speak against it by a margin.
+        """In place, favour the cluster that each row had ``before`` (n,), -1 for none: the row keeps it unless another one is larger by a margin.
 
-        P becomes (1 - `STAY`) P + `STAY` on that cluster, so that another must be larger by STAY / (1 - STAY).
+        P becomes (1 - `STAY`) P, plus `STAY` on the previous cluster, so that another posterior must be larger by STAY / (1 - STAY).
         """
         for rows in blocks(len(self.values)):
             had = np.flatnonzero(before[rows] >= 0)
@@ -84,7 +84,7 @@ class Posteriors:
         return self
 
     def sharpened(self, temperature: float) -> "Posteriors":
-        """In place: P becomes P^(1 / ``temperature``), of sum 1 in each row."""
+        """In place, replace P by P^(1 / ``temperature``), scaled to sum 1 in each row."""
         if temperature == 1:
             return self
         for rows in blocks(len(self.values)):
@@ -94,7 +94,7 @@ class Posteriors:
         return self
 
     def renamed(self, names: NDArray[np.int32]) -> "Posteriors":
-        """In place: cluster c is called ``names[c]``."""
+        """In place, renumber cluster c as ``names[c]``."""
         for rows in blocks(len(self.values)):
             clusters = names[self.clusters[rows]]
             order = np.argsort(clusters, axis=1)
@@ -104,14 +104,14 @@ class Posteriors:
 
 
 def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weights: Sequence[float], rounds: int, allocate: Allocate) -> Posteriors:
-    """``rounds`` times P <- (1 - `MIX`) P + `MIX` (mean of P over the neighbours of each kind, by weight), of which the largest of each row are kept.
+    """Smooth over neighbours: ``rounds`` times P <- (1 - `MIX`) P + `MIX` (weighted mean of P over the neighbours in each half).
 
-    A row that is a neighbour twice counts twice.
+    After each round only the largest posteriors of each row are kept. A row that is a neighbour twice counts twice.
 
     Parameters
     ----------
-    neighbors : of each kind, (n, k) row numbers
-    weights : of each kind, of sum 1
+    neighbors : (n, k) row numbers for each half
+    weights : weight of each half, of sum 1
     """
     n, kept = posteriors.values.shape
     shares = [np.full(found.shape[1], MIX * weight / found.shape[1]) for found, weight in zip(neighbors, weights, strict=True)]
@@ -136,5 +136,5 @@ def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weigh
 
 
 def blocks(n: int) -> Iterable[slice]:
-    """Rows of which dense posteriors are in memory at once."""
+    """Slices of ``n`` rows whose dense posteriors fit into memory at once."""
     return (slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS))

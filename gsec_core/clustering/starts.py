@@ -1,4 +1,4 @@
-"""k-means as a linear map from features to soft labels: where a member of GSEC begins, and what a member of k-means is."""
+"""k-means as a linear map from features to soft labels: the start of a member of GSEC, and the whole of a member of k-means."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,22 +12,22 @@ from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import one_start, sample_rows, sample_size, side_by_side
 
 MAX_ITER, MAX_ITER_OF_MANY = 50, 10
-"""Iterations of k-means, and those for more than `MANY_CLUSTERS`: the training moves such centres further than more iterations do."""
+"""Iterations of k-means, and those for more than `MANY_CLUSTERS`, where training moves the centres further than more iterations would."""
 
 MANY_CLUSTERS = 512
 
 _ROWS_OF_MANY = 32
-"""Rows a cluster that k-means is fitted on where there are many; each start draws its own."""
+"""Rows per cluster that k-means is fitted on where there are many clusters; each start draws its own sample."""
 
 ENTROPY = 0.3
-"""Mean entropy of the labels at the start, as a share of the largest, log n_clusters."""
+"""Mean entropy of the soft labels at the start, as a share of log n_clusters, the largest possible."""
 
 _PROBE_ROWS = 4096
 _HALVINGS = 40
 
 
 class Start(NamedTuple):
-    """A task encoder: labels are softmax(z weight^T + bias)."""
+    """A task encoder, i.e. a linear map to soft labels: softmax(z weight^T + bias)."""
 
     weight: Tensor
     """(n_clusters, dimensions)."""
@@ -38,10 +38,10 @@ class Start(NamedTuple):
 
 
 def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> list[Start]:
-    """Of each of ``seeds`` a k-means of the joined features (of a sample of its own, where they are many), softened.
+    """One k-means of the concatenated features (of a separate sample, where they are many) for each of ``seeds``, softened.
 
-    The label of z is softmax over c of -k |z - v_c|^2, centres v, with k such that the mean entropy is `ENTROPY`; the
-    part of the exponent that is the same for all c drops out, and what is left is linear in z.
+    The soft label of z is softmax over c of -k |z - v_c|^2, with centres v, and k such that the mean entropy is `ENTROPY`; the
+    part of the exponent that is the same for all c cancels, and the rest is linear in z.
     """
 
     many = n_clusters > MANY_CLUSTERS
@@ -55,12 +55,12 @@ def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> 
         return one_start(sample(seed), n_clusters, max_iter=iterations, seed=seed)[0]
 
     found = side_by_side(centres, seeds, torch.get_num_threads())
-    # Samples are drawn again, and not kept: side by side they would take as much memory as there are starts.
+    # Samples are drawn again instead of being kept: together they would take memory in proportion to the number of starts.
     return [softened(sample(seed), vectors, seed) for seed, vectors in zip(seeds, found, strict=True)]
 
 
 def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: int) -> Start:
-    """What `kmeans_starts` makes of ``centres`` (n_clusters, d) of a k-means of ``sample`` (n, d)."""
+    """The softened form, see `kmeans_starts`, of ``centres`` (n_clusters, d) that k-means found in ``sample`` (n, d)."""
     n_clusters = len(centres)
     logits = _linear(sample, centres)
     sizes = np.bincount(logits.argmax(1), minlength=n_clusters) / len(sample)
@@ -70,13 +70,13 @@ def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: in
 
 
 def _linear(X: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
-    """-|x - v|^2 + |x|^2 of rows and centres, (rows, n_clusters)."""
+    """-|x - v|^2 + |x|^2 for all rows x and centres v, (rows, n_clusters)."""
     distances: NDArray[np.float32] = 2 * X @ centres.T - np.square(centres).sum(1)
     return distances
 
 
 def _hardness(logits: Tensor) -> float:
-    """The factor of ``logits`` (rows, n_clusters) at which their labels have the mean entropy `ENTROPY`, by bisection of its logarithm."""
+    """The factor of ``logits`` (rows, n_clusters) at which their softmax has the mean entropy `ENTROPY`, found by bisection of its logarithm."""
     logits = logits - logits.max(1, keepdim=True).values
     spread = float(-logits.mean()) or 1.0
     low, high = 1e-4 / spread, 1e6 / spread

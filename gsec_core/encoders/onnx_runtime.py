@@ -1,4 +1,4 @@
-"""Networks of torch on ONNX Runtime, for CPUs."""
+"""Runs torch networks on CPUs with ONNX Runtime."""
 
 import tempfile
 import warnings
@@ -14,20 +14,19 @@ if TYPE_CHECKING:
 
 
 def compiled(network: "nn.Module", example: "Tensor", *, threads: int) -> Callable[[NDArray[np.generic]], Sequence[NDArray[Any]]]:
-    """What a network computes of a batch, of any size, by ONNX Runtime with so many threads. Raises what its export or the runtime raise.
+    """Compile a network for ONNX Runtime with ``threads`` threads. Returns a function of batches of any size. Raises what the export or the runtime raises.
 
-    ``example`` is a batch. The export takes about a second and is made once for each process: a file that is kept would have to be known to be of
-    these weights,
-    this torch and this runtime.
+    ``example`` is a batch. The export takes about a second and is repeated in every process, since a stored file would have to be checked against
+    the weights and the versions of torch and runtime.
     """
     import onnxruntime
     import torch
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that spin for each other starve on a machine that others use
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning threads starve on a machine with other load
     with tempfile.TemporaryDirectory(prefix="gsec-onnx-") as folder, warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the exporter that is not deprecated takes ten times as long, and a package more
+        warnings.simplefilter("ignore")  # the newer exporter takes ten times as long, and needs another package
         outputs = [f"output{number}" for number in range(len(network(example)))]
         model = Path(folder) / "model.onnx"
         axes = {name: {0: "batch"} for name in ("input", *outputs)}

@@ -1,4 +1,4 @@
-"""Any CLIP that open_clip knows, by published tag, checkpoint file or folder."""
+"""Encoders for all CLIP models of open_clip, by published tag, checkpoint file or folder."""
 
 import difflib
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER = "local-dir"
-"""open_clip's own word for a folder with open_clip_config.json and weights, as Hugging Face serves them."""
+"""open_clip's name for a folder with open_clip_config.json and weights, in the layout of Hugging Face."""
 TEXT_BATCH = 256
 
 
@@ -36,7 +36,7 @@ class OpenClipEncoder:
 
     @staticmethod
     def checkpoint(reference: str) -> Path | None:
-        """The local file or folder that the reference names, None for a published tag. Raises Refused if it names nothing."""
+        """The local file or folder that the reference names, None for a published tag. Raises Refused for a malformed reference or a missing folder."""
         model, _, weights = reference.partition(":")
         if not (model and weights):
             raise _refused(reference, "write `open_clip:MODEL:PRETRAINED`, as in `open_clip:ViT-B-32:laion2b_s34b_b79k`")
@@ -47,7 +47,7 @@ class OpenClipEncoder:
 
     @classmethod
     def check(cls, reference: str) -> None:
-        """Raises Refused unless open_clip knows the model and its tag, or the checkpoint is there. Asks no hub."""
+        """Raises Refused unless open_clip knows the model and its tag, or the checkpoint exists. Does not access a hub."""
         local = cls.checkpoint(reference)
         model, _, weights = reference.partition(":")
         if model != FOLDER:
@@ -68,7 +68,7 @@ class OpenClipEncoder:
         try:
             self._model, self._transform = open_clip.create_model_from_pretrained(name, pretrained, device=device, weights_only=True, **options)
             self._tokenizer = open_clip.get_tokenizer(name)
-        except Exception as error:  # whatever open_clip, torch, safetensors or the hub's client say of a download or a file
+        except Exception as error:  # any error of open_clip, torch, safetensors or the hub's client about a download or a file
             remedy = "it does not fit this model, or is damaged" if local else "without a network, give a local file or folder instead of the tag"
             raise _refused(reference, f"could not be loaded ({_first_line(error)}); {remedy}") from error
         self._model.eval().requires_grad_(False)
@@ -81,14 +81,14 @@ class OpenClipEncoder:
 
     @staticmethod
     def skeleton(reference: str) -> "nn.Module":
-        """A model with the vision tower of the one that the reference names, without weights. Raises as `check`."""
+        """A model with the vision tower of the referenced model, without weights. Raises as `check` does."""
         import open_clip
         import torch
 
         OpenClipEncoder.check(reference)
         model = reference.partition(":")[0]
         config = open_clip.get_model_config(reference if model == FOLDER else model.replace("/", "-"))
-        # Its text tower is of no interest here, and may have its configuration on a hub.
+        # The text tower is not needed here, and its configuration may be on a hub.
         text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
         with torch.device("meta"):
             found: nn.Module = open_clip.CLIP(config["embed_dim"], {**config["vision_cfg"], "timm_model_pretrained": False}, text)
@@ -101,24 +101,24 @@ class OpenClipEncoder:
         return found
 
     def save(self, folder: Path, state: "Mapping[str, torch.Tensor]") -> None:
-        """See `Trainable`: a folder as Hugging Face serves them."""
+        """See `Trainable`. Writes a folder in the layout of Hugging Face."""
         from open_clip.push_to_hf_hub import save_config_for_hf
         from safetensors.torch import save_file
 
         save_file({name: value.cpu().contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors")
-        if hasattr(self._tokenizer, "save_pretrained"):  # one of Hugging Face's, which open_clip looks for there
+        if hasattr(self._tokenizer, "save_pretrained"):  # a tokenizer of Hugging Face, which open_clip looks for in the folder
             self._tokenizer.save_pretrained(folder)
         save_config_for_hf(self._model, folder / "open_clip_config.json", self._config)
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
-        """An RGB image to (3, height, width), float32, by open_clip's own transform for inference; of more than 8:1 only the middle is seen."""
+        """Convert an RGB image to float32 (3, height, width) by open_clip's inference transform; only the middle of images beyond 8:1 is used."""
         if self.preprocessing["resize_mode"] != "squash":
             image = limit_ratio(image)
         pixels: NDArray[np.float32] = self._transform(image).numpy()
         return pixels
 
     def encode_images(self, pixels: NDArray[np.generic]) -> Embedded:
-        """(batch, 3, height, width) float32 to (batch, dim)."""
+        """Embed float32 pixels (batch, 3, height, width) as (batch, dim)."""
         import torch
 
         with torch.inference_mode():
@@ -126,7 +126,7 @@ class OpenClipEncoder:
             return Embedded(_unit(self._model.encode_image(batch)), None)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Texts to (len(texts), dim), unit length; what is beyond the model's context is not read."""
+        """Embed texts as unit vectors, (len(texts), dim); tokens beyond the model's context length are ignored."""
         import torch
 
         vectors = [np.empty((0, self.dim), np.float32)]
@@ -145,7 +145,7 @@ def _unit(features: "torch.Tensor") -> NDArray[np.float32]:
 
 
 def _options(reference: str, name: str, tag: str | None) -> dict[str, Any]:
-    """What open_clip must be told beyond the model's name and its tag; no tag means a local checkpoint."""
+    """Options for open_clip beside the model's name and tag; a tag of None means a local checkpoint. Raises Refused for an unknown model or tag."""
     import open_clip
 
     if name not in open_clip.list_models():
@@ -159,7 +159,7 @@ def _options(reference: str, name: str, tag: str | None) -> dict[str, Any]:
             raise _refused(reference, f"{tag} is neither a file nor a tag of {name}, whose tags are {', '.join(tags) or 'none'}")
         # Weights trained with QuickGELU run under the plain model's name with a mere warning, and give wrong embeddings.
         return {"force_quick_gelu": bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))}
-    # A checkpoint alone does not tell its preprocessing, and open_clip would assume OpenAI's: take what the model's published weights agree on.
+    # A checkpoint does not contain its preprocessing, and open_clip would assume OpenAI's: use that on which the model's published weights agree.
     keys = ("mean", "std", "interpolation", "resize_mode")
     known = [{f"image_{key}": open_clip.get_pretrained_cfg(name, tag)[key] for key in keys} for tag in tags]
     if any(options != known[0] for options in known):

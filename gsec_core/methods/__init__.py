@@ -1,4 +1,4 @@
-"""The table of methods. Adding one takes a package here, or in a distribution of its own with an entry point `gsec.methods`, and its line in `BUILT_IN`."""
+"""The table of methods. To add one, write a package here and list it in `BUILT_IN`, or write a separate distribution with an entry point `gsec.methods`."""
 
 import json
 from contextlib import suppress
@@ -13,7 +13,7 @@ from gsec_core.methods.mixture import SEPARATOR, mixed
 __all__ = ["DEFAULT", "GROUP", "Method", "find", "loaded", "names"]
 
 GROUP = "gsec.methods"
-"""Entry points of methods that other packages bring; each is a `Method`."""
+"""Entry point group for methods from other packages; each entry point is a `Method`."""
 
 BUILT_IN: tuple[Method, ...] = (
     gsec.METHOD,
@@ -31,16 +31,16 @@ DEFAULT = BUILT_IN[0].name
 
 
 def names() -> list[str]:
-    """Of all methods, those of this package first."""
+    """Names of all methods, those of this package first."""
     own = [method.name for method in BUILT_IN]
     return own + [name for name in plugins.brought(GROUP) if name not in own]
 
 
 @cache
 def find(name: str) -> Method:
-    """A method by its name, or of several names with commas between them their mixture.
+    """Find a method by its name, or make the mixture of several methods whose names are separated by commas.
 
-    Raises Refused if there is none, if the package that brings it cannot be loaded, or if they are no mixture.
+    Raises Refused if there is no such method, if its package cannot be loaded, or if the methods cannot be mixed.
     """
     if SEPARATOR in name:
         return mixed([find(part.strip()) for part in name.split(SEPARATOR)])

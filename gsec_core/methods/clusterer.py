@@ -1,4 +1,4 @@
-"""What the estimators of all methods share: scikit-learn's conventions around a `Plan`."""
+"""Base classes of the estimators of all methods: scikit-learn's conventions around a plan, see `plan`."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -18,35 +18,35 @@ from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.nouns import noun_counterparts, select_nouns
 
 _FLOATS = [np.float32, np.float16]
-"""What is taken as it is; other numbers become the first."""
+"""Types that are used without conversion; other numbers are converted to the first."""
 
 ROWS_PER_NEIGHBOR = 40
-"""Few rows have fewer neighbours: one for so many."""
+"""Least number of rows per neighbour: with few rows there are fewer neighbours."""
 
 SMOOTHING = 3
-"""Rounds over neighbours of the consensus."""
+"""Rounds of smoothing the consensus over neighbours."""
 
 MEMBERS_TIMES_CLUSTERS = 10_000
-"""Of many clusters there are fewer members: so many columns together, unless more are asked for."""
+"""With many clusters there are fewer members by default: members times clusters do not exceed this number."""
 
 MOST_GRAM_BYTES = 2**33
-"""Of the products of all members' posteriors: 32,768 members times clusters."""
+"""Limit of memory for the products of all members' posteriors: enough for members times clusters = 32,768."""
 
 
 class Estimator(ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """Parameters that are checked by name."""
+    """An estimator with helpers that check parameters."""
 
     device: str
 
     def check_positive(self, *names: str) -> None:
-        """Raises ValueError for a parameter of ``names`` that is given and below 1."""
+        """Raises ValueError for a parameter in ``names`` that is not None and below 1."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: it must be at least 1.")
 
     def resolved_device(self) -> str:
-        """See `devices.resolve`. Raises ValueError if it is not there."""
+        """The device that `devices.resolve` chooses. Raises ValueError if it is not available."""
         try:
             return resolve(self.device, "device")
         except Refused as error:
@@ -54,21 +54,21 @@ class Estimator(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class Clusterer(Estimator):
-    """An outer ensemble: members that a method trains, aligned, averaged and smoothed over neighbours. No label takes part.
+    """An outer ensemble: members that a method trains, aligned, averaged and smoothed over neighbours. Uses no ground truth.
 
     Attributes
     ----------
-    labels_ : int32 (n_samples,), cluster 0 is the largest
+    labels_ : int32 (n_samples,), cluster 0 is the largest, except after `fit` with ``before``
     member_labels_ : int32 (n_members, n_samples), aligned
     confidence_ : float32 (n_samples,), the label's mean aligned posterior, smoothed and calibrated: about the share of members that agree
-    margin_ : float32 (n_samples,), mean difference to the second largest posterior
+    margin_ : float32 (n_samples,), difference of that posterior to the second largest
     agreement_ : float32 (n_samples,), share of members that agree with the label
     member_agreement_ : float32 (n_members,), share of samples on which a member agrees with the labels
     members_ : list of `members.Member`
     ensemble_ : `ensemble.Ensemble`
-    head_ : `ensemble.Head`, what `predict` uses, as new rows have no neighbours to be smoothed over
-    halves_ : list of `features.Half`, what puts X and text on their scale
-    nouns_ : int64 (n_selected,), the nouns that stand for texts; None without nouns
+    head_ : `ensemble.Head`, used by `predict`, since new rows have no neighbours to be smoothed over
+    halves_ : list of `features.Half`, the scaling of X and text
+    nouns_ : int64 (n_selected,), indices of the selected nouns; None without nouns
     n_text_features_in_ : int or None
     """
 
@@ -77,20 +77,20 @@ class Clusterer(Estimator):
     random_state: int
 
     text_weight: float = 0.5
-    """Weight of the text half against the image half; a parameter where the method weighs them."""
+    """Weight of the text half, between 0 and 1; a parameter of methods that weight the halves."""
 
     NEEDS_TEXT = False
-    """Whether there are no clusters without texts or nouns."""
+    """Whether `fit` requires text or nouns."""
 
     NEEDS_NOUNS = False
-    """Whether there are none without nouns."""
+    """Whether `fit` requires nouns."""
 
     @abstractmethod
     def plan(self) -> OuterLayer:
-        """What the parameters come to. Raises ValueError naming the parameter and its value."""
+        """Check the parameters and return the plan that they describe. Raises ValueError naming the parameter and its value."""
 
     def noun_selection(self) -> NounSelection:
-        """Which nouns stand for the images, and how."""
+        """How nouns are selected, and counterparts made from them."""
         return DISTINCT
 
     def fit(
@@ -106,13 +106,13 @@ class Clusterer(Estimator):
     ) -> Self:
         """Fit on image embeddings ``X`` (n_samples, d), floats of any precision.
 
-        Their texts are counterparts ``text`` (n_samples, dt), one a sample; or ``nouns`` (n_nouns, dt), of a vocabulary, of which some are
-        selected, as `text.nouns` says and whatever the seed; or none. If nouns are not in the space of ``X``, ``joint`` (n_samples, dt) are the
-        images in theirs.
+        Texts are optional: either counterparts ``text`` (n_samples, dt), one for each sample, or ``nouns`` (n_nouns, dt), the vectors of a
+        vocabulary from which some are selected (see `text.nouns`; independent of the seed). If the nouns are not in the space of ``X``,
+        ``joint`` (n_samples, dt) are the embeddings of the images in the space of the nouns.
 
-        A fit can continue another: ``start`` is that one, of the same class and parameters, and ``before`` (n_samples,) the cluster that each
-        sample had, -1 of new ones. Clusters are called as they were; their members are trained further, if the method can. With
-        ``before`` alone all members are trained from the beginning; there may then be more clusters than before.
+        A fit can continue another one: ``start`` is the fitted estimator, of the same class and parameters, and ``before`` (n_samples,) the
+        previous cluster of each sample, -1 for new ones. Clusters keep their numbers, and the members are trained further if the method can do
+        that. With ``before`` alone all members are trained from the beginning; then there may be more clusters than before.
 
         Raises ValueError naming the parameter and its value.
         """
@@ -127,7 +127,7 @@ class Clusterer(Estimator):
             raise ValueError(f"nouns: {type(self).__name__} needs images and nouns. Give nouns.")
         matrices = self._validated(X, text, reset=True)
         continued = self._start(plan, start, before, len(matrices[0]))
-        with threads_of_torch(usable_cores()):  # torch knows of affinity, but not of a quota
+        with threads_of_torch(usable_cores()):  # torch respects CPU affinity, but not a CPU quota
             self.halves_: list[Half] = start.halves_ if start is not None and continued is not None and continued.members else plan.halves(matrices)
             features = plan.features(matrices, self.halves_, self.text_weight)
             features.nouns = None if nouns is None else self._noun_vectors
@@ -141,7 +141,7 @@ class Clusterer(Estimator):
         return self
 
     def predict(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.int32]:
-        """The cluster of each row of ``X`` (n_samples, d), by `head_`; with ``text`` or ``joint`` if and only if it was fitted with them."""
+        """The cluster of each row of ``X`` (n_samples, d), by `head_`. Give ``text`` or ``joint`` if and only if the estimator was fitted with it."""
         labels: NDArray[np.int32] = self.predict_proba(X, text, joint=joint).argmax(1).astype(np.int32)
         return labels
 
@@ -159,7 +159,7 @@ class Clusterer(Estimator):
         return np.concatenate(list(found))
 
     def _start(self, plan: OuterLayer, start: "Clusterer | None", before: ArrayLike | None, n: int) -> Start | None:
-        """What this fit continues."""
+        """The labels, and members with their permutations, that this fit continues; None if it continues nothing. Checks the arguments of `fit`."""
         if before is None:
             if start is not None:
                 raise ValueError("start: give the earlier cluster of each sample as before.")
@@ -175,7 +175,7 @@ class Clusterer(Estimator):
         return Start(had, start.members_, start.ensemble_.permutations)
 
     def _select(self, X: ArrayLike, nouns: ArrayLike, joint: ArrayLike | None) -> ArrayLike:
-        """Selects nouns; the images in their space."""
+        """Select nouns and store them. Returns the images in the space of the nouns."""
         name, images = ("X", X) if joint is None else ("joint", joint)
         matrix, vectors = (check_array(given, dtype=_FLOATS, input_name=called) for given, called in ((images, name), (nouns, "nouns")))
         if matrix.shape[1] != vectors.shape[1]:
@@ -190,16 +190,16 @@ class Clusterer(Estimator):
         return images
 
     def _counterparts(self, X: ArrayLike, joint: ArrayLike) -> ArrayLike | None:
-        """By the nouns that were selected; None if they are the images themselves."""
+        """Counterparts by the selected nouns; None if the images ``X`` themselves take their place."""
         selection = self.noun_selection()
         if selection.tau is None:
             return None if joint is X else joint
         return np.concatenate(list(noun_counterparts(np.asarray(joint), self._noun_vectors, selection)))
 
     def member_count(self, default: int, methods: int = 1) -> int:
-        """Outer members of each of ``methods``: as many as are asked for, else ``default``, and of many clusters fewer.
+        """Number of outer members for each of ``methods`` methods: `n_members`, or else ``default``, but fewer with many clusters.
 
-        Raises ValueError if so many cannot be aligned.
+        Raises ValueError if aligning so many would take too much memory.
         """
         n_members = self.n_members or min(default, max(1, MEMBERS_TIMES_CLUSTERS // (methods * self.n_clusters)))
         gram_bytes = 8 * (methods * n_members * self.n_clusters) ** 2
@@ -208,7 +208,7 @@ class Clusterer(Estimator):
         return n_members
 
     def shared(self, default_members: int) -> dict[str, Any]:
-        """What the plans of most methods have in common: of a single member, which is a method as published, nothing is smoothed."""
+        """Arguments that the plans of most methods share. With a single member, i.e. the method as published, there is no smoothing."""
         n_members = self.member_count(default_members)
         return {
             "n_clusters": self.n_clusters,

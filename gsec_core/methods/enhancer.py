@@ -1,4 +1,4 @@
-"""What adapts an encoder to the clusters of a run. Imports no framework."""
+"""Interface of enhancers, which adapt an encoder to the clusters of a run. Imports no framework."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,51 +12,51 @@ if TYPE_CHECKING:
 
 
 class Images(Protocol):
-    """Decoded RGB images by number, from any thread."""
+    """Decoded RGB images by number; safe to use from several threads."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int, /) -> Image.Image | None:
-        """None for one that cannot be had any more."""
+        """The image, or None if it is no longer available."""
         ...
 
 
 class Enhancer(Protocol):
-    """A model and a member, in training together. Equal images, seeds, processors and thread counts give equal states."""
+    """Training of a model together with a member. Equal images, seeds, processors and thread counts give equal states."""
 
     step: int
-    """Steps that are done."""
+    """Number of steps done."""
 
     def __init__(self, model: "nn.Module", member: Mapping[str, NDArray[np.float32]], *, random_state: int, device: str) -> None:
-        """``model`` is an encoder's, and is changed in place; ``member`` has the arrays of a member that was fitted on its embeddings."""
+        """``model`` is the encoder's model and is changed in place; ``member`` contains the arrays of a member that was fitted on its embeddings."""
         ...
 
     @staticmethod
     def fits(model: "nn.Module") -> bool:
-        """Whether a model, with weights or without, can be trained."""
+        """Whether this enhancer can train the model, which may be without weights."""
         ...
 
     @staticmethod
     def steps(n: int) -> int:
-        """How long it is trained on ``n`` images."""
+        """Number of training steps for ``n`` images."""
         ...
 
     def train(self, images: Images, preprocess: Callable[[Image.Image], NDArray[Any]], side: int, steps: int, n_threads: int) -> Iterator[float]:
-        """The loss of each step from `step` on, as it is made, up to ``steps``."""
+        """Train until `step` equals ``steps``; yields the loss after each step."""
         ...
 
     def posteriors(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        """What the member says of preprocessed images (rows, 3, height, width): (rows, clusters)."""
+        """The member's posteriors (rows, clusters) of preprocessed images (rows, 3, height, width)."""
         ...
 
     def merged(self) -> "dict[str, Tensor]":
-        """The state of the model as it is now, under the names of the plain one."""
+        """State dict of the model with the changes merged into its weights, under the names of the original model."""
         ...
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that training needs to go on as if it had never stopped."""
+        """State with which training can resume with identical results."""
         ...
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave."""
+        """Resume from a result of `state`."""
         ...

@@ -1,4 +1,4 @@
-"""What a method says of itself. Imports no framework, so that settings and the command line can ask it."""
+"""Description of a method. Imports no framework, so that settings and the command line can use it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,31 +20,31 @@ class Method:
     name: str
     """The value of the setting `method`, and the name of its section."""
     title: str
-    """What it is called in the field."""
+    """Usual name of the method."""
     paper: str
-    """Address of its paper."""
+    """URL of its paper."""
     does: str
     """What it does, in a sentence."""
     texts: tuple[str, ...]
-    """The text sources that it can use; the first is taken if none is named."""
+    """The text sources that it can use; the first is the default."""
     Settings: type[Section]
-    """Its section: parameters of the estimator, by their names."""
+    """Section of the settings with the parameters of the estimator, under the same names."""
     estimator: str
     """``module:class`` of a `Clusterer`, imported when it is used."""
     as_published: Callable[[Any], bool] = lambda settings: False
-    """Whether its settings ask for counterparts as its paper makes them from descriptions."""
+    """Whether the settings request counterparts as the paper makes them from descriptions."""
     nouns: Callable[[int], NounSelection] = lambda n_clusters: DISTINCT
-    """Which nouns stand for the images of so many clusters, where text comes from nouns."""
+    """Selection of nouns for a number of clusters, where text comes from nouns."""
     prepared_by: tuple[str, ...] = ()
     """The settings that change features or neighbours; the others change the members alone."""
     enhancer: str | None = None
-    """``module:class`` of an `Enhancer`, imported when it is used, if the method has one: the encoder then learns from the clusters."""
+    """``module:class`` of an `Enhancer`, which trains the encoder on the clusters; imported when it is used. None if the method has none."""
     enhanced_by: str | None = None
-    """The setting that asks for it, true or false. It is no parameter of the estimator."""
+    """Name of the boolean setting that requests the enhancer. It is not a parameter of the estimator."""
 
     @property
     def takes_names(self) -> bool:
-        """Whether the nouns that it takes are the names of the clusters, one each."""
+        """Whether its nouns are the names of the clusters, one for each."""
         return self.nouns(2).per_centre is None
 
     def load(self) -> "Callable[..., Clusterer]":
@@ -53,7 +53,7 @@ class Method:
         return found
 
     def section(self, config: object) -> Section:
-        """Its section of the settings of a pipeline."""
+        """The section of this method in the settings of a pipeline."""
         found: Section = getattr(config, self.name)
         return found
 
@@ -64,15 +64,15 @@ class Method:
         return found
 
     def enhances(self, settings: Section) -> bool:
-        """Whether its settings ask that the encoder learns from the clusters."""
+        """Whether its settings request that the encoder is trained on the clusters."""
         return self.enhanced_by is not None and bool(getattr(settings, self.enhanced_by))
 
     def parameters(self, settings: Section) -> dict[str, Any]:
-        """Its settings that the estimator takes, and that change the output."""
+        """The settings that are parameters of the estimator and change the output."""
         return {name: value for name, value in output_settings(settings).items() if name != self.enhanced_by}
 
     def preparation(self, settings: Section) -> Mapping[str, Any]:
-        """What of its settings changes features or neighbours, for fingerprints."""
+        """The settings that change features or neighbours, for fingerprints."""
         return {name: value for name, value in output_settings(settings).items() if name in self.prepared_by}
 
 

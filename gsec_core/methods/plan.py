@@ -1,4 +1,4 @@
-"""What a method does, step by step, with parameters that are checked: its estimator takes the steps in a row, the pipeline each in a stage."""
+"""The steps of a method, with checked parameters: the estimator runs them in sequence, the pipeline in separate stages."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 State = Mapping[str, NDArray[Any]]
-"""Arrays by name: all that a training needs to go on as if it had never stopped."""
+"""State of a training: arrays by name, with which it can resume with identical results."""
 
 _FROM_THE_START: Mapping[int, State] = MappingProxyType({})
 
@@ -36,22 +36,22 @@ class Leg(NamedTuple):
 
     block: int
     state: State | None
-    """Where it begins; None: at the start."""
+    """State at the beginning of the part; None for the start of the training."""
     step: int
-    """Where it ends: so many steps are done then."""
+    """Number of steps done at the end of the part."""
 
 
 class PseudoLabels(NamedTuple):
-    """Labels that a method gave a sample of the images, to learn from them."""
+    """Labels that a method gave to a sample of the images itself, to learn from them."""
 
     images: NDArray[np.int64]
-    """(labelled,): their rows, ascending."""
+    """(labelled,): row numbers of the labelled images, ascending."""
     classes: NDArray[np.int64]
     """(labelled,): the class of each."""
     groups: NDArray[np.int64]
-    """(classes,): the cluster of each class, in the member's own numbers."""
+    """(classes,): the cluster of each class, as the member numbers clusters."""
     transitions: NDArray[np.int32]
-    """(classes, classes): how often images changed from the class of the row to that of the column."""
+    """(classes, classes): number of changes of images from the class of the row to that of the column."""
 
 
 @dataclass(frozen=True)
@@ -59,63 +59,63 @@ class Start:
     """A fitted clustering that another one continues, on rows most of which are the same."""
 
     before: NDArray[np.int32]
-    """(n,): the cluster that each row had; -1 of a new row."""
+    """(n,): previous cluster of each row; -1 for a new row."""
     members: Sequence[Member]
-    """Those that are trained further; none: all are trained from the beginning."""
+    """Members that are trained further; if empty, all members are trained from the beginning."""
     permutations: NDArray[np.int32]
-    """(members, clusters): the cluster of each member's each cluster."""
+    """(members, clusters): the consensus cluster of each cluster of each member."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OuterLayer(ABC):
-    """What becomes of members, whatever trained them. Neighbours, alignment and consensus are the same for all."""
+    """Base of all plans: neighbours, alignment and consensus, which are the same for members of every method."""
 
     n_clusters: int
     n_members: int
     """Outer members."""
     smoothing: int
-    """Rounds in which posteriors are averaged with those of neighbours."""
+    """Number of rounds in which posteriors are averaged with those of neighbours."""
     random_state: int
     device: str
 
     @property
     @abstractmethod
     def blocks(self) -> Sequence[int]:
-        """Numbers of the blocks that the members are in, as they are trained. More members add blocks and change none."""
+        """Numbers of the blocks in which members are trained. More members add blocks and do not change the others."""
 
     @abstractmethod
     def numbers(self, block: int) -> range:
-        """Those of a block's members among all."""
+        """Numbers of the members in a block, among all members."""
 
     @property
     def revision(self) -> int:
-        """Raised where these settings train other members than an earlier version of gsec did. Part of the fingerprint."""
+        """Part of the fingerprint: larger than 1 if an earlier version of gsec trained other members with the same settings."""
         return 1
 
     @property
     def goes_on(self) -> bool:
-        """Whether members that were trained can be trained further; else a clustering is continued with others."""
+        """Whether trained members can be trained further; otherwise a clustering is continued with new members."""
         return False
 
     @abstractmethod
     def total_steps(self, n: int, blocks: Sequence[int], further: bool = False) -> int:
-        """Steps of the training of ``blocks`` on ``n`` rows, at most, or of training them further: units of progress."""
+        """Largest number of steps, the units of progress, for training ``blocks`` on ``n`` rows, or for training them ``further``."""
 
     @abstractmethod
     def neighbor_count(self, n: int) -> int:
-        """Neighbours of a row of ``n`` in each half."""
+        """Number of neighbours of each of ``n`` rows in each half."""
 
     @abstractmethod
     def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
-        """What puts the image half and, where there is one, the text half, (n, d) each, on its scale; of several methods one after the other."""
+        """Fit the scaling of ``matrices``: image half and, where there is one, text half, (n, d) each. A mixture lists the halves of its methods in turn."""
 
     @abstractmethod
     def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
-        """The halves of ``matrices``, (n, d) each, as training sees them."""
+        """The features for training: ``matrices`` (n, d) each, scaled by ``halves``."""
 
     @abstractmethod
     def arrays(self, halves: Sequence[Half], block: int) -> Mapping[str, tuple[int, ...]]:
-        """The shapes of the arrays that a member of a block is made of, by name; ``halves`` as `halves` has them."""
+        """Shapes of the arrays of a member in a block, by name; ``halves`` is a result of `halves`."""
 
     @abstractmethod
     def trained(
@@ -127,53 +127,53 @@ class OuterLayer(ABC):
         states: Mapping[int, State] = _FROM_THE_START,
         start: Sequence[Member] = (),
     ) -> Iterator[list[Member]]:
-        """All members of each of ``blocks``, in their order, wanted or not; ``progress`` is told of every step.
+        """Train ``blocks`` and yield all members of each, in order, even beyond `n_members`; ``progress`` is called with the number of steps done since.
 
-        ``states`` are those of blocks that have been trained up to one of their `checkpoints`; they make no difference to the members.
-        Where members are trained further, ``start`` has all that are wanted, by their numbers, and there are no others.
+        ``states`` are those of blocks at one of their `checkpoints`, from which training resumes with the same result.
+        To train members further, ``start`` lists all `n_members` members by number; then there are no others.
         """
 
     def checkpoints(self, n: int, block: int) -> Sequence[int]:
-        """Steps of a block's training on ``n`` rows, ascending, after which its state is kept. Without any a block that was cut starts again."""
+        """Steps, ascending, after which the state of a block's training on ``n`` rows is stored. Without any, an interrupted block starts again."""
         return ()
 
     def advanced(self, features: Features, neighbors: Neighbors, legs: Sequence[Leg], progress: Callable[[int], None] = lambda steps: None) -> Iterator[State]:
-        """The state at the end of each of ``legs``, in their order; of different blocks, each from one of its `checkpoints` to a later one."""
+        """Yield the state at the end of each of ``legs``, in order. The legs are of different blocks, each up to one of its `checkpoints`."""
         return iter(())
 
     def labelled_at(self, block: int) -> int | None:
-        """Which of its `checkpoints` tells a block's pseudo-labels; None if it learns from none."""
+        """The checkpoint of a block that contains its pseudo-labels; None if the block uses none."""
         return None
 
     def pseudo_labels(self, block: int, state: State) -> PseudoLabels:
-        """Those that a block learns from, by its state at `labelled_at`."""
+        """The pseudo-labels of a block, from its state at `labelled_at`."""
         raise NotImplementedError(f"{type(self).__name__} learns from no pseudo-labels")
 
     @property
     def pixel_side(self) -> int:
-        """Members look at square images beside the features, of so many pixels a side; 0: they look at none."""
+        """Side in pixels of the square images that members use beside the features; 0 if they use none."""
         return 0
 
     @abstractmethod
     def models(self, members: Sequence[Member]) -> Models:
-        """What the members say of rows."""
+        """The members as predictors."""
 
     @abstractmethod
     def batch(self, n: int) -> int:
-        """Rows of a mini-batch of ``n``, by which the head is distilled too."""
+        """Rows in a mini-batch, out of ``n`` rows; used for distilling the head, too."""
 
     def wanted(self, trained: Iterable[Sequence[Member]]) -> list[Member]:
-        """The first `n_members`, by their numbers, of the members of `blocks`."""
+        """The first `n_members` members by number; ``trained`` lists the members of each of `blocks`."""
         blocks = zip(self.blocks, trained, strict=True)
         by_number = {number: member for block, members in blocks for number, member in zip(self.numbers(block), members, strict=False)}
         return [by_number[number] for number in range(self.n_members)]
 
     def neighbor_index(self, features: Features, half: int, built: Built | None = None) -> NeighborIndex:
-        """Of all rows in one half, by cosine."""
+        """Index of all rows in one half, by cosine; from ``built`` if given."""
         return NeighborIndex(lambda rows: features.half(half, rows).numpy(), len(features), n_threads=torch.get_num_threads(), built=built)
 
     def neighbors(self, features: Features) -> Neighbors:
-        """Of every row in each half."""
+        """The neighbours of every row in each half."""
         n = len(features)
         found = [self.neighbor_index(features, half).search(0, n, self.neighbor_count(n)) for half in range(len(features.halves))]
         return Neighbors(found[0], found[1] if len(found) > 1 else None)
@@ -181,9 +181,9 @@ class OuterLayer(ABC):
     def align(
         self, features: Features, neighbors: Neighbors, members: Sequence[Member], allocate: Allocate = np.empty, start: Start | None = None
     ) -> tuple[Ensemble, Consensus, Head]:
-        """The members with one label space, the consensus of all rows, and the head that stands for it.
+        """Returns the aligned members, the consensus of all rows, and the head that predicts it.
 
-        Cluster 0 is the largest; with a ``start`` clusters are called as they were.
+        Cluster 0 is the largest; with a ``start`` clusters keep their numbers.
         """
         if start is not None and start.members:
             ensemble = Ensemble(self.models(members), start.permutations)
@@ -209,55 +209,55 @@ class OuterLayer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(OuterLayer):
-    """The steps of one method. It gives features, members and what members say."""
+    """The steps of one method, which defines features, members and their predictions."""
 
     n_neighbors: int
-    """Of a row in each half."""
+    """Number of neighbours of a row in each half."""
     rows_per_neighbor: int
-    """Few rows have fewer neighbours: one for so many, at least one."""
+    """Least number of rows per neighbour: with few rows there are fewer neighbours, but at least one."""
 
     @property
     @abstractmethod
     def block_size(self) -> int:
-        """Members that are trained in one computation, a unit of training: a block that was cut is trained again from its start."""
+        """Number of members that are trained together in one computation. An interrupted block is trained again from its start."""
 
     @abstractmethod
     def steps(self, n: int) -> int:
-        """Steps of a block's training on ``n`` rows, at most."""
+        """Largest number of training steps of a block on ``n`` rows."""
 
     @abstractmethod
     def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-        """The arrays that a member is made of, by name, where the halves have ``widths`` dimensions."""
+        """Shapes of a member's arrays, by name, if the halves have ``widths`` dimensions."""
 
     @abstractmethod
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
-        """All members of a block, wanted or not, which depend on its number and the parameters alone; ``progress`` is told of every step."""
+        """Train all members of a block, even beyond `n_members`; they depend on its number and the parameters alone. ``progress`` counts the steps."""
 
     @property
     def abreast(self) -> int:
-        """Blocks that are trained side by side, where there are as many threads. It does not depend on how many members are wanted."""
+        """Number of blocks that are trained in parallel, given enough threads. It does not depend on `n_members`."""
         return 1
 
     def seed(self, block: int) -> int:
-        """Of a block's random numbers."""
+        """Seed of a block's random numbers."""
         return int(np.random.SeedSequence([self.random_state, block]).generate_state(1, np.uint64)[0] >> 1)
 
     def mini_batches(self, n: int, block: int, steps: int) -> Iterator[NDArray[np.int64]]:
-        """Of each step the rows, epoch by epoch; of an epoch what is left, fewer than a batch, is left out."""
+        """The rows of each step's mini-batch, epoch by epoch; an incomplete batch at the end of an epoch is dropped."""
         batch = self.batch(n)
         for step in range(steps):
             epoch, place = divmod(step, n // batch)
             if not place:
                 order = np.random.default_rng([self.random_state, block, epoch]).permutation(n)
-            yield np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a file is read forwards
+            yield np.sort(order[place * batch : (place + 1) * batch])  # sorted, so that a memory map is read forwards
 
     def probed_rows(self, n: int) -> NDArray[np.int64]:
-        """Of ``n`` rows those that `Probe` watches, the same for all members."""
+        """The rows out of ``n`` whose labels `Probe` watches, the same for all members."""
         return sample_rows(n, PROBE_ROWS, self.random_state)
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of members."""
+        """Number of blocks of members."""
         return -(-self.n_members // self.block_size)
 
     @property
@@ -289,10 +289,10 @@ class Plan(OuterLayer):
         return self.side_by_side(lambda block, told: self.train(features, neighbors, block, told), blocks, progress)
 
     def side_by_side(self, work: Callable[[Item, Callable[[int], None]], Result], items: Sequence[Item], progress: Callable[[int], None]) -> Iterator[Result]:
-        """What ``work``, given an item and whom to tell of steps, comes to for each of ``items``, which are of different blocks.
+        """Yield the results of ``work`` for ``items`` of different blocks, in order; ``work`` gets an item and a callback for its steps.
 
-        On a CPU blocks are trained side by side, each with its share of the threads. Threads that share a small step wait for each other at
-        every operation: that takes time, and one neighbour who wants a core stops them all.
+        On a CPU, `abreast` blocks run in parallel, each with its share of the threads. Threads that share a small step wait for each other at
+        every operation: that takes time, and another process on one core stops them all.
         """
         if self.device != "cpu":
             yield from (work(item, progress) for item in items)
@@ -300,7 +300,7 @@ class Plan(OuterLayer):
         threads = torch.get_num_threads()
         lanes = min(threads, self.abreast)
         share = threads // lanes
-        told: SimpleQueue[int] = SimpleQueue()  # progress is told by the thread that asked
+        told: SimpleQueue[int] = SimpleQueue()  # progress is called in the caller's thread
         with threads_of_torch(share), ThreadPoolExecutor(lanes, thread_name_prefix="train", initializer=torch.set_num_threads, initargs=(share,)) as pool:
             futures = [pool.submit(work, item, told.put) for item in items]
             try:
@@ -317,15 +317,15 @@ class Plan(OuterLayer):
 
 @dataclass(frozen=True, kw_only=True)
 class OngoingPlan(Plan):
-    """A plan the members of which can be trained further when they have been trained."""
+    """A plan whose trained members can be trained further."""
 
     @abstractmethod
     def further_steps(self, n: int) -> int:
-        """Steps of a block's further training on ``n`` rows."""
+        """Number of steps for training a block further on ``n`` rows."""
 
     @abstractmethod
     def further(self, features: Features, neighbors: Neighbors, block: int, members: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
-        """The ``members`` of a block, trained further: fewer steps at a smaller rate."""
+        """Train the ``members`` of a block further, with fewer steps and a smaller learning rate."""
 
     @property
     def goes_on(self) -> bool:
@@ -355,7 +355,7 @@ class OngoingPlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumablePlan(Plan):
-    """A plan the training of which goes on from its `checkpoints`, with equal members."""
+    """A plan whose training can resume from its `checkpoints`, with the same result."""
 
     @abstractmethod
     def checkpoints(self, n: int, block: int) -> Sequence[int]:
@@ -363,11 +363,11 @@ class ResumablePlan(Plan):
 
     @abstractmethod
     def advance(self, features: Features, neighbors: Neighbors, leg: Leg, progress: Callable[[int], None]) -> State:
-        """The state at the end of ``leg``."""
+        """Train to the end of ``leg``. Returns the state there."""
 
     @abstractmethod
     def finish(self, features: Features, neighbors: Neighbors, block: int, state: State | None, progress: Callable[[int], None]) -> list[Member]:
-        """The members of a block by what is left of its training after ``state``; None: all of it."""
+        """Train a block from ``state`` (None: from the start) to the end. Returns its members."""
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         return self.finish(features, neighbors, block, None, progress)
@@ -388,16 +388,16 @@ class ResumablePlan(Plan):
 
 
 PROBE_ROWS, PROBE_STEPS = 4096, 10
-"""Rows whose labels tell whether a member still moves, and over how many steps."""
+"""Number of rows whose labels show whether a member still changes, and number of steps over which they are compared."""
 
 
 class Probe:
-    """How many labels change over the last steps of a training.
+    """Measures how many labels change over the last steps of a training.
 
     Parameters
     ----------
-    steps : of the training
-    labels : those of `Plan.probed_rows` as they are now, (rows,) or (rows, members)
+    steps : number of steps of the training
+    labels : returns the current labels of `Plan.probed_rows`, (rows,) or (rows, members)
     """
 
     def __init__(self, steps: int, labels: Callable[[], Tensor]) -> None:
@@ -405,12 +405,12 @@ class Probe:
         self._before: Tensor | None = None
 
     def look(self, step: int) -> None:
-        """Before each step."""
+        """To be called before each step."""
         if step == self._last:
             self._before = self._labels()
 
     def changed(self) -> NDArray[np.float64]:
-        """After the last: the share of the rows whose label is another, () or (members,); 1 if there were too few steps."""
+        """To be called after the last step: share of rows with a changed label, () or (members,); 1 if there were too few steps."""
         labels = self._labels()
         if self._before is None:
             return np.ones(labels.shape[1:])
@@ -419,7 +419,7 @@ class Probe:
 
 
 class UnitVectors:
-    """The part of a plan that takes images and texts as the unit vectors that they are."""
+    """Mixin for plans that use images and texts as unit vectors, without scaling."""
 
     def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
         """See `Plan.halves`."""
@@ -431,7 +431,7 @@ class UnitVectors:
 
 
 class LinearMembers:
-    """The part of a plan the members of which are linear maps of the features."""
+    """Mixin for plans whose members are linear maps of the features."""
 
     n_clusters: int
 
@@ -446,10 +446,10 @@ class LinearMembers:
 
 @dataclass(frozen=True, eq=False)
 class NonlinearModels:
-    """The part of `ensemble.Models` that members have in common which are no linear maps of the features."""
+    """Base of `ensemble.Models` for members that are not linear maps of the features."""
 
     members: Sequence[Mapping[str, NDArray[np.float32]]]
-    """The arrays of each."""
+    """The arrays of each member."""
 
     of_features = True
 

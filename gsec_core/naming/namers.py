@@ -1,4 +1,4 @@
-"""Who names the clusters: ``terms``, from the words of their descriptions, or ``openai:MODEL``, a language model that reads these."""
+"""Namers of clusters: ``terms``, by distinctive words of their descriptions; ``nouns``, by nouns; ``openai:MODEL``, by a language model that reads these."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ from gsec_core.naming.terms import LONGEST_NAME, Description, Name
 TERMS, NOUNS = "terms", "nouns"
 
 NOUNS_VERSION = 1
-"""Raised when equal weights of nouns give other names."""
+"""Increased when equal weights of nouns give other names."""
 
 VERSION = 1
-"""Raised when a model is asked otherwise, or equal replies are read otherwise."""
+"""Increased when the request to the model or the reading of its replies changes."""
 
 PROMPT = (
     "Below are descriptions of images that were put into one group, and the words that set the group apart from the others. "
@@ -34,14 +34,14 @@ PROMPT = (
 )
 
 _QUOTED = 12
-"""Descriptions of a cluster that the model reads: it is to see the kind, and every one costs."""
+"""Number of a cluster's descriptions that the model reads: enough to recognise the kind, and each one costs."""
 
 _MAX_TOKENS = 160
 _LONGEST_SENTENCE = 300
 
 
 class Named(NamedTuple):
-    """A cluster's name and who gave it."""
+    """A cluster's name, and the namer that gave it."""
 
     name: Name
     namer: str
@@ -51,15 +51,15 @@ class Namer(Protocol):
     """Names all clusters of a run."""
 
     def check(self) -> None:
-        """Raises Refused if nothing can be asked."""
+        """Raises Refused if the namer cannot be used."""
         ...
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
-        """A name for each cluster by the descriptions of its images, all different; ``progress`` is told of each. Raises GsecError if nobody answers."""
+        """Distinct names for the clusters from the descriptions of their images; ``progress`` counts clusters. Raises GsecError if no server answers."""
         ...
 
     def name_groups(self, said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], progress: Callable[[int], None]) -> list[Named]:
-        """As `name`, for groups of clusters, which may lie in each other."""
+        """As `name`, for groups of clusters, which may be nested."""
         ...
 
 
@@ -67,7 +67,7 @@ class TermsNamer:
     """See `naming.name_clusters`."""
 
     def check(self) -> None:
-        """Nothing can be wrong."""
+        """This namer can always be used."""
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
         progress(len(said))
@@ -79,10 +79,10 @@ class TermsNamer:
 
 
 def by_nouns(words: Sequence[str], weights: NDArray[np.float32]) -> list[Named]:
-    """A name and terms for each cluster from the nouns that stand for its images.
+    """A name and terms for each cluster from the nouns that represent its images.
 
-    ``weights``: (clusters, words), how much more a word stands for the cluster's images than for all. Names that several clusters
-    would have are told apart by what follows.
+    ``weights`` (clusters, words): how much more a word represents the cluster's images than all images. Equal names of several clusters
+    are distinguished by further nouns.
     """
     best = [[words[noun] for noun in np.argsort(-row, kind="stable")[: naming.TERMS] if row[noun] > 0] for row in weights]
     names = naming.unique([(found[0] if found else f"cluster {cluster}", found[1:]) for cluster, found in enumerate(best)])
@@ -90,21 +90,21 @@ def by_nouns(words: Sequence[str], weights: NDArray[np.float32]) -> list[Named]:
 
 
 class OpenAINamer:
-    """Asks once for each cluster. One without descriptions, and one to which no name comes back, keeps the name that its terms give."""
+    """Asks a model once for each cluster. Clusters without descriptions, or without a usable reply, keep the name by their terms."""
 
     def __init__(self, model: str, config: PipelineConfig) -> None:
         probe = Probe("Say yes.", _MAX_TOKENS, "Name a model that chats.")
         self._chat = Chat(model, named=f'publish.namer = "openai:{model}"', config=config.describe, probe=probe)
 
     def check(self) -> None:
-        """Raises Refused unless the server is there, takes the key and has the model."""
+        """Raises Refused unless the server answers, accepts the key and has the model."""
         background.start(self._chat.check()).result()
 
     def name(self, said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
         return self._named(naming.name_clusters(said), said, progress)
 
     def name_groups(self, said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], progress: Callable[[int], None]) -> list[Named]:
-        in_turn = (zip_longest(*(said[cluster] for cluster in group)) for group in groups)  # the model reads the first of them
+        in_turn = (zip_longest(*(said[cluster] for cluster in group)) for group in groups)  # the model reads only the first ones
         return self._named(naming.name_groups(said, groups), [[one for row in rows for one in row if one is not None] for rows in in_turn], progress)
 
     def _named(self, by_terms: Sequence[Name], said: Sequence[Sequence[Description]], progress: Callable[[int], None]) -> list[Named]:
@@ -115,7 +115,7 @@ class OpenAINamer:
                 replies.append(future.result())
                 progress(1)
         finally:
-            for future in asked:  # of a server that is gone nobody asks the rest
+            for future in asked:  # after an error the remaining requests are not sent
                 future.cancel()
         found = [
             Named(name, TERMS) if reply is None else Named(name._replace(name=reply[0], description=reply[1]), self._chat.model)
@@ -136,7 +136,7 @@ class OpenAINamer:
 
 
 def read(reply: Reply) -> tuple[str, str] | None:
-    """Name and sentence of a reply; None if it holds none. Models put their JSON between fences and words."""
+    """Name and sentence in a reply; None if it contains none. Models may surround their JSON with fences and words."""
     text = without_reasoning(reply.text)
     try:
         found = json.loads(text[text.index("{") : text.rindex("}") + 1])
@@ -147,7 +147,7 @@ def read(reply: Reply) -> tuple[str, str] | None:
 
 
 def namer_of(config: PipelineConfig) -> str:
-    """Who names: as set, or nouns where they are the text source. Raises Refused if there are no nouns to name by."""
+    """Name of the namer: as set, or else `nouns` if they are the text source, or else `terms`. Raises Refused for `nouns` without nouns."""
     nouns = config.text_source == text.NOUNS
     if config.publish.namer == NOUNS and not nouns:
         raise Refused(f"publish.namer = nouns: it needs text.source = nouns, but text.source is {config.text_source}. Leave the namer out.")
@@ -157,13 +157,13 @@ def namer_of(config: PipelineConfig) -> str:
 
 
 def load_namer(config: PipelineConfig) -> Namer:
-    """The namer of these settings that reads descriptions. Raises Refused if there is none of that name."""
+    """The namer that the settings name, for naming by descriptions. Raises Refused if there is no such namer."""
     model = _model(namer_of(config))
     return TermsNamer() if model is None else OpenAINamer(model, config)
 
 
 def namer_identity(config: PipelineConfig) -> dict[str, object]:
-    """What makes this namer's answers its own, for fingerprints. Raises Refused as `load_namer`."""
+    """Everything on which this namer's names depend, for fingerprints. Raises Refused as `load_namer` does."""
     namer = namer_of(config)
     if namer == NOUNS:
         return {"name": NOUNS, "version": NOUNS_VERSION}

@@ -14,22 +14,22 @@ from typing import NamedTuple
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 VERSION = 1
-"""Raised when equal descriptions give other names."""
+"""Increased when equal descriptions give other names."""
 
 TERMS = 8
-"""Distinctive terms kept of a cluster."""
+"""Number of distinctive terms that are kept for a cluster."""
 
 LONGEST_NAME = 80
-"""Characters."""
+"""Largest number of characters in a name."""
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’.][^\W_]+)*")
 _STOP_WORDS = ENGLISH_STOP_WORDS | {"image", "images", "picture", "photo", "photograph", "contains", "characterised", "characterized", "shows"}
 _AFTER_HEAD = {"of", "with", "in", "on", "for", "from", "at", "and", "or"}
-"""What follows these in a noun phrase is not its head: a loaf of bread is a loaf."""
+"""Words after which a noun phrase's head has ended: a loaf of bread is a loaf."""
 
 
 class Description(NamedTuple):
-    """The descriptions of one image."""
+    """The description of one image."""
 
     text: str
     object: str | None
@@ -37,10 +37,10 @@ class Description(NamedTuple):
 
 
 class Name(NamedTuple):
-    """What a cluster is called."""
+    """Name, description and terms of a cluster."""
 
     name: str
-    """Unlike that of every other cluster, whatever the case of its letters."""
+    """Differs from the name of every other cluster, ignoring case."""
     description: str | None
     """One sentence; None without descriptions."""
     terms: tuple[str, ...]
@@ -49,28 +49,28 @@ class Name(NamedTuple):
 
 class _Term(NamedTuple):
     text: str
-    """As it is mostly spelt."""
+    """The most frequent spelling."""
     said: int
-    """Descriptions of the cluster that have it."""
+    """Number of the cluster's descriptions that contain the term."""
     weight: float
 
 
 def name_clusters(said: Sequence[Sequence[Description]]) -> list[Name]:
-    """A name for each cluster by the descriptions of its images. Equal descriptions, in whatever order, give equal names.
+    """A name for each cluster from the descriptions of its images. Equal descriptions in any order give equal names.
 
-    A name is the most distinctive object; two of them, if the first is in fewer than half of the descriptions; a distinctive
-    word, if no description names an object; ``cluster 7`` without any.
+    A name is the most distinctive object; or two objects, if the first is in fewer than half of the descriptions; or a distinctive
+    word, if no description names an object; or, for instance, ``cluster 7``, if there is none.
     """
     return _named(said, [(cluster,) for cluster in range(len(said))], len(said))
 
 
 def name_groups(said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]]) -> list[Name]:
-    """As `name_clusters`, for groups of clusters, which may lie in each other: each is told from all that is not in it."""
+    """As `name_clusters`, for groups of clusters, which may be nested: each group is distinguished from all clusters outside it."""
     return _named(said, groups, 2)
 
 
 def _named(said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], classes: int) -> list[Name]:
-    """Names of groups of clusters, each of which is one of ``classes`` of like size."""
+    """Names of groups of clusters; each group counts as one of ``classes`` classes of equal size, see `c_tf_idf`."""
     weighed = (_weigh(said, groups, classes, terms_of) for terms_of in (_objects, _attributes, _words_and_pairs))
     together = ([description for cluster in group for description in said[cluster]] for group in groups)
     found = [_name(*group) for group in zip(together, *weighed, strict=True)]
@@ -88,14 +88,14 @@ def _name(descriptions: Sequence[Description], objects: Sequence[_Term], attribu
     elif objects:
         often = [term for term in _apart(attributes, 3) if term.said > 1]
         sentence = f"Mostly {_listed(heads)}{f'; often {_listed(often)}' if often else ''}."
-    else:  # the description that says most of what is distinctive
+    else:  # the description with the most distinctive terms
         weight = {_key(term.text): term.weight for term in terms}
         sentence = max((sum(weight.get(key, 0.0) for key in sorted(set(map(_key, _words_and_pairs(said))))), said.text) for said in descriptions)[1]
     return Name(name, sentence, tuple(term.text for term in best))
 
 
 def unique(wanted: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Names made unlike each other: the first cluster keeps a name, a later one adds a term of its own, or its number."""
+    """Make names distinct: the first cluster keeps a name, later ones add one of their terms, or their number."""
     taken: set[str] = set()
     names = []
     for cluster, (wish, terms) in enumerate(wanted):
@@ -117,13 +117,13 @@ def _numbered(wish: str, cluster: int) -> Iterator[str]:
 def _weigh(
     said: Sequence[Sequence[Description]], groups: Sequence[Sequence[int]], classes: int, terms_of: Callable[[Description], list[str]]
 ) -> Iterator[list[_Term]]:
-    """For each group of clusters its terms, the heaviest first, without those that others have as often: "colours" may be everywhere."""
+    """The terms of each group of clusters, of largest weight first, without those that are more frequent overall than in the group, such as "colours"."""
     spelt: dict[str, Counter[str]] = {}
     counts: list[Counter[str]] = []
     for descriptions in said:
         counts.append(Counter())
         for description in descriptions:
-            terms = {_key(term): term for term in terms_of(description)}  # how often one description says it means nothing
+            terms = {_key(term): term for term in terms_of(description)}  # repetitions within one description do not count
             counts[-1].update(terms.keys())
             for key, term in terms.items():
                 spelt.setdefault(key, Counter())[term] += 1
@@ -138,7 +138,7 @@ def _weigh(
 
 
 def c_tf_idf(count: Mapping[str, int], overall: Mapping[str, int], classes: int) -> dict[str, float]:
-    """Weights of a class's terms: its share of the class's terms times log(1 + mean terms of one of ``classes`` / count over all)."""
+    """Weight of each term of a class: its share of the class's terms times log(1 + mean number of terms per class / count of the term over all classes)."""
     total, mean = sum(count.values()), sum(overall.values()) / classes
     return {term: n / total * math.log(1 + mean / overall[term]) for term, n in count.items()}
 
@@ -151,7 +151,7 @@ def _together(counts: Sequence[Mapping[str, int]]) -> Counter[str]:
 
 
 def _apart(terms: Sequence[_Term], most: int) -> list[_Term]:
-    """The heaviest terms of which none says again what one before it said."""
+    """At most ``most`` terms of largest weight, without those that overlap with an earlier one."""
     found: list[_Term] = []
     for term in terms:
         if len(found) == most:
@@ -162,13 +162,13 @@ def _apart(terms: Sequence[_Term], most: int) -> list[_Term]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether all words of one of the terms are in the other."""
+    """Whether one of the terms contains all words of the other."""
     a, b = set(_words(_key(one))), set(_words(_key(other)))
     return a <= b or b <= a
 
 
 def _objects(description: Description) -> list[str]:
-    """What the object may be called: an "Egyptian cat" is also a "cat", and a "slice of lemon pie" a "slice"."""
+    """Possible names of the object: an "Egyptian cat" is also a "cat", and a "slice of lemon pie" is a "slice"."""
     words = _words(description.object or "")
     head = next((index for index, word in enumerate(words) if index and word.lower() in _AFTER_HEAD), len(words))
     names = [" ".join(words)] + [" ".join(words[start:head]) for start in range(head)]
@@ -180,7 +180,7 @@ def _attributes(description: Description) -> list[str]:
 
 
 def _words_and_pairs(description: Description) -> list[str]:
-    """Words, and pairs of neighbours, of object and attributes where the template was kept, else of the text."""
+    """Words, and pairs of adjacent words, of object and attributes if the description has an object, else of the text."""
     found = []
     for phrase in [description.object, *description.attributes] if description.object else [description.text]:
         words = _words(phrase)

@@ -1,1 +1,1 @@
-"""The report of a run: HTML pages that open from disk, drawn from tables that the user has too."""
+"""The report of a run: HTML pages that open from disk, made from tables that the user has, too."""

@@ -1,4 +1,4 @@
-"""The bars of small charts, in percent of the chart's box."""
+"""Small bar charts; positions and heights are in percent of the chart's box."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ class Bar:
     width: float
     height: float
     says: str
-    """What it stands for, in words."""
+    """Meaning of the bar in words."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars that stand on one line."""
+    """A bar chart."""
 
     bars: tuple[Bar, ...]
     top: float
-    """The value of the box's upper edge, in the values' unit."""
+    """The value at the box's upper edge."""
 
 
 def ranked(sizes: Sequence[int]) -> Chart:
-    """One bar for each cluster, in the order given; of very many, those at evenly spaced ranks."""
+    """One bar for each cluster, in the given order; if there are too many, only those at evenly spaced ranks."""
     count = min(len(sizes), _MOST_BARS)
     ranks = [(place * (len(sizes) - 1)) // max(count - 1, 1) for place in range(count)]
     top = max(sizes, default=0)
@@ -38,7 +38,7 @@ def ranked(sizes: Sequence[int]) -> Chart:
 
 
 def histogram(counts: Sequence[int]) -> Chart:
-    """One bar for each count, of what lies in each of as many equal parts of 0 to 1."""
+    """A histogram from the counts in equal bins between 0 and 1, one bar for each count."""
     bins, top = len(counts), max(counts, default=0)
     bars = [
         Bar(100 * place / bins, 100 / bins, 100 * count / max(top, 1), f"{place / bins:.2f} to {(place + 1) / bins:.2f}: {count:,}")

@@ -1,4 +1,4 @@
-"""What a report says, read from a run's tables."""
+"""Collects the content of a report from a run's tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
@@ -33,11 +33,11 @@ from gsec_core.tables import (
 )
 
 BINS = 20
-"""Bars of the histogram of confidence."""
+"""Number of bars in the histogram of confidence."""
 
 
 def collect(context: Context) -> Content:
-    """Everything that the report of a run says. Raises Refused if a stage of it has not run."""
+    """The whole content of a run's report. Raises Refused if a stage that it needs has not run."""
     request = context.run.request()
     names = usable(context).part_names
     assignments = pl.DataFrame(pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(names)))
@@ -78,7 +78,7 @@ def collect(context: Context) -> Content:
 
 
 def _curation(context: Context) -> tuple[Curated | None, tuple[str, ...]]:
-    """What people have made of the clusters, None if nothing, and what a reader should know of it."""
+    """The curated clusters, or None without curation, and sentences for the reader about the curation."""
     try:
         found = curated(context) if log_of(context).numbers() else None
     except BadRecord as error:
@@ -86,7 +86,7 @@ def _curation(context: Context) -> tuple[Curated | None, tuple[str, ...]]:
     if found is None:
         return None, ()
     said = []
-    if found.hidden.any() or any(one.curated or one.hidden for one in found.clusters):  # a star changes nothing here, nor does what is undone
+    if found.hidden.any() or any(one.curated or one.hidden for one in found.clusters):  # stars and undone acts do not change the report
         said.append(
             f"Names and descriptions include curation up to act {found.last}; a different name of the model is shown below. "
             "The clusters themselves, their images and their figures are the model's own: those that people merged have the name of the one that they "
@@ -178,7 +178,7 @@ def _tree(context: Context) -> Iterator[Node]:
 
 
 PICTURES = 3
-"""Of a group of new images."""
+"""Number of pictures shown for a group of new images."""
 
 
 def _emerging(context: Context, hidden: Set[bytes]) -> Iterator[Emerging]:
@@ -199,7 +199,7 @@ def _duplicates(context: Context, copies: pl.DataFrame) -> Iterator[Duplicates]:
 
 
 def _made_with(context: Context) -> Iterator[tuple[str, str]]:
-    """What the newest attempt recorded; a run in a user's own process has none."""
+    """Versions and machine that the newest attempt recorded; empty for a run in a user's own process, which records none."""
     for attempt in context.run.attempts()[-1:]:
         start = attempt["start"]
         yield "Python", start["python"]

@@ -4,21 +4,21 @@ import math
 from functools import cache
 
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-"""Successive hues lie far apart, however many there are."""
+"""Steps of this angle keep successive hues far apart, for any number of clusters."""
 
 _LIGHTNESS = (0.62, 0.54, 0.58)
-"""Of OKLCH. All three stand out at 3 : 1 or more from a white ground and from a nearly black one."""
+"""Lightness values in OKLCH; all have a contrast of at least 3 : 1 on white and on nearly black backgrounds."""
 
 _CHROMA = 0.16
 
 
 @cache
 def colour(cluster: int) -> str:
-    """``#rrggbb`` of a cluster: equal for equal numbers, different in hue and lightness from that of its neighbours."""
+    """Colour of a cluster as ``#rrggbb``: fixed for each number, and different in hue and lightness from those of the next numbers."""
     lightness, hue = _LIGHTNESS[cluster % len(_LIGHTNESS)], 0.5 + cluster * _GOLDEN_ANGLE
     chroma = _CHROMA
     values = _linear_rgb(lightness, chroma, hue)
-    while min(values) < 0 or max(values) > 1:  # not every hue can be this vivid on a screen
+    while min(values) < 0 or max(values) > 1:  # reduce the chroma where sRGB cannot represent it
         chroma *= 0.95
         values = _linear_rgb(lightness, chroma, hue)
     return "#" + "".join(f"{round(255 * _gamma(value)):02x}" for value in values)

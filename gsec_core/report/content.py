@@ -1,14 +1,14 @@
-"""What a report says, as plain values: the input of the pages. `collect` makes it from a run's tables."""
+"""Content of a report as plain values: the input of `pages`, made by `collect` from a run's tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 LINES = 200
-"""Rows of a list that a page has at most: images without a cluster, settings, stages."""
+"""Largest number of rows in a list on a page: images without a cluster, groups of new images."""
 
 GROUPS, OF_A_GROUP = 50, 6
-"""Groups of duplicates that are listed, and images of one."""
+"""Largest number of groups of duplicates that are listed, and of images in each."""
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,19 @@ class Cluster:
 
     cluster: int
     key: int
-    """What it is called from run to run."""
+    """The cluster key, which stays the same from run to run."""
     name: str
     description: str
     terms: tuple[str, ...]
     size: int
     confidence: float | None
-    """Mean over its images; None if it is empty, as below."""
+    """Mean over the cluster's images; like cohesion and others below, None if the cluster is empty."""
     cohesion: float | None
     separation: float
     agreement: float | None
     stability: float | None
     model_name: str | None = None
-    """What the model calls it, if people call it otherwise."""
+    """The model's name of the cluster, if people have given it another."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Node:
 
     left: int
     right: int
-    """Clusters by their numbers; nodes by the number of clusters and their place."""
+    """Like ``left``: the number of a cluster, or the number of clusters plus the index of a node."""
     name: str
     clusters: int
     size: int
@@ -51,15 +51,15 @@ class Shown:
     uri: str
     cluster: int
     role: str
-    """See `gsec_core.report.layout.choose`: representative, most confident, least confident or sample."""
+    """Why it is shown: representative, most confident, least confident, sample or new; see `gsec_core.report.layout`."""
     confidence: float
     caption: str | None
-    """Its own description, if it was described."""
+    """The image's description, if it was described."""
     x: float
     y: float
-    """On the map; only distances mean something."""
+    """Coordinates on the map, of which only distances have a meaning."""
     thumbnail: bytes | None
-    """JPEG; None if it is not kept any more."""
+    """JPEG; None if it is no longer stored."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Emerging:
 
     size: int
     cluster: int
-    """Where most of them are."""
+    """The cluster that contains most of them."""
     like: tuple[str, ...]
-    """The descriptions of the images that are most like them."""
+    """Descriptions of the most similar images."""
     thumbnails: tuple[bytes | None, ...]
-    """Of the most typical ones."""
+    """Thumbnails of the most typical images; None if one is no longer stored."""
 
 
 @dataclass(frozen=True)
@@ -90,56 +90,56 @@ class Duplicate:
 
     uri: str
     cosine: float
-    """To the first of its group."""
+    """Cosine to the first image of the group."""
     exact: bool
-    """Whether it has the same bytes as that."""
+    """Whether it has the same bytes as the first image."""
     thumbnail: bytes | None
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images of one picture, or nearly one."""
+    """A group of exact or near copies of the same picture."""
 
     count: int
     images: tuple[Duplicate, ...]
-    """The first of them; the very first is the one to keep."""
+    """The first images of the group, beginning with the one to keep."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """One report."""
+    """Content of one report."""
 
     run_id: str
     created: str
     asked: tuple[tuple[str, str], ...]
-    """What was asked, label and value: source, question, encoder, captioner, ..."""
+    """The request, as pairs of label and value: source, question, encoder, captioner, ..."""
     counts: Mapping[str, int]
-    """images, assigned, rejected, missing, clusters, duplicates (images that are copies of another, byte by byte or nearly)."""
+    """Numbers of images, assigned, rejected, missing, clusters, duplicates (images that are exact or near copies of another)."""
     clusters: tuple[Cluster, ...]
-    """All of them; their numbers are their places."""
+    """All clusters, in the order of their numbers."""
     tree: tuple[Node, ...]
-    """From the bottom up; empty if there is none."""
+    """Nodes of the tree from the bottom up; empty if there is no tree."""
     shown: tuple[Shown, ...]
-    """In the order in which galleries show them."""
+    """Images to show, in the order of the galleries."""
     emerging: tuple[Emerging, ...]
-    """The largest group first."""
+    """Groups of new images, the largest first."""
     confidences: tuple[int, ...]
-    """How many images have a confidence in each of as many equal parts of 0 to 1."""
+    """Histogram of confidence: numbers of images in equal bins between 0 and 1."""
     labellings: tuple[Mapping[str, Any], ...]
     """The consensus beside plain k-means; see `quality.without_labels`."""
     remarks: tuple[str, ...]
-    """What of that a reader should know, in plain words; see `quality.remarks`."""
+    """Remarks on the result in plain words; see `quality.remarks`."""
     reasons: tuple[tuple[str, str, int], ...]
-    """Status, reason and number of the images without a cluster, the most frequent first."""
+    """Status, reason and number of images without a cluster, the most frequent reason first."""
     unusable: tuple[Unusable, ...]
-    """The first of them."""
+    """The first images without a cluster, by URI."""
     duplicates: tuple[Duplicates, ...] | None
-    """The largest groups; None if the run looked for none."""
+    """The largest groups of duplicates; None if the run has not searched any."""
     timings: tuple[Mapping[str, Any], ...]
     """One row for each stage: stage, shards, seconds."""
     made_with: tuple[tuple[str, str], ...]
     """Versions and machine."""
     configuration: Mapping[str, Any]
-    """All settings, sections within."""
+    """All settings, with sections as nested mappings."""
     curation: tuple[str, ...] = ()
-    """What people did to the clusters, in plain words, if anything."""
+    """Remarks on what people have changed in the clusters; empty without curation."""

@@ -1,4 +1,4 @@
-"""Which images a report shows, and where they are on its map."""
+"""Chooses the images that a report shows, and places them on its map."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
 
 MOST = 5_000
-"""Images that a report shows at most."""
+"""Largest number of images in a report."""
 
 PER_ROLE = 6
-"""Images of each role that a cluster's gallery has at most."""
+"""Largest number of images of each role in a cluster's gallery."""
 
 REPRESENTATIVE, MOST_CONFIDENT, LEAST_CONFIDENT, SAMPLE, NEW = "representative", "most confident", "least confident", "sample", "new"
-"""Why an image is shown: it was described or is near its cluster's centre, its cluster is surest or least sure of it, it was drawn for the map, or it has come
-since the model was fitted that labels it."""
+"""Why an image is shown: it was described or is near its cluster's centre; its confidence is among the highest or lowest of the cluster; it was drawn for the
+map; or it is newer than the model that labels it."""
 
 _SEED = 0
 _COMPONENTS = 50
 _PERPLEXITY = 30
 _LANDMARKS = 10
 _ONE_ISLAND = 0.05
-"""Of a landmark that lies farther from the nearest one, on the map, nothing is taken: between two islands there is nothing."""
+"""Landmarks farther than this on the map from the most similar landmark have no weight, so that no image is placed between two islands."""
 _LEAST_SPREAD, _MOST_SPREAD = 0.001, 0.01
 
 
@@ -36,12 +36,12 @@ def choose(
     distinct: NDArray[np.bool_],
     n_clusters: int,
 ) -> pl.DataFrame:
-    """The rows that are shown, at most `MOST`, with columns row, cluster and role, in the order of galleries.
+    """Choose at most `MOST` rows to show. Returns columns row, cluster and role, in the order of galleries.
 
-    The arrays are (n,): cluster, how sure it is, cosine to its centre, whether the image was described, and whether it is the
-    first of its bytes; of others none is shown. Representatives are the described ones first. Every cluster has up to
-    `PER_ROLE` images of each role, fewer if there are many clusters; the rest is drawn in proportion to what is left of the
-    clusters, with a fixed seed.
+    The arrays are (n,): cluster, its confidence, cosine to its centre, whether the image was described, and whether it is the
+    first image with its bytes; other copies are not shown. Described images come first as representatives. Every cluster has up to
+    `PER_ROLE` images of each role, fewer if there are many clusters; the remaining room is filled by a sample, with a fixed seed,
+    in proportion to the remaining sizes of the clusters.
     """
     columns = {"row": np.arange(len(labels)), "cluster": labels, "confidence": confidence, "centrality": centrality, "described": described}
     left = pl.DataFrame(columns).filter(pl.Series(distinct))
@@ -57,7 +57,7 @@ def choose(
         chosen.append(found.with_columns(role=pl.lit(role)))
         left = left.join(found, on="row", how="anti")
     room = min(MOST - sum(len(found) for found in chosen), len(left))
-    # Evenly spaced places of a shuffle that is sorted by cluster: each cluster's share, to within one image.
+    # Evenly spaced rows of a shuffle sorted by cluster: they give each cluster its share, to within one image.
     shuffled = left[np.random.default_rng(_SEED).permutation(len(left))].sort("cluster", maintain_order=True)
     places = ((np.arange(room) + 0.5) * len(left) / max(1, room)).astype(np.int64)
     drawn = shuffled[places].with_columns(rank=pl.int_range(pl.len()).over("cluster"), role=pl.lit(SAMPLE))
@@ -66,7 +66,7 @@ def choose(
 
 
 def place(X: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows (n, d) as points (n, 2) within the unit square: neighbours stay together, by t-SNE on principal components.
+    """Place rows (n, d) as points (n, 2) in the unit square by t-SNE on principal components, which keeps neighbours together.
 
     Equal rows on the same machine give equal points.
     """
@@ -75,7 +75,7 @@ def place(X: NDArray[Any]) -> NDArray[np.float32]:
 
     rows = np.ascontiguousarray(X, np.float32)
     components = min(_COMPONENTS, *rows.shape)
-    if components < 2 or not np.ptp(rows, axis=0).any():  # of equal rows t-SNE would scale a spread of nothing, and crash
+    if components < 2 or not np.ptp(rows, axis=0).any():  # t-SNE would crash on equal rows, whose spread is zero
         return np.full((len(rows), 2), 0.5, np.float32)
     reduced = PCA(components, random_state=_SEED).fit_transform(rows)
     if len(rows) > 10:
@@ -87,11 +87,11 @@ def place(X: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def beside(X: NDArray[Any], landmarks: NDArray[np.float32], points: NDArray[np.float32], noise: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Rows (n, d) as points (n, 2) within the unit square, each beside the landmarks that it is most like.
+    """Place rows (n, d) as points (n, 2) in the unit square, each beside the most similar landmarks.
 
-    ``landmarks`` (m, d) are unit rows that are at ``points`` (m, 2). A point is the mean of the nearest landmarks' points, by the weights of modified
-    Shepard interpolation (Franke, Scattered Data Interpolation, 1982) of the chords between unit rows. To it comes ``noise`` (n, 2), standard normal,
-    times the distance from the nearest landmark to its own neighbours on the map: with less, many points are clumps around landmarks.
+    ``landmarks`` (m, d) are unit rows placed at ``points`` (m, 2). A point is the mean of the most similar landmarks' points, with the weights of modified
+    Shepard interpolation (Franke, Scattered Data Interpolation, 1982) of the chords between unit rows. Added to it is ``noise`` (n, 2), standard normal,
+    times the mean distance of the most similar landmark to its neighbours on the map; with less noise, many points would clump around landmarks.
     """
     import faiss
     from scipy.spatial import KDTree
@@ -109,15 +109,15 @@ def beside(X: NDArray[Any], landmarks: NDArray[np.float32], points: NDArray[np.f
         weights[:, 0] += 1e-6
         mean = (near * weights[:, :, None]).sum(1) / weights.sum(1)[:, None]
         placed[start:stop] = mean + noise[start:stop] * spread[nearest[:, 0], None]
-    reflected: NDArray[np.float32] = 1 - np.abs(1 - np.abs(placed))  # clipped, they would make a line of the border
+    reflected: NDArray[np.float32] = 1 - np.abs(1 - np.abs(placed))  # reflected at the borders: clipping alone would put them all on the border
     return reflected.clip(0, 1)
 
 
 def noise_of(ids: Sequence[bytes]) -> NDArray[np.float64]:
-    """(n, 2) standard normal values, always the same of an image: its id (16 bytes, a hash) is the randomness."""
+    """Standard normal values (n, 2), fixed for each image: derived from its id (16 bytes, a hash)."""
     from scipy.special import ndtri
 
     halves = np.frombuffer(b"".join(ids), np.uint64).reshape(-1, 2)
-    # Of 52 bits, so that with the half none becomes 0 or 1.
+    # 52 bits plus one half, so that no value becomes 0 or 1.
     normal: NDArray[np.float64] = ndtri(((halves >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52)
     return normal.clip(-2.5, 2.5)

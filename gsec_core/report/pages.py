@@ -1,4 +1,4 @@
-"""The HTML pages of a report. They open from disk, load nothing, and stay small however many images and clusters there are."""
+"""The HTML pages of a report. They open from disk, load no other files, and stay small for any number of images and clusters."""
 
 import base64
 import hashlib
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from gsec_core.results.compare import Comparison, Pair
 
 MAX_BYTES = 20_000_000
-"""Of the index. The limits below keep it: each list is bounded, each text is cut, and pictures shrink until they fit."""
+"""Largest size of the index. The limits below ensure it: lists are bounded, texts are cut, and pictures shrink until they fit."""
 
 MAX_INLINE = 50
-"""Clusters whose galleries stand in the index; if there are more, each has a page."""
+"""Up to this number of clusters, their galleries are in the index; with more, each cluster has a page."""
 
 MAX_LISTED = layout.MOST
-"""Clusters in the table, and images on the map."""
+"""Largest number of clusters in the table, and of images on the map."""
 
 MAX_TREE = 1_000
-"""Clusters up to which the index has their tree."""
+"""Largest number of clusters whose tree is in the index."""
 
 _DEEPEST, _NODE = 24, 60
-"""Levels of the tree that fold, as browsers show some hundreds of elements within each other, and characters of a node's name."""
+"""Largest number of nested levels of the tree that can be folded, since browsers limit nesting to some hundreds of elements; and bytes of a node's name."""
 
 MAX_MATCHES = 5_000
-"""Rows of all tables of matched clusters."""
+"""Largest number of rows in all tables of matched clusters together."""
 
 _GALLERY_BYTES = _SHEETS_BYTES = 5_000_000
 
@@ -55,14 +55,14 @@ _ROLES = (
 )
 
 _NAME, _DESCRIPTION, _WHOLE, _TERMS, _URI, _SHORT, _CAPTION, _VALUE = 120, 480, 2000, 240, 300, 90, 300, 1000
-"""Bytes of page for each text."""
+"""Largest number of bytes of each kind of text in a page."""
 
 _MAP_SIDE = 10_000
-"""Places on the map are whole numbers up to this."""
+"""Coordinates on the map are integers up to this number."""
 
 
 def pages(content: Content) -> Iterator[tuple[str, bytes]]:
-    """Path in the report's folder and bytes of each page; the index, ``index.html``, comes last, so that all it links to is there.
+    """Yield path in the report's folder and bytes of each page; ``index.html`` comes last, so that all pages that it links to exist.
 
     Equal contents give equal bytes.
     """
@@ -81,7 +81,7 @@ def pages(content: Content) -> Iterator[tuple[str, bytes]]:
 
 
 def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thumbnails: Mapping[bytes, bytes]) -> bytes:
-    """The page of a comparison of runs. ``scores``: one row for each run, or nothing; ``thumbnails``: JPEGs by image id, as far as there are any."""
+    """The page of a comparison of runs. ``scores``: one row for each run, or empty; ``thumbnails``: available JPEGs by image id."""
     made = pictures.gallery([thumbnails.get(image.image_id) for image in comparison.differing], _GALLERY_BYTES)
     page = _templates().get_template("compare.html.j2")
     rows = [{**row, **scored} for row, scored in zip(comparison.rows(), scores or [{}] * len(comparison.runs), strict=True)]
@@ -90,9 +90,9 @@ def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thum
 
 
 def _matches(comparison: "Comparison") -> list[tuple["Pair", list[tuple[int | None, int | None, int]], int]]:
-    """Of each pair of runs, of very many the first: rows of two clusters that are matched and the images in both, and how many rows are left out.
+    """For each pair of runs, or the first pairs: rows of two matched clusters with the number of images in both, and the number of rows left out.
 
-    Those with most images come first, clusters without a match last.
+    Rows with most images come first, clusters without a match last.
     """
     most = max(10, MAX_MATCHES // len(comparison.pairs))
     found = []
@@ -137,7 +137,7 @@ def _tree_fits(content: Content) -> bool:
 
 
 def _tree(content: Content) -> Iterator[tuple[str, Node | Cluster]]:
-    """What opens, what closes and the clusters between, in the order of the page; nothing of a tree with too many."""
+    """Steps "open", "close" and "leaf" with a node or cluster, in the order of the page; empty if the tree is too large."""
     if not _tree_fits(content):
         return
     merges = [(node.left, node.right) for node in content.tree]
@@ -160,7 +160,7 @@ def _duplicates(content: Content) -> list[tuple[Duplicates, list[tuple[Duplicate
 
 
 def _map(content: Content, onmap: Sequence[Shown], sheets: pictures.Sheets) -> dict[str, Any]:
-    """What the map's script reads: columns of the points, and their clusters."""
+    """Input of the map's script: columns of the points, and their clusters."""
     xs, ys = _scaled([shown.x for shown in onmap], [shown.y for shown in onmap])
     numbers = {shown.cluster for shown in onmap}
     return {
@@ -179,7 +179,7 @@ def _map(content: Content, onmap: Sequence[Shown], sheets: pictures.Sheets) -> d
 
 
 def _scaled(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[int], list[int]]:
-    """Places moved into a square of whole numbers, equally scaled on both axes."""
+    """Coordinates scaled to integers in a square, with the same scale on both axes."""
     xs, ys = ([value if math.isfinite(value) else 0.0 for value in values] for values in (xs, ys))
     span = max([max(values) - min(values) for values in (xs, ys) if values], default=0.0)
 
@@ -191,7 +191,7 @@ def _scaled(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[int], list[i
 
 
 def _galleries(content: Content) -> Mapping[int, dict[str, list[Shown]]]:
-    """Cluster -> role -> the images to show."""
+    """The images to show, by cluster and role."""
     found: defaultdict[int, dict[str, list[Shown]]] = defaultdict(lambda: {role: [] for role, *_ in _ROLES})
     for shown in content.shown:
         of_role = found[shown.cluster].get(shown.role)
@@ -201,7 +201,7 @@ def _galleries(content: Content) -> Mapping[int, dict[str, list[Shown]]]:
 
 
 def _with_pictures(galleries: Sequence[Mapping[str, Sequence[Shown]]]) -> list[list[tuple[str, str, str, list[tuple[Shown, Picture | None]]]]]:
-    """For each gallery its roles that have images: role, title, explanation, images with their pictures."""
+    """The roles with images in each gallery: role, title, explanation, and images with their pictures."""
     every = [shown for roles in galleries for of_role in roles.values() for shown in of_role]
     made = iter(pictures.gallery([shown.thumbnail for shown in every], _GALLERY_BYTES))
     return [[(role, title, says, [(shown, next(made)) for shown in roles[role]]) for role, title, says in _ROLES if roles[role]] for roles in galleries]
@@ -212,7 +212,7 @@ def _path(cluster: int) -> str:
 
 
 def _flat(settings: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str]]:
-    """``section.name`` and value of each setting."""
+    """Yield ``section.name`` and value of each setting."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{section}{name}.")
@@ -225,7 +225,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def figure(value: object, digits: int = 3) -> str:
-    """A number for a reader: whole ones with separators, others with ``digits`` decimals, a dash for none."""
+    """Format a number: integers with separators, floats with ``digits`` decimals, a dash for None and non-finite values."""
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float) and math.isfinite(value):
@@ -262,7 +262,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "figure": figure,
     "duration": _duration,
 }
-"""How the templates write values; each text gets no more room than its place has."""
+"""Filters of the templates; they cut each text to the length that its place allows."""
 
 
 def _templates() -> jinja2.Environment:
@@ -276,17 +276,17 @@ def _templates() -> jinja2.Environment:
 
 
 def asset(name: str) -> Markup:
-    """A style sheet or script of this package, to stand in a page as it is."""
+    """A style sheet or script of this package, for inclusion in a page without escaping."""
     return Markup(_source(name))
 
 
 def digest(name: str) -> str:
-    """By which a page's policy allows this style sheet or script and no other."""
+    """Hash by which a page's content security policy allows this style sheet or script only."""
     return policy_hash(_source(name))
 
 
 def policy_hash(source: str) -> str:
-    """By which a policy allows this style sheet or script and no other."""
+    """Hash by which a content security policy allows this source of a style sheet or script only."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Thumbnails as they stand in a page: one by one in galleries, many to a sheet for the map; never more bytes than allowed."""
+"""Thumbnails for a page, within a limit of bytes: single pictures for galleries, sheets of many for the map."""
 
 import base64
 import io
@@ -12,16 +12,16 @@ from gsec_core.sources.base import RejectedImage
 
 _SIDES = (96, 64, 48, 32)
 _TILES = (96, 48, 32, 24)
-"""Pixels, tried in this order until all pictures fit."""
+"""Sides in pixels, tried in this order until all pictures fit."""
 
 _COLUMNS = 16
 _A_SHEET = _COLUMNS**2
-"""Tiles. A browser decodes a whole sheet to draw one of them."""
+"""Number of tiles per sheet; it is limited, since a browser decodes a whole sheet to draw one tile."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image element."""
+    """Data for an image element."""
 
     source: str
     """A data URI."""
@@ -31,20 +31,20 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sheets:
-    """Tiles of equal size, 16 a row and 256 a sheet, in the order of the thumbnails; each holds its picture at its top left."""
+    """Tiles of equal size, 16 per row and 256 per sheet, in the order of the thumbnails; each has its picture at the top left."""
 
     tile: int
-    """Its side in pixels; 0 if there is no sheet."""
+    """Side of a tile in pixels; 0 if there is no sheet."""
     sources: tuple[str, ...]
-    """A data URI a sheet."""
+    """A data URI for each sheet."""
     sizes: tuple[tuple[int, int], ...]
     """Width and height of each picture; zeros where there is none."""
 
 
 def gallery(thumbnails: Sequence[bytes | None], budget: int) -> list[Picture | None]:
-    """A picture for each thumbnail that is there, all of the largest size at which they take ``budget`` bytes or less.
+    """A picture for each existing thumbnail, all of the largest size at which they take at most ``budget`` bytes.
 
-    If not even the smallest does, the last ones get none.
+    If even the smallest size takes more, the last ones get None.
     """
     made: list[Picture | None] = []
     for side in _SIDES:
@@ -59,7 +59,7 @@ def gallery(thumbnails: Sequence[bytes | None], budget: int) -> list[Picture | N
 
 
 def sheets(thumbnails: Sequence[bytes | None], budget: int) -> Sheets:
-    """Sheets of all thumbnails with the largest tiles at which they take ``budget`` bytes or less; none if not even the smallest do."""
+    """Sheets of all thumbnails with the largest tiles at which they take at most ``budget`` bytes; no sheets if even the smallest take more."""
     for tile in _TILES:
         sources: list[str] = []
         sizes: list[tuple[int, int]] = []
@@ -77,7 +77,7 @@ def sheets(thumbnails: Sequence[bytes | None], budget: int) -> Sheets:
 
 
 def _picture(data: bytes | None, side: int) -> Picture | None:
-    """The thumbnail itself if it is small enough, else made smaller."""
+    """The thumbnail, reduced if it is larger than ``side``; None if there is none or it cannot be read."""
     if data is None:
         return None
     try:
@@ -108,7 +108,9 @@ def _sheet(images: Sequence[Image.Image | None], tile: int) -> tuple[str, list[t
     for place, image in enumerate(images):
         if image:
             corner = tile * (place % _COLUMNS), tile * (place // _COLUMNS)
-            sheet.paste(image.resize((1, 1)).resize((tile, tile)), corner)  # a ground unlike the picture would shine through at its edge
+            sheet.paste(
+                image.resize((1, 1)).resize((tile, tile)), corner
+            )  # fill the tile with the mean colour: a different background would show at the picture's edge
             sheet.paste(image, corner)
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=75)

@@ -1,1 +1,1 @@
-"""The stages, one module each: its tables, its steps."""
+"""The stages of the pipeline. Each module defines one stage: its steps and the tables that they write."""

@@ -1,8 +1,8 @@
-"""align: the members' label spaces brought in line, and the consensus of every image.
+"""align: maps the members' labels to common clusters, and computes the consensus for every image.
 
-Reads `members` and what they were trained on; writes `alignment` (one permutation for each member), `head` (what stands for the
+Reads `members` and their training data; writes `alignment` (one permutation for each member), `head` (a linear model that predicts the
 consensus for other images) and `cluster_centres`, then `assignments` (one row for each image) and `clusters`. The permutations are committed before the
-first assignment, so that all parts are of one labelling.
+first assignment, so that all parts have the same labelling.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUS
 
 
 def align(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Match the members' clusters, number the consensus's by size or as before, and distill it. A model that is kept has all that."""
+    """Match the members' clusters, number those of the consensus by size or as before, and distil it into a head. For a kept model, copy its tables."""
     set_threads(context.config.threads)
     if context.keeps:
         alignment, *others = (context.model.shards(STAGE, table) for table in (ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE))
@@ -56,11 +56,11 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     places = [np.arange(clusters), to_column(centres.directions, schema.field("centre").type), centres.distance, centres.deviation]
     tables = pa.table(columns, schema=ALIGNMENT), pa.table(weights, schema=HEAD), pa.table(places, schema=schema)
     yield Finished("all", tables, {"members_digest": digest, "temperature": ensemble.temperature})
-    load_consensus.keep(consensus, context)  # what was just committed loads as the same, to the bit
+    load_consensus.keep(consensus, context)  # loading from the committed tables would give the same bits
 
 
 def _start(context: Context) -> Start | None:
-    """What the fit continues."""
+    """The labels, and members with their permutations, that the fit continues; None for a fit from scratch."""
     if not context.continues:
         return None
     if not trains_further(context):
@@ -70,7 +70,7 @@ def _start(context: Context) -> Start | None:
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The consensus of every image of the named parts."""
+    """Assign every image of the named parts to a cluster by the consensus."""
     set_threads(context.config.threads)
     if context.keeps:
         yield from _labelled(context, names, progress)
@@ -87,7 +87,7 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 
 def _labelled(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """By the model that is kept: what was there has what it had, and what is new is predicted.
+    """Assign by the kept model: old images keep their assignments, those of new images are predicted.
 
     Raises GsecError if the model was damaged since the run decided to keep it.
     """
@@ -108,7 +108,7 @@ def _labelled(context: Context, names: Sequence[str], progress: Progress) -> Ite
 
 
 def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress: Progress = lambda images: None) -> tuple[NDArray[Any], ...]:
-    """What a run's model says of images that are not of its fit, block by block: cluster, confidence, margin, agreement and outlier, (rows,) each."""
+    """Predict images that a run's model was not fitted on, block by block. Returns cluster, confidence, margin, agreement and outlier, (rows,) each."""
     ensemble, head, device = load_ensemble(model), load_head(model), plan_of(model.config).device
     found: list[Assigned] = []
     for block in ensemble.blocks(0, len(rows)):
@@ -125,7 +125,7 @@ def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress
 
 @once
 def load_consensus(context: Context) -> Consensus:
-    """The smoothed posteriors of all images in canonical order, and what each member says; memory maps as `canonical.load_embeddings` is."""
+    """The smoothed posteriors of all images in canonical order, and the members' labels; memory maps as in `canonical.load_embeddings`."""
     set_threads(context.config.threads)
     return plan_of(context.config).consensus(
         load_features(context),
@@ -137,15 +137,15 @@ def load_consensus(context: Context) -> Consensus:
 
 
 def load_head(context: Context) -> Head:
-    """What stands for the consensus for images that are not of the run."""
+    """The head, which predicts the consensus for images outside the run."""
     table = context.shards(STAGE, HEAD_TABLE).read("all")
     weights: NDArray[np.float32] = to_matrix(table, "weights")
-    return Head(weights.copy(), table["bias"].to_numpy().copy())  # torch takes no array that is read-only
+    return Head(weights.copy(), table["bias"].to_numpy().copy())  # torch does not accept read-only arrays
 
 
 @once
 def load_centres(context: Context) -> Centres:
-    """Where the clusters of the consensus lie among the embeddings."""
+    """The centres of the consensus's clusters in the space of the embeddings."""
     table = context.shards(STAGE, CLUSTER_CENTRES_TABLE).read("all")
     return Centres(to_matrix(table, "centre"), table["distance"].to_numpy(), table["deviation"].to_numpy())
 
@@ -156,14 +156,14 @@ def load_ensemble(context: Context) -> Ensemble:
     facts = alignment.facts("all")
     members, digest = train.load_members(context)
     if facts["members_digest"] != digest:
-        # Damaged members that were made again on another machine may differ, and their clusters be called otherwise.
+        # Members that were trained again after damage, on another machine, may differ and number their clusters differently.
         raise GsecError(f"run {context.run.id}: its members were made again and differ from those that were aligned. Align again: gsec run with --redo align.")
     permutations = np.array(alignment.read("all")["permutation"].to_pylist(), np.int32)
     return Ensemble(plan_of(context.config).models(members), permutations, facts["temperature"])
 
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """One row for each cluster, from the assignments."""
+    """Make the table of clusters from the assignments, one row for each."""
     assignments = pa.concat_tables(context.shards(STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names))
     overlaps = to_matrix(context.shards(STAGE, ALIGNMENT_TABLE).read("all"), "overlap")
     yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.n_clusters, overlaps.mean(0)),), {})

@@ -1,6 +1,6 @@
-"""assign: new images into the clusters of a run, which stays as it is.
+"""assign: assigns new images to the clusters of another run, which is not changed.
 
-Reads this corpus's `embeddings` and, where members look at images, `thumbnails`, by the other run's encoders, and of the other run `counterpart_model`,
+Reads this corpus's `embeddings` (by the encoders of the other run) and, where members use pixels, `thumbnails`; and from the other run `counterpart_model`,
 `caption_embeddings`, `features`, `members`, `alignment`, `head` and `cluster_centres`; writes `assigned`, with the schema of `assignments`.
 """
 
@@ -17,7 +17,7 @@ from gsec_core.tables import ASSIGNED_TABLE
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Encodes nothing: the counterpart, the features and the posteriors of every image of the named parts."""
+    """Predict the clusters of all images of the named parts; they are encoded already."""
     set_threads(context.config.threads)
     model = model_of(context)
     for part in parts(context, names):
@@ -26,14 +26,14 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def model_of(context: Context) -> Context:
-    """The run that the images are assigned by. Raises as `check_model` does."""
+    """The run to whose clusters the images are assigned. Raises what `check_model` raises."""
     assert context.of_run is not None, "only a run of another has this stage"
     check_model(context.of_run)
     return context.of_run
 
 
 def check_model(model: Context) -> None:
-    """Raises Refused if nothing can be assigned by a run: it is not complete, or its encoder is no longer what it was."""
+    """Raises Refused if a run cannot assign images: it has no clusters of its own, is not complete, or its encoder has changed."""
     if model.of_run is not None:
         raise Refused(f"--run {model.run.id}: it has no clusters of its own, but assigns to those of run {model.of_run.run.id}. Name that one.")
     model.run.check_stage(lineage.STAGE.name)

@@ -1,7 +1,7 @@
-"""What a stage is, what of it is missing, and the one loop that does what is missing.
+"""Definition of stages and steps, and the one loop that makes the missing shards of a stage.
 
-A stage is a list of steps; a step plans shard names and yields finished shards. What is done is one listing of the
-step's tables, what is to do is the plan minus it. There is no other record of progress.
+A stage is a list of steps; a step plans shard names and yields finished shards. The shards listed in the step's tables are
+done; the planned shards that are not listed are to do. There is no other record of progress.
 """
 
 import logging
@@ -27,15 +27,15 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 Progress = Callable[[int], None]
-"""Told now and then that so many more units (images; outer steps of training) are worked on, committed or not."""
+"""Callback of a step: receives the number of further units (images; outer steps of training) that were worked on, committed or not."""
 
 
 def silent(by: int) -> None:
-    """A Progress that nobody watches."""
+    """A Progress that does nothing."""
 
 
 class once(Generic[*Args, T]):
-    """``load``, with its last result kept. Slices of one process that begin together load once, not once each."""
+    """Wraps the function ``load`` and keeps its last result. Slices of one process that start together load once, not once each."""
 
     def __init__(self, load: Callable[[*Args], T]) -> None:
         update_wrapper(self, load)
@@ -46,33 +46,33 @@ class once(Generic[*Args, T]):
     def __call__(self, *args: *Args) -> T:
         with self._lock:
             if self._kept is None or self._kept[0] != args:
-                self._kept = None  # so that two are never in memory
+                self._kept = None  # so that two results are never in memory
                 self._kept = args, self._load(*args)
             return self._kept[1]
 
     def __reduce__(self) -> str:
-        """By its name, as a function is pickled: a task for another process names stages, which name this."""
-        name: str = self.__qualname__  # type: ignore[attr-defined]  # of what it wraps
+        """Pickle by name, as functions are: a task for another process contains stages, which refer to this object."""
+        name: str = self.__qualname__  # type: ignore[attr-defined]  # update_wrapper copies it from the function
         return name
 
     def keep(self, result: T, *args: *Args) -> None:
-        """``result`` is what ``args`` would load."""
+        """Keep ``result`` as the result of loading with ``args``."""
         with self._lock:
             self._kept = args, result
 
 
 class Finished(NamedTuple):
-    """One shard, ready to be committed: a table for each of the step's tables, in their order."""
+    """One shard name with its data, ready to be committed: one Arrow table for each name in `Step.tables`, in that order."""
 
     name: str
     tables: tuple[pa.Table, ...]
     facts: Mapping[str, Any]
-    """Counters and timings for the footer; ``rows`` is there by itself."""
+    """Counters and timings for the footer; the number of rows is added without being given here."""
 
 
 @dataclass(eq=False)
 class Context:
-    """A run and what its stages need of it."""
+    """A run, and the data about it that its stages need."""
 
     run: Run
     config: PipelineConfig
@@ -82,49 +82,52 @@ class Context:
 
     @classmethod
     def of(cls, run: Run, config: PipelineConfig) -> "Context":
-        """A run, with the settings to work with: as requested in all that changes the output, ``config``'s device and threads."""
+        """The context of a run: the settings that change the output are those of the run's request, device and threads are those of ``config``."""
         request = run.request()
         config = with_runtime(run.config(), config)
         corpus = Corpus(run.files, request["corpus"])
         return cls(run, config, corpus, corpus.generation(request["generation"]))
 
     def open_source(self) -> Source:
-        """The run's source, for one slice: what it keeps in memory suits one reader."""
+        """Open the run's source. Each slice opens its own, since what a source keeps in memory suits one reader.
+
+        Raises Refused if the run has no source.
+        """
         if self.config.source is None:
             raise Refused("source: the run does not say where its images are.")
         return open_images(self.config.source, self.config.ingest)
 
     @cached_property
     def of_run(self) -> "Context | None":
-        """The run whose clusters this one's images are assigned to; None for a run with clusters of its own."""
+        """The run to whose clusters the images of this run are assigned; None if this run has clusters of its own."""
         id = self.run.request().get("of_run")
         return None if id is None else Context.of(Run(self.run.files, id), self.config)
 
     @property
     def decision(self) -> Mapping[str, Any]:
-        """What the run decided about the published model, see `Run.decision`; nothing before that, or of a run that decides nothing."""
+        """The run's decision about the published model, see `Run.decision`; empty before the decision, or if the run takes none."""
         if self._decision is None:
             self._decision = self.run.decision()
         return self._decision or {}
 
     @property
     def keeps(self) -> bool:
-        """Whether the run keeps the published model, and has its tables where it has none of its own."""
+        """Whether the run keeps the published model; then it uses that model's tables for stages that it does not run itself."""
         return self.decision.get("decision") == KEPT
 
     @property
     def continues(self) -> bool:
-        """Whether its fit begins from the published model, or its images from the clusters that they had."""
+        """Whether the fit starts from the published model, or at least from the clusters that the images had."""
         return self.decision.get("decision") in (CONTINUED, RENEWED)
 
     @cached_property
     def model(self) -> "Context":
-        """The run whose model is kept or continued. Only of a run that does so."""
+        """The run whose model is kept or continued. Only for runs that keep or continue one."""
         return Context.of(Run(self.run.files, self.decision["model"]), self.config)
 
     @cached_property
     def previous(self) -> Run | None:
-        """The run that was published when this one was asked for."""
+        """The run that was published when this run was requested, or None."""
         previous = self.run.request().get("previous")
         return None if previous is None else Run(self.run.files, previous["run_id"])
 
@@ -139,7 +142,7 @@ class Context:
         return self.corpus.live_rows(self.generation)
 
     def shards(self, stage: "Stage", table: str) -> Shards:
-        """Where ``table`` of ``stage`` is in this run. Raises Refused if the stage has not begun, or the run does not have it."""
+        """The shards of ``table`` of ``stage`` in this run. Raises Refused if the stage has not begun or is not a stage of the run."""
         record = self.run.stage(stage.name)
         if record is None:
             if self.keeps and stage.name not in self.run.stage_names():
@@ -151,22 +154,22 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a stage with a plan of its own."""
+    """A part of a stage, with its own plan of shards."""
 
     tables: tuple[str, ...]
-    """What each shard name stands for: a shard in each of these."""
+    """Tables that the step writes; each shard name stands for one shard in every one of them."""
     plan: Callable[[Context], list[str]]
-    """All shard names, done or not; none: the run does not have the step."""
+    """Returns all shard names, done or not; an empty list means that the run does not have the step."""
     work: Callable[[Context, Sequence[str], Progress], Iterator[Finished]]
-    """Makes the named shards, in any order; a step that computes as a whole ignores that some are there already."""
+    """Yields the named shards, in any order. A step that computes all shards at once may yield others too; `work` skips those."""
     units: Callable[[Context, Sequence[str]], int]
-    """How many units of progress the named shards are."""
+    """Returns the number of progress units in the named shards."""
     whole: bool = False
-    """Whether one slice does all that is missing: the work on one shard is that on all, or little beside reading what it needs."""
+    """Whether one slice makes all missing shards, because one shard costs as much work as all of them, or little compared with reading the input."""
     busy: bool = False
-    """Whether a slice keeps every core of a machine busy by itself: then a machine gains nothing by a second, but several machines do by one each."""
+    """Whether one slice keeps all cores of a machine busy: a second slice on the same machine gains nothing, one slice on each of several machines does."""
     unit: str = "images"
-    """What a unit of progress is, in the plural."""
+    """Name of the progress unit, in the plural."""
 
 
 @dataclass(frozen=True)
@@ -175,14 +178,14 @@ class Stage:
 
     name: str
     version: int
-    """Raised by hand when the output changes."""
+    """Increased by hand when the output changes."""
     settings: Callable[[PipelineConfig], Mapping[str, Any]]
-    """What of the configuration changes the output."""
+    """Returns the settings that change the output."""
     inputs: Callable[[Context], list[str]]
-    """Fingerprints and digests of what the stage reads. Raises Refused naming the stage to run if something is missing."""
+    """Returns fingerprints and digests of the stage's input. Raises Refused naming the stage to run if an input is missing."""
     steps: tuple[Step, ...]
     shared: bool = False
-    """Whether its tables know nothing of the corpus and are the store's."""
+    """Whether its tables do not depend on the corpus and belong to the whole store."""
     on_device: bool = False
     """Whether it computes on a GPU where there is one."""
 
@@ -191,19 +194,19 @@ class Stage:
 
 
 def begin(context: Context, stage: Stage) -> None:
-    """Record where the stage's tables will be. Raises as `Stage.inputs` and `Run.begin_stage` do."""
+    """Record in the run where the stage's tables will be. Raises what `Stage.inputs` and `Run.begin_stage` raise."""
     planned = {table: names for step in stage.steps if (names := step.plan(context)) for table in step.tables}
     context.run.begin_stage(stage.name, stage.fingerprint(context), planned, shared=stage.shared)
 
 
 def missing(context: Context, stage: Stage, step: Step) -> list[str]:
-    """The planned names minus what every table of the step has: what is to do."""
+    """The planned shard names that at least one table of the step does not have yet."""
     done = set.intersection(*(context.shards(stage, table).names() for table in step.tables))
     return [name for name in step.plan(context) if name not in done]
 
 
 def run_stage(context: Context, stage: Stage) -> dict[str, float]:
-    """Do what is missing of a stage in this process, without an orchestrator. Returns the sums of what was made."""
+    """Make the missing shards of a stage in this process, without an orchestrator. Returns the sums of their facts, see `work`."""
     begin(context, stage)
     sums: dict[str, float] = {}
     for step in stage.steps:
@@ -214,26 +217,27 @@ def run_stage(context: Context, stage: Stage) -> dict[str, float]:
 
 
 def add(sums: dict[str, float], more: Mapping[str, float]) -> None:
-    """Add counts to counts, key by key."""
+    """Add the counts in ``more`` to ``sums`` in place, key by key."""
     for key, value in more.items():
         sums[key] = sums.get(key, 0) + value
 
 
 def slices(names: Sequence[str], most: int) -> list[list[str]]:
-    """``names`` cut into at most ``most`` runs of nearly equal length."""
+    """``names`` cut into at most ``most`` consecutive slices of nearly equal length."""
     count = min(most, len(names))
     return [list(names[len(names) * i // count : len(names) * (i + 1) // count]) for i in range(count)]
 
 
 def work(context: Context, stage: Stage, step: Step, names: Sequence[str], progress: Progress = silent) -> dict[str, float]:
-    """Make the named shards and commit them one by one. This loop is the only one that writes tables.
+    """Make the named shards and commit them one by one. No other loop writes tables.
 
-    Returns the sums of the facts of the shards that were made, and ``shards``, their number.
+    Returns the sums of the numeric facts of the shards that were made, and their number as ``shards``.
+    Raises GsecError if a named shard was not made.
     """
     sums: dict[str, float] = {"shards": 0}
     started = time.monotonic()
     places = [context.shards(stage, table) for table in step.tables]
-    # Of a slice that was cut behind its last shard nothing is left to do.
+    # A slice that was interrupted after its last shard has no names left.
     for finished in step.work(context, names, progress) if names else ():
         if finished.name not in names:
             continue

@@ -1,7 +1,7 @@
-"""baseline: plain spherical k-means on the image embeddings, in every run, so that the consensus always stands beside it.
+"""baseline: plain spherical k-means on the image embeddings, so that the consensus can always be compared with it.
 
 Reads `embeddings`; writes `baseline_centres`, `baseline` (one row for each image) and `baseline_clusters`. The centres are
-committed before the first assignment, so that all parts of `baseline` are of one labelling, wherever they are made.
+committed before the first assignment, so that all parts of `baseline` have the same labelling, on whichever machine they are made.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,13 @@ from gsec_core.tables import BASELINE_CENTRES_TABLE, BASELINE_CLUSTERS_TABLE, BA
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The centres, from all usable images."""
+    """Fit the centres on all usable images."""
     config = context.config.baseline
     X = load_embeddings(context)
     estimator = SphericalKMeans(
         context.config.n_clusters, n_init=config.n_init, max_iter=config.max_iter, random_state=config.random_state, n_threads=context.config.threads
     )
-    with config_context(assume_finite=True):  # they are, and the check would make a flag for each value
+    with config_context(assume_finite=True):  # the embeddings are finite; the check would allocate a flag for each value
         shares = iter(np.diff(np.linspace(0, len(X), config.n_init + 1).astype(int)).tolist())
         centres = estimator.fit(X, progress=lambda: progress(next(shares))).cluster_centers_
     vectors = to_column(centres, centres_schema(X.shape[1]).field("centre").type)
@@ -38,7 +38,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Every image of the named parts to its nearest centre; k-means has no members, so agreement is null."""
+    """Assign every image of the named parts to its nearest centre; agreement is null, as k-means has no members."""
     centres = to_matrix(context.shards(STAGE, BASELINE_CENTRES_TABLE).read("all"), "centre")
     embeddings = load_embeddings(context)
     for part in parts(context, names):
@@ -50,13 +50,13 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 
 def _nearest_two(block: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-    """Of cosines (rows, clusters): the best cluster, its cosine, and the second best cosine."""
+    """The best cluster of each row of cosines (rows, clusters), its cosine, and the second best cosine."""
     second, best = np.partition(block, -2)[:, -2:].T
     return block.argmax(1), best, second
 
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """One row for each cluster, from the assignments."""
+    """Make the table of clusters from the assignments, one row for each."""
     assignments = pa.concat_tables(context.shards(STAGE, BASELINE_TABLE).read_all(usable(context).part_names))
     table = cluster_table(load_embeddings(context), assignments, context.config.n_clusters)
     yield Finished("all", (table,), {})

@@ -1,4 +1,4 @@
-"""What the published run, which a run keeps or continues, says of the same images."""
+"""Assignments of the images in the published run, for runs that keep or continue its model."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, EMERGING_TABLE
 
 
 def assigned_before(context: Context, columns: Sequence[str]) -> pl.DataFrame:
-    """Of each usable image, in canonical order, what the published run assigned to its bytes; nulls for new ones."""
+    """The given columns of the published run's assignments for each usable image, in canonical order, matched by content hash; nulls for new images."""
     shards, parts = previous(context).table(ASSIGNMENTS_TABLE)
     theirs = pl.DataFrame(pa.concat_tables(shards.read_all(parts, ["content_hash", *columns]))).unique("content_hash", keep="first", maintain_order=True)
     found = pl.DataFrame(usable(context).rows.select(["content_hash"])).join(theirs, on="content_hash", how="left", maintain_order="left")
@@ -23,7 +23,7 @@ def assigned_before(context: Context, columns: Sequence[str]) -> pl.DataFrame:
 
 
 def labels_before(context: Context) -> NDArray[np.int32]:
-    """(n,): the cluster that each image had; -1 of new ones, but of those that become a cluster of their own."""
+    """The cluster that each image had, (n,). New images have -1, except groups that become a new cluster: these have its number."""
     labels: NDArray[np.int32] = assigned_before(context, ["cluster"])["cluster"].fill_null(-1).to_numpy().astype(np.int32)
     if context.config.n_clusters > context.model.config.n_clusters:
         for row in emerging(context).to_pylist():
@@ -32,12 +32,12 @@ def labels_before(context: Context) -> NDArray[np.int32]:
 
 
 def emerging(context: Context) -> pa.Table:
-    """Groups of new images; schema EMERGING."""
+    """The groups of new images that stage refit found; schema EMERGING."""
     shards, names = context.run.table(EMERGING_TABLE)
     return shards.read(names[0])
 
 
 def previous(context: Context) -> Run:
-    """The published run. Only of a run that keeps or continues it."""
+    """The published run. Only for runs that keep or continue it."""
     assert context.previous is not None, "there is nothing to keep or to continue"
     return context.previous

@@ -1,4 +1,4 @@
-"""What every stage after encode shares: the usable images in canonical order, their vectors, tables about all of them."""
+"""Shared by every stage after encode: the usable images in canonical order, their vectors, and the tables `assignments` and `clusters`."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK, THUMBNAILS_TABLE
 
 PART_ROWS = 65_536
-"""Images a shard of the tables in canonical order."""
+"""Images per shard of the tables in canonical order."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Usable:
     live: int
     """Live images, usable or not."""
     digest: str
-    """Of image_id, content_hash and status of all live rows."""
+    """xxh3-128 over image_id, content_hash and status of all live rows."""
 
     @property
     def part_names(self) -> list[str]:
@@ -58,12 +58,12 @@ class Part(NamedTuple):
     """Its first row in canonical order."""
     stop: int
     rows: pa.Table
-    """These rows of `Usable`."""
+    """Rows ``start`` to ``stop`` of `Usable.rows`."""
 
 
 @once
 def usable(context: Context) -> Usable:
-    """See `encode.encoded_rows`. Raises as it does."""
+    """The usable images of the run's generation; see `encode.encoded_rows`. Raises what it raises."""
     live = encode.encoded_rows(context)
     digest = xxhash.xxh3_128()
     for column in ("image_id", "content_hash", "status"):
@@ -81,14 +81,14 @@ def check_enough(context: Context) -> None:
 
 
 def parts(context: Context, names: Sequence[str]) -> list[Part]:
-    """The parts of these names."""
+    """The parts with the given names."""
     rows = usable(context).rows
     starts = [(name, number * PART_ROWS) for number, name in enumerate(usable(context).part_names) if name in names]
     return [Part(name, start, min(start + PART_ROWS, rows.num_rows), rows.slice(start, PART_ROWS)) for name, start in starts]
 
 
 def rows_of_parts(context: Context, names: Sequence[str]) -> int:
-    """How many images the parts of these names have: units of progress."""
+    """Number of images in the named parts, as units of progress."""
     return sum(part.rows.num_rows for part in parts(context, names))
 
 
@@ -96,34 +96,34 @@ def rows_of_parts(context: Context, names: Sequence[str]) -> int:
 def load_embeddings(context: Context) -> NDArray[np.float16]:
     """The embeddings of all usable images in canonical order, (n, dim).
 
-    A memory map of a disposable file: anonymous memory stays small, and the file has no name, so that a kill leaves
+    A memory map of a temporary file, so that anonymous memory stays small; the file has no name, so that a killed process leaves
     nothing behind. Raises GsecError if an embedding is not finite, Refused if there is no folder ``scratch``, OSError
-    if it is full.
+    if its disk is full.
     """
     return _load_vectors(context, encode.STAGE, "embedding")
 
 
 @once
 def load_second(context: Context) -> NDArray[np.float16]:
-    """As `load_embeddings`, by the second encoder of a run that has one: (n, its dim)."""
+    """As `load_embeddings`, but by the second encoder, in a run with two: (n, dim of that encoder)."""
     return _load_vectors(context, encode.SECOND, "embedding")
 
 
 @once
 def load_joint(context: Context) -> NDArray[np.float16]:
-    """As `load_embeddings`, in the space shared with text: (n, joint_dim or dim)."""
+    """As `load_embeddings`, but in the space shared with text: (n, joint_dim), or (n, dim) where that is the same space."""
     return _load_vectors(context, encode.STAGE, "joint") if has_joint(context) else load_embeddings(context)
 
 
 def has_joint(context: Context) -> bool:
-    """Whether the space shared with text is another than that of the images."""
+    """Whether the space shared with text differs from the space of the embeddings."""
     shards = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     return "joint" in shards.read(context.generation.shard_names[0], ["joint"]).column_names
 
 
 @once
 def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.float16]:
-    """The vectors of a table in canonical order, (n, length), all of whose parts are there; a memory map as in `load_embeddings`."""
+    """The vectors in a column of a complete table in canonical order, (n, length); a memory map as in `load_embeddings`."""
     places = {part.name: slice(part.start, part.stop) for part in parts(context, usable(context).part_names)}
     matrix: NDArray[np.float16] | None = None
     for name, table in shards.read_each(places, [column]):
@@ -136,7 +136,7 @@ def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.floa
 
 
 def load_pixels(context: Context, side: int) -> NDArray[np.uint8]:
-    """As `load_thumbnails`, for who learns from them. Raises Refused if some images have none."""
+    """As `load_thumbnails`, but for training: raises Refused if an image has no thumbnail."""
     matrix, lost = load_thumbnails(context, side)
     if lost:
         raise Refused(f"{lost} of {len(matrix)} images have no thumbnail to learn from. Make them again: gsec run with --redo {encode.STAGE.name}.")
@@ -145,9 +145,9 @@ def load_pixels(context: Context, side: int) -> NDArray[np.uint8]:
 
 @once
 def load_thumbnails(context: Context, side: int) -> tuple[NDArray[np.uint8], int]:
-    """The thumbnails of all usable images in canonical order, (n, ``side``, ``side``, 3), RGB: of each its largest square in the middle, resized.
+    """The thumbnails of all usable images in canonical order, (n, ``side``, ``side``, 3), RGB: the largest central square of each, resized.
 
-    A memory map as in `load_embeddings`. Of images without a thumbnail, which are counted, zeros.
+    A memory map as in `load_embeddings`. Also returns the number of images without a thumbnail, whose pixels are zeros.
     """
     thumbnails, rows = context.shards(encode.STAGE, THUMBNAILS_TABLE), usable(context).rows
     wanted, found = by_shard(rows), 0
@@ -166,17 +166,17 @@ def load_thumbnails(context: Context, side: int) -> tuple[NDArray[np.uint8], int
 
 
 def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Image id and JPEG of those that are kept, from the store alone: the source may be gone."""
+    """Yield image id and JPEG thumbnail of the given images, if they have one. Reads the store only, since the source may be gone."""
     rows = usable(context).rows
     rows = rows.filter(pc.is_in(rows["image_id"], pa.array(image_ids, pa.binary(16))))
     for shard, table in context.shards(encode.STAGE, THUMBNAILS_TABLE).read_each(sorted(set(rows["shard"].to_pylist()))):
-        alive = rows.filter(pc.equal(rows["shard"], shard))["image_id"]  # an older shard has the picture that the file held before
+        alive = rows.filter(pc.equal(rows["shard"], shard))["image_id"]  # an older shard may have the thumbnail of an earlier version of the file
         here = table.filter(pc.is_in(table["image_id"], alive))
         yield from zip(here["image_id"].to_pylist(), here["thumbnail"].to_pylist(), strict=True)
 
 
 def by_shard(rows: pa.Table) -> dict[Any, pl.DataFrame]:
-    """Of `Usable.rows` the image ids and their positions in canonical order, by the shard they are in."""
+    """Image ids of `Usable.rows` and their positions in canonical order, grouped by shard."""
     places = pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position")
     return {shard: frame for (shard,), frame in places.partition_by("shard", as_dict=True).items()}
 
@@ -198,7 +198,7 @@ def _load_vectors(context: Context, stage: Stage, column: str) -> NDArray[np.flo
 
 
 def scratch_file(config: PipelineConfig) -> IO[bytes]:
-    """A disposable file without a name. Raises Refused if none can be made."""
+    """A temporary file without a name. Raises Refused if none can be created."""
     try:
         return TemporaryFile(dir=config.scratch)
     except OSError as error:
@@ -207,10 +207,10 @@ def scratch_file(config: PipelineConfig) -> IO[bytes]:
 
 
 def scratch_array(config: PipelineConfig, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
-    """An array on disk that is gone when nobody refers to it any more. Raises as `scratch_file` does, and OSError if the disk is full."""
+    """An array on disk, whose space is freed with its last reference. Raises what `scratch_file` raises, and OSError if the disk is full."""
     with scratch_file(config) as file:
         try:
-            # A write to a memory map that finds the disk full kills the process; here it is an error.
+            # Writing to a memory map on a full disk would kill the process; allocating first raises an error instead.
             os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * np.dtype(kind).itemsize))
         except OSError as error:
             place = config.scratch or gettempdir()
@@ -226,14 +226,14 @@ def assignment_table(
     agreement: NDArray[np.float32] | None = None,
     outlier: NDArray[np.float32] | None = None,
 ) -> pa.Table:
-    """A table of schema ASSIGNMENTS for the images of a part; each array is (rows,). The last two are given where there is an ensemble."""
+    """A table of schema ASSIGNMENTS for the images of a part; each array is (rows,). Only an ensemble gives the last two."""
     of_ensemble = [pa.nulls(len(labels), pa.float32()) if values is None else values for values in (agreement, outlier)]
     columns = [*(part.rows[name] for name in ("image_id", "uri", "content_hash")), labels, confidence, margin, *of_ensemble, part.rows["is_duplicate"]]
     return pa.table(columns, schema=ASSIGNMENTS)
 
 
 def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int, stability: NDArray[np.float32] | None = None) -> pa.Table:
-    """A table of schema CLUSTERS for embeddings ``X`` (n, dim) and their assignments, row by row; ``stability`` (n_clusters,) where there are members.
+    """A table of schema CLUSTERS for embeddings ``X`` (n, dim) and the assignments of the same rows; ``stability`` (n_clusters,) if there are members.
 
     A cluster's centre is the mean direction of its images.
     """
@@ -260,7 +260,7 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
 
 
 def _nearest_other(centres: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each centre the largest cosine to another, (n_clusters,), block by block."""
+    """The largest cosine of each centre to another centre, (n_clusters,), computed block by block."""
     found = []
     start = 0
     for block in cosines(centres, centres):

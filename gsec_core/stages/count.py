@@ -1,7 +1,7 @@
-"""count: how many clusters there are, where `clusters = "auto"` leaves it open.
+"""count: finds the number of clusters, where the settings say `clusters = "auto"`.
 
-Reads `embeddings`; writes `cluster_counts` (one row for each number that was tried). It is a stage of a run of its own, before the run
-that it gives the number to.
+Reads `embeddings`; writes `cluster_counts` (one row for each number that was tried). The stage belongs to a separate run, which precedes the run
+that uses the number.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from gsec_core.tables import CLUSTER_COUNTS, CLUSTER_COUNTS_TABLE
 
 
 def count(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The curve, and the number that it shows."""
+    """Compute purity as a function of the number of clusters, and the number that it suggests."""
     set_threads(context.config.threads)
     with threadpool_limits(thread_count(context.config.threads)):
         try:
@@ -32,12 +32,12 @@ def count(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 
 
 def load_counts(context: Context) -> pa.Table:
-    """The curve: schema CLUSTER_COUNTS."""
+    """The table `cluster_counts`: purity for each number of clusters that was tried."""
     return context.shards(STAGE, CLUSTER_COUNTS_TABLE).read("all")
 
 
 def counted(context: Context) -> int:
-    """The number that was found. Raises Refused if there is none to be told, with the curve in short."""
+    """The suggested number of clusters. Raises Refused, with the curve in short, if no number is suggested."""
     rows = load_counts(context).to_pylist()
     for row in rows:
         if row["suggested"]:

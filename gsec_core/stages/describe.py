@@ -1,7 +1,7 @@
-"""describe: the representatives in words.
+"""describe: describes the representatives in words.
 
 Reads `representatives`; writes the corpus's captions log as answers come in, and at the end `representative_captions`, the
-rows of the log that this run uses. What follows is fingerprinted by that table, never by the log.
+rows of the log that this run uses. Fingerprints of later stages depend on that table, never on the log.
 """
 
 import json
@@ -37,23 +37,23 @@ from gsec_core.store.runs import now
 from gsec_core.tables import DESCRIBED, FAILED, FREE, MISSING, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
 
 LOG_VERSION = 1
-"""Raised when rows of the log no longer mean what they did; then every image is asked about again."""
+"""Increased when the meaning of the log's rows changes; then every image is asked about again."""
 
 RETRY = "describe-failed"
-"""What stands for the descriptions that failed among the stages that are to be done again."""
+"""Name under which failed descriptions are redone, among the stages to redo; also the prefix of their redo counters."""
 
 UNDER_WAY = 30.0
-"""Seconds that answers in progress are waited for when the stage is ended early: they are paid for."""
+"""Seconds to wait for answers in progress when the stage ends early, since they are paid for already."""
 
 LETTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28
-"""What common models make of texts and images, for a first estimate."""
+"""Letters of text, and side in pixels of a square of an image, per token of common models; for a first estimate of the cost."""
 
 _STATUSES = (DESCRIBED, FREE, FAILED, MISSING)
 _COSTS = ("requests", "prompt_tokens", "completion_tokens")
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Ask for every description that the log does not have, then say which this run uses."""
+    """Ask for every description that the log does not have, then write those that this run uses."""
     config = context.config.describe
     captioner = loaded_captioner(context.config)
     representatives = _representatives(context)
@@ -63,7 +63,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     progress(len(wanted & known.keys()))
     todo = list(subjects(context, wanted - known.keys()))
     asked = _ask(captioner, todo, Commits(log, config), progress) if todo else {}
-    # Another run may have answered meanwhile: the first row counts, for every reader.
+    # Another run may have logged answers meanwhile: all readers take the first row of an image.
     found = {**known, **asked, **log.rows(accept_loss=config.accept_loss)} if asked else known
     rows = [{**found[row["content_hash"]], **{key: row[key] for key in ("prototype", "band", "image_id")}, "model": captioner.model} for row in representatives]
     _check_coverage(config, rows)
@@ -74,7 +74,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
         "known": len(wanted & known.keys()),
         **{status: counts[status] for status in _STATUSES},
         **spent(asked.values()),
-        # Known by then, so that a server which is gone at the end fails nothing that is answered.
+        # Known only after an answer; asking a server now might fail although all answers are there.
         "form": captioner.form if any(row["status"] in (DESCRIBED, FREE) for row in asked.values()) else None,
     }
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in REPRESENTATIVE_CAPTIONS]
@@ -82,30 +82,30 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def captions_log(context: Context) -> CaptionsLog:
-    """Where the answers to this run's question are."""
+    """The log of answers to this run's question (captioner, template and settings)."""
     return _log(context.corpus, context.config.describe, context.redo)
 
 
 def answers(context: Context) -> dict[bytes, Row]:
-    """What the log has of this run's question, by content hash."""
+    """The log's answers to this run's question, by content hash."""
     return captions_log(context).rows(accept_loss=context.config.describe.accept_loss)
 
 
 def unanswered(context: Context) -> set[bytes]:
-    """The content hashes that a run would ask about. Raises as `Context.shards` does if the images are not chosen yet."""
+    """The content hashes that a run would ask about. Raises what `Context.shards` raises if the representatives are not chosen yet."""
     return {row["content_hash"] for row in _representatives(context)} - answers(context).keys()
 
 
 def any_failed(corpus: Corpus, config: DescribeConfig) -> bool:
-    """Whether something failed of a question since it was last asked."""
+    """Whether a description failed in the last attempt at the question of ``config``."""
     rows = _log(corpus, config, corpus.redo_counters()).rows(accept_loss=config.accept_loss)
     return any(row["status"] == FAILED for row in rows.values())
 
 
 def retry(corpus: Corpus, config: DescribeConfig, asked_by: str | None = None) -> bool:
-    """From now on what failed of a question is asked again. False if nothing failed, and then nothing is changed.
+    """Let later runs ask again for the failed descriptions. Returns False, and changes nothing, if none failed.
 
-    ``asked_by`` is that of `Corpus.redo`.
+    ``asked_by`` is passed to `Corpus.redo`.
     """
     failed = any_failed(corpus, config)
     if failed:
@@ -114,7 +114,7 @@ def retry(corpus: Corpus, config: DescribeConfig, asked_by: str | None = None) -
 
 
 def plan(context: Context) -> dict[str, Any]:
-    """What is left to ask: ``calls``, at least; ``prompt_tokens`` and ``completion_tokens``, about; and by what these are told."""
+    """Estimate of the remaining requests: ``calls`` (a lower bound), ``prompt_tokens`` and ``completion_tokens`` (about), and ``basis`` of the estimates."""
     config = context.config.describe
     known = answers(context)
     calls = len({row["content_hash"] for row in _representatives(context)} - known.keys())
@@ -139,7 +139,7 @@ def _representatives(context: Context) -> list[dict[str, Any]]:
 
 
 def subjects(context: Context, wanted: set[bytes]) -> Iterator[Subject]:
-    """Each content once, in the order of the representatives, to be read from whichever of these still has it."""
+    """Each content once, in the order of the representatives; it is read from any representative that still has this content."""
     source = context.open_source()
     representatives = [row for row in _representatives(context) if row["content_hash"] in wanted]
     live = context.live.filter(pc.is_in(context.live["image_id"], pa.array([row["image_id"] for row in representatives], pa.binary(16))))
@@ -156,7 +156,7 @@ def _read(source: Source, refs: Sequence[ImageRef], content_hash: bytes) -> byte
     for ref in refs:
         try:
             data = fetch(source, ref)
-        except (MissingImage, RejectedImage) as error:  # rejected now, and not when it was encoded
+        except (MissingImage, RejectedImage) as error:  # it was not rejected when it was encoded
             reason = str(error)
         else:
             if images.content_hash(data) == content_hash:
@@ -167,7 +167,7 @@ def _read(source: Source, refs: Sequence[ImageRef], content_hash: bytes) -> byte
 
 
 class Commits:
-    """Answers on their way to the log, committed when they are enough or have waited long enough."""
+    """Buffers answers for the log; commits after ``commit_rows`` answers or ``commit_seconds`` seconds."""
 
     def __init__(self, log: CaptionsLog, config: DescribeConfig) -> None:
         self._log = log
@@ -177,7 +177,7 @@ class Commits:
 
     @property
     def patience(self) -> float:
-        """Seconds until a commit is due, however few the answers."""
+        """Seconds until a commit is due, even of few answers."""
         return max(0.0, self._committed + self._config.commit_seconds - time.monotonic())
 
     def add(self, row: Row) -> None:
@@ -192,9 +192,9 @@ class Commits:
 
 
 def _ask(captioner: Captioner, todo: Iterable[Subject], commits: Commits, progress: Progress) -> dict[bytes, Row]:
-    """Ask about every image, as many at once as the captioner wants. Returns a row each; one that could not be read has status missing.
+    """Ask about every image, ``captioner.concurrency`` at a time. Returns one row per image, by content hash; unreadable images have status missing.
 
-    Whatever ends it early, the answers that there are, and those that come within some seconds, go into the log before it is raised.
+    If an exception ends it early, the answers so far and, unless Refused, those of the next `UNDER_WAY` seconds are logged before it propagates.
     """
     rows: dict[bytes, Row] = {}
     waiting = iter(todo)
@@ -223,9 +223,9 @@ def _ask(captioner: Captioner, todo: Iterable[Subject], commits: Commits, progre
                 continue
             under_way.discard(future)
             take(future)
-            progress(1)  # last: the watchdog may end it here
+            progress(1)  # last, since the watchdog may raise here
     except Refused:
-        refused = True  # nothing that is in progress will be answered otherwise
+        refused = True  # requests in progress will be refused too
         raise
     finally:
         try:
@@ -249,28 +249,28 @@ async def _answer(captioner: Captioner, subject: Subject) -> Row:
 
 
 def row_of(content_hash: bytes, answer: Answer) -> Row:
-    """An answer as the log has it."""
+    """An answer as a row of the log."""
     told = answer._asdict()
     cost: Cost | None = told.pop("cost")
     return {"content_hash": content_hash, "written_at": now(), **told, **(cost._asdict() if cost else dict.fromkeys(Cost._fields))}
 
 
 def spent(rows: Iterable[Row]) -> dict[str, float]:
-    """What answers took, summed; nothing if no server was asked for them."""
+    """Sums of requests, tokens and seconds of the answers; empty if no server was asked."""
     paid = [row for row in rows if row.get("requests")]
     sums: dict[str, float] = {key: sum(row[key] for row in paid) for key in _COSTS}
     return sums | {"reply_seconds": round(sum(row["seconds"] or 0 for row in paid), 1)} if paid else {}
 
 
 def told(context: Context) -> dict[str, float]:
-    """How many of a run's descriptions have which status, and what they took, whenever they were asked for."""
+    """Numbers of a run's descriptions by status, and their total cost, including those that earlier runs asked for."""
     rows = context.shards(STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()
     counts = Counter(row["status"] for row in rows)
     return {**{status: counts[status] for status in _STATUSES}, **spent({row["content_hash"]: row for row in rows}.values())}
 
 
 def _check_coverage(config: DescribeConfig, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Micro-clusters and not images are counted: what matters is that every region of the images is spoken of."""
+    """Raises GsecError if too few micro-clusters have a description. Micro-clusters count, not images, so that every region of the images is described."""
     usable = [row for row in rows if row["status"] in (DESCRIBED, FREE)]
     covered, all_of_them = (len({row["prototype"] for row in some}) for some in (usable, rows))
     if covered and covered / all_of_them >= config.min_coverage:
@@ -306,13 +306,13 @@ def _log(corpus: Corpus, config: DescribeConfig, redo: Mapping[str, int]) -> Cap
 
 
 def _request(config: DescribeConfig, redo: Mapping[str, int]) -> str:
-    """What is asked, as a part of the log's key: not which server it is asked of, and another after --redo."""
+    """Digest of the question, a part of the log's key: it does not depend on the server, and changes after --redo."""
     asked = [captioner_identity(config), LOG_VERSION, redo.get(STAGE.name, 0)]
     return xxhash.xxh3_128_hexdigest(json.dumps(asked, sort_keys=True).encode())
 
 
 def _retries(config: DescribeConfig, redo: Mapping[str, int]) -> str:
-    """The counter of --retry-failed, which is of one question: others have failures of their own."""
+    """Name of the counter of --retry-failed; each question has a separate counter."""
     return f"{RETRY}-{_request(config, redo)}"
 
 
@@ -326,14 +326,14 @@ def _units(context: Context, names: Sequence[str]) -> int:
 
 
 def counted_captions(context: Context) -> pa.Table:
-    """The rows of `representative_captions` that hold a description, in order; a row's place is the description's number."""
+    """The rows of `representative_captions` that hold a description, in order. The row number is the number of the description."""
     captions = context.shards(STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all")
     return captions.filter(pc.and_(pc.is_in(captions["status"], pa.array([DESCRIBED, FREE])), pc.is_valid(captions["text"])))
 
 
 @once
 def described_rows(context: Context) -> NDArray[np.int64]:
-    """Of each description the place of its image in canonical order, (M,)."""
+    """The row of each description's image in canonical order, (M,)."""
     places = pl.DataFrame(usable(context).rows.select(["image_id"])).with_row_index("place")
     found = pl.DataFrame(counted_captions(context).select(["image_id"])).join(places, on="image_id", how="left", maintain_order="left")
     rows: NDArray[np.int64] = found["place"].to_numpy().astype(np.int64)

@@ -1,7 +1,7 @@
-"""duplicates: the images of which there is a copy, byte by byte or nearly.
+"""duplicates: finds images that have an exact copy (equal bytes) or a near copy.
 
-Reads `embeddings`, `thumbnails` and the neighbours of `prepare`; writes `duplicates` (one row for each image that has a copy). With a model that is kept the
-neighbours are those of its run, and of new images those that are searched here.
+Reads `embeddings`, `thumbnails` and the neighbours of `prepare`; writes `duplicates` (one row for each image that has a copy). If a model is kept, the
+neighbours are those of the model's run; those of new images are searched here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,31 +24,31 @@ from gsec_core.stages.canonical import by_shard, load_embeddings, load_thumbnail
 from gsec_core.tables import DUPLICATES, DUPLICATES_TABLE, EMBEDDINGS_TABLE, NEIGHBORS_TABLE
 
 THRESHOLDS = {"lite": 0.87}
-"""By the encoder's family: where precision and recall on photographs are both above .95 (`benchmarks.duplicates`)."""
+"""Cosine threshold of an encoder family, at which precision and recall on photographs are both above .95 (`benchmarks.duplicates`)."""
 
 THRESHOLD = 0.95
-"""Of every other encoder: nobody has measured it."""
+"""Cosine threshold of every other encoder, not measured."""
 
 CANDIDATES = 20
-"""Neighbours that an image is compared with, where they are searched here."""
+"""Number of neighbours that an image is compared with, where neighbours are searched here."""
 
 FEW = 4096
-"""Up to so many different images each is compared with all others, whatever neighbours `prepare` has found: of few images it looks for few."""
+"""Up to this number of distinct images, the neighbours of `prepare` are not used, since it finds few among few images: they are searched here exactly."""
 
 MANY = 16_384
-"""Images without neighbours from which on an index is built to find them."""
+"""With more images than this without neighbours, an index is built and all distinct images are searched in it."""
 
 
 def threshold_of(config: PipelineConfig) -> float:
-    """The cosine from which on two embeddings count as those of one picture."""
+    """The least cosine of two embeddings at which they may be of the same picture; by the settings or the encoder's family."""
     threshold = config.duplicates.threshold
     return THRESHOLDS.get(config.encode.encoder.partition(":")[0], THRESHOLD) if isinstance(threshold, str) else threshold
 
 
 def find(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Equal bytes, which are beside each other in canonical order, count as one image; of these the near ones are compared."""
+    """Find all duplicates. Images of equal bytes, which are adjacent in canonical order, count as one; then near neighbours are compared."""
     set_threads(context.config.threads)
-    near = _prepared(context)  # first: of a model that is kept it reads its images
+    near = _prepared(context)  # first, since it reads the images of a kept model's run
     rows = usable(context).rows
     same_bytes = _first_of_equal(rows["content_hash"])
     like = Likeness(load_embeddings(context), load_thumbnails(context, SIDE)[0], threshold_of(context.config), context.config.threads)
@@ -63,7 +63,7 @@ def find(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def _table(frame: pl.DataFrame) -> pa.Table:
-    """Of all images (image_id, uri, of, first, cosine) those that are not alone; schema DUPLICATES."""
+    """The rows of ``frame`` (image_id, uri, of, first, cosine of all images) that share their group with others; schema DUPLICATES."""
     grouped = frame.filter(pl.len().over("first") > 1).with_columns(exact=pl.col("of") == pl.col("first"))
     kept = grouped.filter("exact").group_by("first").agg(pl.col("uri").min().alias("kept"))
     sizes = grouped.group_by("first").len().join(kept, on="first").sort("len", "kept", descending=[True, False]).with_row_index("group")
@@ -84,14 +84,17 @@ def _pixels(context: Context) -> NDArray[np.int64]:
 
 
 def _first_of_equal(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Of each row in canonical order the first with its content hash, (n,)."""
+    """For each row in canonical order, the number of the first row with the same content hash, (n,)."""
     column = pl.Series(hashes)
     starts = (column != column.shift()).fill_null(True).to_numpy()
     return np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
 
 
 def _prepared(context: Context) -> NDArray[np.int32] | None:
-    """The neighbours that `prepare` has found of all images, (n, k), -1 for none; of images that the model was not made of none. None if they are gone."""
+    """The neighbours of all images from `prepare`, (n, k), -1 for none.
+
+    With a kept model, they come from its run: images that it was not fitted on have none. None if that run's table is no longer complete.
+    """
     if not context.keeps:
         return prepare.load_neighbors(context).image
     model = context.model
@@ -108,12 +111,12 @@ def _prepared(context: Context) -> NDArray[np.int32] | None:
 
 
 def _candidates(context: Context, same_bytes: NDArray[np.int64], near: NDArray[np.int32] | None) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-    """Rows of different images, each image once, and those that may be copies of them, (m,) and (m, k): row numbers, -1 for none."""
+    """Yield row numbers of distinct images, (m,), with the rows of their possible copies, (m, k), -1 for none; each image comes once."""
     distinct = np.flatnonzero(same_bytes == np.arange(len(same_bytes)))
     alone = np.arange(len(distinct)) if len(distinct) > 1 else np.empty(0, np.int64)
     if len(distinct) > FEW and near is not None:
         others = np.where(near[distinct] >= 0, same_bytes[near[distinct]], -1)
-        found = ((others >= 0) & (others != distinct[:, None])).any(1)  # not so of a new image, or if all are its own copies
+        found = ((others >= 0) & (others != distinct[:, None])).any(1)  # false for a new image, or if all neighbours are exact copies
         alone = np.flatnonzero(~found)
         if len(alone) <= MANY:
             yield distinct[found], others[found]
@@ -123,7 +126,10 @@ def _candidates(context: Context, same_bytes: NDArray[np.int64], near: NDArray[n
 
 
 def _searched(context: Context, distinct: NDArray[np.int64], alone: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Of the images at the places ``alone`` among ``distinct``, or of all if these are many, places and those of their neighbours, (m,) and (m, k)."""
+    """Search neighbours of the images at the positions ``alone`` in ``distinct``, or of all if ``alone`` is long.
+
+    Returns positions (m,) and those of the neighbours (m, k), in ``distinct``.
+    """
     X, n, threads = load_embeddings(context), len(distinct), context.config.threads
     half = prepare.load_halves(context.model if context.keeps else context)[0]
 
@@ -138,12 +144,12 @@ def _searched(context: Context, distinct: NDArray[np.int64], alone: NDArray[np.i
 
 
 def load_duplicates(context: Context) -> pa.Table | None:
-    """The table of a run; None if it is of an older gsec, which looked for none."""
+    """The table `duplicates` of a run; None for runs of an older gsec without this stage."""
     return context.shards(STAGE, DUPLICATES_TABLE).read("all") if STAGE.name in context.run.stage_names() else None
 
 
 def remarks(context: Context) -> list[str]:
-    """How many images a run could do without, in words."""
+    """A sentence about the number of copies in the run; none if there are no copies."""
     table = load_duplicates(context)
     if table is None or not table.num_rows:
         return []

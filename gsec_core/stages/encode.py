@@ -1,11 +1,11 @@
-"""encode: every image of the corpus as a unit vector; encode2: as another, by the second encoder of a run that has two.
+"""encode: embeds every image of the corpus as a unit vector; encode2: does the same with the second encoder, in runs that have two.
 
-Each reads `images` and writes `embeddings` and `thumbnails`, one shard of each for each shard of `images`, with its name. Their
-fingerprint does not know the generation, so that a grown corpus only adds shards, and not which of the two they are, so that
-an encoder has one table, in whichever place it is.
+Each stage reads `images` and writes `embeddings` and `thumbnails`, one shard of each for every shard of `images`, with the same name. The
+fingerprint does not contain the generation, so that a grown corpus only adds shards. It does not contain the stage either, so that
+an encoder has the same tables whether it is used as the first or the second.
 
-Reading, hashing and decoding run in a pool of threads (Pillow and xxhash release the GIL) while the forward pass has
-the main thread. Every forward pass has the same batch shape, so that an embedding does not depend on its neighbours.
+Reading, hashing and decoding run in a pool of threads (Pillow and xxhash release the GIL) while the forward pass runs in
+the main thread. Every forward pass has the same batch shape, so that an embedding does not depend on the other images of its batch.
 """
 
 import json
@@ -46,14 +46,14 @@ class Prepared(NamedTuple):
     content_hash: bytes | None = None
     status: str = OK
     reason: str | None = None
-    """Why it is not ok, or what was wrong with an image that is."""
+    """Why the status is not ok; with status ok, a fault of the image that did not prevent its use, or None."""
     pixels: NDArray[np.generic] | None = None
-    """The encoder's input; None unless the image has to be encoded."""
+    """Input of the encoder; None if the image need not or cannot be encoded."""
     thumbnail: bytes | None = None
     width: int | None = None
     height: int | None = None
     known: "Place | None" = None
-    """Where the same bytes were encoded before."""
+    """Row in which the same bytes were encoded before."""
     size: int = 0
 
 
@@ -65,7 +65,7 @@ class Place(NamedTuple):
 
 
 def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mapping[bytes, Place], ref: ImageRef) -> Prepared:
-    """Read, hash, decode and preprocess one image. Whatever is wrong with the image is in the result.
+    """Read, hash, decode and preprocess one image. Faults of the image are reported in the result, not raised.
 
     Raises Unreachable if the source as a whole does not answer.
     """
@@ -81,7 +81,7 @@ def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mappin
     if content_hash in known:
         return Prepared(content_hash, known=known[content_hash], size=len(data))
     try:
-        # Twice what is used of it: resized from there, it looks as if resized from the whole.
+        # Twice the size that is needed: an image resized from this looks as if resized from the original.
         with images.opened(data, 2 * max(encoder.side, thumbnail_size)) as picture:
             return Prepared(
                 content_hash,
@@ -103,23 +103,23 @@ def fetch(source: Source, ref: ImageRef) -> bytes:
             with attempt:
                 return source.fetch(ref)
     except OSError as error:
-        source.check()  # the source answers, so it is this image that cannot be read
+        source.check()  # if the source as a whole answers, only this image cannot be read
         raise MissingImage(f"could not be read: {error.strerror or error}") from None
     raise AssertionError("Retrying either returns or raises")
 
 
 @dataclass
 class _Builder:
-    """The rows of one shard, as they come in."""
+    """Collects the rows of one shard."""
 
     name: str
     image_ids: list[bytes]
     refs: list[ImageRef | None]
-    """None for a row that is dead already: a later generation has another row for the image."""
+    """None for a row that is superseded: a later generation has another row for the image, or deleted it."""
     prepared: dict[int, Prepared] = field(default_factory=dict)
     vectors: dict[int, tuple[NDArray[np.float16], NDArray[np.float16] | None]] = field(default_factory=dict)
     waiting: int = 0
-    """Images that are in a batch which is not full yet."""
+    """Number of images that wait in a batch for the forward pass."""
     forward_seconds: float = 0.0
 
     @property
@@ -132,41 +132,41 @@ class Encoding(Stage):
     """The stage of one of the run's encoders."""
 
     setting: str
-    """Which names the encoder."""
+    """The setting that names the encoder, for error messages."""
     encoder: Callable[[PipelineConfig], str]
-    """Its name."""
+    """Returns the name of the encoder."""
 
     def fingerprint(self, context: Context) -> str:
         """See `Stage.fingerprint`."""
         return self.fingerprint_of(context.config, context.redo)
 
     def fingerprint_of(self, config: PipelineConfig, redo: Mapping[str, int]) -> str:
-        """That of one encoder's tables is the same in both stages, until the second is made again by itself."""
+        """Fingerprint of the tables of an encoder: the same in both stages, unless the second stage alone was redone."""
         counter, by_itself = redo.get(STAGE.name, 0), 0 if self is STAGE else redo.get(self.name, 0)
         return fingerprint(STAGE.name, self.version, self.settings(config), [], [counter, by_itself] if by_itself else counter)
 
     def identity(self, config: PipelineConfig) -> dict[str, object]:
-        """See `encoder_identity`, which it raises as."""
+        """See `encoder_identity`. Raises what it raises, naming this stage's setting."""
         with self._named():
             return encoder_identity(self.encoder(config))
 
     def check(self, config: PipelineConfig) -> None:
-        """Raises as `check_encoder` does."""
+        """Raises what `check_encoder` raises, naming this stage's setting."""
         with self._named():
             check_encoder(self.encoder(config))
 
     def load(self, config: PipelineConfig) -> Encoder:
-        """The encoder, loaded once for each process, with torch's threads as the settings say."""
+        """The encoder, loaded once per process. Sets torch's number of threads to that of the settings."""
         with self._named():
             identity = json.dumps(self.identity(config), sort_keys=True)
             encoder = _load(identity, self.encoder(config), config.encode.precision, config.encode.device, config.threads)
-        # Not only when it is loaded: others in the process may have set another number since, and with it the last bits of an embedding differ.
+        # Not only at loading: other code in the process may have changed the number since, and it affects the last bits of an embedding.
         set_threads(config.threads)
         return encoder
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Encoders know one setting that names them."""
+        """Replace the setting's name in errors of encoders, which always name ``encode.encoder``."""
         try:
             yield
         except Refused as error:
@@ -174,7 +174,7 @@ class Encoding(Stage):
 
 
 def work(stage: Encoding, context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Encode the named shards of `images`, yielding each when its last image is through."""
+    """Encode the named shards of `images`; yields each as soon as its last image is encoded."""
     config = context.config.encode
     encoder = stage.load(context.config)
     source = context.open_source()
@@ -218,7 +218,7 @@ _Queued = tuple[_Builder, int, ImageRef | None]
 
 
 def _in_order(pool: ThreadPoolExecutor, step: Callable[[ImageRef], Prepared], queue: Iterator[_Queued], ahead: int) -> Iterator[tuple[_Queued, Prepared]]:
-    """``step`` of every queued image, in order, ``ahead`` of them in progress."""
+    """Yield every queued item with the result of ``step``, in order, while ``ahead`` of them are in progress."""
     under_way: deque[tuple[_Queued, Future[Prepared]]] = deque()
 
     def submit(count: int) -> None:
@@ -311,7 +311,7 @@ def _vectors(values: Sequence[NDArray[np.float16] | None], length: int) -> pa.Ar
 
 
 def _copy_known(embeddings: Shards, thumbnails: Shards, builder: _Builder, rows: list[Prepared]) -> int:
-    """Fill in the rows whose bytes were encoded before. Returns their number."""
+    """Copy the results of images whose bytes were encoded before into ``builder`` and ``rows``. Returns their number."""
     wanted = {index: row.known for index, row in enumerate(rows) if row.known is not None}
     for shard in sorted({place.shard for place in wanted.values()}):
         before = embeddings.read(shard)
@@ -337,21 +337,21 @@ def _vector_at(column: pa.ChunkedArray, row: int) -> NDArray[np.float16]:
 
 @once
 def known_contents(embeddings: Shards, thumbnails: Shards, generation: int) -> Mapping[bytes, Place]:
-    """Where every content is that this encoder has seen and whose rows are whole, as of a generation."""
+    """The row of every content hash that this encoder has processed and whose row can be copied; ``generation`` only renews what `once` keeps."""
     known: dict[bytes, Place] = {}
-    # A writer killed between its two tables leaves one of them; the shard counts as not there.
+    # A writer killed between the two tables leaves only one of them; such a shard counts as missing.
     for name, table in embeddings.read_each(sorted(embeddings.names() & thumbnails.names()), ["image_id", "content_hash", "status"]):
         pictured = set(thumbnails.read(name, ["image_id"])["image_id"].to_pylist())
         rows = zip(*(table[column].to_pylist() for column in ("image_id", "content_hash", "status")), strict=True)
         for row, (image_id, content_hash, status) in enumerate(rows):
-            # Of a deleted image the picture may be pruned: should it come back, it is encoded again.
+            # The thumbnail of a deleted image may be pruned: if the image comes back, it is encoded again.
             if (status == REJECTED and content_hash is not None) or (status == OK and image_id in pictured):
                 known.setdefault(content_hash, Place(name, row))
     return known
 
 
 def _check_preprocessing(stage: Encoding, embeddings: Shards, encoder: Encoder) -> None:
-    """Embeddings of two preprocessings must not meet in one table: an upgraded library may have changed its own."""
+    """Raises GsecError if the preprocessing differs from that of the embeddings so far, as it may after an upgrade of a library: a table must not mix two."""
     for name in sorted(embeddings.names())[:1]:
         before = embeddings.facts(name)["preprocessing"]
         now = json.loads(json.dumps(dict(encoder.preprocessing)))
@@ -374,7 +374,7 @@ def _load(identity: str, name: str, precision: str, device: str, threads: int) -
 
 
 def loaded_encoder(config: PipelineConfig) -> Encoder:
-    """That of `encode.encoder`; see `Encoding.load`."""
+    """The encoder of setting `encode.encoder`; see `Encoding.load`."""
     return STAGE.load(config)
 
 
@@ -417,28 +417,28 @@ def _settings_of_second(config: PipelineConfig) -> dict[str, Any]:
 STAGE = _encoding("encode", "encode.encoder", lambda config: config.encode.encoder, _settings)
 
 SECOND = _encoding("encode2", "text.encoder", lambda config: str(config.second_encoder), _settings_of_second)
-"""Of runs with two encoders."""
+"""The stage of the second encoder, in runs with two."""
 
 
 def stages(config: PipelineConfig) -> tuple[Encoding, ...]:
-    """One for each encoder of the settings."""
+    """One encoding stage for each encoder in the settings."""
     return (STAGE,) if config.second_encoder is None else (STAGE, SECOND)
 
 
 def stages_of(run: Run) -> tuple[Encoding, ...]:
-    """One for each encoder of a run; also if the package of its method is not there any more."""
+    """One encoding stage for each encoder of a run; works also if the package of the run's method is no longer installed."""
     return tuple(stage for stage in (STAGE, SECOND) if stage.name in run.request()["stages"])
 
 
 def encoders_of(run: Run) -> str:
-    """The names of a run's encoders, with a plus between two."""
+    """The names of a run's encoders, joined by " + "."""
     config = run.request()["config"]
     names = {STAGE: config["encode"]["encoder"], SECOND: config.get("text", {}).get("encoder")}
     return " + ".join(names[stage] for stage in stages_of(run))
 
 
 def reasons(context: Context) -> list[dict[str, Any]]:
-    """Why live images have no cluster: status, reason and number, the most frequent first."""
+    """Why live images have no cluster: dicts of status, reason and images (their number), the most frequent reason first."""
     without = pl.DataFrame(encoded_rows(context)).filter(pl.col("status") != OK)
     rows: list[dict[str, Any]] = (
         without.group_by("status", "reason").agg(pl.len().alias("images")).sort("images", "status", "reason", descending=[True, False, False]).to_dicts()
@@ -447,18 +447,18 @@ def reasons(context: Context) -> list[dict[str, Any]]:
 
 
 def remarks(context: Context) -> list[str]:
-    """What was wrong with live images that are used all the same: a sentence for each fault, with the number of images."""
+    """One sentence for each kind of fault in images that are used all the same, with their number."""
     rows = pl.DataFrame(encoded_rows(context)).filter((pl.col("status") == OK) & pl.col("reason").is_not_null())
     counts = rows.group_by("reason").agg(pl.len()).sort("len", "reason", descending=[True, False])
     return [f"Of {count} images that are used {reason}." for reason, count in counts.iter_rows()]
 
 
 def encoded_rows(context: Context) -> pa.Table:
-    """The generation's live rows as the run's encoders left them; see `agreed`.
+    """The generation's live rows with the results of the run's encoders, combined by `agreed`.
 
-    Returns image_id, uri, content_hash, status, reason and shard, in canonical order: content hash, then image id, so
-    that what follows depends on the images and neither on the source's kind nor on the order they were found in.
-    Raises Refused if an encoder has not run, GsecError if it has not finished, BadShard naming all that is bad.
+    Returns image_id, uri, content_hash, status, reason and shard, in canonical order: by content hash, then image id. Thus
+    later stages depend on the images alone, neither on the kind of source nor on the order of its listing.
+    Raises Refused if an encoder has not run, GsecError if it has not finished, BadShard naming all bad shards.
     """
     names = context.generation.shard_names
     tables = [agreed(tables) for tables in zip(*(_rows(context, stage) for stage in stages_of(context.run)), strict=True)]
@@ -478,9 +478,9 @@ def _rows(context: Context, stage: Encoding) -> list[pa.Table]:
 
 
 def agreed(tables: Sequence[pa.Table]) -> pa.Table:
-    """One shard of `embeddings` of each encoder, with the columns content_hash, status and reason, as one: what a later one could not use, no one has used.
+    """Combine one shard of `embeddings` of each encoder, with the columns content_hash, status and reason: an image is ok only if all encoders could use it.
 
-    All have the same images in the same order, as the shard of `images` has them.
+    All tables have the images of the shard of `images`, in the same order.
     """
     return reduce(_agreed, tables)
 

@@ -1,10 +1,10 @@
-"""enhance: the encoder learns from the clusters of the run, where the method can and the settings ask for it.
+"""enhance: trains the encoder on the clusters of the run, where the method can and the settings ask for it.
 
-Reads `members`, `alignment`, `assignments` and the images themselves; writes `enhancer` (one shard for each checkpoint of the training), then `enhanced` (what
-the trained encoder and member say of every image) and `enhanced_clusters`. The run's clusters stay as they are: `write_encoder` makes an
-encoder of the last checkpoint, and a run with that one clusters by it.
+Reads `members`, `alignment`, `assignments` and the images themselves; writes `enhancer` (one shard for each checkpoint of the training), then `enhanced`
+(labels of every image by the trained encoder and member) and `enhanced_clusters`. The run's clusters do not change: `write_encoder` exports an
+encoder from the last checkpoint, which another run can use.
 
-It starts from the member that agrees with the consensus on most images: without labels nothing speaks for another.
+Training starts from the member that agrees with the consensus on most images: without labels there is no better criterion.
 """
 
 import json
@@ -43,19 +43,19 @@ from gsec_core.tables import (
 )
 
 CHECKPOINTS = 20
-"""Of a training: a kill costs at most so small a part of it."""
+"""Number of checkpoints of a training: a killed process loses only the part since the last one."""
 
 DEAD = 0.1
-"""Share of a cluster's images below which it counts as dead."""
+"""A cluster whose size falls below this share of its size before counts as dead."""
 
 
 def stages(config: PipelineConfig) -> tuple[Stage, ...]:
-    """This one, if the settings ask for it."""
+    """The stage enhance if the settings ask for it, else none."""
     return (STAGE,) if methods.find(config.method).enhances(config.of_method) else ()
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises Refused if the settings ask for what the encoder cannot, or for days of a CPU without saying so. Loads no weights."""
+    """Raises Refused if the encoder cannot be trained, or if training would run on a CPU, for days, without ``train.device = cpu``. Loads no weights."""
     if not stages(config):
         return
     method, encoder = methods.find(config.method), config.encode.encoder
@@ -81,7 +81,7 @@ class Pictures:
         self._hashes: list[bytes] = listed["content_hash"].to_list()
         self._source, self._side, self._most = context.open_source(), side, context.config.ingest.max_shrink
         self.lost: set[int] = set()
-        """Those that are gone, or other than they were."""
+        """Numbers of the images that are gone or have changed."""
 
     def __len__(self) -> int:
         return len(self._refs)
@@ -97,7 +97,7 @@ class Pictures:
         return None
 
     def check(self) -> None:
-        """Raises Unreachable if the source does not answer, GsecError if too many images are gone: nothing is to be learnt from what is left."""
+        """Raises Unreachable if the source does not answer, GsecError if too many images are lost for the rest to be trained on."""
         if self.lost:
             self._source.check()
         if len(self.lost) > self._most * len(self):
@@ -108,7 +108,7 @@ class Pictures:
 
 
 def learn(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The checkpoints of these names, each from the one before it."""
+    """Train up to each of the named checkpoints, each from the one before it."""
     encoder, enhancer, pictures = _start(context)
     there = context.shards(STAGE, ENHANCER_TABLE).names()
     losses: list[float] = []
@@ -128,7 +128,7 @@ def learn(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 
 
 def label(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """What the trained encoder and member say of the images of the named parts. An image that is lost keeps what the consensus says of it."""
+    """Label the images of the named parts with the trained encoder and member. A lost image keeps its label of the consensus."""
     encoder, enhancer, pictures = _start(context)
     _restore(context, enhancer, list(_checkpoints(context))[-1])
     _, permutation = _member(context)
@@ -158,7 +158,7 @@ def label(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 
 
 def compare(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """How many images of each cluster are where they were."""
+    """Count the images of each cluster before and after the training, and those that are in it both times."""
     before, after = (
         np.concatenate([table["cluster"].to_numpy() for table in context.shards(stage, name).read_all(usable(context).part_names, ["cluster"])])
         for stage, name in ((align.STAGE, ASSIGNMENTS_TABLE), (STAGE, ENHANCED_TABLE))
@@ -169,7 +169,7 @@ def compare(context: Context, names: Sequence[str], progress: Progress) -> Itera
 
 
 def remarks(context: Context) -> list[str]:
-    """What came of it, and what to do with it, in plain words; nothing of a run without this stage."""
+    """Sentences about the outcome and what to do next; none for a run without this stage."""
     if STAGE.name not in context.run.stage_names():
         return []
     table, dead = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all"), _dead(context)
@@ -190,7 +190,7 @@ def remarks(context: Context) -> list[str]:
 
 
 def write_encoder(context: Context, folder: Path) -> None:
-    """The trained encoder into a folder, which is there and empty. Raises Refused if there is none to be had."""
+    """Write the trained encoder into an existing empty folder. Raises Refused if the run has trained none, or one that lost clusters."""
     run = context.run
     if STAGE.name not in run.stage_names():
         can = " or ".join(f"--method {method.name} --set {method.name}.{method.enhanced_by}=true" for method in methods.loaded().values() if method.enhanced_by)
@@ -203,7 +203,7 @@ def write_encoder(context: Context, folder: Path) -> None:
 
 
 def _dead(context: Context) -> list[int]:
-    """Clusters of which too little is left."""
+    """Clusters that are dead after the training; see `DEAD`."""
     table = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all")
     before, after = (table[name].to_numpy() for name in ("before", "after"))
     found: list[int] = np.flatnonzero((before > 0) & (after < DEAD * before)).tolist()
@@ -211,7 +211,7 @@ def _dead(context: Context) -> list[int]:
 
 
 def _start(context: Context) -> "tuple[Encoder, Enhancer, Pictures]":
-    """The encoder and its training, not begun, and what it is trained on. Raises as `check` does."""
+    """The encoder, its enhancer before the first step, and the images to train on. Raises what `check` raises."""
     check(context.config)
     set_threads(context.config.threads)
     encoder, enhancer = _adapted(context, context.config.train.device)
@@ -220,7 +220,7 @@ def _start(context: Context) -> "tuple[Encoder, Enhancer, Pictures]":
 
 def _adapted(context: Context, device: str) -> "tuple[Any, Enhancer]":
     config = context.config
-    # One of its own: it is changed in place.
+    # A separate copy of the encoder, since training changes it in place.
     encoder = load_encoder(config.encode.encoder, precision=config.encode.precision, device=device, threads=config.threads)
     assert isinstance(encoder, Trainable), "it has a skeleton"
     member, _ = _member(context)
@@ -229,7 +229,7 @@ def _adapted(context: Context, device: str) -> "tuple[Any, Enhancer]":
 
 
 def _member(context: Context) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int32]]:
-    """The arrays of the member that agrees best with the consensus, and the consensus's number of each of its clusters."""
+    """The arrays of the member that agrees best with the consensus, and its permutation: the consensus's number of each of the member's clusters."""
     table = context.shards(align.STAGE, ALIGNMENT_TABLE).read("all")
     best = int(table["agreement"].to_numpy().argmax())
     members, _ = train.load_members(context)
@@ -237,7 +237,7 @@ def _member(context: Context) -> tuple[dict[str, NDArray[np.float32]], NDArray[n
 
 
 def _checkpoints(context: Context) -> dict[str, int]:
-    """Their names, and how many steps are done then."""
+    """Names of the checkpoints, and the number of steps done at each."""
     steps = methods.find(context.config.method).load_enhancer().steps(usable(context).rows.num_rows)
     return {f"step-{at:09d}": at for at in (steps * number // CHECKPOINTS for number in range(1, CHECKPOINTS + 1)) if at}
 

@@ -1,7 +1,7 @@
-"""fuse: a text counterpart for every image, from the descriptions of a few.
+"""fuse: makes a text counterpart for every image from the descriptions of a few images.
 
 Reads `representative_captions` and `embeddings`; writes `caption_embeddings` (one row for each description), `counterpart_model`
-(how counterparts are made, and how much they count) and `counterparts` (one row for each image).
+(how counterparts are made, and their weight) and `counterparts` (one row for each image).
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,18 +37,18 @@ RIDGE, SOFTMAX, JOINT, OWN = "ridge", "softmax", "joint", "own"
 
 @dataclass(frozen=True)
 class CounterpartModel:
-    """How the run makes counterparts."""
+    """The model by which a run makes counterparts."""
 
     kind: str
     text_weight: float
     held_out_cosine: float | None
-    """Of descriptions with what is predicted without them; None: nothing is predicted."""
+    """Mean cosine between held-out descriptions and their predictions; None if this was not measured."""
     ridge: Ridge | None
-    """For the kinds ridge and own."""
+    """The map for the kinds ridge and own; None for others."""
 
 
 def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Every description as a vector; stage describe sees to it that there is one."""
+    """Embed every description; stage describe guarantees at least one."""
     counted = describe.counted_captions(context)
     texts = counted["text"].combine_chunks().dictionary_encode()  # equal ones are encoded once
     vectors = encode.loaded_encoder(context.config).encode_texts(texts.dictionary.to_pylist()).astype(np.float16)[texts.indices.to_numpy()]
@@ -59,7 +59,7 @@ def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """How counterparts are made, and how much they count: by the settings and, where these leave it open, by descriptions that are held out."""
+    """Fit the model of the counterparts and their weight: as set or, where the settings leave it open, by held-out descriptions."""
     kinds, weight = open_choices(context.config)
     config, X, described, T = context.config.fuse, load_embeddings(context), describe.described_rows(context), load_captions(context)
     with threadpool_limits(thread_count(context.config.threads)):
@@ -81,7 +81,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
 
 
 def weight_deserved(context: Context) -> float:
-    """The text weight that the counterparts have earned, whatever the settings say; what comes from an image's embedding alone earns the least."""
+    """The text weight by the quality of the counterparts, regardless of the settings; counterparts made from image embeddings alone get the least."""
     model = load_model(context)
     if model.kind == OWN:
         return MOST_WEIGHT
@@ -91,8 +91,8 @@ def weight_deserved(context: Context) -> float:
 
 
 def open_choices(config: PipelineConfig) -> tuple[tuple[str, ...], float | None]:
-    """The kinds of counterpart that the settings leave, and the text weight; None: by held-out descriptions."""
-    sees_more = config.describe.captioner != "tagger"  # its sentences come from a classifier that the embedding knows
+    """The kinds of counterpart that the settings allow, and the text weight; a weight of None is decided by held-out descriptions."""
+    sees_more = config.describe.captioner != "tagger"  # the tagger's sentences come from a classifier on the embedding
     as_published = methods.find(config.method).as_published(config.of_method)
     kinds: tuple[str, ...] = (config.fuse.counterpart,)
     if kinds == ("auto",) and as_published:
@@ -110,7 +110,7 @@ def open_choices(config: PipelineConfig) -> tuple[tuple[str, ...], float | None]
 
 @once
 def load_model(context: Context) -> CounterpartModel:
-    """How the run makes counterparts."""
+    """The run's counterpart model."""
     [row] = context.shards(STAGE, COUNTERPART_MODEL_TABLE).read("all").to_pylist()
     ridge = None
     if row["mean"] is not None:
@@ -120,7 +120,7 @@ def load_model(context: Context) -> CounterpartModel:
 
 
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The counterparts of the images of the named parts."""
+    """Make the counterparts of the images of the named parts."""
     described, own = describe.described_rows(context), load_captions(context)
     for part in parts(context, names):
         rows = slice(part.start, part.stop)
@@ -134,15 +134,15 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
 
 
 def counterparts_of(context: Context, images: Context, rows: Rows, progress: Progress = lambda rows: None) -> NDArray[np.float16]:
-    """The counterparts of these images of the run ``images`` by this run's model, as they would be stored: (rows, dt), rows above 0.
+    """The counterparts of the given images of the run ``images`` by this run's model, as they would be stored: (rows, dt), for rows > 0.
 
-    An image's own description is not looked for.
+    Descriptions of these images themselves are not used.
     """
     return counterparts_from(context, load_embeddings(images)[rows], load_joint(images)[rows], progress)
 
 
 def counterparts_from(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], progress: Progress = lambda rows: None) -> NDArray[np.float16]:
-    """The same of images whose embeddings (rows, d), in the space shared with text (rows, dt), are at hand."""
+    """As `counterparts_of`, for given embeddings: ``X`` (rows, d), and ``joint`` (rows, dt) in the space shared with text."""
     model, config = load_model(context), context.config.fuse
     if model.kind == JOINT:
         progress(len(joint))
@@ -168,12 +168,12 @@ def load_captions(context: Context) -> NDArray[np.float16]:
 
 
 def text_weight(context: Context) -> float:
-    """Of the counterparts against the images."""
+    """Weight of the counterparts relative to the images."""
     return load_model(context).text_weight
 
 
 def load_counterparts(context: Context) -> NDArray[np.float16]:
-    """The counterparts of all images in canonical order, (n, dt); a memory map as `canonical.load_embeddings` is."""
+    """The counterparts of all images in canonical order, (n, dt); a memory map as in `canonical.load_embeddings`."""
     return load_parts(context, context.shards(STAGE, COUNTERPARTS_TABLE), "counterpart")
 
 

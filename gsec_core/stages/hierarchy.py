@@ -1,6 +1,6 @@
-"""hierarchy: a tree over the clusters, those that are alike together.
+"""hierarchy: builds a tree over the clusters, in which similar clusters are close.
 
-Reads `assignments`, `members`, `cluster_centres` and what names clusters; writes `hierarchy` (one row for each node).
+Reads `assignments`, `members`, `cluster_centres` and the input of the namer; writes `hierarchy` (one row for each node).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, HIERARCHY, HIERA
 
 
 def arrange(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The tree over the clusters. With a model that is kept it is that of its clusters, with the images of now."""
+    """Build the tree over the clusters. With a kept model it is the tree of that model, with the current numbers of images."""
     if not context.keeps:
         yield Finished("all", (_tree(context, progress),), {})
         return
@@ -37,7 +37,7 @@ def _sizes(context: Context) -> NDArray[np.int64]:
 
 
 def _tree_before(context: Context) -> pa.Table | None:
-    """That of the published run, if its model is kept and gsec made one."""
+    """The tree of the published run; None if that run has no stage hierarchy."""
     if STAGE.name not in before.previous(context).stage_names():
         return None
     shards, (shard,) = before.previous(context).table(HIERARCHY_TABLE)
@@ -66,7 +66,7 @@ def _tree(context: Context, progress: Progress) -> pa.Table:
 
 
 def _co_association(context: Context) -> NDArray[np.float32]:
-    """See `hierarchy.co_association`; by the first images in canonical order, which is that of their content hashes."""
+    """See `hierarchy.co_association`. Uses the first part of the images: canonical order is that of content hashes, so that they are a random sample."""
     [first, *_] = usable(context).part_names
     labels = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read(first, ["cluster"])["cluster"].to_numpy()
     said = align.load_ensemble(context).member_labels(prepare.load_features(context), prepare.plan_of(context.config).device, 0, len(labels))
@@ -74,7 +74,7 @@ def _co_association(context: Context) -> NDArray[np.float32]:
 
 
 def load_hierarchy(context: Context) -> pa.Table | None:
-    """The tree of a run; None if it is of an older gsec, which made none."""
+    """The tree of a run; None for runs of an older gsec without this stage."""
     return context.shards(STAGE, HIERARCHY_TABLE).read("all") if STAGE.name in context.run.stage_names() else None
 
 

@@ -1,6 +1,6 @@
-"""ingest: what the source holds now, against what the corpus knows, as a new generation.
+"""ingest: compares the source's images with those of the corpus, and records the changes as a new generation.
 
-Reads the source's listing; writes `images` and a generation. Nothing is decoded, and without a change nothing is written.
+Reads the source's listing; writes `images` and a generation. No image is decoded, and nothing is written if nothing has changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,33 +21,33 @@ from gsec_core.store.corpus import newest_rows
 from gsec_core.tables import IMAGES, MISSING
 
 _PROBES = 32
-"""Images at once that are tried again: an object store takes its time to say that one is not there."""
+"""Number of unreadable images that are tried again at the same time: an object store is slow to report that an object is missing."""
 
 
 def open_images(url: str, config: IngestConfig) -> Source:
-    """The source at an address, listed as the settings say. Raises as `open_source`."""
+    """Open the source at ``url`` with the settings for its listing. Raises what `open_source` raises."""
     return open_source(url, image_column=config.image_column, exclude=config.exclude, follow_links=config.follow_links)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """A listing against a generation."""
+    """Differences between a source's listing and a generation."""
 
     base: Generation
-    """What it was compared with, without shards that are damaged."""
+    """The generation that was compared, without its damaged shards."""
     rows: pl.DataFrame
-    """What a new generation adds, schema IMAGES: added and changed images, then tombstones, each sorted by URI."""
+    """Rows that a new generation adds, schema IMAGES: first added and changed images, then deleted ones; both sorted by URI."""
     live: int
     """Live images after the change."""
     added: int
     changed: int
     deleted: int
     damaged: int
-    """Shards of the image list that could not be read; their images are among the added."""
+    """Number of shards of the image list that could not be read; their images count as added."""
     listing: str
     """Digest of the source's listing; see `Generation`."""
     skipped: Mapping[str, int]
-    """What the listing passed over, by kind; see `listing.Choice`."""
+    """Numbers of files that the listing skipped, by kind; see `listing.Choice`."""
 
     @property
     def none(self) -> bool:
@@ -60,12 +60,12 @@ class Changes:
 def ingest(
     corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int, settled: bool = False
 ) -> tuple[Generation, Changes]:
-    """Bring the corpus up to date with its source, and say what changed.
+    """Bring the corpus up to date with its source. Returns its newest generation and the changes.
 
-    ``embeddings``, of each encoder, are asked which images could not be read last time: once one of these can be, they count as changed. Of a corpus that is
-    ``settled``, in which there are none and nothing is to be done, no row is read if the source lists what it listed for the newest generation. Raises
-    Refused if the source has fewer than ``at_least`` images, or lost more of them than ``config.max_shrink`` allows; then nothing is
-    written.
+    ``embeddings`` are the embedding tables of all encoders. They tell which images could not be read when they were encoded; as soon as one of these can be
+    read, all of them count as changed. ``settled`` says that there are no such images and no unfinished work: then no row is read if the source's listing
+    equals that of the newest generation. Raises Refused, before anything is written, if the source has fewer than ``at_least`` images or has lost more than
+    ``config.max_shrink`` allows.
     """
     while True:
         changes = compare(corpus, source, config, embeddings, at_least, settled)
@@ -75,11 +75,11 @@ def ingest(
         tables = [chunk.to_arrow().cast(IMAGES) for chunk in changes.rows.iter_slices(config.shard_rows)]
         if corpus.add_generation(changes.base, tables, changes.listing):
             return corpus.generation(changes.base.number + 1), changes
-        # Another ingest of the same corpus was first: compare with what it wrote.
+        # Another ingest of the same corpus wrote this generation first: compare with that one.
 
 
 def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Sequence[Shards], at_least: int, settled: bool = False) -> Changes:
-    """What `ingest` would write. Raises as it does."""
+    """The changes that `ingest` would write. Raises what it raises."""
     corpus.check_bound(_binding(source, config))
     listed = pl.DataFrame(source.list())
     if len(listed) < at_least:
@@ -93,7 +93,7 @@ def compare(corpus: Corpus, source: Source, config: IngestConfig, embeddings: Se
     moved = (pl.col("size_bytes") != pl.col("size_bytes_before")) | (pl.col("version") != pl.col("version_before"))
     unread = pl.col("image_id").is_in(pl.Series(_missing(live, embeddings), dtype=pl.Binary).implode())
     again = both.filter(unread & ~moved)
-    if not _any_readable(source, again):  # a link that leads nowhere must not make every ingest a new generation
+    if not _any_readable(source, again):  # a dangling link must not cause a new generation at every ingest
         again = again.clear()
     changed = pl.concat([both.filter(moved), again])
     added = listed.join(live, on="uri", how="anti")
@@ -122,7 +122,7 @@ def _binding(source: Source, config: IngestConfig) -> dict[str, str]:
 
 
 def _digest(listed: pl.DataFrame) -> str:
-    """xxh3-128 of a listing, which is in order."""
+    """xxh3-128 of a listing, which is sorted already."""
     digest = xxhash.xxh3_128()
     for rows in listed.iter_slices(65_536):
         digest.update(rows.write_csv(include_header=False).encode())
@@ -158,14 +158,14 @@ def _readable(corpus: Corpus) -> tuple[Generation, pl.DataFrame]:
 
 
 def _any_readable(source: Source, images: pl.DataFrame) -> bool:
-    """Whether one of the images that could not be read can be now."""
+    """Whether at least one of these images, which could not be read before, can be read now."""
 
     def readable(ref: ImageRef) -> bool:
         try:
             source.fetch(ref)
         except (MissingImage, OSError):
             return False
-        except RejectedImage:  # which it was not before
+        except RejectedImage:  # it could be reached this time
             return True
         return True
 
@@ -175,12 +175,12 @@ def _any_readable(source: Source, images: pl.DataFrame) -> bool:
 
 
 def _missing(live: pl.DataFrame, embeddings: Sequence[Shards]) -> list[bytes]:
-    """Live images that could not be read when they were encoded, by whichever encoder."""
+    """Ids of the live images that at least one encoder could not read."""
     unread: list[bytes] = []
     live_in = {str(name): rows["image_id"] for (name,), rows in live.group_by("shard")}
     for encoded in embeddings:
         for name, found in encoded.look_at(live_in, partial(_missing_in, encoded)):
-            if isinstance(found, list):  # else it is not encoded yet, or to be encoded again
+            if isinstance(found, list):  # otherwise the shard is not encoded yet, or is damaged and will be encoded again
                 unread.extend(set(found).intersection(live_in[name]) if found else ())
     return unread
 

@@ -1,6 +1,6 @@
-"""lineage: what the clusters were in the published clustering before, and the keys that they keep from run to run.
+"""lineage: matches the clusters with those of the previously published run, and gives them keys that stay the same from run to run.
 
-Reads `assignments`, and of the run that was published when this one was asked for `assignments` and `lineage`; writes
+Reads `assignments`, and `assignments` and `lineage` of the run that was published when this run was requested; writes
 `lineage` (one row for each cluster).
 """
 
@@ -22,7 +22,7 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, LINEAGE, LINEAGE_TABLE
 
 
 def trace(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """A key for every cluster."""
+    """Find a key for every cluster."""
     clusters, previous = context.config.n_clusters, _previous(context)
     if previous is None:
         found, shared, keys = lineage.first(clusters), pl.DataFrame(schema={"cluster": pl.Int32, "previous": pl.Int32, "images": pl.Int64}), None
@@ -41,14 +41,14 @@ _COLUMNS = ["image_id", "content_hash", "cluster"]
 
 
 def _shared(now: Sequence[pa.Table], before: Sequence[pa.Table]) -> pl.DataFrame:
-    """How many images each cluster has in common with each of before: the same place with the same bytes."""
+    """Number of images that each cluster shares with each previous cluster; an image is the same if id and content hash are equal."""
     old = pl.DataFrame(pa.concat_tables(before)).rename({"cluster": "previous"})
     both = pl.DataFrame(pa.concat_tables(now)).join(old, on=["image_id", "content_hash"])
     return both.group_by("previous", "cluster").agg(pl.len().cast(pl.Int64).alias("images")).sort("cluster", "previous")
 
 
 def _kept(context: Context, run_id: str) -> tuple[Lineage, pl.DataFrame, NDArray[np.int32]]:
-    """With a model that is kept every cluster is the one that it was, also one without an image."""
+    """Lineage with a kept model: every cluster keeps its key, even without images."""
     keys = keys_of(Run(context.run.files, run_id))
     shards, parts = Run(context.run.files, run_id).table(ASSIGNMENTS_TABLE)
     shared = _shared(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, _COLUMNS), shards.read_all(parts, _COLUMNS))
@@ -58,7 +58,7 @@ def _kept(context: Context, run_id: str) -> tuple[Lineage, pl.DataFrame, NDArray
 
 
 def _origins(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32] | None) -> list[list[dict[str, Any]]]:
-    """Of each cluster the keys under which its images were before, with their shares, the largest first."""
+    """For each cluster, the previous keys of its images, with their shares, the largest first."""
     found: list[list[dict[str, Any]]] = [[] for _ in range(clusters)]
     if keys is not None:
         shares = shared.with_columns(pl.col("images") / pl.col("images").sum().over("cluster")).sort("images", "previous", descending=[True, False])
@@ -87,14 +87,14 @@ def _previous(context: Context) -> dict[str, Any] | None:
 
 
 def keys_of(run: Run) -> NDArray[np.int32]:
-    """The keys of a run's clusters, (clusters,). Raises Refused if it has not come to that."""
+    """The keys of a run's clusters, (clusters,). Raises Refused if the run has no lineage yet."""
     shards, names = run.table(LINEAGE_TABLE)
     keys: NDArray[np.int32] = shards.read(names[0], ["cluster_key"])["cluster_key"].to_numpy()
     return keys
 
 
 def moved(context: Context) -> float | None:
-    """Share of the images in common with the published clustering before that have another key now; None if there was none, or none is in common."""
+    """Share of the images in common with the previously published run whose cluster key has changed; None without such a run or common images."""
     facts = context.shards(STAGE, LINEAGE_TABLE).facts("all")
     return facts["moved"] / facts["common"] if facts["common"] else None
 

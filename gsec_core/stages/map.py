@@ -1,6 +1,6 @@
-"""map: the place of every image on the map.
+"""map: places every image on the map.
 
-Reads `layout` and the embeddings; writes `map` (one row for each image). The images of `layout` are landmarks and stay where they are.
+Reads `layout` and the embeddings; writes `map` (one row for each image). The images of `layout` are landmarks and keep their places.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, LAYOUT_TABLE, MAP, MAP_TABLE
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The images of the named parts: where they are already, or beside the landmarks that they are most like."""
+    """Place the images of the named parts: where they are already, or else beside the most similar landmarks."""
     X, there = load_embeddings(context), _there(context)
     marks = _landmarks(context)
     landmarks, points = unit_rows(X[marks["row"].to_numpy()]), marks.select("x", "y").to_numpy()
@@ -47,7 +47,7 @@ def _ids(context: Context) -> pl.DataFrame:
 
 @once
 def _there(context: Context) -> NDArray[np.float32]:
-    """(n, 2): the places that are known, those of the landmarks and, of a map that is kept, those of its images; NaN of the others."""
+    """The known places, (n, 2): those of the landmarks and, if the map is kept, those of its images; NaN for the others."""
     marks = _landmarks(context)
     there = np.full((usable(context).rows.num_rows, 2), np.nan, np.float32)
     if context.keeps and _same_map(context, marks):
@@ -62,7 +62,7 @@ def _there(context: Context) -> NDArray[np.float32]:
 
 
 def _same_map(context: Context, marks: pl.DataFrame) -> bool:
-    """Whether the published run has a map, and the landmarks are where they were: where most are gone they are laid out again."""
+    """Whether the published run has a map and any landmark is still in its place: if most landmarks are gone, all are laid out again."""
     if STAGE.name not in before.previous(context).stage_names():
         return False
     shards, (shard,) = before.previous(context).table(LAYOUT_TABLE)

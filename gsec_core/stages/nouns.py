@@ -1,7 +1,7 @@
-"""nouns: the words of a vocabulary that stand for the images, and a text counterpart of them for every image.
+"""nouns: selects the words of a vocabulary that represent the images, and makes a text counterpart for every image from them.
 
-Reads `vocabulary` and `embeddings`; writes `semantic_centres` (one row for each part of the images), `selected_nouns` (one row for each word that is kept) and
-`counterparts` (one row for each image; none with a method that takes the nouns themselves). Which words are kept is the method's `NounSelection`.
+Reads `vocabulary` and `embeddings`; writes `semantic_centres` (one row for each centre), `selected_nouns` (one row for each word that is kept) and
+`counterparts` (one row for each image; none with a method that uses the nouns themselves). The method's `NounSelection` says which words are kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ from gsec_core.text.vocabulary import shown
 
 
 def place(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The semantic centres, from all usable images."""
+    """Compute the semantic centres from all usable images."""
     config, X = context.config, load_joint(context)
     with config_context(assume_finite=True), threadpool_limits(thread_count(config.threads)):
         if selection_of(config).per_centre is None:
@@ -52,7 +52,7 @@ def place(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 
 
 def select(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The words that are kept."""
+    """Select the words to keep. Raises Refused if they are fewer than the clusters."""
     words, vectors = vocabulary.load_words(context)
     centres = to_matrix(context.shards(STAGE, SEMANTIC_CENTRES_TABLE).read("all"), "centre")
     with threadpool_limits(thread_count(context.config.threads)):
@@ -69,7 +69,7 @@ def select(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The counterparts of the images of the named parts."""
+    """Make the counterparts of the images of the named parts."""
     joint = load_joint(context)
     for part in parts(context, names):
         found = _counterparts(context, joint[part.start : part.stop], progress)
@@ -79,12 +79,12 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
 
 
 def counterparts_of(context: Context, images: Context, rows: Rows) -> NDArray[np.float16] | None:
-    """The counterparts (rows, joint_dim) that the run gives to these images of the run ``images``, its own or not; see `load_counterparts`."""
+    """The counterparts (rows, joint_dim) of the given images of the run ``images``, by the nouns of the run ``context``; see `load_counterparts`."""
     return counterparts_from(context, load_joint(images)[rows])
 
 
 def counterparts_from(context: Context, joint: NDArray[np.float16]) -> NDArray[np.float16] | None:
-    """The same of images whose embeddings in the space shared with text, (rows, joint_dim), are at hand."""
+    """As `counterparts_of`, for given embeddings in the space shared with text, (rows, joint_dim)."""
     if selection_of(context.config).tau is None:
         return joint if has_joint(context) else None
     return _counterparts(context, joint, lambda images: None)
@@ -102,15 +102,15 @@ def _counterparts(context: Context, joint: NDArray[np.float16], progress: Progre
 
 @once
 def load_nouns(context: Context) -> tuple[list[str], NDArray[np.float16]]:
-    """The words that are kept, as they are shown, and their vectors (kept, joint_dim)."""
+    """The selected words, in the form for display, and their vectors (kept, joint_dim)."""
     table = context.shards(STAGE, SELECTED_NOUNS_TABLE).read("all", ["word", "embedding"])
     return [shown(word) for word in table["word"].to_pylist()], to_matrix(table, "embedding")
 
 
 def load_counterparts(context: Context) -> NDArray[np.float16] | None:
-    """The counterparts of all images in canonical order, (n, joint_dim); a memory map as `canonical.load_embeddings` is.
+    """The counterparts of all images in canonical order, (n, joint_dim); a memory map as in `canonical.load_embeddings`.
 
-    None if there are no others than the images; see `has_counterparts`.
+    None if there are none beside the images; see `has_counterparts`.
     """
     if selection_of(context.config).tau is None:
         return load_joint(context) if has_counterparts(context) else None
@@ -118,17 +118,17 @@ def load_counterparts(context: Context) -> NDArray[np.float16] | None:
 
 
 def has_counterparts(context: Context) -> bool:
-    """False if the method has the images themselves for them, and these are in the space of the nouns."""
+    """Whether counterparts differ from the images. False if the method uses the nouns themselves and the embeddings are in the same space as the nouns."""
     return selection_of(context.config).tau is not None or has_joint(context)
 
 
 def text_weight(context: Context) -> float:
-    """Of the counterparts against the images."""
+    """Weight of the counterparts relative to the images."""
     return context.config.nouns.weight
 
 
 def weight_deserved(context: Context) -> float:
-    """What is made from an image's embedding alone earns the least."""
+    """The least weight, since these counterparts are made from image embeddings alone."""
     return LEAST_WEIGHT
 
 
@@ -137,7 +137,7 @@ def _count(context: Context) -> int:
 
 
 def selection_of(config: PipelineConfig) -> NounSelection:
-    """As set, or as the method has it. Raises Refused for a setting that the method does not have."""
+    """The noun selection of the method, changed as set. Raises Refused for a setting that the method does not have."""
     of_method = methods.find(config.method).nouns(config.n_clusters)
     given = {name: value for name in ("images_per_centre", "per_centre", "tau") if (value := getattr(config.nouns, name)) is not None}
     for name, value in given.items():
@@ -157,7 +157,7 @@ def _inputs(context: Context) -> list[str]:
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises Refused for settings of nouns that the method does not have, and if it takes a name a cluster and there are more or fewer."""
+    """Raises Refused for a setting of nouns that the method does not have, or if the method needs one word per cluster and the numbers differ."""
     numbered = config.model_copy(update={"clusters": 2}) if isinstance(config.clusters, str) else config
     words = len(vocabulary.words_of(config).words)
     if selection_of(numbered).per_centre is None and words != config.clusters:

@@ -1,6 +1,6 @@
-"""describe without a server: a file of requests in OpenAI's batch format, as `vllm run-batch` reads it, and its replies into the log.
+"""Describing without a server: writes requests to a file in OpenAI's batch format, as `vllm run-batch` reads it, and imports the replies into the log.
 
-What comes in is final as it would be online, but asked once: a reply outside the template is kept as free text.
+Imported answers are as final as those of a server, but each image is asked about once only: a reply outside the template is kept as free text.
 """
 
 import json
@@ -25,13 +25,14 @@ from gsec_core.stages.base import Context
 from gsec_core.stages.describe import Commits, answers, captions_log, loaded_captioner, row_of, subjects, unanswered
 
 _AT_ONCE = 256
-"""Images whose requests are in memory at once."""
+"""Number of images whose requests are in memory at the same time."""
 
 
 def export(context: Context, file: Path) -> dict[str, int]:
-    """Write a line for every image that a run would ask about: ``requests``. Images that cannot be decoded are logged as ``failed``.
+    """Write a line with a request for every image that a run would ask about. Images that cannot be decoded are logged as failed.
 
-    Raises Refused unless a model describes the images, and the file can be written.
+    Returns the numbers of ``requests``, ``failed`` and ``missing`` images. Raises Refused if the captioner is not an openai:MODEL, or if the file
+    cannot be written.
     """
     captioner = _captioner(context)
     log = captions_log(context)
@@ -67,9 +68,9 @@ def export(context: Context, file: Path) -> dict[str, int]:
 def import_(context: Context, file: Path) -> dict[str, int]:
     """Put the replies of a batch into the log.
 
-    Counts ``answers``; ``failed``, of these; ``known``, which the log had; ``unanswered``, lines whose request failed for a reason that
-    may pass; ``foreign``, lines that are no replies to this run's question. Raises Refused if there is no such file, if a line is no JSON (those before it
-    count), or if no line is of this run.
+    Returns the numbers of ``answers``; ``failed`` ones among these; ``known`` ones that the log had already; ``unanswered`` lines, whose request failed for a
+    temporary reason; and ``foreign`` lines, which do not reply to this run's question. Raises Refused if there is no such file, if a line is not JSON (lines
+    before it are imported), or if no line belongs to this run.
     """
     captioner = _captioner(context)
     log = captions_log(context)
@@ -82,7 +83,7 @@ def import_(context: Context, file: Path) -> dict[str, int]:
     def take(key: str, answer: Answer) -> None:
         wanted.discard(key)
         declined.pop(key, None)
-        # How long it took a batch does not say.
+        # A batch does not tell how long a reply took.
         commits.add({**row_of(bytes.fromhex(key), answer), "seconds": None})
         counts["answers"] += 1
         counts["failed"] += answer.text is None
@@ -110,7 +111,7 @@ def import_(context: Context, file: Path) -> dict[str, int]:
                 take(key, answer)
     finally:
         for key, reason in sorted(declined.items()):
-            if answering:  # a request is to blame for being declined only where others are answered
+            if answering:  # if no request is answered, the server and not the request may be at fault
                 take(key, failed(reason))
             else:
                 counts["unanswered"] += 1
@@ -128,7 +129,7 @@ def _captioner(context: Context) -> OpenAICaptioner:
 
 
 def _body(captioner: OpenAICaptioner, subject: Subject) -> dict[str, Any] | Answer | None:
-    """A request, what is final without one, or None if the image is gone."""
+    """The body of a request; a failed Answer if the image cannot be decoded; None if the image is gone."""
     try:
         return captioner.request(subject)
     except RejectedImage as error:

@@ -1,7 +1,7 @@
-"""prepare: what training needs of all images at once, each half on one scale, and each image's neighbours.
+"""prepare: computes what training needs from all images at once: the scaling of each half of the features, and each image's neighbours.
 
-Reads `embeddings` and, where there is text, `counterparts`; writes `features` (one row for each half), `neighbor_index` (one shard for each half, where the
-index is approximate and so takes long to build) and `neighbors` (one row for each image).
+Reads `embeddings` and, where there is text, `counterparts`; writes `features` (one row for each half), `neighbor_index` (one shard for each half, only where
+the index is approximate and therefore slow to build) and `neighbors` (one row for each image).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,13 @@ from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import CONTINUED, FEATURES, FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
 HALVES = ("image", "text")
-"""The second where there is text."""
+"""Names of the halves of the features; the second exists only where there is text."""
 
 _CHUNK_BYTES = 2**26
 
 
 def plan_of(config: PipelineConfig) -> OuterLayer:
-    """The steps of the estimator that the settings describe. Raises Refused naming the setting that cannot be."""
+    """The plan of the estimator that the settings describe. Raises Refused naming the invalid setting."""
     method = methods.find(config.method)
     try:
         plan = method.load()(config.n_clusters, device=config.train.device, **of_members(config), **method.parameters(config.of_method)).plan()
@@ -50,12 +50,12 @@ def plan_of(config: PipelineConfig) -> OuterLayer:
 
 
 def of_members(config: PipelineConfig) -> dict[str, Any]:
-    """The settings of the members, whatever their method; how often they are fitted is not theirs."""
+    """The settings of the members that all methods share: section train without the settings for when to refit."""
     return {name: value for name, value in output_settings(config.train).items() if name not in ("refit", "grow")}
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """What puts each half on its scale; members that are trained further see what they saw."""
+    """Fit the scaling of each half. Members that are trained further keep the scaling of their model."""
     set_threads(context.config.threads)
     if trains_further(context):
         yield Finished("all", (context.model.shards(STAGE, FEATURES_TABLE).read("all"),), {})
@@ -69,7 +69,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
 
 
 def index(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The indexes of the named halves, built once, whichever machines search in them."""
+    """Build the neighbour index of each named half, once for all machines that search in it."""
     set_threads(context.config.threads)
     for name in names:
         data, recall = plan_of(context.config).neighbor_index(load_features(context), HALVES.index(name)).built
@@ -78,7 +78,7 @@ def index(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 
 
 def search(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The neighbours of the images of the named parts among all images."""
+    """Search the neighbours of the images in the named parts among all images."""
     set_threads(context.config.threads)
     wanted = parts(context, names)
     halves = range(len(load_features(context).halves))
@@ -91,7 +91,7 @@ def search(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 
 def _neighbors(context: Context, half: int, wanted: Sequence[Part], progress: Progress) -> tuple[list[NDArray[np.int32]], float | None]:
-    """The neighbours by one half for each part, (rows, neighbours), and the index's recall. The index of one half is gone before that of the next is made."""
+    """The neighbours in one half for each part, (rows, neighbours), and the recall of the index. Frees the index on return, so that only one is in memory."""
     plan, features = plan_of(context.config), load_features(context)
     index = plan.neighbor_index(features, half, _built(context, half))
     found = []
@@ -102,7 +102,7 @@ def _neighbors(context: Context, half: int, wanted: Sequence[Part], progress: Pr
 
 
 def _built(context: Context, half: int) -> Built | None:
-    """The half's index as it was kept; None if it was not."""
+    """The stored index of the half; None if none is stored."""
     if HALVES[half] not in _indexed(context):
         return None
     shards = context.shards(STAGE, NEIGHBOR_INDEX_TABLE)
@@ -111,7 +111,7 @@ def _built(context: Context, half: int) -> Built | None:
 
 
 def _indexed(context: Context) -> list[str]:
-    """The halves whose index is kept: an exact one is a copy of its rows. Not of a run that an older gsec began."""
+    """The halves whose index is stored. None where the index is exact, since it only copies the rows, and none for runs that an older gsec began."""
     record = context.run.stage(STAGE.name)
     if usable(context).rows.num_rows < EXACT_ROWS or (record is not None and NEIGHBOR_INDEX_TABLE not in record["tables"]):
         return []
@@ -120,7 +120,7 @@ def _indexed(context: Context) -> list[str]:
 
 @once
 def load_features(context: Context) -> Features:
-    """All images in canonical order as training sees them; memory maps as `canonical.load_embeddings` is."""
+    """The features of all images for training, in canonical order; memory maps as in `canonical.load_embeddings`."""
     set_threads(context.config.threads)
     halves = text.halves(context, load_embeddings(context))
     features = features_of(context, halves, lambda shape, kind: scratch_array(context.config, shape, kind))
@@ -130,19 +130,19 @@ def load_features(context: Context) -> Features:
 
 
 def features_of(context: Context, halves: Sequence[NDArray[Any]], allocate: Any = np.empty) -> Features:
-    """Embeddings (n, d) and counterparts (n, dt), if there are any, as the run sees them."""
+    """Features, in the run's scaling, of the given halves: embeddings (n, d) and, where there is text, counterparts (n, dt)."""
     return plan_of(context.config).features(halves, load_halves(context), text.weight(context), allocate)
 
 
 def pixels_of(context: Context, images: Context, rows: Rows = slice(None)) -> NDArray[np.uint8] | None:
-    """Of the run ``images`` what the members of this run look at beside the features, (rows, side, side, 3); None if they look at nothing else."""
+    """The pixels of the run ``images`` for the members of this run, (rows, side, side, 3); None if these members use features only."""
     side = plan_of(context.config).pixel_side
     return load_pixels(images, side)[rows] if side else None
 
 
 @once
 def load_halves(context: Context) -> list[Half]:
-    """What puts each half on its scale, of several methods one after the other."""
+    """The scaling of each half; where several methods are mixed, the halves of one method after those of the other."""
     found = []
     for row in context.shards(STAGE, FEATURES_TABLE).read("all").to_pylist():
         mean, scale = (np.array(row[name], np.float32) for name in ("mean", "scale"))
@@ -160,7 +160,7 @@ def load_neighbors(context: Context) -> Neighbors:
 
 
 def trains_further(context: Context) -> bool:
-    """Whether the members of the published model are trained further, and not others in their place."""
+    """Whether the run trains the members of the published model further instead of fitting new ones."""
     return context.decision.get("decision") == CONTINUED and plan_of(context.config).goes_on
 
 
@@ -174,7 +174,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def named(config: PipelineConfig) -> dict[str, str]:
-    """The method, for fingerprints; the default is not named, as it was not before there were others."""
+    """The method as a part of fingerprints. The default method is left out, so that fingerprints from before there were other methods stay valid."""
     name = methods.find(config.method).name
     return {} if name == methods.DEFAULT else {"method": name}
 

@@ -1,8 +1,8 @@
-"""prototypes: micro-clusters of the images, and the few images of each that are described.
+"""prototypes: makes micro-clusters of the images, and chooses the few images of each that are described.
 
 Reads `embeddings`; writes `prototypes` and `representatives`. The prototypes are committed before their representatives
-are chosen, so that the two are of one clustering. Of the number of clusters nothing is used but the number of
-prototypes that may follow from it: where that is the same, so are the tables.
+are chosen, so that both belong to the same clustering. The number of clusters matters only through the number of
+prototypes that may follow from it: if that is the same, so are the tables.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +23,11 @@ from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import PROTOTYPES_TABLE, REPRESENTATIVES, REPRESENTATIVES_TABLE, prototypes_schema
 
 SAMPLE_PER_PROTOTYPE = 64
-"""Images that the centre of a micro-cluster is fitted on: enough to place it, and 4,096 of them still fit into memory."""
+"""Images per micro-cluster that the centres are fitted on: enough to place a centre, and the sample for 4,096 micro-clusters still fits into memory."""
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The micro-clusters, from all usable images."""
+    """Fit the micro-clusters on the usable images."""
     config = context.config.prototypes
     X = load_embeddings(context)
     estimator = SphericalKMeans(
@@ -38,7 +38,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
         n_threads=context.config.threads,
         sample_per_cluster=SAMPLE_PER_PROTOTYPE,
     )
-    with config_context(assume_finite=True):  # they are, and the check would make a flag for each value
+    with config_context(assume_finite=True):  # the embeddings are finite; the check would allocate a flag for each value
         estimator.fit(X)
     centres = estimator.cluster_centers_
     schema = prototypes_schema(X.shape[1])
@@ -48,7 +48,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
 
 
 def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The images that are described."""
+    """Choose the images to be described."""
     centres = to_matrix(context.shards(STAGE, PROTOTYPES_TABLE).read("all"), "centre")
     labels, distances = [], []
     with threadpool_limits(thread_count(context.config.threads)):
@@ -64,7 +64,7 @@ def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 
 def count(context: Context) -> int:
-    """How many micro-clusters the run has."""
+    """Number of micro-clusters of the run."""
     return prototype_count(usable(context).rows.num_rows, context.config.n_clusters, context.config.prototypes.count)
 
 

@@ -1,7 +1,7 @@
-"""publish: what makes the clusters readable.
+"""publish: names the clusters, and chooses and lays out the images for the report.
 
 Reads `assignments` and `representative_captions`; writes `cluster_names` (one row for each cluster) and `layout` (the images that
-a report shows, and where on its map).
+a report shows, and their places on its map).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,14 +27,14 @@ from gsec_core.text import TAU
 from gsec_core.text.nouns import cluster_weights
 
 NAMING_ROWS = 65_536
-"""Images by which nouns name clusters."""
+"""Size of the sample of images for naming clusters by nouns."""
 
 BORROWED = 3
-"""Descriptions that a cluster without any of its own is named by."""
+"""Number of descriptions of other images by which a cluster without descriptions is named."""
 
 
 def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """A name, a sentence and terms for every cluster, from the descriptions of its images. With a model that is kept they are what they were."""
+    """Give every cluster a name, a sentence and terms, from the descriptions of its images or from nouns. With a kept model the names stay the same."""
     if context.keeps:
         shards, (shard,) = before.previous(context).table(CLUSTER_NAMES_TABLE)
         yield Finished("all", (shards.read(shard),), {})
@@ -55,22 +55,22 @@ def _named_by_nouns(context: Context) -> list[namers.Named]:
 
 
 def nouns_of_clusters(context: Context) -> tuple[Sequence[str], NDArray[np.float32]]:
-    """Words, and how much more each stands for a cluster's images than for all, (clusters, words)."""
+    """The selected words, and how much more each represents a cluster's images than all images, (clusters, words)."""
     (words, kept), selection = nouns.load_nouns(context), nouns.selection_of(context.config)
     assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster"])
     labels = pa.concat_tables(assignments)["cluster"].to_numpy()
     rows = sample_rows(len(labels), NAMING_ROWS, 0)
     with threadpool_limits(thread_count(context.config.threads)):
         weights = cluster_weights(load_joint(context)[rows], labels[rows], context.config.n_clusters, kept, selection.tau or TAU)
-    if selection.per_centre is None:  # a noun is a cluster's own, whatever else there is in its images
+    if selection.per_centre is None:  # each noun belongs to one cluster, and must outweigh all other words there
         weights[align.load_ensemble(context).permutations[0], np.arange(len(words))] += 2
     return words, weights
 
 
 def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
-    """The descriptions of each cluster's images, and how many descriptions are its own.
+    """The descriptions of each cluster, and how many of them are of its own images.
 
-    A cluster of which no image was described has those of the images nearest to its centre.
+    A cluster without described images gets the descriptions of the images nearest to its centre.
     """
     captions = describe.counted_captions(context).select(["image_id", "text", "object", "attributes"])
     assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["image_id", "cluster"])
@@ -87,7 +87,7 @@ def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
 
 
 def _nearest_descriptions(context: Context, clusters: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Of each of ``clusters`` the images that were described and are nearest to its centre: cluster and number of the description."""
+    """For each of ``clusters``, the descriptions of the images nearest to its centre: pairs of cluster and number of the description."""
     if not len(clusters):
         return []
     centres = align.load_centres(context).directions[clusters]
@@ -96,7 +96,7 @@ def _nearest_descriptions(context: Context, clusters: NDArray[np.int64]) -> list
 
 
 def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The images that are shown, and their places: by the image embeddings alone, whatever the clusters."""
+    """Choose the images to show, and place them by their embeddings alone, independently of the clusters."""
     rows = usable(context).rows
     assignments = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster", "confidence"]))
     labels, confidence = assignments["cluster"].to_numpy(), assignments["confidence"].to_numpy()
@@ -105,7 +105,7 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
         progress(table.num_rows)
         yield Finished("all", (table,), {"shown": table.num_rows})
         return
-    hashes = pl.Series(rows["content_hash"])  # in canonical order equal ones are neighbours
+    hashes = pl.Series(rows["content_hash"])  # equal hashes are adjacent in canonical order
     distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
     described = pc.is_in(rows["content_hash"], describe.counted_captions(context)["content_hash"]).to_numpy()
     centrality = 1 - distances(X, labels, align.load_centres(context).directions)
@@ -120,9 +120,10 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
 
 
 def _laid_out_as_before(context: Context, X: NDArray[np.float16], labels: NDArray[np.int32]) -> pa.Table | None:
-    """The images that were shown and are still there, where they were, and new ones beside that which is most like them; None if most of them are gone.
+    """The layout of the published run: its images that still exist keep their places, new images go beside the most similar ones. None if most are gone.
 
-    Of the new ones as many as there is room for, or a tenth of all that are shown, those with the smallest content hashes; some of the sample make room.
+    Takes as many new images as there is room for, or at least a tenth of `layout.MOST`, those with the smallest content hashes first; if necessary, images of
+    roles SAMPLE and NEW are removed to make room.
     """
     rows = usable(context).rows
     known = before.assigned_before(context, ["cluster"])["cluster"].is_not_null()

@@ -1,9 +1,8 @@
-"""refit: whether the published model still fits the images, and which of the new ones are something new.
+"""refit: decides whether the published model still fits the images, and finds groups of new images unlike the old ones.
 
-Reads `embeddings` and, of the published run, `assignments` and its model; writes `refit` (one row: what is decided, why, and by which numbers)
-and `emerging` (one row for each group of new images that lie together where no old ones are). The decision says which stages the run has: one that
-keeps the model
-does not train.
+Reads `embeddings` and, of the published run, `assignments` and the model; writes `refit` (one row: the decision, the reason and the numbers behind it)
+and `emerging` (one row for each group of new images that lie together where no old ones are). The stages of the run depend on the decision: a run that
+keeps the model does not train.
 """
 
 import json
@@ -37,31 +36,31 @@ AUTO, NEVER, ALWAYS = "auto", "never", "always"
 """Policies of `train.refit`."""
 
 LOOKED_AT = 4096
-"""Images that the model was made of, and others, by which it is judged, at most."""
+"""The model is judged by at most this number of the images that it was fitted on, and as many others."""
 
 LIKE = 3
-"""Described images that say what a group is like."""
+"""Number of descriptions of similar images that are shown for a group."""
 
 _TEXT = tuple(stage for stage in text.ALL_STAGES if stage is not encode.SECOND)
 
 _LEFT_OUT = {stage.name for stage in (baseline.STAGE, prototypes.STAGE, describe.STAGE, *_TEXT, prepare.STAGE, train.STAGE, enhance.STAGE)}
-"""Stages that a run does not have which keeps the model."""
+"""Names of the stages that a run does not have if it keeps the published model."""
 
 _ASKS_FOR_ANOTHER = {*_LEFT_OUT, encode.STAGE.name, encode.SECOND.name, align.STAGE.name, describe.RETRY}
-"""What cannot be redone and the model kept."""
+"""Stages and counters whose redo rules out keeping the model."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """What becomes of the published model."""
+    """Decision about the published model."""
 
     decision: str
     why: str
     model: Run | None = None
-    """The one that it is of, if it can be read."""
+    """The run that fitted the model, if the model can be read."""
     measures: Sequence[Measure] = ()
     new: NDArray[np.bool_] | None = None
-    """(n,): the images that the model was not made of; None without a model."""
+    """(n,): whether the model was not fitted on the image; None without a model."""
     gone: int | None = None
     fitted_images: int = 0
     groups: Sequence[NDArray[np.int64]] = ()
@@ -70,7 +69,7 @@ class Decided:
 
 
 def decide(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """What becomes of the model, and the groups of new images."""
+    """Decide about the model, and find the groups of new images."""
     set_threads(context.config.threads)
     n, found = int(usable(context).rows.num_rows), _decided(context)
     grown = context.config.train.grow and found.decision == RENEWED
@@ -95,7 +94,7 @@ def decide(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 
 def _scratch_moved(run: Run | None) -> float | None:
-    """What the last fit from scratch of the pipeline moved, by what is recorded of it."""
+    """Share of images that the pipeline's last fit from scratch moved to another cluster, as recorded; None if unknown."""
     if run is None or (decision := run.decision()) is None:
         return None
     if decision["decision"] == FRESH:
@@ -104,16 +103,16 @@ def _scratch_moved(run: Run | None) -> float | None:
 
 
 def _clusters(context: Context, found: Decided) -> int:
-    """How many clusters the model has, which may have grown; as many as are asked for without one."""
+    """Number of clusters of the model, which may have grown; without a model, the number in the settings."""
     return context.config.n_clusters if found.model is None else found.model.config().n_clusters
 
 
 def _decided(context: Context) -> Decided:
-    """Raises BadShard for what is damaged of the run's own tables; a model that is damaged is a reason to fit from scratch."""
+    """The decision, without recording it. Raises BadShard for damaged tables of this run; a damaged model is a reason to fit from scratch."""
     run, policy = context.previous, context.config.train.refit
     if run is None:
         return Decided(FRESH, "nothing is published yet")
-    X = load_embeddings(context)  # what is damaged here is none of the model's
+    X = load_embeddings(context)  # outside the try, since damage here does not concern the model
     try:
         source = run.model()
         if why := _why_another(context, run, source):
@@ -145,7 +144,7 @@ def _decided(context: Context) -> Decided:
 
 
 def _why_another(context: Context, run: Run, source: Run) -> str | None:
-    """Why the model of a published run is no start for this one: in words, or None."""
+    """Reason in words why this run cannot start from the published run's model, or None."""
     if NAME not in run.request()["stages"]:
         return f"run {run.id}, which is published, is of an older gsec"
     done = source.request()["redo"]
@@ -162,7 +161,7 @@ def _why_another(context: Context, run: Run, source: Run) -> str | None:
 
 
 def changed(now: PipelineConfig, before: PipelineConfig) -> list[str]:
-    """Which settings of a model are others, in words."""
+    """The settings of a model that differ, as phrases with both values."""
     asked, theirs = _of_model(now), _of_model(before)
     return [f"{name} = {value}, and was {theirs.get(name)}" for name, value in asked.items() if value != theirs.get(name)]
 
@@ -178,13 +177,13 @@ def _of_model(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _hashes(source: Run) -> pa.Array:
-    """Content hashes of the images that a model was made of, each once."""
+    """Distinct content hashes of the images that a model was fitted on."""
     shards, parts = source.table(ASSIGNMENTS_TABLE)
     return pa.concat_tables(shards.read_all(parts, ["content_hash"]))["content_hash"].unique()
 
 
 def _said(context: Context, model: Context, rows: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> Said:
-    """What a model's head says of some of these images; with the ``sizes`` of its clusters, if it was made of them."""
+    """Predictions of a model's head for a sample of the given rows. ``sizes`` of its clusters are given if the model was fitted on these rows."""
     if not len(rows):
         return Said(*(np.empty(0, np.float32) for _ in range(3)))
     rows = rows[sample_rows(len(rows), LOOKED_AT, 0)]
@@ -194,14 +193,14 @@ def _said(context: Context, model: Context, rows: NDArray[np.int64], sizes: NDAr
 
 
 def _groups(context: Context, found: Decided, grown: bool) -> Iterator[dict[str, Any]]:
-    """One row for each group."""
+    """Yield a row of schema EMERGING for each group."""
     assert found.model is not None, "without a model no image is new"
     model = Context.of(found.model, context.config)
     rows, X = usable(context).rows, load_embeddings(context)
     clusters = [int(np.bincount(align.predicted(model, context, group)[0]).argmax()) for group in found.groups]
     vectors = [unit_rows(X[group]) for group in found.groups]
     centres = unit_rows(np.stack([of_group.mean(0) for of_group in vectors]))
-    # Last, for all at once: the embeddings of one run are in memory, and those of the model's take their place.
+    # Last, for all groups together: only one run's embeddings are kept in memory, and loading the model's replaces them.
     like = _like(model, centres)
     for number, (group, of_group, cluster) in enumerate(zip(found.groups, vectors, clusters, strict=True)):
         cosines = of_group @ centres[number]
@@ -217,14 +216,14 @@ def _groups(context: Context, found: Decided, grown: bool) -> Iterator[dict[str,
 
 
 def _like(model: Context, centres: NDArray[np.float32]) -> list[list[str]]:
-    """The descriptions of the described images of a model's run that are nearest to each direction (groups, d)."""
+    """For each direction in ``centres`` (groups, d), the descriptions of the nearest described images of the model's run."""
     captions = describe.counted_captions(model)["text"]
     similar = centres @ unit_rows(load_embeddings(model)[describe.described_rows(model)]).T
     return [captions.take(nearest).to_pylist() for nearest in np.argsort(-similar, axis=1, kind="stable")[:, :LIKE]]
 
 
 def in_words(context: Context) -> str | None:
-    """What the run decided, in a sentence; None where there was nothing to decide."""
+    """The run's decision in a sentence; None if there was nothing to decide."""
     if not context.decision or context.previous is None:
         return None
     decision, why, moved = (context.decision[name] for name in ("decision", "why", "scratch_moved"))
@@ -241,7 +240,7 @@ _WORDS = {
 
 
 def warnings(context: Context) -> list[str]:
-    """What people should look at in a finished run, beside what holds it back."""
+    """Remarks on a finished run that people should read but that do not prevent its publication."""
     if not context.decision:
         return []
     found = [context.decision["warning"]] if context.decision["warning"] else []
@@ -253,7 +252,7 @@ def warnings(context: Context) -> list[str]:
 
 
 def emerged(context: Context) -> list[dict[str, Any]]:
-    """The groups of new images of a finished run as its table has them, but ``cluster`` is where most of them are now, and ``count`` how many."""
+    """The rows of table `emerging` of a finished run; ``cluster`` is replaced by the cluster that holds most of the group now, and ``count`` of them."""
     groups = before.emerging(context).to_pylist() if context.decision else []
     if not groups:
         return []

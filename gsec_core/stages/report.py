@@ -1,7 +1,7 @@
-"""report: the run's pages, drawn from its tables.
+"""report: makes the run's pages from its tables.
 
-Reads all that a report shows; writes `report` (one row for each page) and the pages beside it, ``index.html`` first to open. It is
-the run's own: another run with equal tables may have another source, or other rejects.
+Reads all tables that a report shows; writes `report` (one row for each page) and the pages beside it; ``index.html`` is the page to open. Runs
+do not share a report: another run with equal tables may have another source, or other rejected images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ from gsec_core.tables import REPORT, REPORT_TABLE
 
 
 def draw(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """All pages. The table is committed after them, so that it names none that is not there."""
+    """Make all pages. The table is committed after them, so that every page that it names exists."""
     directory = context.shards(STAGE, REPORT_TABLE).directory
     rows = []
     for page, data in pages(collect(context)):
         path = f"{directory}/{page}"
         if not context.run.files.create(path, data):
-            data = context.run.files.read(path)  # a killed attempt has drawn it
+            data = context.run.files.read(path)  # an earlier attempt, which was killed, made it
         rows.append({"page": page, "size_bytes": len(data), "digest": xxhash.xxh3_128_digest(data)})
     yield Finished("all", (pa.Table.from_pylist(rows, schema=REPORT),), {"pages": len(rows)})
 
 
 def index(context: Context) -> str:
-    """What a user opens."""
+    """Location of the report's first page."""
     shards = context.shards(STAGE, REPORT_TABLE)
     return shards.files.location(f"{shards.directory}/index.html")
 

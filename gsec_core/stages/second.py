@@ -1,6 +1,6 @@
-"""The counterpart of an image where there is no text: the image as the run's second encoder sees it.
+"""Counterparts from a second encoder instead of text: each image's embedding by that encoder.
 
-There is no stage here: `encode.SECOND` has made it, and `prepare` reads it where it is.
+This module defines no stage: `encode.SECOND` makes the embeddings, and `prepare` reads them.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_second
 
 WEIGHT = 0.5
-"""Without labels nothing says which of two encoders knows more."""
+"""Both encoders have the same weight: without labels there is no telling which is better."""
 
 
 def load_counterparts(context: Context) -> NDArray[np.float16]:
@@ -20,15 +20,15 @@ def load_counterparts(context: Context) -> NDArray[np.float16]:
 
 
 def counterparts_of(context: Context, images: Context, rows: Rows) -> NDArray[np.float16]:
-    """Of these rows of the run ``images``, (rows, dim), whichever run asks."""
+    """The counterparts of the given rows of the run ``images``, (rows, dim); the same for every ``context``."""
     return load_second(images)[rows]
 
 
 def text_weight(context: Context) -> float:
-    """Both encoders count the same."""
+    """Weight of the second encoder."""
     return WEIGHT
 
 
 def weight_deserved(context: Context) -> float:
-    """The same."""
+    """As `text_weight`."""
     return WEIGHT

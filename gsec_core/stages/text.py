@@ -1,4 +1,4 @@
-"""Where a run's second half comes from: the stage that makes counterparts, whichever the settings name, or none."""
+"""The second half of a run's features (counterparts), from the text source that the settings name. Delegates to that source's module."""
 
 from types import ModuleType
 from typing import Any
@@ -15,52 +15,52 @@ from gsec_core.store import Run
 from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
 _MODULES: dict[str, ModuleType] = {CAPTIONS: fuse, NOUNS: nouns, ENCODER: second}
-"""Each has load_counterparts, counterparts_of, text_weight and weight_deserved."""
+"""Each module has load_counterparts, counterparts_of, text_weight and weight_deserved."""
 
 
 _STAGES: dict[str, tuple[Stage, ...]] = {CAPTIONS: (fuse.STAGE,), NOUNS: (vocabulary.STAGE, nouns.STAGE), ENCODER: (encode.SECOND,)}
 
 ALL_STAGES = tuple(stage for stages in _STAGES.values() for stage in stages)
-"""Whatever the settings."""
+"""The stages of all text sources."""
 
 
 def stages(config: PipelineConfig) -> tuple[Stage, ...]:
-    """Those that make counterparts, in the order they run."""
+    """The stages that make counterparts under these settings, in the order they run."""
     module = _module(config)
     return () if module is None else _STAGES[config.text_source]
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises Refused for settings of the source that the method cannot use."""
+    """Raises Refused for settings of the text source that the method cannot use."""
     if config.text_source == NOUNS:
         nouns.check(config)
 
 
 def fingerprints(context: Context) -> list[str]:
-    """Of the last of these, for stages that read what it makes."""
+    """Fingerprint of the last of `stages`, for the stages that read its tables; empty without one."""
     return [stage.fingerprint(context) for stage in stages(context.config)[-1:]]
 
 
 def halves(context: Context, X: NDArray[np.float16]) -> list[NDArray[Any]]:
-    """All images, ``X`` (n, d) in canonical order, and their counterparts (n, dt) where there are others."""
+    """``X`` (n, d), the embeddings of all images in canonical order, and their counterparts (n, dt) where there are any."""
     module = _module(context.config)
     return _halves(X, None if module is None else module.load_counterparts(context))
 
 
 def has_counterparts(context: Context) -> bool:
-    """Whether `halves` are two. Reads no more than a shard."""
+    """Whether `halves` returns two matrices. Reads at most one shard."""
     source = context.config.text_source
     return source != NONE and (source != NOUNS or nouns.has_counterparts(context))
 
 
 def halves_of(context: Context, images: Context, rows: Rows) -> list[NDArray[Any]]:
-    """These images of the run ``images``, (rows, d), and the counterparts (rows, dt) that this run gives them, where it gives any."""
+    """Embeddings (rows, d) of the given rows of the run ``images``, and their counterparts (rows, dt) by the run ``context``, where there are any."""
     module = _module(context.config)
     return _halves(load_embeddings(images)[rows], None if module is None else module.counterparts_of(context, images, rows))
 
 
 def halves_from(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], second: NDArray[np.float16] | None) -> list[NDArray[Any]]:
-    """The same of images whose vectors are at hand: embeddings (rows, d), those in the space shared with text, and those of the second encoder, if any."""
+    """As `halves_of`, for given vectors: embeddings ``X`` (rows, d), ``joint`` in the space shared with text, and ``second`` of the second encoder, if any."""
     source = context.config.text_source
     if source == CAPTIONS:
         return _halves(X, fuse.counterparts_from(context, X, joint))
@@ -74,24 +74,24 @@ def _halves(X: NDArray[Any], counterparts: NDArray[Any] | None) -> list[NDArray[
 
 
 def nouns_of(context: Context) -> NDArray[np.float16] | None:
-    """The vectors of the nouns that stand for the images, (kept, dt), where text comes from nouns."""
+    """The vectors of the selected nouns, (kept, dt); None if the text source is not nouns."""
     return nouns.load_nouns(context)[1] if context.config.text_source == NOUNS else None
 
 
 def source_of(run: Run) -> str:
-    """Where a run's text came from, by its stages: also if the package of its method is not there any more."""
+    """The text source of a run, found by its stages; works also if the package of the run's method is no longer installed."""
     names = run.request()["stages"]
     return next((source for source, stages in _STAGES.items() if stages[-1].name in names), NONE)
 
 
 def weight(context: Context) -> float:
-    """Of the text half against the image half."""
+    """Weight of the text half relative to the image half."""
     module = _module(context.config)
     return 0.0 if module is None else float(module.text_weight(context))
 
 
 def weight_deserved(context: Context) -> float:
-    """The same, as far as the counterparts have earned it, whatever the settings say."""
+    """The weight of the text half by the quality of the counterparts, regardless of the settings."""
     module = _module(context.config)
     return 0.0 if module is None else float(module.weight_deserved(context))
 

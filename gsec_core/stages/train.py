@@ -1,10 +1,10 @@
-"""train: the members of the outer ensemble, block by block.
+"""train: trains the members of the outer ensemble, block by block.
 
-Reads what `prepare` made, and the embeddings, counterparts and, where members look at images, thumbnails behind it; writes `members`, one shard a block.
-A block depends on its number and the settings alone, and not on how many members are wanted: more members only add blocks.
+Reads the tables of `prepare`, the embeddings, counterparts and, where members use pixels, thumbnails; writes `members`, one shard per block.
+A block depends on its number and the settings alone, not on the number of members: more members only add blocks.
 
-A cut block starts again, or, where the method can go on in the middle, at the last of its `checkpoints`, a shard each. Of a method whose members
-learn from labels that they gave a sample themselves, `transitions` and `instance_groups` tell how they came by them.
+An interrupted block starts again from the beginning or, if the method supports it, from the last of its `checkpoints`, one shard each. Where members
+learn from labels that they gave to a sample themselves, `transitions` and `instance_groups` record how these labels arose.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def advance(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The checkpoints of these names, each from the one before it; all blocks take their first part, then all their second."""
+    """Make the named checkpoints, each from the one before it; all blocks train up to their first checkpoint, then all up to their second, and so on."""
     set_threads(context.config.threads)
     plan, features, neighbors = plan_of(context.config), prepare.load_features(context), prepare.load_neighbors(context)
     parts = {block: list(zip([None, *steps], steps, strict=False)) for block, steps in _kept(context).items()}
@@ -68,7 +68,7 @@ def advance(context: Context, names: Sequence[str], progress: Progress) -> Itera
 
 
 def tell_labels(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """What the members of the named blocks learn from, where they labelled it themselves."""
+    """Write the labels that members of the named blocks gave to their training sample themselves."""
     set_threads(context.config.threads)
     plan, ids = plan_of(context.config), usable(context).rows["image_id"].combine_chunks()
     for name, block in _blocks(context).items():
@@ -94,7 +94,7 @@ def load_pseudo_labels(context: Context) -> tuple[pa.Table, pa.Table] | None:
 
 
 def load_members(context: Context) -> tuple[list[Member], str]:
-    """The members that are wanted, in order, and a digest of them."""
+    """The members of the ensemble, in order, and a digest of their parameters."""
     digest = xxhash.xxh3_128()
     plan, halves = plan_of(context.config), prepare.load_halves(context)
     tables = zip(plan.blocks, context.shards(STAGE, MEMBERS_TABLE).read_all(blocks(context)), strict=True)
@@ -120,13 +120,13 @@ def _blocks(context: Context) -> dict[str, int]:
 
 
 def _labelling_blocks(context: Context) -> list[str]:
-    """Names of those whose members learn from labels that they gave themselves."""
+    """Names of the blocks whose members learn from labels that they gave themselves."""
     plan = plan_of(context.config)
     return [name for name, block in _blocks(context).items() if plan.labelled_at(block) is not None]
 
 
 def _kept(context: Context) -> dict[int, Sequence[int]]:
-    """Of each block the steps after which its state is kept."""
+    """For each block, the steps after which its state is stored."""
     plan, n = plan_of(context.config), int(usable(context).rows.num_rows)
     return {block: plan.checkpoints(n, block) for block in plan.blocks}
 
@@ -136,7 +136,7 @@ def _checkpoint(block: int, step: int) -> str:
 
 
 def _checkpoints(context: Context) -> dict[str, int]:
-    """Their names, and the steps from the one before each."""
+    """Names of the checkpoints, and the number of steps from the one before to each."""
     return {_checkpoint(block, stop): stop - start for block, steps in _kept(context).items() for start, stop in pairwise([0, *steps])}
 
 
@@ -153,7 +153,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:
-    """What the members of these blocks take after their last checkpoints."""
+    """Number of training steps of the named blocks after their last checkpoints."""
     wanted = [block for name, block in _blocks(context).items() if name in names]
     done = sum(kept[-1] for block in wanted if (kept := _kept(context)[block]))
     return plan_of(context.config).total_steps(int(usable(context).rows.num_rows), wanted, prepare.trains_further(context)) - done

@@ -1,7 +1,7 @@
-"""vocabulary: every word of a vocabulary as a unit vector in the space that images and texts share.
+"""vocabulary: embeds every word of a vocabulary as a unit vector in the space shared by images and texts.
 
-Writes `vocabulary`, a shard for 4,096 words. It knows nothing of the corpus: all corpora of a store that use the same words, prompts and
-encoder share it.
+Writes `vocabulary`, one shard for every 4,096 words. The table does not depend on the corpus: all corpora of a store that use the same words, prompts
+and encoder share it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,11 @@ from gsec_core.text.vocabulary import PROMPT, PROMPTS, Vocabulary, check_prompts
 SHARD_WORDS = 4096
 
 _BATCH_WORDS = 256
-"""Words that are encoded between two signs of progress."""
+"""Number of words that are encoded between two progress reports."""
 
 
 def words_of(config: PipelineConfig) -> Vocabulary:
-    """The words of the settings. Raises Refused naming the setting that is wrong."""
+    """The vocabulary that the settings name. Raises Refused naming the setting that is wrong."""
     return load_vocabulary(config.text.vocabulary)
 
 
@@ -42,7 +42,7 @@ def prompts_of(config: PipelineConfig) -> tuple[str, ...]:
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """The words of the named shards."""
+    """Embed the words of the named shards."""
     words, prompts = words_of(context.config).words, prompts_of(context.config)
     encoder = encode.loaded_encoder(context.config)
     for number, name in enumerate(_names(context)):
@@ -66,7 +66,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 
 def embedded(encoder: Any, texts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-    """Of each word the unit mean of the unit vectors of its texts."""
+    """The unit vector of each word: the normalised mean of the unit vectors of its texts."""
     vectors = encoder.encode_texts([text for of_word in texts for text in of_word])
     starts = np.cumsum([0, *(len(of_word) for of_word in texts[:-1])])
     return unit_rows(np.add.reduceat(vectors, starts, axis=0))
@@ -74,7 +74,7 @@ def embedded(encoder: Any, texts: Sequence[Sequence[str]]) -> NDArray[np.float32
 
 @once
 def load_words(context: Context) -> tuple[list[str], NDArray[np.float16]]:
-    """All words, and their vectors (words, joint_dim), in memory."""
+    """All words and their vectors (words, joint_dim), in memory."""
     tables = context.shards(STAGE, VOCABULARY_TABLE).read_all(_names(context), ["word", "embedding"])
     words = [word for table in tables for word in table["word"].to_pylist()]
     return words, np.concatenate([to_matrix(table, "embedding") for table in tables])

@@ -1,30 +1,30 @@
-"""Counterparts of images: what stands for a description of each. Where they come from is the setting `text.source`."""
+"""Text counterparts of images, which take the place of a description of each image. The setting `text.source` says where they come from."""
 
 from dataclasses import dataclass
 
 CAPTIONS, NOUNS, ENCODER, NONE = "captions", "nouns", "encoder", "none"
-"""Descriptions of a few images; nouns of a vocabulary; no text, but the images by a second encoder; nothing at all."""
+"""Text sources: descriptions of a few images; nouns of a vocabulary; embeddings by a second encoder instead of text; none."""
 
 
 @dataclass(frozen=True)
 class NounSelection:
-    """Which nouns of a vocabulary stand for the images, and how; see `text.nouns`."""
+    """How nouns of a vocabulary are selected, and counterparts made from them; see `text.nouns`."""
 
     images_per_centre: int | None = None
-    """The images are cut into parts of so many; None: into as many parts as clusters. Each has a semantic centre."""
+    """Average number of images per part; each part has a semantic centre. None: as many parts as clusters."""
     per_centre: int | None = None
-    """Nouns that are kept of each part; None: the nouns are the centres, and all are kept."""
+    """Number of nouns that are kept for each centre; None: the nouns themselves are the centres, and all are kept."""
     nearest: bool = False
-    """Whether they are those nearest to the centre, or else those nearer to it than to the other centres."""
+    """Whether the nouns nearest to the centre are kept, or else those that are nearer to it than to the other centres."""
     unlike: float = 0.0
-    """How far, as 1 - cosine, a noun must be from the mean noun."""
+    """Least distance, as 1 - cosine, of a kept noun from the mean noun."""
     tau: float | None = None
-    """An image's counterpart is the mean of kept nouns by softmax(cosine / tau); None: it is the image itself, in the space of the nouns."""
+    """An image's counterpart is the mean of kept nouns, weighted by softmax(cosine / tau); None: it is the image itself, in the space of the nouns."""
     in_counterpart: int | None = None
-    """Of so many nouns, the nearest to the image; None: of all."""
+    """Number of nouns in a counterpart, the nearest to the image; None: all kept nouns."""
 
 
 TAU = 0.005
 
 DISTINCT = NounSelection(images_per_centre=300, per_centre=5, tau=TAU)
-"""TAC's (Li et al. 2024, https://arxiv.org/abs/2310.11989)."""
+"""The selection of TAC (Li et al. 2024, https://arxiv.org/abs/2310.11989)."""

@@ -1,7 +1,7 @@
-"""The text counterpart of an image, made from descriptions of a few images.
+"""Text counterparts of images, made from descriptions of a few images.
 
-`Ridge` predicts it from the image's embedding, and so needs no space shared by images and text. `softmax_counterparts`
-is the published way: TAC's retrieval (Li et al. 2024, https://arxiv.org/abs/2310.11989) with generated sentences in
+`Ridge` predicts them from the images' embeddings, so that it needs no space shared by images and text. `softmax_counterparts`
+is the published method: TAC's retrieval (Li et al. 2024, https://arxiv.org/abs/2310.11989) with generated sentences in
 place of nouns, as in Li et al. 2026, https://arxiv.org/abs/2605.12961.
 """
 
@@ -18,35 +18,35 @@ from sklearn.model_selection import KFold
 from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
 
 PENALTY = 1.0
-"""Of ridge regression; the rows are unit vectors."""
+"""Penalty of ridge regression, for unit vectors as rows."""
 
 LEAST_WEIGHT, MOST_WEIGHT = 0.15, 0.5
-"""Text weights of counterparts that say nothing new, and of such that say as much as the images."""
+"""Text weight of counterparts without new information, and of those that are as informative as the images."""
 
 _BLOCK_VALUES = 2**25
-"""Cosines in memory at once."""
+"""Number of cosines in memory at once."""
 
 _SPARSE = 0.02
-"""Share of the weights up to which a sparse product, of one thread, is faster than a dense one."""
+"""Up to this share of non-zero weights a sparse product, in one thread, is faster than a dense one."""
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """A linear map from images to descriptions: with c the direction of x - mean, the counterpart of x is the direction of c weights."""
+    """A linear map from images to descriptions: the counterpart of x is normalise(c @ weights), with c = normalise(x - mean)."""
 
     mean: NDArray[np.float32]
-    """(d,): of all images."""
+    """(d,): mean of all images."""
     weights: NDArray[np.float32]
     """(d, dt)."""
 
     @classmethod
     def fit(cls, X: NDArray[Any], described: NDArray[np.int64], T: NDArray[Any]) -> "Ridge":
-        """By ridge regression, in closed form, of the descriptions, centred, on the directions of their images from the mean image.
+        """Ridge regression, in closed form, of the centred descriptions on the directions of their images from the mean image.
 
         Parameters
         ----------
         X : (n, d) images, unit vectors of any precision; may be a memory map
-        described : (M,) the rows of ``X`` that ``T`` describes
+        described : (M,) the row of ``X`` that each row of ``T`` describes
         T : (M, dt) descriptions
 
         Raises ValueError if there is no description.
@@ -57,7 +57,7 @@ class Ridge:
         return cls(mean, _ridge_weights(unit_rows(X[described] - mean), T))
 
     def counterparts(self, X: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
-        """Of the rows of ``X`` (n, d), block by block: unit vectors (rows, dt)."""
+        """Counterparts of the rows of ``X`` (n, d), block by block: unit vectors (rows, dt)."""
         for start in range(0, len(X), BLOCK_ROWS):
             yield unit_rows(unit_rows(X[start : start + BLOCK_ROWS] - self.mean) @ self.weights)
 
@@ -69,7 +69,7 @@ def _mean(X: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _ridge_weights(directions: NDArray[np.float32], T: NDArray[Any]) -> NDArray[np.float32]:
-    """Of the regression of ``T`` (M, dt), centred, on ``directions`` (M, d)."""
+    """Weights (d, dt) of the ridge regression of ``T`` (M, dt), centred, on ``directions`` (M, d)."""
     rows = directions.astype(np.float64)
     texts = np.asarray(T, np.float64) - np.asarray(T, np.float64).mean(0)
     if len(rows) <= rows.shape[1]:
@@ -80,13 +80,13 @@ def _ridge_weights(directions: NDArray[np.float32], T: NDArray[Any]) -> NDArray[
 
 
 def ridge_cosines(X: NDArray[Any], described: NDArray[np.int64], T: NDArray[Any]) -> NDArray[np.float32]:
-    """How well `Ridge` predicts descriptions that it does not know; arguments as of `Ridge.fit`. See `_held_out_cosines`."""
+    """How well `Ridge` predicts held-out descriptions, (M,); arguments as in `Ridge.fit`. See `_held_out_cosines`."""
     directions = unit_rows(X[described] - _mean(X))
     return _held_out_cosines(T, lambda known, held: directions[held] @ _ridge_weights(directions[known], T[known]))
 
 
 def softmax_cosines(X: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weight: float = 0.0) -> NDArray[np.float32]:
-    """How well `softmax_counterparts` predicts descriptions that it does not know: ``X`` (M, d) the described images, ``T`` (M, d). See `_held_out_cosines`."""
+    """How well `softmax_counterparts` predicts held-out descriptions, (M,); ``X`` (M, d) are the described images, ``T`` (M, d). See `_held_out_cosines`."""
 
     def predict(known: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.float32]:
         found = np.concatenate(list(softmax_counterparts(X[held], T[known], T[known], tau, max_lost_weight)))
@@ -96,9 +96,9 @@ def softmax_cosines(X: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weigh
 
 
 def _held_out_cosines(T: NDArray[Any], predict: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Of each of the descriptions ``T`` (M, dt) the cosine with what is predicted of its image from four fifths of the others, both from the mean of these.
+    """Cosine of each description in ``T`` (M, dt) with its prediction by five-fold cross-validation, (M,); both are centred on the mean of the known ones.
 
-    ``predict`` gets the numbers of the descriptions that are known and of those that are held out. A single description has 0.
+    ``predict`` gets the row numbers of the known and of the held-out descriptions. A single description has cosine 0.
     """
     found = np.zeros(len(T), np.float32)
     if len(T) < 2:
@@ -110,7 +110,7 @@ def _held_out_cosines(T: NDArray[Any], predict: Callable[[NDArray[np.int64], NDA
 
 
 def best_predicted(cosines: Mapping[str, NDArray[np.float32]]) -> str:
-    """The kind of counterpart with the best held-out cosines (M,): the first, unless another's mean is larger by more than two standard errors."""
+    """The kind of counterpart with the best held-out cosines (M,). An earlier kind is preferred unless a later mean is larger by two standard errors."""
     best, *others = cosines
     for other in others:
         difference = cosines[other] - cosines[best]
@@ -120,9 +120,9 @@ def best_predicted(cosines: Mapping[str, NDArray[np.float32]]) -> str:
 
 
 def weight_by(cosine: float) -> float:
-    """The text weight by the mean held-out cosine of the counterparts: the better these predict a description, the more they count.
+    """The text weight for a mean held-out cosine: the better the counterparts predict descriptions, the larger it is.
 
-    From `LEAST_WEIGHT` for those that predict nothing up to `MOST_WEIGHT`.
+    It lies between `LEAST_WEIGHT`, for a cosine of 0, and `MOST_WEIGHT`.
     """
     return float(np.clip(LEAST_WEIGHT + cosine, LEAST_WEIGHT, MOST_WEIGHT))
 
@@ -133,8 +133,8 @@ def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any]
     With w_ij = softmax over all descriptions j of cos(x_i, t_j) / ``tau``, the counterpart of row i is the direction of
     sum_j w_ij t_j.
 
-    For speed, descriptions with w_ij < max_j w_ij * ``max_lost_weight`` / M are left out and the rest is scaled to sum
-    to 1. These are fewer than M, and the largest weight is at most 1, so their weights sum to less than
+    For speed, descriptions with w_ij < max_j w_ij * ``max_lost_weight`` / M are left out, and the others are scaled to sum
+    to 1. Fewer than M are left out, and the largest weight is at most 1, so that the lost weights sum to less than
     M * 1 * ``max_lost_weight`` / M = ``max_lost_weight``. With 0 none is left out.
 
     Parameters
@@ -160,8 +160,8 @@ def softmax_counterparts(X: NDArray[Any], T_joint: NDArray[Any], T: NDArray[Any]
 def nearest_counterparts(X: NDArray[Any], nouns: NDArray[Any], count: int, tau: float) -> Iterator[NDArray[np.float32]]:
     """Counterparts of the rows of ``X`` (n, d) from the ``count`` nearest of ``nouns`` (n_nouns, d) alone, block by block: unit vectors (rows, d).
 
-    The weights are the softmax of their cosines / ``tau`` over these. Nouns as near as the last of them take part too, so that no order
-    matters; of ``count`` nouns or fewer all do, as in `softmax_counterparts`.
+    The weights are the softmax of cosines / ``tau`` over these nouns. Nouns as near as the last of them are included, so that the order of nouns
+    does not matter. If there are ``count`` nouns or fewer, all are used, as in `softmax_counterparts`.
 
     Raises ValueError if there is no noun.
     """
@@ -177,7 +177,7 @@ def nearest_counterparts(X: NDArray[Any], nouns: NDArray[Any], count: int, tau: 
 
 
 def _summed(cosines: NDArray[np.float32], values: NDArray[np.float32], tau: float, least: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """The sums (rows, dt), with weights that are multiples of the largest, of ``values`` whose cosines are at least ``least`` (rows, 1)."""
+    """Weighted sums (rows, dt) of the ``values`` whose cosines are at least ``least`` (rows, 1); weights are relative to the largest of each row."""
     largest = cosines.max(1, keepdims=True)
     sums: NDArray[np.float32]
     if least is None:

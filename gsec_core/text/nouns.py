@@ -1,11 +1,11 @@
-"""Text counterparts of images from the nouns of a vocabulary: those that tell parts of the images from the others.
+"""Text counterparts of images from the nouns of a vocabulary that distinguish parts of the images.
 
-The images fall into parts, each with a *semantic centre*, and of each some nouns are kept. What a method takes is its `NounSelection`. By TAC
-(Li et al. 2024, https://arxiv.org/abs/2310.11989) parts are small, every noun belongs to the centre that it is nearest to, and those are
-kept that are nearer to it than to the other centres; SIC and SEIC keep many nouns near each of as many centres as there are clusters. An image's
+The images are divided into parts, each with a *semantic centre*, and for each centre some nouns are kept; the `NounSelection` of the method says
+which. In TAC (Li et al. 2024, https://arxiv.org/abs/2310.11989) parts are small, every noun belongs to its nearest centre, and the nouns are kept
+that are most clearly nearer to it than to the other centres; SIC and SEIC keep many nouns near each of as many centres as clusters. An image's
 counterpart is the mean of the kept nouns, weighted by softmax of their cosines with the image.
 
-Nothing has the size of nouns times images: see `assigned_nouns` and `fusion.softmax_counterparts`.
+No array has the size of nouns times images: see `assigned_nouns` and `fusion.softmax_counterparts`.
 """
 
 from collections.abc import Iterator
@@ -22,37 +22,37 @@ from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.fusion import nearest_counterparts, softmax_counterparts
 
 MAX_LOST_WEIGHT = 1e-4
-"""Of the nouns that are left out of a counterpart, together."""
+"""Largest total weight of the nouns that are left out of a counterpart."""
 
 _MANY_CENTRES = 1000
-"""Beyond, centres are placed by one start of ten iterations on a sample: the published 10 and 300 would take longer than all that follows."""
+"""More centres are placed by one start of ten iterations on a sample: the published 10 starts of 300 would take longer than all that follows."""
 
 _SAMPLE_PER_CENTRE = 32
 
 _NOUN_ROWS, _CENTRE_ROWS = 16_384, 256
-"""Nouns and centres whose cosines are in memory at once."""
+"""Numbers of nouns and of centres whose cosines are in memory at once."""
 
 _WEIGHTS = 2**25
-"""Weights of nouns in images that are in memory at once."""
+"""Number of weights of nouns in images that are in memory at once."""
 
 
 class Selection(NamedTuple):
     """The nouns that are kept, centre by centre, the best first."""
 
     noun: NDArray[np.int64]
-    """(kept,): their numbers in the vocabulary. Of equal vectors the first."""
+    """(kept,): numbers in the vocabulary; the first of those with equal vectors."""
     centre: NDArray[np.int64]
-    """(kept,)."""
+    """(kept,): the centre to which the noun belongs."""
     rank: NDArray[np.int64]
-    """(kept,): 0 is the centre's best."""
+    """(kept,): rank within the centre; 0 is the best."""
     score: NDArray[np.float32]
-    """(kept,): log of the softmax over centres of the noun's cosines."""
+    """(kept,): log of the softmax over centres of the noun's cosines, at the noun's centre."""
 
 
 def centre_count(n: int, n_clusters: int, images_per_centre: int | None) -> int:
-    """Semantic centres of ``n`` images: one for so many, three a cluster if that is not more than there are clusters, at most one for two images.
+    """Number of semantic centres of ``n`` images: one for ``images_per_centre``, but three per cluster if these were not more than clusters; at most n / 2.
 
-    If no number is given, one a cluster.
+    Without ``images_per_centre``, one per cluster.
     """
     if images_per_centre is None:
         return n_clusters
@@ -63,7 +63,7 @@ def centre_count(n: int, n_clusters: int, images_per_centre: int | None) -> int:
 
 
 def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_threads: int = 0) -> NDArray[np.float32]:
-    """Unit centres (count, d) of images ``X`` (n, d) by spherical k-means, and none of a part without images."""
+    """Unit centres (count, d) of images ``X`` (n, d) by spherical k-means; fewer if some parts have no images."""
     if count <= _MANY_CENTRES:
         parts = SphericalKMeans(count, n_init=10, max_iter=300, random_state=random_state, n_threads=n_threads).fit(X)
         centres, labels = parts.cluster_centers_, parts.labels_
@@ -77,7 +77,7 @@ def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_thread
 
 
 def select_nouns(X: NDArray[Any], nouns: NDArray[Any], n_clusters: int, selection: NounSelection = DISTINCT, *, random_state: int = 0) -> Selection:
-    """The nouns (n_nouns, d) that stand for images ``X`` (n, d), of the same space."""
+    """Select from ``nouns`` (n_nouns, d) those that represent images ``X`` (n, d), which must be in the same space."""
     if selection.per_centre is None:
         return kept_nouns(nouns, unit_rows(nouns), selection)
     count = centre_count(len(X), n_clusters, selection.images_per_centre)
@@ -85,9 +85,9 @@ def select_nouns(X: NDArray[Any], nouns: NDArray[Any], n_clusters: int, selectio
 
 
 def kept_nouns(nouns: NDArray[Any], centres: NDArray[np.float32], selection: NounSelection) -> Selection:
-    """What is kept of nouns (n_nouns, d) for the unit ``centres`` (k, d).
+    """Select from ``nouns`` (n_nouns, d) those to keep for the unit ``centres`` (k, d).
 
-    Equal vectors are one noun, and the order of the vocabulary does not matter. A centre to which no noun belongs gives none.
+    Equal vectors count as one noun, and the order of the vocabulary does not matter. A centre to which no noun belongs keeps none.
     """
     first = _distinct(nouns)
     if selection.unlike:
@@ -106,7 +106,7 @@ def kept_nouns(nouns: NDArray[Any], centres: NDArray[np.float32], selection: Nou
 
 
 def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of each noun (n_nouns, d) the nearest of the unit ``centres`` (k, d), and the logarithm of its softmax over all centres, at temperature 1."""
+    """The nearest of the unit ``centres`` (k, d) for each noun (n_nouns, d), and the log of its softmax over all centres, at temperature 1."""
     labels, scores = np.empty(len(nouns), np.int64), np.empty(len(nouns), np.float32)
     for start in range(0, len(nouns), _NOUN_ROWS):
         rows = slice(start, min(start + _NOUN_ROWS, len(nouns)))
@@ -114,7 +114,7 @@ def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[N
         best, label, total = np.full(len(vectors), -np.inf), np.zeros(len(vectors), np.int64), np.zeros(len(vectors))
         for first in range(0, len(centres), _CENTRE_ROWS):
             found = vectors @ centres[first : first + _CENTRE_ROWS].T
-            total += np.exp(found).sum(1, dtype=np.float64)  # of cosines no exponential overflows
+            total += np.exp(found).sum(1, dtype=np.float64)  # exponentials of cosines cannot overflow
             here = found.argmax(1)
             value = np.take_along_axis(found, here[:, None], 1)[:, 0]
             label = np.where(value > best, first + here, label)
@@ -124,9 +124,9 @@ def assigned_nouns(nouns: NDArray[Any], centres: NDArray[np.float32]) -> tuple[N
 
 
 def nearest_nouns(nouns: NDArray[Any], centres: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """The numbers of the ``count`` nouns (n_nouns, d) nearest to each of ``centres`` (k, d) by cosine, the nearest first: (k, count).
+    """Numbers of the ``count`` nouns (n_nouns, d) nearest to each of ``centres`` (k, d) by cosine, the nearest first: (k, count).
 
-    Equal vectors are one noun, the first of them, and the order of the vocabulary does not matter. Of fewer nouns all are given.
+    Equal vectors count as one noun, the first of them; the order of the vocabulary does not matter. If there are fewer nouns, all are returned.
     """
     first, directions = _distinct(nouns), unit_rows(centres)
     count = min(count, len(first))
@@ -144,7 +144,7 @@ def nearest_nouns(nouns: NDArray[Any], centres: NDArray[Any], count: int) -> NDA
 
 
 def noun_counterparts(X: NDArray[Any], nouns: NDArray[Any], selection: NounSelection = DISTINCT) -> Iterator[NDArray[np.float32]]:
-    """Unit counterparts of images ``X`` (n, d), block by block: the means of ``nouns`` (n_kept, d) by softmax(cosine / tau)."""
+    """Unit counterparts of images ``X`` (n, d), block by block: means of ``nouns`` (n_kept, d), weighted by softmax(cosine / tau)."""
     assert selection.tau is not None, "else images are their own counterparts"
     if selection.in_counterpart is None:
         return softmax_counterparts(X, nouns, nouns, selection.tau, MAX_LOST_WEIGHT)
@@ -152,9 +152,9 @@ def noun_counterparts(X: NDArray[Any], nouns: NDArray[Any], selection: NounSelec
 
 
 def cluster_weights(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int, nouns: NDArray[Any], tau: float) -> NDArray[np.float32]:
-    """How much more each noun weighs in the counterparts of a cluster's images than in those of all: (n_clusters, n_kept), means over images.
+    """Mean weight of each noun in the counterparts of a cluster's images, minus its mean weight in those of all images: (n_clusters, n_kept).
 
-    ``X`` (n, d) images, ``labels`` (n,), ``nouns`` (n_kept, d). A cluster without images has zeros.
+    ``X`` (n, d) are the images with ``labels`` (n,), ``nouns`` (n_kept, d). A cluster without images has zeros.
     """
     vectors, sums = unit_rows(nouns), np.zeros((n_clusters, len(nouns)))
     step = max(1, _WEIGHTS // len(nouns))
@@ -171,7 +171,7 @@ def cluster_weights(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_cluster
 
 
 def _distinct(nouns: NDArray[Any]) -> NDArray[np.int64]:
-    """The first of each set of equal vectors, in an order that is the vectors' own."""
+    """Number of the first of each set of equal vectors, sorted by the bytes of the vectors, so that the order of nouns does not matter."""
     rows = np.ascontiguousarray(nouns)
     keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     found: NDArray[np.int64] = np.unique(keys, return_index=True)[1]

@@ -1,4 +1,4 @@
-"""Vocabularies: lists of nouns, or of a user's own words and sentences, and the prompts that they are put into."""
+"""Vocabularies (lists of nouns, or of a user's words and sentences), and the prompts into which the words are put."""
 
 import json
 import lzma
@@ -12,14 +12,14 @@ import xxhash
 from gsec_core.errors import Refused
 
 WORDNET = Path(__file__).with_name("wordnet-3.0.txt.xz")
-"""The 117,798 nouns of WordNet 3.0, a word a line. Made by `benchmarks.wordnet`; the licence is beside it."""
+"""The 117,798 nouns of WordNet 3.0, one word per line. Made by `benchmarks.wordnet`; the licence is beside it."""
 
 FILE = "file:"
 SYNONYM = "|"
-"""Between synonyms in a line of a file, the mean of which counts."""
+"""Separator of synonyms in a line of a file; the vectors of synonyms are averaged."""
 
 MOST_WORDS = 200_000
-"""Of a user's file. Each is encoded in every prompt, and held in memory."""
+"""Largest number of words in a user's file, since each is encoded in every prompt and held in memory."""
 
 PROMPTS = (
     "itap of a {}.",
@@ -30,25 +30,25 @@ PROMPTS = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""Seven of CLIP's (Radford et al. 2021), which TAC takes."""
+"""Seven prompts of CLIP (Radford et al. 2021), which TAC uses."""
 
 PROMPT = "a photo of a {}"
-"""For encoders whose texts are no captions."""
+"""The only prompt for encoders that were not trained on captions."""
 
 _SENTENCE_WORDS = 6
-"""A line of so many words is a sentence, and is put into no prompt."""
+"""Text of at least this number of words is a sentence, which is used without a prompt."""
 
 
 class Vocabulary(NamedTuple):
-    """Its words, each once."""
+    """The words of a vocabulary, each once."""
 
     words: tuple[str, ...]
     identity: dict[str, object]
-    """What makes it itself, for fingerprints: JSON-able, without paths."""
+    """Identity for fingerprints: JSON-serialisable, without paths."""
 
 
 def load_vocabulary(name: str) -> Vocabulary:
-    """``wordnet``, ``imagenet``, or ``file:PATH``. Raises Refused naming ``text.vocabulary``."""
+    """Load ``wordnet``, ``imagenet``, or ``file:PATH``. Raises Refused naming ``text.vocabulary``."""
     if name == "wordnet":
         return wordnet()
     if name == "imagenet":
@@ -60,7 +60,7 @@ def load_vocabulary(name: str) -> Vocabulary:
 
 @cache
 def wordnet() -> Vocabulary:
-    """Its nouns, each once whatever its case, as it is spelt first."""
+    """The nouns of WordNet; of spellings that differ only in case, only the first is included."""
     return _vocabulary("wordnet", lzma.decompress(WORDNET.read_bytes()).decode().splitlines())
 
 
@@ -99,7 +99,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def prompted(word: str, prompts: Sequence[str]) -> list[str]:
-    """The texts that stand for a word, all its synonyms; a sentence stands for itself."""
+    """The texts to encode for a word: each synonym in every prompt; a sentence is used as it is."""
     texts = []
     for said in [synonym.strip() for synonym in word.split(SYNONYM) if synonym.strip()] or [word]:
         texts += [said] if len(said.split()) >= _SENTENCE_WORDS else [prompt.replace("{}", said) for prompt in prompts]
@@ -107,5 +107,5 @@ def prompted(word: str, prompts: Sequence[str]) -> list[str]:
 
 
 def shown(word: str) -> str:
-    """What a word is called: the first of its synonyms."""
+    """The form of a word for display: the first of its synonyms."""
     return word.partition(SYNONYM)[0].strip()

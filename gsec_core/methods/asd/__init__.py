@@ -1,4 +1,4 @@
-"""ASD: a sample labels itself, and a semi-supervised learner takes its labels for true."""
+"""ASD: finds labels for a sample of the images, and trains a semi-supervised learner on them."""
 
 from pydantic import Field
 

@@ -1,12 +1,12 @@
 """ASD (Duan et al. 2025, "An Adaptor for Triggering Semi-Supervised Learning to Out-of-Box Serve Deep Image Clustering", https://arxiv.org/abs/2509.20976).
 
-A semi-supervised learner needs some labelled images. ASD makes them: it draws a sample, so large that every cluster is hit, and trains a
-classifier with one class an image. While it learns, what it says of other images changes from class to class. Classes between which
-images change often are alike, and alike classes are one cluster. Each drawn image then has the cluster of its class as its label.
+A semi-supervised learner needs some labelled images. ASD makes them: it draws a sample large enough to contain every cluster, and trains a
+classifier with one class for each image. During training, the predicted classes of other images change. Classes between which
+images change often are similar, and similar classes form one cluster. Each drawn image is then labelled with the cluster of its class.
 
-There is no published code, and the paper trains networks on pixels. This is its mechanism on frozen embeddings: both classifiers are
-linear, dropout of features stands for augmentation, and the learner is FixMatch (Sohn et al. 2020, https://arxiv.org/abs/2001.07685).
-Classes are grouped by spectral clustering, where the authors' earlier code (SoC, AAAI 2024) has k-medoids. The last state counts.
+There is no published code, and the paper trains networks on pixels. This module applies its mechanism to frozen embeddings: both classifiers
+are linear, dropout of features replaces augmentation, and the learner is FixMatch (Sohn et al. 2020, https://arxiv.org/abs/2001.07685).
+Classes are grouped by spectral clustering, where the authors' earlier code (SoC, AAAI 2024) uses k-medoids. The last state is used.
 """
 
 from bisect import bisect_left
@@ -41,23 +41,23 @@ MAX_STEPS = 1600
 N_NEIGHBORS = 20
 
 SURE = 0.999
-"""Chance that a sample hits every cluster, if they are of equal size."""
+"""Probability that a sample hits every cluster, if clusters are of equal size."""
 IMAGES_PER_CLUSTER, MOST_IMAGES = 12, 4096
-"""Of a sample: the former at least, if the latter allows."""
+"""Least number of sampled images per cluster, and largest number in all, which takes precedence."""
 
 INSTANCE_SHARE = 3 / 8
-"""Of all steps."""
+"""Share of all steps that train the instance classifier."""
 SAMPLES = 10
-"""That the instance classifier learns, one after the other."""
+"""Number of samples that the instance classifier learns, one after the other."""
 INSTANCE_RATE, INSTANCE_DROPOUT, LOOK_DROPOUT = 1e-2, 0.3, 0.1
 
 MOST_TRACKED = 16_384
-"""Images whose changes are counted. Of a million each would be looked at once, and none would change."""
+"""Largest number of images whose changes of class are counted. If they were a million, each would be seen only once and none would change."""
 
 BATCH_ROWS, LABELLED_ROWS = 448, 64
-"""Of a step of FixMatch: seven images without a label for one with."""
+"""Numbers of unlabelled and labelled images in a step of FixMatch: seven to one."""
 THRESHOLD = 0.95
-"""Confidence from which FixMatch takes what it says of an image for its label."""
+"""Least confidence at which FixMatch uses its own prediction as the label of an image."""
 RATE, WEAK_DROPOUT, STRONG_DROPOUT = 1e-3, 0.1, 0.3
 
 _LEAST_AFFINITY = 1e-6
@@ -65,38 +65,38 @@ _HOPELESS = 10.0
 
 
 def chance_of_all(n: int, n_clusters: int, n_drawn: int) -> float:
-    """The chance that ``n_drawn`` of ``n`` images, without repetition, hit every one of ``n_clusters`` of equal size, to 1e-4.
+    """Probability, to 1e-4, that ``n_drawn`` of ``n`` images, drawn without replacement, hit every one of ``n_clusters`` clusters of equal size.
 
-    By inclusion and exclusion over the clusters that are missed: the sum over i of (-1)^i C(K, i) C(n - i n / K, n_drawn) / C(n, n_drawn).
+    By inclusion-exclusion over the missed clusters: the sum over i of (-1)^i C(K, i) C(n - i n / K, n_drawn) / C(n, n_drawn).
     """
     missed = np.arange(n_clusters + 1)
     binomials = -betaln(n_clusters - missed + 1, missed + 1) - np.log(n_clusters + 1)
     logs = binomials + hypergeom.logpmf(0, n, np.rint(missed * n / n_clusters), n_drawn)
-    if logs[1] > np.log(_HOPELESS):  # the expected number of missed clusters: the chance is at most exp(-10), and the sum would cancel
+    if logs[1] > np.log(_HOPELESS):  # expected number of missed clusters: the probability is at most exp(-10), and the sum would suffer from cancellation
         return 0.0
     return float(np.clip((np.exp(logs) * (-1.0) ** missed).sum(), 0, 1))
 
 
 def sample_size(n: int, n_clusters: int) -> int:
-    """Images that are drawn of ``n``: enough to hit every cluster, and twelve a cluster; at most a quarter and 4,096, but one a cluster."""
+    """Size of a sample of ``n`` images: enough to hit every cluster, and twelve per cluster; at most n / 4 and 4,096, but at least one per cluster."""
     least = bisect_left(range(n), SURE, lo=1, key=lambda n_drawn: chance_of_all(n, n_clusters, n_drawn))
     return max(n_clusters, min(max(least, IMAGES_PER_CLUSTER * n_clusters), n // 4, MOST_IMAGES))
 
 
 def matched(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Of each class the image that takes it over, (n_classes,), by ``logits`` (images, classes), one for one, with the largest sum (Hungarian)."""
+    """The image that takes over each class, (n_classes,): the one-to-one assignment with the largest sum of ``logits`` (images, classes) (Hungarian)."""
     images, classes = linear_sum_assignment(logits, maximize=True)
     found: NDArray[np.int64] = images[np.argsort(classes)]
     return found
 
 
 class Transitions:
-    """How often images change from class to class between one look at them and the next.
+    """Counts how often images change from class to class between two predictions.
 
     Attributes
     ----------
-    last : int64 (n_images,), the class of each at the last look, -1 before the first
-    counts : int32 (n_classes, n_classes), changes from row to column
+    last : int64 (n_images,), class of each image at its last prediction, -1 before the first
+    counts : int32 (n_classes, n_classes), number of changes from row to column
     """
 
     def __init__(self, n_images: int, n_classes: int) -> None:
@@ -104,7 +104,7 @@ class Transitions:
         self.counts = np.zeros((n_classes, n_classes), np.int32)
 
     def see(self, images: NDArray[np.int64], classes: NDArray[np.int64]) -> None:
-        """A look at ``images``, each once, that are now in ``classes``."""
+        """Record new predictions ``classes`` of ``images``, which must be distinct."""
         before = self.last[images]
         changed = (before >= 0) & (before != classes)
         np.add.at(self.counts, (before[changed], classes[changed]), 1)
@@ -114,7 +114,7 @@ class Transitions:
 def grouped(transitions: NDArray[np.number[Any]], n_clusters: int) -> NDArray[np.int64]:
     """The cluster of each class, (n_classes,), by spectral clustering of ``transitions`` (n_classes, n_classes) in both directions.
 
-    Normalised cut; clusters are read off the eigenvectors by QR with pivots (Damle et al. 2019), which needs no start.
+    Normalised cut; clusters are derived from the eigenvectors by pivoted QR (Damle et al. 2019), which needs no random start.
     """
     if len(transitions) == n_clusters:
         return np.arange(n_clusters)
@@ -124,21 +124,21 @@ def grouped(transitions: NDArray[np.number[Any]], n_clusters: int) -> NDArray[np
 
 
 def loss(labelled: Tensor, labels: Tensor, weak: Tensor, strong: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """FixMatch's loss: cross-entropy of ``labelled`` with ``labels``, and of ``strong`` with what ``weak`` says where that is sure.
+    """FixMatch's loss: cross-entropy of ``labelled`` with ``labels``, and of ``strong`` with the prediction of ``weak`` where that is confident.
 
-    All but ``labels`` (rows,) are logits (rows, n_clusters), the latter two of the same images; no gradient flows through ``weak``.
+    All but ``labels`` (rows,) are logits (rows, n_clusters), the last two of the same images; no gradient flows through ``weak``.
     """
     confidence, pseudo = weak.detach().softmax(1).max(1)
     return F.cross_entropy(labelled, labels) + (F.cross_entropy(strong, pseudo, reduction="none") * (confidence >= threshold)).mean()
 
 
 CLASS_OF, TRANSITIONS = "class_of", "transitions"
-"""Of a state: the class of each image, -1 if it was not drawn, and how often images changed their class."""
+"""Names of arrays in a state: class of each image, -1 if it was not drawn; and counts of changes between classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfLabellingPlan(UnitVectors, ResumablePlan):
-    """See `Plan`. What both forms of ASD have in common: one member a block, a sample that labels itself, then FixMatch."""
+    """Base of the plans of both forms of ASD: one member per block; first labels for a sample, then FixMatch. See `Plan`."""
 
     max_steps: int
 
@@ -148,7 +148,7 @@ class SelfLabellingPlan(UnitVectors, ResumablePlan):
 
     @property
     def instance_steps(self) -> int:
-        """Steps of the instance classifier."""
+        """Number of steps of the instance classifier."""
         return int(self.max_steps * INSTANCE_SHARE)
 
     def steps(self, n: int) -> int:
@@ -168,7 +168,7 @@ class SelfLabellingPlan(UnitVectors, ResumablePlan):
 
 @dataclass(frozen=True, kw_only=True)
 class ASDPlan(LinearMembers, SelfLabellingPlan):
-    """See `Plan`. A member is a map of the image half; its weights of the text half are 0."""
+    """See `Plan`. A member is a linear map of the image half; its weights for the text half are 0."""
 
     @property
     def abreast(self) -> int:
@@ -244,12 +244,12 @@ class ASDPlan(LinearMembers, SelfLabellingPlan):
             optimizer.step()
             last = found.detach()
             progress(1)
-        images = weight.detach().cpu().numpy() * np.float32(len(features.halves) ** 0.5)  # rows of the features are as much shorter in each half
+        images = weight.detach().cpu().numpy() * np.float32(len(features.halves) ** 0.5)  # rows of the joined features are shorter by this factor in each half
         weights = np.hstack([images, np.zeros((self.n_clusters, sum(text_widths)), np.float32)])
         return Member({WEIGHTS: weights, BIAS: bias.detach().cpu().numpy()}, self.max_steps, float(probe.changed()), float(last))
 
     def _samples(self, n: int, size: int, block: int) -> Iterator[NDArray[np.int64]]:
-        """Samples without repetition until all images were drawn, except a rest smaller than a sample."""
+        """Samples without replacement until all images were drawn, except a rest smaller than a sample; then again in a new order."""
         for epoch in count():
             order = np.random.default_rng([self.random_state, block, epoch, 1]).permutation(n)
             yield from (order[start : start + size] for start in range(0, n - size + 1, size))
@@ -258,23 +258,23 @@ class ASDPlan(LinearMembers, SelfLabellingPlan):
         return RADIUS * features.half(0, rows, self.device)
 
     def _linear(self, outputs: int, d: int, rate: float) -> tuple[Tensor, Tensor, torch.optim.Optimizer]:
-        """A linear map of zeros, which Adam moves."""
+        """Weight and bias of a linear map, all zeros, with their Adam optimiser."""
         weight, bias = (torch.zeros(*shape, device=self.device, requires_grad=True) for shape in ((outputs, d), (outputs,)))
         return weight, bias, torch.optim.Adam([weight, bias], lr=rate, fused=True)
 
 
 def _dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Dropout, by a generator of one's own."""
+    """Dropout of a share of the values, with the given random generator."""
     return x * torch.empty_like(x).bernoulli_(1 - share, generator=generator) / (1 - share)
 
 
 class ASD(Clusterer):
-    """Clusters images by FixMatch on a sample that labels itself.
+    """Clusters images by FixMatch, trained on a sample that ASD labels without supervision.
 
-    After Duan et al. 2025, https://arxiv.org/abs/2509.20976, of which there is no code: a re-creation on frozen embeddings. The paper learns
-    features from pixels, which is what it gains by; on embeddings that separate the classes k-means may be better. Of more than 340 clusters
-    there are fewer than twelve sampled images a cluster, and labels become poor. Each member is ASD from a seed of its own; the outer layer
-    makes their consensus. Texts take part in the smoothing of the consensus alone. Attributes are those of `Clusterer`.
+    After Duan et al. 2025, https://arxiv.org/abs/2509.20976, which published no code: a reimplementation on frozen embeddings. The paper learns
+    features from pixels, from which it gains; on embeddings that separate the classes k-means may be better. With more than 340 clusters
+    there are fewer than twelve sampled images per cluster, and labels become poor. Each member is ASD with a different seed; the outer layer
+    makes their consensus. Texts are used only for smoothing the consensus. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
@@ -282,14 +282,14 @@ class ASD(Clusterer):
     n_members : int or None
         Outer members; None = 4; 1 = one ASD, without an outer layer.
     max_steps : int or None
-        Steps of a member: three eighths of the instance classifier, the others of FixMatch. None = 1,600, on pixels 20,000.
+        Steps of a member: three eighths for the instance classifier, the others for FixMatch. None = 1,600, on pixels 20,000.
     pixels : bool
-        Members are networks that look at the images themselves, see `networks`: those of a run, which has thumbnails. `fit`, which is given
-        embeddings alone, refuses; of an array of images `pixels.ASDPixels` makes clusters.
+        Whether members are networks on pixels, see `networks`. Only for runs of the pipeline, which have thumbnails: `fit` gets embeddings
+        alone and raises ValueError. To cluster an array of images, use `pixels.ASDPixels`.
     side : int
-        pixels: of the square that each image is made into, 8 to 96.
+        With pixels: side of the square into which each image is made, 8 to 96 pixels.
     depth, width : int
-        pixels: of the wide residual network; the depth is 6 times a whole number, plus 4.
+        With pixels: depth and width of the wide residual network; the depth is 6 times an integer, plus 4.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str

@@ -1,4 +1,4 @@
-"""ASD's members as networks that look at the images themselves: the form of `pixels`, trained and kept as members of the outer layer are."""
+"""Members of ASD as networks on pixels: the networks of `pixels`, trained and stored as members of the outer layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from gsec_core.methods.asd.pixels import Learner, log_posteriors, network
 from gsec_core.methods.plan import PROBE_STEPS, Leg, NonlinearModels, Probe, State
 
 PARTS = 20
-"""Of a training, with a checkpoint after each but the last: a kill costs at most so small a part of a member."""
+"""Number of parts of a training, with a checkpoint after each but the last: a killed process loses at most one part per member."""
 
 _MOST_KEPT = 2**27
-"""Values of what members said of all rows that are kept in memory."""
+"""Largest number of predicted values of all rows that are kept in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Networks(NonlinearModels):
-    """What several networks say; see `ensemble.Models`."""
+    """Several networks as predictors; see `ensemble.Models`."""
 
     depth: int
     width: int
@@ -44,11 +44,11 @@ class Networks(NonlinearModels):
 
     @cached_property
     def modules(self) -> list[nn.Module]:
-        """One a member."""
+        """The network of each member."""
         found = []
         for member in self.members:
             module = network(self.outputs, self.depth, self.width).to(memory_format=torch.channels_last)
-            module.load_state_dict({name: torch.from_numpy(array) for name, array in member.items()}, strict=False)  # batches are not counted
+            module.load_state_dict({name: torch.from_numpy(array) for name, array in member.items()}, strict=False)  # the counters of batches are not stored
             found.append(module)
         return found
 
@@ -58,20 +58,20 @@ class Networks(NonlinearModels):
         return torch.from_numpy(self.said(features, np.arange(len(features))[rows], device)).to(device)
 
     def said(self, features: Features, rows: NDArray[np.int64], device: str) -> NDArray[np.float32]:
-        """Logarithms of posteriors, (rows, members, clusters)."""
+        """Log-posteriors of the given rows, (rows, members, clusters)."""
         assert features.pixels is not None, "the plan has asked for them"
         return np.stack([np.concatenate(list(log_posteriors(module.to(device), features.pixels, rows, device))) for module in self.modules], 1)
 
 
 @lru_cache(maxsize=1)
 def _of_all(models: Networks, features: Features, device: str) -> NDArray[np.float32]:
-    """What is said of all rows: alignment, consensus and assignment each ask for it, and a network takes its time."""
+    """Log-posteriors of all rows, cached: alignment, consensus and assignment all need them, and networks are slow."""
     return models.said(features, np.arange(len(features)), device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan(SelfLabellingPlan):
-    """See `Plan`. A member is a network with averaged weights; embeddings give neighbours alone."""
+    """See `Plan`. A member is a network with averaged weights; embeddings are used for neighbours only."""
 
     side: int
     depth: int
@@ -128,5 +128,5 @@ def _labels(learner: Learner, rows: NDArray[np.int64]) -> Tensor:
 
 
 def _floats(module: nn.Module) -> dict[str, Tensor]:
-    """Weights and moments."""
+    """Weights and running statistics: the entries of the state dict that are floats."""
     return {name: values for name, values in module.state_dict().items() if values.is_floating_point()}

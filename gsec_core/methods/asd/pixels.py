@@ -1,9 +1,9 @@
-"""ASD on pixels: the instance classifier and FixMatch learn a network from images of thumbnail size, as the paper has it.
+"""ASD on pixels: the instance classifier and FixMatch train networks on images of thumbnail size, as in the paper.
 
-See `estimator` for what ASD is, and for its sample, transitions, groups and loss, which are the same. Here both classifiers are wide residual
-networks (Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146), and views are augmented images, as in FixMatch (Sohn et al. 2020,
-https://arxiv.org/abs/2001.07685): flipped and shifted ones are weak; RandAugment (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719) and
-cutout make strong ones of them. FixMatch's rates, weights and moving average are the published ones; its schedule is shorter.
+See `estimator` for a description of ASD, and for its sample, transitions, groups and loss, which are the same. Here both classifiers are wide
+residual networks (Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146), and views are augmented images, as in FixMatch (Sohn et al.
+2020, https://arxiv.org/abs/2001.07685): weak views are flipped and shifted; RandAugment (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719)
+and cutout turn them into strong ones. FixMatch's rates, weights and moving average are the published ones; its schedule is shorter.
 """
 
 import os
@@ -43,27 +43,27 @@ from gsec_core.methods.asd.estimator import (
 from gsec_core.methods.clusterer import Estimator
 
 LEAST_SIDE, MOST_SIDE = 8, 96
-"""Of an image, in pixels."""
+"""Least and largest side of an image, in pixels."""
 
 RATE, MOMENTUM, DECAY = 0.03, 0.9, 5e-4
-"""Of stochastic gradient descent with Nesterov's momentum; weights decay, biases and batch normalisation do not."""
+"""Parameters of SGD with Nesterov momentum; weight decay does not apply to biases and batch normalisation."""
 AVERAGE = 0.999
-"""Of the moving average of a network's weights, which gives the clusters; less at first."""
+"""Decay of the moving average of a network's weights, by which clusters are predicted; smaller in the first steps."""
 
 MAX_STEPS = 20_000
 
 CHECKPOINT_STEPS = 100
-"""Between one checkpoint and the next."""
+"""Number of steps between checkpoints."""
 
 _SHIFT = 8
-"""A weak view is shifted by at most so large a part of a side."""
+"""A weak view is shifted by at most 1 / `_SHIFT` of a side."""
 _SHARED = 16
-"""Images of a batch that share an operation of RandAugment, or a hole."""
+"""Number of images of a batch that share an operation of RandAugment, or the place of the hole."""
 _GREY = 127
 _EVAL_ROWS = 512
 
 _NETWORK, _SAMPLE, _TRACKED, _LOOK, _INSTANCE, _UNLABELLED, _LABELLED, _VIEW, _STRONG = range(1, 10)
-"""What random numbers are for: each purpose has its own."""
+"""Purposes of random numbers: each purpose has separate ones."""
 
 
 def network(outputs: int, depth: int, width: int) -> nn.Module:
@@ -80,7 +80,7 @@ def network(outputs: int, depth: int, width: int) -> nn.Module:
         norm_layer=BatchNormAct2d,
         conv_layer=create_conv2d,
     )
-    found.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False))  # timm's own are for large images
+    found.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False))  # timm's stems are for large images
     return found
 
 
@@ -91,7 +91,7 @@ def check_depth(depth: int) -> None:
 
 
 class Trained:
-    """A network and its gradient descent."""
+    """A network and its optimiser."""
 
     def __init__(self, outputs: int, depth: int, width: int, seed: int, device: str) -> None:
         with _seeded(seed):
@@ -102,7 +102,7 @@ class Trained:
         self._optimizer = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM, nesterov=True)
 
     def descend(self, found: Tensor, rate: float) -> float:
-        """A step down the gradient of the loss ``found``, which is returned."""
+        """Take an optimiser step on the loss ``found`` with learning rate ``rate``. Returns the loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
@@ -111,12 +111,12 @@ class Trained:
         return float(found.detach())
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Weights, moments of batch normalisation, and momentum."""
+        """Weights, statistics of batch normalisation, and momentum."""
         momentum = {name: self._optimizer.state[p]["momentum_buffer"] for name, p in self._parameters.items() if p in self._optimizer.state}
         return _arrays("network", self.module.state_dict()) | _arrays("momentum", momentum)
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """See `state`."""
+        """Restore a result of `state`."""
         _restore("network", self.module.state_dict(), state)
         momentum = {name: torch.zeros_like(p) for name, p in self._parameters.items() if f"momentum.{name}" in state}
         _restore("momentum", momentum, state)
@@ -125,14 +125,14 @@ class Trained:
 
 
 class Learner:
-    """ASD in training. First the instance classifier, then FixMatch on its sample; every step depends on its number, the seed and the images.
+    """Training of ASD: first the instance classifier, then FixMatch on its sample. A step depends on the state, its number, the seed and the images alone.
 
     Parameters
     ----------
     images : uint8 (n, height, width, 3)
     n_clusters : int
-    max_steps : steps, three eighths of the instance classifier
-    depth, width : of the network, as in WRN-28-2
+    max_steps : number of steps, three eighths of them for the instance classifier
+    depth, width : depth and width of the network, as in WRN-28-2
     random_state : seed
     device : cpu, cuda or cuda:N
     """
@@ -150,20 +150,20 @@ class Learner:
         self.sample = self._batch(len(images), self.size, 0, _SAMPLE).copy()
         """The image of each class, (size,)."""
         self.class_of = np.full(len(images), -1, np.int64)
-        """The class of each image, -1 of those that were not drawn yet, (n,)."""
+        """The class of each image, -1 if it was not drawn yet, (n,)."""
         self.class_of[self.sample] = np.arange(self.size)
         self.drawn, self.labels = np.empty(0, np.int64), np.empty(0, np.int64)
-        """Of FixMatch the images with labels, and their labels."""
+        """The labelled images of FixMatch, and their labels."""
         self._trained = self._network(0, self.size)
         self._average: AveragedModel | None = None
 
     def train(self) -> Iterator[float]:
-        """The loss of each step from `step` on, as it is made, up to ``max_steps``."""
+        """Train up to ``max_steps``; yields the loss after each step."""
         while self.step < self.max_steps:
             yield self.learn()
 
     def learn(self) -> float:
-        """A step. Returns its loss."""
+        """Take one training step. Returns its loss."""
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             if self.step < self.instance_steps:
                 found = self._instance_step()
@@ -177,7 +177,7 @@ class Learner:
 
     @property
     def averaged(self) -> nn.Module:
-        """The network with averaged weights, which says the clusters."""
+        """The network with averaged weights, which predicts clusters. Raises ValueError before the first step of FixMatch."""
         if self._average is None:
             raise ValueError(f"step = {self.step}: there are no clusters before step {self.instance_steps + 1}.")
         found: nn.Module = self._average.module
@@ -196,7 +196,7 @@ class Learner:
         return found
 
     def _draw(self, number: int) -> None:
-        """The next sample, the images of which take the classes over."""
+        """Draw the next sample, whose images take over the classes."""
         sample = self._batch(len(self.images), self.size, number, _SAMPLE)
         logits = np.concatenate(list(log_posteriors(self._trained.module, self.images, sample, self.device)))
         self.sample = sample[matched(logits)]
@@ -226,14 +226,14 @@ class Learner:
         return found
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that training needs to go on as if it had never stopped."""
+        """State with which training can resume with identical results."""
         found = {"step": np.array(self.step), **self._trained.state()}
         if self._average is None:
             return found | {name: value.copy() for name, value in self._instances().items()}
         return found | {"drawn": self.drawn, "labels": self.labels} | _arrays("average", self._average.state_dict())
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on in a new learner from what `state` gave, of the same images and parameters."""
+        """Resume in a new learner, of the same images and parameters, from a result of `state`."""
         self.step = int(state["step"])
         if self.step > self.instance_steps:
             self.drawn, self.labels = state["drawn"], state["labels"]
@@ -246,7 +246,7 @@ class Learner:
         self._trained.restore(state)
 
     def _instances(self) -> dict[str, NDArray[Any]]:
-        """What the instance classifier has beside its network."""
+        """State of the instance classifier beside its network."""
         return {"sample": self.sample, "class_of": self.class_of, "last": self.transitions.last, "transitions": self.transitions.counts}
 
     def _network(self, number: int, outputs: int) -> Trained:
@@ -257,7 +257,7 @@ class Learner:
         return torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2)
 
     def _batch(self, n: int, rows: int, number: int, purpose: int) -> NDArray[np.int64]:
-        """The batch of that number of ``rows`` of ``n``, epoch by epoch; of an epoch what is left, fewer than a batch, is left out."""
+        """Batch ``number`` of ``rows`` out of ``n``, epoch by epoch; an incomplete batch at the end of an epoch is dropped."""
         epoch, place = divmod(number, n // rows)
         return _permutation(n, self.random_state, purpose, epoch)[place * rows : (place + 1) * rows]
 
@@ -266,7 +266,7 @@ class Learner:
 
 
 def weak_views(images: NDArray[np.uint8], rows: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Of ``rows`` of images (n, height, width, 3) each flipped or not, and shifted by up to an eighth of a side; what comes in is a reflection."""
+    """Weak views of ``rows`` of images (n, height, width, 3): randomly flipped, and shifted by up to an eighth of a side, with reflected borders."""
     heights, widths = (_shifted(side, len(rows), random) for side in images.shape[1:3])
     widths = np.where(random.random((len(rows), 1)) < 0.5, widths, widths[:, ::-1])
     found: NDArray[np.uint8] = images[rows[:, None, None], heights[:, :, None], widths[:, None, :]]
@@ -274,7 +274,7 @@ def weak_views(images: NDArray[np.uint8], rows: NDArray[np.int64], random: np.ra
 
 
 def _shifted(side: int, n: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """The numbers of the pixels along a side, (n, side)."""
+    """Pixel indices along a side after random shifts, (n, side)."""
     most = side // _SHIFT
     along = np.abs(np.arange(side) + random.integers(-most, most, size=(n, 1), endpoint=True))
     found: NDArray[np.int64] = side - 1 - np.abs(side - 1 - along)
@@ -289,9 +289,9 @@ _STRONG_STEPS = [
 
 
 def strong_views(images: Tensor, seed: int) -> Tensor:
-    """Images uint8 (rows, 3, height, width), each after two operations of RandAugment and with a square hole of up to half a side.
+    """Strong views of uint8 images (rows, 3, height, width): two operations of RandAugment, then a square hole of up to half a side.
 
-    torchvision does the same to all images that it is given at once: for each of the three, 16 images at random share what is drawn.
+    torchvision treats all images of one call in the same way: in each of the three steps, random groups of 16 images share the random choice.
     """
     with _seeded(seed):
         for step in _STRONG_STEPS:
@@ -303,7 +303,7 @@ def strong_views(images: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def log_posteriors(module: nn.Module, images: NDArray[np.uint8], rows: NDArray[np.int64], device: str) -> Iterator[NDArray[np.float32]]:
-    """Of ``rows`` of images what a network says, (rows, outputs), block by block."""
+    """Log-posteriors by a network of ``rows`` of images, (rows, outputs), block by block."""
     module.eval()
     for start in range(0, len(rows), _EVAL_ROWS):
         pixels = torch.from_numpy(images[rows[start : start + _EVAL_ROWS]]).to(device).permute(0, 3, 1, 2)
@@ -316,7 +316,7 @@ def _scaled(pixels: Tensor) -> Tensor:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's global generator, the only one that torchvision and initialisers know, begins at ``seed``."""
+    """Seed torch's global generator, the only one that torchvision and initialisers use, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -329,7 +329,7 @@ def _permutation(n: int, *key: int) -> NDArray[np.int64]:
 
 
 def _average(average: Tensor, now: Tensor, steps: Tensor | int) -> Tensor:
-    """A moving average that does not remember its start for long: its weight is at most (1 + steps) / (10 + steps)."""
+    """Moving average that forgets its start quickly: the old average has weight at most (1 + steps) / (10 + steps)."""
     return average + (now - average) * (1 - min(AVERAGE, (1 + int(steps)) / (10 + int(steps))))
 
 
@@ -344,17 +344,17 @@ def _restore(of: str, tensors: Mapping[str, Tensor], state: Mapping[str, NDArray
 
 
 class ASDPixels(Estimator):
-    """Clusters small images by what a network learns from their pixels; no embedding is asked for.
+    """Clusters small images with a network trained on their pixels; needs no embeddings.
 
-    After Duan et al. 2025, https://arxiv.org/abs/2509.20976, of which there is no code: a re-creation.
+    After Duan et al. 2025, https://arxiv.org/abs/2509.20976, which published no code: a reimplementation.
 
     Parameters
     ----------
     n_clusters : int
     max_steps : int
-        Steps: three eighths of the instance classifier, the others of FixMatch.
+        Number of steps: three eighths for the instance classifier, the others for FixMatch.
     depth, width : int
-        Of the wide residual network; the depth is 6 times a whole number, plus 4. FixMatch has 28 and 2 for images of 32 x 32.
+        Depth and width of the wide residual network; the depth is 6 times an integer, plus 4. FixMatch has 28 and 2 for images of 32 x 32.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
@@ -365,7 +365,7 @@ class ASDPixels(Estimator):
     labels_ : int32 (n_samples,), cluster 0 is the largest
     confidence_ : float32 (n_samples,), the label's posterior
     network_ : `torch.nn.Module`, with averaged weights
-    order_ : int64 (n_clusters,), the output of the network that each cluster is
+    order_ : int64 (n_clusters,), the output of the network for each cluster
     """
 
     def __init__(
@@ -388,10 +388,10 @@ class ASDPixels(Estimator):
     ) -> Self:
         """Fit on ``images``, uint8 (n_samples, height, width, 3), RGB, sides of 8 to 96 pixels.
 
-        In the folder ``checkpoint`` the state is kept, every 100 steps and at the end: a fit that was cut goes on from there, and ends as if it had not
-        been. ``progress`` is told of every step, and of all at once that the checkpoint has.
+        The folder ``checkpoint`` stores the state every 100 steps and at the end: an interrupted fit resumes from there, with the same result.
+        ``progress`` is called with 1 after every step, and first with the number of steps that the checkpoint has done.
 
-        Raises ValueError naming the parameter and its value, also if the checkpoint is of other images or parameters.
+        Raises ValueError naming the parameter and its value, also if the checkpoint belongs to other images or parameters.
         """
         self.check_positive("n_clusters", "max_steps", "width")
         check_depth(self.depth)
@@ -419,7 +419,7 @@ class ASDPixels(Estimator):
         return self
 
     def predict(self, images: ArrayLike) -> NDArray[np.int32]:
-        """The cluster of each of ``images``, of the size of those that it was fitted on."""
+        """The cluster of each of ``images``, which must have the size of those in `fit`."""
         labels: NDArray[np.int32] = self.predict_proba(images).argmax(1).astype(np.int32)
         return labels
 
@@ -446,7 +446,7 @@ class ASDPixels(Estimator):
 
 
 def _posteriors(module: nn.Module, images: NDArray[np.uint8], device: str) -> NDArray[np.float32]:
-    """Of all images."""
+    """Posteriors of all images."""
     found: NDArray[np.float32] = np.exp(np.concatenate(list(log_posteriors(module, images, np.arange(len(images)), device))))
     return found
 
@@ -456,7 +456,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _digest(pixels: NDArray[np.uint8]) -> str:
-    """Of the images and their shape."""
+    """Digest of the images and their shape."""
     digest = xxhash.xxh3_128(str(pixels.shape).encode())
     for start in range(0, len(pixels), 4096):
         digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)

@@ -1,17 +1,17 @@
 """The bilevel training of one block of outer members.
 
-Outside, a task encoder proposes soft labels q of a mini-batch; inside, a BatchEnsemble head on each half of the
-features learns to predict them for a few steps; then the task encoder moves towards what the heads could learn.
+In each outer step, a task encoder proposes soft labels q of a mini-batch; in a few inner steps, a BatchEnsemble head on each
+half of the features learns to predict them; then the task encoder moves towards labels that the heads could learn.
 The scheme is TURTLE's (Gadetsky et al. 2024, https://arxiv.org/abs/2406.07236), with the heads of GSEC (Li et al. 2026,
-https://arxiv.org/abs/2605.12961). Two designs are settings of it. GSEC's starts at random, its heads teach each other
-across halves, and its outer loss asks for clusters of equal size. Ours starts every member from a k-means of its own
-and asks instead that neighbours have the same label, with TEMI's loss (Adaloglou et al. 2023,
+https://arxiv.org/abs/2605.12961). Its settings cover two designs. GSEC's design starts at random, its heads teach each other
+across halves, and its outer loss rewards clusters of equal size. Our default starts every member from a separate k-means
+and instead rewards equal labels of neighbours, with TEMI's loss (Adaloglou et al. 2023,
 https://arxiv.org/abs/2303.17896), which lets sizes differ.
 
-No labels take part: the published training keeps the state that scores best against ground truth, this one the last.
+No ground truth is used: the published training keeps the state that scores best against it, this one keeps the last.
 
-The members of a block see the same mini-batches and share nothing else: losses are summed over them, gradients are
-clipped for each alone, and a member that has stopped is kept as it was.
+The members of a block share the mini-batches and nothing else: losses are summed over members, gradients are
+clipped for each member separately, and a member that has stopped early is stored as it was then.
 """
 
 import math
@@ -35,15 +35,15 @@ from gsec_core.methods.plan import PROBE_ROWS, PROBE_STEPS
 _MARGINAL_DECAY = 0.9
 
 FURTHER_STEPS, FURTHER_LR, HEADS_ALONE = 40, 2e-3, 10
-"""Training of members that were trained before: outer steps and their rate, and how many of these the heads, which begin at random, learn alone."""
+"""For training members further: number of outer steps, learning rate, and number of first steps in which only the heads, which start at random, learn."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the training, the same for all data sets."""
+    """Settings of the training; they do not depend on the data set."""
 
     block_size: int
-    """Members that are trained in one computation."""
+    """Number of members that are trained together in one computation."""
     from_kmeans: bool
     """Whether members start from k-means, or at random."""
     max_steps: int
@@ -51,7 +51,7 @@ class Training:
     """A member stops when at most this share of the probed labels changed over its last 10 steps; 0 = it never stops early."""
     batch_rows: int
     batch_rows_per_cluster: int
-    """A mini-batch has at least as many, up to `batch_rows_at_most`."""
+    """A mini-batch has at least this number of rows per cluster, as far as `batch_rows_at_most` allows."""
     batch_rows_at_most: int
     inner_steps: int
     inner_lr: float
@@ -61,9 +61,9 @@ class Training:
     inner_weight_decay: float
     outer_weight_decay: float
     max_norm: float
-    """Gradients of a member longer than this are cut to it."""
+    """Gradients of a member with a larger norm are clipped to this norm."""
     heads: float
-    """Outer loss: weight of the cross-entropy between q and what the heads predict."""
+    """Outer loss: weight of the cross-entropy between q and the heads' predictions."""
     balance: float
     """Outer loss: weight of the entropy of the batch's mean label."""
     pairs: float
@@ -71,13 +71,13 @@ class Training:
     beta: float
     """Outer loss: exponent of the agreement of neighbours; below 1 keeps labels softer."""
     distillation: float
-    """Inner loss: weight of the neighbour's other half as teacher."""
+    """Inner loss: weight of the distillation, whose teacher is the head of the other half on a neighbour."""
     temperature: float
-    """Inner loss: of the distillation."""
+    """Inner loss: temperature of the distillation."""
     cosine: float
     """Inner loss: weight of the agreement of the halves' logits."""
     entropy: float
-    """Inner loss: weight of the entropy of single images' labels. Below 0 it rewards doubt."""
+    """Inner loss: weight of the mean entropy of the predicted labels of single images. Below 0 it rewards uncertainty."""
 
     def batch(self, n: int, n_clusters: int) -> int:
         """Rows of a mini-batch of ``n``."""
@@ -88,9 +88,9 @@ class _Batch(NamedTuple):
     """A mini-batch on the device."""
 
     halves: list[Tensor]
-    """Each (1 + neighbours, rows, p): the rows themselves, then their neighbours in this half, where heads are taught by them."""
+    """For each half (1 + neighbours, rows, p): the rows themselves, followed by their neighbours in this half if there is distillation."""
     z: Tensor
-    """(rows, dimensions): the rows' halves side by side; where neighbours are to agree, then those of a neighbour of each."""
+    """(rows, dimensions): the joined features of the rows; if neighbours are to agree, followed by those of one neighbour of each row."""
 
 
 def train_block(
@@ -106,15 +106,15 @@ def train_block(
     progress: Callable[[int], None],
     start: Sequence[Member] = (),
 ) -> list[Member]:
-    """Train the members ``block * block_size`` and following, or train those further that are given as ``start``.
+    """Train the `block_size` members from number ``block * block_size``, or train the members ``start`` further.
 
-    Depends on nothing but the arguments: a block that was cut is trained again from its start, with an equal result.
-    ``progress`` is told of every outer step.
+    The result depends on the arguments alone: training an interrupted block again gives the same members.
+    ``progress`` is called with 1 after every outer step.
     """
     seeds = [_seed(random_state, block * training.block_size + member) for member in range(len(start) or training.block_size)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     probe = sample_rows(len(features), PROBE_ROWS, random_state)
-    alone = 0  # steps in which the heads learn and the task encoder waits
+    alone = 0  # number of first steps in which only the heads learn
     if start:
         training, alone = replace(training, max_steps=FURTHER_STEPS, outer_lr=FURTHER_LR, last_lr=0.0, tol=0.0), HEADS_ALONE
         starts = [_as_trained(member, features.rows(probe)) for member in start]
@@ -149,7 +149,7 @@ def train_block(
 
 
 def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The halves' logits, each (rows, members, clusters), as one: their weighted mean."""
+    """Weighted mean of the halves' logits, each (rows, members, clusters)."""
     mean = weights[0] * logits[0]
     for weight, half in zip(weights[1:], logits[1:], strict=True):
         mean = mean.add(half, alpha=weight)
@@ -157,10 +157,10 @@ def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def inner_losses(logits: Sequence[Tensor], target: Tensor, training: Training, weights: Sequence[float]) -> Tensor:
-    """Loss of the heads of each member, (members,).
+    """Inner loss, i.e. that of the heads, for each member, (members,).
 
-    ``logits``: of each half, of the rows and then, where heads are taught by neighbours, of a neighbour of each,
-    ((2) rows, members, clusters). ``target``: soft labels q, (rows, members, clusters).
+    ``logits``: for each half, logits of the rows and, if there is distillation, then of one neighbour of each row,
+    (rows or 2 rows, members, clusters). ``target``: soft labels q, (rows, members, clusters).
     """
     rows = len(target)
     parts = [_parts(half, rows) for half in logits]
@@ -180,11 +180,11 @@ def inner_losses(logits: Sequence[Tensor], target: Tensor, training: Training, w
 
 
 def outer_losses(logits: Tensor, prediction: Tensor, training: Training, marginal: Tensor) -> Tensor:
-    """Loss of the task encoder of each member, (members,).
+    """Outer loss, i.e. that of the task encoder, for each member, (members,).
 
-    ``logits``: of the rows and then, where neighbours are to agree, of a neighbour of each, ((2) rows, members,
-    clusters). ``prediction``: the heads' logits, (rows, members, clusters). ``marginal``: running mean of the labels,
-    (members, clusters), moved here by this batch.
+    ``logits``: logits of the rows and, if neighbours are to agree, then of one neighbour of each row, (rows or 2 rows,
+    members, clusters). ``prediction``: the heads' logits, (rows, members, clusters). ``marginal``: running mean of the labels,
+    (members, clusters), which this function updates with the batch.
     """
     rows = len(prediction)
     log_q, *log_neighbor = _parts(logits.log_softmax(-1), rows)
@@ -203,7 +203,7 @@ def outer_losses(logits: Tensor, prediction: Tensor, training: Training, margina
 def pair_losses(log_q: Tensor, log_neighbor: Tensor, marginal: Tensor, beta: float) -> Tensor:
     """TEMI's loss of each member, (members,): -mean_i w_i log sum_c (q_ic q_jc)^beta / p_c for a neighbour j of i.
 
-    The weight w_i = sum_c q_ic q_jc, which gets no gradient, is how much the member itself believes in the pair.
+    The weight w_i = sum_c q_ic q_jc, without gradient, is the member's own probability that both have the same label.
     ``log_q``, ``log_neighbor``: log labels, (rows, members, clusters). ``marginal``: p, (members, clusters).
     """
     both = log_q + log_neighbor
@@ -213,7 +213,7 @@ def pair_losses(log_q: Tensor, log_neighbor: Tensor, marginal: Tensor, beta: flo
 
 
 def _parts(logits: Tensor, rows: int) -> Sequence[Tensor]:
-    """The rows and, where there are as many more, their neighbours. A slice would get a gradient of full size, and so would a split that is no cut."""
+    """Split ``logits`` into rows and, if present, neighbours. Slices would get gradients of full size, and so would splitting where there are no neighbours."""
     return torch.split(logits, rows) if len(logits) > rows else [logits]
 
 
@@ -227,13 +227,13 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 def _distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Hinton et al. 2015, with gradients through the teacher too."""
+    """Distillation loss (Hinton et al. 2015), with gradients through the teacher, too."""
     log_s, log_t = (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
     return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean(0)
 
 
 class _TaskEncoder(nn.Module):
-    """A linear map from features to clusters for each member."""
+    """A linear map from features to clusters for each member of a block."""
 
     marginal: Tensor
     """(members, clusters): running mean of each member's labels."""
@@ -249,7 +249,7 @@ class _TaskEncoder(nn.Module):
 
 
 class _Watch:
-    """Keeps each member as it is when its labels settle."""
+    """Stores each member in the state at which its labels have settled."""
 
     def __init__(self, probe: Tensor, n_members: int, tol: float) -> None:
         self._probe = probe
@@ -259,7 +259,7 @@ class _Watch:
         self._settled: dict[int, Member] = {}
 
     def look(self, step: int, encoder: _TaskEncoder, losses: Tensor) -> bool:
-        """After every PROBE_STEPS outer steps. True if every member has settled."""
+        """To be called after every PROBE_STEPS outer steps. Returns whether all members have settled."""
         with torch.no_grad():
             labels = encoder(self._probe).argmax(-1)
         if self._labels is not None:
@@ -271,7 +271,7 @@ class _Watch:
         return len(self._settled) == len(self._changed)
 
     def members(self, step: int, encoder: _TaskEncoder, losses: Tensor) -> list[Member]:
-        """Every member: those that settled as they were then."""
+        """All members; those that have settled are returned as they were then."""
         weights, bias = (parameter.detach().cpu().numpy() for parameter in (encoder.weight, encoder.bias))
         now = [
             Member({WEIGHTS: w.copy(), BIAS: b.copy()}, step, changed, float(loss))
@@ -282,15 +282,15 @@ class _Watch:
 
 def _draw(features: Features, neighbors: Neighbors, training: Training, count: int, random: np.random.Generator, device: str) -> _Batch:
     n = len(features)
-    rows = np.sort(random.choice(n, count, replace=False))  # sorted, so that a file is read forwards
+    rows = np.sort(random.choice(n, count, replace=False))  # sorted, so that a memory map is read forwards
     halves = []
-    taught = bool(training.distillation) and neighbors.text is not None  # without a text half nobody is taught by neighbours
+    taught = bool(training.distillation) and neighbors.text is not None  # distillation is between halves
     for number, found in enumerate(neighbors.halves):
         wanted = np.concatenate([rows[None], found[rows].T]) if taught else rows[None]
         halves.append(features.half(number, wanted.ravel(), device).view(*wanted.shape, -1))
     z = features.joined([half[0] for half in halves])
     if training.pairs:
-        # Of which half the neighbour is, is drawn by the halves' weights.
+        # The half from which the neighbour is taken is drawn with the halves' weights as probabilities.
         kind = random.random(count) < features.weights[0]
         column = random.integers(neighbors.image.shape[1], size=count)
         pairs = np.where(kind, neighbors.image[rows, column], neighbors.halves[-1][rows, column])
@@ -299,7 +299,7 @@ def _draw(features: Features, neighbors: Neighbors, training: Training, count: i
 
 
 def _views(batch: _Batch, training: Training, random: np.random.Generator) -> Iterator[list[Tensor]]:
-    """For each inner step what each head sees: the rows, and after them one random neighbour of each."""
+    """The inputs of the heads for each inner step: the rows and, if there is distillation, then one random neighbour of each row."""
     rows = batch.halves[0].shape[1]
     for _ in range(training.inner_steps):
         views = []
@@ -314,7 +314,7 @@ def _views(batch: _Batch, training: Training, random: np.random.Generator) -> It
 
 
 def _descend(optimizer: torch.optim.Optimizer, losses: Tensor, training: Training) -> None:
-    """One step down the sum of the members' losses, with each member's gradient cut to ``max_norm`` by itself."""
+    """Take an optimiser step on the sum of the members' losses, with each member's gradient clipped to ``max_norm`` separately."""
     optimizer.zero_grad(set_to_none=True)
     losses.sum().backward()  # type: ignore[no-untyped-call]
     if math.isfinite(training.max_norm):
@@ -335,7 +335,7 @@ def _optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim
 
 
 def _as_trained(member: Member, rows: Tensor) -> Start:
-    """A member as a start, with its mean label of ``rows`` (rows, dimensions)."""
+    """A member as a start; the sizes are its mean soft label over ``rows`` (rows, dimensions)."""
     weight, bias = (torch.from_numpy(member.parameters[name].copy()) for name in (WEIGHTS, BIAS))
     return Start(weight, bias, torch.addmm(bias, rows, weight.T).softmax(1).mean(0))
 
@@ -346,5 +346,5 @@ def _random_start(dimensions: int, n_clusters: int, generator: torch.Generator) 
 
 
 def _seed(random_state: int, member: int) -> int:
-    """A member's own source of randomness, whatever block it is in."""
+    """Seed of a member; it does not depend on the block."""
     return int(np.random.SeedSequence([random_state, member]).generate_state(1, np.uint64)[0] >> 1)

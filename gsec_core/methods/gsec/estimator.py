@@ -21,21 +21,21 @@ from gsec_core.methods.plan import LinearMembers, OngoingPlan
 
 @dataclass(frozen=True)
 class Preset:
-    """A design of the clustering."""
+    """Settings of one design of GSEC."""
 
     components: tuple[int, int] | None
-    """Principal axes of the image half and of the text half; None: dimensions as they are, standardised. More clusters
-    than image axes have more of both, up to twice as many."""
+    """Numbers of principal axes of the image half and of the text half; None: original dimensions, standardised. If there
+    are more clusters than image axes, both numbers grow in proportion, up to twice as many."""
     weighs_halves: bool
-    """Whether the text half counts by `text_weight` or just as the image half."""
+    """Whether the text half has weight `text_weight`, or else the same weight as the image half."""
     n_neighbors: int
-    """Of a row in each half."""
+    """Number of neighbours of a row in each half."""
     rows_per_neighbor: int
-    """Few rows have fewer neighbours: one for so many, at least one."""
+    """Least number of rows per neighbour: with few rows there are fewer neighbours, but at least one."""
     n_members: int
-    """Outer members."""
+    """Number of outer members."""
     smoothing: int
-    """Rounds in which posteriors are averaged with those of neighbours."""
+    """Number of rounds in which posteriors are averaged with those of neighbours."""
     training: Training
 
 
@@ -105,15 +105,16 @@ PRESETS = {
         ),
     ),
 }
-"""``published``: the settings of the paper's code, the same for all data sets. ``default``: what beats k-means on the
-development sets of docs/measured/quality.md; its values were chosen on them, by their labels, and are the same for all."""
+"""``published``: the settings of the paper's code, the same for all data sets. ``default``: settings that beat k-means on
+the development sets of docs/measured/quality.md; the values were chosen by the labels of these sets, and are the same for all."""
 
 STEPS_OF_MANY, INNER_STEPS_OF_MANY, ROWS_PER_CLUSTER_OF_MANY = 25, 2, 2
-"""For more than `MANY_CLUSTERS` clusters the default training is shorter, in proportion down to so many outer steps, with so many inner ones and so
-many rows a cluster in a mini-batch: a step costs the square of the clusters, and members that begin at a k-means gain no more by more of it."""
+"""With more than `MANY_CLUSTERS` clusters the default training is shorter: the number of outer steps falls in proportion to 1 / clusters, down to the
+first value, with the other two as inner steps and rows per cluster in a mini-batch. A step costs the square of the clusters, and members that
+start from k-means gain nothing from longer training."""
 
 MOST_COLUMNS = 4096
-"""Members times clusters that are trained in one computation."""
+"""Limit of members times clusters that are trained together in one computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class GSECPlan(LinearMembers, OngoingPlan):
     """See `Plan`."""
 
     preset: Preset
-    """As the parameters change it."""
+    """The preset, as changed by the parameters."""
     ensemble_size: int
 
     @property
@@ -166,7 +167,7 @@ class GSECPlan(LinearMembers, OngoingPlan):
         return Features(found, weights, [math.sqrt(weight) for weight in weights])
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
-        """All members of a block, as its width changes none of them. See `bilevel.train_block`."""
+        """See `Plan.train` and `bilevel.train_block`. Members do not depend on the size of the block."""
         return self._trained(features, neighbors, block, (), progress)
 
     def further(self, features: Features, neighbors: Neighbors, block: int, members: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
@@ -193,9 +194,9 @@ class GSECPlan(LinearMembers, OngoingPlan):
 class GSEC(Clusterer):
     """Clusters images by their embeddings and, where given, the text counterparts of the images.
 
-    Outer members, each the outcome of a bilevel training with BatchEnsemble heads inside, are aligned and averaged, and
+    Outer members, each the result of a bilevel training with inner BatchEnsemble heads, are aligned and averaged, and
     the average is smoothed over neighbours. Li et al. 2026, https://arxiv.org/abs/2605.12961; see `bilevel`,
-    `batch_ensemble`, `alignment` and `smoothing`. No label takes part. Attributes are those of `Clusterer`.
+    `batch_ensemble`, `alignment` and `smoothing`. Uses no ground truth. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
@@ -212,7 +213,7 @@ class GSEC(Clusterer):
         A member stops when at most this share of labels changed over its last 10 steps; 0 = it never stops early; None
         = the preset's.
     text_weight : float
-        Weight of the text half against the image half. Without text, and by ``published``, ignored.
+        Weight of the text half, between 0 and 1. Ignored without text, and with preset ``published``.
     random_state : int
         Seed of starts and mini-batches. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
@@ -272,7 +273,7 @@ class GSEC(Clusterer):
 
 
 def _for_many(training: Training, n_clusters: int) -> Training:
-    """``training`` as it is for so many clusters."""
+    """``training`` adapted to the number of clusters; see `STEPS_OF_MANY`."""
     if not training.from_kmeans or n_clusters <= MANY_CLUSTERS:
         return training
     return replace(

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from gsec_core.methods.clusterer import Clusterer
 
 SEPARATOR = ","
-"""Between the names of methods."""
+"""Separator between the names of methods."""
 
 ESTIMATOR = "gsec_core.methods.mixture.estimator:Mixture"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodMixture(Method):
-    """A method that is made of others. Its section is made of theirs."""
+    """A method composed of several others. Its section of the settings is composed of theirs."""
 
     parts: tuple[Method, ...]
 
     def load(self) -> Callable[..., "Clusterer"]:
-        """Makes the estimator; of each part's parameters a mapping by its name."""
+        """A factory for the estimator; it takes the parameters of each part as a mapping under the part's name."""
         Mixture = super().load()
 
         def made(n_clusters: int = 10, **parameters: Any) -> "Clusterer":
@@ -54,7 +54,7 @@ class MethodMixture(Method):
 
 
 def mixed(parts: Sequence[Method]) -> Method:
-    """Of two methods or more, in their order. Raises Refused if they are no mixture."""
+    """Mix two or more methods, in the given order. Raises Refused if they cannot be mixed."""
     name = SEPARATOR.join(part.name for part in parts)
 
     def refused(why: str) -> Refused:

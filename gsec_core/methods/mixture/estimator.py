@@ -1,8 +1,8 @@
 """Members of several methods with one consensus.
 
-Methods err in different places, and what they agree on is more often right than what members of one agree on (Strehl and Ghosh 2002,
-"Cluster Ensembles"; Kuncheva and Hadjitodorov 2004 on how members should differ). Each method sees features of its own and trains as it does
-alone, except neighbours, which are those of the embeddings for all. Members of all methods are then aligned and averaged as those of one are.
+Methods make different errors, so that labels on which several methods agree are right more often than labels on which members of one method agree
+(Strehl and Ghosh 2002, "Cluster Ensembles"; Kuncheva and Hadjitodorov 2004 on how members should differ). Each method has separate features and
+trains as it does alone, but all use the same neighbours, those of the embeddings. The members of all methods are then aligned and averaged together.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from gsec_core.text import NounSelection
 
 
 class MixedFeatures(UnitFeatures):
-    """Unit vectors, by which rows are neighbours and the head is distilled, and beside them what each method makes of them."""
+    """Unit vectors, used for neighbours and for the head, together with the features of each method in ``parts``."""
 
     def __init__(self, halves: Sequence[NDArray[Any]], weights: Sequence[float], parts: Sequence[Features]) -> None:
         super().__init__(halves, weights)
@@ -37,7 +37,7 @@ class MixedFeatures(UnitFeatures):
 
     @property
     def pixels(self) -> NDArray[np.uint8] | None:
-        """See `Features`; each part has them."""
+        """See `Features`; shared by all parts."""
         return self.parts[0].pixels
 
     @pixels.setter
@@ -48,7 +48,7 @@ class MixedFeatures(UnitFeatures):
 
 @dataclass(frozen=True)
 class MixedModels:
-    """What members of several methods say, as many of each and of each in turn; see `ensemble.Models`."""
+    """Members of several methods as predictors: the same number of each method, interleaved; see `ensemble.Models`."""
 
     parts: Sequence[Models]
 
@@ -78,7 +78,7 @@ class MixedModels:
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePlan(OuterLayer):
-    """See `OuterLayer`. Members and blocks of the methods are numbered in turn, so that more of them change no number."""
+    """See `OuterLayer`. The numbers of members and blocks alternate between methods, so that more members do not change a number."""
 
     parts: tuple[OuterLayer, ...]
 
@@ -121,7 +121,7 @@ class MixturePlan(OuterLayer):
         states: Mapping[int, State] = MappingProxyType({}),
         start: Sequence[Member] = (),
     ) -> Iterator[list[Member]]:
-        """See `OuterLayer.trained`. One method after the other, each on the nearest of the neighbours, as many as it has alone."""
+        """See `OuterLayer.trained`. Trains one method after the other, each with the number of nearest neighbours that it uses alone."""
         for part, numbers in groupby(blocks, lambda block: block % len(self.parts)):
             own = {block // len(self.parts): states.get(block) for block in numbers}
             begun = {block: state for block, state in own.items() if state is not None}
@@ -155,7 +155,7 @@ class MixturePlan(OuterLayer):
         return max(plan.batch(n) for plan in self.parts)
 
     def _seen_by(self, part: int, features: Features, neighbors: Neighbors) -> tuple[Features, Neighbors]:
-        """What one method trains on."""
+        """The features and neighbours on which one method trains."""
         assert isinstance(features, MixedFeatures)
         own = features.parts[part]
         own.nouns = features.nouns
@@ -164,27 +164,27 @@ class MixturePlan(OuterLayer):
         return own, Neighbors(nearest[0], nearest[1] if len(nearest) > 1 else None)
 
     def _own(self, halves: Sequence[Half], part: int) -> Sequence[Half]:
-        """Of the halves of all parts those of one."""
+        """The halves of one part, out of those of all parts."""
         count = len(halves) // len(self.parts)
         return halves[part * count : (part + 1) * count]
 
 
 class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
-    """Clusters images by the consensus of several methods, as many members of each.
+    """Clusters images by the consensus of several methods, with the same number of members of each.
 
     After Strehl and Ghosh 2002, "Cluster Ensembles", with the alignment of `clustering.alignment` instead of hypergraphs. Attributes are those of
-    `Clusterer`; members are of each method in turn. Parameters of a part have its name before them, as ``tac__max_steps``.
+    `Clusterer`; the members of the methods alternate. Parameters of a part have its name as prefix, as in ``tac__max_steps``.
 
     Parameters
     ----------
     n_clusters : int
     estimators : list of (str, Clusterer)
-        Two or more, with a name each. Their ``n_clusters``, ``n_members``, ``text_weight``, ``random_state`` and ``device`` are those of
-        the mixture, whatever they say. None may take a name for each cluster, and all must take the same nouns.
+        Two or more, with a name each. Their ``n_clusters``, ``n_members``, ``text_weight``, ``random_state`` and ``device`` are replaced by those
+        of the mixture. None may need a name for each cluster, and all must select the same nouns.
     n_members : int or None
-        Outer members of each; None = the least that one of them has by default.
+        Outer members of each method; None = the smallest of the methods' defaults.
     text_weight : float
-        Weight of the text half against the image half, in smoothing, in the head and in those parts that weigh them. Without text ignored.
+        Weight of the text half, between 0 and 1, in smoothing, in the head and in those parts that weight the halves. Ignored without text.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
@@ -263,7 +263,7 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
                 raise ValueError(f"{name}__{error}") from None
 
     def _parts(self, n_members: int | None) -> list[tuple[str, Clusterer]]:
-        """The estimators as they are in the mixture."""
+        """Clones of the estimators, with the parameters of the mixture."""
         shared = {name: getattr(self, name) for name in ("n_clusters", "text_weight", "random_state", "device")} | {"n_members": n_members}
         found = []
         for name, estimator in self.estimators:

@@ -1,4 +1,4 @@
-"""SEIC: clusters on which images and texts agree, image by image, cluster by cluster and centre by centre."""
+"""SEIC: clusters on which images and texts agree, in single images, in clusters and in centres."""
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ class SEICSettings(Section):
 
 
 SELECTION = NounSelection(per_centre=200, nearest=True, tau=0.01, in_counterpart=50)
-"""Many nouns near each of as many centres as clusters; a counterpart is of the nearest."""
+"""Selects many nouns near each of as many centres as clusters; a counterpart is made from the nearest nouns of an image."""
 
 METHOD = Method(
     name="seic",

@@ -1,11 +1,11 @@
-"""Stage two of SEIC (Li et al. 2025, https://arxiv.org/abs/2508.01254): the vision encoder learns from the sure labels of stage one.
+"""Stage two of SEIC (Li et al. 2025, https://arxiv.org/abs/2508.01254): the vision encoder is trained on the confident labels of stage one.
 
 The queries and values of every attention block get a low-rank change (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685), which is
-trained together with a member's two linear maps. An image as the encoder sees it gives a label and how sure it is; the same image, cropped
-and recoloured, is taught that label, the less the surer most others are. Texts take no part any more.
+trained together with a member's two linear maps. The plain view of an image gives a label and its confidence; the cropped and recoloured view
+is trained on that label, with less weight if the confidence is below average. Texts are not used in this stage.
 
-There is no official code: rank, views, weights and schedule are those of an implementation from the paper. Contrast, brightness and saturation
-are what is recoloured here. Nothing keeps the clusters apart in this stage: good labels become better, and clusters of poor ones can merge.
+There is no official code: rank, views, weights and schedule are those of an implementation from the paper. Recolouring changes contrast,
+brightness and saturation. Nothing keeps the clusters apart in this stage: good labels improve, but clusters of poor labels can merge.
 """
 
 import math
@@ -28,19 +28,19 @@ from torchvision.transforms.v2 import functional
 from gsec_core.methods.enhancer import Images
 
 RANK, ALPHA = 128, 128
-"""Of the changes, which are multiplied by alpha / rank."""
+"""Parameters of the low-rank changes, which are multiplied by alpha / rank."""
 
 EPOCHS, BATCH_ROWS, LEARNING_RATE = 40, 128, 5e-5
 
 MOMENTUM, LEAST_VARIANCE = 0.999, 1e-6
-"""Of the running mean and variance of how sure labels are."""
+"""Parameters of the running mean and variance of the labels' confidence."""
 
 _AHEAD = 2
-"""Batches that are read while one is learnt."""
+"""Number of batches that are read in advance."""
 
 
 def _blocks(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Of each attention block of the vision tower, by its name, the module and parameter with queries, keys and values one upon another, (3 d, d)."""
+    """The module and the name of its parameter with the stacked queries, keys and values, (3 d, d), for each attention block of the vision tower, by name."""
     found: dict[str, tuple[nn.Module, str]] = {}
     for name, module in model.get_submodule("visual").named_modules():
         if getattr(module, "in_proj_weight", None) is not None:  # torch's and open_clip's own
@@ -58,17 +58,17 @@ class Sureness(NamedTuple):
 
     @classmethod
     def after(cls, before: "Sureness | None", confidence: Tensor) -> "Sureness":
-        """A batch (rows,), which is the start if there was none before."""
+        """Update with the confidences (rows,) of a batch; the first batch gives the initial values."""
         now = cls(confidence.mean(), confidence.var(correction=0).clamp(min=LEAST_VARIANCE))
         return now if before is None else cls(*(MOMENTUM * old + (1 - MOMENTUM) * new for old, new in zip(before, now, strict=True)))
 
     def weights(self, confidence: Tensor) -> Tensor:
-        """How much each label (rows,) counts: 1 from the mean on, below by a Gaussian around it."""
+        """Weight of each label (rows,): 1 if its confidence is at least the mean, below that a Gaussian around the mean."""
         return (-(confidence - self.mean).clamp(max=0).square() / (2 * self.variance)).exp()
 
 
 class LowRank(nn.Module):
-    """What changes queries and values of an attention block: its weights (3 d, d) plus alpha / rank times up down, nothing at first."""
+    """Low-rank change of an attention block's queries and values: adds alpha / rank times up @ down to its weights (3 d, d); zero at first."""
 
     def __init__(self, d: int, generator: torch.Generator, rank: int = RANK, alpha: float = ALPHA) -> None:
         super().__init__()
@@ -83,11 +83,11 @@ class LowRank(nn.Module):
 
 
 class Enhancer:
-    """A CLIP's vision tower and a member of stage one, in training.
+    """Training of a CLIP's vision tower together with a member of stage one.
 
     Parameters
     ----------
-    model : a CLIP of open_clip, with ``encode_image`` and a vision transformer ``visual``, which is changed in place; its own weights are not
+    model : a CLIP of open_clip, with ``encode_image`` and a vision transformer ``visual``, which is parametrised in place; its original weights do not change
     member : the arrays of a member of `gsec_core.SEIC`, fitted on this model's embeddings
     random_state : seed
     device : cpu, cuda or cuda:N
@@ -117,29 +117,29 @@ class Enhancer:
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model's vision tower has attention blocks that can be enhanced. It need not have weights."""
+        """Whether a model's vision tower has attention blocks that can be adapted. The model may be without weights."""
         return bool(_blocks(model))
 
     @staticmethod
     def steps(n: int) -> int:
-        """Of the published schedule, for ``n`` images."""
+        """Number of steps of the published schedule for ``n`` images."""
         return schedule(n)
 
     def posteriors(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        """What the member says, as it is now, of preprocessed images (rows, 3, height, width): (rows, clusters)."""
+        """The member's current posteriors (rows, clusters) of preprocessed images (rows, 3, height, width)."""
         with torch.no_grad():
             found: NDArray[np.float32] = self.logits(torch.from_numpy(pixels)).softmax(1).cpu().numpy()
         return found
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Of preprocessed images (rows, 3, height, width): (rows, clusters)."""
+        """Logits (rows, clusters) of preprocessed images (rows, 3, height, width)."""
         embedded: Tensor = self.model.encode_image(pixels.to(self.device, self._dtype))  # type: ignore[operator]
         x = F.normalize(embedded.float(), dim=1)
         vectors = F.normalize(F.linear(x, self._side["projection"], self._side["projection_bias"]), dim=1)
         return F.linear(vectors, self._side["weights"], self._side["bias"])
 
     def learn(self, weak: Tensor, strong: Tensor) -> float:
-        """A step on two views (rows, 3, height, width) of the same images, of which the first gives the labels. Returns the loss."""
+        """Take a step on two views (rows, 3, height, width) of the same images; the weak views give the labels. Returns the loss."""
         with torch.no_grad():
             confidence, labels = self.logits(weak).softmax(1).max(1)
             self.sureness = Sureness.after(self.sureness, confidence)
@@ -154,10 +154,10 @@ class Enhancer:
     def train(
         self, images: Images, preprocess: Callable[[Image.Image], NDArray[Any]], side: int, steps: int | None = None, n_threads: int = 1
     ) -> Iterator[float]:
-        """The loss of each step from `step` on, as it is made, up to ``steps``; None = the published 40 epochs of batches of 128.
+        """Train until `step` equals ``steps``; None = the published 40 epochs of batches of 128. Yields the loss after each step.
 
-        ``preprocess`` and ``side`` are the encoder's own. ``n_threads`` read and crop; their number makes no difference. An image that is None
-        is left out of its batch; of a batch without any nothing is learnt, and the loss is not a number.
+        ``preprocess`` and ``side`` are those of the encoder. ``n_threads`` threads read and crop images; their number does not affect the result. Images
+        that are None are left out of their batch; a batch without images changes nothing, and its loss is NaN.
         """
         views = _Views(images, preprocess, side, self.random_state)
         under_way: deque[list[Future[_Pair | None]]] = deque()
@@ -181,7 +181,7 @@ class Enhancer:
         return self.learn(weak, strong)
 
     def _batches(self, n: int, steps: int) -> Iterator[list[tuple[int, int]]]:
-        """Of each step that is left the numbers of the images, each with the step."""
+        """Batches of the remaining steps, as pairs of step and number of the image."""
         batch, order = min(BATCH_ROWS, n), np.empty(0, np.int64)
         for step in range(self.step, steps):
             epoch, place = divmod(step, n // batch)
@@ -190,16 +190,16 @@ class Enhancer:
             yield [(step, int(row)) for row in order[place * batch : (place + 1) * batch]]
 
     def member(self) -> dict[str, NDArray[np.float32]]:
-        """The member's arrays, as they are now."""
+        """The current arrays of the member."""
         return {name: _array(parameter) for name, parameter in self._side.items()}
 
     def merged(self) -> dict[str, Tensor]:
-        """The state of the adapted model under the names of the plain one: a checkpoint of open_clip like any other."""
+        """State dict of the adapted model under the names of the original model: an ordinary checkpoint of open_clip."""
         plain = {name: value for name, value in self.model.state_dict().items() if ".parametrizations." not in name}
         return plain | {f"{name}.{weight}": getattr(module, weight).detach().clone() for name, (module, weight) in self._blocks.items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that training needs to go on as if it had never stopped."""
+        """State with which training can resume with identical results."""
         found: dict[str, NDArray[Any]] = {"step": np.array(self.step)}
         if self.sureness is not None:
             found["sureness"] = np.array([float(value) for value in self.sureness], np.float32)
@@ -209,7 +209,7 @@ class Enhancer:
         return found
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave, of the same model and seed."""
+        """Resume from a result of `state`, with the same model and seed."""
         self.step = int(state["step"])
         self.sureness = Sureness(*torch.from_numpy(state["sureness"].copy()).to(self.device)) if self.step else None
         with torch.no_grad():
@@ -223,22 +223,22 @@ class Enhancer:
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What torch calls Adam's running means."""
+"""Torch's names of Adam's running means."""
 
 
 def schedule(n: int) -> int:
-    """Steps for ``n`` images."""
+    """Number of steps for ``n`` images."""
     return EPOCHS * (n // min(BATCH_ROWS, n))
 
 
 _Pair = tuple[NDArray[Any], NDArray[Any]]
 
 _DRAWING = Lock()
-"""torchvision knows torch's global generator alone."""
+"""Guards torch's global generator, the only one that torchvision uses."""
 
 
 class _Views:
-    """An image at a step in two views: as the encoder sees it, and cropped and recoloured. Depends on step, image and seed alone."""
+    """Two views of an image at a step: plain as for the encoder, and cropped and recoloured. They depend on step, image and seed alone."""
 
     def __init__(self, images: Images, preprocess: Callable[[Image.Image], NDArray[Any]], side: int, random_state: int) -> None:
         self._images, self._preprocess, self._random_state = images, preprocess, random_state
@@ -246,7 +246,7 @@ class _Views:
         self._colours = v2.ColorJitter(0.4, 0.4, 0.4)
 
     def of(self, step: int, number: int) -> _Pair | None:
-        """Both views; None if there is no such image any more. Any thread may ask."""
+        """Both views; None if the image is no longer available. Safe to call from several threads."""
         image = self._images[number]
         return None if image is None else (self._preprocess(image), self._preprocess(self._strong(image, step, number)))
 

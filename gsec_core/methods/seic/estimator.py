@@ -1,11 +1,11 @@
 """Stage one of SEIC (Li et al. 2025, "Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency", https://arxiv.org/abs/2508.01254).
 
-Images and their text counterparts are each mapped into one space, linearly and to unit length, and labelled there, linearly. Both sides are
-to agree on every image, on which images each cluster has, and on where its centre is; clusters that few images have had lately are
-asked for more. No labels take part; the last state counts. What a member says is what its image side says.
+Images and their text counterparts are mapped linearly into one space, normalised to unit length, and labelled there by linear heads. The losses
+ask both sides to agree on every image, on the images of each cluster, and on its centre, and favour clusters that had few images in recent
+batches. No ground truth is used; the last state is kept. A member predicts with its image side.
 
-There is no official code. Losses, weights and schedule are those of an implementation from the paper and its appendix; what is said of many
-clusters is this module's own.
+There is no official code. Losses, weights and schedule are those of an implementation from the paper and its appendix; the rules for many
+clusters are this module's own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,19 +27,19 @@ from gsec_core.methods.seic import SELECTION
 from gsec_core.text import NounSelection
 
 EPOCHS, LEAST_STEPS = 200, 800
-"""The latter as many as on the smallest set of the paper: its epochs are meant for thousands of images."""
+"""The least number of steps is that of the smallest data set of the paper, whose epochs are meant for thousands of images."""
 
 INSTANCES, CLUSTERS, CENTRES, BALANCE = 0.5, 1.0, 1.0, 2.0
 """Weights of the terms of the loss."""
 
 TEMPERATURE = 0.5
-"""Of the agreement of clusters and of centres."""
+"""Temperature of the agreement of clusters and of centres."""
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
-"""Of the agreement of images; it is learnt."""
+"""Initial and largest scale of the agreement of images; the scale is trained."""
 
 SIZES_MOMENTUM, LEAST_SIZE, LARGEST_WEIGHT = 0.9, 0.01, 5.0
-"""Of the running sizes of the clusters, as shares of the images, and of the weights that follow from them."""
+"""Momentum and minimum of the running cluster sizes (shares of the images), and maximum of the weights derived from them."""
 
 LEARNING_RATE = 5e-3
 
@@ -57,31 +57,31 @@ class Schedule(NamedTuple):
 
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
-    """That of ``n`` images; ``max_steps`` is taken instead of the published epochs.
+    """The schedule for ``n`` images; ``max_steps`` replaces the published epochs.
 
-    Of many clusters a batch has eight rows for each, up to 8,192: in fewer most clusters would have none.
+    With many clusters a batch has eight rows per cluster, up to 8,192, since most clusters would have no row in a smaller batch.
     """
     batch = min(max(1024, min(8 * n_clusters, 8192)), n)
     return Schedule(max_steps or max(EPOCHS * (n // batch), LEAST_STEPS), batch)
 
 
 def agreement(first: Tensor, second: Tensor, scale: Tensor | float) -> Tensor:
-    """InfoNCE of two sets of unit vectors (rows, d), in both directions: each row's partner is that of the same number, the others are negatives."""
+    """InfoNCE loss of two sets of unit vectors (rows, d), in both directions: rows of the same number are positives, all others negatives."""
     similarities = scale * first @ second.T
     partners = torch.arange(len(first), device=first.device)
     return (F.cross_entropy(similarities, partners) + F.cross_entropy(similarities.T, partners)) / 2
 
 
 def cluster_agreement(images: Tensor, texts: Tensor) -> Tensor:
-    """That of the clusters of two labellings (rows, clusters) of the same rows, which are their columns at unit length."""
+    """`agreement` of the clusters of two labellings (rows, clusters) of the same rows: of their normalised columns."""
     return agreement(F.normalize(images.T, dim=1), F.normalize(texts.T, dim=1), 1 / TEMPERATURE)
 
 
 def centre_agreement(images: Tensor, texts: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """That of the clusters' centres by image and by text. ``a`` and ``b`` (rows, d) are unit vectors, labelled ``images`` and ``texts`` (rows, clusters).
+    """`agreement` of the clusters' image and text centres. ``a`` and ``b`` (rows, d) are unit vectors with labels ``images`` and ``texts`` (rows, clusters).
 
-    A centre is the direction of the sum of the vectors whose largest label is the cluster's, weighted by it. Clusters without any, in
-    either, are left out; of fewer than two nothing can be asked.
+    A centre is the direction of the sum of the vectors assigned to the cluster, weighted by their labels. Clusters that are empty on one
+    side are left out; with fewer than two clusters the loss is 0.
     """
     (image_centres, image_sizes), (text_centres, text_sizes) = _centres(images, a), _centres(texts, b)
     used = (image_sizes > 0) & (text_sizes > 0)
@@ -91,20 +91,20 @@ def centre_agreement(images: Tensor, texts: Tensor, a: Tensor, b: Tensor) -> Ten
 
 
 def _centres(labels: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each cluster the centre, (clusters, d), and how many rows are its own."""
+    """Centres of the clusters, (clusters, d), and numbers of rows assigned to them, (clusters,)."""
     own = F.one_hot(labels.argmax(1), labels.shape[1])
     return F.normalize((own * labels).T @ vectors, dim=1), own.sum(0)
 
 
 def balance(images: Tensor, texts: Tensor, sizes: Tensor) -> Tensor:
-    """What uneven mean labels cost: their negative entropy, in which a cluster counts the more, the smaller its running size (clusters,) is."""
+    """Loss of uneven cluster sizes: negative entropy of the mean labels, in which clusters of smaller running size (clusters,) have more weight."""
     weights = (1 / (len(sizes) * sizes)).clamp(max=LARGEST_WEIGHT)
     weights = weights / weights.mean()
     return sum((weights * torch.xlogy(mean, mean.clamp(min=_LEAST))).sum() for mean in (images.mean(0), texts.mean(0)))  # type: ignore[return-value]
 
 
 def loss(images: Tensor, texts: Tensor, a: Tensor, b: Tensor, scale: Tensor, sizes: Tensor) -> Tensor:
-    """That of SEIC's first stage. ``images`` and ``texts`` (rows, clusters) are the labels of the unit vectors ``a`` and ``b`` (rows, d)."""
+    """Loss of SEIC's first stage. ``images`` and ``texts`` (rows, clusters) are the labels of the unit vectors ``a`` and ``b`` (rows, d)."""
     return (
         INSTANCES * agreement(a, b, scale)
         + CLUSTERS * cluster_agreement(images, texts)
@@ -114,14 +114,14 @@ def loss(images: Tensor, texts: Tensor, a: Tensor, b: Tensor, scale: Tensor, siz
 
 
 def followed(sizes: Tensor, labels: Tensor) -> Tensor:
-    """The running sizes (clusters,), of sum 1, after labels (rows, clusters). Of many clusters the least is a tenth of the mean, or all would be as small."""
+    """Running sizes (clusters,), of sum 1, after a batch of labels (rows, clusters). With many clusters the minimum is a tenth of the mean size."""
     found = F.one_hot(labels.argmax(1), len(sizes)).to(sizes.dtype).mean(0)
     moved = (SIZES_MOMENTUM * sizes + (1 - SIZES_MOMENTUM) * found).clamp(min=min(LEAST_SIZE, 0.1 / len(sizes)))
     return moved / moved.sum()
 
 
 class _Side(nn.Module):
-    """Linear, unit length, linear, softmax."""
+    """Network of one side: linear, normalisation to unit length, linear, softmax."""
 
     def __init__(self, d: int, shared: int, n_clusters: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -137,14 +137,14 @@ class _Side(nn.Module):
 
     @torch.no_grad()
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """As they are stored."""
+        """Arrays of the side, as they are stored in a member."""
         found = {"projection": self.projection.weight, "projection_bias": self.projection.bias, "weights": self.head.weight, "bias": self.head.bias}
         return {name: array.cpu().numpy().copy() for name, array in found.items()}
 
 
 @dataclass(frozen=True)
 class ImageSides(NonlinearModels):
-    """What the image sides of several members say; see `ensemble.Models`."""
+    """The image sides of several members as predictors; see `ensemble.Models`."""
 
     @property
     def n_clusters(self) -> int:
@@ -216,11 +216,11 @@ class SEICPlan(UnitVectors, Plan):
 
 
 class SEIC(Clusterer):
-    """Clusters images by their embeddings and text counterparts, on which linear maps of both agree.
+    """Clusters images by linear maps of their embeddings and of their text counterparts that agree with each other.
 
     The first stage of Li et al. 2025, "Self-Enhanced Image Clustering with Cross-Modal Semantic Consistency",
-    https://arxiv.org/abs/2508.01254. Each member is SEIC from a seed of its own; the outer layer makes their consensus. It asks for clusters of
-    like size. Attributes are those of `Clusterer`.
+    https://arxiv.org/abs/2508.01254. Each member is SEIC with a different seed; the outer layer makes their consensus. Favours clusters of
+    equal size. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ class SEIC(Clusterer):
     n_members : int or None
         Outer members; None = 4; 1 = SEIC as published, without an outer layer.
     max_steps : int or None
-        Steps of a member; None = the published 200 epochs of batches of 1,024 (of more than 128 clusters eight rows a cluster, at most
+        Steps of a member; None = the published 200 epochs of batches of 1,024 (with more than 128 clusters, eight rows per cluster, at most
         8,192), and at least 800.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
@@ -251,6 +251,6 @@ class SEIC(Clusterer):
         return SELECTION
 
     def plan(self) -> SEICPlan:
-        """What the parameters come to. Raises ValueError naming the parameter and its value."""
+        """See `Clusterer.plan`."""
         self.check_positive("n_clusters", "n_members", "max_steps")
         return SEICPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps)

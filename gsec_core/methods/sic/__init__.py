@@ -1,4 +1,4 @@
-"""SIC: a linear head that is taught by neighbours, and by nouns near each cluster's surest images."""
+"""SIC: a linear head trained on neighbours, and on nouns near each cluster's most confident images."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from gsec_core.section import Section
 from gsec_core.text import NOUNS, NounSelection
 
 MANY_CLUSTERS = 100
-"""Above it nouns and schedule are those that were published for ImageNet."""
+"""With more clusters, nouns and schedule are those published for ImageNet."""
 
 Mapping = Literal["adjusted", "centres", "direct"]
 
@@ -30,7 +30,7 @@ class SICSettings(Section):
 
 
 def nouns(n_clusters: int) -> NounSelection:
-    """Many nouns near each of as many centres as clusters, except those near the mean noun. Images are their own counterparts."""
+    """Selects many nouns near each of as many centres as clusters, except those near the mean noun. There are no counterparts beside the images."""
     if n_clusters <= MANY_CLUSTERS:
         return NounSelection(per_centre=500, nearest=True, unlike=0.05)
     return NounSelection(per_centre=300, nearest=True, unlike=0.1)

@@ -1,10 +1,10 @@
 """SIC: Semantic-Enhanced Image Clustering (Cai et al. 2023, https://arxiv.org/abs/2208.09849).
 
-A linear head on the images. An image and its neighbour are to have the same label, clusters are to be of like size, and a label that nouns
-give is to be met: of each cluster's surest images the mean, the nouns nearest to it, and their mean, the cluster's *semantic centre*. An image's
-label by nouns is that of the nearest one. With the mapping `adjusted` they are looked up at the start of every epoch, as the head moves.
+Trains a linear head on the images. An image and its neighbour should have the same label, clusters should be of equal size, and labels should
+agree with those given by nouns: the nouns nearest to the mean of each cluster's most confident images are averaged to the cluster's *semantic
+centre*, and an image's label by nouns is the nearest semantic centre. With the mapping `adjusted`, these centres are computed again in every epoch.
 
-The paper's code stops at the epoch whose labels are best by the truth. Here the last state counts.
+The paper's code stops at the epoch whose labels are best against the ground truth. Here the last state is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,26 +30,26 @@ from gsec_core.text import NounSelection
 
 N_MEMBERS = 10
 BLOCK_MEMBERS = 5
-"""Heads that are trained together: their small products as one."""
+"""Number of heads that are trained together, which combines their small matrix products into one."""
 
 WEIGHT_DECAY = 1e-4
 EPOCHS, LEAST_STEPS = 100, 3900
-"""The latter as many as on the smallest set of the paper."""
+"""The least number of steps is that of the smallest data set of the paper."""
 MAPPED_STEPS = 39
-"""Between two mappings at least: an epoch of that set. Of a small set an epoch is a step or two."""
+"""Least number of steps between two mappings: an epoch of that data set. In smaller sets an epoch is only a step or two."""
 
 SOFTNESS = 0.05
-"""Of a head that starts at centres: logits are minus the squared distances, times it."""
+"""A head that starts at centres has as logits minus the squared distances times this factor."""
 
 _MAX_ITER = 300
 _SEMANTIC_ROWS, _MAPPED_ROWS = 256, 8192
-"""Centres, and images, the logits of which are in memory at once."""
+"""Numbers of centres, and of images, whose logits are in memory at once."""
 
 _LEAST = 1e-8
 
 
 class Schedule(NamedTuple):
-    """How members are trained; the values are the published ones for CIFAR-10, and of many clusters those for ImageNet."""
+    """How members are trained; the values are those published for CIFAR-10, and with many clusters those for ImageNet."""
 
     n_neighbors: int
     batch: int
@@ -57,20 +57,20 @@ class Schedule(NamedTuple):
     balance: float
     """Weight of the entropy of the mean label."""
     surest: float
-    """Images that a cluster is mapped by, as a share of an equal part of all."""
+    """Number of most confident images by which a cluster is mapped, as a share of n / n_clusters."""
     nearest: int
-    """Nouns of a semantic centre."""
+    """Number of nouns per semantic centre."""
 
 
 def schedule(n_clusters: int) -> Schedule:
-    """That of so many clusters."""
+    """The schedule for a number of clusters."""
     if n_clusters <= MANY_CLUSTERS:
         return Schedule(20, 128, 1e-4, 5.0, 0.9, 30)
     return Schedule(50, 4096, 3e-4, 1.0, 0.5, 20)
 
 
 def loss(logits: Tensor, neighbors: Tensor, labels: Tensor, balance: float, beta: float) -> Tensor:
-    """SIC's loss (members,) of images and a neighbour of each, logits (rows, members, clusters), with ``labels`` (rows, members) by nouns."""
+    """SIC's loss (members,), from logits (rows, members, clusters) of images and of a neighbour of each, and ``labels`` (rows, members) by nouns."""
     p, q = logits.softmax(2), neighbors.softmax(2)
     consistency = -(p * q).sum(2).clamp(min=_LEAST).log().mean(0)
     sizes = p.mean(0)
@@ -81,7 +81,7 @@ def loss(logits: Tensor, neighbors: Tensor, labels: Tensor, balance: float, beta
 
 @torch.no_grad()
 def surest_rows(logits: Callable[[slice], Tensor], n: int, count: int) -> Tensor:
-    """Of each column of ``logits``, given for a slice of ``n`` rows as (rows, columns), the ``count`` largest rows: (columns, count)."""
+    """Numbers of the ``count`` rows with the largest values in each column, (columns, count); ``logits`` returns (rows, columns) for a slice of ``n`` rows."""
     best = rows = None
     for start in range(0, n, _MAPPED_ROWS):
         found = logits(slice(start, min(start + _MAPPED_ROWS, n))).T
@@ -96,7 +96,7 @@ def surest_rows(logits: Callable[[slice], Tensor], n: int, count: int) -> Tensor
 
 @torch.no_grad()
 def semantic_centres(centres: Tensor, nouns: Tensor, nearest: int) -> Tensor:
-    """Unit means of the ``nearest`` unit ``nouns`` (m, d) of each of ``centres`` (k, d)."""
+    """Normalised means of the ``nearest`` nouns of each of ``centres`` (k, d); ``nouns`` (m, d) are unit vectors."""
     found = []
     for start in range(0, len(centres), _SEMANTIC_ROWS):
         near = (centres[start : start + _SEMANTIC_ROWS] @ nouns.T).topk(min(nearest, len(nouns)), 1).indices
@@ -106,7 +106,7 @@ def semantic_centres(centres: Tensor, nouns: Tensor, nearest: int) -> Tensor:
 
 @torch.no_grad()
 def mean_directions(features: Features, half: int, rows: Tensor, device: str) -> Tensor:
-    """Unit means of a half's ``rows`` (k, count): (k, d). The features are read forwards, once."""
+    """Normalised means (k, d) of k sets of rows (k, count) in one half. Reads the features once, forwards."""
     cluster = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
     numbers, order = rows.flatten().sort(stable=True)
     cluster = cluster[order]
@@ -122,7 +122,7 @@ def mean_directions(features: Features, half: int, rows: Tensor, device: str) ->
 
 @dataclass(frozen=True, kw_only=True)
 class SICPlan(UnitVectors, LinearMembers, Plan):
-    """See `Plan`. Members are linear maps of the image half; where nouns are in another space, the second half is the images in theirs."""
+    """See `Plan`. Members are linear maps of the image half; if the nouns are in another space, the second half is the images in that space."""
 
     max_steps: int | None
     mapping: Mapping
@@ -175,7 +175,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         return [Member({WEIGHTS: w.copy(), BIAS: b.copy()}, steps, float(moved), value) for w, b, moved, value in zip(*arrays, strict=True)]
 
     def _starts(self, features: Features, block: int) -> tuple[Tensor, Tensor]:
-        """Weights (members, clusters, dimensions), 0 for all but the image half, and bias (members, clusters)."""
+        """Initial weights (members, clusters, dimensions), 0 outside the image half, and bias (members, clusters)."""
         d = features.widths[0]
         if self.start_at_centres:
             centres = torch.from_numpy(np.stack([self._centres(features.rows, len(features), seed) for seed in self._seeds(block)]))
@@ -185,7 +185,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         return F.pad(values[..., :d], (0, features.dimensions - d)).contiguous(), values[..., d].clone()
 
     def _fixed(self, features: Features, nouns: Tensor, block: int) -> Tensor:
-        """Semantic centres (members, clusters, d) that do not follow the heads."""
+        """Semantic centres (members, clusters, d) of the mappings `centres` and `direct`, which do not depend on the heads."""
         joint = len(features.halves) - 1
 
         def centres(seed: int) -> Tensor:
@@ -205,7 +205,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         return [int(seed >> 1) for seed in np.random.SeedSequence([self.random_state, block]).generate_state(BLOCK_MEMBERS)]
 
     def _adjusted(self, features: Features, nouns: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Semantic centres (members, clusters, d) by the images that the heads are surest of."""
+        """Semantic centres (members, clusters, d) from the most confident images of the current heads."""
         n, how = len(features), schedule(self.n_clusters)
         count = max(1, int(how.surest * (n // self.n_clusters)))
         rows = surest_rows(lambda rows: linear(features.rows(rows, self.device), weight, bias).flatten(1), n, count)
@@ -214,10 +214,10 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
 
 
 class SIC(Clusterer):
-    """Clusters images by a linear head that neighbours and nouns teach.
+    """Clusters images by a linear head trained on neighbours and nouns.
 
-    Cai et al. 2023, "Semantic-Enhanced Image Clustering", https://arxiv.org/abs/2208.09849. It is fitted with ``nouns``. Each member is SIC
-    from a seed of its own; the outer layer makes their consensus. It asks for clusters of like size. Attributes are those of `Clusterer`.
+    Cai et al. 2023, "Semantic-Enhanced Image Clustering", https://arxiv.org/abs/2208.09849. Requires ``nouns`` in `fit`. Each member is SIC
+    with a different seed; the outer layer makes their consensus. Favours clusters of equal size. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
@@ -225,14 +225,14 @@ class SIC(Clusterer):
     n_members : int or None
         Outer members; None = 10; 1 = SIC as published, without an outer layer.
     max_steps : int or None
-        Steps of a member; None = the published 100 epochs of batches of 128 (of more than 100 clusters of 4,096), and at least 3,900.
+        Steps of a member; None = the published 100 epochs of batches of 128 (4,096 with more than 100 clusters), and at least 3,900.
     mapping : str
-        Where a cluster's nouns come from: ``adjusted``, near the images that the head is surest of, looked up every epoch; ``centres``, near the
-        centres of k-means of the images, once; ``direct``, from k-means of the nouns themselves.
+        Where a cluster's nouns come from: ``adjusted``, near the most confident images of the head, updated every epoch; ``centres``, near the
+        centres of k-means of the images, computed once; ``direct``, from k-means of the nouns themselves.
     beta : float
-        Weight of the labels that nouns give. The paper's code has 0.1 for CIFAR-10; 1 was chosen on development sets.
+        Weight of the labels given by nouns. The paper's code has 0.1 for CIFAR-10; 1 was chosen on development sets.
     start_at_centres : bool or None
-        Whether heads start at the centres of a k-means of the images, or else at random; None = of more than 100 clusters.
+        Whether heads start at the centres of k-means of the images, or else at random; None = only with more than 100 clusters.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str

@@ -1,9 +1,9 @@
 """TAC: two heads, one on images and one on their text counterparts, that teach each other (Li et al. 2024, https://arxiv.org/abs/2310.11989).
 
-Each head is a perceptron with one hidden layer. The clusters of one modality's images are to agree with those of the other modality's
-neighbours, an image is to agree with its own counterpart, and the clusters are to be of like size. No labels take part; the last state
-counts. What a member says is what its image head says. Batch normalisation is folded into the hidden layer at the end, so that a row is
-said the same of in any batch.
+Each head is a perceptron with one hidden layer. The losses ask the clusters of each modality to agree with those of neighbours in the other
+modality, an image to agree with its counterpart, and clusters to be of equal size. No ground truth is used; the last state is kept. A member
+predicts with its image head. Batch normalisation is folded into the hidden layer at the end, so that the prediction for a row does not depend
+on its batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,10 @@ from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
 
 MANY_CLUSTERS = 100
-"""Above it the schedule is the one that the paper has for its sets of many classes."""
+"""With more clusters, the schedule is the one that the paper has for its data sets of many classes."""
 
 LEAST_STEPS = 180
-"""As many as on the smallest set of the paper: its epochs are meant for thousands of images."""
+"""Number of steps on the smallest data set of the paper, whose epochs are meant for thousands of images."""
 
 BALANCE = 5.0
 """Weight of the entropy of the mean label."""
@@ -44,21 +44,21 @@ class Schedule(NamedTuple):
     steps: int
     batch: int
     temperature: float
-    """Of the agreement of clusters."""
+    """Temperature of the agreement of clusters."""
 
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
-    """That of ``n`` images; ``max_steps`` is taken instead of the published epochs."""
+    """The schedule for ``n`` images; ``max_steps`` replaces the published epochs."""
     epochs, batch, temperature = (20, 512, 0.5) if n_clusters <= MANY_CLUSTERS else (100, 8192, 5.0)
     batch = min(batch, n)
     return Schedule(max_steps or max(epochs * (n // batch), LEAST_STEPS), batch, temperature)
 
 
 def cluster_agreement(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """How unlike the clusters of two labellings (rows, clusters) of the same rows are: contrastive, over their columns.
+    """Contrastive loss between the clusters of two labellings (rows, clusters) of the same rows.
 
-    Of each of the 2 K columns, at unit length, the cross-entropy with its partner in the other labelling as the positive and the other
-    2 K - 2 columns as negatives; the mean of all.
+    For each of the 2 K columns, normalised, the cross-entropy with its partner in the other labelling as the positive and the other
+    2 K - 2 columns as negatives; mean over the columns.
     """
     columns = nn.functional.normalize(torch.cat([first, second], 1).T, dim=1)
     similarities = columns @ columns.T / temperature
@@ -68,7 +68,7 @@ def cluster_agreement(first: Tensor, second: Tensor, temperature: float) -> Tens
 
 
 def loss(images: Tensor, texts: Tensor, image_neighbors: Tensor, text_neighbors: Tensor, temperature: float) -> Tensor:
-    """TAC's loss of labels (rows, clusters): of images and of their counterparts, and of a neighbour of each."""
+    """TAC's loss of the labels (rows, clusters) of images, of their counterparts, and of one neighbour of each."""
     distilled = cluster_agreement(images, text_neighbors, temperature) + cluster_agreement(texts, image_neighbors, temperature)
     agreement = (images * texts).sum(1).clamp(min=_LEAST).log().mean()
     return distilled - agreement - BALANCE * (_entropy(images.mean(0)) + _entropy(texts.mean(0)))
@@ -94,7 +94,7 @@ class _Head(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, NDArray[np.float32]]:
-        """Its arrays, with the running statistics of the normalisation in the hidden layer."""
+        """Arrays of the head, with the batch normalisation (by its running statistics) folded into the hidden layer."""
         assert self.norm.running_mean is not None
         assert self.norm.running_var is not None
         factor = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
@@ -109,7 +109,7 @@ class _Head(nn.Module):
 
 @dataclass(frozen=True)
 class ImageHeads(NonlinearModels):
-    """What the image heads of several members say; see `ensemble.Models`."""
+    """The image heads of several members as predictors; see `ensemble.Models`."""
 
     @property
     def n_clusters(self) -> int:
@@ -188,8 +188,8 @@ def _labels(head: _Head, x: Tensor) -> Tensor:
 class TAC(Clusterer):
     """Clusters images by their embeddings and text counterparts, with two heads that teach each other.
 
-    Li et al. 2024, "Image Clustering with External Guidance", https://arxiv.org/abs/2310.11989. Each member is TAC from a seed of its own;
-    the outer layer makes their consensus. It asks for clusters of like size. Attributes are those of `Clusterer`.
+    Li et al. 2024, "Image Clustering with External Guidance", https://arxiv.org/abs/2310.11989. Each member is TAC with a different seed;
+    the outer layer makes their consensus. Favours clusters of equal size. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class TAC(Clusterer):
     n_members : int or None
         Outer members; None = 10; 1 = TAC as published, without an outer layer.
     max_steps : int or None
-        Steps of a member; None = the published epochs (20 of batches of 512; of more than 100 clusters 100 of 8,192), and at least 180.
+        Steps of a member; None = the published epochs (20 of batches of 512; with more than 100 clusters, 100 of 8,192), and at least 180.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
@@ -216,6 +216,6 @@ class TAC(Clusterer):
         self.device = device
 
     def plan(self) -> TACPlan:
-        """What the parameters come to. Raises ValueError naming the parameter and its value."""
+        """See `Clusterer.plan`."""
         self.check_positive("n_clusters", "n_members", "max_steps")
         return TACPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps)

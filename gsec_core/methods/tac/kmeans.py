@@ -1,4 +1,4 @@
-"""TAC without training: k-means of images and their text counterparts side by side (Li et al. 2024, https://arxiv.org/abs/2310.11989)."""
+"""TAC without training: k-means of the concatenated images and text counterparts (Li et al. 2024, https://arxiv.org/abs/2310.11989)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gsec_core.methods.tac.estimator import N_MEMBERS, N_NEIGHBORS
 
 MAX_ITER = 300
 BATCH_ROWS = 1024
-"""By which the head is distilled."""
+"""Rows in a mini-batch for distilling the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class TACKMeansPlan(UnitVectors, LinearMembers, Plan):
 
 
 class TACKMeans(Clusterer):
-    """Clusters images by k-means of their embeddings and text counterparts, as unit vectors side by side.
+    """Clusters images by k-means of their embeddings and text counterparts, concatenated as unit vectors.
 
     The variant without training of Li et al. 2024, https://arxiv.org/abs/2310.11989. Attributes are those of `Clusterer`.
 
@@ -63,13 +63,13 @@ class TACKMeans(Clusterer):
     ----------
     n_clusters : int
     n_members : int or None
-        Outer members, each a k-means from a seed of its own; None = 10; 1 = as published, without an outer layer.
+        Outer members, each a k-means with a different seed; None = 10; 1 = as published, without an outer layer.
     n_init : int
-        Starts of a member's k-means; the best by the k-means objective is kept.
+        Number of starts of a member's k-means; the best by the k-means objective is kept.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        Of alignment and head; k-means itself is the CPU's.
+        Device of alignment and head; k-means itself always runs on the CPU.
     """
 
     NEEDS_TEXT = True

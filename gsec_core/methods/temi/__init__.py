@@ -1,4 +1,4 @@
-"""TEMI: neighbours have the same label, by their pointwise mutual information."""
+"""TEMI: heads that give neighbours the same label, trained by pointwise mutual information."""
 
 from pydantic import Field
 

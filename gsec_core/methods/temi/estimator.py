@@ -1,12 +1,12 @@
 """TEMI (Adaloglou et al. 2023, "Exploring the Limits of Deep Image Clustering using Pretrained Models", https://arxiv.org/abs/2303.17896).
 
-Several heads on frozen embeddings, each with a teacher that follows it slowly. A head is taught that an image and one of its neighbours have
-the same label, by pointwise mutual information, which the clusters' sizes are part of. All heads together say how much a pair counts: a
-neighbour of another class counts little.
+Trains several heads on frozen embeddings, each with a teacher that follows it slowly. A head is trained to give an image and one of its
+neighbours the same label, by pointwise mutual information, which takes the clusters' sizes into account. The weight of a pair is decided by all
+heads together, so that a neighbour of another class has little weight.
 
-The heads are the members of the outer layer. They are in the order of their mean loss over the last epoch, so that a single member is the
-one that the paper predicts with; what a head says is what its teacher says, as there. The paper's evaluation then takes the best
-state by labels, which is not done here.
+The heads are the members of the outer layer. They are sorted by their mean loss over the last epoch, so that a single member is the one
+with which the paper predicts; as there, a head predicts with its teacher. The paper's evaluation then takes the best state by the ground
+truth, which is not done here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
 
 N_HEADS = 4
-"""Heads that are trained together: a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
+"""Number of heads that are trained together, as a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
 
 N_NEIGHBORS = 50
 
@@ -32,13 +32,13 @@ HIDDEN, BOTTLENECK = 512, 256
 TEMPERATURE = 0.1
 TEACHER_MOMENTUM, SIZES_MOMENTUM = 0.996, 0.9
 LEARNING_RATE, RATE_ROWS = 1e-4, 256
-"""Of AdamW, for so many rows of a mini-batch."""
+"""Learning rate of AdamW for a mini-batch of `RATE_ROWS` rows; for other sizes it is scaled in proportion."""
 WEIGHT_DECAY = 1e-4
 
 MANY_CLUSTERS = 1000
-"""From there on the schedule is the one that the paper has for ImageNet."""
+"""From this number of clusters the schedule is the one that the paper has for ImageNet."""
 EPOCHS, LEAST_STEPS = 200, 7200
-"""The latter as many as on the smallest set of the paper."""
+"""The least number of steps is that of the smallest data set of the paper."""
 
 _LEAST = 1e-8
 
@@ -51,27 +51,27 @@ class Schedule(NamedTuple):
 
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
-    """That of ``n`` images; ``max_steps`` is taken instead of the published epochs."""
+    """The schedule for ``n`` images; ``max_steps`` replaces the published epochs."""
     batch = min(512 if n_clusters < MANY_CLUSTERS else 1024, n)
     return Schedule(max_steps or max(EPOCHS * (n // batch), LEAST_STEPS), batch)
 
 
 def pair_weights(teachers: Tensor, teachers_of_neighbors: Tensor) -> Tensor:
-    """How much each pair counts, (rows,): the mean over heads of the probability that its images have one label. Labels are (heads, rows, clusters)."""
+    """Weight of each pair, (rows,): probability that its images have the same label, mean over heads. Labels are (heads, rows, clusters)."""
     return (teachers * teachers_of_neighbors).sum(2).mean(0)
 
 
 def losses(students: Tensor, teachers: Tensor, sizes: Tensor, weights: Tensor, beta: float) -> Tensor:
-    """TEMI's loss of each head, (heads,), in one direction: ``students`` are of the neighbours of what ``teachers`` are of.
+    """TEMI's loss of each head, (heads,), in one direction: ``students`` and ``teachers`` are labels of the two images of each pair.
 
-    Labels (heads, rows, clusters); ``sizes`` (heads, clusters); ``weights`` (rows,).
+    Labels are (heads, rows, clusters), ``sizes`` (heads, clusters), ``weights`` (rows,).
     """
     agreement = ((students * teachers).clamp(min=_LEAST**2) ** beta / sizes[:, None].clamp(min=_LEAST)).sum(2)
     return -(weights * agreement.clamp(min=_LEAST).log()).mean(1)
 
 
 class _Heads(nn.Module):
-    """So many perceptrons side by side: linear, GELU, linear, unit length, and cosines with the clusters, each with a factor."""
+    """Several perceptrons, computed together: linear, GELU, linear, normalisation, and cosines with the clusters, times a factor for each cluster."""
 
     def __init__(self, d: int, n_clusters: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _Heads(nn.Module):
 
 
 def said(heads: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Logits (heads, rows, n_clusters) of heads with these arrays, of ``x`` (rows, d)."""
+    """Logits (heads, rows, n_clusters) of ``x`` (rows, d), by heads with the given arrays."""
     n_heads = len(heads["first"])
     hidden = torch.addmm(heads["first_bias"].flatten(), x, heads["first"].flatten(0, 1).T)  # the first layers of all heads are one product
     hidden = nn.functional.gelu(hidden).view(len(x), n_heads, -1).transpose(0, 1)
@@ -101,7 +101,7 @@ def said(heads: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Teachers(NonlinearModels):
-    """What the teachers of several heads say; see `ensemble.Models`."""
+    """The teachers of several heads as predictors; see `ensemble.Models`."""
 
     @property
     def n_clusters(self) -> int:
@@ -177,7 +177,7 @@ class TEMIPlan(UnitVectors, Plan):
             found = (losses(s_near, t, sizes, weights, self.beta) + losses(s, t_near, sizes, weights, self.beta)) / 2
             optimizer.zero_grad(set_to_none=True)
             found.mean().backward()  # type: ignore[no-untyped-call]
-            if step < epoch_steps < steps:  # the last layer stays where it is in the first epoch
+            if step < epoch_steps < steps:  # the last layer is frozen in the first epoch
                 students.last.grad = students.factors.grad = None
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / warm_up)
@@ -199,7 +199,7 @@ class TEMI(Clusterer):
     """Clusters images by heads that give an image and its neighbours the same label.
 
     Adaloglou et al. 2023, https://arxiv.org/abs/2303.17896. The heads of one training are the members; the outer layer makes their
-    consensus. Texts take part in the smoothing of the consensus alone. Attributes are those of `Clusterer`.
+    consensus. Texts are used only for smoothing the consensus. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
@@ -207,9 +207,9 @@ class TEMI(Clusterer):
     n_members : int or None
         Outer members; None = 4, the heads of one training; 1 = TEMI as published, the head of least loss.
     max_steps : int or None
-        Steps of the heads; None = the published epochs (200 of batches of 512; of 1,000 clusters or more of 1,024), and at least 7,200.
+        Steps of the heads; None = the published epochs (200 of batches of 512; from 1,000 clusters, of 1,024), and at least 7,200.
     beta : float
-        Exponent of the agreement, above .5. At 1 sizes are free; the smaller, the more alike they are, and the softer the labels.
+        Exponent of the agreement, above .5. At 1 cluster sizes are free; smaller values make sizes more equal and labels softer.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str

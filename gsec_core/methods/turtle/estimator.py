@@ -1,10 +1,10 @@
 """TURTLE (Gadetsky et al. 2024, "Let Go of Your Labels with Unsupervised Transfer", https://arxiv.org/abs/2406.07236).
 
-A task encoder, a linear map with a softmax for each space, proposes labels. At every step a new linear classifier a space learns to
-predict them for a few steps of Adam, and the task encoder then moves towards labels that the classifiers predict better. Without more
-one label for all would be the easiest to predict, so the entropy of the clusters' sizes is rewarded.
+A task encoder, a linear map with a softmax for each space, proposes labels. At every step a new linear classifier for each space learns to
+predict them in a few steps of Adam, and the task encoder then moves towards labels that the classifiers predict better. As the same label for
+all images would be the easiest to predict, the entropy of the clusters' sizes is rewarded.
 
-The last state counts. The paper chooses among learning rates by how well the labels of a run can be predicted; here there is one setting.
+The last state is used. The paper chooses among learning rates by how well the labels of a run can be predicted; here there is one setting.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,26 +24,26 @@ from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
 
 N_MEMBERS = 4
-"""A member takes minutes."""
+"""Few, since each member takes minutes."""
 
 BLOCK_MEMBERS = 2
-"""Members that are trained together: each product reads the batch once for both."""
+"""Number of members that are trained together, so that each matrix product reads the batch only once."""
 
 N_NEIGHBORS = 20
 
 BATCH_ROWS = 10_000
 INNER_STEPS = 10
 LEARNING_RATE = 1e-3
-"""Of Adam, inside and outside."""
+"""Learning rate of Adam, for both classifiers and task encoder."""
 
 SCALE = RADIUS
-"""Norm of a row in each space, which is what the learning rates are for."""
+"""Norm of a row in each space, for which the learning rates are meant."""
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
 
 class Linear(NamedTuple):
-    """Linear maps from a space to logits, one a member."""
+    """Linear maps from a space to logits, one for each member."""
 
     weight: Tensor
     """(members, n_clusters, d)."""
@@ -52,18 +52,18 @@ class Linear(NamedTuple):
 
     @classmethod
     def random(cls, d: int, members: int, n_clusters: int, generator: torch.Generator) -> "Linear":
-        """As torch begins one: uniform within 1 / sqrt(d)."""
+        """Initialise as torch does: uniform within 1 / sqrt(d)."""
         values = torch.empty(members, n_clusters, d + 1).uniform_(-(d**-0.5), d**-0.5, generator=generator)
         return cls(values[..., :d].contiguous(), values[..., d].clone())
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Of rows (rows, d): (rows, members, n_clusters)."""
+        """Logits (rows, members, n_clusters) of ``z`` (rows, d)."""
         return linear(z, self.weight, self.bias)
 
 
 @torch.no_grad()
 def learned(start: Linear, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Linear:
-    """Classifiers of rows ``z`` (rows, d) after ``steps`` of Adam from ``start`` on the cross-entropy with labels ``q`` (rows, members, n_clusters)."""
+    """Train classifiers of ``z`` (rows, d) from ``start``: ``steps`` of Adam on the cross-entropy with labels ``q`` (rows, members, n_clusters)."""
     weight, bias = start.weight.clone(), start.bias.clone()
     state = [(values, torch.zeros_like(values), torch.zeros_like(values)) for values in (weight, bias)]
     for step in range(1, steps + 1):
@@ -78,9 +78,9 @@ def learned(start: Linear, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Li
 
 
 def loss(labels: Sequence[Tensor], predictions: Sequence[Tensor], gamma: float) -> Tensor:
-    """TURTLE's outer loss (members,) of the labels of a mini-batch in each space, and what the classifiers predict, as logits.
+    """TURTLE's outer loss (members,), from the labels of a mini-batch and the classifiers' logits, in each space.
 
-    Both are (rows, members, n_clusters) each.
+    All arrays are (rows, members, n_clusters).
     """
     q = torch.stack(list(labels)).mean(0)
     predicted = torch.stack([-(q * logits.log_softmax(2)).sum(2).mean(0) for logits in predictions]).sum(0)
@@ -89,7 +89,7 @@ def loss(labels: Sequence[Tensor], predictions: Sequence[Tensor], gamma: float) 
 
 
 class _TaskEncoder(torch.nn.Module):
-    """Linear maps a space, one a member, whose rows have a norm and a direction of their own."""
+    """A linear map for each space and member, whose weights are parametrised by direction and norm of each row."""
 
     def __init__(self, widths: Sequence[int], n_clusters: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _TaskEncoder(torch.nn.Module):
         self.biases = torch.nn.ParameterList([start.bias for start in starts])
 
     def maps(self) -> list[Linear]:
-        """Of each space."""
+        """The linear maps of each space."""
         parts = zip(self.directions, self.norms, self.biases, strict=True)
         return [Linear(norm * torch.nn.functional.normalize(direction, dim=2), bias) for direction, norm, bias in parts]
 
@@ -109,7 +109,7 @@ class _TaskEncoder(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Spaces(NonlinearModels):
-    """What members say that have a linear map a space: the mean of the spaces' labels; see `ensemble.Models`."""
+    """Members with a linear map for each space as predictors: mean of the labels over the spaces; see `ensemble.Models`."""
 
     @property
     def n_clusters(self) -> int:
@@ -130,11 +130,13 @@ class Spaces(NonlinearModels):
         return torch.stack(labels).logsumexp(0)
 
     def head_start(self, permutations: NDArray[np.int32], dimensions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The mean map: of one space what the members say, of two nearly."""
+        """The mean map of all members and spaces: with one space it is that of linear members, with two an approximation."""
         n_spaces = len(self.members[0]["bias"])
         weights, bias = np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
         for member, permutation in zip(self.members, permutations, strict=True):
-            weights[permutation] += member["weights"] / np.float32(len(self) * n_spaces**0.5)  # rows of the features are as much shorter in each half
+            weights[permutation] += member["weights"] / np.float32(
+                len(self) * n_spaces**0.5
+            )  # rows of the joined features are shorter by this factor in each half
             bias[permutation] += member["bias"].mean(0) / np.float32(len(self))
         return weights, bias
 
@@ -203,9 +205,9 @@ class TURTLEPlan(UnitVectors, Plan):
 class TURTLE(Clusterer):
     """Clusters images by the labels that linear classifiers on their embeddings learn most easily.
 
-    Gadetsky et al. 2024, https://arxiv.org/abs/2406.07236. With ``text``, which may be any second space of the same images, as
-    the embeddings of another encoder, the labels are to be learnt in both. Each member is TURTLE from a seed of its own; the outer layer makes
-    their consensus. It asks for clusters of like size: where they are not, see ``gamma``. Attributes are those of `Clusterer`.
+    Gadetsky et al. 2024, https://arxiv.org/abs/2406.07236. With ``text``, which may be any second space of the same images, such as
+    the embeddings of another encoder, the labels must be easy to learn in both. Each member is TURTLE with a different seed; the outer layer
+    makes their consensus. Favours clusters of equal size; for unequal sizes, see ``gamma``. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
@@ -240,7 +242,7 @@ class TURTLE(Clusterer):
         self.device = device
 
     def fit(self, X: Any, y: object = None, *, text: Any = None, **others: Any) -> "TURTLE":
-        """See `Clusterer.fit`. ``X`` may also be a list of two spaces, (n_samples, d) each, which is the same as the second for ``text``."""
+        """See `Clusterer.fit`. ``X`` may also be a list of two spaces, (n_samples, d) each; the second is then used as ``text``."""
         if isinstance(X, list | tuple) and len(X) == 2 and np.ndim(X[0]) == 2:
             if text is not None or others.get("nouns") is not None:
                 raise ValueError("X: it has two spaces; do not give text or nouns as well.")

@@ -1,4 +1,4 @@
-"""Zero-shot: the names of the clusters are known, and an image gets the nearest."""
+"""Zero-shot: the names of the clusters are given, and each image is assigned to the nearest name."""
 
 from gsec_core.methods.method import Method
 from gsec_core.section import Section

@@ -1,4 +1,4 @@
-"""Zero-shot classification (Radford et al. 2021, https://arxiv.org/abs/2103.00020): a cluster for each name that is given, and nothing to train."""
+"""Zero-shot classification (Radford et al. 2021, https://arxiv.org/abs/2103.00020): one cluster for each given name, without training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from gsec_core.methods.zero_shot import METHOD
 from gsec_core.text import NounSelection
 
 SCALE = 100.0
-"""Of a cosine in the logits, as CLIP was trained."""
+"""Factor of a cosine in the logits, as CLIP was trained."""
 
 N_NEIGHBORS = 20
 BATCH_ROWS = 1024
-"""By which the head is distilled."""
+"""Rows in a mini-batch for distilling the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotPlan(UnitVectors, LinearMembers, Plan):
-    """See `Plan`. A member is the names' vectors; where they are in another space than the images, only the second half, the images in theirs, counts."""
+    """See `Plan`. A member has the names' vectors as weights; if these are not in the space of the embeddings, only the second half, which is, has weight."""
 
     @property
     def block_size(self) -> int:
@@ -53,19 +53,19 @@ class ZeroShotPlan(UnitVectors, LinearMembers, Plan):
 
 
 class ZeroShot(Clusterer):
-    """Puts each image to the nearest of given names: what you do if you know the classes. An upper mark for clusterings, not one of them.
+    """Assigns each image to the nearest of given names, for known classes. It is no clustering, but an upper bound to compare clusterings with.
 
-    Radford et al. 2021, https://arxiv.org/abs/2103.00020. It is fitted with ``nouns``, a vector for each cluster. Attributes are those
-    of `Clusterer`; cluster 0 is the largest, and ``ensemble_.permutations[0]`` are the clusters of the names.
+    Radford et al. 2021, https://arxiv.org/abs/2103.00020. Requires ``nouns`` in `fit`, one vector for each cluster. Attributes are those
+    of `Clusterer`; cluster 0 is the largest, and ``ensemble_.permutations[0]`` is the cluster of each name.
 
     Parameters
     ----------
     n_clusters : int
-        As many as there are names.
+        Must equal the number of names.
     n_members : int or None
-        Of members, which are all alike; None = 1.
+        Number of members, which are all equal; None = 1.
     random_state : int
-        Of the distilled head's mini-batches.
+        Seed of the mini-batches for distilling the head.
     device : str
         ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
     """
