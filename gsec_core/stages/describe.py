@@ -109,7 +109,7 @@ def retry(corpus: Corpus, config: DescribeConfig, asked_by: str | None = None) -
     """
     failed = any_failed(corpus, config)
     if failed:
-        corpus.redo(_retries(config, corpus.redo_counters()), asked_by)
+        corpus.redo(retries(config, corpus.redo_counters()), asked_by)
     return failed
 
 
@@ -301,7 +301,7 @@ def _load(identity: str, config: DescribeConfig, device: str, threads: int) -> C
 
 def _log(corpus: Corpus, config: DescribeConfig, redo: Mapping[str, int]) -> CaptionsLog:
     asked = _request(config, redo)
-    *before, request = [asked, *(f"{asked}.{number}" for number in range(1, redo.get(_retries(config, redo), 0) + 1))]
+    *before, request = [asked, *(f"{asked}.{number}" for number in range(1, redo.get(retries(config, redo), 0) + 1))]
     return CaptionsLog(corpus.captions, captioner_model(config), request, tuple(before))
 
 
@@ -311,13 +311,13 @@ def _request(config: DescribeConfig, redo: Mapping[str, int]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(asked, sort_keys=True).encode())
 
 
-def _retries(config: DescribeConfig, redo: Mapping[str, int]) -> str:
+def retries(config: DescribeConfig, redo: Mapping[str, int]) -> str:
     """Name of the counter of --retry-failed; each question has a separate counter."""
     return f"{RETRY}-{_request(config, redo)}"
 
 
 def _inputs(context: Context) -> list[str]:
-    name = _retries(context.config.describe, context.redo)
+    name = retries(context.config.describe, context.redo)
     return [prototypes.STAGE.fingerprint(context), *([f"{name}-{context.redo[name]}"] if name in context.redo else [])]
 
 

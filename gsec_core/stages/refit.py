@@ -46,7 +46,7 @@ _TEXT = tuple(stage for stage in text.ALL_STAGES if stage is not encode.SECOND)
 _LEFT_OUT = {stage.name for stage in (baseline.STAGE, prototypes.STAGE, describe.STAGE, *_TEXT, prepare.STAGE, train.STAGE, enhance.STAGE)}
 """Names of the stages that a run does not have if it keeps the published model."""
 
-_ASKS_FOR_ANOTHER = {*_LEFT_OUT, encode.STAGE.name, encode.SECOND.name, align.STAGE.name, describe.RETRY}
+_ASKS_FOR_ANOTHER = {*_LEFT_OUT, encode.STAGE.name, encode.SECOND.name, align.STAGE.name}
 """Stages and counters whose redo rules out keeping the model."""
 
 
@@ -148,9 +148,11 @@ def _why_another(context: Context, run: Run, source: Run) -> str | None:
     if NAME not in run.request()["stages"]:
         return f"run {run.id}, which is published, is of an older gsec"
     done = source.request()["redo"]
-    again = [name for name, count in context.redo.items() if count > done.get(name, 0) and name in _ASKS_FOR_ANOTHER]
-    if again:
+    more = [name for name, count in context.redo.items() if count > done.get(name, 0)]
+    if again := [name for name in more if name in _ASKS_FOR_ANOTHER]:
         return f"that is asked for: --redo {', '.join(again)}"
+    if describe.retries(context.config.describe, context.redo) in more:
+        return "that is asked for: --retry-failed"
     if told := ", ".join(changed(*(recorded(of.request()["config"]) for of in (context.run, run)))):
         return f"the settings are others than those of run {run.id}, which is published: {told}"
     for stage in encode.stages_of(context.run):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from gsec_core import pipeline
 from gsec_core.captioners.base import Answer, Cost
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
 from gsec_core.stages import describe, encode, prototypes
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
 from gsec_core.tables import FAILED, FREE, MISSING, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
 
-from ...pictures import write_pictures
+from ...pictures import cluster, write_pictures
 from ..steps import run_stages
 from .examples import BEFORE, IMAGES, Fake, config_of, fail_at, in_log, rows, run
 
@@ -117,6 +118,18 @@ def test_what_failed_is_asked_again_though_there_are_new_images_too(place: Path,
     captioner.answer = lambda subject: Answer("better", None, (), FREE)
     run(config_of(place), redo=(describe.RETRY,))
     assert sorted(captioner.asked) == ["003.jpg", "099.jpg"]
+
+
+def test_what_failed_is_asked_again_though_the_published_model_fits(place: Path, captioner: Fake) -> None:
+    config = config_of(place)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"refit": "auto"})})
+    captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
+    assert pipeline.finish(cluster(config)[0])["published"]
+    captioner.asked.clear()
+    captioner.answer = lambda subject: Answer("better", None, (), FREE)
+    context, _, _ = cluster(config, (describe.RETRY,))
+    assert captioner.asked == ["003.jpg"]
+    assert context.decision["why"] == "that is asked for: --retry-failed"
 
 
 def test_another_question_keeps_its_own_failures(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
