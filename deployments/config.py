@@ -102,7 +102,7 @@ class StackConfig(_Model):
     def pipeline(self, name: str) -> PipelineConfig:
         """The complete settings of a pipeline. Paths of a local source and store are absolute, because the worker runs in another folder.
 
-        Raises Refused as `load_config` does, and if the source or the store is missing.
+        Raises Refused as `load_config` does, if the source or the store is missing, and if another setting has a relative path.
         """
         check_pipeline(name)
         given = self.pipelines[name].settings
@@ -112,7 +112,11 @@ class StackConfig(_Model):
             config = load_config(overrides={"pipeline": name, **given})
         except Refused as error:
             raise Refused(f"pipelines.{name}.settings: {error}") from None
-        return config.model_copy(update={"store": _absolute(config.store)})
+        config = config.model_copy(update={"store": _absolute(config.store)})
+        for setting, place in roots.places(config):
+            if "://" not in place and not os.path.isabs(place):
+                raise Refused(f"pipelines.{name}.settings: {setting} = {place}: give the path from the root, because the worker runs in another folder.")
+        return config
 
     def stores(self) -> list[str]:
         """URLs of the stores of all pipelines, each once."""

@@ -35,7 +35,7 @@ KEEP_RUNS = 5
 
 
 MANY, LARGE, MOST_MERGED = 16, 4096, 65_536
-"""At least MANY shards of a captions log are merged into one, if each has fewer than LARGE rows. Collecting them stops at MOST_MERGED rows in total."""
+"""At least MANY shards of a captions log are merged into one, if each has fewer than LARGE rows and all together at most MOST_MERGED."""
 
 
 @dataclass(frozen=True)
@@ -230,17 +230,13 @@ def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deleti
 
 def _mergings(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
     """Merge many small shards of a captions log into a large one."""
-    small, rows, merged = [], 0, set()
-    for name in sorted(captions.names()):
-        try:
-            facts = captions.facts(name)
-        except (BadShard, FileNotFoundError):
-            continue
-        merged |= set(facts.get(PARTS, ()))
-        if facts["rows"] < LARGE and rows < MOST_MERGED and _is_older(store, captions.path(name), oldest):
+    facts = {name: found for name, found in captions.look_at(sorted(captions.names()), captions.facts) if isinstance(found, dict)}
+    merged = {part for found in facts.values() for part in found.get(PARTS, ())}
+    small, rows = [], 0
+    for name, found in facts.items():
+        if name not in merged and found["rows"] < LARGE and rows + found["rows"] <= MOST_MERGED and _is_older(store, captions.path(name), oldest):
             small.append(name)
-            rows += facts["rows"]
-    small = [name for name in small if name not in merged]
+            rows += found["rows"]
     if len(small) >= MANY:
         yield Deletion(captions.directory, f"its {len(small)} small parts become one, and go a day later", partial(merge, captions, small))
 

@@ -54,6 +54,10 @@ def test_roots_are_what_is_listed_and_what_the_pipelines_use(tmp_path: Path) -> 
         ('[pipelines.x]\ntimezone = "Nowhere/Town"\ncron = "0 3 * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x"),
         ("[pipelines.x.settings]\nclusters = 7", "pipelines.x.settings: it needs a source and a store"),
         ('[pipelines.x.settings]\nsource = "a"\nstore = "b"\nclusters = 1', "clusters = 1"),
+        (
+            '[pipelines.x.settings]\nsource = "a"\nstore = "b"\ndescribe.template = "mine.toml"',
+            "pipelines.x.settings: describe.template = mine.toml: give the path from the root",
+        ),
         ('[pipelines."X Y".settings]\nsource = "a"\nstore = "b"', "a pipeline's name has"),
     ],
 )

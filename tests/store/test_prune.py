@@ -237,6 +237,22 @@ def test_many_small_parts_of_the_captions_log_become_one_and_go_a_day_later(tmp_
     assert carry_out(tmp_path, 1) == []
 
 
+def test_parts_that_are_merged_take_no_room_from_new_ones(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "MOST_MERGED", 40)  # the merged shard, and as many new parts
+    context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
+    answer = {"written_at": "2026", "text": "a text", "attributes": [], "status": FREE}
+    logs = [CaptionsLog(context.corpus.captions, "a model", request) for request in ("a request", "another")]
+    for log in logs:
+        for path in source.iterdir():
+            log.append([{"content_hash": content_hash(path.read_bytes()), **answer}])
+        grow_old(tmp_path)
+        carry_out(tmp_path, 1)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 1)
+    assert len(context.corpus.captions.names()) == 1
+    assert [len(log.rows()) for log in logs] == [20, 20]
+
+
 def test_a_damaged_part_of_the_log_keeps_no_others_from_being_merged(tmp_path: Path, source: Path) -> None:
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     log = CaptionsLog(context.corpus.captions, "a model", "a request")
