@@ -6,6 +6,7 @@ posteriors, summed over the data in one pass.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,22 @@ MOST_ROUNDS = 20
 
 
 def co_assignment(posteriors: Iterable[Tensor]) -> NDArray[np.float64]:
-    """Soft contingency tables of all pairs of members, (members, clusters, members, clusters), summed over rows.
+    """Soft contingency tables of all pairs of different members, (members, clusters, members, clusters), summed over rows.
 
-    ``posteriors``: blocks of (rows, members, clusters), on any device.
+    ``posteriors``: blocks of (rows, members, clusters), on any device. The tables of a member with itself are zeros.
     """
     blocks = iter(posteriors)
     first = next(blocks)
-    total = _gram(first)
-    for block in blocks:
-        total += _gram(block)
-    tables: NDArray[np.float64] = total.cpu().numpy().reshape(*first.shape[1:], *first.shape[1:])
+    members, clusters = first.shape[1:]
+    total = torch.zeros(members, clusters, members, clusters, dtype=torch.double, device=first.device)
+    for block in chain([first], blocks):
+        for member in range(members - 1):
+            later = block[:, member + 1 :]
+            total[member, :, member + 1 :] += (block[:, member].T @ later.flatten(1)).view(clusters, -1, clusters)
+    for member in range(1, members):
+        total[member, :, :member] = total[:member, :, member].permute(2, 0, 1)
+    tables: NDArray[np.float64] = total.cpu().numpy()
     return tables
-
-
-def _gram(block: Tensor) -> Tensor:
-    flat = block.flatten(1)
-    return (flat.T @ flat).double()
 
 
 def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -47,7 +48,7 @@ def align(tables: NDArray[np.float64]) -> NDArray[np.int32]:
     reference = _most_central(tables)
     permutations = np.empty((members, clusters), np.int32)
     for member in range(members):
-        permutations[member] = _match(tables[reference, :, member])
+        permutations[member] = np.arange(clusters) if member == reference else _match(tables[reference, :, member])
     for _ in range(MOST_ROUNDS):
         before = permutations.copy()
         for member in range(members):

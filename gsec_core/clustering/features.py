@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows
-from gsec_core.devices import threads_of_torch
+from gsec_core.devices import in_threads, threads_of_torch
 
 CLIP = 10.0
 """Standardised values are clipped at this number of standard deviations. The published code clips there only if some
@@ -71,10 +71,12 @@ def project(X: NDArray[Any], half: Half) -> Iterator[NDArray[np.float32]]:
     """The rows of ``X`` (n, d) scaled by ``half``, block by block: (rows, p)."""
     mean, scale = torch.from_numpy(half.mean), torch.from_numpy(half.scale)
     basis = None if half.basis is None else torch.from_numpy(half.basis)
-    for block in _blocks(X):
-        centred = block - mean
-        scaled = centred.div_(scale).clip_(-CLIP, CLIP) if basis is None else (centred @ basis).div_(scale)
-        yield scaled.numpy()
+
+    def scaled(start: int) -> NDArray[np.float32]:
+        centred = _block(X, start) - mean
+        return (centred.div_(scale).clip_(-CLIP, CLIP) if basis is None else (centred @ basis).div_(scale)).numpy()
+
+    return in_threads(scaled, range(0, len(X), BLOCK_ROWS))
 
 
 class Features:
@@ -152,5 +154,8 @@ def _total(parts: Iterator[Tensor]) -> Tensor:
 
 def _blocks(X: NDArray[Any]) -> Iterator[Tensor]:
     """Rows as new float32 tensors."""
-    for start in range(0, len(X), BLOCK_ROWS):
-        yield torch.from_numpy(np.array(X[start : start + BLOCK_ROWS], np.float32))
+    return (_block(X, start) for start in range(0, len(X), BLOCK_ROWS))
+
+
+def _block(X: NDArray[Any], start: int) -> Tensor:
+    return torch.from_numpy(np.array(X[start : start + BLOCK_ROWS], np.float32))

@@ -1,10 +1,11 @@
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from gsec_core.clustering import neighbors
-from gsec_core.clustering.neighbors import NeighborIndex, neighbor_count, neighbors_of
+from gsec_core.clustering.neighbors import Built, NeighborIndex, neighbor_count, neighbors_of
 
 
 def planted(n: int, d: int = 32, clusters: int = 100) -> NDArray[np.float32]:
@@ -12,8 +13,8 @@ def planted(n: int, d: int = 32, clusters: int = 100) -> NDArray[np.float32]:
     return random.standard_normal((clusters, d), np.float32)[random.integers(0, clusters, n)] + 0.3 * random.standard_normal((n, d), np.float32)
 
 
-def index_of(X: NDArray[np.float32], random_state: int = 0) -> NeighborIndex:
-    return NeighborIndex(lambda rows: X[rows], len(X), random_state=random_state, n_threads=1)
+def index_of(X: NDArray[np.float32], random_state: int = 0, built: Built | None = None) -> NeighborIndex:
+    return NeighborIndex(lambda rows: X[rows], len(X), random_state=random_state, n_threads=1, built=built)
 
 
 def true_neighbors(X: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -99,10 +100,19 @@ def test_equal_seeds_give_equal_approximate_neighbors() -> None:
 
 @pytest.mark.usefixtures("few_are_many", "small_blocks")
 def test_recall_is_low_where_most_neighbors_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_PROBED_LISTS", 1)
+    monkeypatch.setattr(neighbors, "_PROBED_LISTS", (1,))
     recall = index_of(np.random.default_rng(0).standard_normal((3000, 32), np.float32)).recall
     assert recall is not None
     assert recall < 0.5
+
+
+@pytest.mark.usefixtures("few_are_many", "small_blocks")
+@pytest.mark.parametrize(("easy", "probes"), [(True, 4), (False, 16)])
+def test_fewer_lists_are_probed_where_that_costs_no_recall(easy: bool, probes: int) -> None:
+    X = np.repeat(planted(50), 40, axis=0) if easy else np.random.default_rng(0).standard_normal((3000, 32), np.float32)
+    index = index_of(X)
+    kept = index_of(X, built=index.built)
+    assert [faiss.deserialize_index(found.built.data).nprobe for found in (index, kept)] == [probes, probes]
 
 
 @pytest.mark.usefixtures("few_are_many")
@@ -113,7 +123,7 @@ def test_any_of_many_duplicates_counts_as_found() -> None:
 
 @pytest.mark.usefixtures("few_are_many")
 def test_rows_whose_lists_are_short_get_all_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_PROBED_LISTS", 1)
+    monkeypatch.setattr(neighbors, "_PROBED_LISTS", (1,))
     found = index_of(planted(1500)).search(0, 1500, 100)
     assert found.min() >= 0
     assert all(len(set(row)) == 100 for row in found.tolist())

@@ -128,7 +128,7 @@ def test_text_of_another_length_is_refused() -> None:
         GSEC(4).fit(X, text=S[1:])
 
 
-@pytest.mark.parametrize(("clusters", "members", "block"), [(10, 20, 10), (500, 20, 8), (1000, 10, 4), (10_000, 1, 1)])
+@pytest.mark.parametrize(("clusters", "members", "block"), [(10, 20, 10), (500, 20, 8), (600, 16, 3), (1000, 10, 2), (10_000, 1, 1)])
 def test_of_many_clusters_there_are_fewer_members_in_smaller_blocks(clusters: int, members: int, block: int) -> None:
     plan = GSEC(clusters).plan()
     assert (plan.n_members, plan.block_size) == (members, block)

@@ -113,8 +113,9 @@ STEPS_OF_MANY, INNER_STEPS_OF_MANY, ROWS_PER_CLUSTER_OF_MANY = 25, 2, 2
 first value, with the other two as inner steps and rows per cluster in a mini-batch. A step costs the square of the clusters, and members that
 start from k-means gain nothing from longer training."""
 
-MOST_COLUMNS = 4096
-"""Limit of members times clusters that are trained together in one computation."""
+MOST_COLUMNS, MOST_COLUMNS_OF_MANY = 4096, 2048
+"""Limit of members times clusters that are trained together in one computation, and that for more than `MANY_CLUSTERS` clusters, for which
+products are large anyway, and a member more in another thread is worth more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +279,7 @@ def _for_many(training: Training, n_clusters: int) -> Training:
         return training
     return replace(
         training,
+        block_size=max(1, MOST_COLUMNS_OF_MANY // n_clusters),
         max_steps=max(STEPS_OF_MANY, training.max_steps * MANY_CLUSTERS // n_clusters),
         inner_steps=INNER_STEPS_OF_MANY,
         batch_rows=training.batch_rows_per_cluster * MANY_CLUSTERS,
