@@ -15,9 +15,9 @@ StackFile = Annotated[
 
 
 def up(*, stack: StackFile = None) -> int:
-    """Start what runs gsec as a service on this machine: Prefect's server, a worker, the report server, perhaps a Ray head; and deploy the pipelines.
+    """Start the services of gsec on this machine (Prefect's server, a worker, the report server, a Ray head if one is set), and deploy the pipelines.
 
-    What runs already stays, unless it should be told other things by now.
+    A service that runs already is restarted only if its command or its environment has changed.
     """
     found = config.load(stack)
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -46,7 +46,7 @@ def up(*, stack: StackFile = None) -> int:
 
 
 def down(*, stack: StackFile = None) -> int:
-    """Stop what `gsec up` started. Runs that are in progress go on after the next `gsec up`."""
+    """Stop the services that `gsec up` started. Runs that are in progress continue after the next `gsec up`."""
     found = config.load(stack, complete=False)
     from deployments import processes
 
@@ -60,7 +60,7 @@ def down(*, stack: StackFile = None) -> int:
 
 
 def deploy(*, stack: StackFile = None) -> int:
-    """Bring the server at PREFECT_API_URL in line with a stack file: work pool, deployments, limits, automations."""
+    """Make the Prefect server at PREFECT_API_URL match a stack file: its work pool, deployments, limits and automations."""
     found = config.load(stack)
     from deployments import apply
 

@@ -38,9 +38,9 @@ class _Model(BaseModel):
 class PipelineEntry(_Model):
     """One pipeline: a clustering that is brought up to date on a schedule."""
 
-    settings: dict[str, Any] = Field(description="Any settings of gsec, as in a file for `--config`; at least a source and a store.")
-    cron: str | None = Field(None, description="When it runs, such as `0 3 * * *`. Default: only when a user starts it.")
-    timezone: str = Field("UTC", description="Time zone of the cron, such as `Europe/Berlin`.")
+    settings: dict[str, Any] = Field(description="Settings of gsec, as in a file for `gsec run --config`. A source and a store are required.")
+    cron: str | None = Field(None, description="Cron schedule of its runs, such as `0 3 * * *`. Default: it runs only when a user starts it.")
+    timezone: str = Field("UTC", description="Time zone of `cron`, such as `Europe/Berlin`.")
 
     @field_validator("cron")
     @classmethod
@@ -58,38 +58,40 @@ class PipelineEntry(_Model):
 class RayEntry(_Model):
     """The head of a Ray cluster on this machine, which other machines may join as nodes."""
 
-    host: str = Field("127.0.0.1", description="Address at which nodes reach this machine. Ray listens on all its addresses anyway.")
+    host: str = Field("127.0.0.1", description="Address at which nodes reach this machine. Ray listens on all addresses of the machine in any case.")
     port: int = Field(6379, ge=1, le=65535, description="Port at which nodes join.")
-    cpus: int | None = Field(None, ge=0, le=1024, description="Cores for slices on this machine. 0: none, only other nodes work. Default: all.")
+    cpus: int | None = Field(None, ge=0, le=1024, description="Cores of this machine for slices. 0: only other nodes run slices. Default: all.")
 
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
 
 class StackConfig(_Model):
-    """Settings of everything that `gsec up` and `gsec deploy` set up."""
+    """The stack file: settings of the services and pipelines that `gsec up` and `gsec deploy` set up."""
 
-    home: Path = Field(Path("gsec-stack"), description="Folder for logs and state, and for Prefect's database if no other is given.")
+    home: Path = Field(Path("gsec-stack"), description="Folder for logs and state, and for Prefect's database unless `database` names another.")
     host: str = Field("127.0.0.1", description="Address that the dashboard and the report server listen on.")
-    port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server, with the dashboard.")
+    port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and its dashboard.")
     reports_port: int = Field(4280, ge=1, le=65535, description="Port of the report server.")
-    curate: bool = Field(False, description="Whether people with the report server's token may curate clusters there.")
+    curate: bool = Field(False, description="Whether users with the report server's token may curate clusters on it.")
     database: str | None = Field(
         None, description="Prefect's database, as `postgresql+asyncpg://USER@HOST:PORT/NAME` (password: PGPASSWORD). Default: SQLite in home."
     )
-    redis: str | None = Field(None, description="Prefect's messages between servers, as `HOST:PORT`; default: the server's memory.")
-    roots: tuple[str, ...] = Field((), description="Folders, buckets and servers that flows may use, besides those in the pipelines' settings.")
-    runs_at_once: int = Field(1, ge=1, le=100, description="Flow runs at the same time, over all pipelines.")
-    describe_at_once: int = Field(1, ge=1, le=100, description="How many of these may describe at the same time, as they share the captioning servers.")
-    crashed_after: float = Field(90, ge=60, le=3600, description="Seconds without a sign of life after which a flow run counts as crashed.")
-    resume_crashed: bool = Field(True, description="Whether a crashed run is restarted by itself and continues.")
-    logs: Literal["lines", "json"] = Field("lines", description="Form of the worker's log.")
-    maintenance_cron: str | None = Field("0 12 * * 0", description="When stores are pruned (UTC); empty: never.")
-    keep_runs: int = Field(5, ge=1, le=10_000, description="Newest runs of each corpus that pruning keeps.")
-    ray: RayEntry | None = Field(
-        None, description='The head of a Ray cluster, for pipelines with `engine = "ray"` and `ray.address = "auto"`; not given: none.'
+    redis: str | None = Field(
+        None, description="Redis for messages between Prefect servers, as `HOST:PORT`. Default: one server, which keeps messages in memory."
     )
-    pipelines: dict[str, PipelineEntry] = Field({}, description="By name, under which their clusterings are published.")
+    roots: tuple[str, ...] = Field((), description="Folders, buckets and servers that flows may use, in addition to those in the pipelines' settings.")
+    runs_at_once: int = Field(1, ge=1, le=100, description="Largest number of flow runs at the same time, over all pipelines.")
+    describe_at_once: int = Field(
+        1, ge=1, le=100, description="How many of these may be in stage describe at the same time, because they share the captioning servers."
+    )
+    crashed_after: float = Field(90, ge=60, le=3600, description="Seconds without a heartbeat after which a flow run counts as crashed.")
+    resume_crashed: bool = Field(True, description="Whether a crashed flow run is restarted automatically, and continues its work.")
+    logs: Literal["lines", "json"] = Field("lines", description="Format of the worker's log.")
+    maintenance_cron: str | None = Field("0 12 * * 0", description="Cron schedule on which the stores are pruned (UTC). Empty: never.")
+    keep_runs: int = Field(5, ge=1, le=10_000, description="Number of newest runs of each corpus that pruning keeps.")
+    ray: RayEntry | None = Field(None, description='The head of a Ray cluster, for pipelines with `engine = "ray"` and `ray.address = "auto"`. Default: none.')
+    pipelines: dict[str, PipelineEntry] = Field({}, description="The pipelines, each under the name by which its clustering is published.")
 
     def url(self) -> str:
         """URL of Prefect's API, as this machine reaches it."""

@@ -15,14 +15,14 @@ from gsec_core.store import Store
 
 @flow(name="gsec-assign-images", persist_result=False)
 def assign(source: str, store: str, run_id: str | None = None, pipeline_name: str | None = None, corpus: str | None = None) -> State[dict[str, Any]]:
-    """Assign new images to the clusters of a run. The run and its corpus stay as they are.
+    """Assign new images to the clusters of a run. The run and its corpus do not change.
 
     Args:
         source: A folder, a Parquet file or glob, or WebDataset tars; local or remote.
-        store: The store that the run is in.
-        run_id: The run, by its id or the beginning of it.
-        pipeline_name: Instead of run_id, the pipeline whose published run is used.
-        corpus: A name for the corpus of the new images; empty: made from the source.
+        store: The store of the run.
+        run_id: The run: its id, or the beginning of its id.
+        pipeline_name: The pipeline whose published run is used. Give either this or run_id.
+        corpus: Name for the corpus of the new images. Empty: made from the source.
     """
     config = PipelineConfig(source=source, store=store, corpus=corpus)
     roots.check(config)

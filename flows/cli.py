@@ -27,42 +27,48 @@ DONE, FAILED, REFUSED = 0, 1, 2
 
 app = App(
     name="gsec",
-    help="Sorts a large store of unlabelled images into clusters. Every stage is resumable: a rerun does what is missing.",
+    help="Sorts a large collection of unlabelled images into clusters. Every stage is resumable: a rerun does only what is missing.",
     version=lambda: version("gsec"),  # by default that of a distribution `flows`, which does not exist
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` handles it
 )
 
 Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]
-Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Number of clusters, or `auto`: as many as the images show.")]
+Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Number of clusters, or `auto`: gsec finds it from the images. Default: 10.")]
 StoreUrl = Annotated[str | None, Parameter(name="--store", help="Where all tables are kept: a folder or any fsspec URL. Default: gsec-store.")]
-CorpusName = Annotated[str | None, Parameter(name="--corpus", help="The corpus's name in the store. Default: made from the source.")]
+CorpusName = Annotated[str | None, Parameter(name="--corpus", help="Name of the corpus in the store. Default: made from the source.")]
 Pipeline = Annotated[
     str | None,
-    Parameter(name="--pipeline", help="The name under which the clustering is published, and whose cluster keys it continues. Default: the corpus's name."),
+    Parameter(
+        name="--pipeline",
+        help="Name under which the clustering is published. Clusters keep the keys that they have in the last clustering published under it. "
+        "Default: the corpus's name.",
+    ),
 ]
 MethodName = Annotated[
-    str | None, Parameter(name="--method", help="What trains the members: one of `gsec methods`, or several, separated by commas. Default: gsec.")
+    str | None,
+    Parameter(name="--method", help="Method that trains the members: one that `gsec methods` lists, or several, separated by commas. Default: gsec."),
 ]
 Text = Annotated[
     str | None,
     Parameter(
         name="--text",
-        help="Where text comes from: `captions`, `nouns`, `encoder` (no text: a second encoder, text.encoder) or `none`. "
-        "Default: the method's own; `gsec methods` says which.",
+        help="Source of text: `captions`, `nouns`, `encoder` (no text, but the second encoder text.encoder) or `none`. "
+        "Default: the first that `gsec methods` lists for the method.",
     ),
 ]
 Encoder = Annotated[str | None, Parameter(name="--encoder", help="`lite`, or `open_clip:MODEL:PRETRAINED`. Default: lite.")]
 Captioner = Annotated[
-    str | None, Parameter(name="--captioner", help="`tagger`, `openai:MODEL` of the server at describe.url, or `table:FILE:COLUMN`. Default: tagger.")
+    str | None,
+    Parameter(name="--captioner", help="`tagger`, `openai:MODEL` on the server at describe.url, or `table:FILE:COLUMN`. Default: tagger."),
 ]
 FinishedRun = Annotated[
     str | None,
-    Parameter(name="--run", help="The run: its id, the beginning of it, or published/PIPELINE. Default: the newest that is finished."),
+    Parameter(name="--run", help="The run: its id, the beginning of its id, or published/PIPELINE. Default: the newest finished run."),
 ]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML file of settings.")]
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="Any setting, as section.name=value. May be repeated.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object as the last line of stdout.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as a JSON object, on the last line of stdout.")]
 
 
 @app.command
@@ -83,7 +89,7 @@ def run(
     retry_failed: Annotated[bool, Parameter(negative="", help="Ask again for the descriptions that failed, and for no others.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Cluster the images of a source: do what is missing of every stage."""
+    """Cluster the images of a source. Every stage does only the work that is missing."""
     from gsec_core.stages.describe import RETRY
 
     flags = {"source": source, "clusters": clusters, "store": store, "corpus": corpus, "pipeline": pipeline, "method": method}
@@ -93,24 +99,26 @@ def run(
 
 @app.command
 def stage(
-    name: Annotated[str, Parameter(help="ingest, or a stage of the pipeline.")],
+    name: Annotated[str, Parameter(help="`ingest`, or another stage of the pipeline.")],
     *,
-    run: Annotated[str | None, Parameter(help="The run: its id, the beginning of it, or published/PIPELINE.")] = None,
+    run: Annotated[str | None, Parameter(help="The run: its id, the beginning of its id, or published/PIPELINE.")] = None,
     config: ConfigFile = None,
     store: StoreUrl = None,
     set_: Set = None,
-    redo: Annotated[bool, Parameter(negative="", help="Do the stage again. Makes a new run; the earlier run keeps its tables.")] = False,
+    redo: Annotated[bool, Parameter(negative="", help="Do the stage again, in a new run. The earlier run keeps its tables.")] = False,
     retry_failed: Annotated[
-        bool, Parameter(negative="", help="describe: ask again for the descriptions that failed, and for no others. Makes a new run.")
+        bool, Parameter(negative="", help="For stage describe: ask again for the descriptions that failed, and for no others, in a new run.")
     ] = False,
-    plan: Annotated[bool, Parameter(negative="", help="describe: estimate the calls and tokens that are left; ask nothing.")] = False,
+    plan: Annotated[bool, Parameter(negative="", help="For stage describe: only estimate the calls and tokens that are left.")] = False,
     export_batch: Annotated[
-        Path | None, Parameter(help="describe: write the requests that are left into this file, for `vllm run-batch`; ask nothing.")
+        Path | None, Parameter(help="For stage describe: only write the requests that are left into this file, for `vllm run-batch`.")
     ] = None,
-    import_batch: Annotated[Path | None, Parameter(help="describe: put the replies of such a batch into the log.")] = None,
+    import_batch: Annotated[
+        Path | None, Parameter(help="For stage describe: only read the replies of such a batch from this file into the captions log.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Do what is missing of one stage, with the settings of a run or of a file."""
+    """Do one stage, or what is missing of it, with the settings of a run or of a file."""
     instead = {"--redo": redo, "--retry-failed": retry_failed, "--plan": plan, "--export-batch": export_batch, "--import-batch": import_batch}
     given = [flag for flag, value in instead.items() if value]
     if len(given) > 1:
@@ -132,11 +140,11 @@ def stage(
 @app.command
 def publish(
     *,
-    run: Annotated[str, Parameter(help="The finished run, by its id or the beginning of it.")],
+    run: Annotated[str, Parameter(help="The finished run: its id, or the beginning of its id.")],
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Publish a run that was held back, after a look at it, or go back to one that was published before."""
+    """Publish a run that was held back, after you have looked at it, or go back to a run that was published before."""
     from flows import reports
 
     return reports.publish(_config(None, None, store=store).store, run, _out(as_json))
@@ -144,7 +152,7 @@ def publish(
 
 @app.command
 def status(*, store: StoreUrl = None, as_json: AsJson = False) -> int:
-    """Show the corpora and runs of a store and how far each is. Reads the store and nothing else."""
+    """Show the corpora and runs of a store, and how far each run is. Reads only the store."""
     from flows import reports
 
     return reports.status(_config(None, None, store=store).store, _out(as_json))
@@ -158,7 +166,7 @@ def doctor(
     captioner: Captioner = None,
     config: ConfigFile = None,
     set_: Set = None,
-    verify: Annotated[bool, Parameter(negative="", help="Read every shard; set damaged ones aside, so that the next run makes them again.")] = False,
+    verify: Annotated[bool, Parameter(negative="", help="Read every shard. Damaged shards are set aside, so that the next run makes them again.")] = False,
 ) -> int:
     """Check the environment, the store, the encoder, the captioner and Prefect, and say what to fix."""
     settings = _config(config, set_, store=store, encoder=encoder, captioner=captioner)
@@ -171,10 +179,10 @@ def doctor(
 def prune(
     *,
     store: StoreUrl = None,
-    keep_runs: Annotated[int, Parameter(help="Newest runs of each corpus to keep.")] = 5,
-    dry_run: Annotated[bool, Parameter(negative="", help="Show what would be deleted; delete nothing.")] = False,
+    keep_runs: Annotated[int, Parameter(help="Number of newest runs of each corpus to keep.")] = 5,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only show what would be deleted.")] = False,
 ) -> int:
-    """Delete tables and runs that are no longer needed. Keeps everything younger than a day, and the embeddings and descriptions of live images."""
+    """Delete tables and runs that are no longer needed, but nothing younger than a day, and no embeddings or descriptions of live images."""
     from flows import reports
 
     return reports.prune(_config(None, None, store=store).store, keep_runs, dry_run)
@@ -184,13 +192,13 @@ def prune(
 def assign(
     source: Source,
     *,
-    run: Annotated[str, Parameter(help="The run whose clusters the images are assigned to: its id, the beginning of it, or published/PIPELINE.")],
+    run: Annotated[str, Parameter(help="The run to whose clusters the images are assigned: its id, the beginning of its id, or published/PIPELINE.")],
     store: StoreUrl = None,
     corpus: CorpusName = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> int:
-    """Assign new images to the clusters of a run. The run and its corpus stay as they are."""
+    """Assign new images to the clusters of a run. The run and its corpus do not change."""
     from flows import commands
 
     settings = _config(None, set_, source=source, store=store, corpus=corpus)
@@ -201,13 +209,15 @@ def assign(
 @app.command
 def evaluate(
     *,
-    labels: Annotated[str, Parameter(help="A CSV or Parquet file with a label for each image, found by a column `uri`, or by the bytes in a column `image`.")],
+    labels: Annotated[
+        str, Parameter(help="A CSV or Parquet file with the label of each image, and its URI in a column `uri` or its bytes in a column `image`.")
+    ],
     column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
     run: FinishedRun = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Score a run against labels that you have: ACC, NMI and ARI, beside plain k-means. The labels choose nothing."""
+    """Score a run and plain k-means against labels that you have: ACC, NMI and ARI. The labels do not influence the run."""
     from flows import reports
 
     return reports.evaluate(_config(None, None, store=store).store, labels, column, run, _out(as_json))
@@ -215,16 +225,16 @@ def evaluate(
 
 @app.command
 def compare(
-    *runs: Annotated[str, Parameter(help="Two or more finished runs of one corpus, by their ids or the beginnings of them.")],
-    labels: Annotated[str | None, Parameter(help="A file with a label for each image, as for `gsec evaluate`: also show ACC, NMI and ARI.")] = None,
+    *runs: Annotated[str, Parameter(help="Two or more finished runs of one corpus: their ids, or the beginnings of their ids.")],
+    labels: Annotated[str | None, Parameter(help="A file with labels, as for `gsec evaluate`, to show ACC, NMI and ARI too.")] = None,
     column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
     to: Annotated[
-        Path | None, Parameter(help="A folder for compare.html: the same figures, matched clusters, and the images on which the runs differ.")
+        Path | None, Parameter(help="Folder in which to write compare.html: the same figures, matched clusters, and the images on which the runs differ.")
     ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show runs side by side on their common images: quality without labels, and how similar they are. Neighbours are those of the first run's encoder."""
+    """Compare runs on their common images: quality without labels, and how similar the runs are. The first run's encoder finds the neighbours for this."""
     from flows import reports
 
     return reports.compare(_config(None, None, store=store), runs, labels, column, to, _out(as_json))
@@ -233,23 +243,25 @@ def compare(
 @app.command
 def export(
     *,
-    to: Annotated[Path, Parameter(help="A folder; it need not exist. Files of an earlier export are replaced.")],
+    to: Annotated[Path, Parameter(help="Folder to write into, new or existing. Files of an earlier export are replaced.")],
     format_: Annotated[
         Literal["tables", "huggingface", "fiftyone", "coco", "embedding-atlas"],
-        Parameter(name="--format", help="What to write: tables, or instead of them files that another library loads."),
+        Parameter(name="--format", help="What to write: tables, or files that another library loads."),
     ] = "tables",
     images: Annotated[
-        Literal["links", "copies"] | None, Parameter(help="Also write one folder for each cluster, with links to its images or with copies.")
+        Literal["links", "copies"] | None, Parameter(help="Also write one folder for each cluster, with links to its images or copies of them.")
     ] = None,
     encoder: Annotated[
-        bool, Parameter(negative="", help="Also write a folder `encoder`: the CLIP that the run has adapted to its clusters, for later runs.")
+        bool, Parameter(negative="", help="Also write a folder `encoder` with the CLIP encoder that the run has adapted to its clusters, for later runs.")
     ] = False,
-    groups: Annotated[int | None, Parameter(help="Also write a table `groups.csv`: the clusters in this number of groups, by the run's tree.")] = None,
+    groups: Annotated[
+        int | None, Parameter(help="Also write a table `groups.csv`, in which the run's tree puts the clusters into this number of groups.")
+    ] = None,
     run: FinishedRun = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a run's assignments with names (Parquet, CSV), its clusters (JSON, CSV), what was unusable (CSV), and images by cluster; or another format."""
+    """Write the results of a run: assignments with names (Parquet, CSV), clusters (JSON, CSV), unusable images (CSV); or the format of another library."""
     if format_ != "tables" and (encoder or groups is not None):
         raise Refused(f"{'--encoder' if encoder else '--groups'}: --format {format_} has no such part. Export it with --format tables.")
     from flows import reports
@@ -265,12 +277,13 @@ def report(
     *,
     run: FinishedRun = None,
     to: Annotated[
-        Path | None, Parameter(help="A folder to draw the report into, from the run's tables. Default: print where the report in the store is.")
+        Path | None,
+        Parameter(help="Folder in which to write the report, made again from the run's tables. Default: only print where the report in the store is."),
     ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Print where a run's report is, or draw it into a folder."""
+    """Print where a run's report is, or write it into a folder."""
     from flows import reports
 
     return reports.report(_config(None, None, store=store).store, to, run, _out(as_json))
@@ -288,13 +301,17 @@ def methods(*, as_json: AsJson = False) -> int:
 def serve(
     *,
     store: Annotated[list[str] | None, Parameter(name="--store", negative="", help="A store to show. May be repeated. Default: gsec-store.")] = None,
-    host: Annotated[str, Parameter(help="Address to listen on. Beyond this machine a token is needed, GSEC_REPORTS_TOKEN.")] = "127.0.0.1",
+    host: Annotated[str, Parameter(help="Address to listen on. If other machines can reach it, set a token in GSEC_REPORTS_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="Port to listen on.")] = 4280,
     curate: Annotated[
-        bool, Parameter(negative="", help="Let people rename, merge and split clusters and move images. Needs a token; on this machine gsec makes one.")
+        bool,
+        Parameter(
+            negative="",
+            help="Let users rename, merge and split clusters and move images. Needs a token; without one, gsec makes it if only this machine is served.",
+        ),
     ] = False,
 ) -> int:
-    """Show all runs of a store in a browser: images, reports, metrics for Prometheus. Read-only without --curate."""
+    """Serve all runs of a store to a browser, with their images and reports, and metrics to Prometheus. Read-only without --curate."""
     from flows.serve import server
 
     return server.serve(store or [_config(None, None).store], host, port, curate)
@@ -305,10 +322,10 @@ def demo(
     source: Source | None = None,
     *,
     clusters: Clusters = None,
-    directory: Annotated[Path, Parameter(name="--directory", help="Where the demo's images and its store go.")] = Path("gsec-demo"),
+    directory: Annotated[Path, Parameter(name="--directory", help="Folder for the demo's images and its store.")] = Path("gsec-demo"),
     as_json: AsJson = False,
 ) -> int:
-    """Cluster photographs that ship with libraries, or your own SOURCE, with the embedded encoder and captioner."""
+    """Cluster photographs that come with scikit-image and scikit-learn, or your own SOURCE, with the built-in encoder and captioner."""
     from flows import demo as demonstration
     from flows import terminal
 
@@ -323,11 +340,11 @@ def demo(
     return _run(settings, [], as_json, then=demonstration.show_scores)
 
 
-app.command("flows.curate:app", name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections hold in all later runs.")
+app.command("flows.curate:app", name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections apply to all later runs too.")
 
 # These commands are in a layer above this one, and imported only when they are called.
-app.command("deployments.commands:up", name="up", help="Run gsec as a service on this machine: start its processes and deploy the pipelines of a stack file.")
-app.command("deployments.commands:down", name="down", help="Stop what `gsec up` started.")
+app.command("deployments.commands:up", name="up", help="Run gsec as a service on this machine: start its services, and deploy the pipelines of a stack file.")
+app.command("deployments.commands:down", name="down", help="Stop the services that `gsec up` started.")
 app.command("deployments.commands:deploy", name="deploy", help="Deploy the pipelines of a stack file to the Prefect server at PREFECT_API_URL.")
 
 

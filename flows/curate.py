@@ -17,11 +17,11 @@ from gsec_core.store.publications import pipeline_of
 if TYPE_CHECKING:
     from gsec_core.curation import Act
 
-app = App(name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections hold in all later runs.")
+app = App(name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections apply to all later runs too.")
 
 Key = Annotated[int, Parameter(help="The cluster's key, as reports and tables show it.")]
-Cluster = Annotated[int | None, Parameter(name=["--cluster", "-c"], help="A cluster's key, in place of images.")]
-Images = Annotated[str, Parameter(help="Images, by URI as in the table of assignments, or by id in hex digits.")]
+Cluster = Annotated[int | None, Parameter(name=["--cluster", "-c"], help="A cluster's key, instead of images.")]
+Images = Annotated[str, Parameter(help="Images: their URIs as in the table of assignments, or their ids in hex digits.")]
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -32,8 +32,8 @@ class Where:
     """Options of every command: the run, and the form of the output."""
 
     store: StoreUrl = None
-    pipeline: Annotated[str | None, Parameter(help="The pipeline. Default: the only one that the store publishes.")] = None
-    run: Annotated[str | None, Parameter(help="A finished run, by its id or the beginning of it. Default: the one that is published.")] = None
+    pipeline: Annotated[str | None, Parameter(help="The pipeline. Default: the store's only pipeline, if it has one.")] = None
+    run: Annotated[str | None, Parameter(help="A finished run: its id, or the beginning of its id. Default: the published run.")] = None
     as_json: AsJson = False
 
 
@@ -60,15 +60,16 @@ def describe(key: Key, text: Annotated[str, Parameter(help="At most 2,000 charac
 
 @app.command
 def merge(
-    *keys: Annotated[int, Parameter(help="The clusters' keys. The first stays, with its name; the others become part of it.")], said: Said | None = None
+    *keys: Annotated[int, Parameter(help="Keys of the clusters. The first cluster keeps its key and name; the others become part of it.")],
+    said: Said | None = None,
 ) -> int:
-    """Make several clusters one."""
+    """Merge several clusters into one."""
     return _add("merge", said, key=keys[0] if keys else None, keys=keys[1:])
 
 
 @app.command
-def split(key: Key, parts: Annotated[int, Parameter(help="How many.")], *, said: Said | None = None) -> int:
-    """Split a cluster into PARTS by how its images look. The largest part keeps key and name; the others get new keys."""
+def split(key: Key, parts: Annotated[int, Parameter(help="Number of parts.")], *, said: Said | None = None) -> int:
+    """Split a cluster into PARTS parts by how its images look. The largest part keeps the key and the name; the others get new keys."""
     return _add("split", said, key=key, parts=parts)
 
 
@@ -80,13 +81,13 @@ def move(key: Key, *images: Images, said: Said | None = None) -> int:
 
 @app.command
 def hide(*images: Images, cluster: Cluster = None, said: Said | None = None) -> int:
-    """Hide images, or a cluster with all that is in it."""
+    """Hide images, or a cluster with all its images."""
     return _add("hide", said, key=cluster, images=images)
 
 
 @app.command
 def show(*images: Images, cluster: Cluster = None, said: Said | None = None) -> int:
-    """Show again what was hidden."""
+    """Show hidden images, or a hidden cluster, again."""
     return _add("show", said, key=cluster, images=images)
 
 
@@ -98,19 +99,19 @@ def star(*images: Images, cluster: Cluster = None, said: Said | None = None) -> 
 
 @app.command
 def unstar(*images: Images, cluster: Cluster = None, said: Said | None = None) -> int:
-    """Take a star away."""
+    """Take the star away from images, or from a cluster."""
     return _add("unstar", said, key=cluster, images=images)
 
 
 @app.command
-def undo(number: Annotated[int, Parameter(help="Number of an act, as gsec curate log lists them.")], *, said: Said | None = None) -> int:
-    """Let an act count no more, as if it never was said. To undo an undo brings it back."""
+def undo(number: Annotated[int, Parameter(help="Number of the act, as `gsec curate log` shows it.")], *, said: Said | None = None) -> int:
+    """Undo an act, as if it had never been made. To bring it back, undo the undo."""
     return _add("undo", said, undoes=number)
 
 
 @app.command
 def log(*, where: Where | None = None) -> int:
-    """List what was said, by whom and when, and which of it cannot be applied to the clusters of now."""
+    """List all acts: what each corrects, who made it and when, and whether it can be applied to the run's clusters."""
     from flows import terminal
     from gsec_core.curation import curated, log_of
 

@@ -17,9 +17,9 @@ def ingest(config: PipelineConfig, redo: list[str] | None = None, of_run: str | 
 
     Args:
         config: The settings.
-        redo: Stages to do again when the run reaches them.
-        of_run: The run to whose clusters the images will be assigned.
-        counting: The run that found the number of clusters, if the user gave none.
+        redo: Stages to do again in this run.
+        of_run: The run to whose clusters the images are assigned. Empty: new clusters are made.
+        counting: The run that found the number of clusters. Empty: the settings give the number.
     """
     roots.check(config)
     started = time.monotonic()

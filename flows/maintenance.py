@@ -9,11 +9,11 @@ from tasks import artifacts
 
 @flow(name="gsec-maintenance", persist_result=False)
 def maintenance(stores: list[str], keep_runs: int = prune.KEEP_RUNS, dry_run: bool = False) -> int:
-    """Delete tables and runs that are no longer needed. Keeps everything younger than a day, and the embeddings and descriptions of live images.
+    """Delete tables and runs that are no longer needed, but nothing younger than a day, and no embeddings or descriptions of live images.
 
     Args:
         stores: The stores to prune.
-        keep_runs: How many of the newest runs of each corpus to keep; published and unfinished runs stay anyway.
+        keep_runs: Number of newest runs of each corpus to keep. Published and unfinished runs are always kept.
         dry_run: Only report what would be deleted.
     """
     count = 0

@@ -27,15 +27,15 @@ Redo = Annotated[str, Field(json_schema_extra={"enum": [*(stage.name for stage i
 
 @flow(name="gsec", persist_result=False)
 def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run: str | None = None) -> State[dict[str, Any]]:
-    """Bring the corpus up to date with its source and do what is missing of every stage; publish the clustering if nothing about it is suspicious.
+    """Bring the corpus up to date with its source, do what is missing of every stage, and publish the clustering if nothing about it is suspicious.
 
     The result is that of `pipeline.finish`, with ``changes`` (what ingest found), ``made`` (stage -> sums of `run_stage`),
     ``set_aside`` (damaged shards that were made again) and ``counting`` (id of the run that found the number of clusters).
 
     Args:
-        config: The settings. Others than before make a new run, which shares everything that lies above what they change.
-        redo: Stages to do again, each with all that lies below it; `describe-failed` asks again for descriptions that failed.
-        of_run: Make no clusters, but assign the images to the clusters of this run.
+        config: The settings. If you change one that changes the output, a new run is made, which does only the stages that depend on it.
+        redo: Stages to do again, each with all stages that depend on it. `describe-failed` asks again for the descriptions that failed.
+        of_run: Id of a run to whose clusters the images are assigned. Empty: new clusters are made.
     """
     roots.check(config)
     with engine.opened(config):

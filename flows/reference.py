@@ -40,7 +40,7 @@ def settings() -> str:
         "# Settings",
         "",
         "`--set SECTION.NAME=VALUE`, `GSEC_SECTION__NAME=VALUE` in the environment, or a TOML file (`--config`); the first of these counts.",
-        "A setting that does not change the output can be changed in any rerun. Another value of one that does makes a new run, which does the "
+        "A setting that does not change the output can be changed in any rerun. If you change one that does, a new run is made, which does only the "
         "stages that depend on it.",
     ]
     top = {name: field for name, field in PipelineConfig.model_fields.items() if not _section(field)}
@@ -117,7 +117,11 @@ def api() -> str:
     from flows.serve.operations import everywhere, operations, schemas
 
     lines = ["# JSON API", "", described()["info"]["description"], ""]
-    lines += ["`gsec serve` has it, with the same page at `/api/v1/`; for programs there is `/api/v1/openapi.json`.", "", " ".join(everywhere(described()))]
+    lines += [
+        "`gsec serve` serves the API, this page at `/api/v1/`, and the OpenAPI document for programs at `/api/v1/openapi.json`.",
+        "",
+        " ".join(everywhere(described())),
+    ]
     for one in operations(described(), ROOT):
         said = [f"Answer: `{one.answer}`.", *([] if one.body is None else [f"Body: `{one.body}`."]), *one.problems]
         lines += ["", f"## {one.method} {one.path}", "", one.about, "", " ".join(said), *([""] if one.parameters else []), *_table(one.parameters)]

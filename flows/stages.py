@@ -70,12 +70,12 @@ def _flow_of(stage: Stage) -> Flow[..., Any]:
             sums = facts["sums"] = run_stage(config, run_id, stage)
         return sums
 
-    run.__doc__ = f"""Do what is missing of stage {stage.name}, and nothing else.
+    run.__doc__ = f"""Do what is missing of stage {stage.name}. No other stage is done.
 
     Args:
-        config: The settings. Others than before make a new run, which shares everything that lies above what they change.
-        run_id: The run to do it in, by its id or the beginning of it; its settings count then. Empty: the newest run of these settings.
-        redo: Do the stage again, though nothing is missing of it. Makes a new run; the old one keeps its tables.
+        config: The settings. If you change one that changes the output, a new run is made, which does only the stages that depend on it.
+        run_id: The run: its id, or the beginning of its id. Its own settings then count, except devices, threads and limits. Empty: the newest run of `config`.
+        redo: Do the stage again, although nothing of it is missing, in a new run. The old run keeps its tables.
     """
     run.__name__ = f"{stage.name}_flow"
     return flow(name=f"gsec-{stage.name}", flow_run_name=_name, persist_result=False)(run)

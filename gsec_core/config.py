@@ -30,32 +30,44 @@ class IngestConfig(Section):
 
     image_column: str = Field("image", description="Parquet sources: the column with the image bytes (binary, or a struct with a field `bytes`).")
     exclude: Annotated[str, RUNTIME] = Field(
-        EXCLUDED, description="What to leave out and count: globs, separated by commas, each for a whole path or for the name of a file or folder."
+        EXCLUDED,
+        description="Files and folders to leave out: globs, separated by commas. A glob matches a path relative to the source, or the name of a file or "
+        "folder. What is left out is counted.",
     )
     follow_links: Annotated[bool, RUNTIME] = Field(
-        False, description="Follow links to folders on this machine, wherever they lead, each folder once. Not for deployed flows."
+        False, description="Local folders: follow links to folders, even out of the source. Each folder is listed once. Deployed flows refuse it."
     )
-    shard_rows: Annotated[int, RUNTIME] = Field(2048, ge=1, le=65536, description="Images in a shard, the unit of commit and resume in encoding.")
-    max_shrink: Annotated[float, RUNTIME] = Field(0.2, ge=0, le=1, description="Share of the live images that may vanish; if more do, ingest stops.")
+    shard_rows: Annotated[int, RUNTIME] = Field(2048, ge=1, le=65536, description="Images in a shard. Encoding commits and resumes shard by shard.")
+    max_shrink: Annotated[float, RUNTIME] = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of the images that may vanish from the source between two ingests, or be unreadable. If more vanish, ingest stops. "
+        "If more are unreadable, the run is not published automatically.",
+    )
 
 
 class EncodeConfig(Section):
     """How images become embeddings."""
 
     encoder: str = Field("lite", description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass. bf16 is faster if the processor supports it.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the forward pass. `bf16` is faster if the hardware supports it.")
     batch_size: int = Field(64, ge=1, le=4096, description="Images in a forward pass; the last batch is padded.")
     thumbnail_size: int = Field(96, ge=16, le=96, description="Longest side of the stored thumbnails, in pixels.")
     device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`.")
-    workers: Annotated[int, RUNTIME] = Field(0, ge=0, le=256, description="Threads that read and decode. 0: one for each core. Use more for a remote source.")
-    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Continue if a damaged shard cannot be restored completely because images are gone.")
+    workers: Annotated[int, RUNTIME] = Field(
+        0, ge=0, le=256, description="Threads that read and decode images. 0: one for each core. Use more for a remote source."
+    )
+    accept_loss: Annotated[bool, RUNTIME] = Field(
+        False, description="Continue even if images of a damaged shard are gone, so that it cannot be made again completely."
+    )
 
 
 class BaselineConfig(Section):
     """Spherical k-means on the image embeddings."""
 
-    n_init: int = Field(10, ge=1, le=100, description="Starts; the best by the k-means objective is kept.")
-    max_iter: int = Field(50, ge=1, le=1000, description="Iterations of a start.")
+    n_init: int = Field(10, ge=1, le=100, description="Number of k-means starts. The start with the best objective is kept.")
+    max_iter: int = Field(50, ge=1, le=1000, description="Iterations of each start.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the starts.")
 
 
@@ -65,115 +77,146 @@ class PrototypesConfig(Section):
     count: int | None = Field(
         None, ge=1, le=100_000, description="Number of micro-clusters. Default: max(3 x clusters, min(images / 60, 4096)), at most one for each image."
     )
-    representatives: int = Field(5, ge=0, le=50, description="Images to describe in each micro-cluster, spread from its core to its rim. 0: all.")
+    representatives: int = Field(5, ge=0, le=50, description="Number of images to describe in each micro-cluster, chosen from its core to its rim. 0: all.")
     max_iter: int = Field(20, ge=1, le=1000, description="Iterations of k-means.")
     random_state: int = Field(0, ge=0, lt=2**31, description="Seed of k-means.")
 
 
 class DescribeConfig(Section):
-    """What describes the representatives, and how it is asked."""
+    """The captioner that describes the representatives, and the requests to it."""
 
-    captioner: str = Field("tagger", description="`tagger`, `openai:MODEL` (of a server with OpenAI's API, such as vLLM), or `table:FILE:COLUMN`.")
+    captioner: str = Field(
+        "tagger",
+        description="What describes images: `tagger` (built in), `openai:MODEL` (on a server with OpenAI's API, such as vLLM), or `table:FILE:COLUMN` (your "
+        "own descriptions).",
+    )
     criterion: str | None = Field(
         None,
-        description="openai: the one aspect to describe, such as `the kind of place`. Default: the main object. Each criterion is a clustering of its own.",
+        description="With `openai`: the one aspect to describe, such as `the kind of place`. Default: the main object. Each criterion leads to a clustering "
+        "of its own.",
     )
-    template: str | None = Field(None, description="openai: a TOML file with your own `prompt` and `pattern` instead of GSEC's sentence; see docs/describe.md.")
-    image_size: int = Field(448, ge=32, le=4096, description="openai: longest side of the image that is sent, in pixels. Images are never enlarged.")
-    max_tokens: int = Field(96, ge=16, le=4096, description="openai: largest length of an answer, in tokens.")
+    template: str | None = Field(
+        None, description="With `openai`: a TOML file with your own `prompt` and `pattern`, in place of GSEC's sentence; see docs/describe.md."
+    )
+    image_size: int = Field(
+        448, ge=32, le=4096, description="With `openai`: longest side of the image that is sent, in pixels. Smaller images are not enlarged."
+    )
+    max_tokens: int = Field(96, ge=16, le=4096, description="With `openai`: largest length of an answer, in tokens.")
     url: Annotated[str, RUNTIME] = Field(
         "http://localhost:8000/v1",
-        description="openai: the server, or several, separated by commas, which share the work. If they need a key, set GSEC_CAPTIONER_KEY.",
+        description="With `openai`: URL of the server, or of several servers, separated by commas, which share the work. If they need a key, set the "
+        "environment variable GSEC_CAPTIONER_KEY.",
     )
-    concurrency: Annotated[int, RUNTIME] = Field(64, ge=1, le=1024, description="openai: requests at the same time, for each server.")
-    timeout: Annotated[float, RUNTIME] = Field(120, gt=0, le=3600, description="openai: seconds until a request counts as lost.")
+    concurrency: Annotated[int, RUNTIME] = Field(64, ge=1, le=1024, description="With `openai`: most requests at the same time to each server.")
+    timeout: Annotated[float, RUNTIME] = Field(120, gt=0, le=3600, description="With `openai`: seconds without an answer after which a request counts as lost.")
     patience: Annotated[float, RUNTIME] = Field(
-        300, ge=0, le=86_400, description="openai: seconds to wait for a server that is lost or busy before the stage ends."
+        300, ge=0, le=86_400, description="With `openai`: seconds to wait for a server that does not answer or is busy. Then the stage ends with an error."
     )
-    commit_rows: Annotated[int, RUNTIME] = Field(64, ge=1, le=65536, description="Answers in one commit of the captions log.")
-    commit_seconds: Annotated[float, RUNTIME] = Field(30, gt=0, le=3600, description="Seconds after which answers are committed, even if there are few.")
+    commit_rows: Annotated[int, RUNTIME] = Field(64, ge=1, le=65536, description="Number of answers that are committed to the captions log together.")
+    commit_seconds: Annotated[float, RUNTIME] = Field(
+        30, gt=0, le=3600, description="Seconds after which answers are committed even if they are fewer than describe.commit_rows."
+    )
     min_coverage: Annotated[float, RUNTIME] = Field(
-        0.5, ge=0, le=1, description="Share of the micro-clusters in which at least one image must have a description."
+        0.5,
+        ge=0,
+        le=1,
+        description="Smallest share of the micro-clusters that have a description of at least one image. With fewer the stage ends with an error.",
     )
-    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Continue if a part of the captions log is damaged, and ask again for its answers.")
+    accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Continue even if a part of the captions log is damaged, and ask again for its answers.")
 
 
 class FuseConfig(Section):
-    """How descriptions of a few images become a text counterpart of every image."""
+    """How a text counterpart of every image is made from the descriptions of a few images."""
 
     counterpart: Literal["auto", "ridge", "softmax", "joint", "own"] = Field(
         "auto",
-        description="`ridge`: a linear map from images to descriptions; `softmax`: the mean description, weighted by similarity in the joint space, as "
-        "published; `joint`: the image in the joint space, without descriptions; `own`: the image's own description, `ridge` if it has none. `auto`: "
-        "`joint` with `tagger`, `own` if all images are described, otherwise whichever predicts held-out descriptions better.",
+        description="What is the text counterpart of an image. `ridge`: a description predicted from its embedding by ridge regression. `softmax`: the mean of "
+        "all descriptions, weighted by similarity to the image in the space shared with text, as in the paper. `joint`: the image's own embedding in that "
+        "space, without descriptions. `own`: the image's own description, or as `ridge` if it has none. `auto`: `softmax` with the preset `published`; "
+        "otherwise `joint` with `tagger`; otherwise `own` if all images are described; otherwise `ridge` or `softmax`, whichever predicts held-out "
+        "descriptions better.",
     )
     text_weight: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Weight of the text half against the image half. Default: .5 with `own`, .15 with `joint` or `tagger`, otherwise .15 to .5, more "
-        "if held-out descriptions are predicted better.",
+        description="Weight of the text half; the image half has the rest of 1. Default: .15 with `joint` or `tagger`; .5 with `own`; otherwise .15 to .5, the "
+        "more, the better held-out descriptions are predicted.",
     )
-    tau: float = Field(0.005, gt=0, le=10, description="softmax: temperature over the descriptions.")
+    tau: float = Field(0.005, gt=0, le=10, description="With `softmax`: temperature of the softmax that weights the descriptions.")
     max_lost_weight: float = Field(
-        1e-4, ge=0, lt=1, description="softmax: bound on the summed weight of the descriptions that are left out. 0: none is left out."
+        1e-4, ge=0, lt=1, description="With `softmax`: largest total weight of the descriptions that are left out of a mean, for speed. 0: none is left out."
     )
 
 
 class TextConfig(Section):
-    """Where the images' counterparts come from: text, or a second encoder instead."""
+    """Where the text counterparts of images come from: descriptions, nouns, or a second encoder in place of text."""
 
     source: Literal["captions", "nouns", "encoder", "none"] | None = Field(
         None,
         description="`captions`: descriptions of a few images; `nouns`: the words of a vocabulary that tell the images apart; `encoder`: no text, but "
-        "the embeddings of a second encoder; `none`. Default: the method's own.",
+        "the embeddings of a second encoder; `none`: neither. Default: the first source that `gsec methods` lists for the method.",
     )
-    encoder: str | None = Field(None, description="encoder: the second encoder, with the same values as encode.encoder, and its precision and batches.")
+    encoder: str | None = Field(
+        None, description="With `encoder`: the second encoder. Takes the same values as encode.encoder, and uses the other settings of section encode too."
+    )
     vocabulary: str = Field(
         "wordnet",
-        description="nouns: `wordnet` (117,798 nouns of WordNet 3.0), `imagenet` (the names of its classes), or `file:PATH`, with a word or a "
-        "sentence on each line.",
+        description="With `nouns`: `wordnet` (117,798 nouns of WordNet 3.0), `imagenet` (the names of ImageNet's classes), or `file:PATH`, a file with a word "
+        "or a sentence on each line.",
     )
     prompts: str | None = Field(
         None,
         min_length=1,
-        description="nouns: the prompt for a word, such as `a photo of a {}`; several, separated by `|`, are averaged. Default: seven of CLIP's; with "
-        "`lite` `a photo of a {}`.",
+        description="With `nouns`: the prompt into which each word is put, such as `a photo of a {}`. Several prompts are separated by `|`, and their "
+        "embeddings averaged. Default: seven prompts of CLIP; with `lite`, `a photo of a {}`.",
     )
 
 
 class NounsConfig(Section):
-    """Which words of the vocabulary represent the images, and how."""
+    """Which words of the vocabulary are kept, and how text counterparts are made from them. For this, images are divided into parts by k-means."""
 
     images_per_centre: int | None = Field(
-        None, ge=1, le=1_000_000, description="Images in each part for which words are kept. Default: the method's, mostly 300."
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Mean number of images in a part. Default: the method's: mostly 300; with `sic` and `seic` as many parts as clusters.",
     )
-    per_centre: int | None = Field(None, ge=1, le=1000, description="Words that are kept for each part. Default: the method's, mostly 5.")
-    tau: float | None = Field(None, gt=0, le=10, description="Temperature of the softmax over the kept words. Default: the method's, mostly 0.005.")
-    weight: float = Field(0.3, ge=0, le=1, description="Weight of the text half against the image half, for a method that weighs them.")
-    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the parts.")
+    per_centre: int | None = Field(
+        None, ge=1, le=1000, description="Number of words that are kept for each part. Default: the method's: mostly 5; 200 with `seic`, 300 or 500 with `sic`."
+    )
+    tau: float | None = Field(
+        None, gt=0, le=10, description="Temperature of the softmax that weights the kept words in a text counterpart. Default: the method's, mostly 0.005."
+    )
+    weight: float = Field(0.3, ge=0, le=1, description="Weight of the text half, in a method that weights the halves; the image half has the rest of 1.")
+    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the k-means that makes the parts.")
 
 
 class DuplicatesConfig(Section):
-    """Which images count as copies of another."""
+    """Which images count as copies of each other."""
 
     threshold: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "auto",
-        description="Smallest cosine of two images that are copies; 3 times as far from 1 if their small pictures are the same. `auto`: the encoder's.",
+        description="Two images are copies if the cosine of their embeddings is at least this, or up to 3 times as far from 1 if their thumbnails are almost "
+        "the same. `auto`: .87 with `lite`, .95 with other encoders.",
     )
 
 
 class TrainConfig(Section):
-    """The members of the ensemble. The settings of each method are in a section with its name."""
+    """Settings of the ensemble's members that all methods share. Each method has further settings in the section with its name."""
 
     n_members: int | None = Field(None, ge=1, le=1000, description="Number of members. Default: the method's.")
-    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of starts and mini-batches.")
+    random_state: int = Field(0, ge=0, lt=2**31, description="Seed of the members' starts and mini-batches.")
     refit: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="What happens to the published model when images change. `auto`: it is kept while the new images fit, and continued or renewed if "
-        "they do not; `never`: it is kept; `always`: every run fits from scratch.",
+        description="What happens to the published model when images come, go or change. `auto`: it is kept while it fits the images; otherwise it is "
+        "continued (its members are trained further) or renewed (new members are fitted). `never`: it is kept. `always`: every run fits from scratch. A run "
+        "with other settings or another encoder always fits from scratch.",
     )
-    grow: bool = Field(False, description="Make a new cluster of new images that lie together where no old ones are. On with `clusters = auto`.")
+    grow: bool = Field(
+        False,
+        description="Make a new cluster from new images that lie together where no old images are. Needs `train.refit = auto`. On with `clusters = auto`.",
+    )
     device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`.")
 
 
@@ -183,32 +226,35 @@ class PublishConfig(Section):
     namer: str | None = Field(
         None,
         description="What names clusters. `terms`: words of the descriptions; `nouns`: the nouns that represent the images; `openai:MODEL`: a language "
-        "model at describe.url. Default: `nouns` if they are the text source, otherwise `terms`.",
+        "model on the server at describe.url. Default: `nouns` with `text.source = nouns`, otherwise `terms`.",
     )
     max_moved: Annotated[float, RUNTIME] = Field(
         0.25,
         ge=0,
         le=1,
-        description="Share of the images in common with the published clustering that may move to other clusters. A run that moves more warns, and is "
-        "published only if its settings changed.",
+        description="Of the images that the published clustering has too, the largest share that may move to other clusters. If more move, the run warns, and "
+        "is published automatically only if its settings differ from those of the published run.",
     )
 
 
 class RayConfig(Section):
-    """The Ray cluster, with engine = ray."""
+    """The Ray cluster that `engine = ray` uses."""
 
     address: Annotated[str | None, RUNTIME] = Field(
         None,
-        description="`auto` or HOST:PORT of a cluster in which this machine is a node, or `ray://HEAD:10001`. Default: a cluster on this machine only.",
+        description="`auto` or HOST:PORT for a cluster of which this machine is a node; `ray://HEAD:10001` for any other. Default: a new cluster on this "
+        "machine only.",
     )
     cpus: Annotated[int, RUNTIME] = Field(
         0,
         ge=0,
         le=1024,
-        description="Cores for each slice, and its threads if `threads` is 0. 0: as many as the smallest node has, so each node has one slice.",
+        description="Cores that each slice reserves; if `threads` is 0, also its number of threads. 0: as many cores as the smallest node has.",
     )
-    gpus: Annotated[float, RUNTIME] = Field(0, ge=0, le=64, description="GPUs for each slice of a stage that computes on one. With .5 two slices share one.")
-    memory: Annotated[float, RUNTIME] = Field(0, ge=0, le=65_536, description="GiB of memory that a node must have free for a slice. 0: memory is not checked.")
+    gpus: Annotated[float, RUNTIME] = Field(
+        0, ge=0, le=64, description="GPUs that each slice reserves, in stages that can use a GPU. With .5 two slices share one. 0: slices compute on CPUs."
+    )
+    memory: Annotated[float, RUNTIME] = Field(0, ge=0, le=65_536, description="Memory that each slice reserves, in GiB. 0: memory is not checked.")
 
     def check(self) -> None:
         """Raises Refused if the address is malformed."""
@@ -217,34 +263,54 @@ class RayConfig(Section):
 
 
 class _PipelineConfig(Section):
-    """One run: where images come from, where tables go, how many clusters, and each stage's settings."""
+    """Settings of a run: the source of the images, the store for the tables, the number of clusters, and the settings of each stage."""
 
     source: Annotated[str | None, AfterValidator(lambda url: url and normalise_url(url)), RUNTIME] = Field(
-        None, description="A folder, a Parquet file or glob, or WebDataset tars; local or remote. Credentials are stripped."
+        None, description="A folder, a Parquet file or glob, or WebDataset tars; local or remote. Credentials in a URL are removed."
     )
     store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
-    corpus: Annotated[str | None, RUNTIME] = Field(None, description="The corpus's name in the store. Default: made from the source.")
+    corpus: Annotated[str | None, RUNTIME] = Field(None, description="Name of the corpus in the store. Default: made from the source.")
     pipeline: Annotated[str | None, RUNTIME] = Field(
-        None, description="The name under which a run is published if it passes its checks, and whose cluster keys it continues. Default: the corpus's name."
+        None,
+        description="Name under which a run is published if it passes its checks. Clusters keep the keys that they have in the last run that was published "
+        "under this name. Default: the corpus's name.",
     )
     clusters: Literal["auto"] | Annotated[int, Field(ge=2, le=100_000)] = Field(
-        10, description="Number of clusters. `auto`: the number that the images show; the run is refused, with the reason, if they show none."
+        10, description="Number of clusters. `auto`: gsec finds it from the images; if they show no clear number, it stops and says why."
     )
-    method: str = Field(methods.DEFAULT, description="What trains the members: one of `gsec methods`, or several, separated by commas, with one consensus.")
-    max_rejects: Annotated[float, RUNTIME] = Field(0.01, ge=0, le=1, description="Share of rejected images above which a run ends with exit code 3.")
+    method: str = Field(
+        methods.DEFAULT, description="Method that trains the members: one that `gsec methods` lists, or several, separated by commas, for one common consensus."
+    )
+    max_rejects: Annotated[float, RUNTIME] = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of images that may be rejected. If more are, the run is not published automatically, and exits with code 3.",
+    )
     threads: Annotated[int, RUNTIME] = Field(
-        0, ge=0, le=1024, description="Threads of numeric stages. 0: as many as the cores that affinity and CPU quota leave. Equal counts give equal labels."
+        0,
+        ge=0,
+        le=1024,
+        description="Threads for computing. 0: one for each core that CPU affinity and quota allow. Only equal numbers of threads give equal labels.",
     )
-    scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder for temporary files that training reads. Default: the system's own.")
+    scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder for temporary files, such as the features for training. Default: the system's.")
     engine: Annotated[Literal["threads", "ray"], RUNTIME] = Field(
-        "threads", description="What works on slices of shards: `threads` of this process, or the nodes of a `ray` cluster."
+        "threads", description="Where the slices of a stage run: `threads`, in threads of this process; `ray`, on the nodes of a Ray cluster."
     )
-    max_workers: Annotated[int, RUNTIME] = Field(1, ge=1, le=64, description="threads: slices at the same time. On Ray there are as many as fit.")
+    max_workers: Annotated[int, RUNTIME] = Field(
+        1, ge=1, le=64, description="With `engine = threads`: number of slices at the same time. On Ray as many run as fit on the nodes."
+    )
     max_slices: Annotated[int, RUNTIME] = Field(
-        200, ge=1, le=1000, description="Largest number of slices for a stage's missing shards. Each slice is a task, with its own bar on the dashboard."
+        200,
+        ge=1,
+        le=1000,
+        description="Largest number of slices into which a stage's missing shards are divided. Each slice is a task, with its own bar on the dashboard.",
     )
     hang_timeout: Annotated[float, RUNTIME] = Field(
-        3600, gt=0, le=604_800, description="Seconds without progress after which a stage counts as hung and is ended; describe.patience is added."
+        3600,
+        gt=0,
+        le=604_800,
+        description="Seconds without progress after which a stage counts as hung and is ended. For stage describe, describe.patience is added.",
     )
     ingest: IngestConfig = IngestConfig()
     encode: EncodeConfig = EncodeConfig()

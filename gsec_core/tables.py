@@ -36,52 +36,52 @@ IMAGES = pa.schema(
     [
         IMAGE_ID,
         URI,
-        _column("size_bytes", pa.int64(), "bytes, -1 where listing does not tell"),
-        _column("version", pa.string(), "what changes when the file does: ETag, or modification time and size"),
-        _column("deleted", pa.bool_(), "a tombstone: the image vanished from the source"),
+        _column("size_bytes", pa.int64(), "size of the file in bytes; -1 if the listing of the source does not give it"),
+        _column("version", pa.string(), "text that changes when the file changes: its ETag, or its modification time and size"),
+        _column("deleted", pa.bool_(), "true in a row that records that the image vanished from the source"),
     ]
 )
 
 
 def embeddings_schema(dim: int, joint_dim: int | None) -> pa.Schema:
     """One row for each image in the shard of the same name in `images`, except deleted ones."""
-    joint = [_column("joint", vector(joint_dim), "unit embedding in the space shared with text", nullable=True)] if joint_dim else []
+    joint = [_column("joint", vector(joint_dim), "unit embedding in the space shared with text; null unless status is ok", nullable=True)] if joint_dim else []
     return pa.schema(
         [
             IMAGE_ID,
             CONTENT_HASH.with_nullable(True),
             _column("embedding", vector(dim), "unit embedding; null unless status is ok", nullable=True),
             *joint,
-            _column("width", pa.int32(), "pixels as shown; null unless status is ok", nullable=True),
-            _column("height", pa.int32(), "pixels as shown; null unless status is ok", nullable=True),
+            _column("width", pa.int32(), "width in pixels, as a viewer shows the image; null unless status is ok", nullable=True),
+            _column("height", pa.int32(), "height in pixels, as a viewer shows the image; null unless status is ok", nullable=True),
             _column("status", pa.string(), "ok, rejected or missing"),
-            _column("reason", pa.string(), "why it is not ok, or a harmless fault of an ok image", nullable=True),
+            _column("reason", pa.string(), "why the image is not ok; for an ok image, a harmless fault", nullable=True),
         ]
     )
 
 
-THUMBNAILS = pa.schema([IMAGE_ID, _column("thumbnail", pa.binary(), "JPEG; only of ok images")])
+THUMBNAILS = pa.schema([IMAGE_ID, _column("thumbnail", pa.binary(), "the thumbnail as JPEG; only ok images have a row")])
 
 ASSIGNMENTS = pa.schema(
     [
         IMAGE_ID,
         URI,
         CONTENT_HASH,
-        _column("cluster", pa.int32(), "0 is the largest cluster"),
+        _column("cluster", pa.int32(), "number of the cluster; 0 is the largest, unless the run starts from a published model and keeps its numbers"),
         _column(
             "confidence",
             pa.float32(),
-            "about the share of members that agree: mean aligned posterior, smoothed and calibrated; for k-means the cosine to its centre",
+            "about the share of members that agree: mean posterior of the aligned members, smoothed, calibrated; with k-means, cosine to the cluster's centre",
         ),
-        _column("margin", pa.float32(), "confidence minus that of the second best cluster"),
-        _column("agreement", pa.float32(), "share of members that agree; null if there is only one labelling", nullable=True),
+        _column("margin", pa.float32(), "confidence minus the confidence of the second best cluster"),
+        _column("agreement", pa.float32(), "share of members that give this cluster; null in `baseline` and `enhanced`", nullable=True),
         _column(
             "outlier",
             pa.float32(),
-            "how many standard deviations it is farther from its cluster's centre than the cluster's images; null if there is only one labelling",
+            "distance to the cluster's centre, in standard deviations above the mean of the cluster's images; null in `baseline` and `enhanced`",
             nullable=True,
         ),
-        _column("is_duplicate", pa.bool_(), "another live image has the same bytes"),
+        _column("is_duplicate", pa.bool_(), "whether another live image has the same bytes"),
     ]
 )
 
@@ -90,23 +90,23 @@ def centres_schema(dim: int) -> pa.Schema:
     """One row for each cluster."""
     return pa.schema(
         [
-            _column("cluster", pa.int32(), "0 is the largest cluster"),
-            _column("centre", _floats(dim), "unit vector in the space of the embeddings"),
+            _column("cluster", pa.int32(), "number of the cluster, 0 is the largest; in `semantic_centres`, number of the part of the images"),
+            _column("centre", _floats(dim), "unit vector in the space of the embeddings; in `semantic_centres`, in the space shared with text"),
         ]
     )
 
 
 CLUSTERS = pa.schema(
     [
-        _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("size", pa.int64(), "images"),
-        _column("cohesion", pa.float32(), "mean cosine of its images to its centre; null if empty", nullable=True),
-        _column("separation", pa.float32(), "1 - cosine to the nearest other centre"),
-        _column("agreement", pa.float32(), "mean agreement of its images; null if there is only one labelling", nullable=True),
+        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        _column("size", pa.int64(), "number of images"),
+        _column("cohesion", pa.float32(), "mean cosine of its images to its centre; null without images", nullable=True),
+        _column("separation", pa.float32(), "1 - cosine between its centre and the nearest other centre"),
+        _column("agreement", pa.float32(), "mean agreement of its images; null without images, and in `baseline_clusters`", nullable=True),
         _column(
             "stability",
             pa.float32(),
-            "mean overlap (Jaccard) with the members' clusters; below .5 the members do not agree on it; null if there is only one labelling",
+            "mean Jaccard overlap with the matching clusters of the members; below .5 the members do not agree on it; null in `baseline_clusters`",
             nullable=True,
         ),
     ]
@@ -117,45 +117,45 @@ def prototypes_schema(dim: int) -> pa.Schema:
     """One row for each micro-cluster."""
     return pa.schema(
         [
-            _column("prototype", pa.int32(), "0 is the largest"),
+            _column("prototype", pa.int32(), "number of the micro-cluster; 0 is the largest"),
             _column("centre", _floats(dim), "unit vector in the space of the embeddings"),
-            _column("size", pa.int64(), "images"),
+            _column("size", pa.int64(), "number of images"),
         ]
     )
 
 
-PROTOTYPE = _column("prototype", pa.int32(), "its micro-cluster")
-BAND = _column("band", pa.int32(), "0 is its core, the last its rim")
+PROTOTYPE = _column("prototype", pa.int32(), "number of the image's micro-cluster")
+BAND = _column("band", pa.int32(), "place of the image in the micro-cluster: 0 is the core, the highest number the rim")
 
-REPRESENTATIVES = pa.schema([PROTOTYPE, BAND, IMAGE_ID, URI, CONTENT_HASH, _column("distance", pa.float32(), "1 - cosine to the centre")])
+REPRESENTATIVES = pa.schema([PROTOTYPE, BAND, IMAGE_ID, URI, CONTENT_HASH, _column("distance", pa.float32(), "1 - cosine to the centre of the micro-cluster")])
 
 DESCRIBED, FREE, FAILED = "described", "free", "failed"
 """Status of a caption: follows the template and is parsed; free text outside the template; finally failed, such as refused or empty."""
 
 _ANSWER = [
-    _column("text", pa.string(), "the description; null if failed", nullable=True),
+    _column("text", pa.string(), "the description; null if status is failed or missing", nullable=True),
     _column("object", pa.string(), "the main object, if the reply has the form of the template", nullable=True),
     _column(
         "attributes", pa.list_(pa.field("element", pa.string(), nullable=False)), "attributes in the reply; empty if it does not have the form of the template"
     ),
 ]
 _COST = [
-    _column("requests", pa.int32(), "requests with a reply; null if no server was asked", nullable=True),
-    _column("prompt_tokens", pa.int32(), "of all of them, as the server counts", nullable=True),
-    _column("completion_tokens", pa.int32(), "of all of them, as the server counts", nullable=True),
-    _column("seconds", pa.float32(), "from request to reply, of all of them", nullable=True),
+    _column("requests", pa.int32(), "number of requests that got a reply; null if there was none", nullable=True),
+    _column("prompt_tokens", pa.int32(), "tokens of these requests, as the server counts them", nullable=True),
+    _column("completion_tokens", pa.int32(), "tokens of the replies, as the server counts them", nullable=True),
+    _column("seconds", pa.float32(), "time from request to reply, summed over these requests", nullable=True),
 ]
-_MODEL = _column("model", pa.string(), "who answered")
+_MODEL = _column("model", pa.string(), "name of the model that answered")
 
 CAPTIONS = pa.schema(
     [
         CONTENT_HASH,
         _MODEL,
         _column("request", pa.string(), "hash of what was asked: prompt, sampling, image size, redo counters"),
-        _column("written_at", pa.string(), "UTC; if several rows have the same key, the first counts"),
+        _column("written_at", pa.string(), "UTC; of several rows with the same content_hash, model and request, the earliest counts"),
         *_ANSWER,
         _column("status", pa.string(), "described, free or failed"),
-        _column("reason", pa.string(), "why it failed", nullable=True),
+        _column("reason", pa.string(), "why the answer failed", nullable=True),
         *_COST,
     ]
 )
@@ -168,8 +168,8 @@ REPRESENTATIVE_CAPTIONS = pa.schema(
         IMAGE_ID,
         CONTENT_HASH,
         *_ANSWER,
-        _column("status", pa.string(), "described, free, failed, or missing: its image could not be read"),
-        _column("reason", pa.string(), "why it failed or is missing", nullable=True),
+        _column("status", pa.string(), "described, free, failed, or missing (the image could not be read)"),
+        _column("reason", pa.string(), "why the description failed, or the image is missing", nullable=True),
         _MODEL,
         *_COST,
     ]
@@ -180,7 +180,7 @@ def caption_embeddings_schema(dim: int) -> pa.Schema:
     """One row for each usable description (described or free)."""
     return pa.schema(
         [
-            _column("caption", pa.int32(), "its number"),
+            _column("caption", pa.int32(), "number of the description"),
             PROTOTYPE,
             BAND,
             _column("text", pa.string(), "the description"),
@@ -194,7 +194,7 @@ def counterparts_schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             IMAGE_ID,
-            _column("counterpart", vector(dim), "unit vector in place of a description of the image"),
+            _column("counterpart", vector(dim), "the text counterpart: a unit vector that takes the place of a description of the image"),
         ]
     )
 
@@ -206,9 +206,9 @@ def vocabulary_schema(dim: int) -> pa.Schema:
     """One row for each word. The table belongs to the store, not to a corpus."""
     return pa.schema(
         [
-            _column("noun", pa.int32(), "its number"),
+            _column("noun", pa.int32(), "number of the word"),
             WORD,
-            _column("embedding", vector(dim), "unit mean of its prompts' embeddings, in the space shared with images"),
+            _column("embedding", vector(dim), "mean of the word's embeddings over the prompts, as a unit vector in the space shared with images"),
         ]
     )
 
@@ -217,21 +217,21 @@ def selected_nouns_schema(dim: int) -> pa.Schema:
     """One row for each selected word."""
     return pa.schema(
         [
-            _column("noun", pa.int32(), "its number in the vocabulary"),
+            _column("noun", pa.int32(), "number of the word in the vocabulary"),
             WORD,
-            _column("semantic_centre", pa.int32(), "the part of the images that it represents"),
-            _column("rank", pa.int32(), "0 is the best of its part"),
-            _column("score", pa.float32(), "log of the softmax over all parts of its cosines with their centres"),
-            _column("embedding", vector(dim), "as in the vocabulary"),
+            _column("semantic_centre", pa.int32(), "number of the part of the images that the word represents"),
+            _column("rank", pa.int32(), "rank of the word in its part; 0 is the best"),
+            _column("score", pa.float32(), "log of the softmax of the word's cosines with the centres of all parts, at its own part"),
+            _column("embedding", vector(dim), "embedding of the word, as in the vocabulary"),
         ]
     )
 
 
 CLUSTER_COUNTS = pa.schema(
     [
-        _column("clusters", pa.int32(), "a number that was tried"),
-        _column("purity", pa.float32(), "share of an image's neighbours that lie in its cluster, 0 for chance and 1 for all; mean over images"),
-        _column("low", pa.float32(), "mean of a cluster's images; all but a tenth of the clusters have more"),
+        _column("clusters", pa.int32(), "a number of clusters that was tried"),
+        _column("purity", pa.float32(), "share of an image's neighbours in its own cluster, scaled so that 0 is chance and 1 is all; mean over images"),
+        _column("low", pa.float32(), "the mean over a cluster's images that all but a tenth of the clusters reach"),
         _column("suggested", pa.bool_(), "whether it is the suggested number of clusters; false in all rows if there is none"),
     ]
 )
@@ -239,19 +239,19 @@ CLUSTER_COUNTS = pa.schema(
 COUNTERPART_MODEL = pa.schema(
     [
         _column("kind", pa.string(), "ridge, softmax, joint or own"),
-        _column("text_weight", pa.float64(), "weight of the text half against the image half"),
-        _column("held_out_cosine", pa.float64(), "ridge, softmax: mean cosine of descriptions with their images' counterparts without them", nullable=True),
+        _column("text_weight", pa.float64(), "weight of the text half; the image half has the rest of 1"),
+        _column("held_out_cosine", pa.float64(), "ridge, softmax: mean cosine between held-out descriptions and their predictions", nullable=True),
         _column("mean", _floats(), "ridge, own: mean embedding of all images", nullable=True),
-        _column("weights", _floats(), "ridge, own: the linear map, (dimensions of an image, of a description), row after row", nullable=True),
+        _column("weights", _floats(), "ridge, own: the linear map, (dimensions of images, dimensions of descriptions), row after row", nullable=True),
     ]
 )
 
 FEATURES = pa.schema(
     [
-        _column("half", pa.string(), "image or text (text is also that of a second encoder); with several methods those of each, in order"),
-        _column("mean", _floats(), "of each dimension"),
-        _column("basis", _floats(), "principal axes, (dimensions, axes), row after row; null: the dimensions as they are", nullable=True),
-        _column("scale", _floats(), "what each axis is divided by"),
+        _column("half", pa.string(), "image or text (text also for a second encoder); with several methods, the halves of one method after those of the other"),
+        _column("mean", _floats(), "mean of each dimension, which is subtracted"),
+        _column("basis", _floats(), "principal axes, (dimensions, axes), row after row; null if the dimensions are not rotated", nullable=True),
+        _column("scale", _floats(), "divisor of each axis or dimension"),
     ]
 )
 
@@ -259,25 +259,27 @@ FEATURES = pa.schema(
 def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
     """One row for each image; neighbours are row numbers in canonical order, the nearest first, without the image itself."""
     kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
-    by_text = _column("text_neighbors", kind, "by the text half, or by the second encoder, if there is one")
-    return pa.schema([IMAGE_ID, _column("image_neighbors", kind, "by the image half"), by_text][: 1 + halves])
+    by_text = _column("text_neighbors", kind, "the nearest images in the text half, or by the second encoder")
+    return pa.schema(
+        [IMAGE_ID, _column("image_neighbors", kind, "the nearest images in the image half: their row numbers, the nearest first"), by_text][: 1 + halves]
+    )
 
 
 DUPLICATES = pa.schema(
     [
-        _column("group", pa.int32(), "0 is the largest"),
+        _column("group", pa.int32(), "number of the group; 0 is the largest"),
         IMAGE_ID,
         URI,
-        _column("cosine", pa.float32(), "of its embedding to that of the group's first, 1 for the same bytes"),
-        _column("exact", pa.bool_(), "whether it has the same bytes as the first"),
-        _column("keep", pa.bool_(), "whether it is the first, the one to keep: most pixels, then URI"),
+        _column("cosine", pa.float32(), "cosine between its embedding and that of the group's first image; 1 with the same bytes"),
+        _column("exact", pa.bool_(), "whether it has the same bytes as the group's first image"),
+        _column("keep", pa.bool_(), "whether it is the group's first image, the one to keep: the image with most pixels or, among equals, the first by URI"),
     ]
 )
 """One row for each image that has an exact or near copy, group by group, with the image to keep first."""
 
 _ARRAYS = {
-    "weights": "of its last linear map, (clusters, dimensions of the features or of its hidden layer), row after row",
-    "bias": "(clusters,)",
+    "weights": "weights of the member's last linear map, (clusters, dimensions of the features or of the hidden layer), row after row",
+    "bias": "bias of this map, (clusters,)",
 }
 
 
@@ -285,59 +287,63 @@ def members_schema(arrays: Iterable[str] = ("weights", "bias")) -> pa.Schema:
     """One row for each member, with the arrays of its method; by default those of linear members."""
     return pa.schema(
         [
-            _column("member", pa.int32(), "its number"),
-            *(_column(name, _floats(), _ARRAYS.get(name, "an array of its network, row after row")) for name in arrays),
-            _column("steps", pa.int32(), "steps until it stopped"),
-            _column("changed", pa.float32(), "share of probed labels that changed over its last 10 steps"),
-            _column("loss", pa.float32(), "loss of its last step"),
+            _column("member", pa.int32(), "number of the member"),
+            *(_column(name, _floats(), _ARRAYS.get(name, "an array of the member's network, row after row")) for name in arrays),
+            _column("steps", pa.int32(), "training steps until the member stopped"),
+            _column("changed", pa.float32(), "share of a sample's labels that changed over the last 10 steps; 1 with fewer steps"),
+            _column("loss", pa.float32(), "loss of the last step"),
         ]
     )
 
 
 ALIGNMENT = pa.schema(
     [
-        _column("member", pa.int32(), "its number"),
-        _column("permutation", pa.list_(pa.field("element", pa.int32(), nullable=False)), "the consensus cluster of each of its clusters"),
-        _column("agreement", pa.float32(), "share of images on which it agrees with the consensus"),
-        _column("overlap", _floats(), "of each consensus cluster with its own: images in both, over those in either"),
+        _column("member", pa.int32(), "number of the member"),
+        _column(
+            "permutation",
+            pa.list_(pa.field("element", pa.int32(), nullable=False)),
+            "for each of the member's clusters, the number of the matching consensus cluster",
+        ),
+        _column("agreement", pa.float32(), "share of images to which the member gives the same cluster as the consensus"),
+        _column("overlap", _floats(), "for each consensus cluster, Jaccard overlap with the member's matching cluster: images in both, over images in either"),
     ]
 )
 
 
 CHECKPOINT = pa.schema(
     [
-        _column("name", pa.string(), "name of an array that training needs to continue"),
-        _column("dtype", pa.string(), "of its numbers, as NumPy names them"),
-        _column("shape", pa.list_(pa.field("element", pa.int64(), nullable=False)), "of the array"),
-        _column("values", pa.binary(), "its bytes, row after row"),
+        _column("name", pa.string(), "name of an array that training needs to continue or, in `neighbor_index`, of a piece of the index"),
+        _column("dtype", pa.string(), "NumPy's name of the type of the array's numbers"),
+        _column("shape", pa.list_(pa.field("element", pa.int64(), nullable=False)), "shape of the array"),
+        _column("values", pa.binary(), "bytes of the array, row after row"),
     ]
 )
 """One row for each array."""
 
 TRANSITIONS = pa.schema(
     [
-        _column("member", pa.int32(), "its number"),
-        _column("class", pa.int32(), "of its instance classifier"),
-        _column("next_class", pa.int32(), "another"),
-        _column("count", pa.int32(), "how often an image changed from the first class to the second between two looks; pairs without changes have no row"),
+        _column("member", pa.int32(), "number of the member"),
+        _column("class", pa.int32(), "a class of the member's instance classifier"),
+        _column("next_class", pa.int32(), "another class of this classifier"),
+        _column("count", pa.int32(), "how often the predicted class of an image changed from `class` to `next_class`; pairs without changes have no row"),
     ]
 )
 INSTANCE_GROUPS = pa.schema(
     [
-        _column("member", pa.int32(), "its number"),
-        _column("class", pa.int32(), "the class of its instance classifier as which this image was learnt"),
+        _column("member", pa.int32(), "number of the member"),
+        _column("class", pa.int32(), "class of the member's instance classifier that was trained on this image"),
         IMAGE_ID,
-        _column("group", pa.int32(), "the member's cluster that the class became, which the member learnt as the label of this image"),
+        _column("group", pa.int32(), "the member's cluster that this class became part of; the member learnt it as the label of the image"),
     ]
 )
 """One row for each image in a member's labelled sample."""
 
 ENHANCED_CLUSTERS = pa.schema(
     [
-        _column("cluster", pa.int32(), "its number"),
-        _column("before", pa.int64(), "images that the member gave it, before it was trained further"),
-        _column("after", pa.int64(), "images that it gives it now"),
-        _column("both", pa.int64(), "images of both"),
+        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        _column("before", pa.int64(), "number of images that the consensus assigns to the cluster"),
+        _column("after", pa.int64(), "number of images that the trained encoder and member assign to it"),
+        _column("both", pa.int64(), "number of images that both assign to it"),
     ]
 )
 
@@ -346,42 +352,50 @@ def cluster_centres_schema(dim: int) -> pa.Schema:
     """One row for each cluster."""
     return pa.schema(
         [
-            _column("cluster", pa.int32(), "its number"),
-            _column("centre", _floats(dim), "unit vector in the space of the embeddings: mean direction of its images"),
-            _column("distance", pa.float32(), "1 - cosine of its images to it, mean"),
-            _column("deviation", pa.float32(), "and standard deviation"),
+            _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+            _column("centre", _floats(dim), "unit vector in the space of the embeddings: mean direction of the cluster's images"),
+            _column("distance", pa.float32(), "mean distance (1 - cosine) of the cluster's images to the centre"),
+            _column("deviation", pa.float32(), "standard deviation of this distance"),
         ]
     )
 
 
 HEAD = pa.schema(
     [
-        _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("weights", _floats(), "of the linear map that assigns images outside the run in place of the consensus, (dimensions of the features,)"),
-        _column("bias", pa.float32(), "added to it"),
+        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        _column("weights", _floats(), "weights of the head, a linear map that assigns images outside the run, (dimensions of the features,)"),
+        _column("bias", pa.float32(), "bias of the head"),
     ]
 )
 
 CLUSTER_NAMES = pa.schema(
     [
-        _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("name", pa.string(), "unlike that of every other cluster"),
-        _column("description", pa.string(), "one sentence; null where nothing is known", nullable=True),
-        _column("terms", pa.list_(pa.field("element", pa.string(), nullable=False)), "what its descriptions say and others' do not, most distinctive first"),
-        _column("described", pa.int32(), "descriptions of its own images; where it is 0, those that its images resemble name it"),
-        _column("namer", pa.string(), "who named it: terms, or a language model"),
+        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        _column("name", pa.string(), "name that no other cluster has"),
+        _column("description", pa.string(), "one sentence; null if there is none", nullable=True),
+        _column(
+            "terms",
+            pa.list_(pa.field("element", pa.string(), nullable=False)),
+            "words or nouns that distinguish it from the other clusters, the most distinctive first",
+        ),
+        _column("described", pa.int32(), "number of descriptions of its own images; if 0, the 3 descriptions nearest to its centre, if there are any, name it"),
+        _column("namer", pa.string(), "what named it: terms, nouns, or the name of a language model"),
     ]
 )
 
 HIERARCHY = pa.schema(
     [
-        _column("node", pa.int32(), "clusters, and the number of the row: clusters have the numbers below"),
-        _column("left", pa.int32(), "the cluster or node that it is made of"),
-        _column("right", pa.int32(), "and the other"),
-        _column("height", pa.float32(), "mean distance of the clusters of both: 1 less the mean of their co-association and of the cosine of their centres"),
-        _column("clusters", pa.int32(), "below it"),
-        _column("size", pa.int64(), "images below it"),
-        _column("name", pa.string(), "by the namer of the clusters; unlike that of every other node"),
+        _column("node", pa.int32(), "number of the node: the number of clusters plus the number of the row; smaller numbers are clusters"),
+        _column("left", pa.int32(), "number of one cluster or node that is joined here"),
+        _column("right", pa.int32(), "number of the other"),
+        _column(
+            "height",
+            pa.float32(),
+            "mean distance between the clusters of both: 1 - mean of their co-association and the cosine of their centres, seen from the mean of all images",
+        ),
+        _column("clusters", pa.int32(), "number of clusters below it"),
+        _column("size", pa.int64(), "number of images below it"),
+        _column("name", pa.string(), "name that no other node has, by the namer of the clusters"),
     ]
 )
 """An average-linkage tree, from the bottom up, with one row fewer than clusters."""
@@ -390,10 +404,10 @@ LAYOUT = pa.schema(
     [
         IMAGE_ID,
         URI,
-        _column("cluster", pa.int32(), "0 is the largest cluster"),
+        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
         _column("role", pa.string(), "why it is shown: representative, most confident, least confident, sample, or new"),
-        _column("x", pa.float32(), "on the map, where only distances mean something"),
-        _column("y", pa.float32(), "on the map"),
+        _column("x", pa.float32(), "place on the map, where only distances have a meaning"),
+        _column("y", pa.float32(), "place on the map"),
     ]
 )
 """The images that a report shows, at most 5,000."""
@@ -401,8 +415,8 @@ LAYOUT = pa.schema(
 MAP = pa.schema(
     [
         IMAGE_ID,
-        _column("x", pa.float32(), "from 0 to 1, on the map of `layout`, where only distances mean something"),
-        _column("y", pa.float32(), "from 0 to 1"),
+        _column("x", pa.float32(), "place on the map of `layout`, from 0 to 1; only distances have a meaning"),
+        _column("y", pa.float32(), "place on the map, from 0 to 1"),
     ]
 )
 """One row for each image."""
@@ -411,35 +425,39 @@ _ORIGIN = pa.struct([pa.field("cluster_key", pa.int32(), nullable=False), pa.fie
 
 LINEAGE = pa.schema(
     [
-        _column("cluster", pa.int32(), "0 is the largest cluster"),
-        _column("cluster_key", pa.int32(), "what it is called from run to run: the key of the published cluster that it continues, or a new number"),
-        _column("previous_cluster", pa.int32(), "the published cluster that it continues; null if it is new", nullable=True),
-        _column("overlap", pa.float32(), "images in both over those in either, of the images that both runs have; null if it is new", nullable=True),
-        _column("common", pa.int64(), "its images that the published run before had, with the same bytes"),
-        _column("moved", pa.float32(), "share of those that were under another key; null without any", nullable=True),
-        _column("origins", pa.list_(pa.field("element", _ORIGIN, nullable=False)), "the keys that those were under, with their shares of them, largest first"),
+        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        _column("cluster_key", pa.int32(), "key that stays the same from run to run: that of the published cluster that it continues, or a new number"),
+        _column("previous_cluster", pa.int32(), "number of the published cluster that it continues; null if it is new", nullable=True),
+        _column("overlap", pa.float32(), "Jaccard overlap with that cluster, over the images that both runs have; null if it is new", nullable=True),
+        _column("common", pa.int64(), "number of its images that the run published before has too, with the same bytes"),
+        _column("moved", pa.float32(), "share of these images that had another key there; null if there are none", nullable=True),
+        _column(
+            "origins",
+            pa.list_(pa.field("element", _ORIGIN, nullable=False)),
+            "keys that these images had there, each with its share of them, the largest first",
+        ),
     ]
 )
 
 REFIT = pa.schema(
     [
         _column("decision", pa.string(), "kept, continued, renewed or from scratch"),
-        _column("why", pa.string(), "in words"),
+        _column("why", pa.string(), "the reason, in words"),
         _column("warning", pa.string(), "a warning for people", nullable=True),
-        _column("model", pa.string(), "the run whose model is kept or continued", nullable=True),
-        _column("clusters", pa.int32(), "number of clusters of the run, if not the requested one", nullable=True),
-        _column("images", pa.int64(), "usable images"),
-        _column("new", pa.int64(), "usable images that the model was not made from", nullable=True),
-        _column("gone", pa.int64(), "images that the model was made from and that are gone", nullable=True),
-        _column("fitted_images", pa.int64(), "images when all members were fitted"),
-        _column("outliers", pa.float64(), "share of the new images that are 2 standard deviations or more from their cluster's centre", nullable=True),
-        _column("confidence", pa.float64(), "mean posterior of the new images, by the model's head", nullable=True),
-        _column("margin", pa.float64(), "mean difference to the second largest posterior", nullable=True),
-        _column("outliers_before", pa.float64(), "the same for the images that the model was made from", nullable=True),
-        _column("confidence_before", pa.float64(), "the same", nullable=True),
-        _column("margin_before", pa.float64(), "the same", nullable=True),
-        _column("scratch_moved", pa.float64(), "share of the images that the pipeline's last fit from scratch moved", nullable=True),
-        _column("left_out", pa.list_(pa.field("element", pa.string(), nullable=False)), "stages that the run does not need"),
+        _column("model", pa.string(), "run whose model is kept, continued or renewed; null from scratch", nullable=True),
+        _column("clusters", pa.int32(), "number of clusters; null from scratch, where it is that of the settings", nullable=True),
+        _column("images", pa.int64(), "number of usable images"),
+        _column("new", pa.int64(), "number of usable images that the model was not fitted on", nullable=True),
+        _column("gone", pa.int64(), "number of images that the model was fitted on and that are gone", nullable=True),
+        _column("fitted_images", pa.int64(), "number of images when all members were last fitted"),
+        _column("outliers", pa.float64(), "share of the new images whose outlier score is above 2", nullable=True),
+        _column("confidence", pa.float64(), "mean of the largest posterior of the new images, by the model's head", nullable=True),
+        _column("margin", pa.float64(), "mean difference between the largest and second largest posterior of the new images", nullable=True),
+        _column("outliers_before", pa.float64(), "as outliers, for images that the model was fitted on", nullable=True),
+        _column("confidence_before", pa.float64(), "as confidence, for images that the model was fitted on", nullable=True),
+        _column("margin_before", pa.float64(), "as margin, for images that the model was fitted on", nullable=True),
+        _column("scratch_moved", pa.float64(), "share of the images that the pipeline's last fit from scratch moved to another cluster", nullable=True),
+        _column("left_out", pa.list_(pa.field("element", pa.string(), nullable=False)), "stages that the run leaves out because the model is kept"),
     ]
 )
 
@@ -447,19 +465,19 @@ _OF_A_GROUP = pa.list_(pa.field("element", pa.binary(16), nullable=False))
 
 EMERGING = pa.schema(
     [
-        _column("group", pa.int32(), "0 is the largest"),
-        _column("size", pa.int64(), "images"),
-        _column("cohesion", pa.float32(), "mean cosine to their mean direction"),
-        _column("cluster", pa.int32(), "the cluster in which the published model puts most of them, or their own new cluster"),
-        _column("images", _OF_A_GROUP, "their ids, the most typical first"),
-        _column("like", pa.list_(pa.field("element", pa.string(), nullable=False)), "descriptions of the nearest described images"),
+        _column("group", pa.int32(), "number of the group; 0 is the largest"),
+        _column("size", pa.int64(), "number of images"),
+        _column("cohesion", pa.float32(), "mean cosine of the images to their mean direction"),
+        _column("cluster", pa.int32(), "cluster to which the published model assigns most of the images, or the new cluster that they become"),
+        _column("images", _OF_A_GROUP, "ids of the images, the most typical first"),
+        _column("like", pa.list_(pa.field("element", pa.string(), nullable=False)), "descriptions of the described images that are nearest to the group"),
     ]
 )
 
 REPORT = pa.schema(
     [
-        _column("page", pa.string(), "file beside the table"),
-        _column("size_bytes", pa.int64(), "bytes"),
+        _column("page", pa.string(), "name of a file beside the table"),
+        _column("size_bytes", pa.int64(), "size of the file in bytes"),
         _column("digest", pa.binary(16), "xxh3-128 of the file's bytes"),
     ]
 )

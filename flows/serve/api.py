@@ -36,8 +36,8 @@ _UPLOAD_SECONDS = 120
 """Seconds that an upload may take, because a stalled upload keeps others waiting."""
 
 _ABOUT = """\
-Finished runs and their images as JSON. Lists are paged by `offset` and `limit`; `next` is the address of the part that follows, or null. Answers about a\
- finished run have an ETag, which stays while the answer does. Any other answer is `{"error": SENTENCE}`."""
+Finished runs and their images as JSON. Lists are paged by `offset` and `limit`; `next` is the address of the next part, or null. Answers about a\
+ finished run have an ETag, which changes only if the answer does. A request that fails is answered with `{"error": SENTENCE}`."""
 
 _MOST_LETTERS = 20_000
 """Maximal length of a query parameter."""
@@ -51,7 +51,7 @@ class Problem:
     """The answer to a request that failed."""
 
     error: str
-    """A sentence: what is wrong, which value it is, and what to do."""
+    """A sentence that says what is wrong, with which value, and what to do."""
 
 
 @documented
@@ -65,16 +65,17 @@ class RunRow:
     corpus: str
     pipeline: str
     created: str
-    """UTC."""
+    """Time of the request for the run, UTC."""
     state: str
-    """`finished`, or as `gsec status` calls it."""
+    """`finished`, or another state as in `gsec status`."""
     explorable: bool
-    """Whether it is finished and has clusters of its own, so that the other addresses work for it."""
+    """Whether it is finished and has clusters of its own. Only then do the other addresses work for it."""
     published: bool
     """Whether its pipeline publishes it now."""
     images: int | None
-    """Of a finished run that makes clusters."""
+    """Number of images; null unless the run is finished and makes clusters."""
     clusters: int | None
+    """Number of clusters, as `images`."""
 
 
 @documented
@@ -87,18 +88,18 @@ class RunList:
     offset: int
     limit: int
     next: str | None
-    """Address of the part that follows."""
+    """Address of the next part; null after the last part."""
 
 
 @documented
 @dataclass(frozen=True)
 class PublishedRow:
-    """What a pipeline publishes now."""
+    """The run that a pipeline publishes now."""
 
     pipeline: str
     run: str
     at: str
-    """UTC."""
+    """Time of publication, UTC."""
 
 
 @documented
@@ -111,9 +112,9 @@ class ImageList:
     offset: int
     limit: int
     note: str | None
-    """Remarks on the list, for people."""
+    """What users should know about the list, in words."""
     next: str | None
-    """Address of the part that follows."""
+    """Address of the next part; null after the last part."""
 
 
 @documented
@@ -123,14 +124,14 @@ class DuplicateList:
 
     groups: tuple[DuplicateGroup, ...]
     total: int
-    """Groups in the whole list."""
+    """Number of groups in the whole list."""
     images: int
-    """Images in all groups."""
+    """Number of images in all groups."""
     offset: int
     limit: int
     note: str | None
     next: str | None
-    """Address of the part that follows."""
+    """Address of the next part; null after the last part."""
 
 
 @documented
@@ -143,30 +144,30 @@ class ActList:
     offset: int
     limit: int
     next: str | None
-    """Address of the part that follows."""
+    """Address of the next part; null after the last part."""
 
 
 @documented
 @dataclass(frozen=True)
 class Said:
-    """An act to add. Each kind takes what its command of `gsec curate` takes."""
+    """An act to add to the curation log. Each kind takes the same values as the command `gsec curate KIND`."""
 
     kind: Literal["rename", "describe", "merge", "split", "move", "hide", "show", "star", "unstar", "undo"]
     who: str
     """Your name, for the log."""
     why: str | None = None
     key: int | None = None
-    """The cluster that the act is about; for `merge` and `move` the one that gets the images."""
+    """Key of the cluster that the act is about; for `merge` and `move`, of the cluster that gets the images."""
     keys: tuple[int, ...] = ()
-    """`merge`: the clusters that become part of it."""
+    """For `merge`: keys of the clusters that become part of it."""
     text: str | None = None
-    """`rename`, `describe`."""
+    """For `rename` and `describe`: the new name or description."""
     images: tuple[str, ...] = ()
-    """Ids. For `move`, and for `hide`, `show`, `star` and `unstar` of images."""
+    """For `move`, and for `hide`, `show`, `star` and `unstar` of images: their ids."""
     parts: int | None = None
-    """`split`: into how many."""
+    """For `split`: the number of parts."""
     undoes: int | None = None
-    """`undo`: the number of an act."""
+    """For `undo`: the number of the act."""
 
 
 class _NotModified(Exception):
@@ -246,9 +247,9 @@ def _keep(request: Request, version_: str) -> None:
 RunId = Annotated[str, Path(description="A run's id, 32 hex digits.", pattern="^[0-9a-f]{32}$")]
 ImageId = Annotated[str, Path(description="An image's id, 32 hex digits.", pattern="^[0-9a-f]{32}$")]
 Key = Annotated[int, Path(description="A cluster's key.", ge=0, lt=2**31)]
-Offset = Annotated[int, Query(description="Rows before the first.", ge=0, le=2**31)]
-Limit = Annotated[int, Query(description="Rows at most.", ge=1, le=MOST_ROWS)]
-Hidden = Annotated[bool, Query(description="Whether the list has what was hidden.")]
+Offset = Annotated[int, Query(description="Number of rows to skip.", ge=0, le=2**31)]
+Limit = Annotated[int, Query(description="Largest number of rows in the answer.", ge=1, le=MOST_ROWS)]
+Hidden = Annotated[bool, Query(description="Whether the list includes what is hidden.")]
 
 
 def _opened(request: Request, run: RunId) -> Collection:
@@ -285,7 +286,7 @@ def runs(request: Request, offset: Offset = 0, limit: Limit = 50) -> RunList:
 
 @router.get("/published", tags=["Runs"])
 def published(request: Request) -> list[PublishedRow]:
-    """What each pipeline publishes now. If several stores have a pipeline of the same name, the first store counts."""
+    """The run that each pipeline publishes now. If several stores have a pipeline of the same name, the first store counts."""
     found = [publication for store in _serving(request).stores for publication in store.publications()[0]]
     rows = {one.pipeline: PublishedRow(one.pipeline, one.run_id, one.at) for one in reversed(found)}
     return [rows[name] for name in sorted(rows)]
@@ -316,8 +317,10 @@ def images(
     request: Request,
     collection: Kept,
     cluster: Annotated[int | None, Query(description="The key of a cluster. Default: images of all clusters.", ge=0, lt=2**31)] = None,
-    sort: Annotated[Literal["confidence", "outlier", "date", "name"], Query(description="The note of a list by date says which date it is.")] = "confidence",
-    descending: Annotated[bool | None, Query(description="Default: names ascend, everything else descends.")] = None,
+    sort: Annotated[
+        Literal["confidence", "outlier", "date", "name"], Query(description="Order of the list. With `date`, the note of the list says which date is meant.")
+    ] = "confidence",
+    descending: Annotated[bool | None, Query(description="Whether the order descends. Default: it does, except by `name`.")] = None,
     within: Annotated[
         str | None, Query(description="A polygon on the map, x1,y1,x2,y2,… in the unit square: only images that lie in it.", max_length=_MOST_LETTERS)
     ] = None,
@@ -325,14 +328,14 @@ def images(
     offset: Offset = 0,
     limit: Limit = 50,
 ) -> ImageList:
-    """Images of a cluster, of a part of the map, or all."""
+    """Images of a cluster, of a part of the map, or of the whole run."""
     found = collection.images(cluster, sort, descending, None if within is None else polygon.parsed(within), hidden, offset, limit)
     return _image_list(request, found)
 
 
 @router.get("/runs/{run}/images/{id}", tags=["Images"])
 def image(request: Request, collection: Opened, id: ImageId) -> ImageDetail:
-    """All that is known of one image. The first answers of a large run may be `pending`."""
+    """All that is known about one image. In a large run the first answers may be `pending`."""
     found = collection.image(id)
     if not found.pending:
         _keep(request, f"{collection.run.id} {found}")  # history and notes can change without curation
@@ -362,7 +365,7 @@ def search(
     offset: Offset = 0,
     limit: Limit = 50,
 ) -> ImageList:
-    """The images nearest to words, or to an image of the collection. Give one of `q` and `like`."""
+    """The images nearest to words, or to an image of the run. Give either `q` or `like`."""
     if (q is None) == (like is None):
         raise Refused("search: give one of q and like.")
     found = collection.by_words(q, offset, limit) if q is not None else collection.like(str(like), offset, limit)
@@ -376,9 +379,9 @@ _UPLOAD = {
     }
 }
 _OF_UPLOADS: dict[int | str, dict[str, Any]] = {
-    408: {"model": Problem, "description": f"It did not come within {_UPLOAD_SECONDS} s."},
-    413: {"model": Problem, "description": f"More than {MOST_UPLOAD_BYTES // 2**20} MiB."},
-    415: {"model": Problem, "description": "Another Content-Type."},
+    408: {"model": Problem, "description": f"The image did not arrive within {_UPLOAD_SECONDS} s."},
+    413: {"model": Problem, "description": f"The image is larger than {MOST_UPLOAD_BYTES // 2**20} MiB."},
+    415: {"model": Problem, "description": "The Content-Type is not that of an image."},
 }
 
 
@@ -386,7 +389,7 @@ _OF_UPLOADS: dict[int | str, dict[str, Any]] = {
 async def search_by_upload(
     request: Request, run: RunId, offset: Offset = 0, limit: Limit = 50, content_type: Annotated[str, Header(include_in_schema=False)] = ""
 ) -> ImageList:
-    """The images nearest to the one that is the body of the request. It is not kept."""
+    """The images nearest to an uploaded image, which is the body of the request. The upload is not stored."""
     kind = content_type.partition(";")[0].strip().lower()
     if not (kind.startswith("image/") or kind == "application/octet-stream"):
         raise HTTPException(415, "Send the image as it is, with its Content-Type, image/jpeg for instance.")
@@ -401,12 +404,12 @@ async def search_by_upload(
     return ImageList(**vars(found), next=None)
 
 
-_BINARY: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}, "description": "6 bytes an image."}}
+_BINARY: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}, "description": "6 bytes for each image."}}
 
 
 @router.get("/runs/{run}/map", tags=["Map and tree"], response_class=Response, responses=_BINARY)
 def map_points(collection: Kept) -> Response:
-    """The map: for each image on it three little-endian uint16, x and y of 65,535, and the place of its cluster in the list of clusters (65,535: hidden)."""
+    """The map: for each image three little-endian uint16: x and y, from 0 to 65,535, and its cluster's place in the list of clusters (65,535 if hidden)."""
     return Response(collection.map_points(), media_type="application/octet-stream")
 
 
@@ -435,7 +438,7 @@ async def body(request: Request, most: int) -> bytes:
 
 @router.get("/runs/{run}/curation", tags=["Curation"])
 def curation(request: Request, collection: Kept, offset: Offset = 0, limit: Limit = 50) -> ActList:
-    """The curation log of the run's pipeline, and which acts could not be applied to this run."""
+    """The curation log of the run's pipeline. For each act it says whether it could be applied to this run."""
     found = collection.curation(offset, limit)
     return ActList(**vars(found), next=_next(request, offset, limit, found.total))
 
@@ -444,14 +447,14 @@ _SAID = TypeAdapter(Said)
 _SAYING = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Said"}}}}}
 _OF_CURATION: dict[int | str, dict[str, Any]] = {
     403: {"model": Problem, "description": "The server only reads: it was started without `--curate`."},
-    413: {"model": Problem, "description": f"More than {MOST_SAID_BYTES // 2**20} MiB."},
-    415: {"model": Problem, "description": "Another Content-Type than application/json."},
+    413: {"model": Problem, "description": f"The body is larger than {MOST_SAID_BYTES // 2**20} MiB."},
+    415: {"model": Problem, "description": "The Content-Type is not application/json."},
 }
 
 
 @router.post("/runs/{run}/curation", tags=["Curation"], openapi_extra=_SAYING, responses=_OF_CURATION)
 async def curate(request: Request, run: RunId, content_type: Annotated[str, Header(include_in_schema=False)] = "") -> ActRow:
-    """Add an act. It is refused if it cannot be applied to the clusters of this run."""
+    """Add an act to the curation log. It is refused if it cannot be applied to the clusters of this run."""
     if not _serving(request).curate:
         raise HTTPException(403, "This server only reads. Start it with gsec serve --curate.")
     if content_type.partition(";")[0].strip().lower() != "application/json":

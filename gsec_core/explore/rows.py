@@ -16,14 +16,14 @@ class ImageRow:
     id: str
     """32 hex digits."""
     uri: str
-    """Relative to the corpus's source."""
+    """Where the image is, relative to the corpus's source."""
     key: int
-    """Of its cluster."""
+    """Key of its cluster."""
     name: str
-    """Of its cluster."""
+    """Name of its cluster."""
     confidence: float
     outlier: float | None
-    """Deviations by which it is farther from its cluster's centre than the cluster's images; None where there is one labelling only."""
+    """Distance to its cluster's centre, in standard deviations above the mean of the cluster's images; null if the run has no such score."""
     starred: bool = False
     hidden: bool = False
     cosine: float | None = None
@@ -37,11 +37,11 @@ class Page:
 
     rows: tuple[ImageRow, ...]
     total: int
-    """Images in the whole list."""
+    """Number of images in the whole list."""
     offset: int
     limit: int
     note: str | None = None
-    """A sentence on what the list is or is not, for people."""
+    """What users should know about the list, in words."""
 
 
 @documented
@@ -54,17 +54,17 @@ class ClusterRow:
     description: str
     terms: tuple[str, ...]
     size: int
-    """Images that are not hidden."""
+    """Number of images that are not hidden."""
     confidence: float | None
-    """Mean over its images after curation, hidden ones included; null if it has none."""
+    """Mean confidence of its images after curation, hidden images included; null if it has no images."""
     cohesion: float | None
-    """As measured in the run; null if curation changed its images."""
+    """Mean cosine of its images to its centre, as measured in the run; null if curation changed its images."""
     agreement: float | None
-    """As `confidence`; None too where there is one labelling only."""
+    """Mean agreement of its images, as `confidence`; null too if the run has no such score."""
     stability: float | None
-    """As `cohesion`."""
+    """Mean overlap with the matching clusters of the members, as measured in the run; null as `cohesion`."""
     curated: bool
-    """Whether people changed its name, description or images."""
+    """Whether users changed its name, description or images."""
     starred: bool
     hidden: bool
     examples: tuple[str, ...]
@@ -80,7 +80,7 @@ class Past:
 
     run_id: str
     created: str
-    """When it was published, UTC."""
+    """Time of publication, UTC."""
     key: int
     name: str
 
@@ -91,9 +91,9 @@ class Duplicate:
     """One image of a group of duplicates."""
 
     row: ImageRow
-    """Its cosine is to the first image of the group."""
+    """The image; its `cosine` is that with the first image of the group."""
     exact: bool
-    """Whether it has the same bytes as the first."""
+    """Whether it has the same bytes as the first image."""
     keep: bool
     """Whether it is the one to keep."""
 
@@ -101,13 +101,13 @@ class Duplicate:
 @documented
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Exact and near copies."""
+    """A group of exact and near copies."""
 
     number: int
-    """0 is the largest."""
+    """Number of the group; 0 is the largest."""
     size: int
     images: tuple[Duplicate, ...]
-    """The one to keep first; of a large group only the first ones."""
+    """The image to keep comes first. Of a large group only the first 50 images are listed."""
 
 
 @documented
@@ -117,9 +117,9 @@ class Groups:
 
     groups: tuple[DuplicateGroup, ...]
     total: int
-    """Groups in the whole list."""
+    """Number of groups in the whole list."""
     images: int
-    """Images in all groups."""
+    """Number of images in all groups."""
     offset: int
     limit: int
     note: str | None = None
@@ -131,14 +131,14 @@ class Node:
     """An inner node of the tree of clusters."""
 
     node: int
-    """Its number; the clusters are the numbers below."""
+    """Number of the node. Smaller numbers are clusters."""
     left: int
     right: int
     height: float
     clusters: int
-    """Clusters below it."""
+    """Number of clusters below it."""
     size: int
-    """Images below it."""
+    """Number of images below it."""
     name: str
 
 
@@ -149,9 +149,9 @@ class Group:
 
     name: str
     size: int
-    """Images."""
+    """Number of images."""
     keys: tuple[int, ...]
-    """Of its clusters, the largest first."""
+    """Keys of its clusters, the largest first."""
 
 
 @documented
@@ -164,7 +164,7 @@ class Tree:
     nodes: tuple[Node, ...]
     """From the bottom up; the last is the root."""
     groups: tuple[Group, ...]
-    """The clusters in the requested number of groups, the largest first."""
+    """The clusters in the requested number of groups, the largest first; empty if no number was requested."""
 
 
 @documented
@@ -174,25 +174,26 @@ class ImageDetail:
 
     row: ImageRow
     caption: str | None
-    """Its description, or that of an image with the same bytes; null if there is none."""
+    """Description of the image, or of an image with the same bytes; null if there is none."""
     width: int | None
-    """Pixels as shown; None where the embeddings are gone."""
+    """Width in pixels, as a viewer shows the image; null if the embeddings are gone."""
     height: int | None
+    """Height, as `width`."""
     model_key: int
-    """Key of the model's own cluster, without curation."""
+    """Key of the image's cluster before curation."""
     model_name: str
+    """Name of this cluster before curation."""
     second: tuple[int, str] | None
-    """Key and name, after curation, of the cluster that the model finds next most likely; null if there is none or it is not known."""
+    """Key and name, after curation, of the second most likely cluster by the model; null if there is none or it is not known."""
     neighbors: tuple[ImageRow, ...]
     """The nearest images, by cosine of their embeddings."""
     duplicates: tuple[ImageRow, ...]
     history: tuple[Past, ...]
-    """The image in the newest 30 publications, newest first."""
+    """Its clusters in the newest 30 publications, newest first."""
     pending: bool = False
-    """Whether neighbours and second choice are still being prepared: they are there when the image is asked for again a little later. Such an answer is
-    not to be cached."""
+    """Whether `neighbors` and `second` are still being computed. Ask for the image again a little later; do not cache such an answer."""
     note: str | None = None
-    """Why something is not known, for people."""
+    """Why something is not known, in words."""
 
 
 @documented
@@ -201,7 +202,7 @@ class ActRow:
     """One act in the curation log."""
 
     number: int
-    """Its place in the log, from 1."""
+    """Number of the act in the log, from 1."""
     kind: str
     who: str
     at: str
@@ -210,23 +211,24 @@ class ActRow:
     key: int | None
     """The cluster that the act is about."""
     keys: tuple[int, ...]
-    """For a merge, the clusters that become part of it; for a split, its new parts."""
+    """For a merge, the clusters that become part of `key`; for a split, the new clusters."""
     text: str | None
     images: tuple[str, ...]
     """Ids of the first images that the act is about."""
     image_count: int
     """Number of images that the act is about."""
     undoes: int | None
+    """Number of the act that this act undoes."""
     undone: int | None
-    """The act that undid it."""
+    """Number of the act that undid this act."""
     open: str | None
-    """Why the act could not be applied to this run's clusters, or only in part."""
+    """Why the act could not be applied to this run's clusters, or only in part; null if it was applied."""
 
 
 @documented
 @dataclass(frozen=True)
 class Acts:
-    """A part of the log, newest first."""
+    """A part of the curation log, newest first."""
 
     rows: tuple[ActRow, ...]
     total: int

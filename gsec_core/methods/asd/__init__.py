@@ -14,21 +14,31 @@ class ASDSettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of a member: three eighths for the instance classifier, the others for FixMatch. Default: 1,600, on pixels 20,000.",
+        description="Training steps of a member: three eighths for the instance classifier, the rest for FixMatch. Default: 1,600; with asd.pixels 20,000.",
     )
     pixels: bool = Field(
-        False, description="Members are small networks that learn from the thumbnails, as published, instead of linear maps of the embeddings."
+        False, description="Members are small networks that learn from the thumbnails, as in the paper, instead of linear maps of the embeddings."
     )
-    side: int = Field(32, ge=8, le=96, description="pixels: side of the square that is cut from each thumbnail, in pixels; at most encode.thumbnail_size.")
-    depth: int = Field(10, ge=10, le=100, description="pixels: depth of the wide residual network: 10, 16, 22, 28, and so on by 6.")
-    width: int = Field(1, ge=1, le=16, description="pixels: width of the wide residual network. FixMatch has depth 28 and width 2, for which a CPU takes days.")
+    side: int = Field(
+        32,
+        ge=8,
+        le=96,
+        description="With asd.pixels: side in pixels to which the central square of each thumbnail is resized; at most encode.thumbnail_size.",
+    )
+    depth: int = Field(10, ge=10, le=100, description="With asd.pixels: depth of the wide residual network: 10, 16, 22, 28, and so on in steps of 6.")
+    width: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="With asd.pixels: width of the wide residual network. FixMatch's own network has depth 28 and width 2; a CPU needs days to train it.",
+    )
 
 
 METHOD = Method(
     name="asd",
     title="ASD",
     paper="https://arxiv.org/abs/2509.20976",
-    does="A sample with one class for each image; classes between which images change form a cluster, and FixMatch learns the clusters from the sample.",
+    does="Trains a classifier with one class per sampled image. Classes between which images change form a cluster, and FixMatch learns the clusters.",
     texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=ASDSettings,
     estimator="gsec_core.methods.asd.estimator:ASD",

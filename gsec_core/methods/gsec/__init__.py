@@ -12,11 +12,19 @@ from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 class GSECSettings(Section):
     """Parameters of the estimator `gsec_core.GSEC`."""
 
-    preset: Literal["default", "published"] = Field("default", description="`published`: the features, counterparts and training of the paper's code.")
-    ensemble_size: int = Field(32, ge=1, le=1024, description="BatchEnsemble members of each inner head.")
-    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Outer steps. Default: the preset's.")
+    preset: Literal["default", "published"] = Field(
+        "default", description="`published`: features, text counterparts and training as in the paper's code; `default`: those of gsec."
+    )
+    ensemble_size: int = Field(32, ge=1, le=1024, description="Number of BatchEnsemble members in each inner head.")
+    max_steps: int | None = Field(
+        None, ge=1, le=1_000_000, description="Outer steps of a member. Default: the preset's: 100, or fewer with many clusters; `published` 6,000."
+    )
     tol: float | None = Field(
-        None, ge=0, lt=1, description="Stop a member when at most this share of labels changed over its last 10 steps. 0: never. Default: the preset's."
+        None,
+        ge=0,
+        lt=1,
+        description="A member stops when at most this share of its labels changed over its last 10 steps. 0: it never stops early. Default: the preset's: 0; "
+        "`published` .001.",
     )
 
 
@@ -24,7 +32,7 @@ METHOD = Method(
     name="gsec",
     title="GSEC",
     paper="https://arxiv.org/abs/2605.12961",
-    does="Linear members, each from its own k-means, that learn labels which BatchEnsemble heads can predict and neighbours agree on.",
+    does="Linear members, each from its own k-means, learn labels that BatchEnsemble heads can predict and neighbours agree on.",
     texts=(CAPTIONS, NOUNS, ENCODER, NONE),
     Settings=GSECSettings,
     estimator="gsec_core.methods.gsec.estimator:GSEC",

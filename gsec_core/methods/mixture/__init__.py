@@ -87,7 +87,7 @@ def mixed(parts: Sequence[Method]) -> Method:
         name=name,
         title=f"{', '.join(titles)} and {last}",
         paper=", ".join(part.paper for part in parts),
-        does="Consensus of members of several methods, with the same number of each.",
+        does="A consensus of several methods, with equally many members of each.",
         texts=texts,
         Settings=create_model("MixtureSettings", __base__=Section, **sections),
         estimator=ESTIMATOR,

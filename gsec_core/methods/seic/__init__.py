@@ -8,19 +8,19 @@ from gsec_core.text import CAPTIONS, ENCODER, NOUNS, NounSelection
 
 
 class SEICSettings(Section):
-    """Parameters of the estimator `gsec_core.SEIC`, and stage two."""
+    """Parameters of the estimator `gsec_core.SEIC`, and a switch for its stage two."""
 
     max_steps: int | None = Field(
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of a member. Default: the published 200 epochs of batches of 1,024 (with more than 128 clusters eight rows for each "
-        "cluster, at most 8,192), and at least 800.",
+        description="Training steps of a member. Default: 200 epochs as in the paper, in batches of 1,024 images (with more than 128 clusters, 8 images for "
+        "each cluster, at most 8,192), and at least 800 steps.",
     )
     enhance: bool = Field(
         False,
-        description="Stage two: a CLIP's vision tower learns from the clusters. It reads all images 40 times and needs a GPU; a CPU is used only with "
-        "train.device = cpu. `gsec export --encoder` writes the encoder, for a run that clusters with it.",
+        description="Stage two: train the vision tower of a CLIP encoder on the clusters. This reads all images 40 times and needs a GPU; a CPU is used only "
+        "with train.device = cpu. `gsec export --encoder` writes the trained encoder, so that another run can cluster with it.",
     )
 
 
@@ -31,7 +31,7 @@ METHOD = Method(
     name="seic",
     title="SEIC",
     paper="https://arxiv.org/abs/2508.01254",
-    does="Linear maps of images and of their texts that agree on images, clusters and centres. Favours clusters of equal size. Can adapt a CLIP to them.",
+    does="Linear maps of images and of their texts learn to agree on images, clusters and centres. Favours clusters of equal size. Can adapt a CLIP.",
     texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=SEICSettings,
     estimator="gsec_core.methods.seic.estimator:SEIC",

@@ -17,13 +17,18 @@ Mapping = Literal["adjusted", "centres", "direct"]
 class SICSettings(Section):
     """Parameters of the estimator `gsec_core.SIC`."""
 
-    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Steps of a member. Default: 100 epochs of batches of 128, and at least 3,900.")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Training steps of a member. Default: 100 epochs in batches of 128 images (4,096 with more than 100 clusters), and at least 3,900 steps.",
+    )
     mapping: Mapping = Field(
         "adjusted",
-        description="Where a cluster's nouns come from. `adjusted`: near the images of which the head is most certain, looked up in every epoch; "
-        "`centres`: near the centres of a k-means of the images, looked up once; `direct`: from a k-means of the nouns themselves.",
+        description="How the nouns of a cluster are found. `adjusted`: nouns near the images of which the head is most certain, found again in every epoch; "
+        "`centres`: nouns near the centres of a k-means of the images, found once; `direct`: by a k-means of the nouns themselves.",
     )
-    beta: float = Field(1.0, ge=0, le=100, description="Weight of the labels that nouns give.")
+    beta: float = Field(1.0, ge=0, le=100, description="Weight of the labels that the nouns give to images, in the loss.")
     start_at_centres: bool | None = Field(
         None, description="Start heads at the centres of a k-means of the images, instead of at random. Default: only with more than 100 clusters."
     )
@@ -40,7 +45,7 @@ METHOD = Method(
     name="sic",
     title="SIC",
     paper="https://arxiv.org/abs/2208.09849",
-    does="A linear head, taught by neighbours and by nouns near the most certain images of each cluster. Favours clusters of equal size.",
+    does="A linear head, trained on neighbours and on nouns near each cluster's most certain images. Favours clusters of equal size.",
     texts=(NOUNS,),
     Settings=SICSettings,
     estimator="gsec_core.methods.sic.estimator:SIC",

@@ -14,21 +14,22 @@ class TACSettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of a member. Default: the published epochs (20 of batches of 512; with more than 100 clusters 100 of 8,192), and at least 180.",
+        description="Training steps of a member. Default as in the paper: 20 epochs in batches of 512 images (with more than 100 clusters, 100 epochs in "
+        "batches of 8,192), and at least 180 steps.",
     )
 
 
 class TACKMeansSettings(Section):
     """Parameters of the estimator `gsec_core.TACKMeans`."""
 
-    n_init: int = Field(20, ge=1, le=1000, description="Starts of a member's k-means; the best by the k-means objective is kept.")
+    n_init: int = Field(20, ge=1, le=1000, description="Number of starts of a member's k-means. The start with the best objective is kept.")
 
 
 METHOD = Method(
     name="tac",
     title="TAC",
     paper="https://arxiv.org/abs/2310.11989",
-    does="Two perceptrons, on images and on their texts, that teach each other's neighbours. Favours clusters of equal size.",
+    does="Perceptrons for images and for texts, each trained on the other's neighbours. Favours clusters of equal size.",
     texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=TACSettings,
     estimator="gsec_core.methods.tac.estimator:TAC",
@@ -38,7 +39,7 @@ WITHOUT_TRAINING = Method(
     name="tac-kmeans",
     title="TAC without training",
     paper="https://arxiv.org/abs/2310.11989",
-    does="k-means of images and their texts side by side.",
+    does="k-means of images and texts, concatenated.",
     texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=TACKMeansSettings,
     estimator="gsec_core.methods.tac.kmeans:TACKMeans",

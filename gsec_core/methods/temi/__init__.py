@@ -14,16 +14,21 @@ class TEMISettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Steps of the heads. Default: 200 epochs of batches of 512 (1,024 from 1,000 clusters on), and at least 7,200.",
+        description="Training steps of the heads. Default: 200 epochs in batches of 512 images (1,024 with 1,000 clusters or more), and at least 7,200 steps.",
     )
-    beta: float = Field(0.6, gt=0.5, le=1, description="Exponent of the agreement. At 1 sizes are free; smaller values favour equal sizes.")
+    beta: float = Field(
+        0.6,
+        gt=0.5,
+        le=1,
+        description="Exponent of the agreement between neighbours in the loss. At 1 clusters may have any size; smaller values favour equal sizes.",
+    )
 
 
 METHOD = Method(
     name="temi",
     title="TEMI",
     paper="https://arxiv.org/abs/2303.17896",
-    does="Perceptrons, each with a slowly moving copy as its teacher, that give an image and its neighbours the same label.",
+    does="Perceptrons, each taught by a slow copy of itself, learn to give an image and its neighbours the same label.",
     texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=TEMISettings,
     estimator="gsec_core.methods.temi.estimator:TEMI",

@@ -6,7 +6,7 @@ from gsec_core.text import NOUNS, NounSelection
 
 
 class ZeroShotSettings(Section):
-    """The estimator `gsec_core.ZeroShot` has no parameters. The names are in `text.vocabulary`, a file with one on each line, and synonyms separated by `|`."""
+    """None: `gsec_core.ZeroShot` has no parameters. Give the names as `text.vocabulary = file:PATH`, with one cluster a line, and synonyms separated by `|`."""
 
 
 METHOD = Method(
