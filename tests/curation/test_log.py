@@ -1,4 +1,4 @@
-"""The log: nothing that was said is lost, whoever writes at once and whatever is killed or damaged."""
+"""The log of curation: no act is lost with concurrent writers, after kills, or after damage."""
 
 import json
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from .examples import model, random_act, slowly, told
 
 
 def log_on(disk: Machine) -> Log:
-    """As a process sees it that has just begun."""
+    """The log as a new process opens it."""
     return Log(LocalFiles(str(disk.folder / "store")), "nightly")
 
 
 @dataclass
 class Writer:
-    """A process that says some things, one after the other, and may be killed on the way."""
+    """A process that appends some acts, one after the other, and may be killed on the way."""
 
     disk: Machine
     name: str
     acts: int
     said: list[Act] = field(default_factory=list)
-    """What it was told is in the log."""
+    """The acts that it was told are in the log."""
 
     def __call__(self) -> None:
         log, random = log_on(self.disk), Random(self.name)
@@ -84,7 +84,7 @@ def rename(name: str) -> Callable[[list[Act]], Act]:
     return lambda before: Act(RENAME, "ann", "2026-01-01T00:00:00.000+00:00", None, 1, text=name)
 
 
-def test_who_loses_a_number_takes_the_next_after_a_look_at_what_was_said(tmp_path: Path) -> None:
+def test_a_writer_that_loses_the_race_for_a_number_reads_the_new_act_and_takes_the_next(tmp_path: Path) -> None:
     log, seen = Log(LocalFiles(str(tmp_path)), "nightly"), list[int]()
 
     def slow(before: list[Act]) -> Act:
@@ -98,7 +98,7 @@ def test_who_loses_a_number_takes_the_next_after_a_look_at_what_was_said(tmp_pat
     assert [act.text for act in Log(LocalFiles(str(tmp_path)), "nightly").read()] == ["other", "other", "mine"]
 
 
-def test_every_kind_is_read_as_it_was_written(any_url: str) -> None:
+def test_acts_of_every_kind_are_read_back_as_they_were_written(any_url: str) -> None:
     log, random = Log(open_files(any_url), "nightly"), Random(0)
     said = [log.append(lambda before: random_act(random, before)) for _ in range(60)]
     assert {act.kind for act in said} == {"rename", "describe", "merge", "split", "move", "hide", "show", "star", "unstar", "undo"}
@@ -135,7 +135,7 @@ SPLIT = b'{"at": "2026", "key": 1, "kind": "split", "keys": [1000000], "encoder"
         SPLIT + b'"AHwAfAB8AHw="}',
     ],
 )
-def test_a_damaged_file_is_named_and_without_it_all_others_count(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_act_is_an_error_that_names_it_and_once_removed_the_others_count(tmp_path: Path, data: bytes) -> None:
     log = Log(LocalFiles(str(tmp_path)), "nightly")
     for name in "abc":
         log.append(rename(name))
@@ -150,7 +150,7 @@ def test_a_damaged_file_is_named_and_without_it_all_others_count(tmp_path: Path,
     assert log.append(rename("d")).number == 4
 
 
-def test_what_a_newer_gsec_wrote_is_read_as_far_as_it_is_known(tmp_path: Path) -> None:
+def test_acts_of_a_newer_gsec_are_read_with_a_list_of_their_unknown_parts(tmp_path: Path) -> None:
     log = Log(LocalFiles(str(tmp_path)), "nightly")
     folder = tmp_path / "curation" / "nightly"
     folder.mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_what_a_newer_gsec_wrote_is_read_as_far_as_it_is_known(tmp_path: Path) -
     assert log.append(rename("d")).number == 4
 
 
-def test_a_name_that_cannot_be_a_pipelines_is_refused_and_a_name_that_is_taken_by_a_folder_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_an_invalid_pipeline_and_a_number_taken_by_a_folder_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="a pipeline's name has"):
         Log(LocalFiles(str(tmp_path)), "../nightly")
     (tmp_path / "curation" / "nightly" / "00000001.json").mkdir(parents=True)
