@@ -49,25 +49,25 @@ kills = st.none() | st.integers(0, 400)
 
 @reproducible(60)
 @given(schedules, kills, kills, st.integers(0, 99))
-def test_two_writers_in_any_order_killed_at_any_call_lose_nothing(schedule: list[tuple[int, int]], first: int | None, second: int | None, seed: int) -> None:
+def test_two_writers_killed_at_any_call_in_any_order_lose_no_act(schedule: list[tuple[int, int]], first: int | None, second: int | None, seed: int) -> None:
     with machine() as disk:
         writers = [Writer(disk, f"ann {seed}", 16), Writer(disk, f"bob {seed}", 16)]
         disk.run(writers, schedule, [first, second])
         found = log_on(disk).read()
-        assert [act.number for act in found] == list(range(1, len(found) + 1)), "no number is left out or given twice"
+        assert [act.number for act in found] == list(range(1, len(found) + 1)), "no number may be left out or given twice"
         by_number = {act.number: act for act in found}
         for writer in writers:
             assert all(by_number[act.number] == act for act in writer.said)
             its = [act.number for act in found if act.who == writer.name]
             assert its[: len(writer.said)] == [act.number for act in writer.said]
-            assert len(its) <= len(writer.said) + 1, "a killed one may have said one thing more than it was told"
+            assert len(its) <= len(writer.said) + 1, "a killed writer may have logged one act more than it was told of"
         again = replay(log_on(disk).read(), model())
         assert told(again, model()) == told(replay(found, model()), model()) == slowly(found, model())
 
 
 @reproducible(20)
 @given(schedules, kills)
-def test_after_a_power_loss_what_somebody_was_told_is_in_the_log(schedule: list[tuple[int, int]], killed: int | None) -> None:
+def test_after_a_power_loss_every_act_that_a_writer_was_told_of_is_in_the_log(schedule: list[tuple[int, int]], killed: int | None) -> None:
     with machine() as disk:
         writers = [Writer(disk, name, 3) for name in ("ann", "bob")]
         disk.run(writers, schedule, [killed, None])

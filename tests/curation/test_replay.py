@@ -42,10 +42,9 @@ def why(found: Curated) -> dict[int, str]:
 NIGHTS = [model(), model(without=[3, 4], changed=[5]), model(keys=[0, 1, 5]), model(images=1), model(encoder="new")]
 
 
-# `replay` equals the slow reference of examples.py, for random acts and several models.
 @reproducible(250)
 @given(st.integers(0, 2**32), st.integers(0, 40), st.sampled_from(NIGHTS))
-def test_it_is_what_it_would_be_an_image_at_a_time(seed: int, count: int, of: Model) -> None:
+def test_a_replay_of_random_acts_equals_the_slow_reference_that_goes_image_by_image(seed: int, count: int, of: Model) -> None:
     random, said = Random(seed), list[Act]()
     for number in range(1, count + 1):
         said.append(replace(random_act(random, said), number=number))

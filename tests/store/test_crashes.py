@@ -239,10 +239,9 @@ def test_of_all_who_make_a_shard_one_is_told_so_and_its_bytes_stay(work: Work) -
             assert winners == [shards_of(disk).facts(name)["writer"]]
 
 
-# Every commit of every writer returns, and the disk holds no other files than the shards.
 @reproducible(100)
 @given(works)
-def test_all_who_make_a_shard_come_back_and_leave_nothing_else(work: Work) -> None:
+def test_concurrent_writers_all_finish_and_leave_no_files_but_the_shards(work: Work) -> None:
     with machine(work.hard_links) as disk:
         work.on(disk)
         assert len(work.returned) == sum(len(writer.names) for writer in work.writers)
