@@ -48,7 +48,7 @@ def test_the_published_outer_loss_is_cross_entropy_minus_the_entropy_of_the_mean
         assert found[m].item() == pytest.approx((F.cross_entropy(prediction[:, m], q[:, m]) - 50 * balance).item(), abs=1e-10)
 
 
-def test_the_default_outer_loss_is_half_the_cross_entropy_plus_the_disagreement_of_neighbours() -> None:
+def test_the_default_outer_loss_is_half_the_cross_entropy_minus_the_agreement_of_neighbours() -> None:
     both, prediction = logits(0, 2 * ROWS), logits(1)
     q, neighbor = both.softmax(-1)[:ROWS], both.softmax(-1)[ROWS:]
     before = torch.full((MEMBERS, CLUSTERS), 1 / CLUSTERS, dtype=torch.float64)

@@ -48,7 +48,7 @@ def test_a_name_has_two_objects_if_the_first_is_in_fewer_than_half_of_the_descri
     assert name_clusters([mixed, PETS[0]])[0].name == "ship, van"
 
 
-def test_the_head_of_a_noun_phrase_is_the_name_unless_it_is_too_general() -> None:
+def test_objects_with_one_head_give_that_head_as_name_and_a_single_object_its_whole_phrase() -> None:
     said = [[described("loaf of bread", "brown"), described("loaf of rye bread", "dark")], [described("slice of bread", "white")]]
     assert [name.name for name in name_clusters(said)] == ["loaf", "slice of bread"]
 

@@ -164,7 +164,7 @@ def test_images_can_be_assigned_to_the_published_clustering(stack: Stack, first:
     assert state["name"] == "Completed", state["message"]
 
 
-def test_maintenance_completes_and_keeps_recent_runs(stack: Stack, first: str) -> None:
+def test_maintenance_completes_and_the_publication_is_still_there(stack: Stack, first: str) -> None:
     assert stack.ended(stack.begin("gsec-maintenance/all"))["name"] == "Completed"
     assert published(stack, "kinds")
 

@@ -75,7 +75,7 @@ def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Co
 
 
 def hostile(clusters: int = 12) -> Content:
-    """The same with hostile texts wherever a text can stand."""
+    """The same with a hostile text in every place for a text."""
     plain = content(clusters, shown=clusters * 10)
 
     def text(place: int) -> str:
@@ -170,7 +170,7 @@ def comparison(runs: int = 3, clusters: int = 5, images: int = 400) -> tuple[Com
 
 
 def hostile_comparison() -> tuple[Comparison, dict[bytes, bytes]]:
-    """The same with hostile texts wherever a text can stand."""
+    """The same with a hostile text in every place for a text."""
     plain, thumbnails = comparison(clusters=len(HOSTILE))
     of = len(HOSTILE)
     return replace(

@@ -88,7 +88,7 @@ def test_a_run_interrupted_in_align_goes_on_with_the_permutations_already_commit
         cluster(config)  # call 1 counts the agreement, call 2 writes the first part, call 3, of the second part, is interrupted
     monkeypatch.setattr(gsec.GSECPlan, "align", lambda *args: pytest.fail("the permutations were there"))
     context, _, made = cluster(config)
-    assert made["align"]["shards"] == 3, "two parts and the cluster table"
+    assert made["align"]["shards"] == 3, "the two missing parts and the cluster table"
     assert labels(context) == truth
 
 

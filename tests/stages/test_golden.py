@@ -70,7 +70,7 @@ def test_the_output_of_each_stage_is_the_recorded_output_of_its_version(tmp_path
         },
         "publish": {"version": publish.STAGE.version, "names": _names(context), "shown": _roles(context)},
     }
-    if os.environ.get("GSEC_WRITE_GOLDEN"):  # after a version was raised
+    if os.environ.get("GSEC_WRITE_GOLDEN"):  # set by a developer after the version of a stage was raised
         flat = re.sub(r"\[\s*([^\[\]{}]*?)\s*\]", lambda match: f"[{' '.join(match[1].split())}]", json.dumps(found, indent=1))
         (Path(__file__).parent / "golden.json").write_text(f"{flat}\n")
     _assert_alike(found, GOLDEN)

@@ -156,7 +156,7 @@ def test_a_deleted_image_that_returns_after_its_thumbnail_was_pruned_gets_a_new_
     os.rename(source / "003.jpg", tmp_path / "away.jpg")
     cluster(config)
     name = context.generation.shard_names[0]
-    thumbnails.replace(name, thumbnails.read(name).slice(0, 0), thumbnails.facts(name))  # as prune does, to all of them
+    thumbnails.replace(name, thumbnails.read(name).slice(0, 0), thumbnails.facts(name))  # as prune does, but for all thumbnails
     os.rename(tmp_path / "away.jpg", source / "003.jpg")
     again, _, made = cluster(config)
     assert made["encode"]["encoded"] == 1

@@ -50,7 +50,7 @@ def test_every_cluster_has_a_name_of_its_own_and_a_description(place: Path) -> N
     names = rows(run(place)[0], CLUSTER_NAMES_TABLE)
     assert [row["cluster"] for row in names] == [0, 1, 2]
     assert len({str(row["name"]).casefold() for row in names}) == 3
-    assert not [row for row in names if str(row["name"]).startswith("cluster ")], "all were described"
+    assert not [row for row in names if str(row["name"]).startswith("cluster ")], "all clusters have descriptions, so none may be named by its number"
     assert all(str(row["description"]).startswith("Mostly ") and row["namer"] == "terms" for row in names)
 
 
@@ -129,7 +129,7 @@ def test_the_report_shows_the_names_the_rejected_image_and_the_duplicate_of_the_
         assert name in text
     assert "bad.jpg" in text
     assert "not an image in a known format" in text
-    assert "copy.jpg" in text, "a duplicate"
+    assert "copy.jpg" in text, "the duplicate must be listed"
 
 
 def test_thumbnails_come_from_the_store_when_the_source_is_gone(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_shard_that_no_generation_lists_is_never_read(corpus: Corpus) -> None:
 
 
 class Killed(BaseException):
-    """SIGKILL."""
+    """Ends a writer as SIGKILL would."""
 
 
 def without_generations(files: Files) -> Files:

@@ -35,7 +35,7 @@ PLAN = tuple(ROWS)
 
 @cache
 def content(name: str, writer: int) -> bytes:
-    """The bytes of a shard as a writer makes it."""
+    """The bytes of a shard as writer number ``writer`` makes it."""
     scratch = Shards(open_files(f"memory://{uuid4().hex}"), "shards")
     scratch.commit(name, ROWS[name], {"writer": writer})
     return scratch.files.read(scratch.path(name))

@@ -67,4 +67,4 @@ def test_metrics_are_served_as_openmetrics_on_request(client: TestClient) -> Non
 
 def test_of_many_unfinished_runs_only_the_newest_are_in_the_metrics(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
     monkeypatch.setattr(metrics, "MOST_UNFINISHED", 1)
-    assert not [key for key in figures(client) if key[0] == "gsec_stage_shards_done"], "the newest has not begun"
+    assert not [key for key in figures(client) if key[0] == "gsec_stage_shards_done"], "the newest unfinished run has not begun, so it has no shards"
