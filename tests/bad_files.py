@@ -1,4 +1,4 @@
-"""A file of every kind that is bad, or only odd, and the outcome that each must have."""
+"""Writes one file of every bad kind and of every odd but valid kind, with the outcome that gsec must give it."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from .pictures import picture
 
 
 class Outcome(NamedTuple):
-    """What becomes of a file."""
+    """The status and the reason that ingest must record for a file."""
 
     status: str
     reason: str | None = None
@@ -29,7 +29,7 @@ TOO_LARGE = Outcome("rejected", "larger than 178 megapixels")
 
 
 def write_bad_files(folder: Path) -> dict[str, Outcome]:
-    """One file of every bad kind below ``folder``, and one that lies beside it and is linked to. URI -> outcome."""
+    """Write one file of every bad kind into ``folder``; one is a link to a file outside the folder. Returns URI -> outcome."""
     data: dict[str, tuple[bytes, Outcome]] = {
         "empty.jpg": (b"", Outcome("rejected", "empty file")),
         "text.jpg": (b"This is a text that somebody named text.jpg.\n", NO_IMAGE),
@@ -59,7 +59,7 @@ def write_bad_files(folder: Path) -> dict[str, Outcome]:
     (folder / "dangling.jpg").symlink_to("gone.jpg")
     os.mkfifo(folder / "pipe.jpg")
     with (folder / "huge.jpg").open("wb") as huge:
-        huge.truncate(2**40)  # a terabyte of which the disk holds nothing
+        huge.truncate(2**40)  # a sparse file: a terabyte that takes no room on the disk
     photo().save(folder / "forbidden.jpg")
     (folder / "forbidden.jpg").chmod(0)
     return {name: outcome for name, (_, outcome) in data.items()} | {
@@ -73,7 +73,7 @@ def write_bad_files(folder: Path) -> dict[str, Outcome]:
 
 
 def write_odd_files(folder: Path) -> dict[str, Outcome]:
-    """One file of every kind that is rare and good below ``folder``. URI -> outcome, which is ok, of some with a note."""
+    """Write one file of every rare but valid kind into ``folder``. Returns URI -> outcome, which is always ok, sometimes with a note."""
     turned = Image.Exif()
     turned[0x0112] = 6
     frames = [picture(seed) for seed in range(300, 303)]
@@ -100,7 +100,7 @@ def write_odd_files(folder: Path) -> dict[str, Outcome]:
         "wide.png": encoded(photo().resize((30_000, 1)), "PNG"),
         "one-pixel.png": encoded(photo().resize((1, 1)), "PNG"),
         "a-png-named.jpg": encoded(photo(), "PNG"),
-        "overwritten.jpg": overwritten(plain),  # a JPEG without checksums: viewers show it with a garbled part, and so do we
+        "overwritten.jpg": overwritten(plain),  # a JPEG has no checksums: viewers show a garbled part, and so does gsec
         "twin.jpg": plain,
         "twin again.jpg": plain,
         "SHOUTING.JPG": plain + b"\n",
@@ -123,11 +123,11 @@ def write_odd_files(folder: Path) -> dict[str, Outcome]:
 
 
 TWINS = {"twin.jpg", "twin again.jpg", "link.jpg"}
-"""Those of `write_odd_files` with the same bytes."""
+"""The files of `write_odd_files` that have the same bytes."""
 
 
 def photo() -> Image.Image:
-    """A picture that does not compress to nothing, so that half of its file is half of it."""
+    """A picture with noise, which compresses badly, so that half of its file holds half of the picture."""
     noise = np.random.default_rng(0).integers(0, 60, (48, 64, 3)).astype(np.uint8)
     return Image.fromarray(np.asarray(picture(300)) // 2 + noise)
 
@@ -143,7 +143,7 @@ def halved(data: bytes) -> bytes:
 
 
 def overwritten(data: bytes) -> bytes:
-    """With other bytes in its middle, as a bad disk leaves it."""
+    """``data`` with other bytes in its middle, as a bad disk leaves it."""
     middle = len(data) // 2
     return data[:middle] + b"\x55" * 64 + data[middle + 64 :]
 
@@ -153,7 +153,7 @@ def without_width(bmp: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, pixels: bytes = b"") -> bytes:
-    """A PNG that says how large it is, whatever it holds."""
+    """A PNG whose header claims this width and height, whatever pixels it holds."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -163,6 +163,6 @@ def png(width: int, height: int, depth: int = 8, colour: int = 2, pixels: bytes 
 
 
 def bomb() -> bytes:
-    """25 kilobytes that hold a whole bilevel image of 200 megapixels: in RGB, 600 megabytes."""
+    """A decompression bomb: 25 kilobytes that hold a bilevel image of 200 megapixels, which is 600 megabytes in RGB."""
     width, height = 20_000, 10_000
     return png(width, height, depth=1, colour=0, pixels=bytes((1 + width // 8) * height))

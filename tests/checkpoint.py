@@ -1,4 +1,4 @@
-"""A tiny CLIP of random weights, in a folder as Hugging Face serves them."""
+"""Writes a tiny CLIP model with random weights, in a folder as Hugging Face lays it out."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolat
 
 
 def write_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """The folder, made, with weights by ``seed``; the model is also known to open_clip as ``tiny/model`` from then on."""
+    """Make the folder, with weights drawn by ``seed``, and register the model's configuration with open_clip."""
     import open_clip
     import torch
     from safetensors.torch import save_file

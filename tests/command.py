@@ -1,4 +1,4 @@
-"""The `gsec` command as a user runs it, its output read."""
+"""Runs the `gsec` command as a user does and reads its output."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def gsec(*arguments: str | Path, home: Path, check: int = 0, timeout: float = 18
 
 
 def gsec_here(*arguments: str | Path, check: int = 0) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which has loaded already what takes a new one seconds."""
+    """The same as `gsec`, but in this process: its modules are loaded already, which takes a new process seconds."""
     words = list(map(str, arguments))
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as exit:
         main(words)
@@ -52,7 +52,7 @@ def gsec_here(*arguments: str | Path, check: int = 0) -> subprocess.CompletedPro
 
 
 def asking(server: str) -> AbstractContextManager[object]:
-    """What runs in this process uses that Prefect server. It sends no heartbeats: each flow would wait a second at its end for the thread that does."""
+    """Flows of this process use that Prefect server. They send no heartbeats: each flow would wait a second at its end for that thread."""
     return temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
@@ -67,7 +67,7 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def wait(condition: Callable[[], bool], seconds: float, log: Path | None = None, pause: float = 0.5) -> None:
-    """Until something is so; an AssertionError with the log if it is not in time."""
+    """Wait until ``condition`` holds; after ``seconds`` raise an AssertionError that shows the log."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, log.read_text() if log else f"not within {seconds:.0f} s"

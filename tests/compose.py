@@ -12,7 +12,7 @@ CONTAINERS = ROOT / "deployments/containers"
 
 
 def compose(**variables: str) -> dict[str, Any]:
-    """The file, with ``variables`` for those of a user's .env."""
+    """The file, filled in with ``variables`` as if they were in a user's .env."""
     filled: dict[str, Any] = _filled(yaml.safe_load((ROOT / "docker-compose.yml").read_text()), {"GSEC_IMAGES": "/srv/photos", **variables})
     return filled
 
@@ -22,10 +22,10 @@ def command(service: Mapping[str, Any]) -> list[str]:
 
 
 def environment(service: Mapping[str, Any], places: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Its variables, with other ``places`` for hosts and folders, as {"server:4200": "127.0.0.1:53211", "/run/secrets": "/tmp/x"}."""
+    """A service's variables. ``places`` replaces hosts and folders in them, as {"server:4200": "127.0.0.1:53211", "/run/secrets": "/tmp/x"}."""
     values = {}
     for name, value in service.get("environment", {}).items():
-        assert isinstance(value, str), f"{name} is {value!r}: YAML takes what has no quotes for a number or a truth"
+        assert isinstance(value, str), f"{name} is {value!r}: without quotes, YAML reads a value as a number or a boolean"
         for place, elsewhere in (places or {}).items():
             value = value.replace(place, elsewhere)
         values[name] = value

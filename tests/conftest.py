@@ -1,4 +1,4 @@
-"""Real servers for whoever needs one: of the S3 protocol, and Prefect's."""
+"""Fixtures with real servers: S3 and Prefect."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of a new bucket."""
-    s3fs.S3FileSystem.clear_instance_cache()  # one that is kept stays with the server that it was made for
+    s3fs.S3FileSystem.clear_instance_cache()  # a cached instance would go on talking to an earlier server
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
@@ -41,7 +41,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server of its own, as an operator starts it; its scheduler and automations look every second, and it lists 50 records at a time, not 200."""
+    """A Prefect server of the tests' own. Its scheduler and automations run every second, and it lists 50 records at a time instead of 200."""
     home = tmp_path_factory.mktemp("prefect-server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

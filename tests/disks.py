@@ -1,4 +1,4 @@
-"""Places that fail: disks that are full, and rights that root does not have."""
+"""Simulates full disks, and a process without root's right to pass over file permissions."""
 
 import ctypes
 import errno
@@ -27,9 +27,9 @@ class Disk(Protocol):
 
 
 class CountedDisk:
-    """What modules of gsec take for ``os``: below the folder no more bytes are written than there is room for.
+    """Takes the place of ``os`` in modules of gsec: no more bytes are written below the folder than there is room for.
 
-    It stands at the calls to the system, below all that is gsec's, and so is as true as a disk that works without privileges can be.
+    It replaces the system calls, below all code of gsec, so it is as realistic as a simulated disk that needs no privileges can be.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ def counted_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> CountedDisk:
 
 @contextmanager
 def mounted_disk(folder: Path) -> Iterator[MountedDisk | None]:
-    """A full disk at ``folder`` for everybody; None where nothing may be mounted, which takes root."""
+    """A full disk mounted at ``folder``, for every process; None where mounting is not allowed, as it needs root."""
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
         yield None
         return
@@ -88,9 +88,9 @@ def mounted_disk(folder: Path) -> Iterator[MountedDisk | None]:
 
 
 def as_anyone(call: Callable[[], T]) -> T:
-    """``call`` without root's right to pass over permissions, for it and for the processes it starts; for others, as it is.
+    """Run ``call`` without root's right to pass over file permissions, which the processes it starts lack too. Other users have no such right anyway.
 
-    It runs in a thread, since on Linux such rights belong to threads and a right that is given up does not come back.
+    It runs in a thread: on Linux such rights belong to threads, and a right that is given up does not come back.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -114,7 +114,7 @@ def as_anyone(call: Callable[[], T]) -> T:
 def _give_up_passing_over_permissions() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     pr_capbset_drop, version_3, cap_dac_override, cap_dac_read_search = 24, 0x20080522, 1, 2
-    for right in (cap_dac_override, cap_dac_read_search):  # so that a program that root starts does not have it again
+    for right in (cap_dac_override, cap_dac_read_search):  # so that a program started by root does not get the right back
         if libc.prctl(pr_capbset_drop, right, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl")
     header, sets = (ctypes.c_uint32 * 2)(version_3, 0), (ctypes.c_uint32 * 6)()

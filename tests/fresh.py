@@ -1,4 +1,4 @@
-"""An environment of its own, made in no time: it finds this one's packages, but not what is installed here in editable mode."""
+"""Makes a virtual environment quickly: it sees the packages of this environment, but not those installed here in editable mode."""
 
 import os
 import sysconfig
@@ -6,12 +6,12 @@ import venv
 from collections.abc import Mapping
 from pathlib import Path
 
-# Of the developer's shell and of the test runner.
+# Set by the developer's shell or the test runner; they would lead back to this environment.
 _ELSEWHERE = ("PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV")
 
 
 def fresh_environment(folder: Path) -> Path:
-    """Its Python. A package that is installed into it hides the one here; .pth files of this environment do not count there."""
+    """Make the environment and return its Python. Its own packages hide those of this environment, whose .pth files have no effect in it."""
     venv.create(folder, symlinks=True, with_pip=False)
     [packages] = folder.glob("lib/python*/site-packages")
     (packages / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
@@ -19,5 +19,5 @@ def fresh_environment(folder: Path) -> Path:
 
 
 def variables(**more: str | Path) -> Mapping[str, str]:
-    """Environment variables for a program in it."""
+    """Environment variables for a program in such an environment."""
     return {**{name: value for name, value in os.environ.items() if name not in _ELSEWHERE}, **{name: str(value) for name, value in more.items()}}

@@ -1,4 +1,4 @@
-"""Proof that a killed run resumes: SIGKILL at random moments, then the labels of an undisturbed run.
+"""Proves that a killed run resumes: after SIGKILL at random moments it ends with the labels of an undisturbed run.
 
     python -m tests.kills --images 2000 --times 20
     python -m tests.kills --images 2000 --at train --at align --set method=tac
@@ -6,12 +6,12 @@
     python -m tests.kills --images 600 --times 20 --s3 --delay 0.01
     python -m tests.kills --images 600 --times 20 --nodes 2
 
-Kills alternate between the process and its whole process group. With ``--at`` there is one as each named stage works, a
-moment after Prefect said that its flow begins. Whenever a run gets through, its labels are compared
-with the undisturbed run's and the rest of the kills hit a new store. What was redone is printed: the images that were
-worked on beyond the number there are. With ``--s3`` the stores, but the undisturbed run's, are on moto's S3 server behind a proxy that delays answers,
-throttles and resets connections (see `tests.s3_proxy`). With ``--nodes`` it is not the command that is killed but nodes of a real Ray cluster of so
-many, each of which another takes the place of.
+Kills alternate between the process and its whole process group. With ``--at`` there is one kill during each named stage, a
+moment after Prefect logged the beginning of its flow. Whenever a run finishes, its labels are compared
+with the undisturbed run's, and the remaining kills hit a new store. It prints how many images were worked on more than
+once. With ``--s3`` the stores, except the undisturbed run's, are on moto's S3 server behind a proxy that delays answers,
+throttles and resets connections (see `tests.s3_proxy`). With ``--nodes`` the command itself is not killed: nodes of a real Ray cluster of that
+many nodes are, and each is replaced by a new one.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from .s3_proxy import S3Proxy, s3_behind_proxy
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10-test.parquet"
 
 SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
-"""Of Ray: that a node is gone is seen in seconds, and not in half a minute."""
+"""Settings of Ray by which it notices a lost node within seconds instead of half a minute."""
 
 
 @dataclass
@@ -54,14 +54,14 @@ class Attempt:
     killed: str
     """What was killed: "process", "group", or nothing."""
     worked_on: int
-    """Images encoded or copied by its own last word, committed or not; up to 10 s old where it was killed."""
+    """Images encoded or copied, committed or not, by the last line of progress it logged; that line is up to 10 s old if it was killed."""
     result: dict[str, Any] | None
     errors: str
 
 
 @dataclass
 class Round:
-    """A store from nothing to a finished run."""
+    """All attempts from an empty store to a finished run."""
 
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ def write_cifar(folder: Path, count: int) -> Path:
 
 
 def attempt(arguments: list[str], home: Path, kill_after: float | None, group: bool = False, kill_at: str | None = None) -> Attempt:
-    """Start `gsec run` and kill it ``kill_after`` seconds later, if it still runs; with ``kill_at`` so long after that stage began."""
+    """Start `gsec run` and kill it ``kill_after`` seconds later if it still runs; with ``kill_at``, that long after the stage's beginning."""
     started = time.monotonic()
     surroundings = {**environment(home), "PREFECT_LOGGING_LEVEL": "INFO"}
     process = subprocess.Popen([*GSEC, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings, start_new_session=True)
@@ -92,7 +92,7 @@ def attempt(arguments: list[str], home: Path, kill_after: float | None, group: b
         killed = "group" if group else "process"
         (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
-        _kill_what_is_left_of(process.pid)  # it would hold its pipes open
+        _kill_what_is_left_of(process.pid)  # a surviving child would hold the pipes open
         out, errors = process.communicate()
     errors = said + errors
     counts = re.findall(r"^encode .*? ([\d,]+)(?: of [\d,]+)? images", errors, re.MULTILINE)
@@ -110,7 +110,7 @@ def _kill_what_is_left_of(group: int) -> None:
 
 
 def labels(result: dict[str, Any]) -> dict[str, int]:
-    """URI -> cluster. An image in two rows, or in none, is an AssertionError."""
+    """URI -> cluster. Raises AssertionError if an image has two rows or none."""
     filesystem, folder = fsspec.core.url_to_fs(result["assignments"])
     table = ds.dataset(folder, filesystem=filesystem).to_table(columns=["uri", "cluster"])
     found = dict(zip(table["uri"].to_pylist(), table["cluster"].to_pylist(), strict=True))
@@ -119,14 +119,14 @@ def labels(result: dict[str, Any]) -> dict[str, int]:
 
 
 def committed(store: str) -> int:
-    """Shards of embeddings in a store."""
+    """How many shards of embeddings the store has."""
     return sum(len(shards.names()) for corpus in Store.open(store).corpora() for shards in corpus.tables(EMBEDDINGS_TABLE))
 
 
 def prove(source: Path, times: int, seed: int, settings: list[str], directory: Path, say: Any = print, stores: str | None = None) -> list[Round]:
     """Kill ``times`` runs, finish, compare. Raises AssertionError if a label differs or an image has not exactly one row.
 
-    Stores are made in ``directory``, or at the URL ``stores``, but the undisturbed run's.
+    Stores are made in ``directory``, or below the URL ``stores`` if it is given; the undisturbed run's store is always in ``directory``.
     """
     moments = random.Random(seed)
 
@@ -163,9 +163,9 @@ def prove(source: Path, times: int, seed: int, settings: list[str], directory: P
 def prove_at(
     source: Path, stages: list[str], seed: int, settings: list[str], directory: Path, say: Any = print, new: int = 0, stores: str | None = None
 ) -> None:
-    """Kill one run as each of ``stages`` works, finish, compare. Raises AssertionError as `prove` does, and if a stage was over too soon.
+    """Kill one run during each of ``stages``, finish, compare. Raises AssertionError as `prove` does, and if a stage ended before its kill.
 
-    With ``new`` a night comes before, without so many of the images; what is killed is the night in which they come.
+    With ``new``, a first run lacks that many of the images; the second run, in which they appear, is the one that is killed.
     """
     moments = random.Random(seed)
     home = directory / "prefect"
@@ -193,7 +193,7 @@ def prove_at(
 
 
 def prove_nodes(source: Path, times: int, seed: int, settings: list[str], directory: Path, nodes: int, say: Any = print) -> None:
-    """Kill ``times`` nodes under runs that are to finish all the same. Raises AssertionError as `prove` does. The undisturbed run is on threads."""
+    """Kill ``times`` nodes during runs that must finish nevertheless. Raises AssertionError as `prove` does. The undisturbed run is on threads."""
     from ray.cluster_utils import Cluster
 
     moments, home = random.Random(seed), directory / "prefect"

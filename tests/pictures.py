@@ -13,7 +13,7 @@ from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.ingest import Changes
 
 TRAIN = {"n_members": 10, "refit": "always"}
-"""Each run is a fit of its own; tests of what a night changes say otherwise."""
+"""Each run fits a new model; tests of what changes from one night to the next set ``refit`` otherwise."""
 
 SMALL = {"ensemble_size": 4, "max_steps": 20}
 
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def picture(seed: int, noise: int = 0) -> Image.Image:
-    """A plain ground with a disc on it; both colours, place and size by ``seed``, and by ``noise``, if it is not 0, a few grey levels everywhere."""
+    """A disc on a plain ground; ``seed`` draws both colours, place and size. ``noise``, if not 0, is the seed of faint noise on all pixels."""
     random = np.random.default_rng(seed)
     pixels = np.empty((48, 64, 3), np.uint8)
     pixels[:] = random.integers(0, 255, 3)
@@ -43,7 +43,7 @@ def picture(seed: int, noise: int = 0) -> Image.Image:
 
 
 def write_pictures(folder: Path, seeds: range | list[int]) -> Path:
-    """``folder/SEED.jpg`` for every seed."""
+    """Write ``folder/SEED.jpg`` for every seed."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         picture(seed).save(folder / f"{seed:03d}.jpg", quality=90)
@@ -51,7 +51,7 @@ def write_pictures(folder: Path, seeds: range | list[int]) -> Path:
 
 
 def settings(source: Path | str, store: Path | str, **more: object) -> PipelineConfig:
-    """Settings that make many small shards; ``more`` goes over them, sections as dictionaries."""
+    """Settings that make many small shards; ``more`` overrides them, with sections as dictionaries."""
     values: dict[str, object] = {"source": str(source), "store": str(store), **SETTINGS}
     for name, value in more.items():
         before = values.get(name)
@@ -60,19 +60,19 @@ def settings(source: Path | str, store: Path | str, **more: object) -> PipelineC
 
 
 def cluster(config: PipelineConfig, redo: tuple[str, ...] = (), counting: str | None = None) -> tuple[Context, Changes, dict[str, dict[str, float]]]:
-    """Everything that a run does, without an orchestrator: its context, what ingest found, and what each stage made."""
+    """Do a whole run without an orchestrator. Returns its context, the changes that ingest found, and each stage's figures."""
     run, changes = pipeline.request(config, redo, counting=counting)
     context = Context.of(run, config)
     made: dict[str, dict[str, float]] = {}
     while left := [name for name in run.stage_names() if name not in made]:
         made[left[0]] = run_stage(context, pipeline.stage(left[0]))
         if left[0] == refit.STAGE.name:
-            context = Context.of(run, config)  # which may have more clusters than were asked for
+            context = Context.of(run, config)  # refit may have chosen more clusters than were asked for
     return context, changes, made
 
 
 def labels(context: Context) -> dict[str, int]:
-    """URI -> cluster, by the run's tables."""
+    """URI -> cluster, read from the run's tables."""
     import pyarrow.dataset as ds
 
     table = ds.dataset(pipeline.summary(context)["assignments"]).to_table()

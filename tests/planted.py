@@ -1,4 +1,4 @@
-"""Planted data on which toys fail: images alone show styles, nouns show classes, and no noun lies along a style."""
+"""Planted data on which simple methods fail: images alone show styles, nouns show classes, and no noun lies along a style."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ Planted = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 
 def planted(n: int = 1200, classes: int = 8, styles: int = 6, b: float = 0.6, nouns: int = 400, per_class: int = 10, seed: int = 0) -> Planted:
-    """Images (n, 64), nouns (nouns, 64) in the same space but for a gap, and the classes (n,) of the images."""
+    """Images (n, 64), nouns (nouns, 64) in the same space but shifted by a gap, and the classes (n,) of the images."""
     random = np.random.default_rng(seed)
     U = np.linalg.qr(random.standard_normal((64, 64)))[0]
     E, F, gap, R = U[:classes], U[classes : classes + styles], U[classes + styles], U[classes + styles + 1 :]

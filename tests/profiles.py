@@ -13,7 +13,7 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 
 
 def rgb_profile(primaries: tuple[tuple[float, float], ...], gamma: float | None) -> bytes:
-    """Matrix and curves, white D65; ``gamma`` None is sRGB's curve."""
+    """A profile of a matrix and curves, with white D65; ``gamma`` None means sRGB's curve."""
     columns = _to_d50(primaries)
     curve = _curve(gamma)
     tags = {b"wtpt": _xyz(D50), **{b"%cXYZ" % c: _xyz(columns[:, n]) for n, c in enumerate(b"rgb")}, **{b"%cTRC" % c: curve for c in b"rgb"}}
@@ -25,14 +25,14 @@ def grey_profile(gamma: float) -> bytes:
 
 
 def cmyk_profile() -> bytes:
-    """Every ink takes lightness alone, so that all colours are grey: L = 100 less 25 an ink."""
+    """A profile in which each ink only darkens, so that all colours are grey: L = 100 less 25 per ink."""
     corners = np.array(np.meshgrid(*[[0, 1]] * 4, indexing="ij")).reshape(4, -1).T
     lab = [(round(0xFF00 * (1 - sum(inks) / 4)), 0x8000, 0x8000) for inks in corners]
     return _profile(b"prtr", b"CMYK", b"Lab ", {b"wtpt": _xyz(D50), b"A2B0": _table(4, np.array(lab))})
 
 
 def lab_profile() -> bytes:
-    """From Lab to Lab, as it is, a and b exchanged."""
+    """A profile from Lab to Lab that only exchanges a and b."""
     corners = np.array(np.meshgrid(*[[0, 1]] * 3, indexing="ij")).reshape(3, -1).T
     lab = [(0xFF00 * lightness, 0xFFFF * b, 0xFFFF * a) for lightness, a, b in corners]
     return _profile(b"spac", b"Lab ", b"Lab ", {b"wtpt": _xyz(D50), b"A2B0": _table(3, np.array(lab))})
@@ -60,7 +60,7 @@ def _curve(gamma: float | None) -> bytes:
 
 
 def _table(inputs: int, values: np.ndarray) -> bytes:
-    """lut16 of two points a side."""
+    """A lut16 table of two points per input."""
     identity = struct.pack(">9i", *(65536 * v for v in (1, 0, 0, 0, 1, 0, 0, 0, 1)))
     line = struct.pack(">2H", 0, 65535)
     return b"mft2" + bytes(4) + bytes([inputs, 3, 2, 0]) + identity + struct.pack(">2H", 2, 2) + line * inputs + values.astype(">u2").tobytes() + line * 3

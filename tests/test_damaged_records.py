@@ -1,4 +1,4 @@
-"""Records of runs and publications that are not what gsec writes: what each command says, and that nothing else is lost to it."""
+"""Damaged records of runs and publications: what each command says about them, and that no other record is affected."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ TORN = [b"", b'{"corpus": ', b"[]", b"null", bytes(100), b"\xff\x00"]
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """The store of a few runs."""
+    """Where the store of a few runs will be; the folder "in" beside it has images."""
     write_pictures(tmp_path / "in", range(10))
     return tmp_path / "store"
 
@@ -29,7 +29,7 @@ def made(place: Path, clusters: int) -> Context:
 
 @pytest.mark.parametrize("torn", TORN)
 @pytest.mark.parametrize("record", ["request", "stage-encode"])
-def test_a_damaged_record_of_a_run_is_named_and_what_to_do_helps(place: Path, record: str, torn: bytes) -> None:
+def test_the_error_of_a_damaged_run_record_names_the_file_and_a_remedy_that_works(place: Path, record: str, torn: bytes) -> None:
     run = made(place, 2).run
     path = place / "runs" / run.id / f"{record}.json"
     path.write_bytes(torn)
@@ -48,7 +48,7 @@ def test_a_damaged_record_of_a_run_is_named_and_what_to_do_helps(place: Path, re
 
 
 @pytest.mark.parametrize("record", ["request", "stage-encode", "attempt"])
-def test_a_damaged_run_hides_no_other_in_status_and_stops_prune(place: Path, record: str) -> None:
+def test_status_lists_a_damaged_run_beside_the_others_and_prune_refuses(place: Path, record: str) -> None:
     damaged, other, newest = (made(place, clusters).run for clusters in (2, 3, 4))
     with damaged.attempt({}):
         pass
@@ -62,7 +62,7 @@ def test_a_damaged_run_hides_no_other_in_status_and_stops_prune(place: Path, rec
     assert f"run {damaged.id}  damaged\n    {path}: it is not what gsec writes" in shown
     assert f"run {newest.id}  finished" in shown
     if record == "attempt":
-        return  # what the run needs is known without it
+        return  # prune and export do not need the records of attempts
     before = set(place.rglob("*"))
     for command in (["prune", "--keep-runs", "1"], *([["export", "--to", place.parent / "out"]] if record == "request" else [])):
         error = gsec_here(*command, *store, check=1).stderr
@@ -72,7 +72,7 @@ def test_a_damaged_run_hides_no_other_in_status_and_stops_prune(place: Path, rec
 
 
 @pytest.mark.parametrize("torn", [*TORN, b'{"number": 2}', b'{"another": "shape"}'])
-def test_a_damaged_publication_is_named_and_without_it_the_one_before_counts(place: Path, torn: bytes) -> None:
+def test_the_error_of_a_damaged_publication_names_it_and_once_removed_the_previous_counts(place: Path, torn: bytes) -> None:
     context = made(place, 2)
     publications = Store(context.run.files).publications
     first, second = (Publication("nightly", number, context.run.id, context.corpus.name, 1, "a" * 32, 2, None, None, "2026-01-01") for number in (1, 2))
@@ -88,7 +88,7 @@ def test_a_damaged_publication_is_named_and_without_it_the_one_before_counts(pla
     assert publications.newest("nightly") == first
 
 
-def test_a_damaged_publication_is_shown_in_status_and_stops_prune_and_run(place: Path) -> None:
+def test_status_shows_a_damaged_publication_and_prune_and_run_refuse(place: Path) -> None:
     context = made(place, 2)
     publications = Store(context.run.files).publications
     for name in ("nightly", "other"):
@@ -114,7 +114,7 @@ def images(context: Context) -> set[str]:
 
 @pytest.mark.parametrize("torn", [*TORN, b'{"another": "shape"}', b'{"shards": [{"name": "a"}]}'])
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_damaged_generation_is_named_and_what_to_do_helps(place: Path, number: int, torn: bytes) -> None:
+def test_the_error_of_a_damaged_generation_names_the_file_and_a_remedy_that_works(place: Path, number: int, torn: bytes) -> None:
     first = made(place, 2)
     if number == 2:
         write_pictures(place.parent / "in", range(10, 12))
@@ -142,7 +142,7 @@ def test_a_damaged_generation_is_named_and_what_to_do_helps(place: Path, number:
 
 
 @pytest.mark.parametrize("torn", TORN)
-def test_a_damaged_corpus_is_named_and_what_to_do_helps(place: Path, torn: bytes) -> None:
+def test_the_error_of_a_damaged_corpus_record_names_the_file_and_a_remedy_that_works(place: Path, torn: bytes) -> None:
     context = made(place, 2)
     path = place / context.corpus.name / "corpus.json"
     before = path.read_bytes()

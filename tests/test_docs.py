@@ -1,4 +1,4 @@
-"""The pages: their links lead somewhere, and the figures in front are those of the proofs."""
+"""The documentation: its links work, and the figures on the front page are those on the pages that prove them."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ PAGES = sorted(path for path in ROOT.rglob("*.md") if not any(part.startswith(("
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them: lower case, hyphens for spaces, no other punctuation, a number for a heading that is there already."""
+    """A page's anchors as GitHub makes them: lower case, hyphens for spaces, no other punctuation, a number after a repeated heading."""
     found: set[str] = set()
     counts: dict[str, int] = {}
     for heading in re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE):
@@ -33,13 +33,13 @@ def links(page: Path) -> list[str]:
     return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+://", link)]
 
 
-def test_there_are_pages_with_links() -> None:
+def test_the_readme_and_its_links_are_found() -> None:
     assert ROOT / "README.md" in PAGES
     assert "docs/runs.md#the-published-clustering" in links(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
+def test_every_link_leads_to_an_existing_file_and_heading(page: Path) -> None:
     for link in links(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
@@ -48,7 +48,7 @@ def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
-def test_pages_that_the_code_names_are_there() -> None:
+def test_every_page_that_the_code_mentions_exists() -> None:
     rooms = [ROOT / room for room in ("gsec_core", "tasks", "flows", "deployments", "benchmarks")]
     code = [path for room in rooms for path in room.rglob("*") if path.suffix in (".py", ".toml", ".yaml", ".j2")]
     named = {name for path in code for name in re.findall(r"docs/[a-z/-]+\.(?:md|svg|png|toml)", path.read_text())}
@@ -57,7 +57,7 @@ def test_pages_that_the_code_names_are_there() -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_architecture_names_every_stage_with_its_module_and_its_tables() -> None:
+def test_the_architecture_page_lists_every_stage_with_its_module_and_its_tables() -> None:
     page = ROOT / "docs" / "architecture.md"
     rows = re.findall(r"^\| `(\w+)` \| `(\w+\.py)` \| .* \| (.*) \|$", page.read_text(), re.MULTILINE)
     drawn = re.search(r"```mermaid(.*?)```", page.read_text(), re.DOTALL)
@@ -71,7 +71,7 @@ def test_the_architecture_names_every_stage_with_its_module_and_its_tables() -> 
         assert stage.name in ("assign", "count") or stage.name in drawn[1], stage.name
 
 
-def test_every_figure_in_front_is_on_the_page_of_its_proof() -> None:
+def test_every_figure_of_the_summary_is_also_on_the_page_that_proves_it() -> None:
     for group in summary.groups():
         text = (summary.FIGURES.parent / group["proof"].partition("#")[0]).read_text()
         assert re.split(r" --|&& ", group["command"])[0].strip() in text, group["command"]
@@ -81,7 +81,7 @@ def test_every_figure_in_front_is_on_the_page_of_its_proof() -> None:
                 assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.]*\d)", text) or figure == "100%", (row["what"], figure)
 
 
-def test_table_and_plot_are_made_of_these_figures() -> None:
+def test_the_table_and_the_plot_of_the_summary_are_up_to_date() -> None:
     text = summary.PAGE.read_text()
     assert summary.page(text) == text, "run make reference"
     assert summary.PICTURE.read_text() == summary.svg(), "run make reference"

@@ -1,4 +1,4 @@
-"""What went wrong in another process says here what it said there."""
+"""An error of another process says the same after it was passed to this one."""
 
 import pickle
 
@@ -18,6 +18,6 @@ from gsec_core.errors import BadRecord, BadShard, GsecError, Refused, Unreachabl
         BadShard.of([BadShard("a", "torn"), BadShard("b", "foreign")]),
     ],
 )
-def test_an_error_passes_between_processes(error: GsecError) -> None:
+def test_an_error_keeps_its_type_message_and_attributes_when_pickled(error: GsecError) -> None:
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - its own
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

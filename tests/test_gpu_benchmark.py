@@ -1,4 +1,4 @@
-"""The benchmark that is made for a GPU runs on a CPU, small."""
+"""The GPU benchmark, run on a CPU with small data."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks import gpu
 from gsec_core.methods import BUILT_IN
 
 
-def test_it_measures_every_part_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_benchmark_measures_every_part_also_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "BUILT_IN", BUILT_IN[:2])
     file = tmp_path / "gpu.json"
     assert gpu.main(["--quick", "--device", "cpu", "--json", str(file)]) == 0
@@ -20,14 +20,16 @@ def test_it_measures_every_part_on_a_cpu(tmp_path: Path, monkeypatch: pytest.Mon
     assert {name: figures["ari_cpu"] for name, figures in found["methods"].items()} == {method.name: 1.0 for method in BUILT_IN[:2]}
     encoded = found["encode"]["tiny"]
     assert encoded["share"] == pytest.approx(encoded["per_second"]["encode"] / min(encoded["per_second"]["prepare"], encoded["per_second"]["forward"]))
-    assert found["neighbours"]["shared"] == 1, "both are exact"
+    assert found["neighbours"]["shared"] == 1, "both searches are exact"
     for figures in found["fit"].values():
         seconds = figures["cpu"]["seconds"]
         assert sum(took for part, took in seconds.items() if part != "whole") == pytest.approx(seconds["whole"])
         assert min(seconds["training"], seconds["k-means starts"], seconds["head"]) > 0
 
 
-def test_a_part_that_fails_says_so_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_part_of_the_benchmark_is_reported_and_the_other_parts_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*arguments: Any) -> np.ndarray:
         raise RuntimeError("no such card")
 

@@ -1,4 +1,4 @@
-"""What `make` installs: the versions of constraints.txt, by uv, from where pip is told to take them."""
+"""What `make` installs: the versions of constraints.txt, by uv, from the indexes that pip is configured with."""
 
 import re
 import subprocess
@@ -23,17 +23,17 @@ CONSTRAINTS = [Requirement(line) for line in (ROOT / "constraints.txt").read_tex
 PYTHONS = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
 
 NOT_TESTED = {"gs"}
-"""Extras of which no version is known to work."""
+"""Extras whose packages have no version that is known to work."""
 
 
 def pins(python: str) -> dict[str, str]:
-    """The version of each package for a Python on this platform."""
+    """The pinned version of each package for a version of Python on this platform."""
     here = {"python_version": python, "python_full_version": f"{python}.99"}
     return {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in CONSTRAINTS if one.marker is None or one.marker.evaluate(here)}
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_versions_are_in_the_ranges_of_the_project(python: str) -> None:
+def test_the_pinned_versions_are_in_the_ranges_of_the_project(python: str) -> None:
     versions = pins(python)
     extras = [line for extra, lines in PROJECT["optional-dependencies"].items() if extra not in NOT_TESTED for line in lines]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
@@ -41,8 +41,8 @@ def test_the_versions_are_in_the_ranges_of_the_project(python: str) -> None:
             assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)], prereleases=True), requirement
 
 
-def test_each_package_that_is_needed_has_its_version() -> None:
-    """Or it would be another one tomorrow. `make constraints` adds what is new."""
+def test_every_needed_package_has_a_pinned_version() -> None:
+    """Without a pin, another version would be installed one day. `make constraints` adds pins for new packages."""
     versions = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
     seen: set[tuple[str, str]] = set()
     missing: set[str] = set()
@@ -64,12 +64,12 @@ def test_each_package_that_is_needed_has_its_version() -> None:
     assert not missing
 
 
-def test_nothing_but_versions_is_written_down() -> None:
+def test_constraints_are_exact_versions_without_urls() -> None:
     assert all(re.fullmatch(r"==[\w.]+", str(one.specifier)) and one.url is None for one in CONSTRAINTS)
 
 
 def wheel(folder: Path, number: str) -> None:
-    """An index with one version of a package that holds nothing."""
+    """Add one version of an empty package to the package index in ``folder``."""
     place = folder / "example-of-gsec"
     place.mkdir(parents=True, exist_ok=True)
     info = f"example_of_gsec-{number}.dist-info"
@@ -81,8 +81,8 @@ def wheel(folder: Path, number: str) -> None:
 
 
 @pytest.mark.parametrize("with_uv", [True, False])
-def test_indexes_and_constraints_are_those_that_pip_has(tmp_path: Path, with_uv: bool) -> None:
-    """The newest version that is allowed is in the second index."""
+def test_the_installer_uses_the_indexes_and_constraints_of_pip_with_and_without_uv(tmp_path: Path, with_uv: bool) -> None:
+    """The newest version that the constraints allow is in the second index."""
     wheel(tmp_path / "first", "1.0")
     wheel(tmp_path / "second", "2.0")
     wheel(tmp_path / "second", "3.0")

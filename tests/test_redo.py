@@ -1,4 +1,4 @@
-"""Asking for a stage again, and being killed and asking again."""
+"""A run with --redo, and the same request made again after its process was killed."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def finished(config: PipelineConfig) -> Context:
     return context
 
 
-def test_whoever_is_begun_again_finds_the_run_of_its_redo(config: PipelineConfig, finished: Context) -> None:
+def test_a_restarted_request_finds_the_run_of_its_redo(config: PipelineConfig, finished: Context) -> None:
     def of_request(asked_by: str) -> str:
         return pipeline.request(config, ["baseline"], asked_by=asked_by)[0].id
 
@@ -43,7 +43,7 @@ def test_whoever_is_begun_again_finds_the_run_of_its_redo(config: PipelineConfig
     assert of_stage("fourth", None) == fourth != third
 
 
-def test_with_no_failed_description_there_is_nothing_to_ask_again(tmp_path: Path) -> None:
+def test_asking_failed_descriptions_again_is_nothing_to_do_if_none_failed(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
     context, _, _ = cluster(config)
     found = pipeline.nothing_to_do(config, [RETRY])

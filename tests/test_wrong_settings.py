@@ -1,6 +1,6 @@
-"""Every setting with wrong values: one sentence that names it, and what to give, before anything is written, listed or loaded.
+"""Every setting with wrong values is refused by one sentence that names it and what to give, before anything is written, listed or loaded.
 
-The settings are found by reflection, so that a new one must come with its own wrong values.
+The settings are found by reflection, so that a test fails until a new setting has its own wrong values here.
 """
 
 import math
@@ -23,7 +23,7 @@ SECRET = "hunter2"
 
 
 def fields(settings: type[BaseModel] = PipelineConfig, section: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting by its full name."""
+    """Yield every setting's full name and field."""
     for name, field in settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from fields(field.annotation, f"{section}{name}.")
@@ -32,7 +32,7 @@ def fields(settings: type[BaseModel] = PipelineConfig, section: str = "") -> Ite
 
 
 def kinds(field: FieldInfo) -> list[object]:
-    """int, float, bool, str or values."""
+    """The kinds of value a setting accepts: int, float, bool, str or a list of values."""
     return [kind for kind, _ in accepts(field)]
 
 
@@ -41,7 +41,7 @@ NUMBERS = [name for name, field in SETTINGS.items() if {int, float} & set(kinds(
 
 
 def beyond(field: FieldInfo) -> list[object]:
-    """The nearest values, or their neighbours, that are out of the range of a number."""
+    """Values just outside the range of a number, one at each end."""
     [(number, bounds)] = [(kind, bounds) for kind, bounds in accepts(field) if kind in (int, float)]
     step = 1 if number is int else 0.001
     ends = {"ge": -step, "gt": 0, "le": step, "lt": 0}
@@ -116,22 +116,22 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("", "choose `terms`"),
     ],
 }
-"""Of every setting that is text, values that name nothing, and what the sentence says to do."""
+"""For every text setting: values that name nothing, and a part of the remedy that the error must give."""
 
 ALSO_CALLED = {"source": "Source", "store": "--store", "corpus": "--corpus"}
-"""By their flags, or as what they are."""
+"""Settings that the error calls by their flag or by what they are."""
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where commands run; it has one file that no folder can be made below."""
+    """The folder in which commands run. It has one plain file, below which no folder can be made."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     return tmp_path
 
 
 def refusal(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a refused command says. It says one line."""
+    """The one line that a refused command prints, without "error: "."""
     with pytest.raises(SystemExit) as exit:
         main(list(arguments))
     said = capsys.readouterr()
@@ -151,7 +151,7 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_another_type_is_refused_with_the_file_it_is_from(name: str, tmp_path: Path) -> None:
+def test_the_error_of_a_value_of_a_wrong_type_names_the_settings_file(name: str, tmp_path: Path) -> None:
     file = tmp_path / "gsec.toml"
     file.write_text(f"{name} = [1]\n")
     with pytest.raises(Refused) as refused:
@@ -161,7 +161,7 @@ def test_another_type_is_refused_with_the_file_it_is_from(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", [name for name, field in SETTINGS.items() if str not in kinds(field)])
-def test_a_word_that_means_nothing_is_refused_with_the_variable_it_is_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_word_that_is_no_valid_value_names_the_environment_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variable = f"GSEC_{name.replace('.', '__').upper()}"
     monkeypatch.setenv(variable, "many")
     with pytest.raises(Refused) as refused:
@@ -171,19 +171,19 @@ def test_a_word_that_means_nothing_is_refused_with_the_variable_it_is_from(name:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_out_of_range_is_refused_with_the_range(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_a_number_out_of_range_gives_both_ends_of_the_range(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     field = SETTINGS[name]
     for value in beyond(field):
         sentence = refusal("run", "nowhere", "--set", f"{name}={value}", capsys=capsys)
         assert sentence.startswith(f'{name} = "{value}": give ')
         assert f" a {'whole ' if int in kinds(field) else ''}number, " in sentence
-        assert " and " in sentence, "both ends of the range"
+        assert " and " in sentence, "the error must give both ends of the range"
         assert in_plain_words(sentence)
     assert files(here) == [here / "file"]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_what_is_no_finite_number_is_refused(name: str) -> None:
+def test_a_value_that_is_no_finite_number_is_refused(name: str) -> None:
     for value in (math.nan, math.inf, -math.inf, "nan", "inf", "", "1e999", "0,5"):
         with pytest.raises(Refused, match=rf"^{name} = .*: give (`auto` or )?a (whole )?number, "):
             load_config(overrides=nested(name, value))
@@ -194,8 +194,8 @@ def nested(name: str, value: object) -> dict[str, Any]:
     return {section: {last: value}} if section else {last: value}
 
 
-def test_every_setting_that_is_text_has_values_that_name_nothing() -> None:
-    # Globs may well match nothing.
+def test_every_text_setting_has_nonsense_values_in_this_file() -> None:
+    # ingest.exclude has globs, which are allowed to match nothing.
     assert sorted([*NONSENSE, "ingest.exclude"]) == sorted(name for name, field in SETTINGS.items() if str in kinds(field))
 
 
@@ -203,7 +203,7 @@ def test_every_setting_that_is_text_has_values_that_name_nothing() -> None:
 def test_a_name_that_names_nothing_is_refused_before_the_source_is_listed(
     name: str, value: str, remedy: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = "nowhere"  # whatever comes after listing would be that it is not there
+    source = "nowhere"  # if the source were listed first, the error would be that it does not exist
     if name == "ingest.image_column":
         source = parquet_without_images(here)
     before = files(here)
@@ -243,7 +243,7 @@ def parquet_without_images(folder: Path) -> str:
         (["--bogus"], "--bogus"),
     ],
 )
-def test_what_cannot_be_understood_is_refused_with_what_may_be_meant(arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_setting_or_flag_is_refused_with_a_suggestion(arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "file.toml").write_text("clusters = ten\n")
     sentence = refusal("run", "nowhere", *arguments, capsys=capsys)
     assert says in sentence
@@ -264,26 +264,26 @@ def test_what_cannot_be_understood_is_refused_with_what_may_be_meant(arguments: 
         ("GSEC_ENCODE", 'encode = "32" (from GSEC_ENCODE): it is a section; give its settings, such as encode.encoder.'),
     ],
 )
-def test_a_misspelt_variable_is_refused(variable: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_environment_variable_is_refused_with_a_suggestion(variable: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "32")
     with pytest.raises(Refused) as refused:
         load_config()
     assert str(refused.value) == says
 
 
-def test_variables_of_others_and_the_key_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_programs_gsec_variables_and_the_key_are_not_read_as_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("GSEC_CAPTIONER_KEY", "GSEC_STORE_SERVICE_HOST", "GSEC_PORT_8000_TCP", "GSEC_VLLM_PORT"):
         monkeypatch.setenv(variable, "tcp://10.0.0.1:8000")
     assert load_config() == PipelineConfig()
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_settings_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gsec.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(Refused, match=r"gsec\.toml: it is not TOML"):
         load_config(tmp_path / "gsec.toml")
 
 
-def test_flags_go_over_variables_over_the_file_over_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_override_variables_which_override_the_file_which_overrides_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gsec.toml"
     file.write_text("clusters = 3\nthreads = 3\n[encode]\nbatch_size = 3\nworkers = 3\nthumbnail_size = 33\n")
     monkeypatch.setenv("GSEC_THREADS", "4")
@@ -294,16 +294,16 @@ def test_flags_go_over_variables_over_the_file_over_the_defaults(tmp_path: Path,
     assert (config.encode.batch_size, config.encode.workers, config.encode.thumbnail_size) == (5, 4, 33)
 
 
-def test_a_wrong_value_that_is_overruled_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_that_is_overridden_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GSEC_CLUSTERS", "many")
     assert load_config(overrides={"clusters": 5}).clusters == 5
 
 
-def test_a_long_value_is_cut(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+def test_a_long_value_is_shortened_in_the_error(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     assert len(refusal("run", "nowhere", "--set", f"clusters={'9' * 5000}", capsys=capsys)) < 200
 
 
-def test_the_command_itself_says_one_line_and_ends_with_2(tmp_path: Path) -> None:
+def test_the_command_prints_one_line_for_a_wrong_setting_and_exits_with_2(tmp_path: Path) -> None:
     done = gsec("run", tmp_path, "--store", tmp_path / "store", "--set", "encode.device=gpu7", home=tmp_path, check=2)
     assert done.stderr == 'error: encode.device = "gpu7": choose `auto`, `cpu`, `cuda` or `cuda:N`.\n'
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,6 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits between two attempts are short."""
+    """Shortens the waits between two attempts."""
     monkeypatch.setattr(pool, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(pool, "LONGEST_WAIT", 0.05)

@@ -33,5 +33,5 @@ def describe(captioner: Captioner, subject: Subject) -> Answer:
 
 
 def describe_all(captioner: Captioner, subjects: list[Subject]) -> list[Answer]:
-    """All at once."""
+    """Describe all subjects at once."""
     return [future.result(60) for future in [background.start(captioner.describe(subject)) for subject in subjects]]

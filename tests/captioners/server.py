@@ -1,4 +1,4 @@
-"""A server with OpenAI's API on a real socket, which misbehaves as told."""
+"""A fake server with OpenAI's API on a real socket, which can be made to misbehave."""
 
 import base64
 import io
@@ -36,13 +36,13 @@ class Request(NamedTuple):
 
     @property
     def pattern(self) -> str | None:
-        """What the reply is to be held to."""
+        """The pattern that the reply must match, if the request has one."""
         found: str | None = self.body.get("structured_outputs", {}).get("regex")
         return found
 
     @property
     def is_plain(self) -> bool:
-        """Whether it asks about a picture of one grey, or for a yes."""
+        """Whether the request only checks the server: it has a plain grey picture, or asks for a yes."""
         if isinstance(content := self.body["messages"][0]["content"], str):
             return content == "Say yes."
         return self.picture.convert("RGB").getcolors(1) is not None and self.picture.getpixel((0, 0)) == (128, 128, 128)
@@ -50,7 +50,7 @@ class Request(NamedTuple):
 
 class Response(NamedTuple):
     status: int
-    """0: the connection ends without an answer."""
+    """The HTTP status; 0 means that the connection ends without an answer."""
     body: bytes
     headers: Mapping[str, str] = MappingProxyType({})
     drip: float = 0.0
@@ -87,21 +87,21 @@ class _Http(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: object) -> None:
-        """The client has given up."""
+        """Ignore the error: the client has given up."""
 
 
 class Server:
-    """Answers every picture with ``GOOD``, or as ``answer`` says; lists ``models``; says that it is ``healthy``."""
+    """Answers every picture with ``GOOD``, or by ``answer``; lists ``models``; reports that it is ``healthy``."""
 
     def __init__(self, port: int = 0) -> None:
         self.healthy = True
         self.at_once = self.most_at_once = 0
-        """Requests about pictures that are not plain, under way now and at most."""
+        """How many requests about pictures that are not plain are under way now, and were at most."""
         self._counting = threading.Lock()
         self.requests: list[Request] = []
         self.models: Callable[[Request], Response] = lambda request: as_json({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
         self.probe: Callable[[Request], Response] = lambda request: error(400, "structured_outputs: Extra inputs are not permitted")
-        """Answers a plain picture that comes with a pattern; such requests are in ``probes`` and not in ``requests``."""
+        """Answers requests with a plain picture and a pattern; these are recorded in ``probes`` and not in ``requests``."""
         self.probes: list[Request] = []
         self.answer: Callable[[Request], Response] = lambda request: reply()
         self._http = _Http(("127.0.0.1", port), self._handler())
@@ -122,7 +122,7 @@ class Server:
         self._thread.join()
 
     def says(self, *responses: Response | str) -> None:
-        """Answer the next requests about pictures that are not plain with these, the last for ever."""
+        """Answer the next requests about pictures that are not plain with these responses, and all later ones with the last."""
         left = [reply(response) if isinstance(response, str) else response for response in responses]
         self.answer = lambda request: reply() if request.is_plain else left.pop(0) if len(left) > 1 else left[0]
 
@@ -185,6 +185,6 @@ class Server:
 
 
 def captioner(*servers: Server, **settings: Any) -> Captioner:
-    """The client of these servers, with little patience."""
+    """A captioner that asks these servers and has little patience."""
     settings = {"url": ",".join(server.url for server in servers), "patience": 0.3, **settings}
     return load_captioner(DescribeConfig(captioner="openai:tiny", **settings), device="cpu", threads=1)

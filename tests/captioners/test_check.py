@@ -1,4 +1,4 @@
-"""What is checked before any image is asked about, and where the key goes."""
+"""The check of a server before any image is described, and the handling of the key."""
 
 import logging
 import traceback
@@ -24,7 +24,7 @@ class TestCheck:
         assert server.requests[1].is_plain
         assert server.requests[1].picture.size == (64, 64)
 
-    def test_a_server_that_is_not_there_is_refused(self) -> None:
+    def test_a_server_that_does_not_answer_is_refused(self) -> None:
         with Server() as server:
             lost = captioner(server)
         with pytest.raises(Refused, match=r"^describe\.url = .*does not answer .*Start the server, or correct the address\.$"):
@@ -39,7 +39,7 @@ class TestCheck:
         with pytest.raises(Refused, match=rf"^describe\.url = .*does not accept the key in GSEC_CAPTIONER_KEY \({status}: bad key: Bearer \*\*\*\)\.$"):
             captioner(server).check()
 
-    def test_a_model_that_is_not_served_is_refused_and_those_named_that_are(self, server: Server) -> None:
+    def test_a_model_that_is_not_served_is_refused_with_the_names_of_those_that_are(self, server: Server) -> None:
         server.models = lambda request: as_json({"object": "list", "data": [{"id": "a/b"}, {"id": "c"}]})
         with pytest.raises(Refused, match=r'^describe\.captioner = "openai:tiny": http.* has no such model; its models are: a/b, c\.$'):
             captioner(server).check()
@@ -47,7 +47,7 @@ class TestCheck:
     @pytest.mark.parametrize(
         "response", [error(404), error(500), error(400), Response(200, b"<html>", {"Content-Type": "text/html"}), as_json({"data": "x"}), as_json([])]
     )
-    def test_an_address_of_something_else_is_refused(self, server: Server, response: Response) -> None:
+    def test_an_address_that_is_not_of_such_an_api_is_refused(self, server: Server, response: Response) -> None:
         server.models = lambda request: response
         with pytest.raises(Refused, match=r"^describe\.url = .*usually ends in /v1"):
             captioner(server).check()
@@ -59,7 +59,7 @@ class TestCheck:
         ):
             captioner(server).check()
 
-    def test_a_server_that_fails_at_any_image_is_refused(self, server: Server) -> None:
+    def test_a_server_that_fails_at_every_image_is_refused(self, server: Server) -> None:
         server.answer = lambda request: error(500, "EngineCore died")
         with pytest.raises(Refused, match=r"^describe\.url = .*: 500: EngineCore died\. Start the server"):
             captioner(server).check()
@@ -76,7 +76,7 @@ class TestCheck:
             "http://[host/v1",
         ],
     )
-    def test_an_address_that_cannot_be_one_is_refused_and_not_shown(self, url: str) -> None:
+    def test_an_invalid_address_is_refused_and_not_printed(self, url: str) -> None:
         config = DescribeConfig(captioner="openai:tiny", url=url)
         for use in (captioner_identity, lambda config: load_captioner(config, device="cpu", threads=1)):
             with pytest.raises(Refused, match=r"^describe\.url: give an address such as http://HOST:PORT/v1") as refused:
@@ -85,7 +85,7 @@ class TestCheck:
 
 
 class TestKey:
-    def test_it_is_sent_to_the_server_and_nothing_that_is_meant_for_another(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_key_is_sent_to_the_server_and_no_credentials_of_other_services_are(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", f" {SECRET}\n")
         for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
             monkeypatch.setenv(name, OTHER_SECRET)
@@ -97,13 +97,13 @@ class TestKey:
         assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {SECRET}"}
         assert OTHER_SECRET not in str(server.requests)
 
-    def test_without_one_nothing_of_another_service_is_sent(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_key_no_key_of_another_service_is_sent(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GSEC_CAPTIONER_KEY", raising=False)
         monkeypatch.setenv("OPENAI_API_KEY", OTHER_SECRET)
         describe(captioner(server), subject())
         assert server.asked[0].headers["authorization"] == "Bearer none"
 
-    def test_a_server_that_repeats_it_is_not_quoted(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_key_that_the_server_repeats_is_masked(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         server.says(reply(f"A bus with {SECRET} on it."))
         assert describe(captioner(server), subject()).text == "A bus with *** on it."
@@ -111,7 +111,7 @@ class TestKey:
         with pytest.raises(Refused, match=r"its models are: \*\*\*\."):
             captioner(server).check()
 
-    def test_no_proxy_of_the_environment_sees_it(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_proxies_of_the_environment_are_not_used(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         with Server() as proxy:
             for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
                 monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -119,13 +119,13 @@ class TestKey:
             assert proxy.requests == []
 
     @pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET}é"])
-    def test_one_that_cannot_be_sent_is_refused_and_not_shown(self, server: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    def test_a_key_that_cannot_be_sent_is_refused_and_not_printed(self, server: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", key)
         with pytest.raises(Refused, match=r"^GSEC_CAPTIONER_KEY: the key contains") as refused:
             captioner(server)
         assert SECRET not in str(refused.value)
 
-    def test_it_is_in_no_log_no_error_and_no_answer(self, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_key_is_in_no_log_no_error_and_no_answer(self, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         caplog.set_level(logging.DEBUG)
         asking = captioner(server)

@@ -16,7 +16,7 @@ def test_an_unknown_captioner_is_refused(name: str) -> None:
             find(DescribeConfig(captioner=name))
 
 
-def test_an_identity_needs_no_framework(tmp_path: object) -> None:
+def test_the_identity_of_a_captioner_is_computed_without_importing_its_framework(tmp_path: object) -> None:
     script = f"""
 import sys
 from gsec_core.captioners import captioner_identity
@@ -29,7 +29,7 @@ assert not {{"torch", "openai", "torchvision", "efficientnet_lite_pytorch"}} & s
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_identity_of_a_model_is_what_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_identity_covers_the_model_and_the_request_but_neither_address_nor_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GSEC_CAPTIONER_KEY", "sk-secret")
     config = DescribeConfig(captioner="openai:vision:11b", url="http://somewhere:1234/v1")
     identity = captioner_identity(config)

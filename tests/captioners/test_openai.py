@@ -1,4 +1,4 @@
-"""The client against a server on a real socket: what it asks, and which replies count."""
+"""The captioner openai:MODEL with a fake server on a real socket: its requests, and which replies count."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ from .server import Response, Server, captioner, error, reply
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def test_an_image_is_described(server: Server) -> None:
+def test_the_request_has_the_image_and_the_prompt_and_the_reply_becomes_the_answer(server: Server) -> None:
     answer = describe(captioner(server), subject())
     assert (answer.text, answer.object, answer.status) == (GOOD, "red bus", DESCRIBED)
     [request] = server.asked
@@ -33,7 +33,7 @@ def test_an_image_is_described(server: Server) -> None:
     assert "seed" not in request.body
 
 
-def test_a_criterion_is_what_is_asked_about_and_makes_answers_of_its_own(server: Server) -> None:
+def test_a_criterion_changes_the_prompt_and_the_identity(server: Server) -> None:
     describe(captioner(server, criterion="the kind of place"), subject())
     text = server.asked[0].body["messages"][0]["content"][0]["text"]
     assert text.startswith("Describe one aspect of this image and leave out all others: the kind of place. Answer with exactly one sentence")
@@ -51,13 +51,13 @@ def test_a_criterion_is_what_is_asked_about_and_makes_answers_of_its_own(server:
         ("openai:tiny", "x" * 201, "name one aspect on one line of at most 200 characters"),
     ],
 )
-def test_a_criterion_that_cannot_be_asked_about_is_refused(name: str, criterion: str, says: str) -> None:
+def test_an_invalid_criterion_is_refused(name: str, criterion: str, says: str) -> None:
     with pytest.raises(Refused, match=rf"^describe\.criterion: {says}"):
         captioner_identity(DescribeConfig(captioner=name, criterion=criterion))
 
 
 @pytest.mark.parametrize(("size", "sent"), [((40, 30), (40, 30)), ((1200, 300), (128, 32)), ((1, 5000), (16, 128)), ((2000, 5), (128, 16))])
-def test_a_large_image_is_sent_smaller_a_small_one_as_it_is_and_a_stripe_with_white_beside_it(
+def test_large_images_are_sent_smaller_small_ones_unchanged_and_stripes_with_a_white_border(
     server: Server, size: tuple[int, int], sent: tuple[int, int]
 ) -> None:
     describe(captioner(server, image_size=128), subject(png(size=size)))
@@ -66,14 +66,14 @@ def test_a_large_image_is_sent_smaller_a_small_one_as_it_is_and_a_stripe_with_wh
 
 def test_an_image_is_sent_as_a_viewer_shows_it(server: Server) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # turned by 90 degrees
     describe(captioner(server), subject(encoded(Image.new("RGBA", (30, 20), (255, 0, 0, 0)), exif=exif)))
     assert server.asked[0].picture.size == (20, 30)
     assert server.asked[0].picture.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_files_that_cannot_be_decoded_are_rows_with_reasons_among_the_others(server: Server) -> None:
-    """As many as that, in one pass; an animation counts by its first frame."""
+def test_files_that_cannot_be_decoded_fail_with_a_reason_and_do_not_disturb_others(server: Server) -> None:
+    """All 64 are described at once; of an animation the first frame is sent."""
     header = io.BytesIO()
     Image.new("1", (1, 1)).save(header, "PNG")
     huge = bytearray(header.getvalue())
@@ -98,7 +98,7 @@ def test_files_that_cannot_be_decoded_are_rows_with_reasons_among_the_others(ser
     assert [red > 200 > 50 > blue for red, _, blue in reds] == [True]  # type: ignore[misc]
 
 
-def test_an_operators_own_template_is_asked_and_is_an_identity_of_its_own(server: Server, tmp_path: Path) -> None:
+def test_an_operators_own_template_is_used_and_has_its_own_identity(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text("prompt = 'Which bus?'\npattern = 'This image contains (?P<object>.*?) characterised by (?P<attributes>.*)\\.'\n")
     answer = describe(captioner(server, template=str(file)), subject())
@@ -106,16 +106,16 @@ def test_an_operators_own_template_is_asked_and_is_an_identity_of_its_own(server
     assert server.asked[0].body["messages"][0]["content"][0]["text"] == "Which bus?"
     identities = [captioner_identity(DescribeConfig(captioner="openai:tiny", template=template)) for template in (None, str(file))]
     assert identities[0] != identities[1]
-    assert str(file) not in str(identities[1]), "what it says counts, not where it is"
+    assert str(file) not in str(identities[1]), "the identity must depend on the template's content, not on its path"
 
 
-def test_what_is_no_image_is_not_asked_about(server: Server) -> None:
+def test_a_file_that_is_no_image_is_not_sent(server: Server) -> None:
     answer = describe(captioner(server), subject(b"no image"))
     assert (answer.status, server.requests) == (FAILED, [])
     assert "not an image" in (answer.reason or "")
 
 
-def test_an_image_that_is_gone_is_the_callers_affair(server: Server) -> None:
+def test_a_missing_image_is_an_error_for_the_caller(server: Server) -> None:
     def gone() -> bytes:
         raise MissingImage("the file is gone")
 
@@ -123,7 +123,7 @@ def test_an_image_that_is_gone_is_the_callers_affair(server: Server) -> None:
         describe(captioner(server), subject(gone))
 
 
-def test_as_many_requests_are_under_way_as_the_setting_says_and_images_are_made_ready_meanwhile(server: Server) -> None:
+def test_as_many_requests_are_under_way_as_the_setting_says_while_more_images_are_prepared(server: Server) -> None:
     together = threading.Barrier(4)
     server.answer = lambda request: reply() if request.is_plain or together.wait(10) >= 0 else error(500)
     asking = captioner(server, concurrency=4)
@@ -133,9 +133,9 @@ def test_as_many_requests_are_under_way_as_the_setting_says_and_images_are_made_
 
 
 class TestPattern:
-    """Whether the server holds replies to the template is found out, not believed."""
+    """Whether the server enforces the pattern of the template is found out by a trial request."""
 
-    def test_a_server_that_holds_replies_to_a_pattern_is_given_it_with_every_image(self, server: Server) -> None:
+    def test_a_server_that_enforces_a_pattern_gets_it_with_every_image(self, server: Server) -> None:
         server.probe = lambda request: reply(GOOD)
         asking = captioner(server)
         assert [describe(asking, subject()).status for _ in range(3)] == [DESCRIBED] * 3
@@ -153,26 +153,26 @@ class TestPattern:
             pytest.param(error(500, "no grammar backend"), id="fails at it"),
         ],
     )
-    def test_one_that_does_not_is_asked_by_the_prompt_alone(self, server: Server, response: Response) -> None:
+    def test_a_server_that_does_not_enforce_a_pattern_gets_only_the_prompt(self, server: Server, response: Response) -> None:
         server.probe = lambda request: response
         asking = captioner(server)
         assert describe(asking, subject()).status == DESCRIBED
-        assert [request.pattern for request in server.requests] == [None, None], "a plain picture, and the image"
+        assert [request.pattern for request in server.requests] == [None, None], "one request with a plain picture, and one with the image"
         assert asking.form.startswith("asked for by the prompt alone")
 
-    def test_a_reply_to_the_question_that_was_cut_may_be_the_beginning_of_a_sentence(self, server: Server) -> None:
+    def test_a_trial_reply_that_was_cut_counts_if_it_is_the_beginning_of_a_sentence(self, server: Server) -> None:
         server.probe = lambda request: reply(GOOD[:-20], finish="length")
         asking = captioner(server)
         asking.check()
         assert asking.form == "enforced by the server"
 
-    def test_one_that_is_busy_when_it_is_asked_is_asked_again(self, server: Server) -> None:
+    def test_the_trial_request_is_repeated_if_the_server_is_busy(self, server: Server) -> None:
         responses = [error(503), error(503), reply(GOOD)]
         server.probe = lambda request: responses.pop(0)
         describe(captioner(server), subject())
         assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN]
 
-    def test_one_that_declines_the_pattern_from_now_on_is_asked_without_and_no_image_is_blamed(self, server: Server) -> None:
+    def test_a_server_that_begins_to_decline_the_pattern_is_asked_without_it_and_no_image_fails(self, server: Server) -> None:
         server.probe = lambda request: reply(GOOD)
         asking = captioner(server)
         describe(asking, subject())
@@ -181,21 +181,21 @@ class TestPattern:
         assert describe(asking, subject()).status == DESCRIBED
         assert [request.pattern for request in server.asked] == [SENTENCE_PATTERN, SENTENCE_PATTERN, None]
 
-    def test_how_replies_are_held_makes_no_other_answers(self) -> None:
+    def test_the_identity_does_not_depend_on_whether_a_pattern_is_enforced(self) -> None:
         assert "pattern" not in str(captioner_identity(DescribeConfig(captioner="openai:tiny")))
 
 
 class TestReplies:
-    def test_one_outside_the_template_is_asked_for_once_more(self, server: Server) -> None:
+    def test_a_reply_outside_the_template_is_asked_for_a_second_time(self, server: Server) -> None:
         server.says("A bus.", GOOD)
         assert describe(captioner(server), subject()).text == GOOD
         assert [request.body["temperature"] for request in server.asked] == [0, 0.7]
 
-    def test_then_the_first_is_kept(self, server: Server) -> None:
+    def test_if_the_second_reply_is_outside_the_template_too_the_first_is_kept(self, server: Server) -> None:
         server.says("A bus.", "A red bus.", GOOD)
         assert describe(captioner(server), subject())[:5] == Answer("A bus.", None, (), FREE)[:5]
 
-    def test_some_text_goes_before_none(self, server: Server) -> None:
+    def test_free_text_is_preferred_to_a_refusal(self, server: Server) -> None:
         server.says("I'm sorry, I can't.", "A bus.")
         assert describe(captioner(server), subject())[:5] == Answer("A bus.", None, (), FREE)[:5]
 
@@ -210,17 +210,17 @@ class TestReplies:
             (reply(None, finish="length"), "the description is empty, and cut at describe.max_tokens = 96"),
         ],
     )
-    def test_a_refusal_or_nothing_twice_is_a_failure(self, server: Server, response: Response, reason: str) -> None:
+    def test_two_refusals_or_empty_replies_are_a_failure(self, server: Server, response: Response, reason: str) -> None:
         server.says(response)
         assert describe(captioner(server), subject())[:5] == Answer(None, None, (), FAILED, reason)[:5]
         assert len(server.asked) == 2
 
-    def test_a_cut_sentence_is_text_only(self, server: Server) -> None:
+    def test_a_sentence_that_was_cut_counts_as_free_text(self, server: Server) -> None:
         server.says(reply(GOOD[:-9], finish="length"))
         assert describe(captioner(server), subject())[:5] == Answer(GOOD[:-9], None, (), FREE)[:5]
         assert len(server.asked) == 2
 
-    def test_a_reply_cut_after_the_sentence_counts(self, server: Server) -> None:
+    def test_a_reply_that_was_cut_after_the_sentence_counts_as_described(self, server: Server) -> None:
         server.says(reply(f"{GOOD} The background is", finish="length"))
         assert describe(captioner(server), subject()).text == GOOD
         assert len(server.asked) == 1

@@ -1,4 +1,4 @@
-"""What is read from a reply that has more in it than the answer, or none."""
+"""Reading a reply that has more in it than the description, or that has none."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ REASONING = [
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_the_sentence_is_found_in_what_stands_around_it(around: str) -> None:
+def test_the_sentence_is_found_among_reasoning_markup_and_json(around: str) -> None:
     text = around.format(GOOD)
     assert said(text) == GOOD
     assert not is_only_reasoning(text)
@@ -68,7 +68,7 @@ def test_the_sentence_is_found_in_what_stands_around_it(around: str) -> None:
 
 
 @pytest.mark.parametrize("text", REASONING)
-def test_reasoning_is_no_answer(text: str) -> None:
+def test_a_reply_with_only_reasoning_is_a_failure(text: str) -> None:
     assert is_only_reasoning(text)
     assert template.parse(text).status == FAILED
 
@@ -77,13 +77,13 @@ def test_reasoning_is_no_answer(text: str) -> None:
     "text",
     ["a < b and c > d", "A sign: <b>Sale</b>", "A page of code: {x: 1}", "{not json", "[a] b", "A poster that says <think> about it", "", "``` code", "A </b>"],
 )
-def test_other_text_stays_as_it_is(text: str) -> None:
+def test_other_text_is_left_unchanged(text: str) -> None:
     assert said(text) == text
     assert not is_only_reasoning(text)
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_the_servers_reply_is_described_by_one_request(server: Server, around: str) -> None:
+def test_a_sentence_with_markup_around_it_needs_only_one_request(server: Server, around: str) -> None:
     server.says(around.format(GOOD))
     answer = describe(captioner(server), subject())
     assert (answer.text, answer.status, len(server.asked)) == (GOOD, DESCRIBED, 1)
@@ -99,13 +99,13 @@ def test_a_server_that_only_reasons_is_refused_before_any_image(server: Server, 
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_a_server_that_takes_the_pattern_and_says_nothing_is_refused_too(server: Server, field: str) -> None:
+def test_a_server_that_accepts_the_pattern_but_only_reasons_is_refused_too(server: Server, field: str) -> None:
     server.probe = server.answer = lambda request: reasoned(None, "length", field)
     with pytest.raises(Refused, match="answers with reasoning only"):
         captioner(server).check()
 
 
-def test_one_reply_that_is_only_reasoning_is_failed(server: Server) -> None:
+def test_an_image_with_only_reasoning_as_reply_is_failed(server: Server) -> None:
     server.says(reasoned(None, "length"))
     answer = describe(captioner(server), subject())
     assert (answer.status, answer.text) == (FAILED, None)
@@ -113,13 +113,13 @@ def test_one_reply_that_is_only_reasoning_is_failed(server: Server) -> None:
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "insufficient_system_resource"])
-def test_a_reply_that_the_server_broke_off_is_asked_for_again(server: Server, finish: str) -> None:
+def test_a_reply_that_the_server_aborted_is_asked_for_again(server: Server, finish: str) -> None:
     server.says(reply("This image contains a red", finish=finish), reply("", finish=finish), GOOD)
     answer = describe(captioner(server), subject())
     assert (answer.text, answer.status, len(server.asked)) == (GOOD, DESCRIBED, 3)
 
 
-def test_replies_that_are_always_broken_off_end_the_stage_and_are_no_answer(server: Server) -> None:
+def test_replies_that_are_always_aborted_are_an_error_and_no_answer(server: Server) -> None:
     server.says(reply("This image contains a red", finish="abort"))
     with pytest.raises(GsecError, match=r"broke its reply off \(abort\) 10 times. All answers are kept"):
         describe(captioner(server), subject())
@@ -170,7 +170,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("text", REFUSALS)
-def test_refusals_of_any_language_are_no_descriptions(text: str) -> None:
+def test_refusals_in_many_languages_are_failures(text: str) -> None:
     assert is_refusal(text)
     assert template.parse(text).status == FAILED
 
@@ -196,12 +196,12 @@ def test_refusals_of_any_language_are_no_descriptions(text: str) -> None:
         "Unablemished fruit in a bowl.",
     ],
 )
-def test_descriptions_are_no_refusals(text: str) -> None:
+def test_descriptions_that_resemble_refusals_are_kept(text: str) -> None:
     assert not is_refusal(text)
     assert template.parse(text).status == FREE
 
 
 def reasoned(text: str | None, finish: str, field: str = "reasoning_content") -> Any:
-    """A reply with reasoning apart from its text, or in it."""
+    """A reply whose reasoning is in the text, or in a field of its own if there is no text."""
     body = {"index": 0, "message": {"role": "assistant", "content": text, field: None if text else "Okay, the user"}, "finish_reason": finish}
     return as_json({"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [body]})

@@ -1,4 +1,4 @@
-"""Servers that misbehave, and several that share the work, on real sockets."""
+"""Servers that misbehave, and several servers that share the work, on real sockets."""
 
 import threading
 import time
@@ -17,19 +17,19 @@ from .server import GONE, SECRET, Request, Response, Server, as_json, captioner,
 pytestmark = pytest.mark.usefixtures("quick")
 
 DEEP = Response(200, b"[" * 100_000 + b"]" * 100_000, {"Content-Type": "application/json"})
-"""JSON, which no parser likes."""
+"""Valid JSON that is nested too deeply for most parsers."""
 
 
 class TestErrors:
-    """The table of `servers`, row by row."""
+    """The kinds of error that the table in module `servers` lists."""
 
     @pytest.mark.parametrize("status", [400, 413, 422])
-    def test_what_the_server_declines_while_it_answers_others_is_a_failure_at_once(self, server: Server, status: int) -> None:
+    def test_an_image_that_the_server_declines_fails_at_once_if_other_images_are_answered(self, server: Server, status: int) -> None:
         server.says(error(status, "too\n many pixels"))
         assert describe(captioner(server), subject())[:5] == (None, None, (), FAILED, f"{status}: too many pixels")
         assert len(server.asked) == 1
 
-    def test_what_the_server_declines_as_it_declines_all_is_refused(self, server: Server) -> None:
+    def test_a_server_that_declines_every_image_is_refused(self, server: Server) -> None:
         asking = captioner(server)
         describe(asking, subject())
         server.answer = lambda request: error(400, "At most 0 image(s) may be provided")
@@ -37,28 +37,28 @@ class TestErrors:
             describe(asking, subject())
 
     @pytest.mark.parametrize(("status", "words"), [(401, "GSEC_CAPTIONER_KEY"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "not accept such")])
-    def test_what_is_set_wrong_is_refused_at_once(self, server: Server, status: int, words: str) -> None:
+    def test_a_wrong_key_address_or_model_is_refused_at_once(self, server: Server, status: int, words: str) -> None:
         server.says(error(status))
         with pytest.raises(Refused, match=rf"^describe\.url = .*{words}"):
             describe(captioner(server), subject())
         assert len(server.asked) == 1
 
     @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
-    def test_what_passes_is_tried_again(self, server: Server, status: int) -> None:
+    def test_a_passing_error_is_retried(self, server: Server, status: int) -> None:
         server.says(error(status), GOOD)
         assert describe(captioner(server), subject()).status == DESCRIBED
         assert len(server.asked) == 2
 
     @pytest.mark.parametrize("status", [408, 409, 429, 503])
-    def test_a_server_that_stays_busy_ends_it_after_the_patience(self, server: Server, status: int) -> None:
+    def test_a_server_that_stays_busy_is_an_error_after_the_patience(self, server: Server, status: int) -> None:
         server.says(error(status, "queue full"))
         started = time.monotonic()
         with pytest.raises(GsecError, match=rf"^describe\.url = .* answers {status}: queue full, for describe\.patience = 0\.3 s\. All answers are kept"):
             describe(captioner(server), subject())
         assert 0.3 < time.monotonic() - started < 3
-        assert 3 < len(server.asked) < 40, "after waits that grow"
+        assert 3 < len(server.asked) < 40, "the waits between attempts must grow"
 
-    def test_a_busy_server_that_names_a_time_is_left_alone_until_then(self, server: Server) -> None:
+    def test_retry_after_of_a_busy_server_is_respected(self, server: Server) -> None:
         server.says(Response(503, b"", {"Retry-After": "1"}), GOOD)
         started = time.monotonic()
         assert describe(captioner(server, patience=10), subject()).status == DESCRIBED
@@ -67,7 +67,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "response", [error(500, "boom"), error(502), Response(200, b"<html>", {"Content-Type": "text/html"}), as_json({"choices": []}), DEEP]
     )
-    def test_a_fault_at_one_image_of_a_healthy_server_is_a_failure_the_third_time(self, server: Server, response: Response) -> None:
+    def test_an_image_at_which_a_healthy_server_fails_three_times_is_failed(self, server: Server, response: Response) -> None:
         server.says(response)
         answer = describe(captioner(server), subject())
         assert answer.status == FAILED
@@ -91,7 +91,7 @@ class TestErrors:
             as_json({"choices": [{"message": "text"}]}),
         ],
     )
-    def test_a_fault_at_every_image_ends_it_after_the_patience(self, server: Server, response: Response) -> None:
+    def test_a_server_that_fails_at_every_image_is_an_error_after_the_patience(self, server: Server, response: Response) -> None:
         server.answer = lambda request: response
         with pytest.raises(
             GsecError, match=r"^describe\.url = .*: no server answers, for describe\.patience = 0\.3 s \(it fails at every request \(.+\)\)\."
@@ -99,17 +99,17 @@ class TestErrors:
             describe(captioner(server), subject())
         assert raised.value.exit_code == 1
 
-    def test_a_fault_that_is_over_when_the_server_is_looked_at_is_forgotten(self, server: Server) -> None:
+    def test_an_image_is_described_if_the_server_recovers_in_time(self, server: Server) -> None:
         server.says(error(500), error(500), GOOD)
         assert describe(captioner(server), subject()).status == DESCRIBED
 
-    def test_a_server_that_stays_gone_ends_it_after_the_patience(self) -> None:
+    def test_a_server_that_stays_away_is_an_error_after_the_patience(self) -> None:
         with Server() as server:
             lost = captioner(server)
         with pytest.raises(GsecError, match=r"^describe\.url = .*: no server answers, .* \(the server does not answer \(.+\)\)\."):
             describe(lost, subject())
 
-    def test_a_server_that_comes_late_is_waited_for(self) -> None:
+    def test_a_server_that_starts_late_is_awaited(self) -> None:
         with Server() as first:
             late = captioner(first, patience=30)
         asked = [background.start(late.describe(subject(uri=str(number)))) for number in range(5)]
@@ -118,8 +118,8 @@ class TestErrors:
             assert [future.result(10).status for future in asked] == [DESCRIBED] * 5
             assert len(server.asked) == 5
 
-    def test_a_server_that_ends_and_still_calls_itself_healthy_is_not_believed(self, server: Server) -> None:
-        """vLLM, told to end, answers 200 about its health and 500 to every request."""
+    def test_a_server_that_fails_but_reports_to_be_healthy_is_awaited(self, server: Server) -> None:
+        """vLLM that is shutting down answers 200 about its health and 500 to every request."""
         ended = threading.Event()
         server.answer = lambda request: reply() if ended.is_set() else error(500, "EngineCore died")
         future = background.start(captioner(server, patience=30).describe(subject()))
@@ -127,7 +127,7 @@ class TestErrors:
         ended.set()
         assert future.result(10).status == DESCRIBED
 
-    def test_one_that_comes_back_with_another_model_is_refused(self, server: Server) -> None:
+    def test_a_server_that_returns_with_another_model_is_refused(self, server: Server) -> None:
         asking = captioner(server, patience=30)
         describe(asking, subject())
         server.healthy, server.answer = False, lambda request: error(404, "no such model") if server.healthy else error(503)
@@ -137,12 +137,12 @@ class TestErrors:
         with pytest.raises(Refused, match="has no model tiny"):
             future.result(10)
 
-    def test_a_connection_that_breaks_is_tried_again(self, server: Server) -> None:
+    def test_a_request_whose_connection_breaks_is_retried(self, server: Server) -> None:
         server.says(Response(200, b"{", {"Content-Type": "application/json", "Content-Length": "1000", "Connection": "close"}), GONE, GOOD)
         assert describe(captioner(server), subject()).status == DESCRIBED
 
-    def test_an_image_that_the_server_is_lost_at_each_time_is_asked_about_alone_and_then_to_blame(self, server: Server) -> None:
-        """Nothing that was under way with it is blamed, and nothing is under way with it when it is."""
+    def test_an_image_at_which_the_server_is_lost_each_time_is_retried_alone_and_then_failed(self, server: Server) -> None:
+        """Images under way at the same time do not fail. The last attempt runs alone, so the failure is certainly due to this image."""
         at_once: list[int] = []
 
         def answer(request: Request) -> Response:
@@ -161,7 +161,7 @@ class TestErrors:
         assert "silent or gone 3 times when this was asked, at last alone" in (fatal.reason or "")
         assert (len(at_once), at_once[-1]) == (3, 1)
 
-    def test_an_image_at_which_the_server_hangs_is_a_failure_the_third_time(self, server: Server) -> None:
+    def test_an_image_at_which_the_server_hangs_three_times_is_failed(self, server: Server) -> None:
         awake = threading.Event()
         server.answer = lambda request: reply() if request.is_plain or awake.wait(10) else error(500)
         answer = describe(captioner(server, timeout=0.2), subject())
@@ -169,8 +169,8 @@ class TestErrors:
         assert answer.status == FAILED
         assert answer.reason == "silent or gone 3 times when this was asked, at last alone: the server does not answer: timed out"
 
-    def test_a_server_that_is_only_slow_is_asked_less_at_once_and_no_image_is_blamed(self, server: Server) -> None:
-        """It shares its strength among the requests under way, so that too many take longer than the timeout, all of them."""
+    def test_a_slow_server_gets_fewer_requests_at_once_and_no_image_fails(self, server: Server) -> None:
+        """The server is slower with more requests under way, so that with too many all of them exceed the timeout."""
 
         def answer(request: Request) -> Response:
             time.sleep(0.03 * server.at_once)
@@ -180,7 +180,7 @@ class TestErrors:
         answers = describe_all(captioner(server, concurrency=32, timeout=0.5, patience=30), [subject(uri=str(number)) for number in range(60)])
         assert {answer.status for answer in answers} == {DESCRIBED}
 
-    def test_a_server_that_takes_few_at_once_is_asked_few_at_once(self, server: Server) -> None:
+    def test_a_server_that_accepts_few_requests_at_once_gets_few(self, server: Server) -> None:
         def answer(request: Request) -> Response:
             if not request.is_plain and server.at_once > 3:
                 return error(503, "queue full")
@@ -191,21 +191,21 @@ class TestErrors:
         answers = describe_all(captioner(server, concurrency=64, patience=1), [subject(uri=str(number)) for number in range(150)])
         assert {answer.status for answer in answers} == {DESCRIBED}
 
-    def test_a_reply_that_drips_is_not_waited_for_longer_than_the_timeout(self, server: Server) -> None:
+    def test_a_reply_that_arrives_byte_by_byte_is_not_awaited_longer_than_the_timeout(self, server: Server) -> None:
         server.answer = lambda request: reply() if request.is_plain else reply()._replace(drip=0.05)
         started = time.monotonic()
         answer = describe(captioner(server, timeout=0.3), subject())
         assert (answer.status, time.monotonic() - started < 5) == (FAILED, True)
 
     @pytest.mark.parametrize("tokens", ["many", 2**40, None, -1])
-    def test_odd_counts_of_tokens_are_none(self, server: Server, tokens: object) -> None:
+    def test_odd_token_counts_are_recorded_as_zero(self, server: Server, tokens: object) -> None:
         server.says(reply(prompt_tokens=tokens))
         answer = describe(captioner(server), subject())
         assert answer.cost is not None
         assert answer.cost[:3] == (1, 0, 12)
 
     @pytest.mark.parametrize("status", [301, 302, 307, 308])
-    def test_a_redirect_is_refused_and_the_other_host_asked_nothing(self, server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_redirect_is_refused_and_nothing_is_sent_to_the_other_host(self, server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         with Server() as other:
             moved = Response(status, b"", {"Location": f"{other.url}/chat/completions"})
@@ -222,7 +222,7 @@ class TestReplicas:
         with Server() as running:
             yield running
 
-    def test_they_share_the_work(self, server: Server, other: Server) -> None:
+    def test_replicas_share_the_work(self, server: Server, other: Server) -> None:
         for replica in (server, other):
             replica.answer = lambda request: time.sleep(0.01) or reply()
         asking = captioner(server, other, concurrency=2)
@@ -231,7 +231,7 @@ class TestReplicas:
         assert len(server.asked) + len(other.asked) == 40
         assert min(len(server.asked), len(other.asked)) > 10
 
-    def test_one_that_is_not_there_is_done_without_and_named(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_missing_replica_is_named_in_the_log_and_the_others_do_its_work(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
         with Server() as dead:
             asking = captioner(dead, server, concurrency=2)
         asking.check()
@@ -239,18 +239,18 @@ class TestReplicas:
         assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(20)])} == {DESCRIBED}
         assert len(server.asked) == 20
 
-    def test_those_that_are_not_there_blame_no_image(self, server: Server) -> None:
+    def test_missing_replicas_make_no_image_fail(self, server: Server) -> None:
         with Server() as one, Server() as two, Server() as three:
             dead = [one, two, three]
         assert describe(captioner(*dead, server), subject()).status == DESCRIBED
 
-    def test_none_that_is_there_is_refused_with_the_reason_of_each(self) -> None:
+    def test_if_all_replicas_are_missing_the_refusal_has_the_reason_of_each(self) -> None:
         with Server() as one, Server() as two:
             asking = captioner(one, two)
         with pytest.raises(Refused, match=rf"{one.port}.*does not answer.*{two.port}.*does not answer.*Start the server"):
             asking.check()
 
-    def test_one_that_dies_is_done_without_and_used_again_when_it_is_back(self, server: Server) -> None:
+    def test_a_replica_that_dies_is_used_again_after_it_returns(self, server: Server) -> None:
         dying = Server()
         asking = captioner(server, dying, concurrency=2, patience=30)
         server.answer = lambda request: time.sleep(0.02) or reply()
@@ -263,9 +263,9 @@ class TestReplicas:
             assert {future.result(30).status for future in futures} == {DESCRIBED}
             assert back.asked
         answered = len(server.asked) + 3 + len(back.asked)
-        assert answered == 200, "what was under way when it died was asked again, and nothing else"
+        assert answered == 200, "only requests under way at its death may be asked again"
 
-    def test_one_that_is_set_wrong_stops_at_once(self, server: Server, other: Server) -> None:
+    def test_a_replica_that_does_not_accept_the_key_is_refused_at_once(self, server: Server, other: Server) -> None:
         other.answer = lambda request: error(401)
         with pytest.raises(Refused, match=rf"{other.port}.*does not accept"):
             captioner(server, other).check()

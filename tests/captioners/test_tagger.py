@@ -36,11 +36,11 @@ def test_the_same_image_gives_the_same_answer(tagger: Captioner) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
-def test_any_size_is_described(tagger: Captioner, size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_described(tagger: Captioner, size: tuple[int, int]) -> None:
     assert describe(tagger, subject(png(size=size))).object in class_names()
 
 
-def test_what_is_no_image_has_no_answer(tagger: Captioner) -> None:
+def test_a_file_that_is_no_image_is_failed(tagger: Captioner) -> None:
     answer = describe(tagger, subject(b"no image"))
     assert (answer.text, answer.status) == (None, FAILED)
     assert "not an image" in (answer.reason or "")
@@ -60,11 +60,11 @@ def test_what_is_no_image_has_no_answer(tagger: Captioner) -> None:
         ((30, 60, 220), ("blue colours", "dark tones", "smooth surfaces")),
     ],
 )
-def test_properties_in_words(colour: tuple[int, int, int], words: tuple[str, str, str]) -> None:
+def test_colour_brightness_and_texture_are_put_into_words(colour: tuple[int, int, int], words: tuple[str, str, str]) -> None:
     assert properties(Image.new("RGB", (50, 40), colour)) == words
 
 
-def test_a_thing_on_white_has_its_own_colour_and_noise_is_fine_detail() -> None:
+def test_a_white_background_is_ignored_for_the_colour_and_noise_is_fine_detail() -> None:
     image = Image.new("RGB", (100, 100), "white")
     image.paste((30, 60, 220), (20, 20, 75, 75))
     assert properties(image)[0] == "blue colours"
@@ -90,10 +90,10 @@ assert not {{"sentence_transformers", "openai"}} & set(__import__("sys").modules
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_missing_device_is_refused() -> None:
     with pytest.raises(Refused, match=r"encode\.device"):
         load_captioner(DescribeConfig(), device="cuda:99", threads=1)
 
 
-def test_the_identity() -> None:
+def test_the_identity_of_the_tagger_is_its_name_and_version() -> None:
     assert captioner_identity(DescribeConfig(captioner="tagger")) == {"name": "tagger", "version": 2}

@@ -34,20 +34,20 @@ CAT = ("cat", ("grey fur", "green eyes", "a long tail"))
         "This image contains a cat characterised by grey fur, green eyes and a long tail. " + "It is a fine day. " * 100,
     ],
 )
-def test_what_models_make_of_the_template_is_read(reply: str) -> None:
+def test_variants_of_the_template_sentence_are_parsed(reply: str) -> None:
     answer = parse(reply)
     assert (answer.object, answer.attributes, answer.status, answer.reason) == (*CAT, DESCRIBED, None)
 
 
 @given(st.from_regex(SENTENCE_PATTERN, fullmatch=True))
-def test_whatever_matches_the_pattern_is_described(text: str) -> None:
+def test_every_text_that_matches_the_pattern_is_parsed_as_described(text: str) -> None:
     answer = parse(text)
     assert answer.status == DESCRIBED
     assert answer.object
-    assert 3 <= len(answer.attributes) <= 4, "an attribute may hold an and"
+    assert 3 <= len(answer.attributes) <= 4, "one attribute may contain the word and"
 
 
-def test_the_text_is_the_sentence_alone() -> None:
+def test_the_text_of_an_answer_is_the_sentence_alone() -> None:
     assert parse(f"Sure:\n**{sentence(*CAT)}** Anything else?").text == sentence(*CAT)
 
 
@@ -63,7 +63,7 @@ def test_the_text_is_the_sentence_alone() -> None:
         ("a, b, c, d and e", ("a", "b", "c", "d", "e")),
     ],
 )
-def test_one_to_five_attributes(listing: str, attributes: tuple[str, ...]) -> None:
+def test_one_to_five_attributes_are_separated(listing: str, attributes: tuple[str, ...]) -> None:
     answer = parse(f"This image contains a thing characterised by {listing}.")
     assert (answer.attributes, answer.status) == (attributes, DESCRIBED)
 
@@ -80,7 +80,7 @@ def test_one_to_five_attributes(listing: str, attributes: tuple[str, ...]) -> No
         "Sorry-looking cats; as an aid, I cannot see...",
     ],
 )
-def test_a_reply_outside_the_template_is_kept_as_it_is(reply: str) -> None:
+def test_a_reply_outside_the_template_is_kept_as_free_text(reply: str) -> None:
     assert parse(f" {reply}\n") == Answer(reply, None, (), FREE)
 
 
@@ -99,7 +99,7 @@ def test_a_reply_outside_the_template_is_kept_as_it_is(reply: str) -> None:
         (prompt(None).partition("else: ")[2][:90], "repeats the template"),
     ],
 )
-def test_no_answer(reply: str, reason: str) -> None:
+def test_empty_refused_too_long_or_echoed_replies_are_failures(reply: str, reason: str) -> None:
     answer = parse(reply)
     assert answer[:4] == (None, None, (), FAILED)
     assert answer.reason is not None
@@ -113,12 +113,14 @@ PIECES = ["this image contains ", "a ", "characterised by ", " and ", ",", ".", 
 @example("this image contains " * 10_000)
 @example("this image contains a characterised by " + "a, " * 50_000)
 @example("<a" * 50_000)
-def test_any_string_is_an_answer(reply: str) -> None:
+def test_parsing_any_string_gives_a_consistent_answer(reply: str) -> None:
     answer = parse(reply)
     assert (answer.status == DESCRIBED) == (answer.object is not None) == bool(answer.attributes)
     assert (answer.status == FAILED) == (answer.text is None) == (answer.reason is not None)
     for text in (answer.text or "", answer.object or "", *answer.attributes, answer.reason or ""):
-        assert not {unicodedata.category(character) for character in text} & {"Cc", "Cs"}, "control characters, or halves of surrogate pairs"
+        assert not {unicodedata.category(character) for character in text} & {"Cc", "Cs"}, (
+            "an answer must have no control characters and no halves of surrogate pairs"
+        )
         assert len(text) < TOO_LONG
 
 
@@ -140,17 +142,17 @@ def test_every_class_name_is_read_back() -> None:
 @pytest.mark.parametrize(
     "noun", ["a cat", "an owl", "a unicycle", "an umbrella", "a European lynx", "an hourglass", "a house", "an unimportant thing", "a ewe"]
 )
-def test_articles(noun: str) -> None:
+def test_the_sentence_has_the_right_article(noun: str) -> None:
     article, _, object = noun.partition(" ")
     assert sentence(object, ("x",)).startswith(f"This image contains {article} {object} ")
 
 
-def test_reasons_and_excerpts_are_one_line() -> None:
+def test_reasons_are_one_line_and_excerpts_are_limited() -> None:
     assert failed("a\nb\0c").reason == "a b c"
     assert len(excerpt("x\n" * 1000)) == 200
 
 
-# An operator's own
+# An operator's own template
 
 DISH = r"A dish of (?P<object>[a-z ]{2,40}) with (?P<attributes>[a-z ,]{2,80})\."
 
@@ -161,7 +163,7 @@ def own(folder: Path, prompt: str = "Which dish is it?", pattern: str = DISH, mo
     return DescribeConfig(captioner="openai:tiny", template=str(file))
 
 
-def test_an_operators_own_prompt_is_asked_and_the_reply_taken_apart_by_the_names_in_the_pattern(tmp_path: Path) -> None:
+def test_an_operators_own_template_parses_replies_by_the_groups_of_its_pattern(tmp_path: Path) -> None:
     template = load(own(tmp_path))
     assert (template.prompt, template.server_pattern) == ("Which dish is it?", r"A dish of ([a-z ]{2,40}) with ([a-z ,]{2,80})\.")
     answer = template.read("A dish of fried rice\nwith peas, egg and spring onions.")
@@ -178,18 +180,18 @@ def test_an_operators_own_prompt_is_asked_and_the_reply_taken_apart_by_the_names
         ("x" * TOO_LONG, FAILED),
     ],
 )
-def test_a_reply_outside_it_counts_as_one_outside_the_template(tmp_path: Path, reply: str, status: str) -> None:
+def test_a_reply_outside_an_operators_own_template_is_free_text_or_a_failure(tmp_path: Path, reply: str, status: str) -> None:
     assert load(own(tmp_path)).read(reply).status == status
 
 
-def test_a_pattern_that_takes_ages_over_a_reply_does_not_match_it() -> None:
+def test_a_pattern_that_takes_too_long_on_a_reply_does_not_match() -> None:
     started = time.monotonic()
     assert Template("Which dish is it?", r"(?P<object>(\w+ ?)+)\.").read("fried rice with peas and egg and " * 6 + "!").status == FREE
     assert time.monotonic() - started < 5
 
 
 @given(st.text())
-def test_no_reply_raises(reply: str) -> None:
+def test_no_reply_makes_an_own_template_raise(reply: str) -> None:
     assert Template("Which dish is it?", DISH).read(reply).status in (DESCRIBED, FREE, FAILED)
 
 
@@ -207,16 +209,16 @@ def test_no_reply_raises(reply: str) -> None:
         ({"pattern": "(?P<object>x)(?P<colour>y)"}, "no other groups"),
     ],
 )
-def test_a_file_that_holds_no_template_is_refused(tmp_path: Path, settings: dict[str, str], says: str) -> None:
+def test_an_invalid_template_file_is_refused(tmp_path: Path, settings: dict[str, str], says: str) -> None:
     with pytest.raises(Refused, match=rf"^describe\.template = .*dishes\.toml: .*{says}"):
         load(own(tmp_path, **settings))
 
 
-def test_a_file_that_is_not_there_is_refused() -> None:
+def test_a_missing_template_file_is_refused() -> None:
     with pytest.raises(Refused, match="no TOML file can be read there"):
         load(DescribeConfig(captioner="openai:tiny", template="nowhere.toml"))
 
 
-def test_it_is_given_in_place_of_a_criterion(tmp_path: Path) -> None:
+def test_template_and_criterion_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="Give only one of them"):
         load(own(tmp_path).model_copy(update={"criterion": "the dish"}))

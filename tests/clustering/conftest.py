@@ -1,4 +1,4 @@
-"""Small problems: one thread is faster than several."""
+"""The problems here are small: one thread is faster than several."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Consensus of members with planted permutations of one labelling."""
+"""Alignment and consensus of members whose clusters are planted permutations of one labelling."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def one_hot(labels: NDArray[np.integer], clusters: int) -> NDArray[np.float32]:
 
 
 def permuted(truth: NDArray[np.integer], permutations: NDArray[np.integer], random: np.random.Generator, noise: float) -> Tensor:
-    """Posteriors (rows, members, clusters): of each row ``truth`` under the member's permutation, or with probability ``noise`` anything."""
+    """Posteriors (rows, members, clusters): ``truth`` under each member's permutation, or, with probability ``noise``, a random cluster."""
     members, clusters = permutations.shape
     wrong = random.random((len(truth), members)) < noise
     labels = np.where(wrong, random.integers(clusters, size=wrong.shape), permutations[:, truth].T)
@@ -26,7 +26,7 @@ def permuted(truth: NDArray[np.integer], permutations: NDArray[np.integer], rand
 
 
 def assert_undone(found: NDArray[np.integer], planted: NDArray[np.integer]) -> None:
-    """The cluster planted[m][c] of every member m is one consensus cluster."""
+    """Assert that for each c the clusters planted[m][c] of all members m are one consensus cluster."""
     assert len({tuple(permutation[place]) for permutation, place in zip(found, planted, strict=True)}) == 1
 
 
@@ -43,7 +43,7 @@ def test_planted_permutations_are_undone(seed: int, clusters: int, members: int,
         assert adjusted_rand_score(truth, aligned_mean(posteriors, found).argmax(1)) == 1
 
 
-def test_small_clusters_are_matched_too() -> None:
+def test_small_clusters_are_aligned_too() -> None:
     random = np.random.default_rng(0)
     truth = np.repeat([0, 1, 2], [5000, 60, 20])
     planted = np.array([random.permutation(3) for _ in range(6)])
@@ -51,7 +51,7 @@ def test_small_clusters_are_matched_too() -> None:
     assert_undone(align(co_assignment([posteriors])), planted)
 
 
-def test_averaging_corrects_noisy_members() -> None:
+def test_the_consensus_of_noisy_members_is_better_than_each_of_them() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(10, size=2000)
     planted = np.array([random.permutation(10) for _ in range(9)])
@@ -61,7 +61,7 @@ def test_averaging_corrects_noisy_members() -> None:
     assert adjusted_rand_score(truth, aligned_mean(posteriors, found).argmax(1)) > max(single) + 0.2
 
 
-def test_a_member_that_says_nothing_does_not_name_the_clusters() -> None:
+def test_a_first_member_with_all_images_in_one_cluster_does_not_disturb_the_alignment() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(4, size=500)
     planted = np.array([random.permutation(4) for _ in range(4)])
@@ -70,12 +70,12 @@ def test_a_member_that_says_nothing_does_not_name_the_clusters() -> None:
     assert_undone(align(co_assignment([posteriors]))[1:], planted[1:])
 
 
-def test_blocks_add_up_to_the_whole() -> None:
+def test_co_assignments_of_blocks_add_up_to_that_of_all_rows() -> None:
     posteriors = torch.from_numpy(np.random.default_rng(0).random((100, 3, 4)).astype(np.float32))
     assert co_assignment([posteriors[:37], posteriors[37:]]) == pytest.approx(co_assignment([posteriors]), rel=1e-5)
 
 
-def test_labels_of_members_are_those_of_the_aligned_posteriors() -> None:
+def test_member_labels_are_those_of_the_aligned_posteriors() -> None:
     random = np.random.default_rng(0)
     posteriors = torch.from_numpy(random.random((50, 3, 5)).astype(np.float32))
     permutations = np.array([random.permutation(5) for _ in range(3)], np.int32)

@@ -1,4 +1,4 @@
-"""Whether new images are like the old, on planted data."""
+"""Drift, the decision whether new images are like the old ones, on planted data."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ D = 64
 
 
 def blobs(counts: list[int], seed: int, spread: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Unit rows around directions that are the same for every seed, and which each is around."""
+    """Unit rows around directions that are the same for every seed, and the number of each row's direction."""
     directions = unit_rows(np.random.default_rng(7).normal(size=(len(counts), D)))
     labels = np.repeat(np.arange(len(counts)), counts)
     noise = np.random.default_rng(seed).normal(scale=spread / np.sqrt(D) * 2, size=(len(labels), D))
@@ -25,8 +25,8 @@ def said(X: NDArray[np.float32], labels: NDArray[np.int64], centres: Centres, si
     return Said.of(X, np.eye(len(centres.distance), dtype=np.float32)[labels] * 0.8 + 0.05, centres, sizes)
 
 
-def test_images_of_a_fit_are_no_nearer_to_centres_than_new_ones_if_centres_are_without_them() -> None:
-    """Of six images in many dimensions each is a good part of its own centre."""
+def test_if_centres_leave_out_the_image_itself_fitted_images_are_as_far_from_them_as_new_ones() -> None:
+    """In a cluster of six images with many dimensions, each image is a large part of its own centre."""
     X, labels = blobs([6] * 30, seed=0)
     new, theirs = blobs([6] * 30, seed=1)
     centres = Centres.of(X, labels, 30)
@@ -34,11 +34,11 @@ def test_images_of_a_fit_are_no_nearer_to_centres_than_new_ones_if_centres_are_w
         values.mean() for values in (centres.outliers(X, labels), centres.outliers(X, labels, np.bincount(labels)), centres.outliers(new, theirs))
     )
     assert naive == pytest.approx(0, abs=1e-5)
-    assert fresh > 2, "so much farther are images of the same kind"
+    assert fresh > 2, "new images of the same kind are this much farther away"
     assert honest == pytest.approx(fresh, rel=0.15)
 
 
-def test_without_itself_is_what_a_centre_of_the_others_says() -> None:
+def test_a_distance_without_the_image_itself_is_that_to_the_centre_of_the_others() -> None:
     X, labels = blobs([4, 7], seed=3)
     centres = Centres.of(X, labels, 2)
     found = centres.outliers(X, labels, np.bincount(labels))
@@ -48,7 +48,7 @@ def test_without_itself_is_what_a_centre_of_the_others_says() -> None:
         assert found[row] == pytest.approx((distance - centres.distance[labels[row]]) / centres.deviation[labels[row]], abs=2e-3)
 
 
-def test_more_of_the_same_fits_and_something_else_does_not() -> None:
+def test_new_images_of_the_same_kind_fit_and_others_are_outliers() -> None:
     X, labels = blobs([80] * 4, seed=0)
     centres, sizes = Centres.of(X, labels, 4), np.bincount(labels)
     old = said(X, labels, centres, sizes)
@@ -58,13 +58,13 @@ def test_more_of_the_same_fits_and_something_else_does_not() -> None:
     assert [measure.name for measure in drift.compare(old, said(far, theirs, centres)) if measure.worse] == ["outliers"]
 
 
-def test_one_strange_image_is_no_reason() -> None:
+def test_a_single_outlier_among_the_new_images_is_not_worse() -> None:
     X, labels = blobs([80] * 4, seed=0)
     centres = Centres.of(X, labels, 4)
     strange = said(unit_rows(np.random.default_rng(5).normal(size=(1, D))), np.zeros(1, np.int64), centres)
     assert strange.outlier[0] > drift.FAR_OUT
     old = Said(*(np.repeat(values, 2) for values in said(X, labels, centres, np.bincount(labels))))
-    old.outlier[:40] = 9  # some of the old ones are outliers too, so that one more is no wonder
+    old.outlier[:40] = 9  # some of the old images are outliers too, so that one more is not significant
     assert not any(measure.worse for measure in drift.compare(old, strange))
 
 
@@ -81,7 +81,7 @@ def test_one_strange_image_is_no_reason() -> None:
         (1.6, 0.0, True, RENEWED),
     ],
 )
-def test_what_is_decided(growth: float, group: float, worse: bool, decision: str) -> None:
+def test_the_model_is_kept_continued_or_renewed_by_growth_groups_and_fit(growth: float, group: float, worse: bool, decision: str) -> None:
     old = Said(*(np.full(200, value, np.float32) for value in (0.0, 0.9, 0.8)))
     new = Said(*(np.full(50, value, np.float32) for value in (9.0 if worse else 0.0, 0.9, 0.8)))
     found = drift.decide(old, new, 50, growth, group)
@@ -91,30 +91,30 @@ def test_what_is_decided(growth: float, group: float, worse: bool, decision: str
         assert found.why == "of 50 new images 100% are outliers (0% of the old)"
 
 
-def test_new_images_that_lie_together_are_found_and_others_are_not() -> None:
+def test_a_group_of_new_images_unlike_the_old_is_found() -> None:
     X, labels = blobs([60, 60, 60, 25], seed=0)
     is_new = labels == 3
-    is_new[::20] = True  # and some of the old kinds
+    is_new[::20] = True  # and some images of the old kinds
     groups = drift.together(lambda rows: X[rows], is_new)
     assert len(groups) == 1
     assert set(groups[0]) <= set(np.flatnonzero(labels == 3))
     assert len(groups[0]) >= 20
 
 
-def test_two_kinds_are_two_groups_the_largest_first() -> None:
+def test_two_new_kinds_are_two_groups_with_the_larger_first() -> None:
     X, labels = blobs([60, 60, 15, 30], seed=0)
     groups = drift.together(lambda rows: X[rows], labels >= 2)
     assert [int(np.unique(labels[group])[0]) for group in groups] == [3, 2]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.3, 0.5])
-def test_more_of_the_same_is_no_group(share: float) -> None:
+def test_new_images_of_the_old_kinds_are_no_group(share: float) -> None:
     for seed in range(5):
         X, _ = blobs([100] * 4, seed)
         assert drift.together(lambda rows, X=X: X[rows], np.random.default_rng(seed).random(400) < share) == []  # type: ignore[misc]
 
 
-def test_few_new_images_or_nothing_but_new_ones_are_no_group() -> None:
+def test_too_few_new_images_or_only_new_images_are_no_group() -> None:
     X, _ = blobs([30, 30], seed=0)
     few = np.arange(60) >= 60 - drift.LEAST_TOGETHER + 1
     assert drift.together(lambda rows: X[rows], few) == []

@@ -1,4 +1,4 @@
-"""The two scales against scikit-learn's, and what reading features does to them."""
+"""The two scalings of features compared with scikit-learn's, and the reading of scaled features."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def projected(X: NDArray[np.floating], half: object) -> NDArray[np.float32]:
     return np.concatenate(list(project(X, half)))  # type: ignore[arg-type]
 
 
-def test_standardised_values_are_scikit_learns_and_cut() -> None:
+def test_standardised_values_equal_scikit_learns_and_are_clipped() -> None:
     X = np.hstack([rows(), np.full((500, 1), 7, np.float16)])
     expected = StandardScaler().fit_transform(X.astype(np.float64))
     np.testing.assert_allclose(projected(X, standardising(X)), expected, atol=1e-3)
@@ -27,7 +27,7 @@ def test_standardised_values_are_scikit_learns_and_cut() -> None:
     assert projected(far, standardising(X))[0, :-1] == pytest.approx(np.full(12, CLIP))
 
 
-def test_principal_axes_are_scikit_learns_on_one_scale() -> None:
+def test_principal_axes_equal_scikit_learns_up_to_one_scale() -> None:
     X = rows()
     expected = PCA(5).fit_transform(X.astype(np.float64))
     found = projected(X, principal(X, 5))
@@ -48,7 +48,7 @@ def test_rows_that_are_all_the_same_stay_finite() -> None:
         assert not projected(X, half).any()
 
 
-def test_reading_scales_a_copy() -> None:
+def test_reading_features_scales_a_copy_of_the_matrices() -> None:
     X, S = rows(20, 3).astype(np.float32), rows(20, 2).astype(np.float32)
     before = X.copy()
     features = Features([X, S], [0.75, 0.25], [0.5, 2.0])

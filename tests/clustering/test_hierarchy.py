@@ -1,4 +1,4 @@
-"""The tree over clusters, on clusters whose families are known."""
+"""The tree over clusters, on clusters that belong to known families."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ FAMILIES, OF_A_FAMILY = 4, 5
 
 
 def centres(dimensions: int = 32) -> NDArray[np.float32]:
-    """Clusters of four families, in an order that says nothing."""
+    """Centres of the clusters of four families, in random order."""
     random = np.random.default_rng(0)
     of_families = np.repeat(random.normal(size=(FAMILIES, dimensions)), OF_A_FAMILY, axis=0)
     found: NDArray[np.float32] = unit_rows(of_families + 0.4 * random.normal(size=of_families.shape) + 3)
@@ -31,25 +31,25 @@ def groups_of(merges: list[tuple[int, int]], clusters: int, groups: int) -> list
     return list(cut(merges, clusters, groups).values())
 
 
-def test_a_cut_finds_the_families_that_lie_in_one_direction_from_the_origin() -> None:
+def test_a_cut_of_the_tree_finds_the_families_although_all_centres_share_a_direction() -> None:
     found = tree(centres(), np.eye(20, dtype=np.float32), np.full(20, 7))
     groups = groups_of([merge[:2] for merge in found], 20, FAMILIES)
     assert sorted(map(len, groups)) == [OF_A_FAMILY] * FAMILIES
     assert all(len(family) == 1 for family in families(groups))
 
 
-def test_what_members_put_together_is_together_where_centres_do_not_tell() -> None:
+def test_the_tree_follows_the_members_where_centres_show_no_families() -> None:
     random = np.random.default_rng(2)
     far = unit_rows(random.normal(size=(20, 200)))
     labels = np.repeat(np.arange(20, dtype=np.int32), 30)
-    # A member that splits an image's family at random.
+    # Members that put each image into a random cluster of its family.
     members = np.stack([OF_A_FAMILY * (labels // OF_A_FAMILY) + random.integers(0, OF_A_FAMILY, len(labels)) for _ in range(3)], axis=1).astype(np.int32)
     found = tree(far, co_association(labels, members, 20), np.full(20, 30))
     for group in groups_of([merge[:2] for merge in found], 20, FAMILIES):
         assert len({cluster // OF_A_FAMILY for cluster in group}) == 1
 
 
-def test_co_association_is_the_mean_over_pairs_of_images() -> None:
+def test_co_association_is_the_normalised_mean_over_pairs_of_images() -> None:
     random = np.random.default_rng(3)
     labels, members = random.integers(0, 4, 60).astype(np.int32), random.integers(0, 4, (60, 3)).astype(np.int32)
     labels[labels == 2] = 1  # a cluster without images
@@ -64,7 +64,7 @@ def test_co_association_is_the_mean_over_pairs_of_images() -> None:
     assert together[2].tolist() == [0, 0, 1, 0]
 
 
-def test_the_order_of_the_clusters_does_not_matter() -> None:
+def test_the_tree_does_not_depend_on_the_order_of_clusters() -> None:
     rows, order = centres(), np.random.default_rng(4).permutation(20)
     straight, turned = (tree(some, np.eye(20, dtype=np.float32), np.full(20, 7)) for some in (rows, rows[order]))
     for groups in (2, 5, 11):
@@ -73,19 +73,19 @@ def test_the_order_of_the_clusters_does_not_matter() -> None:
         assert one == other
 
 
-def test_clusters_that_are_alike_and_empty_ones_have_a_tree_too() -> None:
+def test_equal_and_empty_clusters_have_a_tree_too() -> None:
     found = tree(np.ones((3, 4), np.float32) / 2, np.eye(3, dtype=np.float32), np.array([5, 0, 0]))
     assert len(found) == 2
     assert all(np.isfinite(merge.height) for merge in found)
 
 
-def test_one_cluster_has_no_tree_and_too_many_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_cluster_or_too_many_have_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tree(np.ones((1, 4), np.float32), np.eye(1, dtype=np.float32), np.array([5])) == []
     monkeypatch.setattr(hierarchy, "MOST_CLUSTERS", 19)
     assert tree(centres(), np.eye(20, dtype=np.float32), np.full(20, 7)) == []
 
 
-def test_every_cut_has_as_many_groups_as_asked_for_and_lies_in_the_one_before() -> None:
+def test_every_cut_has_the_requested_number_of_groups_and_refines_the_coarser_one() -> None:
     merges = [merge[:2] for merge in tree(centres(), np.eye(20, dtype=np.float32), np.full(20, 7))]
     before = [list(range(20))]
     for groups in range(1, 21):
@@ -96,7 +96,7 @@ def test_every_cut_has_as_many_groups_as_asked_for_and_lies_in_the_one_before() 
         before = now
 
 
-def test_a_walk_has_every_cluster_once_however_deep_the_tree() -> None:
+def test_a_walk_visits_every_cluster_once_and_opens_no_more_than_the_deepest_level() -> None:
     clusters = 3_000
     merges = [(clusters + place - 1 if place else 0, place + 1) for place in range(clusters - 1)]
     steps = list(walk(merges, [1] * clusters + list(range(2, clusters + 1)), deepest=5))

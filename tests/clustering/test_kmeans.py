@@ -11,7 +11,7 @@ from gsec_core.clustering.kmeans import SphericalKMeans, lloyd, unit_rows
 
 
 def planted(count: int = 600, clusters: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Directions around ``clusters`` far apart centres, of every length, the first cluster the largest."""
+    """Rows of random lengths around ``clusters`` orthogonal directions; the first cluster is the largest."""
     random = np.random.default_rng(seed)
     truth = np.sort(random.integers(0, clusters, count) * random.integers(0, 2, count))
     centres = np.eye(clusters, 16)
@@ -19,7 +19,7 @@ def planted(count: int = 600, clusters: int = 5, seed: int = 0) -> tuple[np.ndar
     return rows * random.uniform(0.1, 10, (count, 1)), truth
 
 
-def test_planted_clusters_are_found_whatever_the_lengths_of_the_rows() -> None:
+def test_planted_clusters_are_found_regardless_of_the_lengths_of_rows() -> None:
     X, truth = planted()
     assert adjusted_rand_score(truth, SphericalKMeans(5).fit(X).labels_) == 1
 
@@ -46,28 +46,28 @@ def test_more_starts_never_end_with_a_worse_objective() -> None:
     assert objective(10) >= objective(1) - 1e-3
 
 
-def test_every_start_is_told_and_they_are_those_of_one_call_of_faiss() -> None:
+def test_the_progress_counts_every_start_and_the_centres_equal_those_of_faiss() -> None:
     X = unit_rows(np.random.default_rng(0).normal(size=(600, 16)))
     told: list[None] = []
     for seed in (0, 7, 2**31 - 1):
         told.clear()
         estimator = SphericalKMeans(9, n_init=6, max_iter=12, random_state=seed).fit(X, progress=lambda: told.append(None))
         assert len(told) == 6
-        assert estimator.n_iter_ == 12, "of the start that was kept, and not of all"
+        assert estimator.n_iter_ == 12, "the iterations of the start that was kept, not of all starts"
     theirs = faiss.Kmeans(16, 9, niter=12, nredo=6, spherical=True, seed=7, min_points_per_centroid=1)
     theirs.train(X)
     ours, _ = lloyd(X, 9, n_init=6, max_iter=12, random_state=7, spherical=True)
     np.testing.assert_array_equal(ours, theirs.centroids)
 
 
-def test_the_centres_are_fitted_on_a_sample_of_many_rows_and_every_row_is_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_centres_fitted_on_a_sample_give_every_row_the_right_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.clustering.kmeans._SAMPLE_ROWS", 100)
     X, truth = planted(5000)
     assert adjusted_rand_score(truth, SphericalKMeans(5, sample_per_cluster=20).fit(X).labels_) == 1
 
 
 @pytest.mark.parametrize("clusters", [0, 4])
-def test_a_number_of_clusters_that_cannot_be_is_named(clusters: int) -> None:
+def test_an_impossible_number_of_clusters_is_an_error(clusters: int) -> None:
     with pytest.raises(ValueError, match=f"n_clusters = {clusters}: there are 3 samples"):
         SphericalKMeans(clusters).fit(np.eye(3))
 
@@ -77,12 +77,12 @@ def test_clone_keeps_the_parameters() -> None:
 
 
 @parametrize_with_checks([SphericalKMeans(n_clusters=3, n_init=1, max_iter=5)])
-def test_scikit_learn_conventions(estimator: SphericalKMeans, check: object) -> None:
+def test_the_estimator_passes_scikit_learns_checks(estimator: SphericalKMeans, check: object) -> None:
     assert callable(check)
     check(estimator)
 
 
-def test_centres_do_not_depend_on_how_many_starts_are_made_at_once() -> None:
+def test_labels_do_not_depend_on_the_number_of_threads() -> None:
     X = np.random.default_rng(0).standard_normal((2000, 16), np.float32)
     alone, together = (SphericalKMeans(7, n_threads=threads).fit(X) for threads in (1, 4))
     np.testing.assert_array_equal(alone.labels_, together.labels_)

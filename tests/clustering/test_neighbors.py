@@ -18,7 +18,7 @@ def index_of(X: NDArray[np.float32], random_state: int = 0, built: Built | None 
 
 
 def true_neighbors(X: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Of rows without duplicates, by scikit-learn."""
+    """The neighbours by scikit-learn, for rows without duplicates."""
     found: NDArray[np.int64] = NearestNeighbors(n_neighbors=k + 1, metric="cosine", algorithm="brute").fit(X).kneighbors(X, return_distance=False)
     return found[:, 1:]
 
@@ -29,7 +29,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_few_rows_get_their_true_neighbors_in_order() -> None:
+def test_few_rows_get_their_exact_neighbors_in_order() -> None:
     X = planted(1000)
     index = index_of(X)
     assert index.recall is None
@@ -37,23 +37,23 @@ def test_few_rows_get_their_true_neighbors_in_order() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_part_of_the_rows_gets_what_all_get() -> None:
+def test_searching_a_part_of_the_rows_gives_the_same_neighbors() -> None:
     index = index_of(planted(1000))
     np.testing.assert_array_equal(index.search(250, 700, 3), index.search(0, 1000, 3)[250:700])
 
 
 @pytest.mark.parametrize("copies", [2, 3, 9])
-def test_a_duplicate_is_a_neighbor_and_the_row_itself_is_not(copies: int) -> None:
+def test_duplicates_of_a_row_are_neighbors_and_the_row_itself_is_not(copies: int) -> None:
     X = np.repeat(planted(40, clusters=1), copies, axis=0)
     found = index_of(X).search(0, len(X), 3)
     assert not (found == np.arange(len(X))[:, None]).any()
-    assert all(len(set(row)) == 3 for row in found.tolist()), "a neighbor is there twice"
+    assert all(len(set(row)) == 3 for row in found.tolist()), "a neighbor occurs twice"
     twins = (found // copies == (np.arange(len(X)) // copies)[:, None]).sum(1)
     np.testing.assert_array_equal(twins, min(copies - 1, 3))
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_some_rows_of_many_get_their_true_neighbors_in_order() -> None:
+def test_neighbors_of_some_rows_are_exact_and_in_order() -> None:
     X = planted(1000)
     numbers = np.arange(3, 1000, 7)
     np.testing.assert_array_equal(neighbors_of(lambda rows: X[rows], 1000, numbers, 5, n_threads=1), true_neighbors(X, 5)[numbers])
@@ -61,7 +61,7 @@ def test_some_rows_of_many_get_their_true_neighbors_in_order() -> None:
         neighbors_of(lambda rows: X[rows], 1000, numbers, 1000)
 
 
-def test_of_many_duplicates_each_has_others_for_neighbors() -> None:
+def test_each_of_many_duplicates_has_others_as_neighbors() -> None:
     X = np.repeat(planted(4, clusters=1), 50, axis=0)
     found = neighbors_of(lambda rows: X[rows], len(X), np.arange(len(X)), 20, n_threads=1)
     assert not (found == np.arange(len(X))[:, None]).any()
@@ -74,7 +74,7 @@ def test_the_length_of_a_row_does_not_matter() -> None:
     np.testing.assert_array_equal(index_of(X).search(0, 300, 3), index_of(longer).search(0, 300, 3))
 
 
-def test_many_rows_get_nearly_all_of_their_neighbors_and_recall_says_how_many() -> None:
+def test_an_approximate_search_finds_most_neighbors_and_recall_gives_their_share() -> None:
     X = planted(60_000)
     index = index_of(X)
     assert index.recall is not None
@@ -99,7 +99,7 @@ def test_equal_seeds_give_equal_approximate_neighbors() -> None:
 
 
 @pytest.mark.usefixtures("few_are_many", "small_blocks")
-def test_recall_is_low_where_most_neighbors_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recall_is_low_if_most_neighbors_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "_PROBED_LISTS", (1,))
     recall = index_of(np.random.default_rng(0).standard_normal((3000, 32), np.float32)).recall
     assert recall is not None
@@ -108,7 +108,7 @@ def test_recall_is_low_where_most_neighbors_are_missed(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("few_are_many", "small_blocks")
 @pytest.mark.parametrize(("easy", "probes"), [(True, 2), (False, 16)])
-def test_fewer_lists_are_probed_where_that_costs_no_recall(easy: bool, probes: int) -> None:
+def test_an_index_of_easy_rows_probes_fewer_lists_also_when_it_was_kept(easy: bool, probes: int) -> None:
     X = np.repeat(planted(50), 40, axis=0) if easy else np.random.default_rng(0).standard_normal((3000, 32), np.float32)
     index = index_of(X)
     kept = index_of(X, built=index.built)
@@ -116,13 +116,13 @@ def test_fewer_lists_are_probed_where_that_costs_no_recall(easy: bool, probes: i
 
 
 @pytest.mark.usefixtures("few_are_many")
-def test_any_of_many_duplicates_counts_as_found() -> None:
+def test_recall_counts_any_of_many_duplicates_as_found() -> None:
     recall = index_of(np.repeat(planted(50), 40, axis=0)).recall
     assert recall == 1
 
 
 @pytest.mark.usefixtures("few_are_many")
-def test_rows_whose_lists_are_short_get_all_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_short_lists_still_get_as_many_neighbors_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "_PROBED_LISTS", (1,))
     found = index_of(planted(1500)).search(0, 1500, 100)
     assert found.min() >= 0
@@ -130,10 +130,10 @@ def test_rows_whose_lists_are_short_get_all_their_neighbors(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("k", [0, 5])
-def test_more_neighbors_than_there_are_are_refused(k: int) -> None:
+def test_zero_neighbors_or_more_than_there_are_other_rows_are_an_error(k: int) -> None:
     with pytest.raises(ValueError, match=f"k = {k}: each of 5 rows has 4 neighbours"):
         index_of(planted(5)).search(0, 5, k)
 
 
-def test_the_number_of_neighbors_is_at_most_that_of_other_rows() -> None:
+def test_the_number_of_neighbors_is_at_most_the_number_of_other_rows() -> None:
     assert [neighbor_count(n, 3) for n in (2, 4, 100)] == [1, 3, 3]

@@ -18,11 +18,11 @@ from gsec_core.clustering.prototypes import prototype_count, representatives
         pytest.param(5, 2, 7, 5, id="of those no more than images"),
     ],
 )
-def test_the_number_of_prototypes(n: int, clusters: int, count: int | None, expected: int) -> None:
+def test_the_number_of_prototypes_follows_from_images_clusters_and_setting(n: int, clusters: int, count: int | None, expected: int) -> None:
     assert prototype_count(n, clusters, count) == expected
 
 
-def test_the_middle_of_each_band_stands_for_it() -> None:
+def test_the_middle_image_of_each_band_represents_it() -> None:
     found = representatives(np.arange(15)[::-1], np.zeros(15, int), 1, bands=5)
     assert found.row.tolist() == [13, 10, 7, 4, 1]
     assert found.band.tolist() == [0, 1, 2, 3, 4]
@@ -39,13 +39,13 @@ def test_an_empty_micro_cluster_has_no_representative() -> None:
     assert found.prototype.tolist() == [0, 2]
 
 
-def test_members_at_equal_distance_are_in_the_order_of_their_rows() -> None:
+def test_images_at_equal_distance_are_taken_in_the_order_of_their_rows() -> None:
     assert representatives(np.zeros(9), np.zeros(9, int), 1, bands=3).row.tolist() == [1, 4, 7]
-    assert representatives([0.3001, 0.3 + 1e-7, 0.3], np.zeros(3, int), 1, bands=3).row.tolist() == [1, 2, 0], "rounding decides nothing"
+    assert representatives([0.3001, 0.3 + 1e-7, 0.3], np.zeros(3, int), 1, bands=3).row.tolist() == [1, 2, 0], "differences by rounding must decide nothing"
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5, 50])
-def test_many_micro_clusters_at_once_are_as_one_after_the_other(bands: int) -> None:
+def test_representatives_of_many_micro_clusters_equal_those_of_a_loop(bands: int) -> None:
     random = np.random.default_rng(0)
     labels, distances = random.integers(0, 40, 500), random.random(500).round(2)
     found = representatives(distances, labels, 40, bands)

@@ -1,4 +1,4 @@
-"""Labels reach the scorer and nobody else."""
+"""The benchmark of quality: true labels are used only for the scores."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def planted() -> Set:
 
 
 @pytest.mark.parametrize("captions", [True, False])
-def test_permuted_labels_change_the_scores_and_no_labelling(captions: bool) -> None:
+def test_permuted_true_labels_change_the_scores_but_no_clustering(captions: bool) -> None:
     images = planted() if captions else replace(planted(), described=None)
     permuted = replace(images, truth=np.random.default_rng(1).permutation(images.truth))
     ours, theirs = (table_of(given, seeds=1, published_steps=20) for given in (images, permuted))
@@ -27,17 +27,17 @@ def test_permuted_labels_change_the_scores_and_no_labelling(captions: bool) -> N
     for name in set(ours.labels) - {LEAK}:
         assert np.array_equal(ours.labels[name], theirs.labels[name]), name
     assert ours.scores(CONSENSUS)[0, 0] > theirs.scores(CONSENSUS)[0, 0] + 20
-    assert ours.scores(LEAK)[0, 0] >= ours.scores(PUBLISHED)[0, 0], "what labels choose is never worse by them"
+    assert ours.scores(LEAK)[0, 0] >= ours.scores(PUBLISHED)[0, 0], "the member chosen by true labels cannot score worse"
 
 
-def test_a_long_tail_falls_geometrically_and_is_the_same_again() -> None:
+def test_a_long_tail_has_geometrically_falling_classes_and_is_reproducible() -> None:
     images = replace(planted(), truth=np.repeat([0, 1, 2], 20))
     rows = images.long_tail(ratio=4)
     assert sorted(np.bincount(images.truth[rows]).tolist()) == [5, 10, 20]
     assert np.array_equal(rows, images.long_tail(ratio=4))
 
 
-def test_simulated_captions_are_right_as_often_as_asked() -> None:
+def test_simulated_captions_are_right_in_the_requested_share() -> None:
     images = planted()
     sentences = np.eye(3, dtype=np.float32)
     for right in (0.0, 1.0):

@@ -13,7 +13,7 @@ def blobs() -> Features:
     return Features([X.astype(np.float32)], [1.0], [1.0])
 
 
-def test_labels_at_the_start_are_as_soft_as_wanted() -> None:
+def test_labels_at_the_start_have_the_planned_entropy() -> None:
     random = np.random.default_rng(0)
     features = Features([random.normal(size=(500, 8)).astype(np.float32)], [1.0], [1.0])
     [start] = kmeans_starts(features, 5, [0])
@@ -21,7 +21,7 @@ def test_labels_at_the_start_are_as_soft_as_wanted() -> None:
     assert float(-torch.xlogy(q, q).sum(1).mean() / np.log(5)) == pytest.approx(ENTROPY, abs=0.01)
 
 
-def test_the_start_is_the_nearest_centre_and_knows_the_sizes() -> None:
+def test_a_start_labels_by_the_nearest_centre_and_has_the_sizes_of_clusters() -> None:
     features = blobs()
     [start] = kmeans_starts(features, 3, [1])
     labels = (features.rows(slice(None)) @ start.weight.T + start.bias).argmax(1)
@@ -30,13 +30,13 @@ def test_the_start_is_the_nearest_centre_and_knows_the_sizes() -> None:
 
 
 @pytest.mark.parametrize("rows", [4, 5])
-def test_rows_that_are_all_the_same_have_a_start(rows: int) -> None:
+def test_identical_rows_have_a_finite_start(rows: int) -> None:
     [start] = kmeans_starts(Features([np.ones((rows, 2), np.float32)], [1.0], [1.0]), 3, [0])
     assert torch.isfinite(start.weight).all()
     assert torch.isfinite(start.bias).all()
 
 
-def test_a_start_does_not_depend_on_those_beside_it() -> None:
+def test_a_start_does_not_depend_on_other_starts() -> None:
     features = blobs()
     together = kmeans_starts(features, 3, [1, 2, 3])
     [alone] = kmeans_starts(features, 3, [2])

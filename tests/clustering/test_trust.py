@@ -1,4 +1,4 @@
-"""What is said of images and clusters besides their labels."""
+"""Measures of images and clusters besides labels: confidence, agreement, outliers and purity."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from gsec_core.clustering.metrics import purity
 
 
 def overlapping() -> NDArray[np.float32]:
-    """Images of six clusters that run into each other."""
+    """Images of six overlapping clusters."""
     random = np.random.default_rng(0)
     return (0.3 * random.standard_normal((6, 20))[np.arange(900) % 6] + 0.5 * random.standard_normal((900, 20))).astype(np.float32)
 
@@ -24,17 +24,17 @@ def fitted() -> GSEC:
 
 
 def error(confidence: NDArray[np.float32], agreement: NDArray[np.float32]) -> float:
-    """Mean difference in ten parts of the images, by confidence."""
+    """Calibration error: the mean difference of confidence and agreement in ten equal parts of the images, ordered by confidence."""
     parts = np.array_split(np.argsort(confidence), 10)
     return float(np.mean([abs(confidence[part].mean() - agreement[part].mean()) for part in parts]))
 
 
-def test_confidence_says_how_many_members_agree(fitted: GSEC) -> None:
-    assert np.ptp(fitted.agreement_) > 0.3, "otherwise there is nothing to tell"
+def test_confidence_is_calibrated_to_the_agreement_of_members(fitted: GSEC) -> None:
+    assert np.ptp(fitted.agreement_) > 0.3, "agreement must differ between images, or this test would prove nothing"
     assert error(fitted.confidence_, fitted.agreement_) < 0.04
 
 
-def test_without_calibration_it_does_not(fitted: GSEC) -> None:
+def test_without_a_temperature_confidence_is_not_calibrated(fitted: GSEC) -> None:
     plan = fitted.plan()
     features = plan.features([overlapping()], fitted.halves_, 0.5)
     raw = plan.consensus(features, plan.neighbors(features), replace(fitted.ensemble_, temperature=1.0))
@@ -43,15 +43,15 @@ def test_without_calibration_it_does_not(fitted: GSEC) -> None:
     assert error(confidence, fitted.agreement_) > 0.1
 
 
-def test_the_head_that_new_images_meet_is_calibrated_too(fitted: GSEC) -> None:
+def test_the_head_for_new_images_is_calibrated_too(fitted: GSEC) -> None:
     assert fitted.predict_proba(overlapping()).max(1).mean() == pytest.approx(fitted.agreement_.mean(), abs=0.08)
 
 
-def test_a_single_member_agrees_with_itself_and_is_not_sharpened() -> None:
+def test_a_single_member_gets_no_temperature() -> None:
     assert GSEC(6, n_members=1, max_steps=20, device="cpu").fit(overlapping()).ensemble_.temperature == 1
 
 
-def test_an_image_far_from_all_is_an_outlier() -> None:
+def test_an_image_far_from_its_centre_has_a_high_outlier_score() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(200) % 2
     X = unit_rows(np.eye(30)[labels] + 0.05 * random.standard_normal((200, 30)))
@@ -62,16 +62,16 @@ def test_an_image_far_from_all_is_an_outlier() -> None:
     far = unit_rows(np.eye(30)[[0, 5]] + 0.05 * random.standard_normal((2, 30)))
     ordinary, strange = centres.outliers(far, np.array([0, 0]))
     assert strange > 20 > 5 > ordinary
-    assert (centres.directions[2] == 0).all(), "an empty cluster is nowhere"
+    assert (centres.directions[2] == 0).all(), "an empty cluster must have no direction"
 
 
-def test_a_cluster_of_one_image_has_no_outlier() -> None:
+def test_a_cluster_with_one_image_has_no_outlier() -> None:
     X = unit_rows(np.eye(3))
     labels = np.arange(3)
     assert Centres.of(X, labels, 3).outliers(X, labels).tolist() == [0, 0, 0]
 
 
-def test_purity_is_one_for_neighbours_within_and_nothing_by_chance() -> None:
+def test_purity_is_one_for_neighbours_within_clusters_and_zero_for_random_neighbours() -> None:
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1, 3], 100)
     within = np.stack([random.permutation(np.flatnonzero(labels == label))[:5] for label in labels])
@@ -80,4 +80,4 @@ def test_purity_is_one_for_neighbours_within_and_nothing_by_chance() -> None:
     assert purity(labels, random.integers(300, size=(300, 50)))[1] == pytest.approx(0, abs=0.02)
     some = np.array([0, 5, 299])
     assert purity(labels, within[some], some)[1] == 1
-    assert purity(np.zeros(9, int), np.zeros((9, 2), int))[1] == 0, "one cluster of all keeps nothing together that chance does not"
+    assert purity(np.zeros(9, int), np.zeros((9, 2), int))[1] == 0, "a single cluster of all images is no better than chance"

@@ -1,8 +1,8 @@
-"""The long proof of the log: ``python -m tests.curation --acts 10000``.
+"""The long proof that the log of curation loses nothing: ``python -m tests.curation --acts 10000``.
 
-Two processes write a log in one folder, and are killed (SIGKILL) and started again all the while. Each notes, in a file of its own that it has synced, what it
-was told is in the log. In the end all of that must be there, the numbers without a gap, and the replay what it is an image at a time; then the log is
-replayed on a million images.
+Two processes write to a log in one folder; they are killed (SIGKILL) and restarted all the while. Each records in a synced file of its own which acts it
+was told are in the log. In the end all of these must be there, numbers must have no gap, and the replay must equal one done image by image. Then the log
+is replayed on a million images.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from .examples import model, random_act, slowly, told
 
 
 def write(folder: Path, name: str, life: int, most: int) -> None:
-    """Say things until there are ``most`` acts in the log, or the process is killed."""
+    """Append acts until the log has ``most`` of them, or the process is killed."""
     log, random = Log(LocalFiles(str(folder / "store")), "nightly"), Random(f"{name} {life}")
     descriptor = os.open(folder / f"{name}-{life}", os.O_WRONLY | os.O_CREAT)
     number = 0
@@ -34,7 +34,7 @@ def write(folder: Path, name: str, life: int, most: int) -> None:
 
 
 def main() -> None:
-    """Print what was found; an AssertionError if anything is lost."""
+    """Run the proof and print its results; raises AssertionError if anything is lost."""
     parser = argparse.ArgumentParser(description="The long proof of the log of curation.")
     parser.add_argument("--acts", type=int, default=10_000)
     parser.add_argument("--images", type=int, default=1_000_000)
@@ -47,10 +47,10 @@ def main() -> None:
         promised = [json.loads(line) for path in sorted(folder.glob("*-*")) for line in path.read_text().splitlines() if line.endswith("}")]
     assert [act.number for act in found] == list(range(1, len(found) + 1)), "a number is left out or given twice"
     there = {act.number: json.loads(json.dumps(asdict(act))) for act in found}
-    assert all(there[act["number"]] == act for act in promised), "what somebody was told is lost"
+    assert all(there[act["number"]] == act for act in promised), "an act is lost although its writer was told that it is in the log"
     print(f"{len(found):,} acts by 2 writers, {killed} kills: all {len(promised):,} that were told are there; read in {seconds:.1f} s")
     few = model()
-    assert told(replay(found, few), few) == slowly(found, few), "the replay is not what it is an image at a time"
+    assert told(replay(found, few), few) == slowly(found, few), "the replay differs from one done image by image"
     many = model(images=given.images, clusters=1_000)
     began = time.monotonic()
     curated = replay(found, many)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def write_and_kill(folder: Path, acts: int) -> int:
-    """Returns how many writers were killed."""
+    """Let two writers write ``acts`` acts and kill them now and then. Returns how many were killed."""
     random, killed, lives = Random(0), 0, 0
     log = LocalFiles(str(folder / "store"))
     names = ("ann", "bob")
@@ -70,7 +70,7 @@ def write_and_kill(folder: Path, acts: int) -> int:
                 lives += 1
                 writers[name] = multiprocessing.Process(target=write, args=(folder, name, lives, acts))
                 writers[name].start()
-        time.sleep(random.uniform(0.05, 0.5) * (1 + there / 400))  # a new one reads what there is
+        time.sleep(random.uniform(0.05, 0.5) * (1 + there / 400))  # a restarted writer first reads the whole log
         writer = writers[random.choice(names)]
         if writer.is_alive():
             writer.kill()

@@ -1,4 +1,4 @@
-"""Small clusterings, acts about them, and what acts mean, told slowly: an image at a time, with dictionaries."""
+"""Small clusterings, random acts of curation, and a slow reference for their meaning: image by image, with dictionaries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def model(
     changed: Sequence[int] = (),
     keys: Sequence[int] | None = None,
 ) -> Model:
-    """Images 0, 1, ... by turns in clusters 0, 1, ..., or those of ``keys``; images ``without`` are not there, and ``changed`` ones hold other bytes."""
+    """Images 0, 1, ... in turn in clusters 0, 1, ... or ``keys``; images in ``without`` are missing, those in ``changed`` have other bytes."""
     numbers = [number for number in range(images) if number not in without]
     given = np.array(range(clusters) if keys is None else keys, np.int32)
     vectors = np.random.default_rng(0).standard_normal((images, DIM)).astype(np.float16)[numbers]
@@ -50,7 +50,7 @@ def model(
 
 
 def random_act(random: Random, before: Sequence[Act], who: str = "ann", images: int = 12, clusters: int = 4) -> Act:
-    """Anything that somebody may say, sensible or not, after the acts ``before``."""
+    """A random act, sensible or not, after the acts ``before``."""
     kind = random.choice(list(NEEDS))
     given = [key for act in before for key in act.keys if act.kind == SPLIT]
     keys = [*range(clusters), *given[-4:], 77]
@@ -78,7 +78,7 @@ def random_act(random: Random, before: Sequence[Act], who: str = "ann", images: 
 
 @dataclass
 class Told:
-    """A curated clustering as `slowly` tells it."""
+    """A curated clustering in the form that `slowly` returns."""
 
     keys: dict[str, int]
     hidden: set[str]
@@ -89,7 +89,7 @@ class Told:
 
 
 def slowly(acts: Sequence[Act], model: Model) -> Told:
-    """What the acts make of the model's clusters."""
+    """Apply the acts to the model's clusters, image by image: the reference for `replay`."""
     ids = [value.hex() for value in model.image_ids.to_pylist()]
     hashes = dict(zip(ids, (value.hex() for value in model.content_hashes.to_pylist()), strict=True))
     keys = dict(zip(ids, model.keys.tolist(), strict=True))
@@ -166,7 +166,7 @@ def slowly(acts: Sequence[Act], model: Model) -> Told:
 
 
 def told(found: Curated, model: Model) -> Told:
-    """The same of what `replay` gives."""
+    """The result of `replay` in the same form."""
     ids = [value.hex() for value in model.image_ids.to_pylist()]
     clusters = {row.key: (row.name, row.description, row.hidden, row.starred) for row in found.clusters}
     sizes = {row.key: row.size for row in found.clusters}
@@ -175,4 +175,4 @@ def told(found: Curated, model: Model) -> Told:
     return Told(dict(zip(ids, found.keys.tolist(), strict=True)), hidden, starred, clusters, [one.act.number for one in found.open])
 
 
-assert {RENAME, DESCRIBE, MERGE, SPLIT, MOVE, HIDE, SHOW, STAR, UNSTAR, UNDO} == set(NEEDS), "a new kind wants an example"
+assert {RENAME, DESCRIBE, MERGE, SPLIT, MOVE, HIDE, SHOW, STAR, UNSTAR, UNDO} == set(NEEDS), "every kind of act must have an example here"

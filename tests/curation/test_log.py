@@ -1,4 +1,4 @@
-"""The log: nothing that was said is lost, whoever writes at once and whatever is killed or damaged."""
+"""The log of curation: no act is lost with concurrent writers, after kills, or after damage."""
 
 import json
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from .examples import model, random_act, slowly, told
 
 
 def log_on(disk: Machine) -> Log:
-    """As a process sees it that has just begun."""
+    """The log as a new process opens it."""
     return Log(LocalFiles(str(disk.folder / "store")), "nightly")
 
 
 @dataclass
 class Writer:
-    """A process that says some things, one after the other, and may be killed on the way."""
+    """A process that appends some acts, one after the other, and may be killed on the way."""
 
     disk: Machine
     name: str
     acts: int
     said: list[Act] = field(default_factory=list)
-    """What it was told is in the log."""
+    """The acts that it was told are in the log."""
 
     def __call__(self) -> None:
         log, random = log_on(self.disk), Random(self.name)
@@ -49,25 +49,25 @@ kills = st.none() | st.integers(0, 400)
 
 @reproducible(60)
 @given(schedules, kills, kills, st.integers(0, 99))
-def test_two_writers_in_any_order_killed_at_any_call_lose_nothing(schedule: list[tuple[int, int]], first: int | None, second: int | None, seed: int) -> None:
+def test_two_writers_killed_at_any_call_in_any_order_lose_no_act(schedule: list[tuple[int, int]], first: int | None, second: int | None, seed: int) -> None:
     with machine() as disk:
         writers = [Writer(disk, f"ann {seed}", 16), Writer(disk, f"bob {seed}", 16)]
         disk.run(writers, schedule, [first, second])
         found = log_on(disk).read()
-        assert [act.number for act in found] == list(range(1, len(found) + 1)), "no number is left out or given twice"
+        assert [act.number for act in found] == list(range(1, len(found) + 1)), "no number may be left out or given twice"
         by_number = {act.number: act for act in found}
         for writer in writers:
             assert all(by_number[act.number] == act for act in writer.said)
             its = [act.number for act in found if act.who == writer.name]
             assert its[: len(writer.said)] == [act.number for act in writer.said]
-            assert len(its) <= len(writer.said) + 1, "a killed one may have said one thing more than it was told"
+            assert len(its) <= len(writer.said) + 1, "a killed writer may have logged one act more than it was told of"
         again = replay(log_on(disk).read(), model())
         assert told(again, model()) == told(replay(found, model()), model()) == slowly(found, model())
 
 
 @reproducible(20)
 @given(schedules, kills)
-def test_after_a_power_loss_what_somebody_was_told_is_in_the_log(schedule: list[tuple[int, int]], killed: int | None) -> None:
+def test_after_a_power_loss_every_act_that_a_writer_was_told_of_is_in_the_log(schedule: list[tuple[int, int]], killed: int | None) -> None:
     with machine() as disk:
         writers = [Writer(disk, name, 3) for name in ("ann", "bob")]
         disk.run(writers, schedule, [killed, None])
@@ -84,7 +84,7 @@ def rename(name: str) -> Callable[[list[Act]], Act]:
     return lambda before: Act(RENAME, "ann", "2026-01-01T00:00:00.000+00:00", None, 1, text=name)
 
 
-def test_who_loses_a_number_takes_the_next_after_a_look_at_what_was_said(tmp_path: Path) -> None:
+def test_a_writer_that_loses_the_race_for_a_number_reads_the_new_act_and_takes_the_next(tmp_path: Path) -> None:
     log, seen = Log(LocalFiles(str(tmp_path)), "nightly"), list[int]()
 
     def slow(before: list[Act]) -> Act:
@@ -98,7 +98,7 @@ def test_who_loses_a_number_takes_the_next_after_a_look_at_what_was_said(tmp_pat
     assert [act.text for act in Log(LocalFiles(str(tmp_path)), "nightly").read()] == ["other", "other", "mine"]
 
 
-def test_every_kind_is_read_as_it_was_written(any_url: str) -> None:
+def test_acts_of_every_kind_are_read_back_as_they_were_written(any_url: str) -> None:
     log, random = Log(open_files(any_url), "nightly"), Random(0)
     said = [log.append(lambda before: random_act(random, before)) for _ in range(60)]
     assert {act.kind for act in said} == {"rename", "describe", "merge", "split", "move", "hide", "show", "star", "unstar", "undo"}
@@ -135,7 +135,7 @@ SPLIT = b'{"at": "2026", "key": 1, "kind": "split", "keys": [1000000], "encoder"
         SPLIT + b'"AHwAfAB8AHw="}',
     ],
 )
-def test_a_damaged_file_is_named_and_without_it_all_others_count(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_act_is_an_error_that_names_it_and_once_removed_the_others_count(tmp_path: Path, data: bytes) -> None:
     log = Log(LocalFiles(str(tmp_path)), "nightly")
     for name in "abc":
         log.append(rename(name))
@@ -150,7 +150,7 @@ def test_a_damaged_file_is_named_and_without_it_all_others_count(tmp_path: Path,
     assert log.append(rename("d")).number == 4
 
 
-def test_what_a_newer_gsec_wrote_is_read_as_far_as_it_is_known(tmp_path: Path) -> None:
+def test_acts_of_a_newer_gsec_are_read_with_a_list_of_their_unknown_parts(tmp_path: Path) -> None:
     log = Log(LocalFiles(str(tmp_path)), "nightly")
     folder = tmp_path / "curation" / "nightly"
     folder.mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_what_a_newer_gsec_wrote_is_read_as_far_as_it_is_known(tmp_path: Path) -
     assert log.append(rename("d")).number == 4
 
 
-def test_a_name_that_cannot_be_a_pipelines_is_refused_and_a_name_that_is_taken_by_a_folder_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_an_invalid_pipeline_and_a_number_taken_by_a_folder_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="a pipeline's name has"):
         Log(LocalFiles(str(tmp_path)), "../nightly")
     (tmp_path / "curation" / "nightly" / "00000001.json").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""People's corrections of a run's clusters, and where they are shown the next morning."""
+"""Curation of a run's clusters, and all the places that show it after the next nightly run."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ from ..results.test_publishing import GROUPS, night, write_groups
 
 @pytest.fixture(scope="module")
 def evening(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder ``in`` of five pictures of each kind, one of them three times, and a ``store`` after the first night."""
+    """A folder ``in`` with five pictures of each kind and two copies of one, and a ``store`` after the first night."""
     top = tmp_path_factory.mktemp("evening")
     write_groups(top / "in", range(5))
     for copy in ("0-101.jpg", "0-102.jpg"):
@@ -50,7 +50,7 @@ def config_of(images: Path, store: Path) -> PipelineConfig:
 
 @pytest.fixture
 def run(evening: Path, tmp_path: Path) -> Context:
-    """The published run, in a store of this test's own."""
+    """The published run, in the test's own copy of the store."""
     shutil.copytree(evening / "store", tmp_path / "store")
     store = Store.open(str(tmp_path / "store"))
     newest = store.publications.newest("kinds")
@@ -61,7 +61,7 @@ def run(evening: Path, tmp_path: Path) -> Context:
 
 @pytest.fixture
 def images(evening: Path) -> Iterator[Path]:
-    """The source, to which a test may add."""
+    """The source, to which a test may add images; they are removed after it."""
     before = set((evening / "in").iterdir())
     yield evening / "in"
     for path in set((evening / "in").iterdir()) - before:
@@ -84,7 +84,7 @@ def say(context: Context, kind: str, **what: Any) -> int:
     return add(context, kind, who="ann", **what).number
 
 
-def test_a_cluster_is_called_airplanes_once_and_every_morning_after(run: Context, images: Path, tmp_path: Path) -> None:
+def test_a_name_given_once_stays_after_every_nightly_run(run: Context, images: Path, tmp_path: Path) -> None:
     say(run, "rename", key=0, text="airplanes", why="they are")
     say(run, "split", key=1, parts=2)
     say(run, "merge", key=0, keys=[FIRST_NEW])
@@ -100,10 +100,10 @@ def test_a_cluster_is_called_airplanes_once_and_every_morning_after(run: Context
         assert pointer(context)["curated"] == {"acts": 3, "open": 0, "last": 3, "error": None}
         assert {row["key"]: row["name"] for row in found["cluster_rows"]}[0] == "airplanes"
         assert found["cluster_rows"][0]["model_name"] != "airplanes"
-    assert context.keeps, "the last night had the model of another run"
+    assert context.keeps, "the last night must have kept the model of another run"
 
 
-def test_an_act_whose_key_is_gone_is_open_is_told_and_comes_back(run: Context, images: Path, tmp_path: Path) -> None:
+def test_an_act_about_a_missing_cluster_is_reported_as_open_and_applies_again_later(run: Context, images: Path, tmp_path: Path) -> None:
     for key in range(GROUPS):
         say(run, "rename", key=key, text=f"name {key}")
     fewer = config_of(images, tmp_path / "store").model_copy(update={"clusters": GROUPS - 1})
@@ -121,7 +121,7 @@ def test_an_act_whose_key_is_gone_is_open_is_told_and_comes_back(run: Context, i
     assert {row["key"]: row["name"] for row in pointer(run)["clusters"]} == {key: f"name {key}" for key in range(GROUPS)}
 
 
-def test_parts_are_told_apart_by_their_centres_alone(run: Context) -> None:
+def test_a_split_divides_the_images_of_a_cluster_into_new_keys_by_size(run: Context) -> None:
     sizes = Counter(curated(run).keys.tolist())
     say(run, "split", key=1, parts=3)
     now = curated(run)
@@ -133,7 +133,7 @@ def test_parts_are_told_apart_by_their_centres_alone(run: Context) -> None:
     assert FIRST_NEW + 2 in names(curated(run))
 
 
-def test_images_move_are_hidden_and_starred(run: Context) -> None:
+def test_images_can_be_moved_hidden_and_starred(run: Context) -> None:
     first, second, third = ids(run)[:3]
     target = next(key for key in range(GROUPS) if key != curated(run).keys[0])
     say(run, "move", key=target, images=[first])
@@ -184,7 +184,7 @@ def untouched(evening: Path) -> Context:
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(untouched: Context, wrong: str) -> None:
+def test_an_invalid_act_is_refused_in_one_sentence_and_not_logged(untouched: Context, wrong: str) -> None:
     what, says = WRONG[wrong]
     with pytest.raises(Refused, match=says) as raised:
         add(untouched, **{"who": "ann", **what})
@@ -192,7 +192,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(untouche
     assert not untouched.run.files.directories("curation")
 
 
-def test_two_clusters_of_one_name_are_merged_or_not_at_all(run: Context) -> None:
+def test_a_name_that_another_cluster_has_is_refused_with_the_advice_to_merge(run: Context) -> None:
     say(run, "rename", key=0, text="Straße")
     say(run, "rename", key=0, text="straße", why="its own name is no other's")
     with pytest.raises(Refused, match=r"cluster 0 is called straße already. To make them one: gsec curate merge 0 1"):
@@ -204,7 +204,7 @@ def test_two_clusters_of_one_name_are_merged_or_not_at_all(run: Context) -> None
         say(run, "merge", key=2, keys=[1])
 
 
-def test_an_image_of_a_hidden_cluster_is_shown_with_it(run: Context) -> None:
+def test_an_image_of_a_hidden_cluster_can_be_shown_only_with_its_cluster(run: Context) -> None:
     key = int(curated(run).keys[0])
     say(run, "hide", key=key)
     with pytest.raises(Refused, match=f"is hidden with its cluster. Show the cluster: gsec curate show --cluster {key}"):
@@ -213,7 +213,7 @@ def test_an_image_of_a_hidden_cluster_is_shown_with_it(run: Context) -> None:
     say(run, "show", images=ids(run)[:1])
 
 
-def test_an_act_is_undone_once(run: Context) -> None:
+def test_an_act_can_be_undone_only_once(run: Context) -> None:
     say(run, "rename", key=0, text="airplanes")
     say(run, "undo", undoes=1)
     with pytest.raises(Refused, match=r"act 1 is undone already, by act 2. To bring it back, undo that one"):
@@ -222,7 +222,7 @@ def test_an_act_is_undone_once(run: Context) -> None:
     assert names(curated(run))[0] == "airplanes"
 
 
-def test_who_comes_second_is_checked_against_what_the_first_said(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_of_two_concurrent_acts_is_checked_again_after_the_first(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     create = LocalFiles.create
 
     def slow(self: LocalFiles, path: str, data: bytes) -> bool:
@@ -238,18 +238,18 @@ def test_who_comes_second_is_checked_against_what_the_first_said(run: Context, m
     assert pointer(run)["curated"]["acts"] == 2
 
 
-def test_whoever_was_killed_before_the_pointer_is_made_good(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pointer_not_updated_because_of_a_kill_is_updated_by_the_next_finish(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(telling, "tell", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             say(run, "rename", key=0, text="airplanes")
     assert pointer(run)["curated"]["acts"] == 0
-    assert pipeline.finish(run)["published"], "a night with nothing new"
+    assert pipeline.finish(run)["published"], "a night without changes must succeed"
     assert pointer(run)["curated"]["acts"] == 1
     assert "airplanes" in [row["name"] for row in pointer(run)["clusters"]]
 
 
-def test_a_slow_writer_leaves_no_older_pointer(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_writer_does_not_leave_an_older_pointer(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     replaced = LocalFiles.replace
 
     def slow(self: LocalFiles, path: str, data: bytes) -> None:
@@ -263,7 +263,7 @@ def test_a_slow_writer_leaves_no_older_pointer(run: Context, monkeypatch: pytest
     assert {"airplanes", "birds"} <= {row["name"] for row in pointer(run)["clusters"]}
 
 
-def test_a_damaged_log_hides_nothing_and_stops_no_night(run: Context, images: Path, tmp_path: Path) -> None:
+def test_a_damaged_log_does_not_stop_the_nightly_run_and_is_reported_everywhere(run: Context, images: Path, tmp_path: Path) -> None:
     say(run, "rename", key=0, text="airplanes")
     path = tmp_path / "store" / "curation" / "kinds" / "00000001.json"
     whole = path.read_bytes()
@@ -288,7 +288,7 @@ def test_a_damaged_log_hides_nothing_and_stops_no_night(run: Context, images: Pa
     assert ", 1 acts of curation, " in doctor.store(context.config)
 
 
-def test_what_a_newer_gsec_wrote_is_told(run: Context, tmp_path: Path) -> None:
+def test_doctor_reports_acts_of_a_newer_gsec(run: Context, tmp_path: Path) -> None:
     say(run, "rename", key=0, text="airplanes")
     path = tmp_path / "store" / "curation" / "kinds" / "00000002.json"
     path.write_text(json.dumps({"kind": "recolour", "who": "bob", "at": "2030"}))
@@ -298,7 +298,7 @@ def test_what_a_newer_gsec_wrote_is_told(run: Context, tmp_path: Path) -> None:
         doctor.store(run.config)
 
 
-def test_exports_have_what_people_said_and_the_models_own_beside(run: Context, tmp_path: Path) -> None:
+def test_exports_have_the_curated_clusters_and_the_models_own_beside_them(run: Context, tmp_path: Path) -> None:
     plain = export(run, tmp_path / "plain")
     before = pl.read_parquet(tmp_path / "plain" / "assignments.parquet")
     assert "hidden" not in before.columns
@@ -331,7 +331,7 @@ def test_exports_have_what_people_said_and_the_models_own_beside(run: Context, t
     assert folders == dict(shown)
 
 
-def test_a_report_has_the_names_and_says_whose_they_are(run: Context) -> None:
+def test_a_report_shows_curated_names_beside_the_models_and_hides_hidden_clusters(run: Context) -> None:
     assert collect.collect(run).curation == ()
     say(run, "rename", key=0, text="airplanes & <b>birds</b>")
     say(run, "merge", key=0, keys=[1])
@@ -346,7 +346,7 @@ def test_a_report_has_the_names_and_says_whose_they_are(run: Context) -> None:
     assert f"model: <bdi>{content.clusters[0].model_name}</bdi>" in page
 
 
-def test_status_metrics_and_prune_know_the_log(run: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_and_metrics_count_the_acts_and_prune_keeps_the_log(run: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     say(run, "rename", key=0, text="airplanes")
     store = Store(run.run.files)
     assert [(row["acts"], row["open_acts"], row["error"]) for row in status.published(store)] == [(1, 0, None)]
@@ -360,7 +360,7 @@ def test_status_metrics_and_prune_know_the_log(run: Context, tmp_path: Path, mon
         store.corpus("curation")
 
 
-def test_images_that_are_assigned_have_the_curated_clusters(run: Context, tmp_path: Path) -> None:
+def test_assigned_images_get_the_curated_clusters(run: Context, tmp_path: Path) -> None:
     say(run, "rename", key=0, text="airplanes")
     say(run, "split", key=1, parts=2)
     say(run, "hide", images=ids(run)[:1])
@@ -379,7 +379,7 @@ def test_images_that_are_assigned_have_the_curated_clusters(run: Context, tmp_pa
         say(context, "rename", key=0, text="birds")
 
 
-def test_the_command(run: Context, tmp_path: Path) -> None:
+def test_every_subcommand_of_curate_works(run: Context, tmp_path: Path) -> None:
     store = ["--store", tmp_path / "store"]
     done = gsec_here("curate", "rename", "0", "airplanes", *store, "--who", "ann", "--why", "they are")
     assert done.stdout == 'act 1 of pipeline kinds: rename 0 "airplanes"\n'
@@ -400,7 +400,7 @@ def test_the_command(run: Context, tmp_path: Path) -> None:
     assert "kinds: 11 acts of curation, 1 open" in gsec_here("status", *store).stdout
 
 
-def test_the_command_refuses_with_2(run: Context, tmp_path: Path) -> None:
+def test_invalid_curate_commands_are_refused_with_exit_code_2(run: Context, tmp_path: Path) -> None:
     store = ["--store", tmp_path / "store"]
     before = pointer(run)
     for command, says in {

@@ -1,4 +1,4 @@
-"""The stack file: what it takes, what it refuses, and what the services are told."""
+"""The stack file: valid and refused contents, and the variables that the services get."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_a_pipeline_has_its_settings_and_is_published_under_its_name(tmp_path: P
     assert stack.stores() == [f"{tmp_path}/store"]
 
 
-def test_roots_are_what_is_listed_and_what_the_pipelines_use(tmp_path: Path) -> None:
+def test_roots_are_those_listed_and_the_places_that_pipelines_use(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
     assert stack.all_roots() == ["s3://photos", f"{tmp_path}/images", f"{tmp_path}/store", "http://one:8000/v1", "http://two:8000/v1"]
     assert config.worker_environment(stack, {})[roots.VARIABLE] == ",".join(stack.all_roots())
@@ -61,18 +61,18 @@ def test_roots_are_what_is_listed_and_what_the_pipelines_use(tmp_path: Path) -> 
         ('[pipelines."X Y".settings]\nsource = "a"\nstore = "b"', "a pipeline's name has"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_starts(text: str, said: str, tmp_path: Path) -> None:
+def test_a_wrong_stack_file_is_refused_with_the_reason(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         config.load(write(tmp_path, text))
     assert said in str(refused.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_stack_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="it cannot be read"):
         config.load(tmp_path / "none.toml")
 
 
-def test_the_operators_own_variables_are_heard_and_a_commands_silence_is_not(tmp_path: Path) -> None:
+def test_the_worker_gets_the_operators_variables_but_not_the_commands_log_level_and_api_url(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
     quiet = {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_API_URL": "http://elsewhere/api", "PREFECT_CLIENT_MAX_RETRIES": "2"}
     told = config.worker_environment(stack, quiet)
@@ -81,13 +81,13 @@ def test_the_operators_own_variables_are_heard_and_a_commands_silence_is_not(tmp
     assert told["PREFECT_CLIENT_MAX_RETRIES"] == "2"
 
 
-def test_the_worker_knows_the_servers_password_and_the_stack_file_does_not(tmp_path: Path) -> None:
+def test_the_worker_gets_the_servers_password_from_the_environment(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
     assert "PREFECT_API_AUTH_STRING" not in config.worker_environment(stack, {})
     assert config.worker_environment(stack, {"PREFECT_SERVER_API_AUTH_STRING": "me:secret"})["PREFECT_API_AUTH_STRING"] == "me:secret"
 
 
-def test_postgresql_and_redis_by_settings(tmp_path: Path) -> None:
+def test_the_server_gets_postgresql_and_redis_from_the_stack_file(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, 'database = "postgresql+asyncpg://me@host/prefect"\nredis = "cache:6380"\n' + FILE))
     told = config.server_environment(stack, {})
     assert told["PREFECT_API_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://me@host/prefect"
@@ -95,14 +95,14 @@ def test_postgresql_and_redis_by_settings(tmp_path: Path) -> None:
     assert told["PREFECT_MESSAGING_BROKER"] == "prefect_redis.messaging"
 
 
-def test_beyond_this_machine_nothing_starts_without_a_password(tmp_path: Path) -> None:
+def test_a_server_reachable_from_other_machines_needs_a_password(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, 'host = "0.0.0.0"\n' + FILE))
     with pytest.raises(Refused, match="only with a password"):
         config.server_environment(stack, {})
     assert config.server_environment(stack, {config.AUTH: "me:secret"})["PREFECT_API_URL"] == "http://127.0.0.1:5000/api"
 
 
-def test_a_ray_head_is_started_with_its_token_alone_and_the_worker_knows_where_it_is(tmp_path: Path) -> None:
+def test_a_ray_head_needs_a_token_and_the_worker_gets_its_address(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE + "[ray]\nport = 6390\n"))
     with pytest.raises(Refused, match=r"^ray: .* only with a token\. Set RAY_AUTH_TOKEN"):
         config.check_ray({config.RAY_TOKEN: ""})
@@ -113,7 +113,7 @@ def test_a_ray_head_is_started_with_its_token_alone_and_the_worker_knows_where_i
     assert "RAY_ADDRESS" not in config.worker_environment(config.load(write(tmp_path, FILE)), {})
 
 
-def test_a_ray_head_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_head_without_the_package_ray_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"pip install 'gsec\[ray\]'"):
         config.check_ray({config.RAY_TOKEN: "a-secret"})
@@ -121,24 +121,24 @@ def test_a_ray_head_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("auth", ["", "me", "me:"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_no_password_is_none(host: str, auth: str) -> None:
+def test_an_empty_password_is_refused(host: str, auth: str) -> None:
     with pytest.raises(Refused, match="there is no password in it"):
         config.server_environment(config.StackConfig(host=host), {config.AUTH: auth})
 
 
 @pytest.mark.parametrize(("host", "reached"), [("::1", "[::1]"), ("::", "[::1]"), ("0.0.0.0", "127.0.0.1"), ("localhost", "localhost")])
-def test_addresses_are_those_that_a_browser_takes(host: str, reached: str) -> None:
+def test_addresses_are_given_as_a_browser_accepts_them(host: str, reached: str) -> None:
     stack = config.StackConfig(host=host, port=5000, reports_port=5001)
     assert (stack.url(), stack.reports_url()) == (f"http://{reached}:5000/api", f"http://{reached}:5001")
 
 
-def test_redis_without_its_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_without_its_package_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install 'gsec"):
         config.server_environment(config.load(write(tmp_path, 'redis = "cache:6380"\n' + FILE)), {})
 
 
-def test_without_a_file_there_is_the_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_stack_file_the_demonstration_is_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stack = config.load(None)
     demo = stack.pipeline("demo")

@@ -1,4 +1,4 @@
-"""Processes of a stack: each of these is a real one, small."""
+"""The processes of a stack, tested with small real processes."""
 
 import json
 import socket
@@ -24,16 +24,16 @@ from gsec_core.errors import GsecError, Refused
 from ..command import wait
 
 WAITS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
-"""Says that it is ready and does nothing."""
+"""A program that reports that it is ready and then only waits."""
 
 LISTENS = "import socket; listening = socket.create_server(('127.0.0.1', {})); " + WAITS
-"""Says so when it listens."""
+"""The same, but it reports this after it listens at a port."""
 
 HAS_A_CHILD = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {WAITS!r}, sys.argv[1]]); time.sleep(600)"
-"""Does not end its child when it is ended."""
+"""A program that does not end its child when it ends."""
 
 BEGINS_A_SESSION = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {WAITS!r}, sys.argv[1]], start_new_session=True); time.sleep(600)"
-"""As a worker begins its flows."""
+"""A program that starts its child in a session of its own, as a worker starts its flows."""
 
 ENDS = "import sys; sys.exit('the port is taken')"
 
@@ -65,7 +65,7 @@ def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_what_runs_as_it_should_stays_and_what_should_be_told_other_things_begins_anew(stack: StackConfig) -> None:
+def test_a_running_service_is_kept_and_one_with_changed_variables_is_restarted(stack: StackConfig) -> None:
     assert processes.start(stack, service(stack, WAITS))
     first = process(stack)
     assert not processes.start(stack, service(stack, WAITS))
@@ -79,7 +79,7 @@ def test_what_runs_as_it_should_stays_and_what_should_be_told_other_things_begin
     assert processes.started(stack) == []
 
 
-def test_another_secret_is_another_thing_to_be_told_and_stands_nowhere(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_secret_restarts_the_service_and_is_written_to_no_file(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.start(stack, service(stack, WAITS))
     monkeypatch.setenv("GSEC_REPORTS_TOKEN", "a-secret-of-many-letters")
     assert processes.start(stack, service(stack, WAITS))
@@ -88,13 +88,13 @@ def test_another_secret_is_another_thing_to_be_told_and_stands_nowhere(stack: St
     assert not any("a-secret" in text for text in written)
 
 
-def test_one_that_ends_is_an_error_with_the_end_of_its_log(stack: StackConfig) -> None:
+def test_a_service_that_ends_at_once_is_an_error_with_the_end_of_its_log(stack: StackConfig) -> None:
     with pytest.raises(GsecError, match=r"worker ended\. Its log, .*worker\.log, ends: the port is taken"):
         processes.start(stack, service(stack, ENDS))
     assert processes.started(stack) == []
 
 
-def test_what_it_has_started_ends_with_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_of_a_service_end_with_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STOP_SECONDS", 1)
     processes.start(stack, service(stack, HAS_A_CHILD))
     (child,) = process(stack).children()
@@ -102,7 +102,7 @@ def test_what_it_has_started_ends_with_it(stack: StackConfig, monkeypatch: pytes
     wait(lambda: has_ended(child), 30)
 
 
-def test_what_has_outlived_it_is_found_and_stopped(stack: StackConfig) -> None:
+def test_a_child_that_outlived_its_service_is_found_and_stopped(stack: StackConfig) -> None:
     processes.start(stack, service(stack, BEGINS_A_SESSION))
     killed = process(stack)
     (child,) = killed.children()
@@ -110,15 +110,17 @@ def test_what_has_outlived_it_is_found_and_stopped(stack: StackConfig) -> None:
     psutil.wait_procs([killed])
     assert not has_ended(child)
     assert processes.started(stack) == ["worker"]
-    assert processes.start(stack, service(stack, WAITS)), "a new one starts"
-    assert not has_ended(child), "and what the old one had begun goes on"
+    assert processes.start(stack, service(stack, WAITS)), "a new service must start"
+    assert not has_ended(child), "the child of the old service must go on"
     assert processes.stop(stack, "worker")
     assert has_ended(child)
     assert processes.started(stack) == []
 
 
 @pytest.mark.parametrize("left", [None, b"", b'{\n "worker": {\n  "pi', b"\0" * 100], ids=["gone", "empty", "torn", "of zeros"])
-def test_without_a_record_that_can_be_read_what_runs_is_begun_anew_and_stopped(left: bytes | None, stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_readable_record_a_running_service_is_restarted_and_can_be_stopped(
+    left: bytes | None, stack: StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lose_the_record() -> None:
         (stack.home / "processes.json").unlink() if left is None else (stack.home / "processes.json").write_bytes(left)
 
@@ -134,7 +136,7 @@ def test_without_a_record_that_can_be_read_what_runs_is_begun_anew_and_stopped(l
     assert has_ended(second)
 
 
-def test_what_another_stack_has_started_is_let_alone(stack: StackConfig, tmp_path: Path) -> None:
+def test_a_service_of_another_stack_is_left_alone(stack: StackConfig, tmp_path: Path) -> None:
     processes.start(stack, service(stack, WAITS))
     other = StackConfig(home=tmp_path / "other")
     other.home.mkdir()
@@ -142,7 +144,7 @@ def test_what_another_stack_has_started_is_let_alone(stack: StackConfig, tmp_pat
     assert processes.started(stack) == ["worker"]
 
 
-def test_another_process_with_the_number_of_one_that_is_gone_is_let_alone(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_that_got_the_number_of_an_ended_service_is_left_alone(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.start(stack, service(stack, WAITS))
     ours = process(stack)
     record = json.loads((stack.home / "processes.json").read_text())
@@ -157,7 +159,7 @@ def test_another_process_with_the_number_of_one_that_is_gone_is_let_alone(stack:
     ours.kill()
 
 
-def test_a_clock_that_is_set_changes_nothing(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_systems_clock_does_not_matter(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.start(stack, service(stack, WAITS))
     first = process(stack)
     read = psutil.Process.create_time
@@ -169,14 +171,14 @@ def test_a_clock_that_is_set_changes_nothing(stack: StackConfig, monkeypatch: py
     assert has_ended(first)
 
 
-def test_without_proc_the_clock_says_when_it_began(stack: StackConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_the_start_of_a_process_is_known_by_the_clock(stack: StackConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PROC", tmp_path / "none")
     processes.start(stack, service(stack, WAITS))
     assert not processes.start(stack, service(stack, WAITS))
     assert process(stack).create_time() == float(json.loads((stack.home / "processes.json").read_text())["worker"]["began"])
 
 
-def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
+def test_a_service_that_was_killed_is_started_again(stack: StackConfig) -> None:
     processes.start(stack, service(stack, WAITS))
     killed = process(stack)
     killed.kill()
@@ -185,14 +187,14 @@ def test_one_that_was_killed_is_started_again(stack: StackConfig) -> None:
     assert process(stack) != killed
 
 
-def test_the_server_stops_last_though_it_began_anew(stack: StackConfig) -> None:
+def test_the_server_is_stopped_last_even_after_it_was_restarted(stack: StackConfig) -> None:
     for name in processes.NAMES:
         processes.start(stack, service(stack, WAITS, name))
     processes.start(stack, service(stack, WAITS, "server", PREFECT_API_DATABASE_CONNECTION_URL="another"))
     assert processes.started(stack) == ["reports", "worker", "ray", "server"]
 
 
-def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gsec_up_without_a_secret_that_a_running_service_has_is_refused(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "load", lambda file, complete=True: stack)
     monkeypatch.setenv(AUTH, "me:a-secret")
     monkeypatch.setenv(TOKEN, "another-secret")
@@ -202,7 +204,7 @@ def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: St
     monkeypatch.setenv(TOKEN, "")
     with pytest.raises(Refused, match=rf"^{TOKEN}, {AUTH}: .* Set it again, or .* gsec down first\.$"):
         commands.up()
-    assert process(stack) == first, "it runs as it did"
+    assert process(stack) == first, "the service must still run"
     assert not has_ended(first)
     monkeypatch.setenv(AUTH, "me:a-secret")
     monkeypatch.setenv(TOKEN, "another-secret")
@@ -212,7 +214,7 @@ def test_a_secret_that_is_lost_is_refused_while_something_runs_with_it(stack: St
     processes.check_secrets(stack)
 
 
-def test_how_stores_are_reached_is_not_lost_either_by_what_hears_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_credential_is_refused_only_if_a_running_service_uses_it(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for hears in (), processes.OUTSIDE:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "one")
         processes.start(stack, replace(service(stack, WAITS), hears=hears))
@@ -221,11 +223,11 @@ def test_how_stores_are_reached_is_not_lost_either_by_what_hears_it(stack: Stack
             processes.check_secrets(stack)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "two")
     processes.check_secrets(stack)
-    assert processes.start(stack, replace(service(stack, WAITS), hears=processes.OUTSIDE)), "with another value it is started again"
+    assert processes.start(stack, replace(service(stack, WAITS), hears=processes.OUTSIDE)), "with another value the service must be started again"
 
 
 @pytest.mark.parametrize("name", ["AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_KEY", "HF_TOKEN", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES"])
-def test_how_images_and_models_are_reached_is_told_anew_to_worker_and_reports(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_variables_for_stores_and_models_restart_only_worker_and_reports(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     services = processes.services(with_a_pipeline(tmp_path), {})
     monkeypatch.setenv(name, "one")
     before = [processes._digest(service) for service in services]
@@ -234,7 +236,7 @@ def test_how_images_and_models_are_reached_is_told_anew_to_worker_and_reports(na
     assert [service.name for service, old, new in zip(services, before, after, strict=True) if old != new] == ["worker", "reports"]
 
 
-def test_beyond_this_machine_nothing_starts_without_a_token(tmp_path: Path) -> None:
+def test_reports_reachable_from_other_machines_need_a_token(tmp_path: Path) -> None:
     stack, auth = with_a_pipeline(tmp_path, host="0.0.0.0"), {AUTH: "me:secret"}
     with pytest.raises(Refused, match=f"only with a token. Set {TOKEN}"):
         processes.services(stack, auth)
@@ -242,10 +244,10 @@ def test_beyond_this_machine_nothing_starts_without_a_token(tmp_path: Path) -> N
         processes.services(stack, {**auth, TOKEN: ""})
     assert len(processes.services(stack, {**auth, TOKEN: "a-token"})) == 3
     assert len(processes.services(with_a_pipeline(tmp_path), {})) == 3
-    assert len(processes.services(StackConfig(host="0.0.0.0"), auth)) == 2, "without reports no token is wanted"
+    assert len(processes.services(StackConfig(host="0.0.0.0"), auth)) == 2, "without reports no token is needed"
 
 
-def test_clusters_are_curated_only_where_the_stack_says_so_and_with_a_token(tmp_path: Path) -> None:
+def test_curation_is_served_only_if_the_stack_file_says_so_and_with_a_token(tmp_path: Path) -> None:
     reads = with_a_pipeline(tmp_path)
     curates = reads.model_copy(update={"curate": True})
     with pytest.raises(Refused, match=r"curate = true: curation needs a token"):
@@ -254,7 +256,7 @@ def test_clusters_are_curated_only_where_the_stack_says_so_and_with_a_token(tmp_
         assert ("--curate" in processes.services(stack, environment)[-1].command) == said
 
 
-def test_a_ray_head_is_there_before_the_worker_and_hears_what_it_hears(tmp_path: Path) -> None:
+def test_a_ray_head_starts_before_the_worker_and_gets_its_variables(tmp_path: Path) -> None:
     stack = with_a_pipeline(tmp_path).model_copy(update={"ray": RayEntry(cpus=0)})
     with pytest.raises(Refused, match="only with a token"):
         processes.services(stack, {})
@@ -262,13 +264,13 @@ def test_a_ray_head_is_there_before_the_worker_and_hears_what_it_hears(tmp_path:
     assert [service.name for service in services] == list(processes.NAMES)
     _, head, worker, _ = services
     assert head.command[head.command.index("--num-cpus") + 1] == "0"
-    assert worker.environment.items() <= head.environment.items(), "slices run there"
+    assert worker.environment.items() <= head.environment.items(), "slices run on the Ray head's cluster and need the worker's variables"
     assert head.hears == worker.hears
     assert not any("a-secret" in str((service.command, service.environment)) for service in services)
 
 
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-def test_a_port_is_free_or_taken_at_addresses_of_both_kinds(host: str, family: socket.AddressFamily, tmp_path: Path) -> None:
+def test_a_taken_port_is_refused_at_ipv4_and_ipv6_addresses(host: str, family: socket.AddressFamily, tmp_path: Path) -> None:
     if family == socket.AF_INET6 and not Path("/proc/net/if_inet6").exists():
         pytest.skip("this machine has no IPv6")
     with socket.create_server((host, 0), family=family) as taken, socket.create_server((host, 0), family=family) as free:
@@ -279,7 +281,7 @@ def test_a_port_is_free_or_taken_at_addresses_of_both_kinds(host: str, family: s
     processes.check_ports(StackConfig(home=tmp_path, host=host, port=ports[0], reports_port=ports[1]))
 
 
-def test_a_port_is_to_be_free_of_all_but_the_service_that_is_to_listen_there(stack: StackConfig) -> None:
+def test_a_port_may_be_taken_only_by_the_service_that_is_to_listen_there(stack: StackConfig) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         other, port, reports = (each.getsockname()[1] for each in (taken, first, second))
         first.close()
@@ -295,7 +297,7 @@ def test_a_port_is_to_be_free_of_all_but_the_service_that_is_to_listen_there(sta
 
 
 class TestWorker:
-    """Prefect's server is one that says what it is told to."""
+    """The worker's sign of life, with a fake answer of Prefect's server."""
 
     @pytest.fixture
     def said(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -310,23 +312,25 @@ class TestWorker:
         when = datetime.fromtimestamp(time.time() + seconds, UTC).isoformat().replace("+00:00", "Z")
         return {"name": name, "status": "ONLINE", "last_heartbeat_time": when}
 
-    def test_one_that_ends_at_once_is_not_taken_for_the_one_before(self, stack: StackConfig, said: list[Mapping[str, Any]]) -> None:
+    def test_a_worker_that_ends_at_once_is_not_confused_with_an_earlier_one(self, stack: StackConfig, said: list[Mapping[str, Any]]) -> None:
         said += [self.beat(-1), {**self.beat(0), "last_heartbeat_time": None}, self.beat(60, name="of another machine")]
         with pytest.raises(GsecError, match="worker ended"):
             processes.start(stack, self.worker(stack, ENDS))
 
-    def test_one_that_has_ended_works_no_more(self, stack: StackConfig, said: list[Mapping[str, Any]]) -> None:
+    def test_a_worker_that_has_ended_does_not_count_as_ready(self, stack: StackConfig, said: list[Mapping[str, Any]]) -> None:
         worker = self.worker(stack, ENDS)
         with pytest.raises(GsecError, match="worker ended"):
             processes.start(stack, replace(worker, is_ready=lambda since: has_ended(process(stack, "worker"))))
 
-    def test_its_first_sign_of_life_is_waited_for(self, stack: StackConfig, said: list[Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_start_of_a_worker_waits_for_its_first_sign_of_life(
+        self, stack: StackConfig, said: list[Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         said.append(self.beat(-1))
         pauses: list[float] = []
         monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), said.append(self.beat(1))))
         assert processes.start(stack, self.worker(stack, WAITS))
         assert len(pauses) == 1
-        assert not processes.start(stack, self.worker(stack, WAITS)), "one that runs is asked in the same way"
+        assert not processes.start(stack, self.worker(stack, WAITS)), "the same check must find the running worker"
 
 
 def with_a_pipeline(folder: Path, host: str = "127.0.0.1") -> StackConfig:

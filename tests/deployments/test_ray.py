@@ -1,4 +1,4 @@
-"""The files of deployments/ray: what can be known of them without Docker, SSH and Kubernetes."""
+"""Checks the files of deployments/ray as far as that is possible without Docker, SSH and Kubernetes."""
 
 import copy
 import tomllib
@@ -41,16 +41,16 @@ def container(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def flags(command: str) -> dict[str, str]:
-    """Of `ray start`, those with a value."""
+    """The flags with a value of a `ray start` command."""
     words = command.split()
     return {word: value for word, value in pairwise(words) if word.startswith("--") and not value.startswith("--")}
 
 
 class TestMachines:
-    def test_ray_itself_takes_the_file(self) -> None:
+    def test_ray_accepts_the_cluster_file(self) -> None:
         validate_config(prepare_config(copy.deepcopy(CLUSTER)))
 
-    def test_and_would_not_take_a_mistake(self) -> None:
+    def test_ray_refuses_a_cluster_file_with_a_mistake(self) -> None:
         wrong = prepare_config({**copy.deepcopy(CLUSTER), "dokcer": {}})
         with pytest.raises(Exception, match="dokcer"):
             validate_config(wrong)
@@ -65,55 +65,57 @@ class TestMachines:
         assert flags(node)["--address"] == f"$RAY_HEAD_IP:{flags(head)['--port']}"
         assert "--num-cpus" not in flags(node)
 
-    def test_what_ray_up_needs_is_in_the_image(self) -> None:
+    def test_the_image_has_the_programs_that_ray_up_needs(self) -> None:
         dockerfile = (ROOT / "deployments" / "containers" / "Dockerfile").read_text()
         assert {"openssh-client", "rsync", "wget"} <= set(dockerfile.split())
         assert ",ray]'" in dockerfile
 
 
 class TestKubernetes:
-    def test_its_ray_is_the_one_that_is_pinned(self) -> None:
+    def test_the_version_of_ray_is_the_pinned_one(self) -> None:
         [pin] = [found for found in map(Requirement, PROJECT["optional-dependencies"]["ray"]) if found.name == "ray"]
         assert KUBERNETES["rayVersion"] in pin.specifier
         assert ray.__version__ in pin.specifier
 
     @pytest.mark.parametrize("group", [KUBERNETES["headGroupSpec"], *GROUPS.values()], ids=["head", *GROUPS])
-    def test_every_pod_has_the_image_the_environment_and_bounds(self, group: dict[str, Any]) -> None:
+    def test_every_pod_has_the_image_the_environment_and_resource_limits(self, group: dict[str, Any]) -> None:
         pod = container(group)
         assert pod["image"] == IMAGE
         assert pod["envFrom"] == [{"secretRef": {"name": "gsec-environment"}}]
-        assert pod["resources"]["requests"] == pod["resources"]["limits"], "what a slice is placed by is there"
+        assert pod["resources"]["requests"] == pod["resources"]["limits"], "requests must equal limits, so that the resources by which slices are placed exist"
 
     def test_the_head_has_no_core_and_no_group_is_ever_empty(self) -> None:
         assert KUBERNETES["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
         for group in GROUPS.values():
             assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
-    def test_there_is_a_gpu_where_it_says_so(self) -> None:
+    def test_only_the_gpu_group_has_a_gpu_and_all_groups_have_equal_cores(self) -> None:
         assert {name: container(group)["resources"]["limits"].get("nvidia.com/gpu") for name, group in GROUPS.items()} == {"cpu": None, "gpu": "1"}
-        assert len({container(group)["resources"]["limits"]["cpu"] for group in GROUPS.values()}) == 1, "equal thread counts, equal labels"
+        assert len({container(group)["resources"]["limits"]["cpu"] for group in GROUPS.values()}) == 1, (
+            "equal cores give equal thread counts, and so equal labels"
+        )
 
-    def test_scratch_files_lie_on_a_disk(self) -> None:
+    def test_scratch_files_are_on_a_volume(self) -> None:
         for group in GROUPS.values():
             [mount] = container(group)["volumeMounts"]
             assert mount["mountPath"] == "/tmp"
             assert group["template"]["spec"]["volumes"] == [{"name": mount["name"], "emptyDir": {}}]
 
-    def test_only_those_with_the_token_come_in(self) -> None:
+    def test_ray_requires_a_token(self) -> None:
         assert KUBERNETES["authOptions"] == {"mode": "token"}
 
 
 class TestEnvironment:
-    def test_it_has_what_every_node_needs(self) -> None:
+    def test_the_example_environment_has_every_variable_that_nodes_need(self) -> None:
         assert {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "GSEC_CAPTIONER_KEY"} <= set(ENVIRONMENT)
         assert ENVIRONMENT["RAY_AUTH_MODE"] == "token"
         assert urlsplit(ENVIRONMENT["PREFECT_API_URL"]).hostname == CLUSTER["provider"]["head_ip"]
 
-    def test_it_has_no_secret(self) -> None:
+    def test_the_example_environment_has_no_real_secret(self) -> None:
         secrets = {name: value for name, value in ENVIRONMENT.items() if name.endswith(("_STRING", "_KEY", "_TOKEN", "_KEY_ID"))}
         assert {value.rpartition(":")[2] for value in secrets.values()} == {"..."}
 
-    def test_prefect_knows_its_settings_and_the_worker_has_the_same(self) -> None:
+    def test_prefects_variables_exist_and_equal_those_of_the_worker(self) -> None:
         names = {name for name in ENVIRONMENT if name.startswith("PREFECT_")}
         assert names <= set(_get_valid_setting_names(Settings))
         told = config.worker_environment(config.StackConfig(), {})

@@ -1,4 +1,4 @@
-"""What is mended of Prefect's server. That it serves, the tests of the stack show."""
+"""The patch of Prefect's server. That the server works is proved by the tests of the stack."""
 
 import asyncio
 import inspect
@@ -14,7 +14,7 @@ from deployments.server import automations_session
 
 
 @pytest.mark.parametrize(("begin_transaction", "locked"), [(True, True), (False, False)])
-def test_a_transaction_of_an_automation_has_the_write_lock_before_it_reads(tmp_path: Path, begin_transaction: bool, locked: bool) -> None:
+def test_a_transaction_of_an_automation_takes_the_write_lock_before_it_reads(tmp_path: Path, begin_transaction: bool, locked: bool) -> None:
     path = tmp_path / "prefect.db"
 
     async def others_may_write() -> bool:
@@ -33,6 +33,6 @@ def test_a_transaction_of_an_automation_has_the_write_lock_before_it_reads(tmp_p
         assert asyncio.run(others_may_write()) is not locked
 
 
-def test_prefect_still_has_what_is_mended() -> None:
+def test_prefect_still_has_the_code_that_is_patched() -> None:
     assert "automations_session" in inspect.unwrap(triggers.reactive_evaluation).__code__.co_names
     assert inspect.signature(triggers.automations_session).parameters.keys() >= {"begin_transaction"}

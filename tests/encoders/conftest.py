@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything here must work, or be refused, without asking any host."""
+    """Every test here must pass without any use of the network."""
 
     def refuse(*address: object) -> None:
         raise AssertionError(f"the network was asked: {address}")

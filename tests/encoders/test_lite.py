@@ -41,7 +41,7 @@ def test_a_photo_is_nearest_to_the_text_that_says_what_it_shows(encoder: Encoder
     assert (embedded.joint @ texts.T).argmax(axis=1).tolist() == [0, 1, 2]
 
 
-def test_an_embedding_does_not_depend_on_its_place_in_the_batch_or_on_the_others(encoder: Encoder) -> None:
+def test_an_embedding_does_not_depend_on_its_place_in_the_batch_or_on_other_images(encoder: Encoder) -> None:
     random = np.random.default_rng(0)
     batch = random.integers(0, 256, (64, 3, 224, 224), np.uint8)
     order = random.permutation(64)
@@ -55,13 +55,13 @@ def test_an_embedding_does_not_depend_on_its_place_in_the_batch_or_on_the_others
     np.testing.assert_array_equal(encoder.encode_images(others).image[63], before.image[0])
 
 
-def test_onnx_runtime_computes_what_torch_does_and_torch_where_it_cannot(
+def test_onnx_runtime_gives_the_embeddings_of_torch_which_replaces_it_if_it_is_missing(
     photos: dict[str, Image.Image], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     encoder = load_encoder("lite", precision="fp32", device="cpu", threads=2)
     pixels = np.stack([encoder.preprocess(photo) for photo in photos.values()])
     found = encoder.encode_images(pixels)
-    assert not caplog.records, "nothing stood in its way"
+    assert not caplog.records, "ONNX Runtime must have been used without a warning"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     image_network.cache_clear()
     torchs = load_encoder("lite", precision="fp32", device="cpu", threads=2).encode_images(pixels)
@@ -73,7 +73,7 @@ def test_onnx_runtime_computes_what_torch_does_and_torch_where_it_cannot(
     image_network.cache_clear()
 
 
-def test_folded_batch_norms_compute_the_same() -> None:
+def test_a_network_with_folded_batch_norms_gives_the_same_output() -> None:
     images = (torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0)) - MEAN) / SCALE
     with torch.inference_mode():
         expected = lite0()(images)
@@ -83,7 +83,7 @@ def test_folded_batch_norms_compute_the_same() -> None:
 
 
 @pytest.mark.parametrize("size", [(600, 400), (1, 5000), (5000, 1), (1, 1)])
-def test_any_size_is_preprocessed_to_uint8(encoder: Encoder, size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_preprocessed_to_uint8(encoder: Encoder, size: tuple[int, int]) -> None:
     pixels = encoder.preprocess(Image.new("RGB", size, (10, 20, 30)))
     assert (pixels.shape, pixels.dtype) == ((3, 224, 224), np.uint8)
     assert pixels[:, 112, 112].tolist() == [10, 20, 30]
@@ -118,7 +118,7 @@ assert torch.get_num_threads() == 1
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_identity_needs_no_framework() -> None:
+def test_the_identity_is_computed_without_importing_a_framework() -> None:
     script = """
 import sys
 from gsec_core.encoders import encoder_identity
@@ -135,7 +135,7 @@ def test_an_unknown_encoder_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda"])
-def test_a_device_that_is_not_there_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(Refused, match=r"encode\.device"):
         load_encoder("lite", precision="fp32", device=device, threads=2)

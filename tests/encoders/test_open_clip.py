@@ -1,4 +1,4 @@
-"""The real path through open_clip with a tiny CLIP of random weights, saved and loaded again."""
+"""The encoder open_clip:MODEL:PRETRAINED, with a checkpoint of a tiny CLIP model of random weights."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..checkpoint import PREPROCESSING, write_checkpoint
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder as Hugging Face serves them; the model is also known to open_clip as ``tiny/model``."""
+    """A checkpoint folder as Hugging Face lays it out; the model is also known to open_clip as ``tiny/model``."""
     return write_checkpoint(tmp_path_factory.mktemp("open_clip") / "checkpoint")
 
 
@@ -30,7 +30,7 @@ def weights(folder: Path) -> Path:
 
 @pytest.fixture
 def tags(folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The tags that ``tiny/model`` has been published under."""
+    """The tags under which ``tiny/model`` is published."""
     published: dict[str, Any] = {
         "here": {**PREPROCESSING, "file": str(weights), "quick_gelu": True},
         "elsewhere": {**PREPROCESSING, "hf_hub": "nobody/nothing/"},
@@ -92,23 +92,23 @@ def test_bf16_is_near_fp32(folder: Path) -> None:
     assert (full.encode_images(batch).image * half.encode_images(batch).image).sum(axis=1).min() > 0.99
 
 
-def test_preprocessing_is_recorded(encoder: Encoder) -> None:
+def test_the_preprocessing_is_recorded_as_json(encoder: Encoder) -> None:
     recorded = json.loads(json.dumps(encoder.preprocessing))
     assert {key: recorded[key] for key in PREPROCESSING} == PREPROCESSING
 
 
-def test_an_extreme_ratio_is_not_blown_up(encoder: Encoder) -> None:
+def test_an_image_of_an_extreme_ratio_is_preprocessed_to_the_normal_size(encoder: Encoder) -> None:
     assert encoder.preprocess(Image.new("RGB", (1, 30_000))).shape == (3, 32, 32)
 
 
-def test_a_single_file_gets_the_preprocessing_of_the_models_published_weights(weights: Path, folder: Path, tags: dict[str, Any]) -> None:
+def test_a_single_weights_file_gets_the_preprocessing_of_the_models_published_weights(weights: Path, folder: Path, tags: dict[str, Any]) -> None:
     by_file, by_folder = load(f"open_clip:tiny/model:{weights}"), load(f"open_clip:local-dir:{folder}")
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in by_file.preprocessing.items() if key in PREPROCESSING} == PREPROCESSING
     batch = pixels(by_file, 2)
     np.testing.assert_array_equal(by_file.encode_images(batch).image, by_folder.encode_images(batch).image)
 
 
-def test_a_single_file_of_unclear_preprocessing_is_refused(weights: Path, tags: dict[str, Any]) -> None:
+def test_a_single_weights_file_is_refused_if_published_preprocessings_differ(weights: Path, tags: dict[str, Any]) -> None:
     tags["elsewhere"] = {**tags["elsewhere"], "mean": [0.4, 0.4, 0.4]}
     with pytest.raises(Refused, match=r"tiny-model differ in their preprocessing.*local-dir"):
         load(f"open_clip:tiny-model:{weights}")
@@ -120,7 +120,7 @@ def test_a_tag_gets_the_activation_it_was_trained_with(weights: Path, tags: dict
     assert not np.array_equal(by_tag, by_file)
 
 
-def test_names_that_mean_nothing_are_refused_in_the_users_words(weights: Path, tags: dict[str, Any], tmp_path: Path) -> None:
+def test_unknown_names_are_refused_with_a_remedy(weights: Path, tags: dict[str, Any], tmp_path: Path) -> None:
     no_safetensors = tmp_path / "broken.safetensors"
     no_safetensors.write_bytes(b"not a checkpoint")
     refusals = {
@@ -149,7 +149,7 @@ def test_a_checkpoint_cannot_run_code(tags: dict[str, Any], tmp_path: Path) -> N
     assert not (tmp_path / "sprung").exists()
 
 
-def test_the_identity_of_a_local_checkpoint_is_its_content(folder: Path, weights: Path, tmp_path: Path) -> None:
+def test_the_identity_of_a_local_checkpoint_depends_on_its_content_only(folder: Path, weights: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(weights.read_bytes())
     here, there = (encoder_identity(f"open_clip:tiny-model:{path}")["checkpoint"] for path in (weights, moved))
@@ -158,7 +158,7 @@ def test_the_identity_of_a_local_checkpoint_is_its_content(folder: Path, weights
     assert encoder_identity(f"open_clip:tiny-model:{moved}")["checkpoint"] != here
 
 
-def test_the_identity_of_a_folder_covers_every_file(folder: Path, tmp_path: Path) -> None:
+def test_the_identity_of_a_checkpoint_folder_depends_on_its_configuration_too(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in folder.iterdir():
@@ -168,5 +168,5 @@ def test_the_identity_of_a_folder_covers_every_file(folder: Path, tmp_path: Path
     assert encoder_identity(f"open_clip:local-dir:{copy}")["checkpoint"] != encoder_identity(f"open_clip:local-dir:{folder}")["checkpoint"]
 
 
-def test_a_published_tag_is_its_name() -> None:
+def test_the_identity_of_a_published_tag_is_its_name() -> None:
     assert encoder_identity("open_clip:ViT-B-32:laion2b_s34b_b79k") == {"name": "open_clip:ViT-B-32:laion2b_s34b_b79k"}

@@ -21,12 +21,12 @@ def first(nights: Nights) -> Collection:
 
 @pytest.fixture(scope="package")
 def second(nights: Nights) -> Collection:
-    """Of the run that keeps the model of the first."""
+    """A collection on the second run, which keeps the model of the first."""
     return Collection(nights.second.run, nights.config)
 
 
 @pytest.fixture
 def copied(nights: Nights, tmp_path: Path) -> Collection:
-    """The second run in a store of its own, to be damaged or curated."""
+    """A collection on the second run in a copy of the store, which a test can damage or curate."""
     shutil.copytree(nights.store, tmp_path / "store")
     return Collection(Run(Store.open(str(tmp_path / "store")).files, nights.second.run.id), nights.config)

@@ -1,4 +1,4 @@
-"""What a collection holds, asked as a user of the library does."""
+"""Helpers that read a collection as a user of the library does."""
 
 from pathlib import Path
 
@@ -30,14 +30,14 @@ def by_uri(found: Collection, uri: str) -> str:
 
 
 def placed(found: Collection) -> list[str]:
-    """Ids of the images that have a place on the map, in canonical order."""
+    """Ids of the images that are on the map, in canonical order."""
     shards, names = found.run.table(MAP_TABLE)
     ids = {id.hex() for table in shards.read_all(names, ["image_id"]) for id in table["image_id"].to_pylist()}
     return [id.hex() for id in usable(found.context).rows["image_id"].to_pylist() if id.hex() in ids]
 
 
 def shard_of(found: Collection, table: str, id: str) -> Path:
-    """The file of a table of the encoder that holds an image."""
+    """The file of the shard of an encoder's table that holds the image."""
     fingerprint = found.run.stages()[encode.STAGE.name]["fingerprint"]
     shards = found.context.corpus.table(table, fingerprint)
     [name] = {row["shard"] for row in found.context.live.to_pylist() if row["image_id"].hex() == id}

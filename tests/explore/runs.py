@@ -1,4 +1,4 @@
-"""A pipeline of two nights: a run that was fitted, and one that keeps its model; both published. Without reports."""
+"""Makes two published runs of one pipeline, without reports: one that fits a model, and one that keeps it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..pictures import picture, settings, write_pictures
 
 @dataclass(frozen=True)
 class Nights:
-    """Two runs of one pipeline."""
+    """The runs of two nights of one pipeline."""
 
     config: PipelineConfig
     first: Context
@@ -30,7 +30,7 @@ class Nights:
 
 
 def two_nights(folder: Path) -> Nights:
-    """20 pictures, two of them twice byte by byte; the second night has four more."""
+    """Do two nights: the first with 20 pictures and exact copies of two of them, the second with four more pictures."""
     images = write_pictures(folder / "in", range(20))
     for number in (3, 7):
         (images / f"copy of {number:03d}.jpg").write_bytes((images / f"{number:03d}.jpg").read_bytes())

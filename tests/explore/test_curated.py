@@ -1,4 +1,4 @@
-"""What people said is seen by the next question."""
+"""Acts of curation are seen by the next question to the collection."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from gsec_core.explore import Collection, collection
 from .examples import by_uri, everything, placed
 
 
-def test_what_people_say_is_seen_by_the_next_question(copied: Collection) -> None:
+def test_each_act_of_curation_is_seen_by_the_next_question(copied: Collection) -> None:
     large, small = copied.clusters()
     version = copied.version
     curation.add(copied.context, "rename", who="me", key=large.key, text="<b>discs</b>")
@@ -40,7 +40,7 @@ def test_what_people_say_is_seen_by_the_next_question(copied: Collection) -> Non
     assert [(row.number, row.kind) for row in log.rows] == [(4, "hide"), (3, "hide"), (2, "move"), (1, "rename")]
 
 
-def test_the_second_choice_is_a_cluster_that_there_is(copied: Collection) -> None:
+def test_the_second_choice_is_always_an_existing_curated_cluster(copied: Collection) -> None:
     id = by_uri(copied, "000.jpg")
     before = copied.image(id, wait=60)
     assert before.second
@@ -54,7 +54,7 @@ def test_the_second_choice_is_a_cluster_that_there_is(copied: Collection) -> Non
     assert copied.image(id, wait=60).second is None
 
 
-def test_a_map_is_of_one_state_of_the_log(copied: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_is_made_from_a_single_state_of_the_log(copied: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = copied.clusters()
     points = copied._points()
 
@@ -69,7 +69,7 @@ def test_a_map_is_of_one_state_of_the_log(copied: Collection, monkeypatch: pytes
     assert set(np.frombuffer(copied.map_points(), "<u2").reshape(-1, 3)[:, 2].tolist()) == {0}
 
 
-def test_a_split_and_a_merge(copied: Collection) -> None:
+def test_split_and_merged_clusters_have_the_right_images(copied: Collection) -> None:
     large, small = copied.clusters()
     act = curation.add(copied.context, "split", who="me", key=large.key, parts=2)
     parts = [row for row in copied.clusters() if row.key in (large.key, *act.keys)]

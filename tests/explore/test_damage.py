@@ -1,4 +1,4 @@
-"""Tables that are gone or damaged."""
+"""A collection with missing or damaged tables."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, EMBEDDINGS_TABLE, HEAD_TABLE, TH
 from .examples import by_uri, shard_of
 
 
-def test_thumbnails_that_are_gone_or_damaged(copied: Collection) -> None:
+def test_a_damaged_thumbnail_shard_is_an_error_and_a_missing_one_gives_no_thumbnail(copied: Collection) -> None:
     id = by_uri(copied, "020.jpg")
     path = shard_of(copied, THUMBNAILS_TABLE, id)
     data = path.read_bytes()
@@ -23,7 +23,7 @@ def test_thumbnails_that_are_gone_or_damaged(copied: Collection) -> None:
     assert copied.thumbnail(id) is None
 
 
-def test_embeddings_that_are_gone_are_said(copied: Collection) -> None:
+def test_missing_embeddings_are_reported_and_lists_still_work(copied: Collection) -> None:
     gone, there = by_uri(copied, "020.jpg"), by_uri(copied, "000.jpg")
     shard_of(copied, EMBEDDINGS_TABLE, gone).unlink()
     for ask in (lambda: copied.like(gone), lambda: copied.like(there), lambda: copied.by_words("ball")):
@@ -39,14 +39,14 @@ def test_embeddings_that_are_gone_are_said(copied: Collection) -> None:
     assert copied.images().total == 26
 
 
-def test_a_damaged_publication_is_named_and_hides_the_history_alone(copied: Collection) -> None:
+def test_a_damaged_publication_is_named_and_hides_only_the_history(copied: Collection) -> None:
     (Path(copied.run.files.url) / "published" / "nightly" / "00000001.json").write_text("{")
     detail = copied.image(by_uri(copied, "020.jpg"), wait=60)
     assert "00000001.json" in str(detail.note)
     assert (detail.history, len(detail.neighbors), detail.pending) == ((), collection.NEIGHBORS, False)
 
 
-def test_a_damaged_shard_is_named(copied: Collection) -> None:
+def test_a_damaged_shard_of_embeddings_is_named(copied: Collection) -> None:
     id = by_uri(copied, "020.jpg")
     path = shard_of(copied, EMBEDDINGS_TABLE, id)
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""One image: its neighbours, second choice, duplicates and history."""
+"""The details of one image: its neighbours, second choice, duplicates and history."""
 
 import io
 import shutil
@@ -28,8 +28,8 @@ def test_neighbors_are_the_nearest_by_cosine(second: Collection) -> None:
     assert (detail.width, detail.height) == (64, 48)
 
 
-def test_the_second_choice_is_what_the_head_says(nights: Nights, second: Collection) -> None:
-    """As `assign` finds it, for every image of a run that keeps its model, and so has made no counterparts."""
+def test_the_second_choice_of_an_image_is_that_of_the_head(nights: Nights, second: Collection) -> None:
+    """It is computed as in `assign`, since a run that keeps its model has made no counterparts."""
     predicted = align.predicted(nights.first, nights.second, np.arange(len(second)))
     assert set(predicted[0].tolist()) == {0, 1}
     keys = [row.key for row in sorted(second.clusters(), key=lambda row: row.key)]
@@ -43,7 +43,7 @@ def test_the_second_choice_is_what_the_head_says(nights: Nights, second: Collect
     assert posteriors.max() == pytest.approx(predicted[1][row], abs=1e-3)
 
 
-def test_without_waiting_an_image_is_told_without_neighbors(nights: Nights) -> None:
+def test_without_waiting_an_image_has_no_neighbors_yet_and_is_pending(nights: Nights) -> None:
     fresh = Collection(nights.second.run, nights.config)
     detail = fresh.image(by_uri(fresh, "003.jpg"), wait=0)
     assert detail.pending
@@ -52,7 +52,7 @@ def test_without_waiting_an_image_is_told_without_neighbors(nights: Nights) -> N
     assert fresh.image(detail.row.id, wait=60).neighbors
 
 
-def test_an_image_is_told_with_its_caption_duplicates_and_history(nights: Nights, second: Collection) -> None:
+def test_an_image_has_its_caption_duplicates_and_history(nights: Nights, second: Collection) -> None:
     captioned = [detail for row in everything(second) if (detail := second.image(row.id, wait=60)).caption]
     assert captioned
     assert all("image" in str(detail.caption).lower() for detail in captioned)
@@ -76,7 +76,7 @@ def test_groups_of_duplicates_are_those_of_the_table(second: Collection) -> None
     assert second.duplicates(offset=1, limit=1).groups == found.groups[1:2]
 
 
-def test_without_a_table_those_of_the_same_bytes_are_duplicates(copied: Collection) -> None:
+def test_without_the_table_of_duplicates_only_exact_copies_are_found(copied: Collection) -> None:
     fingerprint = copied.run.stages()["duplicates"]["fingerprint"]
     shutil.rmtree(Path(copied.run.files.url) / copied.context.corpus.name / DUPLICATES_TABLE / fingerprint)
     found = copied.duplicates()
@@ -89,7 +89,7 @@ def test_without_a_table_those_of_the_same_bytes_are_duplicates(copied: Collecti
     assert (twin.uri, twin.cosine) == ("copy of 007.jpg", 1)
 
 
-def test_thumbnails(second: Collection) -> None:
+def test_thumbnails_of_images_are_read(second: Collection) -> None:
     for row in everything(second)[:5]:
         data = second.thumbnail(row.id)
         assert data is not None

@@ -1,4 +1,4 @@
-"""Clusters, lists, the map and the tree."""
+"""Lists of clusters and images, the map and the tree."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from .examples import everything, placed
 from .runs import Nights
 
 
-def test_clusters_are_those_of_the_tables_the_largest_first(second: Collection) -> None:
+def test_clusters_agree_with_their_images_and_are_sorted_by_size(second: Collection) -> None:
     rows = second.clusters()
     assert [row.size for row in rows] == sorted((row.size for row in rows), reverse=True)
     images = everything(second)
@@ -33,7 +33,7 @@ def test_clusters_are_those_of_the_tables_the_largest_first(second: Collection) 
 
 @pytest.mark.parametrize("sort", ["confidence", "outlier", "date", "name"])
 @pytest.mark.parametrize("descending", [True, False])
-def test_pages_of_a_list_are_the_list_in_order(second: Collection, sort: str, descending: bool) -> None:
+def test_pages_of_a_list_make_up_the_sorted_list(second: Collection, sort: str, descending: bool) -> None:
     times = dict(zip(second.context.live["uri"].to_pylist(), second.context.live["version"].to_pylist(), strict=True))
     value = {"confidence": lambda row: row.confidence, "outlier": lambda row: row.outlier, "name": lambda row: row.uri, "date": lambda row: times[row.uri]}[
         sort
@@ -45,13 +45,13 @@ def test_pages_of_a_list_are_the_list_in_order(second: Collection, sort: str, de
     assert everything(second, key=key, sort=sort, descending=descending) == [row for row in rows if row.key == key]
 
 
-def test_a_list_by_date_says_which_date(second: Collection, tmp_path: Path) -> None:
+def test_a_list_by_date_says_which_date_it_uses(second: Collection, tmp_path: Path) -> None:
     assert second.images(sort="date").note == "Sorted by when the file was changed."
 
 
-def test_images_of_a_part_of_the_map(second: Collection) -> None:
+def test_images_within_a_polygon_of_the_map_are_found(second: Collection) -> None:
     points = np.frombuffer(second.map_points(), "<u2").reshape(-1, 3)
-    corners = [(0.25, 0.2), (0.9, 0.3), (0.6, 0.55), (0.95, 0.9), (0.1, 0.8)]  # with a bay
+    corners = [(0.25, 0.2), (0.9, 0.3), (0.6, 0.55), (0.95, 0.9), (0.1, 0.8)]  # a polygon that is not convex
     inside = [_inside(x / 65535, y / 65535, corners) for x, y, _ in points]
     assert 0 < sum(inside) < len(inside)
     assert second.images(within=corners).total == sum(inside)
@@ -62,13 +62,13 @@ def test_images_of_a_part_of_the_map(second: Collection) -> None:
 
 
 def _inside(x: float, y: float, corners: list[tuple[float, float]]) -> bool:
-    """By the angles under which the edges are seen, and not by crossings as the library does."""
+    """Whether a point is inside, by the sum of the angles of the edges; the library counts crossings instead."""
     at = np.array(corners) - (x, y)
     angles = np.unwrap([*np.arctan2(at[:, 1], at[:, 0]).tolist(), np.arctan2(at[0, 1], at[0, 0])])
     return abs(angles[-1] - angles[0]) > np.pi
 
 
-def test_the_map_has_the_clusters_places_in_canonical_order(second: Collection) -> None:
+def test_the_map_has_the_clusters_of_the_images_in_canonical_order(second: Collection) -> None:
     points = np.frombuffer(second.map_points(), "<u2").reshape(-1, 3)
     keys = {row.id: row.key for row in everything(second)}
     assert [second.clusters()[place].key for place in points[:, 2]] == [keys[id] for id in placed(second)]
@@ -78,25 +78,25 @@ def test_the_map_has_the_clusters_places_in_canonical_order(second: Collection) 
     ("asked", "wrong"),
     [({"offset": -1}, "offset"), ({"limit": 0}, "limit"), ({"limit": 201}, "limit"), ({"sort": "size"}, "sort"), ({"key": 77}, "cluster 77")],
 )
-def test_what_cannot_be_is_refused(first: Collection, asked: dict[str, object], wrong: str) -> None:
+def test_wrong_arguments_of_a_list_are_refused(first: Collection, asked: dict[str, object], wrong: str) -> None:
     with pytest.raises(Refused, match=wrong):
         first.images(**asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("id", ["", "x", "0" * 32, "0" * 31, "<script>"])
-def test_an_id_that_is_not_there_is_not_found(first: Collection, id: str) -> None:
+def test_an_unknown_id_is_not_found(first: Collection, id: str) -> None:
     for ask in (first.image, first.thumbnail, first.like):
         with pytest.raises(NotFound):
             ask(id)
 
 
-def test_beyond_the_end_there_is_nothing(first: Collection) -> None:
+def test_beyond_its_end_a_list_is_empty(first: Collection) -> None:
     assert first.images(offset=10**9).rows == ()
     assert first.like(everything(first)[0].id, offset=10**9).rows == ()
 
 
 def with_table(found: Collection, name: str, rows: pa.Table) -> Collection:
-    """The same run as if it had this table, of one shard."""
+    """The same run with this table, of one shard, in place of its own."""
     stage = next((stage for stage, record in found.run.stages().items() if name in record["tables"]), "publish")
     record = Path(found.run.files.url) / found.run.directory / f"stage-{stage}.json"
     told = json.loads(record.read_text())
@@ -106,7 +106,7 @@ def with_table(found: Collection, name: str, rows: pa.Table) -> Collection:
     return Collection(found.run, found.context.config)
 
 
-def test_a_run_with_a_map_has_every_image_on_it(copied: Collection) -> None:
+def test_the_map_has_every_image_at_its_place_in_the_table(copied: Collection) -> None:
     ids = usable(copied.context).rows["image_id"]
     x, y = np.linspace(0.1, 0.9, len(ids), dtype=np.float32), np.full(len(ids), 0.5, np.float32)
     found = with_table(copied, MAP_TABLE, pa.table({"image_id": ids.take(pa.array(range(len(ids))[::-1])), "x": x[::-1], "y": y}))
@@ -117,7 +117,7 @@ def test_a_run_with_a_map_has_every_image_on_it(copied: Collection) -> None:
     assert {row.id for row in half.rows} == {id.hex() for id in ids.to_pylist()[: len(ids) // 2]}
 
 
-def test_clusters_as_a_tree_and_its_cuts(copied: Collection) -> None:
+def test_the_tree_and_its_cuts_agree_with_the_table(copied: Collection) -> None:
     (a, b), keys = [row.size for row in sorted(copied.clusters(), key=lambda row: row.key)], [0, 1]
     node = {"node": 2, "left": 0, "right": 1, "height": 0.5, "clusters": 2, "size": a + b, "name": "things"}
     found = with_table(copied, "hierarchy", pa.Table.from_pylist([node]))
@@ -132,8 +132,8 @@ def test_clusters_as_a_tree_and_its_cuts(copied: Collection) -> None:
             found.tree(groups)
 
 
-def test_without_a_tree_there_are_no_groups(copied: Collection, nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of too many clusters none is made, nor what would fill the memory."""
+def test_without_a_tree_a_request_for_it_or_for_groups_is_not_found(copied: Collection, nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For too many clusters no tree is made, nor the large matrix for it, which would fill the memory."""
     monkeypatch.setattr("gsec_core.clustering.hierarchy.MOST_CLUSTERS", 1)
     monkeypatch.delattr("gsec_core.clustering.hierarchy.co_association")
     [made] = hierarchy.arrange(nights.first, ["all"], lambda units: None)

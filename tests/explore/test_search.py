@@ -1,4 +1,4 @@
-"""Images like an image, an upload or words."""
+"""The search for images by an image, by an upload or by words."""
 
 import io
 import subprocess
@@ -19,7 +19,7 @@ from .examples import by_uri, embeddings
 from .runs import Nights
 
 
-def test_images_like_one_of_the_collection(second: Collection) -> None:
+def test_images_like_an_image_are_ranked_by_cosine(second: Collection) -> None:
     vectors = embeddings(second.context)
     id = by_uri(second, "011.jpg")
     page = second.like(id, offset=2, limit=9)
@@ -50,7 +50,7 @@ def test_an_upload_of_too_many_pixels_is_refused_by_its_header(first: Collection
         first.like_upload(buffer.getvalue())
 
 
-def test_words_are_found_by_the_encoders_text_side(second: Collection) -> None:
+def test_a_search_by_words_ranks_images_by_the_encoders_text_embedding(second: Collection) -> None:
     encoder = encode.loaded_encoder(second.context.config)
     [vector] = vocabulary.embedded(encoder, [["a photo of a ping-pong ball"]])
     rows = usable(second.context).rows["uri"].to_pylist()
@@ -64,12 +64,12 @@ def test_words_are_found_by_the_encoders_text_side(second: Collection) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   ", "word " * 200])
-def test_words_that_cannot_be_looked_for(first: Collection, text: str) -> None:
+def test_empty_or_too_long_words_are_refused(first: Collection, text: str) -> None:
     with pytest.raises(Refused, match="search"):
         first.by_words(text)
 
 
-def test_many_that_search_at_once_make_one_index(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_searches_build_only_one_index(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
     class Counted(vectors.Vectors):
@@ -91,7 +91,7 @@ def test_many_that_search_at_once_make_one_index(nights: Nights, monkeypatch: py
     assert len(set(found)) == 1
 
 
-def test_an_index_of_bytes_finds_nearly_what_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantised_index_finds_nearly_the_exact_results(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     X = random.standard_normal((5000, 64)).astype(np.float32)
     X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float16)
@@ -117,7 +117,7 @@ def test_an_index_of_bytes_finds_nearly_what_is_exact(monkeypatch: pytest.Monkey
     np.testing.assert_allclose(found.cosines, cosines[found.rows], atol=4e-3)
 
 
-def test_torch_is_not_imported_before_somebody_searches(nights: Nights) -> None:
+def test_torch_is_not_imported_before_the_first_search(nights: Nights) -> None:
     code = f"""
 import sys
 from gsec_core.explore import Collection

@@ -1,4 +1,4 @@
-"""A folder that holds one file of every bad kind, and places that fail, as the command meets them."""
+"""The command on a folder with one file of every bad kind, and on stores and sources that fail."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ class Place(NamedTuple):
     folder: Path
     store: Path
     expected: dict[str, Outcome]
-    """URI -> outcome, of every file."""
+    """URI -> expected outcome, for every file."""
     result: dict[str, Any]
     stderr: str
 
@@ -61,25 +61,25 @@ def place(tmp_path_factory: pytest.TempPathFactory, server: str) -> Place:
     return unclustered._replace(result=last_json(done), stderr=done.stderr)
 
 
-def test_every_file_is_one_row_with_its_status_and_its_reason(place: Place) -> None:
+def test_every_file_has_one_row_with_its_status_and_its_reason(place: Place) -> None:
     rows = place.embeddings()
     assert {row["uri"]: Outcome(row["status"], row["reason"]) for row in rows} == place.expected
     assert len(rows) == len(place.expected)
 
 
-def test_every_good_file_is_clustered_once_and_no_other(place: Place) -> None:
+def test_every_good_file_is_clustered_once_and_no_bad_file_is(place: Place) -> None:
     uris = place.assignments()["uri"].to_pylist()
     assert sorted(uris) == sorted(uri for uri, outcome in place.expected.items() if outcome.status == "ok")
     assert len(uris) > GOOD + 20
 
 
-def test_files_of_the_same_bytes_have_a_row_each_and_are_marked(place: Place) -> None:
+def test_files_with_the_same_bytes_have_a_row_each_and_are_marked_as_duplicates(place: Place) -> None:
     twins = [row for row in place.assignments().to_pylist() if row["is_duplicate"]]
     assert {row["uri"] for row in twins} == TWINS
     assert len({row["content_hash"] for row in twins}) == len({row["cluster"] for row in twins}) == 1
 
 
-def test_the_counts_add_up_and_are_said(place: Place) -> None:
+def test_the_counts_of_rejected_and_missing_files_add_up_and_are_printed(place: Place) -> None:
     statuses = [outcome.status for outcome in place.expected.values()]
     rejected, missing = statuses.count("rejected"), statuses.count("missing")
     assert (place.result["images"], place.result["rejected"], place.result["missing"]) == (len(statuses), rejected, missing)
@@ -89,7 +89,7 @@ def test_the_counts_add_up_and_are_said(place: Place) -> None:
     assert "Traceback" not in place.stderr
 
 
-def test_with_a_higher_allowed_share_it_is_done(place: Place, server: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_higher_allowed_share_of_rejects_the_same_run_succeeds(place: Place, server: str, capsys: pytest.CaptureFixture[str]) -> None:
     share = place.result["rejected"] / place.result["images"]
     assert as_anyone(lambda: code_of(server, *place.command("--set", f"max_rejects={share}"))) == 0
     said = capsys.readouterr()
@@ -104,7 +104,7 @@ def code_of(server: str, *command: str | Path) -> object:
     return exit.value.code
 
 
-def test_a_store_that_becomes_full_ends_the_run_with_the_path_and_what_to_do(
+def test_a_store_that_becomes_full_ends_the_run_with_the_path_and_a_remedy(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "disk").mkdir()
@@ -127,7 +127,7 @@ def test_a_store_that_becomes_full_ends_the_run_with_the_path_and_what_to_do(
         ("unreadable", "may not be read"),
     ],
 )
-def test_what_cannot_work_is_refused_at_the_start(
+def test_an_empty_or_unreadable_source_or_a_store_without_room_or_rights_is_refused_at_the_start(
     tmp_path: Path, place_of: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, store = write_pictures(tmp_path / "in", [] if place_of == "empty" else range(4)), tmp_path / "store"

@@ -1,4 +1,4 @@
-"""The command line on one small store."""
+"""The commands of gsec on one small store."""
 
 import io
 import json
@@ -40,16 +40,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, Pat
 
 @pytest.fixture(autouse=True)
 def _one_server(place: dict[str, Path | str], server: str) -> Iterator[None]:
-    """After the first command, which was a process and started a temporary server of its own, all are of this process and use one."""
+    """All commands after the first run in this process and use one Prefect server. The first was a process that started a temporary one."""
     with asking(server):
         yield
 
 
-def test_run_ends_with_3_and_a_warning_when_more_is_rejected_than_allowed(place: dict[str, str]) -> None:
+def test_run_exits_with_3_and_a_warning_if_more_images_are_rejected_than_allowed(place: dict[str, str]) -> None:
     assert "1 of 21 images were rejected, more than max_rejects = 0.01 allows" in place["stderr"]
 
 
-def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> None:
+def test_the_json_result_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> None:
     result = json.loads(place["json"])
     counts = ["run_id", "images", "rejected", "missing", "decision", "clusters", "assignments", "cluster_table", "report"]
     assert list(result) == [*counts, "moved", "published", "why_not", "warnings", "remarks", "seconds"]
@@ -58,35 +58,35 @@ def test_json_is_the_last_line_and_its_counts_add_up(place: dict[str, str]) -> N
     assert sum(pq.read_table(result["cluster_table"])["size"].to_pylist()) == 20
 
 
-def test_a_person_sees_the_stages_and_the_cluster_table(place: dict[str, str]) -> None:
+def test_run_prints_a_line_per_stage_and_the_cluster_table(place: dict[str, str]) -> None:
     lines = place["stderr"].splitlines()
     assert lines[0] == f"starting: the images of {place['folder']} into 3 clusters, store {place['store']}"
     run = Store.open(str(place["store"])).run(place["run"])
     stages = ["ingest", *run.stage_names()]
     by_stage = groupby((line for line in lines if line.partition(" ")[0] in stages), lambda line: line.partition(" ")[0])
     last = {stage: line for stage, told in by_stage for line in told}
-    assert list(last) == stages, "in their order; a stage has a line for each ten seconds that it takes, and one at its end"
+    assert list(last) == stages, "stages must be in order; each has a line every ten seconds and one at its end"
     assert re.fullmatch(r"ingest +list the images +21 images, \S+ s, 21 new", last["ingest"])
     assert re.fullmatch(r"encode +compute embeddings +21 images, \S+ s, 1 rejected", last["encode"])
     for text in ("name", "cohesion", "k-means", "20 images in 3 clusters, 1 rejected, 0 missing; "):
         assert text in place["stderr"]
-    assert lines[-1].startswith("look into it   "), "where to go on comes last"
+    assert lines[-1].startswith("look into it   "), "the last line must say how to go on"
 
 
-def test_the_same_run_again_starts_nothing(place: dict[str, str]) -> None:
+def test_repeating_a_finished_run_starts_nothing_and_prints_the_same_clusters(place: dict[str, str]) -> None:
     done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
     assert "nothing to do" in done.stderr
     assert "starting" not in done.stderr
     shown = place["stderr"][place["stderr"].index("clusters of run") : place["stderr"].index("20 images in 3 clusters")]
-    assert shown in done.stderr, "what is read from the run's record looks as it did"
+    assert shown in done.stderr, "the clusters must be printed as after the run itself"
     gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], "--set", "max_rejects=0.1", *SMALL, check=0)
 
 
-def test_version_is_that_of_the_distribution() -> None:
+def test_version_prints_the_version_of_the_distribution() -> None:
     assert gsec_here("--version").stdout.strip() == version("gsec")
 
 
-def test_status_reads_the_store_alone(place: dict[str, str]) -> None:
+def test_status_prints_the_state_and_the_images_of_a_run(place: dict[str, str]) -> None:
     runs = last_json(gsec_here("status", "--store", place["store"], "--json"))["runs"]
     [run] = [run for run in runs if run["run"] == place["run"]]
     assert run["state"] == "finished"
@@ -116,14 +116,14 @@ print("imported:", [name for name in ("torch", "prefect") if name in sys.modules
         assert done.stdout.splitlines()[-1] == "imported: []"
 
 
-def test_new_images_are_assigned_and_the_same_command_again_has_nothing_to_do(place: dict[str, str], tmp_path: Path) -> None:
+def test_assign_labels_new_images_and_a_second_time_has_nothing_to_do(place: dict[str, str], tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(15, 25))
     command = ["assign", fresh, "--run", place["run"][:8], "--store", place["store"], "--json"]
     result = last_json(gsec_here(*command))
     assert (result["images"], result["clusters"]) == (10, 3)
     found = ds.dataset(result["assignments"]).to_table()
     assert sorted(found["uri"].to_pylist()) == sorted(path.name for path in fresh.iterdir())
-    assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters are the run's"
+    assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters must be those of the run"
     assert "nothing to do" in gsec_here(*command).stderr
 
 
@@ -142,7 +142,7 @@ def test_evaluate_scores_consensus_and_kmeans_against_a_file_of_labels(place: di
     assert all(row["label"] in ("even", "odd") and 0.5 <= row["share"] <= 1 and row["name"] for row in clusters)
 
 
-def test_a_run_names_its_report_and_report_names_it_again_or_draws_it_elsewhere(place: dict[str, str], tmp_path: Path) -> None:
+def test_run_and_report_print_the_path_of_the_report_and_report_to_draws_a_copy(place: dict[str, str], tmp_path: Path) -> None:
     report = Path(json.loads(place["json"])["report"])
     assert place["run"] in report.read_text()
     assert f"report         {report}" in place["stderr"]
@@ -153,7 +153,7 @@ def test_a_run_names_its_report_and_report_names_it_again_or_draws_it_elsewhere(
     assert (tmp_path / "drawn" / "index.html").read_bytes() == report.read_bytes()
 
 
-def test_export_says_what_it_wrote(place: dict[str, str], tmp_path: Path) -> None:
+def test_export_prints_the_files_it_wrote(place: dict[str, str], tmp_path: Path) -> None:
     done = gsec_here("export", "--to", tmp_path / "out", "--images", "links", "--run", place["run"], "--store", place["store"])
     for line in ("assignments.parquet: 20 rows", "clusters.json: 3 rows", "unusable.csv: 1 rows", "images: 20 images"):
         assert line in done.stdout
@@ -161,7 +161,7 @@ def test_export_says_what_it_wrote(place: dict[str, str], tmp_path: Path) -> Non
     assert (result["to"], result["assignments.csv"]) == (str(tmp_path / "out"), 20)
 
 
-def test_export_in_the_format_of_a_library_says_how_that_loads_it(place: dict[str, str], tmp_path: Path) -> None:
+def test_export_in_the_format_of_a_library_prints_how_to_load_it_and_refuses_other_options(place: dict[str, str], tmp_path: Path) -> None:
     of_run = ["--run", place["run"], "--store", place["store"]]
     done = gsec_here("export", "--to", tmp_path / "out", "--format", "coco", "--images", "copies", *of_run)
     assert [f"run {place['run']} to {tmp_path / 'out'}:", "  annotations.json: 20 rows", "  images: 20 images"] == done.stdout.splitlines()[:3]
@@ -178,7 +178,7 @@ def test_export_in_the_format_of_a_library_says_how_that_loads_it(place: dict[st
     assert not (tmp_path / "none").exists()
 
 
-def test_what_a_pipeline_publishes_is_named_where_a_run_is(tmp_path: Path) -> None:
+def test_commands_accept_published_and_the_pipelines_name_as_a_run(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(6)), tmp_path / "store", pipeline="nightly", max_rejects=1)
     context, _, _ = cluster(config)
     assert pipeline.finish(context)["published"]
@@ -190,7 +190,7 @@ def test_what_a_pipeline_publishes_is_named_where_a_run_is(tmp_path: Path) -> No
     assert "publishes nothing of that name; there is published/nightly." in said
 
 
-def test_runs_are_compared_and_nothing_in_the_store_changes(place: dict[str, str], tmp_path: Path) -> None:
+def test_compare_reports_on_runs_and_changes_nothing_in_the_store(place: dict[str, str], tmp_path: Path) -> None:
     store = ["--store", place["store"]]
     another = ["run", place["folder"], "-k", "4", "--method", "turtle", "--set", "turtle.max_steps=20", "--pipeline", "another", *store, "--json"]
     other = last_json(gsec_here(*another, *SMALL, check=3))["run_id"]
@@ -213,11 +213,11 @@ def test_runs_are_compared_and_nothing_in_the_store_changes(place: dict[str, str
     shown = gsec_here(*command).stdout
     assert "20 images of corpus" in shown
     assert all(said in shown for said in (place["run"][:8], other[:8], "turtle", "how similar: ARI", f"{alike:.3f}", "against labels", "purity"))
-    assert "left out" not in shown, "where there is nothing"
+    assert "left out" not in shown, "without images left out, the column must not be shown"
     assert {path: path.read_bytes() for path in Path(place["store"]).rglob("*") if path.is_file()} == before
 
 
-def test_runs_of_different_corpora_are_not_compared(tmp_path: Path) -> None:
+def test_compare_refuses_runs_of_different_corpora(tmp_path: Path) -> None:
     here, elsewhere = (make_up(settings(write_pictures(tmp_path / name, range(6)), tmp_path / "store")).run.id for name in ("here", "elsewhere"))
     done = gsec_here("compare", here, elsewhere, "--store", tmp_path / "store", check=2)
     assert f"run {here} is of corpus here-" in done.stderr
@@ -225,7 +225,7 @@ def test_runs_of_different_corpora_are_not_compared(tmp_path: Path) -> None:
     assert "Compare runs of one corpus." in done.stderr
 
 
-def test_what_was_assigned_is_exported_with_the_names_of_the_runs_clusters(place: dict[str, str], tmp_path: Path) -> None:
+def test_assigned_images_are_exported_with_the_cluster_names_of_the_run(place: dict[str, str], tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(30, 34))
     made = last_json(gsec_here("assign", fresh, "--run", place["run"], "--store", place["store"], "--json"))
     done = gsec_here("export", "--to", tmp_path / "out", "--run", made["run_id"], "--store", place["store"], "--images", "copies")
@@ -236,7 +236,7 @@ def test_what_was_assigned_is_exported_with_the_names_of_the_runs_clusters(place
     assert "whose report shows them" in gsec_here("report", "--run", made["run_id"], "--store", place["store"], check=2).stderr
 
 
-def test_a_stage_alone_says_what_to_run_first(place: dict[str, str], tmp_path: Path) -> None:
+def test_stage_refuses_to_run_before_earlier_stages_and_names_them(place: dict[str, str], tmp_path: Path) -> None:
     config = tmp_path / "gsec.toml"
     config.write_text(f'source = "{place["folder"]}"\nstore = "{tmp_path / "store"}"\nclusters = 3\n[encode]\nbatch_size = 8\n')
     assert "Run stage ingest first" in gsec_here("stage", "encode", "--config", config, check=2).stderr
@@ -287,7 +287,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["run", "--bogus"], "Unknown option"),
     ],
 )
-def test_a_wrong_request_is_refused_in_one_sentence_before_anything_starts(
+def test_a_wrong_request_is_refused_with_exit_code_2_before_anything_starts(
     arguments: list[str], says: str, place: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -307,7 +307,7 @@ def flip_a_byte(place: dict[str, str]) -> Path:
     return path
 
 
-def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place: dict[str, str]) -> None:
+def test_a_damaged_shard_is_found_by_doctor_and_made_again_by_the_next_run(place: dict[str, str]) -> None:
     path = flip_a_byte(place)
     done = gsec_here("doctor", "--verify", "--store", place["store"], check=1)
     assert f"FAIL  shards: 1 damaged: {path.relative_to(place['store'])}" in done.stdout
@@ -317,7 +317,7 @@ def test_a_damaged_shard_is_found_by_doctor_and_made_anew_by_the_next_run(place:
     assert verify(Store.open(str(place["store"]))) == []
 
 
-def test_a_damaged_shard_that_a_stage_meets_is_set_aside_and_what_to_run_is_said(place: dict[str, str]) -> None:
+def test_a_damaged_shard_found_by_a_stage_is_set_aside_without_a_traceback(place: dict[str, str]) -> None:
     path = flip_a_byte(place)
     done = gsec_here("stage", "baseline", "--run", place["run"], "--store", place["store"], "--redo", check=1)
     assert "It was set aside" in done.stderr
@@ -325,14 +325,14 @@ def test_a_damaged_shard_that_a_stage_meets_is_set_aside_and_what_to_run_is_said
     assert not path.exists()
 
 
-def test_a_damaged_shard_that_a_run_meets_is_made_anew_by_the_same_run(place: dict[str, str]) -> None:
+def test_a_damaged_shard_found_by_a_run_is_made_again_by_the_same_run(place: dict[str, str]) -> None:
     path = flip_a_byte(place)
     done = gsec_here("run", place["folder"], "-k", "4", "--store", place["store"], *SMALL, check=3)
     assert f"damaged, set aside and made again: {path.relative_to(place['store'])}" in done.stderr
     assert "20 images in 4 clusters" in done.stderr
 
 
-def test_damaged_shards_under_a_finished_run_are_made_anew_by_the_same_command(place: dict[str, str]) -> None:
+def test_damaged_shards_of_a_finished_run_are_made_again_by_the_same_command(place: dict[str, str]) -> None:
     result = json.loads(place["json"])
     tables = [Path(result["cluster_table"]), Path(result["assignments"]) / "part-00000.parquet"]
     whole = [table.read_bytes() for table in tables]
@@ -344,7 +344,7 @@ def test_damaged_shards_under_a_finished_run_are_made_anew_by_the_same_command(p
         assert pq.read_table(table) == pq.read_table(io.BytesIO(data))
 
 
-def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
+def test_clusters_auto_finds_the_number_of_clusters_and_encodes_once(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(3))
     for original in sorted(folder.iterdir()):
         for copy in range(29):
@@ -353,7 +353,7 @@ def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
     done = gsec_here(*command)
     assert last_json(done)["clusters"] == 3
     assert "3 are separated and more are not" in done.stderr
-    assert len(re.findall("^encode ", done.stderr, re.MULTILINE)) == 1, "the clustering finds what was encoded to count"
+    assert len(re.findall("^encode ", done.stderr, re.MULTILINE)) == 1, "the clustering run must reuse what the counting run encoded"
     again = gsec_here(*command)
     assert "nothing to do" in again.stderr
     assert "3 are separated and more are not" in again.stderr
@@ -363,10 +363,10 @@ def test_as_many_clusters_as_the_images_show(tmp_path: Path) -> None:
     assert f"damaged, set aside and made again: {counts.relative_to(tmp_path / 'store')}" in gsec_here(*command).stderr
     [counting, clustering] = last_json(gsec_here("status", "--store", tmp_path / "store", "--json"))["runs"]
     assert (counting["clusters"], list(counting["stages"]), clustering["clusters"]) == ("auto", ["encode", "count"], 3)
-    assert (tmp_path / "store").as_posix() in gsec_here("report", "--store", tmp_path / "store").stdout, "the newest run that has clusters"
+    assert (tmp_path / "store").as_posix() in gsec_here("report", "--store", tmp_path / "store").stdout, "report must take the newest run that has clusters"
 
 
-def test_images_that_show_no_number_of_clusters_are_refused_with_the_curve(tmp_path: Path) -> None:
+def test_clusters_auto_is_refused_with_the_purity_curve_if_no_number_stands_out(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(60))
     for _ in range(2):
         done = gsec_here("run", folder, "-k", "auto", "--store", tmp_path / "store", *SMALL, check=2)
@@ -378,7 +378,7 @@ def test_images_that_show_no_number_of_clusters_are_refused_with_the_curve(tmp_p
     assert "clusters = auto: X has 20 rows" in done.stderr
 
 
-def test_whoever_finishes_a_run_stage_by_stage_publishes_it(tmp_path: Path) -> None:
+def test_a_run_finished_stage_by_stage_is_published(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", pipeline="by-hand")
     run = run_stages(config, *STAGES[:-1]).run
     assert not (tmp_path / "store" / "published").exists()
@@ -386,10 +386,12 @@ def test_whoever_finishes_a_run_stage_by_stage_publishes_it(tmp_path: Path) -> N
     assert json.loads((tmp_path / "store" / "published" / "by-hand.json").read_text())["run_id"] == run.id
     said = last_json(gsec_here("status", "--store", tmp_path / "store", "--json"))
     assert [(row["pipeline"], row["run_id"]) for row in said["published"]] == [("by-hand", run.id)]
-    assert last_json(gsec_here("publish", "--run", run.id, "--store", tmp_path / "store", "--json"))["number"] == 1, "it is published already"
+    assert last_json(gsec_here("publish", "--run", run.id, "--store", tmp_path / "store", "--json"))["number"] == 1, (
+        "publishing again must give the same publication"
+    )
 
 
-def test_a_second_night_says_what_became_of_the_model(tmp_path: Path) -> None:
+def test_a_second_run_with_new_images_says_that_the_model_is_kept(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(20))
     command = ("run", folder, "-k", "3", "--store", tmp_path / "store", "--json", *SMALL)
     first = last_json(gsec_here(*command))

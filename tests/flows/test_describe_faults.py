@@ -1,4 +1,4 @@
-"""The command, and a server of descriptions that is lost, wrong or killed around it: each image is paid once."""
+"""Stage describe with a server that is lost or misconfigured, and with a client that is killed: no image is asked, and paid for, twice."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def _prefect(server: str) -> Iterator[None]:
 
 @pytest.fixture
 def mllm() -> Iterator[Server]:
-    """It takes its time."""
+    """A captioning server that takes a moment for each answer."""
 
     def answer(request: Request) -> Response:
         time.sleep(0.02)
@@ -45,7 +45,7 @@ def mllm() -> Iterator[Server]:
 
 
 class Place(NamedTuple):
-    """A store with one run, in which all images wait to be described."""
+    """A store with one run that is ready for stage describe."""
 
     store: Path
     run: str
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
     @property
     def statuses(self) -> Counter[str]:
-        """Of the answers in the log."""
+        """The statuses of the answers in the captions log."""
         return Counter(status for log in self.store.glob("*/captions/log") for status in ds.dataset(log).to_table()["status"].to_pylist())
 
 
@@ -74,13 +74,13 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "store", run_stages(config, encode.STAGE, baseline.STAGE, prototypes.STAGE).run.id)
 
 
-def test_a_killed_client_asks_again_for_what_it_had_not_committed_and_no_more(place: Place, mllm: Server, server: str) -> None:
+def test_after_a_kill_only_uncommitted_descriptions_are_asked_again(place: Place, mllm: Server, server: str) -> None:
     environs = {**environment(place.store.parent), "PREFECT_API_URL": server}
     with subprocess.Popen([*GSEC, *place.stage(mllm)], env=environs, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait(lambda: len(mllm.asked) >= IMAGES // 2 or process.poll() is not None, 120, pause=0.01)
         os.kill(process.pid, signal.SIGKILL)
     asked, committed = len(mllm.asked), place.statuses.total()
-    assert IMAGES // 2 <= asked < IMAGES, "or it was killed too late to show anything"
+    assert IMAGES // 2 <= asked < IMAGES, "the process was killed too late for this test to prove anything"
     assert asked - committed <= AT_ONCE + COMMIT
     mllm.requests.clear()
     made = last_json(gsec_here(*place.stage(mllm)))
@@ -88,13 +88,13 @@ def test_a_killed_client_asks_again_for_what_it_had_not_committed_and_no_more(pl
     assert len(mllm.asked) == IMAGES - committed
 
 
-def test_a_server_that_stays_away_ends_it_with_everything_kept_and_a_rerun_goes_on(place: Place, mllm: Server) -> None:
+def test_a_server_that_stays_away_ends_the_stage_but_answers_are_kept_and_a_rerun_goes_on(place: Place, mllm: Server) -> None:
     alive = threading.Semaphore(IMAGES // 2)
     mllm.answer = lambda request: reply() if alive.acquire(blocking=False) else error(500, "EngineCore died")
     said = gsec_here(*place.stage(mllm), check=1).stderr
     assert "no server answers, for describe.patience = 1 s (it fails at every request (500: EngineCore died)). All answers are kept" in said
     answered = place.statuses["described"]
-    assert IMAGES // 2 - 3 <= answered < IMAGES // 2, "two plain pictures at the start, before and after the connection is checked"
+    assert IMAGES // 2 - 3 <= answered < IMAGES // 2, "up to three requests are spent on plain pictures that check the connection"
     mllm.requests.clear()
     mllm.answer = lambda request: reply()
     gsec_here(*place.stage(mllm))
@@ -102,13 +102,13 @@ def test_a_server_that_stays_away_ends_it_with_everything_kept_and_a_rerun_goes_
 
 
 @pytest.mark.parametrize(("status", "says"), [(401, "does not accept requests without a key"), (404, "usually ends in /v1")])
-def test_what_is_set_wrong_ends_it_before_a_row_is_written(place: Place, mllm: Server, status: int, says: str) -> None:
+def test_a_wrong_key_or_address_ends_the_stage_before_a_row_is_written(place: Place, mllm: Server, status: int, says: str) -> None:
     mllm.models = mllm.answer = lambda request: error(status)
     assert says in gsec_here(*place.stage(mllm), check=2).stderr
     assert place.statuses.total() == 0
 
 
-def test_a_key_that_is_withdrawn_meanwhile_ends_it_and_no_image_is_blamed(place: Place, mllm: Server) -> None:
+def test_a_key_that_is_withdrawn_ends_the_stage_and_no_image_is_marked_as_failed(place: Place, mllm: Server) -> None:
     mllm.answer = lambda request: error(401) if len(mllm.asked) > IMAGES // 2 else reply()
     assert "does not accept requests without a key" in gsec_here(*place.stage(mllm), check=2).stderr
     assert set(place.statuses) == {"described"}
@@ -127,7 +127,7 @@ def test_a_batch_needs_no_server_at_all(place: Place) -> None:
     assert last_json(gsec_here(*place.stage(gone)))["described"] == IMAGES
 
 
-def test_what_is_left_is_planned_and_exported_and_what_failed_is_asked_again(place: Place, mllm: Server) -> None:
+def test_plan_export_and_retry_failed_cover_exactly_the_remaining_or_failed_images(place: Place, mllm: Server) -> None:
     assert last_json(gsec_here(*place.stage(mllm, "--plan")))["calls"] == IMAGES
     batch = place.store.parent / "batch.jsonl"
     done = gsec_here(*place.stage(mllm, "--export-batch", str(batch)))
@@ -152,4 +152,6 @@ def test_what_is_left_is_planned_and_exported_and_what_failed_is_asked_again(pla
     assert "no description failed" in gsec_here(*place._replace(run=again["run_id"]).stage(mllm, "--retry-failed")).stderr
     [row] = last_json(gsec_here("status", "--store", str(place.store), "--json"))["descriptions"]
     assert (row["model"], row["answers"], row["failed"]) == ("tiny", IMAGES + failed, failed)
-    assert (row["requests"], row["prompt_tokens"]) == (IMAGES + 2 * failed, 30 * (IMAGES + 2 * failed)), "a refusal is asked about twice"
+    assert (row["requests"], row["prompt_tokens"]) == (IMAGES + 2 * failed, 30 * (IMAGES + 2 * failed)), (
+        "an image whose answer was a refusal takes two requests"
+    )

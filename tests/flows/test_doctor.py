@@ -1,4 +1,4 @@
-"""`gsec doctor` where everything is well, and where things are wrong as they are wrong in life."""
+"""`gsec doctor` where everything is well, and with common faults."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from ..command import GSEC, asking, environment
 CHECKS = ["packages", "machine", "store", "scratch", "encoder", "captioner", "namer", "Prefect"]
 
 NOBODY = "http://127.0.0.1:9"
-"""Where nothing listens."""
+"""An address at which nothing listens."""
 
 SECRET = "hunter2"
 
@@ -30,7 +30,7 @@ SECRET = "hunter2"
 class Said(NamedTuple):
     code: object
     lines: dict[str, str]
-    """By the name of the check."""
+    """Name of the check -> its line."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def doctor(*arguments: str | Path, capsys: pytest.CaptureFixture[str], prefect: 
     return Said(exit.value.code, {line[6:].partition(":")[0]: line for line in lines})
 
 
-def test_where_all_is_well_every_check_says_what_it_found(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_if_all_is_well_every_check_prints_what_it_found(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = doctor("--store", tmp_path / "store", capsys=capsys, prefect=server)
     assert (said.code, list(said.lines)) == (0, CHECKS), said.lines
     found = {
@@ -63,10 +63,10 @@ def test_where_all_is_well_every_check_says_what_it_found(server: str, tmp_path:
     }
     for name, pattern in found.items():
         assert re.search(pattern, said.lines[name]), said.lines[name]
-    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+    assert list(tmp_path.iterdir()) == [], "the checks must leave no file behind"
 
 
-def test_a_second_encoder_is_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_encoder_is_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     second = f"open_clip:local-dir:{write_checkpoint(tmp_path / 'clip')}"
     two = ["--store", tmp_path / "store", "--set", "text.source=encoder", "--set"]
     said = doctor(*two, f"text.encoder={second}", capsys=capsys)
@@ -76,7 +76,7 @@ def test_a_second_encoder_is_looked_at_too(tmp_path: Path, capsys: pytest.Captur
     assert re.match(r"FAIL  encoder: text\.encoder = .* could not be loaded", doctor(*two, f"text.encoder={second}", capsys=capsys).lines["encoder"])
 
 
-def test_every_check_that_fails_says_what_to_do_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_failing_check_prints_a_remedy_and_the_other_checks_still_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     scratch, url, device = (["--set", setting] for setting in (f"scratch={tmp_path}/nowhere", f"describe.url={NOBODY}/v1", "encode.device=cuda:99"))
     names = ["--store", tmp_path / "file" / "store", "--encoder", "foo", "--captioner", "openai:tiny"]
@@ -96,7 +96,7 @@ def test_every_check_that_fails_says_what_to_do_and_stops_no_other(tmp_path: Pat
         assert remedy in said.lines[name]
 
 
-def test_a_wrong_key_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_wrong_key_is_reported_but_not_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setenv(servers.KEY, SECRET)
     with Server() as captioner:
         captioner.models = lambda request: error(401, f"{SECRET} is no key")
@@ -105,7 +105,7 @@ def test_a_wrong_key_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch, caps
     assert "the server does not accept the key in GSEC_CAPTIONER_KEY" in said.lines["captioner"]
 
 
-def test_a_captioner_is_asked_about_a_plain_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_captioner_is_checked_with_one_plain_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with Server() as captioner:
         arguments = ["--store", tmp_path, "--encoder", "foo", "--set", f"describe.url={captioner.url}"]
         said = doctor(*arguments, "--captioner", "openai:tiny", capsys=capsys)
@@ -116,7 +116,7 @@ def test_a_captioner_is_asked_about_a_plain_picture(capsys: pytest.CaptureFixtur
     assert "has no such model; its models are: tiny" in said.lines["captioner"]
 
 
-def test_a_package_of_a_version_that_does_not_work_is_named_with_what_to_install(
+def test_a_package_of_an_unsupported_version_is_named_with_the_command_that_installs_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, version in (("fastapi", "0.200.0"), ("sqlalchemy", "2.1.0b1")):
@@ -129,7 +129,7 @@ def test_a_package_of_a_version_that_does_not_work_is_named_with_what_to_install
     assert '"fastapi<0.151,>=0.139"' in said.lines["packages"]
 
 
-def test_a_torch_that_cannot_be_imported_is_told_like_anything_else(tmp_path: Path) -> None:
+def test_a_torch_that_cannot_be_imported_is_a_failed_check_and_not_a_traceback(tmp_path: Path) -> None:
     broken = tmp_path / "broken" / "torch"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
@@ -145,7 +145,7 @@ def test_a_torch_that_cannot_be_imported_is_told_like_anything_else(tmp_path: Pa
 
 @pytest.fixture
 def old_server() -> Iterator[str]:
-    """What a Prefect server of last year answers when it is asked for its health and its version."""
+    """A fake Prefect server that is healthy but has version 3.1.0."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -167,7 +167,7 @@ def old_server() -> Iterator[str]:
         thread.join()
 
 
-def test_a_prefect_server_that_is_too_old_is_told(old_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prefect_server_that_is_too_old_is_a_failed_check(old_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = doctor("--store", tmp_path, "--encoder", "foo", capsys=capsys, prefect=old_server)
     assert said.lines["Prefect"].startswith(f"FAIL  Prefect: PREFECT_API_URL = {old_server}: the server is Prefect 3.1.0, too old for 3.8.")
     assert said.lines["Prefect"].endswith("Upgrade the server.")

@@ -1,4 +1,4 @@
-"""Which engine the settings name. The cluster itself is in `tests/real/test_ray.py`."""
+"""The choice of the engine by the settings. A real Ray cluster is in `tests/real/test_ray.py`."""
 
 import sys
 
@@ -9,7 +9,7 @@ from gsec_core.errors import Refused
 from tasks import engine
 
 
-def test_ray_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_ray_without_the_package_ray_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in [name for name in sys.modules if name == "tasks.cluster" or name.startswith("prefect_ray")]:
         monkeypatch.delitem(sys.modules, name)
@@ -17,7 +17,7 @@ def test_ray_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
-def test_an_engine_that_is_open_serves_what_is_begun_inside() -> None:
+def test_an_open_engine_is_reused_inside_and_a_new_one_is_opened_afterwards() -> None:
     with engine.opened(on("threads")) as outer, engine.opened(on("ray")) as inner:
         assert inner is outer
     with engine.opened(on("threads")) as another:

@@ -1,4 +1,4 @@
-"""Texts that would be code elsewhere go through a whole run as texts: captions, file names, cells."""
+"""Captions and file names that would be code in a page, a shell or a spreadsheet stay plain text throughout a run."""
 
 import csv
 import json
@@ -32,11 +32,11 @@ CAPTIONS = (SCRIPT, "=1+1 ![x](http://127.0.0.1:9/x.png)", "</script><img src=x 
 class Hostile:
     context: Context
     artifact: str
-    """What Prefect was given to show."""
+    """The data of the Prefect artifact "clusters"."""
 
 
 def write_hostile(top: Path) -> dict[str, Any]:
-    """Pictures with such names and a table of such descriptions; returns the settings of a run of them."""
+    """Write pictures with hostile names and a table of hostile descriptions. Returns the settings of a run on them."""
     (top / "in").mkdir()
     for seed, name in enumerate(NAMES):
         picture(seed).save(top / "in" / name, "JPEG")
@@ -60,7 +60,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, server: str) -> Hostile:
     return Hostile(Context.of(Store.open(config.store).run(summary["run_id"]), config), str(table.data))
 
 
-def test_the_report_shows_them_as_text(hostile: Hostile) -> None:
+def test_the_report_shows_hostile_texts_escaped(hostile: Hostile) -> None:
     page = Path(pipeline.summary(hostile.context)["report"]).read_text()
     assert "<script>alert" not in page
     assert "<img src=x" not in page
@@ -68,13 +68,13 @@ def test_the_report_shows_them_as_text(hostile: Hostile) -> None:
     assert "49.jpg" not in page
 
 
-def test_the_artifact_holds_them_as_values(hostile: Hostile) -> None:
+def test_the_prefect_artifact_holds_hostile_texts_as_plain_values(hostile: Hostile) -> None:
     rows = json.loads(hostile.artifact)
     assert {row["description"].replace("\u2060", "") for row in rows} <= {*CAPTIONS}
-    assert not any(re.search(r"<\w|</|\]\(", row["description"]) for row in rows), "the dashboard would take it for a tag or an address"
+    assert not any(re.search(r"<\w|</|\]\(", row["description"]) for row in rows), "the dashboard would read the text as a tag or a link"
 
 
-def test_cells_that_a_spreadsheet_would_run_are_quoted_and_the_others_come_back(hostile: Hostile, tmp_path: Path) -> None:
+def test_csv_cells_that_a_spreadsheet_would_run_are_quoted_and_all_names_are_there(hostile: Hostile, tmp_path: Path) -> None:
     export(hostile.context, tmp_path)
     for name in ("assignments.csv", "clusters.csv", "unusable.csv"):
         for row in csv.DictReader((tmp_path / name).open(newline="")):
@@ -85,7 +85,7 @@ def test_cells_that_a_spreadsheet_would_run_are_quoted_and_the_others_come_back(
 
 
 @pytest.mark.parametrize("kind", ["links", "copies"])
-def test_names_of_files_lead_nowhere_else(hostile: Hostile, tmp_path: Path, kind: str) -> None:
+def test_exported_images_with_hostile_names_stay_in_the_folder(hostile: Hostile, tmp_path: Path, kind: str) -> None:
     export(hostile.context, tmp_path / "out", kind)  # type: ignore[arg-type]
     files = [path for path in (tmp_path / "out").rglob("*") if path.parent.parent.name == "images"]
     assert len(files) == len(NAMES)

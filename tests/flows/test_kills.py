@@ -1,4 +1,4 @@
-"""Real kills of the real command as training and as alignment work; `python -m tests.kills` does many, at any moment."""
+"""Kills and interrupts of the real command. `python -m tests.kills` does many kills, at random moments."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ from ..pictures import write_pictures
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "grey", "orange")
 
 
-def test_killed_it_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_in_train_and_align_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", server)
     source = write_pictures(tmp_path / "in", range(40))
     (tmp_path / "words.txt").write_text("\n".join(f"{size} {colour} disc" for size in ("small", "large") for colour in COLOURS))
@@ -27,9 +27,9 @@ def test_killed_it_ends_with_the_labels_of_an_undisturbed_run(tmp_path: Path, se
 
 @pytest.fixture
 def working(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run that encodes, on a terminal, which passes on what is typed; with a temporary server of its own.
+    """A run that is encoding, on a terminal that passes on what is typed, with a temporary Prefect server.
 
-    ``exec``, as some shells stay beside the command that they start.
+    The command begins with ``exec``, because some shells would stay as a process of their own.
     """
     source = write_pictures(tmp_path / "in", range(400))
     command = "exec " + shlex.join([*GSEC, "run", str(source), "-k", "3", "--store", str(tmp_path / "store"), *SMALL, "--set", "max_slices=1"])
@@ -44,18 +44,18 @@ def working(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_ctrl_c_ends_a_run_at_once_with_its_server(working: subprocess.Popen[bytes]) -> None:
+def test_ctrl_c_ends_a_run_and_its_prefect_server_at_once(working: subprocess.Popen[bytes]) -> None:
     [_, server] = psutil.Process(working.pid).children(recursive=True)
     assert "create_app" in " ".join(server.cmdline())
     said, _ = working.communicate(b"\x03", timeout=30)
     assert working.returncode == 130
     assert b"interrupted. What was committed stays; a rerun continues." in said
     assert b"Traceback" not in said
-    assert b"400 of 400 images" not in said, "the slice was not finished first"
+    assert b"400 of 400 images" not in said, "the run must not finish its slice first"
     server.wait(10)
 
 
-def test_the_server_of_a_run_that_is_killed_ends(working: subprocess.Popen[bytes]) -> None:
+def test_the_prefect_server_of_a_killed_run_ends(working: subprocess.Popen[bytes]) -> None:
     [run, server] = psutil.Process(working.pid).children(recursive=True)
     run.kill()
     server.wait(20)

@@ -1,4 +1,4 @@
-"""What another package brings by entry points runs through the whole pipeline, and a package that is broken stops nobody else."""
+"""Methods, encoders and captioners of another package, found by entry points, work in the whole pipeline; broken ones disturb no others."""
 
 import json
 import os
@@ -28,7 +28,7 @@ sizes = gsec_toys:CAPTIONER
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A folder as `pip install --target` leaves it."""
+    """A folder with the toy package, as `pip install --target` leaves it."""
     site = tmp_path / "site"
     shutil.copytree(TOYS, site)
     info = site / "gsec_toys-1.0.dist-info"
@@ -52,7 +52,7 @@ with asking(sys.argv[1]):
 
 @contextmanager
 def gsec_with(site: Path, home: Path, server: str) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """One command after the other in a process that finds what is installed in ``site``, too."""
+    """A function that runs commands one after the other in a process which also finds the packages in ``site``."""
     here = Path(__file__).parents[2]
     env = {**environment(home), "PYTHONPATH": os.pathsep.join([str(site), str(here)])}
     with subprocess.Popen([sys.executable, "-c", COMMANDS, server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=here) as process:
@@ -67,7 +67,7 @@ def gsec_with(site: Path, home: Path, server: str) -> Iterator[Callable[..., sub
         yield gsec
 
 
-def test_a_method_an_encoder_and_a_captioner_of_another_package(installed: Path, server: str, tmp_path: Path) -> None:
+def test_a_run_with_a_method_an_encoder_and_a_captioner_of_another_package(installed: Path, server: str, tmp_path: Path) -> None:
     images, store = write_pictures(tmp_path / "in", range(24)), tmp_path / "store"
     toys = ["--method", "toy", "--captioner", "sizes", "--store", store, "--json"]
     with gsec_with(installed, tmp_path, server) as gsec:
@@ -76,13 +76,13 @@ def test_a_method_an_encoder_and_a_captioner_of_another_package(installed: Path,
         run = said["run_id"]
         request = json.loads((store / "runs" / run / "request.json").read_text())
         assert request["config"]["toy"] == {"sharpness": 30}
-        assert "fuse" not in request["stages"], "its text source is none"
+        assert "fuse" not in request["stages"], "the toy method uses no text, so there must be no stage fuse"
         gsec("assign", write_pictures(tmp_path / "new", range(30, 36)), "--run", run, "--store", store)
         other = last_json(gsec("run", images, "-k", "4", *toys, "--pipeline", "lite"))["run_id"]
     (nothing := tmp_path / "nothing").mkdir()
     with gsec_with(nothing, tmp_path, server) as gsec:
         status = gsec("status", "--store", store)
-        assert "3 clusters by toy, encoder colours" in status.stdout, "without the package it can still be looked at"
+        assert "3 clusters by toy, encoder colours" in status.stdout, "without the package, status must still show the run"
         for ids in ((run, other), (other, run)):
             rows = last_json(gsec("compare", *ids, "--store", store, "--to", tmp_path / "page", "--json"))["runs"]
             assert {(row["method"], row["text"], row["encoder"], row["clusters"]) for row in rows} == {
@@ -92,7 +92,7 @@ def test_a_method_an_encoder_and_a_captioner_of_another_package(installed: Path,
         assert "there is no such" in gsec("stage", "train", "--run", run, "--redo", "--store", store, check=2).stderr
 
 
-def test_what_is_brought_is_listed_and_what_is_broken_says_so_when_it_is_named(installed: Path, server: str, tmp_path: Path) -> None:
+def test_plugins_are_listed_and_a_broken_one_is_refused_by_name(installed: Path, server: str, tmp_path: Path) -> None:
     with gsec_with(installed, tmp_path, server) as gsec:
         names = [row["method"] for row in last_json(gsec("methods", "--json"))["methods"]]
         assert names[0] == "gsec"

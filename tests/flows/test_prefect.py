@@ -1,4 +1,4 @@
-"""Prefect itself, as pinned: the flows' states, and a server that really schedules."""
+"""The flows under the pinned version of Prefect: their states and artifacts, and the server's scheduler."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ def _prefect(server: str) -> Iterator[None]:
         yield
 
 
-def test_a_run_is_completed_and_shows_its_clusters(tmp_path: Path) -> None:
+def test_a_completed_run_has_artifacts_of_clusters_progress_and_stages(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
     state = run_pipeline(config, [], return_state=True)
     assert (state.is_completed(), state.name) == (True, "Completed")
@@ -43,7 +43,7 @@ def test_a_run_is_completed_and_shows_its_clusters(tmp_path: Path) -> None:
         [table] = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["clusters"])), flow_run_filter=its)
         progress = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="encode-")), flow_run_filter=of_its_stages)
     assert '"cluster": 0' in table.data
-    assert [artifact.data for artifact in progress] == [100.0] * 3, "a bar a slice, filled"
+    assert [artifact.data for artifact in progress] == [100.0] * 3, "each slice must have a progress bar at 100%"
 
     again = run_pipeline(config.model_copy(update={"clusters": 3}), [], return_state=True)
     made = again.result()["made"]
@@ -52,11 +52,11 @@ def test_a_run_is_completed_and_shows_its_clusters(tmp_path: Path) -> None:
     with get_client(sync_client=True) as client:
         begun = {run.name.partition("-")[0] for run in client.read_flow_runs(flow_run_filter=its)}
         shown = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["stages"])))
-    assert begun & {"encode", "baseline"} == {"baseline"}, "a stage that misses nothing begins no flow"
+    assert begun & {"encode", "baseline"} == {"baseline"}, "a stage with nothing to do must not begin a flow"
     assert '"stage": "encode", "shards made": 0, "shards there": 3' in next(one.data for one in shown if again.result()["run_id"] in one.description)
 
 
-def test_too_many_rejects_complete_with_a_warning(tmp_path: Path) -> None:
+def test_a_run_with_too_many_rejects_completes_in_a_state_with_a_warning(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     (source / "bad.jpg").write_text("no image")
     state = run_pipeline(settings(source, tmp_path / "store"), [], return_state=True)
@@ -64,7 +64,7 @@ def test_too_many_rejects_complete_with_a_warning(tmp_path: Path) -> None:
     assert "1 of 11 images were rejected" in (state.message or "")
 
 
-def test_a_refusal_fails_the_flow_with_its_own_error(tmp_path: Path) -> None:
+def test_a_refused_run_fails_the_flow_with_the_original_error(tmp_path: Path) -> None:
     state = run_pipeline(settings(write_pictures(tmp_path / "in", range(3)), tmp_path / "store", clusters=9), [], return_state=True)
     assert state.is_failed()
     with pytest.raises(Refused, match="clusters = 9"):
@@ -100,7 +100,7 @@ def test_a_slice_is_retried_when_the_store_fails_for_a_moment(tmp_path: Path, mo
     with watched(told):
         assert run_flow(config, run.id, "encode")["ok"] == 10
     assert not failures
-    assert (told.done, told.units, told.made) == (10, 10, 10), "what a slice does twice counts once"
+    assert (told.done, told.units, told.made) == (10, 10, 10), "images that a slice does twice must count once"
 
 
 @flow
@@ -108,8 +108,8 @@ def nightly() -> None:
     """Never run here; only scheduled."""
 
 
-def test_a_cron_deployment_yields_scheduled_runs() -> None:
-    """With SQLAlchemy 2.1 Prefect's scheduler creates none, silently."""
+def test_the_scheduler_creates_runs_of_a_deployment_with_a_cron_schedule() -> None:
+    """With SQLAlchemy 2.1 Prefect's scheduler silently creates none."""
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow(nightly)
         from prefect.client.schemas.actions import DeploymentScheduleCreate

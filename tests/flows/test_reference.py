@@ -1,4 +1,4 @@
-"""The reference is what the code says, and the code is what the reference says."""
+"""The reference pages of the documentation agree with the code."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from ..pictures import cluster, settings, write_pictures
 
 
 @pytest.mark.parametrize("name", ["commands.md", "settings.md", "tables.md", "api.md"])
-def test_the_pages_are_of_this_version(name: str) -> None:
+def test_the_reference_pages_are_up_to_date(name: str) -> None:
     assert (reference.DIRECTORY / name).read_text() == reference.pages()[name], "run make reference"
 
 
-def test_every_table_of_a_run_is_as_the_reference_says(tmp_path: Path) -> None:
+def test_every_table_of_a_run_has_the_schema_of_the_reference(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(40))
     context, counting = (cluster(settings(folder, tmp_path / "store", clusters=clusters))[0] for clusters in (2, "auto"))
     corpus = Store.open(str(tmp_path / "store")).corpora()[0]

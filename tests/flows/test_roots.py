@@ -1,4 +1,4 @@
-"""What a deployed flow may touch."""
+"""The roots: the places that a deployed flow may read and write."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..stages.steps import STAGES
 
 @pytest.fixture
 def allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As a worker runs a flow of a deployment; its roots are a folder, a bucket's folder and a server."""
+    """The environment of a deployed flow, whose roots are this folder, a folder in a bucket, a server and a Ray cluster."""
     folder = tmp_path / "allowed"
     folder.mkdir()
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a-deployment")
@@ -36,15 +36,15 @@ def config(allowed: Path, **settings: object) -> PipelineConfig:
         {"source": "s3://photos/2026"},
         {"source": "s3://photos/2026/may/*.parquet"},
         {"describe": {"captioner": "openai:m", "url": "http://captions:8000/v1"}},
-        {"describe": {"url": "http://other:8000/v1"}},  # nobody is asked there
+        {"describe": {"url": "http://other:8000/v1"}},  # without such a captioner, the address is not used
         {"engine": "ray"},
         {"engine": "ray", "ray": {"address": "auto"}},
         {"engine": "ray", "ray": {"address": "head:6379"}},
-        {"ray": {"address": "other:6379"}},  # no engine
+        {"ray": {"address": "other:6379"}},  # without engine = ray, the address is not used
         {"encode": {"encoder": "open_clip:ViT-B-32:laion2b_s34b_b79k"}},
     ],
 )
-def test_what_is_under_a_root(settings: dict[str, object], allowed: Path) -> None:
+def test_places_under_a_root_are_allowed(settings: dict[str, object], allowed: Path) -> None:
     roots.check(config(allowed, **settings))
 
 
@@ -74,7 +74,7 @@ def test_what_is_under_a_root(settings: dict[str, object], allowed: Path) -> Non
         ("describe.url", {"publish": {"namer": "openai:m"}, "describe": {"url": "http://evil/v1"}}),
     ],
 )
-def test_what_is_elsewhere_is_refused(setting: str, settings: dict[str, object], allowed: Path, tmp_path: Path) -> None:
+def test_places_outside_all_roots_are_refused(setting: str, settings: dict[str, object], allowed: Path, tmp_path: Path) -> None:
     (allowed / "link").symlink_to(tmp_path)
     filled = {name: value.format(allowed=allowed) if isinstance(value, str) else value for name, value in settings.items()}
     with pytest.raises(Refused) as refused:
@@ -89,17 +89,17 @@ def test_without_roots_nothing_is_allowed(allowed: Path, monkeypatch: pytest.Mon
         roots.check(config(allowed))
 
 
-def test_a_users_own_shell_is_not_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_do_not_bind_runs_outside_a_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(roots.VARIABLE, "/nowhere")
     roots.check(load_config(overrides={"source": "/etc", "store": "/var/store"}))
 
 
-def test_the_form_offers_every_stage_to_be_done_anew() -> None:
+def test_the_form_of_a_deployment_offers_every_stage_for_redo() -> None:
     offered = TypeAdapter(Redo).json_schema()["enum"]
     assert {stage.name for stage in STAGES} | {RETRY} <= set(offered)
 
 
-def test_maintenance_is_bound_too(allowed: Path) -> None:
+def test_roots_bind_the_maintenance_flow_too(allowed: Path) -> None:
     roots.check_store(str(allowed / "store"))
     with pytest.raises(Refused, match="store = /elsewhere"):
         roots.check_store("/elsewhere")

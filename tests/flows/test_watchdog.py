@@ -1,4 +1,4 @@
-"""A stage that hangs ends, in a process of its own: what hangs cannot be stopped from within."""
+"""The watchdog ends a stage that hangs."""
 
 import subprocess
 import sys
@@ -55,12 +55,12 @@ def test_a_stage_that_hangs_fails_and_its_process_ends(server: str, tmp_path: Pa
         assert run["state"]["name"] == "Failed"
         assert "made no progress" in run["state"]["message"]
     [run] = Store.open(config.store).runs()
-    assert run.is_complete("encode"), "what was committed stays"
+    assert run.is_complete("encode"), "committed shards must be kept"
     ends = [attempt["end"] for attempt in run.attempts() if attempt["start"]["stage"] == "baseline"]
     assert ["made no progress" in end["error"] for end in ends] == [True]
 
 
-def test_a_thread_that_comes_back_after_all_ends_no_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_thread_that_finishes_after_all_does_not_end_the_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", hang_timeout=2)
     run, _ = pipeline.request(config)
     released = threading.Event()
@@ -78,4 +78,4 @@ def test_a_thread_that_comes_back_after_all_ends_no_process(server: str, tmp_pat
             run_flow(config, run.id, "baseline")
         assert not watchdog._ending
         monkeypatch.undo()
-        assert run_flow(config, run.id, "baseline")["there"] >= 1, "what the slow thread committed stays"
+        assert run_flow(config, run.id, "baseline")["there"] >= 1, "shards that the slow thread committed must be kept"

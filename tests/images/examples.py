@@ -1,4 +1,4 @@
-"""Images to decode, as bytes."""
+"""Makes images to decode, as bytes."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 QUIET = pytest.mark.filterwarnings("ignore")
-"""pytest drops the filter that the module sets; one test looks at it in a process of its own."""
+"""Ignores warnings, since pytest drops the filter that the module sets. One test checks that filter in a process of its own."""
 
 CORNER = (220, 30, 30)
 WHITE = (255, 255, 255)
@@ -19,7 +19,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def halves(mode: str, left: object, right: object) -> Image.Image:
-    """64 x 32, one colour in each half."""
+    """An image of 64 x 32 pixels with one colour in each half."""
     image = Image.new(mode, (64, 32), left)
     image.paste(right, (32, 0, 64, 32))
     return image

@@ -1,4 +1,4 @@
-"""Which bytes are images, and what is refused with a reason; thumbnails."""
+"""Decoding: which bytes become images, and which are rejected with a reason; thumbnails."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ pytestmark = QUIET
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and then ends."""
+    """A PNG whose header claims this size, without any pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -34,7 +34,7 @@ PHOTO = encoded(Image.effect_noise((200, 150), 80).convert("RGB"), "JPEG", quali
 
 
 @pytest.mark.parametrize("form", ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
-def test_the_usual_formats_are_rgb(form: str) -> None:
+def test_the_usual_formats_are_decoded_to_rgb(form: str) -> None:
     image = decode(encoded(halves("RGB", "red", "blue"), form))
     assert image.mode == "RGB"
     for x, expected in ((0.25, (255, 0, 0)), (0.75, (0, 0, 255))):
@@ -57,12 +57,12 @@ def test_the_usual_formats_are_rgb(form: str) -> None:
         (png_header(100_000, 100_000), "larger than 178 megapixels"),
     ],
 )
-def test_bytes_that_can_never_be_used_are_rejected_with_a_reason(data: bytes, reason: str) -> None:
+def test_files_that_cannot_be_used_are_rejected_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(RejectedImage, match=reason):
         decode(data)
 
 
-def test_a_bomb_is_rejected_by_its_header_alone() -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header_alone() -> None:
     tracemalloc.start()
     with pytest.raises(RejectedImage, match="megapixels"):
         decode(png_header(13_378, 13_378))
@@ -70,7 +70,7 @@ def test_a_bomb_is_rejected_by_its_header_alone() -> None:
     tracemalloc.stop()
 
 
-def test_a_bomb_that_holds_all_that_its_header_says_is_not_unpacked() -> None:
+def test_a_decompression_bomb_with_all_its_pixels_is_not_unpacked() -> None:
     script = """
 import io, re, sys
 from pathlib import Path
@@ -93,14 +93,14 @@ assert peak() - before > 150, "it is no bomb"
     assert (done.returncode, done.stdout, done.stderr) == (0, b"larger than 178 megapixels\n", b"")
 
 
-def test_the_limit_itself_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_exactly_the_most_pixels_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.images.decode.MAX_PIXELS", 64)
     assert decode(encoded(Image.new("L", (8, 8)), "PNG")).size == (8, 8)
     with pytest.raises(RejectedImage, match="megapixels"):
         decode(encoded(Image.new("L", (8, 9)), "PNG"))
 
 
-def test_pillows_warnings_stay_silent_even_as_errors() -> None:
+def test_pillows_warnings_are_silenced_even_if_warnings_are_errors() -> None:
     script = """
 import io
 from PIL import Image
@@ -114,7 +114,7 @@ assert decode(buffer.getvalue()).size == (12, 12)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_no_mutilation_of_a_file_gives_anything_but_an_image_or_a_rejection() -> None:
+def test_a_file_with_random_damage_gives_an_image_or_is_rejected() -> None:
     random = np.random.default_rng(0)
     image = Image.effect_noise((48, 48), 60).convert("RGB")
     files = [encoded(image, form) for form in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "ICO", "PPM", "JPEG2000", "AVIF")]
@@ -128,7 +128,7 @@ def test_no_mutilation_of_a_file_gives_anything_but_an_image_or_a_rejection() ->
                 assert "0x" not in str(rejected)  # noqa: PT017 - reasons are grouped by their text
 
 
-def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_does_not_reject_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
 
@@ -138,7 +138,7 @@ def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
-def test_cmyk_has_its_colours_not_their_negative(form: str) -> None:
+def test_cmyk_images_have_their_colours_and_not_the_negative(form: str) -> None:
     # Pillow writes CMYK JPEGs inverted, as Adobe does.
     image = decode(encoded(halves("RGB", "white", "red").convert("CMYK"), form))
     np.testing.assert_allclose(image.getpixel((8, 16)), (255, 255, 255), atol=8)
@@ -146,7 +146,7 @@ def test_cmyk_has_its_colours_not_their_negative(form: str) -> None:
 
 
 @pytest.mark.parametrize(("form", "order"), [("PNG", "<"), ("TIFF", "<"), ("TIFF", ">"), ("PPM", "<")])
-def test_16_bit_grey_is_scaled_and_not_clipped(form: str, order: str) -> None:
+def test_grey_of_16_bits_is_scaled_and_not_clipped(form: str, order: str) -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     image = Image.frombytes("I;16" if order == "<" else "I;16B", (16, 16), ramp.astype(f"{order}u2").tobytes())
     grey = np.asarray(decode(encoded(image, form)))[..., 0]
@@ -163,7 +163,7 @@ def test_float_grey_is_stretched_over_its_own_range() -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_once(form: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    exif[0x0112] = 6  # the camera was held upright: the image must be turned clockwise
     image = decode(encoded(halves("RGB", "red", "blue"), form, exif=exif))
     assert image.size == (32, 64)
     np.testing.assert_allclose(image.getpixel((16, 8)), (255, 0, 0), atol=8)
@@ -171,18 +171,18 @@ def test_exif_orientation_is_applied_once(form: str) -> None:
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\x00\x01\x01\x12"])
-def test_broken_exif_costs_no_image(exif: bytes) -> None:
+def test_an_image_with_broken_exif_data_is_decoded(exif: bytes) -> None:
     assert decode(encoded(halves("RGB", "red", "blue"), "JPEG", exif=exif)).size == (64, 32)
 
 
-def test_of_an_animation_the_first_frame_is_taken() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     for form in ("GIF", "WEBP", "PNG", "TIFF"):
         image = decode(encoded(frames[0], form, save_all=True, append_images=frames[1:]))
         np.testing.assert_allclose(image.getpixel((8, 8)), (255, 0, 0), atol=8)
 
 
-def test_transparency_lies_on_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     palette = halves("P", 0, 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     transparent_black, half_black = (0, 0, 0, 0), (0, 0, 0, 128)
@@ -205,27 +205,27 @@ def test_bilevel_and_grey_become_rgb() -> None:
         assert decode(encoded(halves(mode, 0, 255), "PNG")).getpixel((56, 16)) == (255, 255, 255)
 
 
-def test_a_hash_is_16_bytes_of_the_content() -> None:
+def test_a_content_hash_has_16_bytes_and_depends_on_the_bytes() -> None:
     assert len(content_hash(b"a")) == 16
     assert content_hash(b"a") == content_hash(bytes([97])) != content_hash(b"b")
 
 
 @pytest.mark.parametrize(("size", "expected"), [((400, 200), (96, 48)), ((1, 5000), (1, 96)), ((5000, 1), (96, 1)), ((20, 10), (20, 10))])
-def test_a_thumbnail_fits_and_is_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_a_thumbnail_fits_into_its_size_and_is_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
     data = thumbnail(Image.new("RGB", size, "teal"), 96)
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == ("JPEG", expected)
     np.testing.assert_allclose(image.getpixel((0, 0)), (0, 128, 128), atol=4)
 
 
-def test_thumbnails_of_equal_pixels_are_equal_and_hold_nothing_else() -> None:
+def test_thumbnails_depend_on_the_pixels_only_and_hold_no_metadata() -> None:
     image = halves("RGB", "red", "blue")
     plain = decode(encoded(image, "JPEG"))
     annotated = decode(encoded(image, "JPEG", comment=b"my address", icc_profile=b"profile" * 20))
     assert thumbnail(plain, 32) == thumbnail(annotated, 32)
 
 
-def test_extreme_ratios_are_decoded_and_cut_to_their_middle() -> None:
+def test_images_of_extreme_ratios_are_cut_to_their_middle() -> None:
     column = np.zeros((5000, 1, 3), np.uint8)
     column[2496:2504] = 200
     image = limit_ratio(decode(encoded(Image.fromarray(column), "PNG")))
@@ -234,6 +234,6 @@ def test_extreme_ratios_are_decoded_and_cut_to_their_middle() -> None:
     assert limit_ratio(image.transpose(Image.Transpose.ROTATE_90)).size == (8, 1)
 
 
-def test_ordinary_ratios_are_left_alone() -> None:
+def test_images_of_ordinary_ratios_are_not_cut() -> None:
     image = Image.new("RGB", (800, 100))
     assert limit_ratio(image) is image

@@ -1,4 +1,4 @@
-"""JPEGs that lack their end."""
+"""JPEGs that were truncated."""
 
 import re
 
@@ -29,7 +29,7 @@ JPEGS = {
 
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize("end", [b"", b"\xff", b"\0", b"\0" * 5000, b"\xff" * 5000, b"\n", b"junk at the end"])
-def test_a_jpeg_that_lacks_its_end_marker_alone_is_used_with_a_note(kind: str, end: bytes) -> None:
+def test_a_jpeg_that_lacks_only_its_end_marker_is_used_with_a_note(kind: str, end: bytes) -> None:
     whole = JPEGS[kind]
     with opened(whole[:-2] + end) as picture:
         assert picture.note == NO_END
@@ -37,7 +37,7 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_used_with_a_note(kind: str, e
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-def test_a_jpeg_that_ends_well_has_no_note_whatever_follows(kind: str) -> None:
+def test_a_complete_jpeg_has_no_note_whatever_bytes_follow(kind: str) -> None:
     for more in (b"", b"\0" * 100, b"junk", b"\xff" * 9, JPEGS["grey"]):
         with opened(JPEGS[kind] + more) as picture:
             assert picture.note is None
@@ -45,10 +45,10 @@ def test_a_jpeg_that_ends_well_has_no_note_whatever_follows(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize("fill", [b"", b"\0" * 20_000])
-def test_a_jpeg_that_lacks_pixels_is_rejected_wherever_it_is_cut(kind: str, fill: bytes) -> None:
+def test_a_jpeg_that_lacks_pixels_is_rejected_at_any_place_of_the_cut(kind: str, fill: bytes) -> None:
     whole = JPEGS[kind]
     first = whole.index(b"\xff\xda")
-    # The last bytes may hold nothing that is seen: a cut there must not change a pixel, if it is taken.
+    # The last bytes may hold nothing visible: an image cut there may be used, but then its pixels must be those of the whole.
     ends = {*np.linspace(2, len(whole) - 12, 40).astype(int), *(match.start() for match in re.finditer(rb"\xff[\xd0-\xd7\xda]", whole)), first + 10}
     taken = []
     for end in sorted(int(end) for end in ends):

@@ -1,4 +1,4 @@
-"""Colour profiles."""
+"""Embedded colour profiles."""
 
 import struct
 
@@ -46,7 +46,7 @@ def test_a_grey_profile_is_applied_to_grey_of_16_bits_and_with_alpha(mode: str) 
 
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
 def test_a_cmyk_profile_is_applied_to_cmyk(form: str) -> None:
-    image = Image.new("CMYK", (32, 32), (255, 0, 0, 0))  # L = 75, in a profile that knows greys alone
+    image = Image.new("CMYK", (32, 32), (255, 0, 0, 0))  # L = 75, in a profile that has only greys
     np.testing.assert_allclose(decode(encoded(image, form, icc_profile=cmyk_profile())).getpixel((8, 8)), (185, 185, 185), atol=4)
 
 
@@ -57,7 +57,7 @@ def test_a_lab_profile_is_applied_to_lab() -> None:
     np.testing.assert_allclose(exchanged, plain, atol=2)
 
 
-def test_a_profile_is_applied_to_palettes_and_below_transparency() -> None:
+def test_a_profile_is_applied_to_palettes_and_to_transparent_images() -> None:
     swapped = rgb_profile(SWAPPED, None)
     assert decode(encoded(Image.new("RGB", (32, 32), CORNER).quantize(4), "PNG", icc_profile=swapped)).getpixel((8, 8)) == (30, 220, 30)
     layer = decode(encoded(Image.new("RGBA", (32, 32), (*CORNER, 128)), "PNG", icc_profile=swapped))
@@ -66,18 +66,18 @@ def test_a_profile_is_applied_to_palettes_and_below_transparency() -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("profile", [b"x" * 200, bytes(128), rgb_profile(P3, None)[:150], rgb_profile(P3, None)[:-2000], grey_profile(1.0), cmyk_profile()])
-def test_a_profile_that_cannot_be_used_is_ignored_with_a_note(form: str, profile: bytes) -> None:
+def test_an_unusable_profile_is_ignored_with_a_note(form: str, profile: bytes) -> None:
     with opened(encoded(Image.new("RGB", (32, 32), CORNER), form, icc_profile=profile)) as picture:
         np.testing.assert_allclose(picture.image.getpixel((8, 8)), CORNER, atol=6)
         assert picture.note == NO_PROFILE
 
 
-def test_a_grey_image_with_a_profile_of_colours_ignores_it() -> None:
+def test_a_colour_profile_of_a_grey_image_is_ignored_with_a_note() -> None:
     with opened(encoded(Image.new("L", (32, 32), 128), "JPEG", icc_profile=rgb_profile(SRGB, 1.0))) as picture:
         assert (picture.image.getpixel((8, 8)), picture.note) == ((128, 128, 128), NO_PROFILE)
 
 
-def test_a_jpeg_that_lacks_a_part_of_its_profile_ignores_it() -> None:
+def test_an_incomplete_profile_of_a_jpeg_is_ignored_with_a_note() -> None:
     data = encoded(Image.new("RGB", (32, 32), CORNER), "JPEG", icc_profile=rgb_profile(SWAPPED, None))
     at = data.index(b"ICC_PROFILE\0") + 12
     with opened(data[: at + 1] + b"\x02" + data[at + 2 :]) as picture:  # "part 1 of 2"
@@ -86,7 +86,7 @@ def test_a_jpeg_that_lacks_a_part_of_its_profile_ignores_it() -> None:
 
 
 @pytest.mark.parametrize("damage", ["checksum", "compression"])
-def test_a_png_whose_profile_keeps_pillow_from_reading_it_is_read_without(damage: str) -> None:
+def test_a_png_that_pillow_cannot_open_because_of_its_profile_is_read_without_it(damage: str) -> None:
     data = bytearray(encoded(Image.new("RGB", (32, 32), CORNER), "PNG", icc_profile=rgb_profile(SWAPPED, None)))
     at = data.index(b"iCCP")
     if damage == "checksum":
@@ -97,7 +97,7 @@ def test_a_png_whose_profile_keeps_pillow_from_reading_it_is_read_without(damage
         assert (picture.image.getpixel((8, 8)), picture.note) == (CORNER, NO_PROFILE)
 
 
-def test_a_profile_of_megabytes_is_applied() -> None:
+def test_a_profile_of_several_megabytes_is_applied() -> None:
     profile = bytearray(rgb_profile(SWAPPED, None) + np.random.default_rng(0).bytes(3_000_000))
     profile[:4] = struct.pack(">I", len(profile))
     assert decode(encoded(Image.new("RGB", (32, 32), CORNER), "PNG", icc_profile=bytes(profile))).getpixel((8, 8)) == (30, 220, 30)

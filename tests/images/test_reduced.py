@@ -1,4 +1,4 @@
-"""Large images are decoded at a reduced size."""
+"""Decoding of large images at a reduced size."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ pytestmark = QUIET
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_large_image_is_reduced_and_its_size_is_that_of_the_whole(form: str, orientation: int) -> None:
+def test_a_large_image_is_reduced_but_its_full_size_is_recorded(form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.radial_gradient("L").resize((1600, 1200)).convert("RGB")
@@ -28,13 +28,13 @@ def test_a_large_image_is_reduced_and_its_size_is_that_of_the_whole(form: str, o
 
 
 @pytest.mark.parametrize("size", [(3000, 40), (40, 3000), (399, 399), (1, 5000)])
-def test_the_shorter_side_says_whether_an_image_is_reduced(size: tuple[int, int]) -> None:
+def test_an_image_with_a_short_side_is_not_reduced(size: tuple[int, int]) -> None:
     for form in ("JPEG", "PNG"):
         with opened(encoded(Image.new("RGB", size, "teal"), form), 200) as picture:
             assert picture.image.size == picture.size == size
 
 
-def test_reduced_images_are_as_wide_as_their_last_column() -> None:
+def test_reduced_images_keep_their_colour_up_to_the_last_row_and_column() -> None:
     image = Image.new("RGB", (1003, 701), CORNER)
     for form in ("PNG", "JPEG"):
         with opened(encoded(image, form), 100) as picture:
@@ -42,7 +42,7 @@ def test_reduced_images_are_as_wide_as_their_last_column() -> None:
                 np.testing.assert_allclose(picture.image.getpixel(corner), CORNER, atol=4)
 
 
-def test_transparency_is_reduced_as_it_is_seen() -> None:
+def test_a_transparent_image_is_reduced_after_it_was_laid_on_white() -> None:
     image = Image.new("RGBA", (800, 800), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 400, 800, 800))
     small = decode(encoded(image, "PNG"), 100)

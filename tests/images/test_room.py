@@ -1,4 +1,4 @@
-"""A bound on bytes in flight, by real threads."""
+"""`Room`, the bound on bytes in use at once, with real threads."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from gsec_core.images.room import Room
 
 
 def most_at_once(amounts: list[int], total: int, threads: int) -> tuple[int, int]:
-    """The most bytes, and the most holders, that were under way at once."""
+    """The most bytes, and the most holders, that had room at once."""
     room, lock = Room(total), threading.Lock()
     now: list[int] = []
     seen: list[tuple[int, int]] = []
@@ -30,20 +30,20 @@ def most_at_once(amounts: list[int], total: int, threads: int) -> tuple[int, int
 
 
 @pytest.mark.parametrize("threads", [1, 6, 32])
-def test_no_more_than_the_total_is_under_way(threads: int) -> None:
+def test_no_more_bytes_than_the_total_are_in_use_at_once(threads: int) -> None:
     amounts = np.random.default_rng(0).integers(1, 100, 300).tolist()
     assert most_at_once(amounts, 100, threads)[0] <= 100
 
 
-def test_many_small_ones_are_under_way_together() -> None:
+def test_small_amounts_are_in_use_together() -> None:
     assert most_at_once([1] * 200, 100, 8)[1] > 1
 
 
-def test_what_is_larger_than_the_total_goes_alone() -> None:
+def test_an_amount_larger_than_the_total_is_in_use_alone() -> None:
     assert most_at_once([1000] * 20, 100, 8) == (1000, 1)
 
 
-def test_who_wants_much_comes_before_those_who_ask_later() -> None:
+def test_a_large_request_is_served_before_later_small_ones() -> None:
     room = Room(10)
     order: list[str] = []
     large, later = threading.Event(), threading.Event()
@@ -56,7 +56,7 @@ def test_who_wants_much_comes_before_those_who_ask_later() -> None:
     with room.taken(5):
         first = threading.Thread(target=take, args=("large", 10, large))
         first.start()
-        while not room._turn.locked():  # it waits for its turn's bytes
+        while not room._turn.locked():  # the large request has its turn and waits for its bytes
             large.wait(0.01)
         second = threading.Thread(target=take, args=("small", 1, later))
         second.start()
@@ -68,7 +68,7 @@ def test_who_wants_much_comes_before_those_who_ask_later() -> None:
     assert order == ["large", "small"]
 
 
-def test_an_error_gives_the_room_back() -> None:
+def test_the_room_is_given_back_after_an_error() -> None:
     room = Room(10)
     for _ in range(3):
         with pytest.raises(RuntimeError), room.taken(10):

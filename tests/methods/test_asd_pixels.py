@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {"depth": 10, "width": 1, "device": "cpu"}
 
 
 def shapes(n: int) -> Images:
-    """Squares, discs and rhombs of four colours, somewhere on a grey slope of random direction: the colour is the class, row by row."""
+    """Squares, discs and rhombs of four colours, somewhere on a grey gradient of random direction. The class of an image is its colour."""
     random, (rows, columns) = np.random.default_rng(0), np.mgrid[:SIDE, :SIDE]
     found = []
     for number in range(n):
@@ -40,9 +40,9 @@ def images() -> Images:
     return shapes(60)
 
 
-def test_the_network_is_the_published_one() -> None:
+def test_the_network_has_the_size_and_the_feature_maps_of_the_published_one() -> None:
     module = network(10, 28, 2)
-    assert sum(p.numel() for p in module.parameters()) == pytest.approx(1.47e6, rel=0.01), "of FixMatch's WRN-28-2 for ten classes"
+    assert sum(p.numel() for p in module.parameters()) == pytest.approx(1.47e6, rel=0.01), "the number of parameters of FixMatch's WRN-28-2 for ten classes"
     assert module(torch.zeros(2, 3, 32, 24)).shape == (2, 10)
     maps: list[torch.Size] = []
     module.get_submodule("norm").register_forward_hook(lambda layer, given, found: maps.append(found.shape))
@@ -55,10 +55,10 @@ def test_a_weak_view_is_a_flip_and_a_shift_with_reflection() -> None:
     padded = np.pad(image[0], ((3, 3), (2, 2), (0, 0)), "reflect")
     possible = {cut.tobytes() for y in range(7) for x in range(5) for cut in (padded[y : y + 24, x : x + 16], padded[y : y + 24, x : x + 16][:, ::-1])}
     views = weak_views(image, np.zeros(2000, np.int64), np.random.default_rng(1))
-    assert {view.tobytes() for view in views} == possible, "all 70 of them, and nothing else"
+    assert {view.tobytes() for view in views} == possible, "all 70 possible views must occur, and no others"
 
 
-def test_strong_views_depend_on_the_seed_alone_and_leave_the_generator_as_it_was(images: Images) -> None:
+def test_strong_views_depend_on_the_seed_only_and_leave_torchs_generator_unchanged(images: Images) -> None:
     rows = torch.from_numpy(images).permute(0, 3, 1, 2)
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -68,10 +68,10 @@ def test_strong_views_depend_on_the_seed_alone_and_leave_the_generator_as_it_was
     assert one.shape == rows.shape
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    assert torch.equal(rows, torch.from_numpy(images).permute(0, 3, 1, 2)), "what is given is not changed"
+    assert torch.equal(rows, torch.from_numpy(images).permute(0, 3, 1, 2)), "the given images must not be changed"
 
 
-def test_a_strong_view_is_of_its_own_image_and_has_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strong_view_has_the_pixels_of_its_own_image_and_a_square_hole(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.arange(200, dtype=torch.uint8)[:, None, None, None].expand(200, 3, 16, 16)
     monkeypatch.setattr(pixels, "_STRONG_STEPS", pixels._STRONG_STEPS[2:])
     views = strong_views(rows, 0)
@@ -79,13 +79,13 @@ def test_a_strong_view_is_of_its_own_image_and_has_a_hole(monkeypatch: pytest.Mo
     assert torch.equal(views[:, :, ~holes.any(0)], rows[:, :, ~holes.any(0)])
     assert all(set(view.unique().tolist()) <= {number, 127} for number, view in enumerate(views))
     height, width = holes.any(2).sum(1), holes.any(1).sum(1)
-    assert torch.equal(height, width), "a square"
+    assert torch.equal(height, width), "a hole must be a square"
     assert torch.equal(holes.sum((1, 2)), height * width)
     assert int(height.max()) in (7, 8)
     assert len(height.unique()) >= 6
 
 
-def test_learning_goes_by_nesterovs_momentum_and_biases_do_not_decay() -> None:
+def test_a_training_step_uses_nesterov_momentum_and_decays_weights_but_not_biases() -> None:
     trained = pixels.Trained(3, 10, 1, 0, "cpu")
     weight, bias = (dict(trained.module.named_parameters())[f"head.fc.{name}"] for name in ("weight", "bias"))
     with torch.no_grad():
@@ -96,24 +96,24 @@ def test_learning_goes_by_nesterovs_momentum_and_biases_do_not_decay() -> None:
     torch.testing.assert_close(bias, before[1] - 0.1 * 1.9 * 3)
 
 
-def test_the_average_follows_fast_at_first_and_slowly_later() -> None:
+def test_the_running_average_follows_fast_at_first_and_slowly_later() -> None:
     average, now = torch.tensor(0.0), torch.tensor(1.0)
     assert float(pixels._average(average, now, 1)) == pytest.approx(1 - 2 / 11)
     assert float(pixels._average(average, now, torch.tensor(100_000))) == pytest.approx(0.001)
 
 
-def test_each_phase_learns_what_it_is_to(images: Images) -> None:
+def test_the_first_phase_learns_instances_and_the_second_the_clusters(images: Images) -> None:
     learner = Learner(images, 3, max_steps=16, **TINY)
     assert (learner.size, learner.instance_steps) == (15, 6)
     first = learner.sample.copy()
     expected = pixels._scaled(learner._weak(first[learner._batch(15, 15, 0, pixels._INSTANCE)], pixels._INSTANCE))
     with torch.no_grad():
         found = F.cross_entropy(learner._trained.module.train()(expected), torch.from_numpy(learner._batch(15, 15, 0, pixels._INSTANCE)))
-    assert learner.learn() == pytest.approx(float(found), rel=1e-5), "cross-entropy of the sample, each image a class"
-    assert (learner.transitions.last >= 0).all(), "all images are looked at"
+    assert learner.learn() == pytest.approx(float(found), rel=1e-5), "the loss must be the cross-entropy of the sample with each image as a class"
+    assert (learner.transitions.last >= 0).all(), "all images must have a class"
     for _ in range(3):
         learner.learn()
-    assert np.array_equal(np.bincount(learner.class_of), np.full(15, 4)), "four samples without repetition: each image has a class, and each class four"
+    assert np.array_equal(np.bincount(learner.class_of), np.full(15, 4)), "four samples without repetition give each image a class and each class four images"
     for _ in range(2):
         learner.learn()
     assert np.array_equal(learner.class_of[learner.sample], np.arange(15))
@@ -122,11 +122,11 @@ def test_each_phase_learns_what_it_is_to(images: Images) -> None:
     learner.learn()
     assert np.array_equal(learner.drawn, np.arange(60))
     assert set(learner.labels.tolist()) <= {0, 1, 2}
-    assert len({(c, k) for c, k in zip(learner.class_of.tolist(), learner.labels.tolist(), strict=True)}) == 15, "images of a class have one label"
+    assert len({(c, k) for c, k in zip(learner.class_of.tolist(), learner.labels.tolist(), strict=True)}) == 15, "images of a class must have one label"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 6, 7, 11, 15, 16])
-def test_a_training_that_was_cut_goes_on_as_if_undisturbed(images: Images, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_restored_at_any_step_goes_on_as_if_undisturbed(images: Images, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "BATCH_ROWS", 16)
     whole, before, again = (Learner(images, 3, max_steps=16, **TINY) for _ in range(3))
     losses = list(whole.train())
@@ -139,12 +139,12 @@ def test_a_training_that_was_cut_goes_on_as_if_undisturbed(images: Images, cut: 
         assert np.array_equal(array, whole.state()[name]), name
 
 
-def test_the_seed_counts(images: Images) -> None:
+def test_another_seed_gives_another_training(images: Images) -> None:
     one, other = (next(Learner(images, 3, max_steps=4, random_state=seed, **TINY).train()) for seed in (0, 1))
     assert one != other
 
 
-def test_a_cut_fit_goes_on_from_its_checkpoint(images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fit_goes_on_from_its_checkpoint(images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "CHECKPOINT_STEPS", 3)
     small = ASDPixels(3, max_steps=10, **TINY)
     undisturbed = clone(small).fit(images)
@@ -165,7 +165,7 @@ def test_a_cut_fit_goes_on_from_its_checkpoint(images: Images, tmp_path: Path, m
     assert np.array_equal(again.labels_, undisturbed.labels_)
     told.clear()
     done = clone(small).fit(images, checkpoint=tmp_path, progress=told.append)
-    assert told == [10], "nothing is left to do"
+    assert told == [10], "the finished fit must have nothing left to do"
     assert np.array_equal(done.labels_, undisturbed.labels_)
 
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_other_images_or_parameters_is_refused(images: Images, t
         clone(small).fit(images[::-1], checkpoint=tmp_path)
 
 
-def test_images_of_four_colours_are_told_apart_where_pixels_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asd_finds_classes_of_images_that_k_means_on_pixels_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "BATCH_ROWS", 64)
     monkeypatch.setattr(pixels, "INSTANCE_SHARE", 0.5)
     images, truth = shapes(360), np.arange(360) % CLASSES
@@ -193,7 +193,7 @@ def test_images_of_four_colours_are_told_apart_where_pixels_do_not_tell(monkeypa
 
 @pytest.mark.parametrize(("n", "n_clusters", "shape"), [(2, 2, (8, 8)), (3, 3, (16, 8)), (40, 30, (9, 11)), (12, 1, (96, 96))])
 @pytest.mark.parametrize("max_steps", [1, 4])
-def test_small_and_odd_input_ends(n: int, n_clusters: int, shape: tuple[int, int], max_steps: int) -> None:
+def test_small_and_odd_inputs_give_finite_results(n: int, n_clusters: int, shape: tuple[int, int], max_steps: int) -> None:
     images = np.full((n, *shape, 3), 90, np.uint8)
     found = ASDPixels(n_clusters, max_steps=max_steps, **TINY).fit(images)
     assert found.labels_.shape == (n,)
@@ -211,7 +211,7 @@ def test_small_and_odd_input_ends(n: int, n_clusters: int, shape: tuple[int, int
         ({"device": "tpu"}, 'device = "tpu"'),
     ],
 )
-def test_wrong_parameters_are_named(images: Images, change: dict[str, Any], message: str) -> None:
+def test_wrong_parameters_are_errors_that_name_them(images: Images, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ASDPixels(**({"n_clusters": 3, "max_steps": 2, **TINY} | change)).fit(images)
 
@@ -227,12 +227,12 @@ def test_wrong_parameters_are_named(images: Images, change: dict[str, Any], mess
         (np.zeros((9, 16, 7, 3), np.uint8), "images: 16 x 7 pixels"),
     ],
 )
-def test_wrong_images_are_named(given: NDArray[Any], message: str) -> None:
+def test_wrong_images_are_errors_that_say_what_to_give(given: NDArray[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ASDPixels(3, max_steps=2, **TINY).fit(given)
 
 
-def test_new_images_are_of_the_size_of_those_that_it_was_fitted_on(images: Images) -> None:
+def test_new_images_of_another_size_than_those_of_the_fit_are_refused(images: Images) -> None:
     fitted = ASDPixels(3, max_steps=2, **TINY).fit(images)
     with pytest.raises(ValueError, match="images: 8 x 16 pixels, and it was fitted on 16 x 16"):
         fitted.predict(images[:, :8])

@@ -1,4 +1,4 @@
-"""Both forms of ASD in the pipeline: tiny images of four colours, tiny networks."""
+"""Both forms of ASD (on pixels and on embeddings) in the pipeline, with tiny images of four colours and tiny networks."""
 
 import csv
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def short() -> Iterator[None]:
 
 
 def asking(source: Path, store: Path | str, **more: Any) -> PipelineConfig:
-    """ASD on pixels, two members."""
+    """Settings of a run with ASD on pixels and two members."""
     train, asd = {"n_members": 2, "device": "cpu"}, {"pixels": True, "side": 16, "max_steps": STEPS}
     given = {"clusters": CLUSTERS, "method": "asd", **more}
     return settings(source, store, **given | {"train": train | more.get("train", {}), "asd": asd | more.get("asd", {})})
@@ -69,7 +69,7 @@ def asking(source: Path, store: Path | str, **more: Any) -> PipelineConfig:
 
 @pytest.fixture(scope="module")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
-    """A run that nobody disturbed."""
+    """A run that was not interrupted."""
     return cluster(asking(source, tmp_path_factory.mktemp("whole")))[0]
 
 
@@ -86,7 +86,7 @@ def shards(context: Context, table: str) -> dict[str, pa.Table]:
     return {name: found.read(name) for name in sorted(found.names())}
 
 
-def test_tables_are_as_the_reference_says(whole: Context) -> None:
+def test_the_tables_have_the_schemas_of_the_reference(whole: Context) -> None:
     assert sorted(shards(whole, CHECKPOINTS_TABLE)) == [f"block-000{block}-step-00000{step:02d}" for block in (0, 1) for step in (8, 12, 16)]
     for table in TABLES[:3]:
         assert {found.schema for found in shards(whole, table).values()} == {schemas()[table].remove_metadata()}
@@ -94,7 +94,7 @@ def test_tables_are_as_the_reference_says(whole: Context) -> None:
     assert len(labels(whole)) == IMAGES
 
 
-def test_a_member_is_the_network_that_learns_without_a_stop(whole: Context) -> None:
+def test_a_member_trained_with_checkpoints_equals_one_trained_without_them(whole: Context) -> None:
     plan = prepare.plan_of(whole.config)
     [expected] = next(plan.trained(prepare.load_features(whole), prepare.load_neighbors(whole), [1]))
     found = train.load_members(whole)[0][1]
@@ -102,10 +102,10 @@ def test_a_member_is_the_network_that_learns_without_a_stop(whole: Context) -> N
     for name, array in expected.parameters.items():
         assert np.array_equal(array, found.parameters[name]), name
     assert found[1:] == pytest.approx(expected[1:])
-    assert 0 <= found.changed < 1, "it was watched over its last steps"
+    assert 0 <= found.changed < 1, "the share of labels changed in the last steps must be recorded"
 
 
-def test_it_learns_from_the_middle_of_thumbnails_in_canonical_order(whole: Context) -> None:
+def test_the_pixels_are_the_centres_of_the_thumbnails_in_canonical_order(whole: Context) -> None:
     found = load_pixels(whole, 8)
     tables = whole.shards(encode.STAGE, THUMBNAILS_TABLE).read_all(whole.generation.shard_names)
     thumbnails = {row["image_id"]: row["thumbnail"] for table in tables for row in table.to_pylist()}
@@ -116,7 +116,7 @@ def test_it_learns_from_the_middle_of_thumbnails_in_canonical_order(whole: Conte
     assert len(np.unique(found.reshape(IMAGES, -1), axis=0)) == IMAGES
 
 
-def test_instance_groups_and_transitions_are_what_the_members_learnt_from(whole: Context) -> None:
+def test_the_tables_of_instance_groups_and_transitions_are_those_the_members_learnt_from(whole: Context) -> None:
     for member, (transitions, groups) in enumerate(zip(*(shards(whole, table).values() for table in TABLES[1:3]), strict=True)):
         learner = pixels.Learner(load_pixels(whole, 16), CLUSTERS, max_steps=STEPS, depth=10, width=1, random_state=prepare.plan_of(whole.config).seed(member))
         while learner.step <= learner.instance_steps:
@@ -130,7 +130,7 @@ def test_instance_groups_and_transitions_are_what_the_members_learnt_from(whole:
         assert set(groups["member"].to_pylist()) == set(transitions["member"].to_pylist()) == {member}
 
 
-def test_pseudo_labels_are_exported_in_the_numbers_of_the_consensus_and_the_run_says_how_good_they_are(whole: Context, tmp_path: Path) -> None:
+def test_pseudo_labels_are_exported_by_consensus_cluster_and_a_remark_says_how_good_they_are(whole: Context, tmp_path: Path) -> None:
     written = export(whole, tmp_path)
     rows = list(csv.DictReader((tmp_path / "pseudo_labels.csv").open(newline="")))
     assert len(rows) == written["pseudo_labels.csv"] == sum(groups.num_rows for groups in shards(whole, INSTANCE_GROUPS_TABLE).values())
@@ -150,10 +150,10 @@ def test_pseudo_labels_are_exported_in_the_numbers_of_the_consensus_and_the_run_
 
 
 class Killed(BaseException):
-    """As by a signal."""
+    """Ends the stage as a signal would."""
 
 
-def test_killed_between_checkpoints_it_goes_on_from_the_last_and_ends_as_if_undisturbed(
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last_and_ends_as_if_undisturbed(
     whole: Context, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, real = until_train(asking(source, tmp_path)), pixels.Learner.learn
@@ -179,7 +179,7 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_and_ends_as_if_undi
         assert shards(context, table) == shards(whole, table), table
 
 
-def test_a_checkpoint_that_is_gone_is_made_again_from_the_one_before_and_one_of_other_settings_is_not_used(whole: Context, source: Path) -> None:
+def test_a_lost_checkpoint_is_made_again_from_the_previous_one_and_other_settings_use_none(whole: Context, source: Path) -> None:
     before = shards(whole, CHECKPOINTS_TABLE)
     Path(whole.shards(train.STAGE, CHECKPOINTS_TABLE).location("block-0001-step-0000012")).unlink()
     assert run_stage(whole, train.STAGE)["shards"] == 1
@@ -201,9 +201,9 @@ def assigned(model: Context, source: Path, corpus: str) -> dict[str, int]:
 
 def test_new_images_are_assigned_by_the_networks(whole: Context, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, _, made = cluster(asking(source, whole.run.files.url, train={"n_members": 1}))
-    assert made["train"] == {}, "the member is there"
+    assert made["train"] == {}, "the member must be taken from the earlier run"
     monkeypatch.setattr("gsec_core.clustering.ensemble.head_posteriors", None)
-    assert assigned(one, source, "again") == labels(one), "of one member nothing is smoothed: new images that are the old ones have their labels"
+    assert assigned(one, source, "again") == labels(one), "one member's labels are not smoothed, so equal images must get equal labels"
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_images_without_thumbnails_are_refused(source: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("n", "n_clusters", "max_steps"), [(2, 2, 1), (3, 3, 4), (40, 30, 12)])
-def test_small_and_odd_input_ends(n: int, n_clusters: int, max_steps: int) -> None:
+def test_small_and_odd_inputs_give_finite_results(n: int, n_clusters: int, max_steps: int) -> None:
     plan = ASD(n_clusters, pixels=True, side=8, max_steps=max_steps, n_members=1, device="cpu").plan()
     X = np.ones((n, 4), np.float32)
     features = plan.features([X], plan.halves([X]), 0.5)
@@ -244,12 +244,14 @@ def test_small_and_odd_input_ends(n: int, n_clusters: int, max_steps: int) -> No
     assert np.isfinite(found.confidence).all()
 
 
-def test_embeddings_alone_are_no_pixels() -> None:
+def test_the_estimator_with_pixels_refuses_embeddings() -> None:
     with pytest.raises(ValueError, match=r"^pixels = True: fit gets embeddings, not images"):
         ASD(3, pixels=True).fit(np.ones((9, 4)))
 
 
-def test_on_embeddings_a_killed_run_does_not_learn_its_sample_again(whole: Context, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_embeddings_that_was_killed_does_not_learn_its_sample_again(
+    whole: Context, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {"asd": {"pixels": False, "max_steps": 80}}
     undisturbed, context = until_train(asking(source, whole.run.files.url, **asked)), until_train(asking(source, tmp_path, **asked))
     run_stage(undisturbed, train.STAGE)
@@ -269,7 +271,7 @@ def test_on_embeddings_a_killed_run_does_not_learn_its_sample_again(whole: Conte
     assert np.array_equal(train.load_members(undisturbed)[0][0].parameters["weights"], expected.parameters["weights"])
 
 
-def test_where_no_image_changed_its_class_the_run_says_so_and_in_a_mixture_each_method_has_its_own(whole: Context, source: Path) -> None:
+def test_asd_in_a_mixture_has_its_own_blocks_and_a_remark_says_if_no_image_changed_its_class(whole: Context, source: Path) -> None:
     context, _, _ = cluster(asking(source, whole.run.files.url, method="turtle,asd", turtle={"max_steps": 12}, asd={"max_steps": 2}, train={"n_members": 1}))
     assert list(shards(context, CHECKPOINTS_TABLE)) == ["block-0001-step-0000000"]
     assert list(shards(context, INSTANCE_GROUPS_TABLE)) == ["block-0001"]

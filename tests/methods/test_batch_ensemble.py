@@ -1,4 +1,4 @@
-"""The collapsed mean against `tabm`'s layer, which computes every member."""
+"""The heads that compute the mean over ensemble members directly, compared with `tabm`'s layer, which computes every member."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ def heads() -> BatchEnsembleHeads:
 
 
 def member_by_member(head: BatchEnsembleHeads) -> list[LinearBatchEnsemble]:
-    """The same heads as tabm's layers, one for each outer member."""
+    """The same heads as layers of tabm, one per outer member."""
     layers = []
     for member in range(MEMBERS):
         layer = LinearBatchEnsemble(D, OUTPUTS, k=K, scaling_init="normal", dtype=torch.float64)
@@ -38,7 +38,7 @@ def member_by_member(head: BatchEnsembleHeads) -> list[LinearBatchEnsemble]:
 
 
 def mean_of(layers: list[LinearBatchEnsemble], x: Tensor) -> Tensor:
-    """(rows, outer members, outputs), by way of (rows, K, outputs)."""
+    """The mean over the K ensemble members, of shape (rows, outer members, outputs)."""
     return torch.stack([layer(x[:, None].expand(-1, K, -1)).mean(1) for layer in layers], 1)
 
 
@@ -46,15 +46,15 @@ def assert_equal_gradients(head: BatchEnsembleHeads, layers: list[LinearBatchEns
     for name in ("weight", "r", "s", "bias"):
         ours, theirs = getattr(head, name).grad, torch.stack([getattr(layer, name).grad for layer in layers])
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
-        assert theirs.abs().max() > 1e-6, "a gradient of nothing proves nothing"
+        assert theirs.abs().max() > 1e-6, "with zero gradients the comparison would prove nothing"
 
 
-def test_output_is_the_mean_over_members() -> None:
+def test_the_output_is_the_mean_over_ensemble_members() -> None:
     head, x = heads(), torch.randn(ROWS, D, dtype=torch.float64)
     torch.testing.assert_close(head(x), mean_of(member_by_member(head), x), rtol=0, atol=1e-10)
 
 
-def test_gradients_of_every_parameter_are_those_of_the_member_by_member_form() -> None:
+def test_gradients_of_every_parameter_equal_those_of_the_member_by_member_form() -> None:
     head, x = heads(), torch.randn(ROWS, D, dtype=torch.float64)
     layers = member_by_member(head)
     direction = torch.randn(ROWS, MEMBERS, OUTPUTS, dtype=torch.float64)
@@ -64,7 +64,7 @@ def test_gradients_of_every_parameter_are_those_of_the_member_by_member_form() -
 
 
 @pytest.mark.parametrize("training", [PUBLISHED, replace(PUBLISHED, entropy=0.5, cosine=2.0, distillation=3.0)])
-def test_so_they_are_through_the_whole_inner_loss(training: Training) -> None:
+def test_gradients_through_the_whole_inner_loss_equal_those_of_the_member_by_member_form(training: Training) -> None:
     image, text = heads(), heads()
     both = [member_by_member(image), member_by_member(text)]
     target = torch.randn(ROWS, MEMBERS, OUTPUTS, dtype=torch.float64).softmax(-1)
@@ -81,7 +81,7 @@ def test_so_they_are_through_the_whole_inner_loss(training: Training) -> None:
     assert_equal_gradients(text, both[1])
 
 
-def test_a_member_starts_the_same_whoever_is_beside_it() -> None:
+def test_a_members_start_does_not_depend_on_the_other_members() -> None:
     alone = BatchEnsembleHeads(D, OUTPUTS, K, [torch.Generator().manual_seed(1)])
     beside = BatchEnsembleHeads(D, OUTPUTS, K, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
     for name, parameter in alone.named_parameters():

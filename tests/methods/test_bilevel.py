@@ -1,4 +1,4 @@
-"""The losses against torch's own functions, and what the members of a block may share."""
+"""The losses compared with torch's own functions, and the independence of the members of a block."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ def logits(seed: int, rows: int = ROWS) -> Tensor:
     return 2 * torch.randn(rows, MEMBERS, CLUSTERS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_inner_loss_is_the_published_sum() -> None:
+def test_the_inner_loss_is_the_published_sum_of_terms() -> None:
     training, q = PUBLISHED, logits(0).softmax(-1)
     image, text = logits(1, 2 * ROWS), logits(2, 2 * ROWS)
     found = inner_losses([image, text], q, training, (0.5, 0.5))
@@ -39,7 +39,7 @@ def test_inner_loss_is_the_published_sum() -> None:
         assert found[m].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_published_outer_loss_is_cross_entropy_less_the_entropy_of_the_mean_label() -> None:
+def test_the_published_outer_loss_is_cross_entropy_minus_the_entropy_of_the_mean_label() -> None:
     z, prediction = logits(0), logits(1)
     q = z.softmax(-1)
     found = outer_losses(z, prediction, PUBLISHED, torch.empty(0))
@@ -48,7 +48,7 @@ def test_published_outer_loss_is_cross_entropy_less_the_entropy_of_the_mean_labe
         assert found[m].item() == pytest.approx((F.cross_entropy(prediction[:, m], q[:, m]) - 50 * balance).item(), abs=1e-10)
 
 
-def test_default_outer_loss_is_half_the_cross_entropy_and_the_agreement_of_neighbours() -> None:
+def test_the_default_outer_loss_is_half_the_cross_entropy_minus_the_agreement_of_neighbours() -> None:
     both, prediction = logits(0, 2 * ROWS), logits(1)
     q, neighbor = both.softmax(-1)[:ROWS], both.softmax(-1)[ROWS:]
     before = torch.full((MEMBERS, CLUSTERS), 1 / CLUSTERS, dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_default_outer_loss_is_half_the_cross_entropy_and_the_agreement_of_neigh
         assert found[m].item() == pytest.approx(expected.item(), abs=1e-10)
 
 
-def test_the_belief_in_a_pair_weighs_it_and_gets_no_gradient() -> None:
+def test_the_weight_of_a_pair_gets_no_gradient() -> None:
     log_q = logits(0).log_softmax(-1).requires_grad_()
     neighbor = logits(1).log_softmax(-1)
     marginal = torch.full((MEMBERS, CLUSTERS), 1 / CLUSTERS, dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_the_belief_in_a_pair_weighs_it_and_gets_no_gradient() -> None:
     assert torch.allclose(found, -0.6 * weight.detach() * shares / ROWS)
 
 
-def test_image_half_alone_has_no_cross_modal_terms() -> None:
+def test_the_inner_loss_of_the_image_half_alone_has_no_cross_modal_terms() -> None:
     image, q = logits(1), logits(0).softmax(-1)
     found = inner_losses([image], q, replace(PUBLISHED, entropy=0.0), (1.0,))
     assert found[0].item() == pytest.approx(F.cross_entropy(image[:, 0], q[:, 0]).item(), abs=1e-12)
@@ -84,7 +84,7 @@ def blobs(n: int = 600, text: bool = True) -> tuple[Features, Neighbors, NDArray
     truth = random.integers(4, size=n)
     X, S = (3 * random.normal(size=(4, d))[truth] + random.normal(size=(n, d)) for d in (16, 12))
     halves = [((half - half.mean(0)) / half.std(0)).astype(np.float32) for half in (X, S)][: 1 + text]
-    # Neighbours of the same blob: what an index would find.
+    # Neighbours are drawn from the same blob, as an index would find them.
     same = np.array([random.choice(np.flatnonzero(truth == label), 3) for label in truth], np.int32)
     return Features(halves, [1 / len(halves)] * len(halves), [1.0] * len(halves)), Neighbors(same, same if text else None), truth
 
@@ -100,7 +100,7 @@ def train(
 
 
 @pytest.mark.parametrize("training", [SHORT, PAIRED])
-def test_members_of_a_block_share_nothing_but_mini_batches(training: Training) -> None:
+def test_members_of_a_block_train_independently_of_each_other(training: Training) -> None:
     features, neighbors, _ = blobs()
     [alone] = train(features, neighbors, training)
     first, second, third = train(features, neighbors, replace(training, block_size=3))
@@ -110,7 +110,7 @@ def test_members_of_a_block_share_nothing_but_mini_batches(training: Training) -
 
 
 @pytest.mark.parametrize("training", [SHORT, PAIRED])
-def test_a_block_is_the_same_again_and_another_block_is_another(training: Training) -> None:
+def test_training_a_block_again_gives_equal_weights_and_another_block_other_weights(training: Training) -> None:
     features, neighbors, _ = blobs()
     [one], [again], [other] = (train(features, neighbors, training, block) for block in (0, 0, 1))
     assert np.array_equal(one.parameters["weights"], again.parameters["weights"])
@@ -130,7 +130,7 @@ def test_separated_blobs_are_found(text: bool, training: Training) -> None:
     assert max(scores) == 1
 
 
-def test_a_settled_member_stops_and_is_kept_while_others_go_on() -> None:
+def test_a_member_whose_labels_settle_stops_before_the_last_step() -> None:
     features, neighbors, _ = blobs()
     told: list[int] = []
     whole = replace(SHORT, max_steps=200, block_size=4)
@@ -142,7 +142,7 @@ def test_a_settled_member_stops_and_is_kept_while_others_go_on() -> None:
         assert member.steps % 10 == 0
 
 
-def test_mini_batches_grow_with_the_clusters_and_not_beyond_their_bound() -> None:
+def test_mini_batches_grow_with_the_clusters_up_to_a_bound() -> None:
     assert [DEFAULT.batch(10**6, clusters) for clusters in (10, 128, 1000, 50_000)] == [512, 512, 4000, 8192]
     assert DEFAULT.batch(300, 10) == 300
     assert PUBLISHED.batch(10**6, 1000) == 1000

@@ -1,4 +1,4 @@
-"""A fit that continues another."""
+"""Fits that continue an earlier fit, or keep its numbers of clusters."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def gsec(**more: object) -> GSEC:
 
 @pytest.fixture(scope="module")
 def night() -> tuple[NDArray[np.float32], NDArray[np.int32], GSEC]:
-    """More images than were fitted, the clusters that these had, and the fit."""
+    """All images, the earlier clusters of those that were fitted (-1 for the others), and that fit."""
     X, _ = blobs([60] * K, seed=0)
     order = np.random.default_rng(0).permutation(len(X))
     before = np.full(len(X), -1, np.int32)
@@ -33,7 +33,7 @@ def night() -> tuple[NDArray[np.float32], NDArray[np.int32], GSEC]:
     return X, before, fitted
 
 
-def test_clusters_are_called_as_before_and_members_go_on(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+def test_a_continued_fit_keeps_cluster_numbers_and_trains_its_members_a_little_further(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
     X, before, fitted = night
     continued = gsec().fit(X, start=fitted, before=before)
     had = before >= 0
@@ -41,11 +41,11 @@ def test_clusters_are_called_as_before_and_members_go_on(night: tuple[NDArray[np
     assert np.array_equal(continued.ensemble_.permutations, fitted.ensemble_.permutations)
     assert [member.steps for member in continued.members_] == [FURTHER_STEPS] * 5
     moved = [np.abs(now.parameters["weights"] - was.parameters["weights"]).max() for now, was in zip(continued.members_, fitted.members_, strict=True)]
-    assert all(0 < value < 0.1 for value in moved), "a little"
+    assert all(0 < value < 0.1 for value in moved), "the weights must change, but only a little"
     assert all(half is was for half, was in zip(continued.halves_, fitted.halves_, strict=True))
 
 
-def test_it_is_as_deterministic_as_any_other(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+def test_a_continued_fit_is_deterministic(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
     X, before, fitted = night
     one, other = (gsec().fit(X, start=fitted, before=before) for _ in range(2))
     assert np.array_equal(one.labels_, other.labels_)
@@ -53,7 +53,7 @@ def test_it_is_as_deterministic_as_any_other(night: tuple[NDArray[np.float32], N
 
 
 @pytest.mark.parametrize("estimator", [lambda: gsec(random_state=5), lambda: TACKMeans(K, n_members=3, random_state=5)])
-def test_members_that_are_fitted_anew_get_the_names_of_before(
+def test_new_members_with_earlier_labels_keep_the_earlier_cluster_numbers(
     night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC], estimator: Callable[[], GSEC]
 ) -> None:
     X, before, _ = night
@@ -64,7 +64,7 @@ def test_members_that_are_fitted_anew_get_the_names_of_before(
     assert np.array_equal(found.labels_[had], renamed[had])
 
 
-def test_with_more_clusters_than_before_the_new_ones_have_the_numbers_that_are_left(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+def test_with_more_clusters_than_before_the_new_ones_get_the_free_numbers(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
     X, labels = blobs([60] * (K + 1), seed=0)
     before = np.where(labels == K, -1, labels).astype(np.int32)
     found = GSEC(K + 1, n_members=5, ensemble_size=4, max_steps=30).fit(X, before=before)
@@ -72,13 +72,13 @@ def test_with_more_clusters_than_before_the_new_ones_have_the_numbers_that_are_l
     assert set(found.labels_[labels == K]) == {K}
 
 
-def test_a_row_keeps_its_cluster_unless_another_is_larger_by_a_margin() -> None:
+def test_a_row_keeps_its_earlier_cluster_unless_another_is_more_probable_by_a_margin() -> None:
     margin = STAY / (1 - STAY)
     values = np.array([[0.5 - margin / 2 + 0.01, 0.5 + margin / 2 - 0.01], [0.5 - margin / 2 - 0.01, 0.5 + margin / 2 + 0.01], [0.6, 0.4]], np.float32)
     posteriors = Posteriors.empty(3, 2, np.empty)
     posteriors.put(slice(None), torch.from_numpy(values))
     assert posteriors.leaning(np.array([0, 0, -1], np.int32)).best(slice(None))[0].tolist() == [0, 1, 0]
-    assert posteriors.block(slice(None))[2] == pytest.approx(values[2]), "a new row has nothing to stay with"
+    assert posteriors.block(slice(None))[2] == pytest.approx(values[2]), "the posteriors of a new row must not change"
     assert posteriors.block(slice(None)).sum(1) == pytest.approx(np.ones(3))
 
 
@@ -91,7 +91,9 @@ def test_a_row_keeps_its_cluster_unless_another_is_larger_by_a_margin() -> None:
         ({"before": np.full(240, -2)}, "before: give 240 numbers"),
     ],
 )
-def test_what_cannot_be_continued_is_said(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC], given: dict[str, object], message: str) -> None:
+def test_wrong_arguments_of_a_continued_fit_are_errors(
+    night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC], given: dict[str, object], message: str
+) -> None:
     X, _, fitted = night
     if "start" in given:
         given = {"start": fitted}
@@ -99,7 +101,7 @@ def test_what_cannot_be_continued_is_said(night: tuple[NDArray[np.float32], NDAr
         gsec().fit(X, **given)  # type: ignore[arg-type]
 
 
-def test_another_estimator_is_no_start(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
+def test_a_fit_cannot_continue_one_of_another_class_or_number_of_members(night: tuple[NDArray[np.float32], NDArray[np.int32], GSEC]) -> None:
     X, before, fitted = night
     with pytest.raises(ValueError, match="start: it has another class, or another number"):
         gsec(n_members=3).fit(X, start=fitted, before=before)

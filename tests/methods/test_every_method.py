@@ -1,4 +1,4 @@
-"""What holds for every method that gsec brings, and for several together: small and odd input, equal seeds, new rows."""
+"""What holds for every built-in method, and for a mixture of several: small and odd inputs, equal seeds, new rows."""
 
 from typing import Any
 
@@ -21,10 +21,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "seic": {"n_members": 2, "max_steps": 15},
     "gsec,tac,temi": {"n_members": 2, "gsec": {"max_steps": 10, "ensemble_size": 2}, "tac": {"max_steps": 15}, "temi": {"max_steps": 15}},
 }
-"""Of each method what makes it quick."""
+"""Parameters that make each method quick."""
 
 SEEDLESS = {"zero-shot"}
-"""Methods with nothing to draw."""
+"""Methods that draw nothing at random."""
 
 every_method = pytest.mark.parametrize("method", [*BUILT_IN, find("gsec,tac,temi")], ids=lambda method: method.name)
 
@@ -38,7 +38,7 @@ def fitted(method: Method, n_clusters: int, X: NDArray[Any], **more: Any) -> Clu
 
 @every_method
 @pytest.mark.parametrize(("n", "n_clusters"), [(50, 3), (3, 3), (12, 3), (20, 2), (600, 300)], ids=["few", "as many as clusters", "identical", "two", "many"])
-def test_small_and_odd_input_ends(method: Method, n: int, n_clusters: int) -> None:
+def test_small_and_odd_inputs_give_valid_labels_and_posteriors(method: Method, n: int, n_clusters: int) -> None:
     X = np.random.default_rng(0).standard_normal((n, 8)).astype(np.float32)
     if n == 12:
         X[:] = X[0]
@@ -51,7 +51,7 @@ def test_small_and_odd_input_ends(method: Method, n: int, n_clusters: int) -> No
 
 
 @every_method
-def test_equal_seeds_give_equal_labels_and_a_member_does_not_know_of_others(method: Method) -> None:
+def test_equal_seeds_give_equal_labels_and_a_member_does_not_depend_on_others(method: Method) -> None:
     X = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
     one, two, again = (fitted(method, 4, X, random_state=3, n_members=members) for members in (1, 2, 2))
     assert np.array_equal(two.labels_, again.labels_)
@@ -62,7 +62,7 @@ def test_equal_seeds_give_equal_labels_and_a_member_does_not_know_of_others(meth
 
 
 @every_method
-def test_a_wrong_parameter_is_named(method: Method) -> None:
+def test_a_wrong_parameter_is_an_error_that_names_it(method: Method) -> None:
     X = np.ones((9, 4), np.float32)
     with pytest.raises(ValueError, match="n_clusters = 0"):
         fitted(method, 0, X)

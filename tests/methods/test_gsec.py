@@ -1,4 +1,4 @@
-"""The estimator: scikit-learn's own checks, and what it promises beyond them."""
+"""The estimator GSEC: scikit-learn's own checks, and guarantees beyond them."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ SMALL = {"ensemble_size": 4, "n_members": 10, "max_steps": 20, "device": "cpu"}
 
 
 @parametrize_with_checks([GSEC(n_clusters=3, **SMALL)])
-def test_scikit_learn_checks(estimator: GSEC, check: object) -> None:
+def test_the_estimator_passes_scikit_learns_checks(estimator: GSEC, check: object) -> None:
     check(estimator)  # type: ignore[operator]
 
 
@@ -40,23 +40,23 @@ def test_the_consensus_finds_blobs_of_unequal_size_and_numbers_them_by_size(fitt
     assert list(sizes) == sorted(sizes, reverse=True)
 
 
-def test_the_head_says_what_fit_said_of_its_rows(fitted: GSEC) -> None:
+def test_the_head_predicts_nearly_the_labels_of_the_fit(fitted: GSEC) -> None:
     X, S, _ = blobs()
     posteriors = fitted.predict_proba(X, S)
     assert posteriors.sum(1) == pytest.approx(np.ones(len(X)), abs=1e-5)
     assert np.array_equal(fitted.predict(X, S), posteriors.argmax(1))
-    assert (fitted.predict(X, S) == fitted.labels_).mean() > 0.98, "the head stands for the consensus"
+    assert (fitted.predict(X, S) == fitted.labels_).mean() > 0.98, "the head must agree with the consensus"
     assert (fitted.margin_ <= fitted.confidence_).all()
 
 
-def test_agreement_is_the_share_of_members_with_the_label(fitted: GSEC) -> None:
+def test_agreement_is_the_share_of_members_that_have_the_consensus_label(fitted: GSEC) -> None:
     assert fitted.member_labels_.shape == (10, 300)
     same = fitted.member_labels_ == fitted.labels_
     assert fitted.agreement_ == pytest.approx(same.mean(0))
     assert fitted.member_agreement_ == pytest.approx(same.mean(1))
 
 
-def test_more_members_change_none_of_those_there_were() -> None:
+def test_more_members_do_not_change_the_first_ones() -> None:
     X, S, _ = blobs()
     two, twelve = (GSEC(4, **{**SMALL, "n_members": count, "max_steps": 5}).fit(X, text=S) for count in (2, 12))
     assert (len(two.members_), len(twelve.members_)) == (2, 12)
@@ -71,7 +71,7 @@ def test_equal_seeds_give_equal_labels_and_other_seeds_other_members() -> None:
     assert not np.array_equal(one.members_[0].parameters["weights"], other.members_[0].parameters["weights"])
 
 
-def test_float16_and_memory_maps_are_read_as_they_are(tmp_path: object) -> None:
+def test_a_float16_memory_map_gives_the_labels_of_the_same_values_in_memory(tmp_path: object) -> None:
     X, S, _ = blobs()
     np.save(f"{tmp_path}/X.npy", X.astype(np.float16))
     mapped = np.load(f"{tmp_path}/X.npy", mmap_mode="r")
@@ -79,7 +79,7 @@ def test_float16_and_memory_maps_are_read_as_they_are(tmp_path: object) -> None:
     assert np.array_equal(from_disk.labels_, whole.labels_)
 
 
-def test_the_text_half_counts_by_its_weight_and_not_by_the_published_preset() -> None:
+def test_text_weight_decides_how_much_the_text_half_counts_except_in_the_published_preset() -> None:
     X, S, truth = blobs()
     noise = np.random.default_rng(1).normal(size=S.shape).astype(np.float32)
     settings = SMALL
@@ -89,7 +89,7 @@ def test_the_text_half_counts_by_its_weight_and_not_by_the_published_preset() ->
     assert np.array_equal(light.members_[0].parameters["weights"], heavy.members_[0].parameters["weights"])
 
 
-def test_without_text_the_image_half_serves_alone() -> None:
+def test_without_text_the_image_half_is_clustered_alone() -> None:
     X, _, truth = blobs()
     estimator = GSEC(4, **SMALL).fit(X)
     assert adjusted_rand_score(truth, estimator.labels_) > 0.8
@@ -97,7 +97,7 @@ def test_without_text_the_image_half_serves_alone() -> None:
         estimator.predict(X, blobs()[1])
 
 
-def test_presets_are_what_they_say() -> None:
+def test_presets_set_the_documented_parameters_and_explicit_ones_override_them() -> None:
     published = GSEC(preset="published").plan()
     assert (published.n_members, published.preset.training.max_steps, published.preset.training.balance) == (1, 6000, 50)
     default = GSEC().plan()
@@ -116,7 +116,7 @@ def test_presets_are_what_they_say() -> None:
         ({"n_clusters": 301}, "n_clusters = 301: n_samples = 300"),
     ],
 )
-def test_a_wrong_parameter_is_named(parameters: dict[str, object], says: str) -> None:
+def test_a_wrong_parameter_is_an_error_that_names_it(parameters: dict[str, object], says: str) -> None:
     X, S, _ = blobs()
     with pytest.raises(ValueError, match=says):
         clone(GSEC(4)).set_params(**parameters).fit(X, text=S)
@@ -129,7 +129,7 @@ def test_text_of_another_length_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("clusters", "members", "block"), [(10, 20, 10), (500, 20, 8), (600, 16, 3), (1000, 10, 2), (10_000, 1, 1)])
-def test_of_many_clusters_there_are_fewer_members_in_smaller_blocks(clusters: int, members: int, block: int) -> None:
+def test_with_many_clusters_there_are_fewer_members_in_smaller_blocks(clusters: int, members: int, block: int) -> None:
     plan = GSEC(clusters).plan()
     assert (plan.n_members, plan.block_size) == (members, block)
 
@@ -137,15 +137,15 @@ def test_of_many_clusters_there_are_fewer_members_in_smaller_blocks(clusters: in
 @pytest.mark.parametrize(
     ("clusters", "steps", "inner", "rows"), [(10, 100, 4, 512), (512, 100, 4, 2048), (513, 99, 2, 2048), (1024, 50, 2, 2048), (4000, 25, 2, 8000)]
 )
-def test_of_many_clusters_the_training_is_shorter(clusters: int, steps: int, inner: int, rows: int) -> None:
+def test_with_many_clusters_the_training_is_shorter(clusters: int, steps: int, inner: int, rows: int) -> None:
     plan = GSEC(clusters).plan()
     assert (plan.steps(10_000), plan.preset.training.inner_steps, plan.batch(10_000)) == (steps, inner, rows)
-    assert GSEC(clusters, max_steps=7).plan().steps(10_000) == 7, "what is asked for is done"
-    assert plan.revision == (2 if clusters > 512 else 1), "in the fingerprint: members of both trainings must not meet"
+    assert GSEC(clusters, max_steps=7).plan().steps(10_000) == 7, "an explicit max_steps must be kept"
+    assert plan.revision == (2 if clusters > 512 else 1), "the revision is in the fingerprint, so that members of both trainings are not mixed"
     assert GSEC(clusters, preset="published").plan().preset.training.max_steps == 6000
 
 
-def test_a_consensus_does_not_depend_on_how_its_clusters_are_called(fitted: GSEC) -> None:
+def test_a_consensus_does_not_depend_on_the_numbering_of_its_clusters(fitted: GSEC) -> None:
     X, S, _ = blobs()
     plan = fitted.plan()
     features = plan.features([X, S], fitted.halves_, fitted.text_weight)
@@ -155,10 +155,12 @@ def test_a_consensus_does_not_depend_on_how_its_clusters_are_called(fitted: GSEC
     one, other = (
         plan.consensus(features, neighbors, ensemble).posteriors for ensemble in (replace(fitted.ensemble_, temperature=1.0), replace(called, temperature=1.0))
     )
-    assert np.array_equal(one.block(slice(None)), other.block(slice(None))[:, names]), "to the last bit: a run that was cut finds them named"
+    assert np.array_equal(one.block(slice(None)), other.block(slice(None))[:, names]), (
+        "equal to the last bit, since an interrupted run finds the clusters already renumbered"
+    )
 
 
-def test_the_published_preset_runs_too() -> None:
+def test_the_published_preset_finds_the_blobs_roughly() -> None:
     X, S, truth = blobs()
     estimator = GSEC(4, preset="published", **{**SMALL, "n_members": 1, "max_steps": 60}).fit(X, text=S)
     assert len(estimator.members_) == 1

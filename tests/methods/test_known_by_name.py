@@ -1,4 +1,4 @@
-"""Whatever is above the table of methods knows none of them by its name. import-linter holds imports to that, this holds the code."""
+"""Code above the table of methods must not name any method. import-linter checks the imports; this checks the code."""
 
 import ast
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ NAMES = {method.name for method in BUILT_IN}
 
 
 def known(source: str) -> Iterator[str]:
-    """Methods that code names: as a section of the settings, as a value, or in a comparison. The default is called as the product is."""
+    """Methods that code names: as a section of the settings, as a value, or in a comparison. The default method has the product's name."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr in NAMES and isinstance(node.ctx, ast.Load):
             yield f"{node.lineno}: .{node.attr}"
@@ -27,7 +27,7 @@ def known(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_method_is_known_by_its_name(place: str) -> None:
+def test_no_method_is_named_in_code_above_the_table_of_methods(place: str) -> None:
     path = ROOT / place
     files = [path] if path.is_file() else sorted(path.rglob("*.py"))
     assert files
@@ -35,5 +35,5 @@ def test_no_method_is_known_by_its_name(place: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["config.tac.max_steps", "config.gsec", "x = 'zero-shot'", "method == 'gsec'", "sections['gsec']", "m in ('a', 'gsec')"])
-def test_it_would_be_seen(source: str) -> None:
+def test_the_search_finds_code_that_names_a_method(source: str) -> None:
     assert list(known(source))

@@ -1,4 +1,4 @@
-"""Members of several methods in one outer layer. Small and odd input is in `test_every_method.py`."""
+"""Mixtures: members of several methods in one consensus. Small and odd inputs are tested in `test_every_method.py`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def quick(n_clusters: int = 4, **more: object) -> Mixture:
     return Mixture(n_clusters, [("gsec", GSEC(**QUICK_GSEC)), ("tac", TAC(max_steps=15))], **{"n_members": 2, "device": "cpu", **more})  # type: ignore[arg-type]
 
 
-def test_members_of_a_method_are_those_that_it_trains_on_its_features_and_the_nearest_of_the_neighbours() -> None:
+def test_members_of_each_method_equal_those_the_method_trains_alone() -> None:
     random = np.random.default_rng(0)
     X, S = (random.standard_normal((2100, 12)).astype(np.float32) for _ in range(2))
     fitted = quick(text_weight=0.3).fit(X, text=S)
@@ -50,7 +50,7 @@ def test_members_of_a_method_are_those_that_it_trains_on_its_features_and_the_ne
                 assert np.array_equal(ours.parameters[name], array)
 
 
-def test_each_member_says_what_its_method_says_of_its_own_features() -> None:
+def test_each_members_logits_are_those_of_its_method_on_the_methods_features() -> None:
     X = np.random.default_rng(0).standard_normal((200, 12)).astype(np.float32)
     fitted = quick().fit(X, text=X[:, ::-1])
     features = fitted.plan().features([X, X[:, ::-1]], fitted.halves_, 0.5)
@@ -64,13 +64,13 @@ def test_each_member_says_what_its_method_says_of_its_own_features() -> None:
     assert np.array_equal(aligned.T, fitted.member_labels_)
 
 
-def test_a_method_that_fails_costs_the_consensus_little() -> None:
+def test_one_method_that_fails_hardly_harms_the_consensus() -> None:
     X, words, y = planted(n=600)
     estimators = [("gsec", GSEC(ensemble_size=4)), ("tac", TAC(max_steps=120)), ("temi", TEMI(max_steps=30))]
     fitted = Mixture(8, estimators, n_members=2, device="cpu").fit(X, nouns=words)
     alone = [accuracy(y, said) for said in fitted.member_labels_]
     assert min(alone[0::3] + alone[1::3]) >= 0.95
-    assert max(alone[2::3]) <= 0.5, "images show styles"
+    assert max(alone[2::3]) <= 0.5, "the image-only method finds the styles instead of the classes"
     assert accuracy(y, fitted.labels_) >= 0.95
     assert accuracy(y, fitted.predict(X)) >= 0.95
 
@@ -79,7 +79,7 @@ def numbered(plan: MixturePlan) -> dict[int, tuple[int, ...]]:
     return {block: tuple(plan.numbers(block)) for block in plan.blocks}
 
 
-def test_more_members_add_blocks_and_change_none() -> None:
+def test_more_members_add_blocks_and_do_not_change_existing_ones() -> None:
     before: dict[int, tuple[int, ...]] = {}
     for n_members in (1, 3, 4, 5, 11):
         parts = [("gsec", GSEC()), ("tac", TAC()), ("temi", TEMI())]  # blocks of ten, of one and of four
@@ -94,19 +94,19 @@ def test_more_members_add_blocks_and_change_none() -> None:
         before = found
 
 
-def test_by_default_each_method_has_as_many_members_as_the_least_of_them() -> None:
+def test_by_default_each_method_has_as_many_members_as_the_one_with_the_fewest() -> None:
     assert Mixture(10, [("gsec", GSEC()), ("tac", TAC())], device="cpu").plan().n_members == 2 * 10
     assert Mixture(10, [("gsec", GSEC()), ("temi", TEMI())], device="cpu").plan().n_members == 2 * 4
     assert Mixture(2000, [("gsec", GSEC()), ("tac", TAC())], device="cpu").plan().n_members == 2 * 2
 
 
-def test_parameters_of_parts_have_their_names_and_the_mixture_decides_what_they_share() -> None:
+def test_parameters_of_parts_are_set_by_name_and_shared_parameters_by_the_mixture() -> None:
     mixture = clone(quick()).set_params(tac__max_steps=3, n_clusters=5, random_state=7)
     assert mixture.get_params()["tac__max_steps"] == 3
     for plan in mixture.plan().parts:
         assert (plan.n_clusters, plan.random_state, plan.n_members) == (5, 7, 2)
     assert quick().get_params()["tac__max_steps"] == 15
-    assert GSEC(3).n_clusters == 3, "what was given stays as it was"
+    assert GSEC(3).n_clusters == 3, "the default of the given estimator must not change"
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_parameters_of_parts_have_their_names_and_the_mixture_decides_what_they_
         (quick(400, n_members=50), "n_members = 50: aligning them in 400 clusters would take"),
     ],
 )
-def test_wrong_parameters_are_named(estimator: Clusterer, says: str) -> None:
+def test_wrong_parameters_are_errors_that_name_them(estimator: Clusterer, says: str) -> None:
     X = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
     with pytest.raises(ValueError, match=says):
         estimator.fit(X, nouns=np.random.default_rng(1).standard_normal((40, 8)))
 
 
-def test_texts_are_needed_if_one_needs_them() -> None:
+def test_texts_are_required_if_one_method_requires_them() -> None:
     with pytest.raises(ValueError, match=r"Mixture needs images and texts\. Give text or nouns"):
         Mixture(3, [("gsec", GSEC()), ("tac", TACKMeans())], device="cpu").fit(np.ones((9, 4)))
 
@@ -137,7 +137,7 @@ def test_texts_are_needed_if_one_needs_them() -> None:
     ("name", "texts"),
     [("gsec,tac", ("captions", "nouns")), ("tac, gsec", ("nouns", "captions")), ("temi,gsec", ("none", "nouns", "captions")), ("tac,sic", ("nouns",))],
 )
-def test_its_text_sources_are_those_of_all_in_the_order_of_the_first(name: str, texts: tuple[str, ...]) -> None:
+def test_the_text_sources_of_a_mixture_are_the_common_ones_in_the_order_of_its_first_method(name: str, texts: tuple[str, ...]) -> None:
     common = set.intersection(*(set(find(part.strip()).texts) for part in name.split(",")))
     assert find(name).texts == tuple(text for text in find(name.split(",")[0]).texts if text in common)
     assert tuple(text for text in find(name).texts if text in ("captions", "nouns", "none")) == texts
@@ -152,7 +152,7 @@ def test_its_text_sources_are_those_of_all_in_the_order_of_the_first(name: str, 
         ("gsec,zero-shot", "`zero-shot` takes a name for each cluster"),
     ],
 )
-def test_what_is_no_mixture_is_refused(name: str, says: str) -> None:
+def test_an_invalid_name_of_a_mixture_is_refused(name: str, says: str) -> None:
     with pytest.raises(Refused, match=says):
         find(name)
 
@@ -180,7 +180,7 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
     return cluster(asked(place, tmp_path_factory.mktemp("store")))[0]
 
 
-def test_the_stages_are_the_estimator(whole: Context) -> None:
+def test_the_stages_give_the_same_result_as_the_estimator(whole: Context) -> None:
     estimators = [("gsec", GSEC(**SMALL)), ("tac", TAC(max_steps=12))]
     fitted = Mixture(3, estimators, n_members=3, text_weight=0.3, device="cpu").fit(
         np.array(load_embeddings(whole)), text=np.array(nouns.load_counterparts(whole))
@@ -196,7 +196,7 @@ def test_the_stages_are_the_estimator(whole: Context) -> None:
     assert whole.shards(prepare.STAGE, FEATURES_TABLE).read("all")["half"].to_pylist() == ["image", "text"] * 2
 
 
-def test_new_images_are_assigned_and_the_run_says_what_made_it(whole: Context, place: Path) -> None:
+def test_images_are_assigned_by_a_mixture_and_the_report_names_its_methods(whole: Context, place: Path) -> None:
     config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
     run, _ = pipeline.request(config, of_run=whole.run.id)
     context = Context.of(run, config)
@@ -208,7 +208,9 @@ def test_new_images_are_assigned_and_the_run_says_what_made_it(whole: Context, p
     assert "gsec,tac, text: nouns" in page
 
 
-def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(place: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_interrupted_in_train_repeats_only_open_blocks_and_ends_with_equal_labels(
+    place: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = asked(place, tmp_path)
     begun = []
     real = tac.TACPlan.train
@@ -225,13 +227,13 @@ def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(place: Path, w
             cluster(config)
     assert begun[:2] == [0, 1]
     context, _, made = cluster(config)
-    assert made["train"]["shards"] == 2, "GSEC's block and TAC's first are there"
+    assert made["train"]["shards"] == 2, "GSEC's block and TAC's first block were already committed"
     for name in train.blocks(context):
         assert context.shards(train.STAGE, MEMBERS_TABLE).read(name) == whole.shards(train.STAGE, MEMBERS_TABLE).read(name)
     assert labels(context) == labels(whole)
 
 
-def test_more_members_train_only_what_is_new(place: Path, tmp_path: Path) -> None:
+def test_a_run_with_more_members_trains_only_the_new_ones(place: Path, tmp_path: Path) -> None:
     first, _, made = cluster(asked(place, tmp_path))
     assert made["train"]["shards"] == 1 + 3
     more, _, made = cluster(asked(place, tmp_path, train={"n_members": 4}))
@@ -243,7 +245,7 @@ def test_more_members_train_only_what_is_new(place: Path, tmp_path: Path) -> Non
         assert all(np.array_equal(array, now.parameters[name]) for name, array in before.parameters.items())
 
 
-def test_what_a_mixture_is_made_of_is_in_its_fingerprints(place: Path, tmp_path: Path) -> None:
+def test_fingerprints_change_with_the_methods_of_a_mixture_and_their_settings_only(place: Path, tmp_path: Path) -> None:
     def fingerprinted(**more: object) -> object:
         return train.STAGE.settings(asked(place, tmp_path, **more)), prepare.STAGE.settings(asked(place, tmp_path, **more))
 
@@ -254,14 +256,14 @@ def test_what_a_mixture_is_made_of_is_in_its_fingerprints(place: Path, tmp_path:
         assert fingerprinted(**more) != usual
 
 
-def test_a_part_that_can_adapt_the_encoder_is_a_part_as_any_other_but_does_not_adapt_it() -> None:
+def test_seic_can_be_part_of_a_mixture_but_without_its_stage_two() -> None:
     more = {"source": "photos", "clusters": 3, "method": "gsec,seic", "text": {"source": "captions"}}
     assert len(prepare.plan_of(load_config(overrides=more)).blocks) > 1
     with pytest.raises(Refused, match=r"seic\.enhance = true: an encoder can learn from the clusters of one method only"):
         prepare.plan_of(load_config(overrides={**more, "seic": {"enhance": True}}))
 
 
-def test_different_nouns_are_refused_with_what_to_give(place: Path, tmp_path: Path) -> None:
+def test_mixtures_whose_methods_use_different_nouns_or_too_many_members_are_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"`tac` and `seic` use different nouns for the images; give text\.source = captions or encoder, or leave one out"):
         pipeline.request(asked(place, tmp_path / "store", method="tac,seic"))
     with pytest.raises(Refused, match="`tac` and `sic` use different nouns for the images; leave one out"):
@@ -272,7 +274,7 @@ def test_different_nouns_are_refused_with_what_to_give(place: Path, tmp_path: Pa
         pipeline.request(asked(place, tmp_path / "store", clusters=20, train={"n_members": 1000}))
 
 
-def test_every_two_methods_are_a_mixture_or_refused() -> None:
+def test_every_pair_of_different_methods_is_a_mixture_unless_one_takes_names() -> None:
     for first in BUILT_IN:
         for second in BUILT_IN:
             if first.takes_names or second.takes_names or first == second:

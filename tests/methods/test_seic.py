@@ -24,18 +24,18 @@ SIZES = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.09, 0.01], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("sizes", [torch.full((10,), 0.1), torch.tensor([0.55] + 9 * [0.05])])
-def test_even_labels_cost_least_whatever_the_sizes_were(sizes: Tensor) -> None:
+def test_the_balance_term_of_even_labels_has_its_least_value_for_any_earlier_sizes(sizes: Tensor) -> None:
     labels = torch.full((20, 10), 0.1)
     assert float(balance(labels, labels, sizes)) == pytest.approx(-2 * math.log(10), abs=1e-5)
 
 
-def test_equal_orthonormal_rows_agree_as_well_as_they_can() -> None:
+def test_the_agreement_term_of_equal_orthonormal_rows_has_its_least_value() -> None:
     rows = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     assert float(agreement(rows, rows, 1.0)) == pytest.approx(-math.log(math.e / (math.e + 11)), abs=1e-12)
 
 
 def contrast(first: list[Tensor], second: list[Tensor], scale: Tensor | float) -> Tensor:
-    """InfoNCE, row by row and column by column."""
+    """The InfoNCE loss, computed row by row in both directions."""
     total = torch.zeros((), dtype=torch.float64)
     for these, others in ((first, second), (second, first)):
         for number, row in enumerate(these):
@@ -56,7 +56,7 @@ def centres_by_loops(p: Tensor, q: Tensor, a: Tensor, b: Tensor, scale: Tensor) 
             for side, rows in zip(centres, own, strict=True):
                 total = torch.stack(rows).sum(0)
                 side.append(total / total.norm())
-    assert len(centres[0]) == 4, "one of the six clusters has no image, another no text"
+    assert len(centres[0]) == 4, "one of the six clusters must have no image, and another no text"
     return contrast(*centres, 2.0)
 
 
@@ -89,7 +89,7 @@ TERMS: dict[str, tuple[Term, Term]] = {
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_a_term_and_its_gradient_are_those_of_loops(term: str) -> None:
+def test_each_term_of_the_loss_and_its_gradient_equal_those_of_loops(term: str) -> None:
     random = np.random.default_rng(0)
     logits, vectors = random.standard_normal((2, 200, 6)), random.standard_normal((2, 200, 7))
     logits[0, :, 2] -= 9
@@ -111,13 +111,13 @@ def test_a_term_and_its_gradient_are_those_of_loops(term: str) -> None:
     assert any(moved is not None and bool(moved.any()) for moved in ours_moved)
 
 
-def test_of_a_single_cluster_in_use_no_centres_can_agree() -> None:
+def test_the_term_of_centres_is_zero_if_only_one_cluster_is_used() -> None:
     labels = torch.tensor([[0.9, 0.1]]).repeat(5, 1).requires_grad_()
     vectors = F.normalize(torch.ones(5, 3), dim=1)
     assert float(centre_agreement(labels, labels, vectors, vectors)) == 0
 
 
-def test_sizes_follow_the_labels_and_none_is_forgotten() -> None:
+def test_running_cluster_sizes_follow_the_labels_and_have_a_floor() -> None:
     labels = torch.eye(4)[[0, 0, 0, 1]]
     sizes = torch.full((4,), 0.25)
     assert followed(sizes, labels).tolist() == pytest.approx([0.3, 0.25, 0.225, 0.225])
@@ -126,7 +126,7 @@ def test_sizes_follow_the_labels_and_none_is_forgotten() -> None:
     assert float(sizes[3]) == pytest.approx(0.01, rel=0.05)
     assert float(sizes.sum()) == pytest.approx(1)
     many = torch.full((500,), 1 / 500)
-    assert float(followed(many, torch.eye(500)).std()) < 1e-8, "a floor of .01 would be above the mean"
+    assert float(followed(many, torch.eye(500)).std()) < 1e-8, "with 500 clusters a floor of .01 would be above the mean"
     assert float(followed(many, torch.eye(500)[:50]).min()) < 0.95 / 500
 
 
@@ -134,26 +134,26 @@ SCHEDULES = [(50_000, 10, (9600, 1024)), (5_000, 10, (800, 1024)), (300, 10, (80
 
 
 @pytest.mark.parametrize(("n", "clusters", "expected"), SCHEDULES)
-def test_the_schedule_is_the_published_one_and_never_too_short(n: int, clusters: int, expected: tuple[int, int]) -> None:
+def test_the_schedule_is_the_published_one_with_a_minimum_of_steps(n: int, clusters: int, expected: tuple[int, int]) -> None:
     assert schedule(n, clusters) == expected
     assert schedule(n, clusters, 7) == (7, expected[1])
 
 
 def counterparts(X: NDArray[np.float32], nouns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of the nouns nearest to eight centres the ten nearest to each image, as the paper makes them."""
+    """Counterparts as the paper makes them: from the nouns nearest to eight centres, the ten nearest to each image."""
     kept = np.unique(nearest_nouns(nouns, semantic_centres(X, 8, random_state=0), 20))
     return np.concatenate(list(nearest_counterparts(X, nouns[kept], 10, 0.01)))
 
 
-def test_nouns_show_the_classes_where_images_show_styles() -> None:
+def test_with_nouns_the_classes_are_found_that_images_alone_hide() -> None:
     X, nouns, y = planted(n=400, b=0.8)
     assert accuracy(y, SphericalKMeans(8, random_state=0).fit(X).labels_) < 0.4
     assert accuracy(y, SEIC(8, **SHORT).fit(X, text=counterparts(X, nouns)).labels_) >= 0.95
     assert accuracy(y, SEIC(8, **SHORT).fit(X, nouns=nouns).labels_) >= 0.95
-    assert accuracy(y, SEIC(8, **SHORT).fit(X, text=X).labels_) <= 0.6, "an image that is its own text says nothing new"
+    assert accuracy(y, SEIC(8, **SHORT).fit(X, text=X).labels_) <= 0.6, "with the image itself as text the classes stay hidden"
 
 
-def test_without_centres_clusters_die_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_term_of_centres_clusters_die_out(monkeypatch: pytest.MonkeyPatch) -> None:
     X, nouns, _ = planted(n=400)
     S = counterparts(X, nouns)
     assert len(np.unique(SEIC(8, **SHORT).fit(X, text=S).labels_)) == 8
@@ -161,13 +161,13 @@ def test_without_centres_clusters_die_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(np.unique(SEIC(8, **SHORT).fit(X, text=S).labels_)) < 8
 
 
-def test_new_rows_get_the_clusters_of_their_like_without_texts() -> None:
+def test_new_rows_are_predicted_without_texts() -> None:
     X, nouns, y = planted(n=600)
     fitted = SEIC(8, n_members=2, max_steps=120, device="cpu").fit(X[:400], nouns=nouns)
     assert accuracy(y[400:], fitted.predict(X[400:])) >= 0.9
 
 
-def test_texts_may_be_of_another_width_and_of_no_direction() -> None:
+def test_texts_may_have_another_width_and_zero_rows() -> None:
     random = np.random.default_rng(0)
     X, S = random.standard_normal((60, 12)).astype(np.float32), random.standard_normal((60, 5)).astype(np.float32)
     S[7] = 0
@@ -183,6 +183,6 @@ def test_texts_may_be_of_another_width_and_of_no_direction() -> None:
         (SEIC(8, max_steps=0), {"nouns": np.ones((5, 64))}, "max_steps = 0: it must be at least 1"),
     ],
 )
-def test_a_wrong_parameter_is_named(seic: SEIC, given: dict[str, NDArray], says: str) -> None:
+def test_a_wrong_parameter_is_an_error_that_names_it(seic: SEIC, given: dict[str, NDArray], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         seic.fit(planted(n=60)[0], **given)

@@ -1,4 +1,4 @@
-"""Stage two of SEIC, with a tiny CLIP of random weights."""
+"""Stage two of SEIC (the Enhancer, which adapts the encoder), with a tiny CLIP model of random weights."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def preprocess(image: Image.Image) -> NDArray[np.float32]:
 
 
 def pictures(n: int) -> list[Image.Image]:
-    """Grey stripes across, along and on a slant, of random width and light, under noise."""
+    """Grey stripes in three directions, the classes, with random width and contrast, and noise."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:40, :48]
     found = []
@@ -56,7 +56,7 @@ def pixels(images: list[Image.Image]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def member(pixels: torch.Tensor) -> dict[str, NDArray[np.float32]]:
-    """Of stage one, on what the plain model says of the images."""
+    """A member of stage one, fitted to the embeddings of the plain model."""
     with torch.no_grad():
         X = clip().encode_image(pixels, normalize=True).numpy()
     fitted = SEIC(CLASSES, n_members=1, max_steps=60, device="cpu").fit(X, text=X)
@@ -71,16 +71,16 @@ def said(model: nn.Module, member: dict[str, NDArray[np.float32]], pixels: torch
         return F.linear(F.normalize(F.linear(x, projection, offset), dim=1), weights, bias)
 
 
-def test_at_first_nothing_is_changed(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
+def test_before_training_the_enhancer_gives_the_logits_of_the_plain_model(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
     with torch.no_grad():
         found = Enhancer(clip(), member).logits(pixels)
     torch.testing.assert_close(found, said(clip(), member, pixels), rtol=0, atol=1e-6)
 
 
-def test_queries_values_and_the_member_are_trained_and_nothing_else(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
+def test_only_queries_values_and_the_member_are_trained(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
     enhancer, plain = Enhancer(clip(), member), clip().state_dict()
     enhancer.learn(pixels, pixels.flip(3))
-    enhancer.learn(pixels, pixels.flip(3))  # before the first step the upper factors are 0, and so no gradient reaches the lower
+    enhancer.learn(pixels, pixels.flip(3))  # before the first step the factors `up` are 0, so no gradient reaches the factors `down`
     with_gradient = {name for name, parameter in enhancer.model.named_parameters() if parameter.grad is not None}
     block = "visual.transformer.resblocks.{}.attn.parametrizations.in_proj_weight.0.{}"
     assert with_gradient == {block.format(layer, part) for layer in range(2) for part in ("down", "up")}
@@ -89,11 +89,11 @@ def test_queries_values_and_the_member_are_trained_and_nothing_else(member: dict
     assert moved == {f"visual.transformer.resblocks.{layer}.attn.in_proj_weight" for layer in range(2)}
     for name in moved:
         changed = (enhancer.merged()[name] != plain[name]).view(3, -1).any(1)
-        assert changed.tolist() == [True, False, True], "keys stay as they are"
+        assert changed.tolist() == [True, False, True], "queries and values must change, keys must not"
     assert all(not np.array_equal(array, member[name]) for name, array in enhancer.member().items())
 
 
-def test_the_merged_weights_are_an_ordinary_checkpoint(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
+def test_the_merged_weights_load_into_an_ordinary_model_and_give_the_same_logits(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
     enhancer = Enhancer(clip(), member)
     for _ in range(3):
         enhancer.learn(pixels, pixels.flip(3))
@@ -105,7 +105,7 @@ def test_the_merged_weights_are_an_ordinary_checkpoint(member: dict[str, NDArray
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_a_training_that_was_cut_goes_on_as_if_undisturbed(
+def test_a_restored_training_goes_on_as_if_undisturbed(
     member: dict[str, NDArray[np.float32]], images: list[Image.Image], n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enhance, "BATCH_ROWS", 16)
@@ -120,17 +120,17 @@ def test_a_training_that_was_cut_goes_on_as_if_undisturbed(
         assert np.array_equal(array, whole.state()[name]), name
 
 
-def test_a_training_that_was_not_begun_can_be_restored(member: dict[str, NDArray[np.float32]], images: list[Image.Image]) -> None:
+def test_the_state_before_the_first_step_can_be_restored(member: dict[str, NDArray[np.float32]], images: list[Image.Image]) -> None:
     one, two = Enhancer(clip(), member), Enhancer(clip(), member, random_state=1)
     two.restore(one.state())
     for name, array in two.state().items():
         assert np.array_equal(array, one.state()[name])
 
 
-def test_views_depend_on_step_image_and_seed_alone(images: list[Image.Image]) -> None:
+def test_strong_views_depend_only_on_step_image_and_seed(images: list[Image.Image]) -> None:
     views, others = (enhance._Views(images, preprocess, SIDE, seed) for seed in (0, 1))
     weak, strong = views.of(3, 5)  # type: ignore[misc]
-    assert np.array_equal(weak, preprocess(images[5])), "the encoder's own"
+    assert np.array_equal(weak, preprocess(images[5])), "the weak view is the encoder's own preprocessing"
     assert strong.shape == weak.shape
     views.of(0, 0)
     assert np.array_equal(views.of(3, 5)[1], strong)  # type: ignore[index]
@@ -138,7 +138,7 @@ def test_views_depend_on_step_image_and_seed_alone(images: list[Image.Image]) ->
         assert not np.array_equal(other, strong)
 
 
-def test_a_label_counts_the_less_the_surer_most_others_are() -> None:
+def test_labels_less_confident_than_the_mean_get_a_lower_weight() -> None:
     random = np.random.default_rng(0)
     confidence = torch.tensor(np.concatenate([random.normal(0.9, 0.02, 500), random.normal(0.4, 0.05, 300)]).clip(0, 1))
     sureness = Sureness.after(None, confidence)
@@ -154,7 +154,7 @@ def test_a_label_counts_the_less_the_surer_most_others_are() -> None:
     assert float(Sureness.after(None, torch.ones(5)).variance) == pytest.approx(1e-6)
 
 
-def test_good_labels_become_better(
+def test_training_improves_labels_that_were_roughly_right(
     member: dict[str, NDArray[np.float32]], images: list[Image.Image], pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enhance, "LEARNING_RATE", 1e-3)
@@ -172,7 +172,7 @@ def test_the_schedule_is_the_published_one(n: int, steps: int) -> None:
     assert schedule(n) == steps
 
 
-def test_a_model_of_half_precision_keeps_it(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
+def test_a_model_of_half_precision_keeps_its_precision(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
     enhancer = Enhancer(clip().bfloat16(), member)
     for _ in range(2):
         enhancer.learn(pixels, pixels.flip(3))
@@ -180,14 +180,14 @@ def test_a_model_of_half_precision_keeps_it(member: dict[str, NDArray[np.float32
     assert {value.dtype for value in enhancer.member().values()} == {np.dtype(np.float32)}
 
 
-def test_a_tower_without_attention_is_refused(member: dict[str, NDArray[np.float32]]) -> None:
+def test_a_vision_tower_without_attention_is_refused(member: dict[str, NDArray[np.float32]]) -> None:
     model = nn.Module()
     model.visual = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="its vision tower has no attention blocks"):
         Enhancer(model, member)
 
 
-def test_a_tower_of_timm_is_enhanced_too(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
+def test_a_vision_tower_of_timm_can_be_enhanced(member: dict[str, NDArray[np.float32]], pixels: torch.Tensor) -> None:
     torch.manual_seed(0)
     trunk = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "timm_pool": "token", "timm_proj": "linear", "image_size": 224}
     pixels = F.interpolate(pixels[:4], size=224)
@@ -199,7 +199,7 @@ def test_a_tower_of_timm_is_enhanced_too(member: dict[str, NDArray[np.float32]],
     moved = {name for name, value in enhancer.merged().items() if not torch.equal(value, plain[name])}
     assert moved == {f"visual.trunk.blocks.{layer}.attn.qkv.weight" for layer in range(12)}
     for name in moved:
-        assert (enhancer.merged()[name] != plain[name]).view(3, -1).any(1).tolist() == [True, False, True], "keys stay as they are"
+        assert (enhancer.merged()[name] != plain[name]).view(3, -1).any(1).tolist() == [True, False, True], "queries and values must change, keys must not"
     model = open_clip.CLIP(embed_dim=24, vision_cfg=trunk, text_cfg=TEXT).eval()
     model.load_state_dict(enhancer.merged(), strict=True)
     with torch.no_grad():

@@ -29,7 +29,7 @@ def by_loops(z: NDArray, near: NDArray, labels: NDArray, balance: float, beta: f
     return float(total)
 
 
-def test_the_loss_and_its_gradient_are_those_of_loops() -> None:
+def test_the_loss_and_its_gradient_equal_those_of_a_loop_over_images() -> None:
     random = np.random.default_rng(0)
     z, near, labels = random.standard_normal((200, 2, 5)), random.standard_normal((200, 2, 5)), random.integers(5, size=(200, 2))
     tensor = torch.tensor(z, requires_grad=True)
@@ -52,7 +52,7 @@ def test_the_loss_of_balanced_labels_that_agree_is_minus_five_log_k() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8192])
-def test_the_mapping_is_that_of_plain_sorting_whatever_the_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mapping_equals_plain_sorting_for_any_size_of_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAPPED_ROWS", rows)
     monkeypatch.setattr(module, "_SEMANTIC_ROWS", rows)
     random = np.random.default_rng(0)
@@ -66,8 +66,8 @@ def test_the_mapping_is_that_of_plain_sorting_whatever_the_blocks(rows: int, mon
     assert semantic_centres(directions, torch.tensor(nouns, dtype=torch.float32), 20).numpy() == pytest.approx(unit(nouns[near].mean(1)), abs=1e-5)
 
 
-def test_nouns_show_the_classes_that_images_hide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images alone show styles. A class has ten nouns here, and the published values are meant for more."""
+def test_with_nouns_the_classes_are_found_that_images_alone_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images alone show styles. A class has only ten nouns here, so some published values, meant for more, are changed."""
     published = module.schedule
     monkeypatch.setattr(module, "schedule", lambda n_clusters: published(n_clusters)._replace(learning_rate=1e-3, nearest=10))
     monkeypatch.setattr(module, "nouns", lambda n_clusters: NounSelection(per_centre=50, nearest=True, unlike=0.05))
@@ -79,29 +79,29 @@ def test_nouns_show_the_classes_that_images_hide(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("mapping", ["centres", "direct"])
-def test_the_other_mappings_look_nouns_up_once(mapping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mappings_centres_and_direct_do_not_repeat_the_lookup_of_nouns(mapping: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "surest_rows", None)
     X, nouns, _ = planted(n=300)
     found = SIC(8, n_members=2, max_steps=20, mapping=mapping, device="cpu").fit(X, nouns=nouns)
     assert len(np.unique(found.labels_)) > 1
 
 
-def test_images_in_another_space_than_nouns_and_heads_that_start_at_centres() -> None:
+def test_images_in_another_space_than_nouns_are_clustered_with_heads_that_start_at_centres() -> None:
     X, nouns, y = planted(b=0.4)
     Z = X @ np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0].astype(np.float32)
     found = SIC(8, n_members=2, max_steps=300, start_at_centres=True, device="cpu").fit(Z, nouns=nouns, joint=X)
     assert accuracy(y, found.labels_) >= 0.9
-    assert not found.members_[0].parameters["weights"][:, 64:].any(), "labels are by the images in their own space"
+    assert not found.members_[0].parameters["weights"][:, 64:].any(), "labels must depend on the images in their own space only"
     assert (found.predict(Z, joint=X) == found.labels_).mean() >= 0.98
 
 
-def test_every_noun_twice_changes_nothing() -> None:
+def test_giving_every_noun_twice_changes_no_label() -> None:
     X, nouns, _ = planted(n=300)
     once, twice = (SIC(8, n_members=1, max_steps=30, device="cpu").fit(X, nouns=words).labels_ for words in (nouns, np.vstack([nouns, nouns])))
     assert np.array_equal(once, twice)
 
 
-def test_many_clusters_have_a_schedule_and_nouns_of_their_own() -> None:
+def test_more_than_100_clusters_have_another_schedule_and_selection_of_nouns() -> None:
     assert module.schedule(100).batch == 128
     assert module.schedule(101).batch == 4096
     assert module.nouns(101).per_centre == 300
@@ -111,7 +111,7 @@ def test_many_clusters_have_a_schedule_and_nouns_of_their_own() -> None:
     assert SIC(10).plan().steps(300) == 3900
 
 
-def test_wrong_parameters_are_named() -> None:
+def test_wrong_parameters_are_errors_that_name_them() -> None:
     X, nouns, _ = planted(n=60)
     with pytest.raises(ValueError, match="nouns: SIC needs images and nouns"):
         SIC(8).fit(X)

@@ -22,18 +22,18 @@ def one_hot(clusters: int, each: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("clusters", "temperature", "value"), [(10, 0.5, 1.234318), (1000, 5.0, 7.400513)])
-def test_equal_balanced_labellings_agree_as_well_as_they_can(clusters: int, temperature: float, value: float) -> None:
+def test_the_agreement_term_of_equal_balanced_labels_has_its_least_value(clusters: int, temperature: float, value: float) -> None:
     labels = one_hot(clusters, 2)
     assert float(cluster_agreement(labels, labels, temperature)) == pytest.approx(value, abs=1e-6)
 
 
-def test_the_least_loss_of_ten_clusters() -> None:
+def test_the_least_possible_loss_of_ten_clusters_has_the_known_value() -> None:
     labels = one_hot(10, 2)
     assert float(loss(labels, labels, labels, labels, 0.5)) == pytest.approx(-20.557214, abs=1e-5)
 
 
 def by_loops(images: NDArray, texts: NDArray, image_neighbors: NDArray, text_neighbors: NDArray, temperature: float) -> float:
-    """The loss, column by column."""
+    """The loss, computed column by column."""
 
     def agreement(first: NDArray, second: NDArray) -> float:
         columns = [column / np.linalg.norm(column) for column in [*first.T, *second.T]]
@@ -51,7 +51,7 @@ def by_loops(images: NDArray, texts: NDArray, image_neighbors: NDArray, text_nei
     return both - float(np.mean([np.log(p @ q) for p, q in zip(images, texts, strict=True)])) - 5 * (entropy(images) + entropy(texts))
 
 
-def test_the_loss_and_its_gradient_are_those_of_loops() -> None:
+def test_the_loss_and_its_gradient_equal_those_of_loops() -> None:
     random = np.random.default_rng(0)
     logits = [torch.tensor(random.standard_normal((200, 6)), requires_grad=True) for _ in range(4)]
     found = loss(*(part.softmax(1) for part in logits), 0.5)  # type: ignore[call-arg]
@@ -73,7 +73,7 @@ def test_the_loss_and_its_gradient_are_those_of_loops() -> None:
         assert float(gradient[row, column]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
 
 
-def test_clusters_agree_column_by_column() -> None:
+def test_the_agreement_term_compares_clusters_column_by_column() -> None:
     random = np.random.default_rng(0)
     first, second = (torch.tensor(random.dirichlet(np.ones(5), 40)) for _ in range(2))
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -82,7 +82,7 @@ def test_clusters_agree_column_by_column() -> None:
     assert abs(float(cluster_agreement(first[:, order], second, 0.5)) - whole) > 1e-3
 
 
-def test_a_folded_head_says_what_the_head_says_in_its_own_time() -> None:
+def test_a_head_folded_into_plain_weights_gives_the_outputs_of_the_head_in_evaluation_mode() -> None:
     head = _Head(12, 4, torch.Generator().manual_seed(0))
     x = torch.randn(300, 12, generator=torch.Generator().manual_seed(1))
     for start in range(0, 300, 50):
@@ -97,19 +97,19 @@ SCHEDULES = [(50_000, 10, (1940, 512, 0.5)), (5_000, 10, (180, 512, 0.5)), (300,
 
 
 @pytest.mark.parametrize(("n", "clusters", "expected"), SCHEDULES)
-def test_the_schedule_is_the_published_one_and_never_too_short(n: int, clusters: int, expected: tuple[int, int, float]) -> None:
+def test_the_schedule_is_the_published_one_with_a_minimum_of_steps(n: int, clusters: int, expected: tuple[int, int, float]) -> None:
     assert schedule(n, clusters) == expected
 
 
 @pytest.mark.parametrize("estimator", [TAC(8, **SHORT), TACKMeans(8, n_members=1), TACKMeans(8, n_members=3)], ids=["tac", "tac-kmeans, one", "tac-kmeans"])
-def test_nouns_show_the_classes_where_images_show_styles(estimator: Clusterer) -> None:
+def test_with_nouns_the_classes_are_found_that_images_alone_hide(estimator: Clusterer) -> None:
     X, nouns, y = planted(b=0.8)
     assert accuracy(y, SphericalKMeans(8, random_state=0).fit(X).labels_) < 0.4
     assert accuracy(y, clone(estimator).fit(X, nouns=nouns).labels_) >= 0.95
-    assert accuracy(y, clone(estimator).fit(X, text=X).labels_) <= 0.6, "an image that is its own text says nothing new"
+    assert accuracy(y, clone(estimator).fit(X, text=X).labels_) <= 0.6, "with the image itself as text the classes stay hidden"
 
 
-def test_nouns_are_those_that_are_selected_and_help_gsec_too() -> None:
+def test_gsec_with_nouns_equals_gsec_with_the_counterparts_of_selected_nouns() -> None:
     X, nouns, y = planted()
     S = np.concatenate(list(noun_counterparts(X, nouns[select_nouns(X, nouns, 8).noun])))
     small = {"n_members": 4, "ensemble_size": 4, "device": "cpu", "text_weight": 0.5}
@@ -118,7 +118,7 @@ def test_nouns_are_those_that_are_selected_and_help_gsec_too() -> None:
     assert accuracy(y, by_nouns.labels_) >= 0.95
 
 
-def test_new_rows_get_the_clusters_of_their_like_without_texts() -> None:
+def test_new_rows_are_predicted_without_texts() -> None:
     X, nouns, y = planted(n=1600)
     fitted = TAC(8, **SHORT).fit(X[:1200], nouns=nouns)
     assert accuracy(y[1200:], fitted.predict(X[1200:])) >= 0.9
@@ -126,7 +126,7 @@ def test_new_rows_get_the_clusters_of_their_like_without_texts() -> None:
         fitted.predict(X[1200:], X[1200:])
 
 
-def test_many_clusters_train_on_large_batches() -> None:
+def test_three_hundred_clusters_can_be_fitted() -> None:
     random = np.random.default_rng(0)
     X = random.standard_normal((900, 16)).astype(np.float32)
     fitted = TAC(300, n_members=1, max_steps=5, device="cpu").fit(X, nouns=random.standard_normal((2000, 16)).astype(np.float32))
@@ -144,6 +144,6 @@ def test_many_clusters_train_on_large_batches() -> None:
         (TACKMeans(8, n_init=0), {"nouns": np.ones((5, 64))}, "n_init = 0"),
     ],
 )
-def test_a_wrong_parameter_is_named(estimator: Clusterer, given: dict[str, NDArray], says: str) -> None:
+def test_a_wrong_parameter_is_an_error_that_names_it(estimator: Clusterer, given: dict[str, NDArray], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         estimator.fit(planted(n=60)[0], **given)

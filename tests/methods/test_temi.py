@@ -11,21 +11,23 @@ from gsec_core.methods.temi.estimator import N_HEADS, losses, pair_weights, sche
 @pytest.mark.parametrize(
     ("n", "clusters", "expected"), [(50_000, 10, (19_400, 512)), (5_000, 10, (7_200, 512)), (300, 10, (7_200, 300)), (1_281_167, 1000, (250_200, 1024))]
 )
-def test_the_schedule_is_the_published_one_and_never_too_short(n: int, clusters: int, expected: tuple[int, int]) -> None:
+def test_the_schedule_is_the_published_one_with_a_minimum_of_steps(n: int, clusters: int, expected: tuple[int, int]) -> None:
     assert schedule(n, clusters) == expected
 
 
-def test_sure_pairs_lose_least_and_doubt_costs() -> None:
+def test_sure_pairs_have_the_least_loss_and_uncertain_ones_a_greater() -> None:
     sizes, sure = torch.full((1, 10), 0.1), torch.eye(10)[None]
     assert float(losses(sure, sure, sizes, torch.ones(10), 0.6)) == pytest.approx(-2.302585, abs=1e-5)
     doubt = torch.full((1, 4, 10), 0.1)
     weights = pair_weights(doubt, doubt)
     assert weights.tolist() == pytest.approx([0.1] * 4)
     assert float(losses(doubt, doubt, sizes, weights, 0.6)) == pytest.approx(-0.184207, abs=1e-5)
-    assert float(losses(doubt, doubt, sizes, torch.ones(4), 0.5)) == pytest.approx(-2.302585, abs=1e-5), "at .5 one label for all is as good as any"
+    assert float(losses(doubt, doubt, sizes, torch.ones(4), 0.5)) == pytest.approx(-2.302585, abs=1e-5), (
+        "at beta = .5 a single uncertain label for all costs no more than sure ones"
+    )
 
 
-def test_losses_and_gradients_are_those_of_loops() -> None:
+def test_the_losses_and_gradients_equal_those_of_loops() -> None:
     random = np.random.default_rng(0)
     beta, logits, t = 0.6, random.standard_normal((3, 200, 5)), random.dirichlet(np.ones(5), (3, 200))
     near, sizes = random.dirichlet(np.ones(5), (3, 200)), random.dirichlet(np.ones(5), 3)
@@ -52,7 +54,7 @@ def test_losses_and_gradients_are_those_of_loops() -> None:
 
 
 def planted(wide: float = 0.0, signal: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """Three clusters of 280, 80 and 40 images around directions of their own; the largest is ``wide`` along another."""
+    """Three clusters of 280, 80 and 40 images, each around its own direction; the largest is also spread by ``wide`` along another one."""
     random = np.random.default_rng(0)
     y = np.repeat(np.arange(3), [280, 80, 40])
     directions = np.linalg.qr(random.standard_normal((64, 64)))[0]
@@ -64,18 +66,18 @@ def planted(wide: float = 0.0, signal: float = 0.5) -> tuple[np.ndarray, np.ndar
 SHORT = {"beta": 1.0, "device": "cpu"}
 
 
-def test_sizes_may_differ_at_beta_one() -> None:
+def test_with_beta_one_clusters_of_different_sizes_are_found() -> None:
     X, y = planted()
     assert accuracy(y, TEMI(3, n_members=1, max_steps=100, **SHORT).fit(X).labels_) >= 0.98
 
 
-def test_neighbours_show_a_cluster_that_k_means_cuts() -> None:
+def test_an_elongated_cluster_that_k_means_splits_is_found_by_neighbours() -> None:
     X, y = planted(wide=0.4, signal=0.4)
     assert accuracy(y, SphericalKMeans(3, random_state=0).fit(X).labels_) < 0.7
     assert accuracy(y, TEMI(3, max_steps=200, **SHORT).fit(X).labels_) >= 0.95
 
 
-def test_members_are_heads_in_the_order_of_their_loss() -> None:
+def test_members_are_the_heads_in_order_of_their_loss() -> None:
     X, _ = planted()
     fitted = TEMI(3, max_steps=30, device="cpu").fit(X)
     found = [member.loss for member in fitted.members_]
@@ -85,10 +87,10 @@ def test_members_are_heads_in_the_order_of_their_loss() -> None:
     assert np.array_equal(one.members_[0].parameters["first"], fitted.members_[0].parameters["first"])
     starts = TEMI(3, max_steps=1, device="cpu").fit(X)
     last = [member.parameters["last"] for member in starts.members_]
-    assert not np.allclose(last[0], last[1]), "each head starts by itself"
+    assert not np.allclose(last[0], last[1]), "each head must have its own start"
 
 
-def test_wrong_parameters_are_named() -> None:
+def test_wrong_parameters_are_errors_that_name_them() -> None:
     with pytest.raises(ValueError, match=r"beta = 0\.5: it must be above 0\.5"):
         TEMI(3, beta=0.5).fit(np.ones((9, 4)))
     with pytest.raises(ValueError, match="max_steps = 0"):

@@ -18,7 +18,7 @@ def softmax(rows: NDArray) -> NDArray:
 
 
 def by_loops(theta: list[NDArray], heads: list[NDArray], spaces: list[NDArray], gamma: float) -> float:
-    """The outer loss of linear maps without bias, image by image."""
+    """The outer loss of linear maps without bias, computed image by image."""
     labels = [softmax(z @ weight.T) for z, weight in zip(spaces, theta, strict=True)]
     total = 0.0
     for z, head in zip(spaces, heads, strict=True):
@@ -31,7 +31,7 @@ def by_loops(theta: list[NDArray], heads: list[NDArray], spaces: list[NDArray], 
     return total
 
 
-def test_the_outer_loss_and_its_gradient_are_those_of_loops() -> None:
+def test_the_outer_loss_and_its_gradient_equal_those_of_a_loop_over_images() -> None:
     random = np.random.default_rng(0)
     spaces = [random.standard_normal((200, d)) for d in (4, 3)]
     theta, heads = ([random.standard_normal((5, d)) for d in (4, 3)] for _ in range(2))
@@ -41,7 +41,9 @@ def test_the_outer_loss_and_its_gradient_are_those_of_loops() -> None:
     both = [torch.stack([one, two], 1) for one, two in zip(labels, other, strict=True)]
     found = loss(both, [torch.tensor(z @ head.T)[:, None].expand(-1, 2, -1) for z, head in zip(spaces, heads, strict=True)], 10.0)
     found[0].backward()  # type: ignore[no-untyped-call]
-    assert float(found[0].detach()) == pytest.approx(by_loops(theta, heads, spaces, 10.0), rel=1e-10), "whatever the other member"
+    assert float(found[0].detach()) == pytest.approx(by_loops(theta, heads, spaces, 10.0), rel=1e-10), (
+        "the loss of a member must not depend on the other member"
+    )
     for space, place in [(0, (1, 2)), (0, (4, 0)), (1, (3, 1))]:
         above, below = ([weight.copy() for weight in theta] for _ in range(2))
         above[space][place] += 1e-5
@@ -52,14 +54,14 @@ def test_the_outer_loss_and_its_gradient_are_those_of_loops() -> None:
         assert float(gradient[place]) == pytest.approx(slope, rel=1e-6)
 
 
-def test_a_classifier_without_a_step_says_nothing_of_labels() -> None:
+def test_a_classifier_without_any_training_step_gives_labels_no_gradient_that_matters() -> None:
     labels = torch.rand(50, 1, 4, dtype=torch.float64).softmax(2).requires_grad_()
     loss([labels], [torch.zeros(50, 1, 4, dtype=torch.float64)], 0.0).sum().backward()  # type: ignore[no-untyped-call]
     assert labels.grad is not None
-    assert torch.allclose(labels.grad, labels.grad[..., :1].expand(-1, 1, 4)), "all clusters alike: nothing for a softmax to move"
+    assert torch.allclose(labels.grad, labels.grad[..., :1].expand(-1, 1, 4)), "the gradient is equal for all clusters, so a softmax would not change"
 
 
-def test_a_classifier_learns_as_by_torchs_adam() -> None:
+def test_a_classifier_is_trained_as_by_torchs_adam() -> None:
     generator = torch.Generator().manual_seed(0)
     z, q = torch.randn(64, 6, generator=generator), torch.rand(64, 2, 3, generator=generator).softmax(2)
     start = Linear.random(6, 2, 3, generator)
@@ -75,7 +77,7 @@ def test_a_classifier_learns_as_by_torchs_adam() -> None:
         torch.testing.assert_close(found.bias[member], bias.detach())
 
 
-def test_two_spaces_show_the_classes_that_neither_shows_alone() -> None:
+def test_two_spaces_together_show_classes_that_one_alone_hides() -> None:
     (X, _, y), (other, _, _) = planted(seed=0), planted(seed=10)
     assert accuracy(y, TURTLE(8, n_members=1, **SHORT).fit(X).labels_) <= 0.7
     both = TURTLE(8, n_members=2, **SHORT).fit([X, other])
@@ -83,20 +85,20 @@ def test_two_spaces_show_the_classes_that_neither_shows_alone() -> None:
     assert (both.predict(X, other) == both.labels_).mean() >= 0.98
 
 
-def test_gamma_asks_for_clusters_of_like_size() -> None:
+def test_gamma_makes_the_sizes_of_clusters_similar() -> None:
     X, _, _ = planted(b=0.4)
     free, even = (np.bincount(TURTLE(8, n_members=1, gamma=gamma, **SHORT).fit(X).labels_, minlength=8) for gamma in (0.0, 10.0))
-    assert free.min() == 0, "without it clusters die out"
+    assert free.min() == 0, "without gamma clusters die out"
     assert even.max() < 1.5 * even.min()
 
 
-def test_the_norm_of_embeddings_does_not_count() -> None:
+def test_the_norm_of_embeddings_does_not_matter() -> None:
     X, _, _ = planted(n=300)
     small = {"n_members": 1, "max_steps": 15, "device": "cpu"}
     assert np.array_equal(TURTLE(8, **small).fit(X).labels_, TURTLE(8, **small).fit(8 * X).labels_)
 
 
-def test_wrong_parameters_are_named() -> None:
+def test_wrong_parameters_are_errors_that_name_them() -> None:
     X, _, _ = planted(n=60)
     with pytest.raises(ValueError, match="X: it has two spaces; do not give text"):
         TURTLE(8).fit([X, X], text=X)

@@ -6,19 +6,19 @@ from gsec_core import ZeroShot
 from ..planted import planted
 
 
-def test_images_go_to_the_name_that_they_are_nearest_to() -> None:
+def test_each_image_gets_the_cluster_of_its_nearest_name() -> None:
     X, nouns, y = planted(b=0.6)
     names = nouns[:80].reshape(8, 10, 64).mean(1)
     found = ZeroShot(8, device="cpu").fit(X, nouns=names)
     clusters = found.ensemble_.permutations[0]
-    assert np.array_equal(clusters[y], found.labels_), "by the classes' own names every image, where k-means sees styles"
+    assert np.array_equal(clusters[y], found.labels_), "with the classes' own names every image must be right, where k-means would find styles"
     assert np.array_equal(found.predict(X), found.labels_)
     order = np.random.default_rng(0).permutation(8)
     other = ZeroShot(8, device="cpu").fit(X, nouns=names[order])
     assert np.array_equal(other.ensemble_.permutations[0][np.argsort(order)][y], other.labels_)
 
 
-def test_images_in_another_space_than_the_names() -> None:
+def test_images_in_another_space_are_compared_with_names_in_the_joint_space() -> None:
     X, nouns, y = planted()
     names = nouns[:80].reshape(8, 10, 64).mean(1)
     noise = np.random.default_rng(0).standard_normal((len(X), 20)).astype(np.float32)
@@ -27,7 +27,7 @@ def test_images_in_another_space_than_the_names() -> None:
     assert np.array_equal(found.predict(noise, joint=X), found.labels_)
 
 
-def test_there_is_a_name_for_each_cluster() -> None:
+def test_names_must_be_given_and_be_one_per_cluster() -> None:
     X, nouns, _ = planted(n=60)
     with pytest.raises(ValueError, match="ZeroShot needs images and nouns"):
         ZeroShot(8).fit(X)

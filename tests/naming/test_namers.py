@@ -1,4 +1,4 @@
-"""Names by a language model, asked of a server on a real socket."""
+"""Names of clusters by a language model, with a fake server on a real socket."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def names(server: Server, said: list[list[Description]]) -> list[tuple[str, str 
     return [(found.name.name, found.name.description, found.namer) for found in namer(server).name(said, lambda by: None)]
 
 
-def test_the_model_sees_descriptions_and_terms_and_its_name_counts(server: Server) -> None:
+def test_the_model_gets_descriptions_and_terms_and_its_name_is_used(server: Server) -> None:
     server.answer = lambda request: named("house cats" if "a cat" in request.body["messages"][0]["content"] else "hounds")
     assert names(server, [CATS, DOGS]) == [("house cats", "These are house cats.", "tiny"), ("hounds", "These are hounds.", "tiny")]
     assert "Words: cat, fur" in min(request.body["messages"][0]["content"] for request in server.requests)
@@ -57,39 +57,39 @@ def test_the_model_sees_descriptions_and_terms_and_its_name_counts(server: Serve
         '{"name": ' + "[" * 5000 + "]" * 5000 + "}",
     ],
 )
-def test_a_reply_that_is_no_name_leaves_the_name_of_the_terms(server: Server, text: str) -> None:
+def test_after_an_invalid_reply_the_name_by_terms_is_used(server: Server, text: str) -> None:
     server.answer = lambda request: reply(text)
     [terms] = name_clusters([CATS])
     assert names(server, [CATS]) == [(terms.name, terms.description, "terms")]
 
 
-def test_a_name_between_fences_and_words_is_found_and_tidied(server: Server) -> None:
+def test_a_name_among_other_text_is_found_and_tidied(server: Server) -> None:
     server.answer = lambda request: reply('Sure!\n```json\n{"name": "house\\n cats\\u202e", "description": "Cats."}\n```')
     assert names(server, [CATS]) == [("house cats", "Cats.", "tiny")]
 
 
-def test_equal_names_are_made_unlike(server: Server) -> None:
+def test_equal_names_are_made_different(server: Server) -> None:
     server.answer = lambda request: named("animals")
     assert [name for name, *_ in names(server, [CATS, DOGS])] == ["animals", "animals, ears"]
 
 
-def test_nothing_is_asked_of_a_cluster_without_descriptions(server: Server) -> None:
+def test_for_a_cluster_without_descriptions_the_model_is_not_asked(server: Server) -> None:
     assert names(server, [[]]) == [("cluster 0", None, "terms")]
     assert server.requests == []
 
 
-def test_a_request_that_the_server_declines_leaves_the_name_of_the_terms(server: Server) -> None:
+def test_if_the_server_declines_a_request_the_name_by_terms_is_used(server: Server) -> None:
     server.says(error(400))
     assert [by for *_, by in names(server, [CATS])] == ["terms"]
 
 
-def test_a_question_that_the_server_fails_at_leaves_the_name_of_the_terms(server: Server) -> None:
+def test_if_the_server_fails_at_one_request_the_name_by_terms_is_used(server: Server) -> None:
     server.answer = lambda request: error(500) if "a cat" in request.body["messages"][0]["content"] else named("hounds")
     assert [(name, by) for name, _, by in names(server, [CATS, DOGS])] == [("cat", "terms"), ("hounds", "tiny")]
 
 
 @pytest.mark.parametrize(("status", "raised"), [(500, GsecError), (503, GsecError), (401, Refused)])
-def test_a_server_that_answers_nobody_stops_the_stage(server: Server, status: int, raised: type[Exception]) -> None:
+def test_a_server_that_answers_no_request_is_an_error(server: Server, status: int, raised: type[Exception]) -> None:
     server.answer = lambda request: error(status)
     with pytest.raises(raised, match=r"describe\.url"):
         names(server, [CATS])
@@ -101,18 +101,18 @@ def test_a_model_that_is_not_served_is_refused_by_its_setting(server: Server) ->
     namer(server).check()
 
 
-def test_a_server_that_is_not_there_is_refused() -> None:
+def test_a_server_that_does_not_answer_is_refused() -> None:
     with pytest.raises(Refused, match="Start the server"):
         load_namer(_config("openai:tiny")).check()
 
 
 @pytest.mark.parametrize("name", ["llm", "openai", "openai:"])
-def test_another_name_is_refused(name: str) -> None:
+def test_an_unknown_namer_is_refused(name: str) -> None:
     for ask in (load_namer, namer_identity):
         with pytest.raises(Refused, match=r"publish\.namer = .*choose `terms`, `nouns` or `openai:MODEL`"):
             ask(_config(name))  # type: ignore[operator]
 
 
-def test_the_server_is_no_part_of_the_identity_and_the_model_is() -> None:
+def test_the_identity_of_a_namer_covers_the_model_but_not_the_server() -> None:
     assert namer_identity(_config("openai:a", "http://one/v1")) == namer_identity(_config("openai:a", "http://two/v1"))
     assert namer_identity(_config("openai:a")) != namer_identity(_config("openai:b"))

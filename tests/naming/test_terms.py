@@ -1,4 +1,4 @@
-"""Names from descriptions alone."""
+"""Names of clusters made of the terms in their descriptions."""
 
 import pytest
 from hypothesis import given
@@ -25,66 +25,66 @@ PETS = [
 ]
 
 
-def test_a_cluster_is_called_by_the_head_that_its_objects_share() -> None:
+def test_a_cluster_is_named_by_the_noun_that_its_objects_share() -> None:
     assert [name.name for name in name_clusters(PETS)] == ["cat", "beagle"]
 
 
-def test_its_sentence_says_objects_and_what_is_often_said_of_them() -> None:
+def test_the_description_names_the_objects_and_frequent_attributes() -> None:
     cats, dogs = name_clusters(PETS)
     assert cats.description == "Mostly cat; often grey fur and bright tones."
     assert dogs.description == "Mostly beagle and toy poodle."
 
 
-def test_terms_are_what_the_others_do_not_have() -> None:
+def test_terms_are_those_that_other_clusters_do_not_have() -> None:
     cats, dogs = name_clusters(PETS)
     assert cats.terms[0] == "cat"
     assert dogs.terms[0] == "beagle"
     assert "grey fur" in cats.terms
-    assert not {"bright", "tones", "bright tones"} & {*dogs.terms}, "they are said of the cats more often"
+    assert not {"bright", "tones", "bright tones"} & {*dogs.terms}, "these terms are more frequent in the other cluster"
 
 
-def test_a_name_has_two_objects_when_the_first_is_in_fewer_than_half_of_the_descriptions() -> None:
+def test_a_name_has_two_objects_if_the_first_is_in_fewer_than_half_of_the_descriptions() -> None:
     mixed = [described(thing, "red") for thing in ("van", "van", "ship", "ship", "plane", "lamp")]
     assert name_clusters([mixed, PETS[0]])[0].name == "ship, van"
 
 
-def test_of_a_noun_phrase_the_head_is_taken() -> None:
+def test_objects_with_one_head_give_that_head_as_name_and_a_single_object_its_whole_phrase() -> None:
     said = [[described("loaf of bread", "brown"), described("loaf of rye bread", "dark")], [described("slice of bread", "white")]]
     assert [name.name for name in name_clusters(said)] == ["loaf", "slice of bread"]
 
 
-def test_free_text_gives_its_most_telling_word_and_its_most_typical_sentence() -> None:
+def test_free_text_gives_a_distinctive_word_as_name_and_a_typical_sentence_as_description() -> None:
     said = [[free("A lighthouse at the sea"), free("The lighthouse in fog"), free("A boat")], [free("A street at night"), free("A street")]]
     coast, street = name_clusters(said)
     assert (coast.name, street.name) == ("lighthouse", "street")
     assert coast.description == "The lighthouse in fog"
 
 
-def test_without_descriptions_a_cluster_has_its_number() -> None:
+def test_a_cluster_without_descriptions_is_named_by_its_number() -> None:
     nothing, _, blank = name_clusters([[], PETS[0], [free("...")]])
     assert (nothing.name, nothing.description, nothing.terms) == ("cluster 0", None, ())
     assert blank.name == "cluster 2"
 
 
-def test_of_equal_names_the_first_stays_and_the_others_add_what_is_their_own() -> None:
+def test_of_equal_names_the_first_stays_and_the_others_get_a_distinctive_term_or_a_number() -> None:
     said = [[described("cat", "black fur")], [described("cat", "white fur")], [described("Cat", "white fur")]]
     assert [name.name for name in name_clusters(said)] == ["cat", "cat, white fur", "cat 2"]
 
 
-def test_a_number_that_is_taken_is_not_taken_twice() -> None:
+def test_a_number_added_to_a_name_does_not_clash_with_an_existing_name() -> None:
     names = unique([("cat", ()), ("cat 2", ()), ("cat", ())])
     assert len({*names}) == 3
 
 
-def test_a_group_of_clusters_is_called_by_what_only_it_says() -> None:
+def test_a_group_of_clusters_is_named_by_its_distinctive_term() -> None:
     said = [*PETS, [described("red car", "bright tones")], [described("blue car", "long bonnet")], [described("delivery van", "bright tones")]]
     names = [name.name for name in name_groups(said, [[2, 3], [0, 1], [0, 1, 2, 3, 4], [4]])]
     assert names[0] == "car"
-    assert names[1] == "cat", "three of six"
+    assert names[1] == "cat", "cats are three of the six objects of this group"
     assert len(set(names)) == 4
 
 
-def test_weights_are_those_of_the_paper() -> None:
+def test_the_weights_of_terms_are_those_of_the_paper() -> None:
     overall = {"cat": 3, "fur": 4, "dog": 1}
     first, second = c_tf_idf({"cat": 3, "fur": 1}, overall, 2), c_tf_idf({"dog": 1, "fur": 3}, overall, 2)
     assert first["cat"] == pytest.approx(3 / 4 * 0.8472978603872037)  # log(1 + 4 / 3)
@@ -96,7 +96,7 @@ descriptions = st.builds(Description, words, st.none() | words, st.lists(words, 
 
 
 @given(st.lists(st.lists(descriptions, max_size=4), max_size=6), st.randoms())
-def test_names_are_unlike_short_and_do_not_depend_on_the_order_of_descriptions(said: list[list[Description]], random: "object") -> None:
+def test_names_are_distinct_and_short_and_do_not_depend_on_the_order_of_descriptions(said: list[list[Description]], random: "object") -> None:
     names = name_clusters(said)
     assert len({name.name.casefold() for name in names}) == len(said)
     assert all(0 < len(name.name) <= 2 * LONGEST_NAME and name.name.isprintable() for name in names)

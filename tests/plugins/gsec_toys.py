@@ -1,4 +1,4 @@
-"""A method, an encoder and a captioner that another package brings: as small as they can be."""
+"""A method, an encoder and a captioner of another package, as small as possible."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ METHOD = Method(
 
 
 class Colours:
-    """The mean colour of an image, in a space of its own with texts."""
+    """An encoder whose vector is the mean colour of an image; texts get vectors of the same length."""
 
     has_texts = True
 
@@ -82,7 +82,7 @@ class _Captioner:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Says how long the file is."""
+    """A captioner that describes an image by the size of its file."""
 
     usage: str = "toy"
     can_be_asked: bool = False

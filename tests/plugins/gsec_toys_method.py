@@ -1,4 +1,4 @@
-"""The toy's estimator."""
+"""The estimator of the toy method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class ToyPlan(UnitVectors, LinearMembers, Plan):
 
 
 class Toy(Clusterer):
-    """Nearest of random images."""
+    """Clusters images by the nearest of some random images."""
 
     def __init__(self, n_clusters: int = 10, *, sharpness: float = 10.0, n_members: int | None = None, random_state: int = 0, device: str = "auto") -> None:
         self.n_clusters = n_clusters

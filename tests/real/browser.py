@@ -1,4 +1,4 @@
-"""Chromium, and what must hold for every report that it opens."""
+"""Opens pages in Chromium, and checks what must hold for every report."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class _Watch:
-    """What a page did that a report must not do."""
+    """Collects what a page does that a report must not do."""
 
     folder: str
     wrongs: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class _Watch:
 
 @contextmanager
 def opened(browser: Browser, path: Path, *, width: int = 1280, dark: bool = False, scripts: bool = True, touch: bool = False) -> Iterator[Page]:
-    """A page of a report. Fails at the end if it complained, opened a dialog, or asked for anything outside of the report's folder."""
+    """A page of a report. Fails at the end if it logged an error, opened a dialog, or requested anything outside the report's folder."""
     context = browser.new_context(
         viewport={"width": width, "height": 800},
         color_scheme="dark" if dark else "light",
@@ -71,7 +71,7 @@ def opened(browser: Browser, path: Path, *, width: int = 1280, dark: bool = Fals
 
 
 def check_report(browser: Browser, index: Path, clusters: int) -> None:
-    """Everything that can be done with a report of ``clusters`` clusters, some of them with kept thumbnails, does what it says."""
+    """Check every interactive part of a report of ``clusters`` clusters: search, sorting, map, keyboard and galleries."""
     with opened(browser, index) as page:
         listed = min(clusters, MAX_LISTED)
         expect(page.locator("h1")).to_contain_text(f"in {clusters:,} cluster")
@@ -87,7 +87,7 @@ def check_report(browser: Browser, index: Path, clusters: int) -> None:
 
 
 def check_search(page: Page) -> None:
-    """The field hides the rows that do not hold all of the words, wherever they stand, and shows all again when it is cleared."""
+    """The search field hides rows that do not contain all words, and shows all rows again after it is cleared."""
     rows, field = page.locator("#rows tr:visible"), page.get_by_role("searchbox")
     every = rows.count()
     last = page.locator("#rows tr").last
@@ -107,7 +107,7 @@ def check_search(page: Page) -> None:
 
 
 def check_sorting(page: Page) -> None:
-    """Each press of a heading orders the rows by it, the other way round the second time."""
+    """Each click on a heading sorts the rows by its column, the second click in the opposite order."""
     for column in ("Name", "Description", "Terms", "Size", "Share", "Confidence", "Cohesion", "Separation", "Agreement", "No."):
         heading = page.locator("#table thead th").filter(has=page.get_by_role("button", name=column, exact=True))
         for _ in range(2):
@@ -116,14 +116,14 @@ def check_sorting(page: Page) -> None:
             assert order in ("ascending", "descending")
             values = _column(page, heading)
             there = [value for value in values if value is not None]
-            assert values[: len(there)] == there, "what is not there comes last"
+            assert values[: len(there)] == there, "rows without a value must come last"
             assert there == sorted(there, reverse=order == "descending")
         expect(page.locator("#table th[aria-sort]")).to_have_count(1)
     heading.get_by_role("button").click()
 
 
 def check_pointing(page: Page) -> None:
-    """The map has coloured points; under the pointer it says what an image is and shows it."""
+    """The map has coloured points, and shows the image under the pointer with its name and thumbnail."""
     x, y = coloured_point(page)
     page.mouse.move(x, y)
     tip = page.locator("#map-tip")
@@ -137,7 +137,7 @@ def check_pointing(page: Page) -> None:
 
 
 def check_keys(page: Page) -> None:
-    """Without a pointer: the map is reached by Tab, arrows step through it, Escape hides, Enter opens the cluster's gallery."""
+    """The map by keyboard: Tab reaches it, arrows step through its images, Escape hides the image, Enter opens the cluster's gallery."""
     page.locator("[data-zoom=reset]").focus()
     page.keyboard.press("Tab")
     expect(page.locator("#map-canvas")).to_be_focused()
@@ -161,7 +161,7 @@ def check_keys(page: Page) -> None:
 
 
 def check_galleries(page: Page, clusters: int) -> None:
-    """Each listed cluster has a gallery, in the index or on a page that leads on and back."""
+    """Each listed cluster has a gallery, in the index or on a page that links to its neighbours and back to the index."""
     if clusters <= MAX_INLINE:
         expect(page.locator("#gallery-list article")).to_have_count(clusters)
         for picture in page.locator("#gallery-list img").all()[:40]:
@@ -182,7 +182,7 @@ def check_galleries(page: Page, clusters: int) -> None:
 
 
 def coloured_point(page: Page) -> tuple[float, float]:
-    """Where a coloured pixel of the map is, in the viewport. Fails if it has none."""
+    """The position of a coloured pixel of the map in the viewport. Fails if the map has none."""
     page.locator("#map-canvas").scroll_into_view_if_needed()
     found: list[float] | None = page.locator("#map-canvas").evaluate(
         """async canvas => {
@@ -203,7 +203,7 @@ def coloured_point(page: Page) -> tuple[float, float]:
 
 
 def drawn(page: Page) -> str:
-    """What the map shows, once it has drawn what it was told."""
+    """The picture that the map shows once it has drawn all pending changes."""
     shows: str = page.locator("#map-canvas").evaluate(
         """async canvas => {
             for (let frame = 0; frame < 4; frame++) await new Promise(requestAnimationFrame);
@@ -243,7 +243,7 @@ def overflow(page: Page) -> int:
 
 
 def _column(page: Page, heading: Locator) -> list[Any]:
-    """What the rows are ordered by: numbers, or words as Intl would compare them; None where nothing stands."""
+    """The values by which the rows are sorted: numbers, or the ranks of words as Intl compares them; None for empty cells."""
     values: list[Any] = page.evaluate(
         """column => {
             const cells = Array.from(document.getElementById("rows").rows, row => row.cells[column]);

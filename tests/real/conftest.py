@@ -1,4 +1,4 @@
-"""One browser for all, and one vLLM server."""
+"""Fixtures with one browser and one vLLM server for all tests."""
 
 import os
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    """Running. A test that stops or kills it starts it again, for those after it."""
+    """The running server. A test that stops or kills it must start it again for later tests."""
     if not PYTHON.with_name("vllm").exists():
-        # Under `make test-real` everything has to be there; whoever runs pytest by hand may want the rest.
+        # Under `make test-real` everything has to be installed. Without it, these tests are skipped and the others run.
         missing = f"no vLLM in {PYTHON.parents[1]}: run `make real-parts`"
         pytest.fail(missing) if os.environ.get("GSEC_REAL") else pytest.skip(missing)
     server = VllmServer(tmp_path_factory.mktemp("vllm"))

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis, as Debian has them, for a test: their data in its folder, a free port, gone afterwards."""
+"""Debian's PostgreSQL and Redis for a test: at free ports, with temporary data, and stopped afterwards."""
 
 import os
 import pwd
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def program(name: str) -> str:
-    """Where the program is; PostgreSQL's, too. Under `make test-real` everything has to be there; whoever runs pytest by hand may want the rest."""
+    """The path of a program, including PostgreSQL's. If it is missing, fail under `make test-real`, and skip the test otherwise."""
     found = shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None)
     if found is None:
         missing = f"no {name} on this machine: run `make real-parts`"
@@ -35,7 +35,7 @@ def program(name: str) -> str:
 
 @contextmanager
 def running(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, user: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in the background, in a process group of its own, which is asked to end and then made to."""
+    """Run the command in the background, in a process group of its own, which is terminated at the end and then killed."""
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd="/", start_new_session=True, **_as(user)
@@ -44,7 +44,7 @@ def running(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
         yield process
     finally:
         if process.poll() is None:
-            # To PostgreSQL the other signal means to wait for its clients.
+            # With SIGTERM, PostgreSQL would wait for its clients.
             process.send_signal(signal.SIGINT if Path(command[0]).name == "postgres" else signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(30)
@@ -55,7 +55,7 @@ def running(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A database `prefect` of a user `prefect`, who has to say the password."""
+    """A server with the database `prefect` and the user `prefect`, who needs the password."""
 
     port: int
     password: str
@@ -75,7 +75,7 @@ def postgres(folder: Path) -> Iterator[str]:
 @contextmanager
 def postgres_server(folder: Path, password: str = "password") -> Iterator[Postgres]:
     folder.mkdir(parents=True, exist_ok=True)
-    # Not in the test's folder: that is root's alone, the server must not run as root, and the socket's path has to be short.
+    # Not in the test's folder, which only root may read: the server must not run as root. Also, the socket's path must be short.
     home = Path(mkdtemp(prefix="gsec-postgres-"))
     user = _somebody_else()
     if user:
@@ -102,7 +102,7 @@ def postgres_server(folder: Path, password: str = "password") -> Iterator[Postgr
 
 @contextmanager
 def redis(folder: Path, options: Sequence[str] = ("--appendonly", "yes")) -> Iterator[int]:
-    """The port of an empty Redis. ``options`` are its own."""
+    """The port of an empty Redis server. ``options`` are options of redis-server."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "redis.log"
     with running([program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *options], log):
@@ -111,7 +111,7 @@ def redis(folder: Path, options: Sequence[str] = ("--appendonly", "yes")) -> Ite
 
 
 def wait(done: Callable[[], bool], what: str, log: Path | None = None, seconds: float = 60) -> None:
-    """Until ``done``; the end of the log says why not."""
+    """Wait until ``done``; after ``seconds`` raise an AssertionError with the end of the log."""
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
@@ -129,7 +129,7 @@ def _redis_answers(port: int) -> bool:
 
 
 def _somebody_else() -> str | None:
-    """Root's servers run as the user that Debian's package made."""
+    """The user for servers that root starts: the one that Debian's package made; None if the tests do not run as root."""
     if os.geteuid() != 0:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A stack as an operator has it: started by `gsec up` from a stack file, asked over Prefect's API."""
+"""A stack as an operator runs it: started by `gsec up` from a stack file, and asked by Prefect's API."""
 
 import json
 import os
@@ -32,7 +32,7 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 @dataclass
 class Stack:
-    """One stack file and the processes that it made."""
+    """One stack file and the processes that `gsec up` starts from it."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -58,7 +58,7 @@ class Stack:
         return f"http://127.0.0.1:{self.reports_port}"
 
     def write(self, pipelines: Mapping[str, Mapping[str, Any]], more: str = "") -> None:
-        """The stack file. ``pipelines``: name -> source, and perhaps cron, shard_rows, batch_size and more settings as TOML."""
+        """Write the stack file. ``pipelines``: name -> source, and optionally cron, shard_rows, batch_size and more settings as TOML."""
         text = f'home = "home"\nport = {self.port}\nreports_port = {self.reports_port}\ncrashed_after = 60\n{more}\n'
         for name, entry in pipelines.items():
             cron = f'cron = "{entry["cron"]}"\n' if "cron" in entry else ""
@@ -86,7 +86,7 @@ class Stack:
         return psutil.Process(json.loads((self.folder / "home" / "processes.json").read_text())[service]["pid"])
 
     def api(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What Prefect's API answers; with a ``body`` to a POST. It is as patient as Prefect's own client is."""
+        """The answer of Prefect's API to a GET, or to a POST of ``body``. It retries as Prefect's own client does."""
         auth = tuple(self.environment["PREFECT_SERVER_API_AUTH_STRING"].split(":")) if "PREFECT_SERVER_API_AUTH_STRING" in self.environment else None
         for left in range(5, -1, -1):
             try:
@@ -94,7 +94,7 @@ class Stack:
             except httpx.TimeoutException:
                 assert left, f"{path}: no answer\n{self.logs()}"
                 continue
-            if answer.status_code != 503 or not left:  # what SQLite says under load
+            if answer.status_code != 503 or not left:  # which Prefect's server answers if SQLite is overloaded
                 break
             time.sleep(2)
         answer.raise_for_status()
@@ -110,7 +110,7 @@ class Stack:
         return run
 
     def ended(self, run: str, seconds: float = 240) -> dict[str, Any]:
-        """The state that a run ends in."""
+        """Wait until the run has ended and return its last state."""
         return self.when(run, lambda state: state["type"] in ENDED, seconds)
 
     def when(self, run: str, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
@@ -123,12 +123,12 @@ class Stack:
             time.sleep(0.5)
 
     def artifacts(self, key: str) -> list[dict[str, Any]]:
-        """Newest first."""
+        """The artifacts whose key is like ``key``, newest first."""
         found: list[dict[str, Any]] = self.api("artifacts/filter", {"artifacts": {"key": {"like_": key}}, "sort": "CREATED_DESC"})
         return found
 
     def children(self, run: str) -> list[dict[str, Any]]:
-        """The flow runs that a flow run has begun."""
+        """The flow runs that a flow run has started."""
         found: list[dict[str, Any]] = self.api("flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}, "sort": "START_TIME_ASC"})
         return found
 
@@ -137,7 +137,7 @@ class Stack:
 def stack_in(
     folder: Path, environment: Mapping[str, str] | None = None, program: Sequence[str | Path] = tuple(GSEC), called_in: Path | None = None
 ) -> Iterator[Stack]:
-    """A stack that is stopped at the end, its processes gone. ``program`` is the `gsec` that is called, ``called_in`` a folder."""
+    """A stack that is stopped at the end, when none of its processes may be left. ``program`` is the `gsec` to call, in the folder ``called_in``."""
     stack = Stack(folder, environment=dict(environment or {}), program=program, called_in=called_in)
     yield stack
     processes = [child for service in ("server", "ray", "worker", "reports") for child in _family(stack, service)]

@@ -1,4 +1,4 @@
-"""What a stack file makes on a real Prefect server."""
+"""The deployments, schedules, limits and automations that a stack file makes on a real Prefect server."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from flows.stages import DESCRIBERS
 from gsec_core.errors import GsecError, Refused
 
 A_PIPELINE = 18
-"""The whole, ingest, fifteen stages, assign."""
+"""The number of deployments of a pipeline: the whole pipeline, ingest, 15 stages and assign."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def stack(folder: Path, *names: str, **more: object) -> StackConfig:
 
 
 def records(client: SyncPrefectClient) -> dict[str, list[tuple[str, object]]]:
-    """What the server holds, with what would show that it was written again."""
+    """The records on the server, with their ids, which would change if they were made again."""
     flows = {flow.id: flow.name for flow in client.read_flows()}
     return {
         "deployments": sorted((f"{flows[found.flow_id]}/{found.name}", str(found.id)) for found in client.read_deployments()),
@@ -43,7 +43,7 @@ def records(client: SyncPrefectClient) -> dict[str, list[tuple[str, object]]]:
     }
 
 
-def test_applying_twice_changes_nothing_and_what_is_no_longer_wanted_goes(client: SyncPrefectClient, tmp_path: Path) -> None:
+def test_applying_a_file_twice_changes_nothing_and_removed_pipelines_are_deleted(client: SyncPrefectClient, tmp_path: Path) -> None:
     assert len(apply.apply(stack(tmp_path, "birds", "fish"))) == 2 * A_PIPELINE + 1
     first = records(client)
     assert first["schedules"] == [("all", "0 12 * * 0"), ("birds", "0 3 * * *"), ("fish", "0 3 * * *")]
@@ -55,7 +55,7 @@ def test_applying_twice_changes_nothing_and_what_is_no_longer_wanted_goes(client
     assert records(client)["deployments"] == []
 
 
-def test_of_more_deployments_than_a_page_all_that_are_no_longer_wanted_go(client: SyncPrefectClient, tmp_path: Path) -> None:
+def test_unwanted_deployments_are_deleted_even_if_there_is_more_than_one_page_of_them(client: SyncPrefectClient, tmp_path: Path) -> None:
     flow_id = client.create_flow_from_name("old")
     for number in range(51):
         client.create_deployment(flow_id=flow_id, name=f"old-{number}", tags=[apply.TAG])
@@ -68,7 +68,7 @@ def test_of_more_deployments_than_a_page_all_that_are_no_longer_wanted_go(client
     client.delete_deployment(other)
 
 
-def test_a_schedule_that_somebody_switched_off_stays_off_while_it_is_the_same(client: SyncPrefectClient, tmp_path: Path) -> None:
+def test_a_schedule_switched_off_by_a_user_stays_off_until_it_is_changed_in_the_file(client: SyncPrefectClient, tmp_path: Path) -> None:
     def active() -> bool:
         [schedule] = client.read_deployment_by_name("gsec/birds").schedules
         return schedule.active
@@ -82,26 +82,26 @@ def test_a_schedule_that_somebody_switched_off_stays_off_while_it_is_the_same(cl
     file = tmp_path / "stack.toml"
     file.write_text(file.read_text().replace("0 3 * * *", "0 4 * * *"))
     apply.apply(config.load(file))
-    assert active(), "it is another one"
+    assert active(), "a changed schedule must be active"
     apply.apply(stack(tmp_path))
 
 
-def test_of_a_run_nothing_can_be_set_but_its_parameters(client: SyncPrefectClient, tmp_path: Path) -> None:
-    """What the worker makes of what the dashboard calls job variables."""
+def test_job_variables_of_the_dashboard_have_no_effect(client: SyncPrefectClient, tmp_path: Path) -> None:
+    """The worker computes a run's environment and command from these variables, and must ignore them."""
     apply.apply(stack(tmp_path))
     given = {"env": {"GSEC_ROOTS": "/"}, "command": "touch x", "working_dir": "/", "stream_output": False}
     taken = asyncio.run(ProcessJobConfiguration.from_template_and_values(client.read_work_pool(POOL).base_job_template, given))
     assert (taken.env, taken.command, taken.working_dir) == ({}, None, None)
 
 
-def test_limits_follow_the_file(client: SyncPrefectClient, tmp_path: Path) -> None:
+def test_concurrency_limits_follow_the_stack_file(client: SyncPrefectClient, tmp_path: Path) -> None:
     for runs, describers in ((1, 1), (3, 2)):
         apply.apply(stack(tmp_path, runs_at_once=runs, describe_at_once=describers))
         assert client.read_work_pool(POOL).concurrency_limit == runs
         assert client.read_global_concurrency_limit_by_name(DESCRIBERS).limit == describers
 
 
-def test_an_automation_that_is_no_longer_wanted_goes(client: SyncPrefectClient, tmp_path: Path) -> None:
+def test_an_automation_that_is_no_longer_wanted_is_deleted(client: SyncPrefectClient, tmp_path: Path) -> None:
     apply.apply(stack(tmp_path, resume_crashed="true"))
     (crashed,) = client.read_automations_by_name(apply.CRASHED)
     assert client.read_automations_by_name(apply.RESUMED)
@@ -110,7 +110,7 @@ def test_an_automation_that_is_no_longer_wanted_goes(client: SyncPrefectClient, 
     assert client.read_automations_by_name(apply.CRASHED)[0].id == crashed.id
 
 
-def test_without_a_server_it_says_so(tmp_path: Path) -> None:
+def test_applying_without_a_server_is_an_error_that_says_so(tmp_path: Path) -> None:
     with temporary_settings({PREFECT_API_URL: None}), pytest.raises(Refused, match="PREFECT_API_URL"):
         apply.apply(stack(tmp_path))
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(GsecError, match="the server does not answer"):
@@ -126,7 +126,7 @@ def test_without_a_server_it_says_so(tmp_path: Path) -> None:
         (KeyError("no such pool"), GsecError, "a deployment cannot be made .*no such pool"),
     ],
 )
-def test_what_keeps_a_deployment_from_being_made_is_said_in_a_sentence(
+def test_an_error_while_a_deployment_is_made_is_reported_in_one_sentence(
     raised: int | Exception, kind: type[GsecError], said: str, client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create_deployment(self: SyncPrefectClient, **given: object) -> None:

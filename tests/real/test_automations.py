@@ -1,4 +1,4 @@
-"""What a server does by itself about runs of which nobody hears any more; its automations wait for ten seconds here, the least that it takes."""
+"""The automations for runs whose process is lost. They wait only ten seconds here, the least that Prefect allows."""
 
 import time
 from collections.abc import Iterator
@@ -40,18 +40,18 @@ def state_of(client: SyncPrefectClient, run: UUID) -> str:
 
 
 def report(client: SyncPrefectClient, run: UUID, *states: State) -> None:
-    """As a worker and a process report them; not within a moment, in which events may change places."""
+    """Set the states as a worker and a process would, with a pause after each, as events within a moment may be reordered."""
     for state in states:
         client.set_flow_run_state(run, state)
         time.sleep(1)
 
 
-def test_runs_are_begun_again_as_often_as_it_makes_sense(client: SyncPrefectClient) -> None:
-    deployments = ("gsec/birds", "gsec/fish", "gsec/frogs", "gsec-encode/birds")  # the runs of one would wait for each other
+def test_lost_and_crashed_pipeline_runs_are_restarted_a_limited_number_of_times(client: SyncPrefectClient) -> None:
+    deployments = ("gsec/birds", "gsec/fish", "gsec/frogs", "gsec-encode/birds")  # four deployments, because runs of one would wait for each other
     taken, crashing, broken, once = (client.create_flow_run_from_deployment(client.read_deployment_by_name(name).id).id for name in deployments)
     report(client, taken, Pending())
-    report(client, broken, Pending(), Crashed())  # what its worker cannot load, it could not load the next time either
-    report(client, once, Pending(), Running(), Crashed())  # somebody started one stage, and looks at it
+    report(client, broken, Pending(), Crashed())  # it crashed before it ran: its worker could not load it, and could not the next time either
+    report(client, once, Pending(), Running(), Crashed())  # a single stage that a user started, who watches it
     for _ in range(apply.MOST_BEGINNINGS):
         report(client, crashing, Pending(), Running(), Crashed())
         wait(lambda: state_of(client, crashing) == "AwaitingRetry", 60)

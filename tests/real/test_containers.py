@@ -1,4 +1,4 @@
-"""The stack of docker-compose.yml without containers: its commands and environments, with other ports and folders, on PostgreSQL and Redis."""
+"""The services of docker-compose.yml run without containers: their commands and variables with other ports and folders."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 
 @dataclass
 class Stack:
-    """Starts services of the file on this machine. ``places`` are those of the containers, and where they are here."""
+    """Starts services of the file on this machine. ``places`` maps hosts and folders of the containers to those of this machine."""
 
     folder: Path
     places: dict[str, str]
@@ -35,14 +35,14 @@ class Stack:
     ports: dict[str, int] = field(default_factory=dict)
 
     def command(self, name: str) -> list[str]:
-        """Through the entrypoint, as in the image."""
+        """The command of a service, run through the entrypoint as in the image."""
         words = [self.here(word) for word in command(SERVICES[name])]
         if name in self.ports:
             words[words.index("--port") + 1] = str(self.ports[name])
         return ["sh", str(CONTAINERS / "entrypoint.sh"), *words]
 
     def environment(self, name: str) -> dict[str, str]:
-        # Programs of the environment that runs the test, and nothing else of what it was started with.
+        # The programs of the test's environment, but none of its other variables.
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return {"PATH": path, "HOME": str(self.folder), **environment(SERVICES[name], self.places), **self.variables}
 
@@ -52,7 +52,7 @@ class Stack:
         return done.stdout
 
     def healthy(self, name: str, port: int) -> bool:
-        """What the health check says, asked on another port."""
+        """The result of the service's health check, with another port in it."""
         kind, *words = SERVICES[name]["healthcheck"]["test"]
         assert kind == "CMD"
         inside = command(SERVICES[name])[-1] if name in self.ports else "8080"
@@ -79,7 +79,7 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """PostgreSQL and Redis with their data, the secrets, and the database migrated once."""
+    """PostgreSQL and Redis are running, the secrets are made and the database is migrated."""
     folder = tmp_path_factory.mktemp("stack")
     subprocess.run(["sh", shutil.copy(CONTAINERS / "secrets.sh", folder)], check=True)
     password = (folder / "secrets/database_password").read_text()
@@ -111,7 +111,7 @@ def server(stack: Stack) -> Iterator[Stack]:
     assert "Traceback" not in text, text
 
 
-def test_the_server_wants_the_password_everywhere_but_at_its_health(server: Stack) -> None:
+def test_the_server_requires_the_password_everywhere_except_at_its_health(server: Stack) -> None:
     for path in ("/metrics", "/admin/settings", "/work_pools/gsec"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             server.api(path, password="another")
@@ -119,7 +119,7 @@ def test_the_server_wants_the_password_everywhere_but_at_its_health(server: Stac
         assert answer.status == 200
 
 
-def test_the_server_uses_what_the_file_says(server: Stack) -> None:
+def test_the_server_has_the_settings_of_the_compose_file(server: Stack) -> None:
     settings = server.api("/admin/settings")["server"]
     assert settings["database"]["migrate_on_start"] is False
     assert settings["analytics_enabled"] is False
@@ -155,7 +155,7 @@ def test_the_pipelines_of_the_stack_file_are_deployed(server: Stack) -> None:
     assert server.api("/deployments/name/gsec/photos")["parameters"]["config"]["source"] == "/images"
 
 
-def test_the_reports_are_served_to_whoever_has_the_token(stack: Stack) -> None:
+def test_the_reports_are_served_only_with_the_token(stack: Stack) -> None:
     port, log = free_port(), stack.folder / "reports.log"
     there = Stack(stack.folder, {**stack.places, "/store": str(stack.folder / "store")}, ports={"reports": port})
     with running(there.command("reports"), log, there.environment("reports")):
@@ -167,8 +167,8 @@ def test_the_reports_are_served_to_whoever_has_the_token(stack: Stack) -> None:
             assert b"gsec_runs" in answer.read()
 
 
-def test_prometheus_scrapes_what_prefect_counts(server: Stack) -> None:
-    """Its configuration as it is mounted, with other places, is right, and Prefect's target is up."""
+def test_prometheus_accepts_its_configuration_and_scrapes_prefects_metrics(server: Stack) -> None:
+    """The mounted configuration, with other hosts and folders, is valid, and Prefect's target is up."""
     configuration = server.folder / "prometheus.yml"
     configuration.write_text(server.here((CONTAINERS / "prometheus.yml").read_text()).replace("15s", "1s"))
     checked = subprocess.run([program("promtool"), "check", "config", str(configuration)], capture_output=True, text=True, check=False)
@@ -189,10 +189,10 @@ def test_prometheus_scrapes_what_prefect_counts(server: Stack) -> None:
                 return []
 
         wait(lambda: health("prefect") == ["up"], "Prefect's target to be up", log)
-        assert health("vllm") == [], "a name that is not there is no target"
+        assert health("vllm") == [], "a host name that does not exist must give no target"
 
 
-def test_the_bucket_is_made_once_and_found_the_next_time(stack: Stack) -> None:
+def test_the_bucket_is_made_and_a_second_run_of_its_service_succeeds(stack: Stack) -> None:
     with ExitStack() as exits:
         s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         s3.start()

@@ -1,4 +1,4 @@
-"""What a run leaves on Prefect's dashboard, in a real browser."""
+"""The artifacts of a run on Prefect's dashboard, in a real browser."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from ..command import SMALL, gsec
 from ..flows.test_hostile import CAPTIONS, write_hostile
 
 
-def test_captions_with_markup_are_shown_as_text(browser: Browser, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptions_with_markup_are_shown_as_text_on_the_dashboard(browser: Browser, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_hostile(tmp_path)
     monkeypatch.setenv("PREFECT_API_URL", server)
     captioner = ("--captioner", config["describe"]["captioner"], "--set", "max_rejects=1")

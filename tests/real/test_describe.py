@@ -1,4 +1,4 @@
-"""Descriptions by a real vLLM server, and what becomes of them when it is hurt."""
+"""Descriptions by a real vLLM server, also if it is busy, killed or restarted."""
 
 import base64
 import io
@@ -38,12 +38,12 @@ from .vllm_server import PYTHON, VllmServer
 IMAGES = 300
 KEY = "sk-of-the-tests"
 TOKENS = 256
-"""A random model writes long words."""
+"""The limit of tokens per description; it is high because a random model writes long words."""
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, vllm_server: VllmServer) -> Iterator[VllmServer]:
-    """Another server, with a key and a short queue. After the first, so that it is known to be installed."""
+    """A second server, with a key and a short queue. It depends on the first one, whose fixture checks that vLLM is installed."""
     server = VllmServer(tmp_path_factory.mktemp("guarded"), key=KEY)
     server.start("--max-num-queued-reqs", "6")
     yield server
@@ -60,7 +60,7 @@ def config(server: VllmServer, **more: Any) -> DescribeConfig:
 
 
 def started(source: Path, store: Path, server: VllmServer, **more: Any) -> Context:
-    """A run that waits for its descriptions."""
+    """A run that is ready for stage describe."""
     asking = {"captioner": "openai:tiny", "url": server.url, "max_tokens": TOKENS, "commit_rows": 16, **more}
     config = settings(source, store, describe=asking, prototypes={"representatives": 0}, encode={"batch_size": 64}, ingest={"shard_rows": 512})
     return run_stages(config, encode.STAGE, baseline.STAGE, prototypes.STAGE)
@@ -76,19 +76,19 @@ def log_of(store: Path) -> list[dict[str, Any]]:
     return [row for log in store.glob("*/captions/log") for row in ds.dataset(log).to_table().to_pylist()]
 
 
-def test_a_pipeline_of_300_images(vllm_server: VllmServer, source: Path, tmp_path: Path, browser: Browser) -> None:
+def test_a_pipeline_describes_300_images_once_each_by_the_template(vllm_server: VllmServer, source: Path, tmp_path: Path, browser: Browser) -> None:
     options = ["--captioner", "openai:tiny", "--set", f"describe.url={vllm_server.url}", "--set", f"describe.max_tokens={TOKENS}"]
     done = gsec(
         "run", source, "-k", "3", "--store", tmp_path / "store", "--json", *options, "--set", "prototypes.representatives=0", home=tmp_path, timeout=600
     )
     result = last_json(done)
     assert (result["images"], result["rejected"], result["missing"]) == (IMAGES, 0, 0)
-    assert re.search(rf"^describe .* {IMAGES} descriptions, [^,]* s$", done.stderr, re.MULTILINE), "none known before, none failed"
+    assert re.search(rf"^describe .* {IMAGES} descriptions, [^,]* s$", done.stderr, re.MULTILINE), "the line must mention no earlier and no failed descriptions"
     rows = log_of(tmp_path / "store")
     assert len({row["content_hash"] for row in rows}) == len(rows) == IMAGES
-    # The model is random: it is the server that holds it to the sentence. It may wander up to its bound, once, and is then asked again.
+    # The model is random, so only the server makes it keep to the template. A reply may be cut at the limit of tokens, and is then asked for once more.
     assert all(re.fullmatch(SENTENCE_PATTERN, row["text"]) for row in rows)
-    assert len({row["text"] for row in rows}) > IMAGES / 4, "and what it sees matters"
+    assert len({row["text"] for row in rows}) > IMAGES / 4, "the descriptions must depend on the images"
     [row] = last_json(gsec("status", "--store", tmp_path / "store", "--json", home=tmp_path))["descriptions"]
     assert (row["model"], row["answers"], row["failed"]) == ("tiny", IMAGES, 0)
     assert row["completion_tokens"] == sum(row["completion_tokens"] for row in rows) > 30 * IMAGES
@@ -98,7 +98,7 @@ def test_a_pipeline_of_300_images(vllm_server: VllmServer, source: Path, tmp_pat
     assert "nothing to do" in again.stderr
 
 
-def test_a_pattern_that_the_server_refuses_leaves_the_prompt(vllm_server: VllmServer, tmp_path: Path) -> None:
+def test_if_the_server_refuses_the_pattern_only_the_prompt_is_used(vllm_server: VllmServer, tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('prompt = "What is it?"\npattern = "(?i)it is (?P<object>[a-z]{3,9})"\n')
     asking = OpenAICaptioner("tiny", config(vllm_server, template=str(own)).model_copy(update={"max_tokens": 16}))
@@ -106,10 +106,10 @@ def test_a_pattern_that_the_server_refuses_leaves_the_prompt(vllm_server: VllmSe
     assert asking.form.startswith("asked for by the prompt alone")
     assert answer.status in ("free", "failed")
     assert answer.cost is not None
-    assert answer.cost.requests == 2, "a reply outside the pattern is asked for once more"
+    assert answer.cost.requests == 2, "a reply outside the pattern must be asked for a second time"
 
 
-def test_images_that_a_model_could_choke_on_are_described_or_said_to_be_no_images(vllm_server: VllmServer) -> None:
+def test_stripes_tiny_images_and_animations_are_described_and_a_file_that_is_no_image_is_failed(vllm_server: VllmServer) -> None:
     asking = OpenAICaptioner("tiny", config(vllm_server))
     stripe, dot, animation = io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.new("RGB", (2000, 5), "red").save(stripe, "PNG")
@@ -119,7 +119,7 @@ def test_images_that_a_model_could_choke_on_are_described_or_said_to_be_no_image
     assert [answer.status for answer in answers] == ["described", "described", "described", "failed"]
 
 
-def test_a_full_queue_only_slows_it_down(guarded: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_of_the_server_makes_no_description_fail(guarded: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GSEC_CAPTIONER_KEY", KEY)
     asking = OpenAICaptioner("tiny", config(guarded, concurrency=32))
     asking.check()
@@ -137,7 +137,7 @@ def test_a_full_queue_only_slows_it_down(guarded: VllmServer, monkeypatch: pytes
 
     monkeypatch.setattr(server, "complete", counted)
     assert {answer.status for answer in describe_all(asking, [subject(encoded(seed)) for seed in range(64)])} == {"described"}
-    assert busy > 0, "or the queue was never full"
+    assert busy > 0, "the queue must have been full, or this test would prove nothing"
 
 
 def encoded(seed: int) -> bytes:
@@ -156,11 +156,11 @@ def test_a_wrong_key_or_model_is_refused(guarded: VllmServer, monkeypatch: pytes
     with pytest.raises(Refused, match=says) as refused:
         asking.check()
     assert "sk-" not in str(refused.value)
-    with pytest.raises(Refused):  # and so if nobody looked before, so that no row is written
+    with pytest.raises(Refused):  # the same without an earlier check, so that no row is written
         describe_all(asking, [subject()])
 
 
-def test_without_its_key_the_server_serves_nothing(guarded: VllmServer) -> None:
+def test_the_server_serves_nothing_without_its_key(guarded: VllmServer) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
     for headers in ({}, {"Authorization": "Bearer sk-wrong"}):
         assert httpx.get(f"{guarded.url}/models", headers=headers).status_code == 401
@@ -169,10 +169,10 @@ def test_without_its_key_the_server_serves_nothing(guarded: VllmServer) -> None:
 
 
 @pytest.mark.parametrize("kill", ["kill_engine", "kill_api"])
-def test_a_server_that_is_killed_and_started_again_is_asked_for_what_is_missing(
+def test_after_a_kill_and_restart_of_the_server_only_missing_descriptions_are_asked(
     guarded: VllmServer, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
 ) -> None:
-    """By another hand, half a minute later, while the stage waits."""
+    """The server is restarted about half a minute later, while the stage waits for it."""
     monkeypatch.setenv("GSEC_CAPTIONER_KEY", KEY)
     at_once, commit = 6, 16
     context = started(source, tmp_path / "store", guarded, concurrency=at_once, commit_rows=commit)
@@ -201,13 +201,13 @@ def test_a_server_that_is_killed_and_started_again_is_asked_for_what_is_missing(
     assert (facts["described"], facts["failed"], facts["asked"]) == (IMAGES, 0, IMAGES)
     rows = log_of(tmp_path / "store")
     assert len({row["content_hash"] for row in rows}) == len(rows) == IMAGES
-    cut = facts["requests"] - IMAGES  # replies that met their bound are asked for once more
+    cut = facts["requests"] - IMAGES  # replies that were cut at the limit of tokens are asked for once more
     probes = 3
     assert IMAGES - seen - at_once - commit <= again <= IMAGES - seen + cut + probes
 
 
-def test_one_of_two_replicas_that_dies_costs_time_and_nothing_else(vllm_server: VllmServer, guarded: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GSEC_CAPTIONER_KEY", KEY)  # the other takes any
+def test_if_one_of_two_replicas_dies_all_images_are_still_described(vllm_server: VllmServer, guarded: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSEC_CAPTIONER_KEY", KEY)  # the other server accepts any key
     both = config(guarded, concurrency=4, patience=120).model_copy(update={"url": f"{guarded.url},{vllm_server.url}"})
     asking = OpenAICaptioner("tiny", both)
     asking.check()
@@ -220,7 +220,7 @@ def test_one_of_two_replicas_that_dies_costs_time_and_nothing_else(vllm_server: 
 
 
 def test_requests_in_a_file_are_answered_by_vllm_run_batch(vllm_server: VllmServer, tmp_path: Path) -> None:
-    """Its server is not asked; its model is used."""
+    """The running server is not asked; only its model is used."""
     context = started(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", vllm_server)
     command = ["stage", "describe", "--run", context.run.id, "--store", tmp_path / "store", "--json"]
     batch, replies = tmp_path / "batch.jsonl", tmp_path / "replies.jsonl"

@@ -1,4 +1,4 @@
-"""The command in environments that keep Prefect from starting, or that would send it elsewhere."""
+"""The command in environments in which Prefect cannot start, or would use a proxy or a wrong server."""
 
 import os
 import re
@@ -17,11 +17,11 @@ from ..command import GSEC
 from ..pictures import picture
 
 LIMIT = 100
-"""Seconds, where Prefect itself gives up after 120."""
+"""The most seconds that the command may take; Prefect itself gives up only after 120."""
 
 
 class Proxy:
-    """Takes connections, answers none, and counts them."""
+    """A proxy that accepts connections, answers none, and counts them."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -49,7 +49,7 @@ def proxy() -> Iterator[Proxy]:
 
 
 def ingest(place: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The first stage of a run, as a user's shell with these variables runs it."""
+    """Run stage ingest with these environment variables, as from a user's shell."""
     (place / "images").mkdir()
     for number in range(4):
         picture(number).save(place / "images" / f"{number}.png")
@@ -61,7 +61,7 @@ def ingest(place: Path, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence, of a command that was refused."""
+    """The one sentence that a refused command prints."""
     assert done.returncode == 2, f"exit {done.returncode}\n{done.stderr}"
     assert "a fault in gsec" not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -77,14 +77,14 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     ],
     ids=str,
 )
-def test_what_is_on_this_machine_is_asked_without_a_proxy(proxy: Proxy, tmp_path: Path, variables: dict[str, str]) -> None:
+def test_servers_on_this_machine_are_asked_without_a_proxy(proxy: Proxy, tmp_path: Path, variables: dict[str, str]) -> None:
     done = ingest(tmp_path, **{name: value.format(f"127.0.0.1:{proxy.port}") for name, value in variables.items()})
     assert done.returncode == 0, done.stderr
     assert re.search(r"^ingest .* 4 new$", done.stderr, re.MULTILINE)
     assert proxy.asked == 0
 
 
-def test_hosts_that_need_no_proxy_stay_and_nothing_is_said_where_there_is_none() -> None:
+def test_no_proxy_is_extended_by_this_machine_only_if_a_proxy_is_set() -> None:
     code = "import os, flows; print(os.environ.get('NO_PROXY'), os.environ.get('no_proxy'))"
     for variables, found in (({"HTTP_PROXY": "http://x", "NO_PROXY": "a.org,127.0.0.1"}, "a.org,127.0.0.1,localhost,::1"), ({}, "None")):
         python = [str(Path(GSEC[0]).parent / "python"), "-c", code]
@@ -113,18 +113,18 @@ def test_an_environment_in_which_prefect_does_not_start_is_refused(tmp_path: Pat
     assert "hunter2" not in done.stderr
 
 
-def test_profiles_that_are_no_toml_are_refused(tmp_path: Path) -> None:
+def test_an_invalid_profiles_file_of_prefect_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "profiles.toml").write_text("active = [")
     assert "Prefect does not start: Invalid value" in refusal(ingest(tmp_path))
 
 
-def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_prefect_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("x")
     assert "unable to open database file" in refusal(ingest(tmp_path))
 
 
-def test_a_database_of_a_newer_prefect_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_database_of_a_newer_prefect_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with closing(sqlite3.connect(tmp_path / "home" / "prefect.db")) as database:
         database.executescript("create table alembic_version (version_num varchar(32)); insert into alembic_version values ('ffffffffffff');")
@@ -149,7 +149,7 @@ def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
         (200, "what answers there is not Prefect's API"),
     ],
 )
-def test_a_server_that_is_not_prefects_or_takes_no_key_is_refused(tmp_path: Path, status: int, sentence: str) -> None:
+def test_a_server_that_is_not_prefects_or_refuses_access_is_refused(tmp_path: Path, status: int, sentence: str) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b"{}"

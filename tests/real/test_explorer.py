@@ -1,4 +1,4 @@
-"""The explorer in a real browser: on the demo's photographs, as somebody who curates them."""
+"""The explorer in a real browser, on crops of the demo's photographs, used as a curator does."""
 
 import re
 import socket
@@ -34,7 +34,7 @@ HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 
 @dataclass
 class Served:
-    """A server of a store with a published run, that lets clusters be curated."""
+    """A running server with curation, for a store with a published run."""
 
     url: str
     context: Context
@@ -45,7 +45,7 @@ class Served:
 
 
 def crops(folder: Path, numbers: range) -> None:
-    """Of each photograph a crop a number."""
+    """Write one crop of each photograph per number."""
     for name, photograph in photographs():
         if name not in SHOWN:
             continue
@@ -80,7 +80,7 @@ def served(config: PipelineConfig) -> Iterator[Served]:
 
 @contextmanager
 def opened(browser: Browser, served: Served, *, width: int = 1280, dark: bool = False, scripts: bool = True, touch: bool = False) -> Iterator[Page]:
-    """A browser that the link has logged in. Fails at the end if a page complained, opened a dialog, or asked for anything elsewhere."""
+    """A browser logged in by the link. Fails at the end if a page logged an error, opened a dialog, or requested anything elsewhere."""
     context: BrowserContext = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if dark else "light",
@@ -105,7 +105,7 @@ def opened(browser: Browser, served: Served, *, width: int = 1280, dark: bool = 
 
 
 def cat(page: Page, served: Served) -> str:
-    """Search for a cat. Returns the key of the cluster that the first image is in."""
+    """Search for a cat and open the first image found. Returns the key of its cluster."""
     page.goto(f"{served.base}/explore")
     page.get_by_role("searchbox", name="Search the images").fill("a cat")
     page.keyboard.press("Enter")
@@ -116,8 +116,8 @@ def cat(page: Page, served: Served) -> str:
     return found[1]
 
 
-def test_from_the_front_page_to_a_renamed_cluster(browser: Browser, served: Served) -> None:
-    """Search, rename, merge, move, and undo it all, as the pages lead."""
+def test_a_curator_can_search_rename_move_merge_and_undo_on_the_pages(browser: Browser, served: Served) -> None:
+    """The test follows the links and forms of the pages, and undoes the move and the merge."""
     with opened(browser, served) as page:
         page.get_by_role("link", name="Explore photos").click()
         expect(page.locator("h1")).to_have_text(f"{CROPS * len(SHOWN)} images in {len(SHOWN)} clusters")
@@ -163,7 +163,7 @@ def test_from_the_front_page_to_a_renamed_cluster(browser: Browser, served: Serv
         assert name != "<b>Chelsea</b>"
 
 
-def test_everything_without_a_script(browser: Browser, served: Served) -> None:
+def test_acts_can_be_sent_and_undone_without_scripts(browser: Browser, served: Served) -> None:
     with opened(browser, served, scripts=False) as page:
         page.goto(f"{served.base}/clusters/1")
         page.locator("input[name=image]").first.check()
@@ -173,7 +173,7 @@ def test_everything_without_a_script(browser: Browser, served: Served) -> None:
         expect(page.locator(".images .starred")).to_have_count(0)
 
 
-def test_arrow_keys_go_through_a_gallery(browser: Browser, served: Served) -> None:
+def test_arrow_keys_step_through_a_gallery_and_its_pages(browser: Browser, served: Served) -> None:
     with opened(browser, served) as page:
         page.goto(f"{served.base}/images?sort=name&order=ascending")
         page.locator(".images a.shot").nth(58).click()
@@ -191,8 +191,8 @@ def test_arrow_keys_go_through_a_gallery(browser: Browser, served: Served) -> No
         expect(page.get_by_text("Page 2 of 2")).to_have_count(1)
 
 
-def test_the_tree_leads_to_clusters_and_groups_them(browser: Browser, served: Served) -> None:
-    """The explorer's tree, and the cut of the report's, which shows the groups in place of the terms."""
+def test_the_tree_links_clusters_and_the_reports_table_can_be_cut_into_groups(browser: Browser, served: Served) -> None:
+    """It tests the explorer's tree, and the report's field that cuts the tree and shows groups in place of terms."""
     with opened(browser, served) as page:
         page.goto(f"{served.base}/explore")
         page.get_by_role("link", name="Tree", exact=True).click()
@@ -214,12 +214,12 @@ def test_the_tree_leads_to_clusters_and_groups_them(browser: Browser, served: Se
         expect(page.locator("td.terms:visible")).to_have_count(len(SHOWN))
 
 
-def test_the_map_draws_says_and_selects(browser: Browser, served: Served) -> None:
+def test_the_map_shows_points_names_them_and_selects_by_lasso_and_keyboard(browser: Browser, served: Served) -> None:
     with opened(browser, served) as page:
         page.goto(f"{served.base}/map")
         page.locator("#stage[data-ready]").wait_for()
         found = page.locator("#map-canvas").evaluate(POINTS)
-        assert len(found["colours"]) >= 4, "points of every cluster but, perhaps, one below another"
+        assert len(found["colours"]) >= 4, "every cluster must have points, except perhaps one that is covered by another"
         expect(page.locator("#map-labels span:visible")).not_to_have_count(0)
 
         page.mouse.move(*found["one"])
@@ -271,10 +271,10 @@ POINTS = """async canvas => {
     }
     return { colours: Object.keys(colours).filter(hue => colours[hue] > 5), one };
 }"""
-"""Colours of the map, and where one of its points is in the viewport."""
+"""Returns the colours of the map, and the position of one of its points in the viewport."""
 
 
-def test_a_browser_without_webgl_is_told_so(browser: Browser, served: Served) -> None:
+def test_without_webgl_the_map_says_so_and_lists_the_clusters(browser: Browser, served: Served) -> None:
     with opened(browser, served) as page:
         page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
         page.goto(f"{served.base}/map")
@@ -283,7 +283,7 @@ def test_a_browser_without_webgl_is_told_so(browser: Browser, served: Served) ->
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
-def test_pages_fit_and_axe_finds_no_fault(browser: Browser, served: Served, width: int, dark: bool, tmp_path: Path) -> None:
+def test_pages_fit_the_window_and_axe_finds_no_accessibility_fault(browser: Browser, served: Served, width: int, dark: bool, tmp_path: Path) -> None:
     with opened(browser, served, width=width, dark=dark) as page:
         key = cat(page, served)
         image = page.url.partition("?")[0].removeprefix(served.base)
@@ -298,7 +298,7 @@ def test_pages_fit_and_axe_finds_no_fault(browser: Browser, served: Served, widt
             assert not [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found], path
 
 
-def test_foreign_text_stays_text(browser: Browser, served: Served) -> None:
+def test_hostile_texts_are_shown_as_texts(browser: Browser, served: Served) -> None:
     with opened(browser, served) as page:
         page.goto(f"{served.base}/images?sort=name&order=ascending")
         hostile = page.get_by_title(HOSTILE)
@@ -308,8 +308,8 @@ def test_foreign_text_stays_text(browser: Browser, served: Served) -> None:
         expect(page.locator("h1 img, [onerror]")).to_have_count(0)
 
 
-def test_another_site_neither_reads_nor_writes(browser: Browser, served: Served) -> None:
-    """A page of another port of this machine, to which the browser sends the cookie."""
+def test_a_form_of_another_site_is_refused_although_the_browser_sends_the_cookie(browser: Browser, served: Served) -> None:
+    """The other site is another port of this machine, so the browser sends the cookie with its form."""
     with opened(browser, served) as page:
         token = page.request.get(f"{served.base}/clusters/1").text()
         found = re.search(r'name="token" value="(\w+)"', token)
@@ -324,8 +324,8 @@ def test_another_site_neither_reads_nor_writes(browser: Browser, served: Served)
         expect(page.get_by_text("stolen")).to_have_count(0)
 
 
-def test_the_next_night_shows_what_was_said(browser: Browser, served: Served, config: PipelineConfig) -> None:
-    """With new images; the name goes with the cluster, and the new cats are in it."""
+def test_after_the_next_nightly_run_the_curated_name_is_still_shown(browser: Browser, served: Served, config: PipelineConfig) -> None:
+    """The next run has new images. The name stays with the cluster, which gets the new cats."""
     with opened(browser, served) as page:
         key = cat(page, served)
         crops(Path(str(config.source)), range(CROPS, CROPS + 3))

@@ -1,4 +1,4 @@
-"""An image that gives orders, and a model that obeys: from the file to the page in Chromium."""
+"""Prompt injection: an image with instructions and a model that obeys them, from the file to the page in Chromium."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ OBEYED = "<b>As you wish.</b> <img src=x onerror=\"document.title='taken'\"> <sc
 HELD = "This image contains a sign characterised by <i>orders</i>, black letters and a white ground."
 
 
-def test_an_order_in_an_image_and_markup_in_a_description_end_as_plain_text(browser: Browser, tmp_path: Path) -> None:
+def test_markup_in_descriptions_from_an_instruction_in_an_image_is_shown_as_plain_text(browser: Browser, tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     for name, ground in (("order.png", "white"), ("other-order.png", "ivory")):
         sign = Image.new("RGB", (400, 64), ground)
@@ -32,7 +32,7 @@ def test_an_order_in_an_image_and_markup_in_a_description_end_as_plain_text(brow
         model.answer = answer
         asking = {"captioner": "openai:tiny", "url": model.url}
         context, _, made = cluster(settings(source, tmp_path / "store", describe=asking, prototypes={"representatives": 0}))
-    assert (made["describe"]["described"], made["describe"]["free"]) == (10, 2), "markup is no part of the sentence"
+    assert (made["describe"]["described"], made["describe"]["free"]) == (10, 2), "replies with markup must count as free text"
     for scripts in (True, False):
         with opened(browser, Path(report.index(context)), scripts=scripts) as page:
             shown = page.content() if not scripts else page.locator("body").inner_text()

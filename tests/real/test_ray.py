@@ -1,4 +1,4 @@
-"""The pipeline on the nodes of a real Ray cluster, some of which die."""
+"""The pipeline on the nodes of a real Ray cluster, with nodes that are killed."""
 
 import os
 import re
@@ -38,27 +38,27 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_threads(source: Path) -> dict[str, pl.DataFrame]:
-    """The tables of a run on threads."""
+    """The tables of a run on threads, to compare with."""
     gsec("run", source, "--store", source.parent / "threads", *SMALL, *CLUSTERS, home=source.parent / "home")
     return tables(source.parent / "threads")
 
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """Where drivers outside of the cluster find it."""
+    """The port of the cluster for drivers outside it."""
     return free_port()
 
 
 @pytest.fixture(scope="module")
 def cluster(port: int) -> Iterator[Cluster]:
-    """A head that takes no slices; nodes come and go."""
+    """A Ray cluster whose head takes no slices. Tests add and remove nodes."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON, "ray_client_server_port": port})
     yield made
     made.shutdown()
 
 
 def tables(store: Path) -> dict[str, pl.DataFrame]:
-    """By their places: all but those that tell when something happened, and in what words a page says so."""
+    """Path -> table, for all tables of a store except the log and the report, whose contents depend on the time."""
     return {str(path.relative_to(store)): pl.read_parquet(path) for path in store.rglob("*.parquet") if not {"log", "report"} & set(path.parts)}
 
 
@@ -69,7 +69,7 @@ def assert_equal_tables(store: Path, expected: dict[str, pl.DataFrame]) -> None:
 
 
 def begun(process: subprocess.Popen[bytes], store: Path, stage: str) -> Run:
-    """Waits until slices of a stage are under way."""
+    """Wait until the stage of the run has begun, and return the run."""
     until = time.monotonic() + 180
     while True:
         runs = Store.open(str(store)).runs()
@@ -90,10 +90,10 @@ def started(source: Path, store: Path, address: str, log: Path) -> subprocess.Po
         return subprocess.Popen(process, stdout=output, stderr=output, env=environment(source.parent / "home"), start_new_session=True)
 
 
-def test_nodes_die_in_every_stage_then_the_driver_and_a_run_on_threads_finishes(
+def test_after_kills_of_nodes_and_of_the_driver_a_run_on_threads_finishes_with_equal_tables(
     source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, tmp_path: Path
 ) -> None:
-    """There is one node at a time, so that a slice is lost with it for sure; its successor joins late."""
+    """There is only one node at a time, so that a slice is certainly lost with it; its successor joins afterwards."""
     node = cluster.add_node(num_cpus=1)
     store = tmp_path / "store"
     process = started(source, store, cluster.address, tmp_path / "log")
@@ -106,12 +106,14 @@ def test_nodes_die_in_every_stage_then_the_driver_and_a_run_on_threads_finishes(
     process.wait(30)
     assert not run.is_complete("report"), (tmp_path / "log").read_text()
     done = gsec("run", source, "--store", store, *SMALL, *CLUSTERS, home=source.parent / "home")
-    assert f"run {run.id}" in done.stderr, "the same run, on another engine"
+    assert f"run {run.id}" in done.stderr, "it must be the same run on another engine"
     assert_equal_tables(store, by_threads)
     cluster.remove_node(node)
 
 
-def test_nodes_share_the_work_and_tell_of_it(source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, port: int, tmp_path: Path) -> None:
+def test_nodes_share_the_work_with_equal_tables_and_report_their_progress(
+    source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, port: int, tmp_path: Path
+) -> None:
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     log = tmp_path / "log"
     on_a_terminal = ["script", "-qec", shlex.join(command(source, tmp_path / "store", f"ray://127.0.0.1:{port}")), str(log)]
@@ -119,12 +121,12 @@ def test_nodes_share_the_work_and_tell_of_it(source: Path, by_threads: dict[str,
     done = subprocess.run(on_a_terminal, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=home, timeout=180, check=False)
     assert done.returncode == 0, log.read_text()
     assert_equal_tables(tmp_path / "store", by_threads)
-    assert re.search(rf"\b([1-9]|[1-5]\d) of {IMAGES} images", log.read_text()), "slices elsewhere move the bar of the command"
+    assert re.search(rf"\b([1-9]|[1-5]\d) of {IMAGES} images", log.read_text()), "slices on nodes must move the command's progress bar"
     for node in nodes:
         cluster.remove_node(node)
 
 
-def test_a_run_that_is_ended_ends_its_slices(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_ending_a_run_ends_its_slices(source: Path, cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=1)
     process = started(source, tmp_path / "store", cluster.address, tmp_path / "log")
     begun(process, tmp_path / "store", "encode")
@@ -134,8 +136,8 @@ def test_a_run_that_is_ended_ends_its_slices(source: Path, cluster: Cluster, tmp
     cluster.remove_node(node)
 
 
-def test_slices_that_hang_are_ended(source: Path, cluster: Cluster, tmp_path: Path) -> None:
-    """A process that has not loaded torch yet makes no progress for longer than the second that it is given."""
+def test_slices_that_hang_are_ended_with_an_error(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """Here hang_timeout is one second, which a process exceeds while it loads torch."""
     node = cluster.add_node(num_cpus=1)
     address = ("--set", f"ray.address={cluster.address}", "--set", "hang_timeout=1")
     done = gsec("run", source, "--store", tmp_path / "store", *SPREAD, *address, home=source.parent / "home", check=1)
@@ -145,7 +147,7 @@ def test_slices_that_hang_are_ended(source: Path, cluster: Cluster, tmp_path: Pa
 
 
 def working(node: Any) -> list[str]:
-    """Processes of a node that work on a slice: Ray names them after their task."""
+    """The processes of a node that work on a slice; Ray names them after their task."""
     raylet = next(info.process.pid for info in node.all_processes["raylet"])
     found = subprocess.run(["ps", "--ppid", str(raylet), "-o", "args="], capture_output=True, text=True, check=False).stdout
     return [line for line in found.splitlines() if line.startswith("ray::slice")]
@@ -160,16 +162,16 @@ def working(node: Any) -> list[str]:
         ({"address": "ray://127.0.0.1:9"}, "no Ray cluster can be used there"),
     ],
 )
-def test_what_a_cluster_cannot_is_refused(cluster: Cluster, tmp_path: Path, asked: dict[str, Any], said: str) -> None:
+def test_resources_that_the_cluster_lacks_or_a_missing_cluster_are_refused(cluster: Cluster, tmp_path: Path, asked: dict[str, Any], said: str) -> None:
     node = cluster.add_node(num_cpus=1)
     assert said in refused(tmp_path / "store", {"address": cluster.address, **asked})
-    assert not (tmp_path / "store").exists(), "nothing was written"
+    assert not (tmp_path / "store").exists(), "nothing may be written"
     cluster.remove_node(node)
 
 
 @pytest.mark.parametrize(("hidden", "said"), [("store", "it does not see files written to"), ("package", "cannot run gsec")])
-def test_a_node_that_cannot_work_is_named(cluster: Cluster, tmp_path: Path, hidden: str, said: str) -> None:
-    """A node in a mount namespace of its own, where an empty folder lies over the store's, or over the package's."""
+def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(cluster: Cluster, tmp_path: Path, hidden: str, said: str) -> None:
+    """The node runs in a mount namespace of its own, where an empty folder hides the store or the package."""
     (tmp_path / "store").mkdir()
     folder = tmp_path / "store" if hidden == "store" else Path(gsec_core.__file__).parent
     begin = f"mount -t tmpfs none {folder} && exec {Path(sys.executable).parent / 'ray'} start --block --num-cpus 1 --address {cluster.address}"
@@ -179,7 +181,7 @@ def test_a_node_that_cannot_work_is_named(cluster: Cluster, tmp_path: Path, hidd
     try:
         wait(lambda: len(ray_nodes(cluster)) > there, 60, tmp_path / "node.log")
         assert said in refused(tmp_path / "store", {"address": cluster.address})
-        assert not list((tmp_path / "store").rglob("*.*")), "its probes are gone"
+        assert not list((tmp_path / "store").rglob("*.*")), "no probe file may be left"
     finally:
         os.killpg(node.pid, signal.SIGTERM)
         node.wait(30)
@@ -187,12 +189,12 @@ def test_a_node_that_cannot_work_is_named(cluster: Cluster, tmp_path: Path, hidd
 
 
 def ray_nodes(cluster: Cluster) -> list[Any]:
-    """Those alive, by the head."""
+    """The nodes that are alive, as the head knows them."""
     return [node for node in cluster.global_state.node_table() if node["Alive"]]
 
 
 def refused(store: Path, asked: dict[str, Any]) -> str:
-    """What is said where the engine of these settings is to be opened. In thirty seconds, or Ray would have been left to wait."""
+    """The refusal when the engine of these settings is opened. It must come within 30 seconds; Ray itself would wait longer."""
     began = time.monotonic()
     with pytest.raises(Refused) as error, engine.opened(PipelineConfig(store=str(store), engine="ray", ray=asked)):
         pass

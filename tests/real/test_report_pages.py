@@ -22,16 +22,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _written(content(1000, shown=5000), tmp_path_factory.mktemp("many"))
 
 
-def test_a_report_of_few_clusters_does_what_it_says(browser: Browser, few: Path) -> None:
+def test_every_interactive_part_of_a_report_of_few_clusters_works(browser: Browser, few: Path) -> None:
     check_report(browser, few, clusters=12)
 
 
-def test_a_report_of_many_clusters_does_what_it_says(browser: Browser, many: Path) -> None:
+def test_every_interactive_part_of_a_report_of_many_clusters_works(browser: Browser, many: Path) -> None:
     check_report(browser, many, clusters=1000)
 
 
 @pytest.mark.parametrize("clusters", [12, 60])
-def test_hostile_texts_show_as_texts_and_nothing_runs(browser: Browser, tmp_path: Path, clusters: int) -> None:
+def test_hostile_texts_are_shown_as_texts_and_nothing_runs(browser: Browser, tmp_path: Path, clusters: int) -> None:
     index = _written(hostile(clusters), tmp_path)
     for path in [index, *sorted(index.parent.glob("clusters/*"))[:16]]:
         for width in (1280, 360):
@@ -71,7 +71,7 @@ def test_a_comparison_shows_hostile_texts_as_texts_and_its_pictures(browser: Bro
         assert bad in shown
 
 
-def test_the_policy_stops_a_script_that_is_not_ours(browser: Browser, few: Path, tmp_path: Path) -> None:
+def test_the_pages_policy_stops_a_foreign_script(browser: Browser, few: Path, tmp_path: Path) -> None:
     bad = tmp_path / "index.html"
     bad.write_text(few.read_text().replace("<main", "<script>document.title = 'mine'</script><img src=x onerror=\"document.title = 'mine'\"><main", 1))
     with pytest.raises(AssertionError, match="Content Security Policy"), opened(browser, bad):
@@ -79,14 +79,14 @@ def test_the_policy_stops_a_script_that_is_not_ours(browser: Browser, few: Path,
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_grounds_follow_the_reader_s_scheme(browser: Browser, few: Path, dark: bool) -> None:
+def test_the_background_follows_the_readers_colour_scheme(browser: Browser, few: Path, dark: bool) -> None:
     with opened(browser, few, dark=dark) as page:
         red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"))
         assert (red < 64) == dark
         coloured_point(page)
 
 
-def test_the_map_zooms_moves_and_comes_back(browser: Browser, few: Path) -> None:
+def test_the_map_can_be_zoomed_moved_and_reset(browser: Browser, few: Path) -> None:
     with opened(browser, few) as page:
         whole = drawn(page)
         page.locator("#map-canvas").focus()
@@ -112,7 +112,7 @@ def test_the_map_zooms_moves_and_comes_back(browser: Browser, few: Path) -> None
         assert drawn(page) == whole
 
 
-def test_a_page_scrolled_over_the_map_goes_on_scrolling(browser: Browser, few: Path) -> None:
+def test_a_page_can_be_scrolled_over_the_map(browser: Browser, few: Path) -> None:
     with opened(browser, few) as page:
         x, y = coloured_point(page)
         before = page.evaluate("window.scrollY")
@@ -121,7 +121,7 @@ def test_a_page_scrolled_over_the_map_goes_on_scrolling(browser: Browser, few: P
         page.wait_for_function("before => window.scrollY > before", arg=before)
 
 
-def test_choosing_pointing_at_or_finding_clusters_dims_the_others(browser: Browser, few: Path) -> None:
+def test_choosing_pointing_at_or_searching_clusters_dims_the_others_on_the_map(browser: Browser, few: Path) -> None:
     with opened(browser, few) as page:
         everything = drawn(page)
         page.get_by_label("Highlight").select_option("2")
@@ -147,14 +147,14 @@ def test_a_tap_shows_an_image_and_keeps_it_with_a_link_to_its_gallery(browser: B
         page.wait_for_url(f"**/*{target}")
 
 
-def test_a_page_of_a_cluster_leads_to_its_place_on_the_map(browser: Browser, many: Path) -> None:
+def test_the_page_of_a_cluster_links_to_its_highlight_on_the_map(browser: Browser, many: Path) -> None:
     with opened(browser, many.parent / "clusters" / "00007.html") as page:
         page.get_by_role("link", name="on the map").click()
         expect(page.get_by_label("Highlight")).to_have_value("7")
         expect(page.locator("#map-canvas")).to_be_in_viewport()
 
 
-def test_everything_but_sorting_search_and_map_is_there_without_scripts(browser: Browser, few: Path) -> None:
+def test_without_scripts_everything_but_sorting_search_and_map_is_there(browser: Browser, few: Path) -> None:
     with opened(browser, few, scripts=False) as page:
         expect(page.locator("noscript .note")).to_have_text(re.compile("JavaScript is off"))
         expect(page.locator("#rows tr:visible")).to_have_count(12)
@@ -178,7 +178,7 @@ def test_the_keyboard_reaches_the_content_first_and_then_everything_in_order(bro
         assert all(names)
 
 
-def test_texts_stand_out_from_their_ground(browser: Browser, few: Path) -> None:
+def test_texts_have_enough_contrast_with_their_background(browser: Browser, few: Path) -> None:
     for dark in (False, True):
         with opened(browser, few, dark=dark) as page:
             assert page.evaluate(_LEAST_CONTRAST) >= 4.5
@@ -189,7 +189,7 @@ def test_pictures_of_a_gallery_load_when_they_come_into_view(browser: Browser, f
         assert loaded(page.locator("#gallery-list img").last)
 
 
-def test_it_can_be_printed_whole(browser: Browser, few: Path) -> None:
+def test_a_report_is_printed_completely(browser: Browser, few: Path) -> None:
     with opened(browser, few) as page:
         page.emulate_media(media="print")
         expect(page.locator(".bar")).to_be_hidden()

@@ -28,7 +28,7 @@ ERROR = "OSError: [Errno 28] No space left on device; make room on its disk: '/d
 
 @dataclass
 class Served:
-    """A server of a store with runs of every kind."""
+    """A running server for a store with runs in every state."""
 
     url: str
     finished: Context
@@ -61,7 +61,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @contextmanager
 def opened(browser: Browser, url: str, *, width: int = 1280, dark: bool = False) -> Iterator[Page]:
-    """A page as it is served. Fails at the end if it complained, or asked for anything elsewhere."""
+    """A page as it is served. Fails at the end if it logged an error, or requested anything elsewhere."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce")
     page, wrongs = context.new_page(), []
 
@@ -84,7 +84,9 @@ def test_the_front_page_fits_and_is_readable(browser: Browser, served: Served, w
     with opened(browser, served.url, width=width, dark=dark) as page:
         page.screenshot(path=tmp_path / "front.png", full_page=True)
         assert overflow(page) <= 0
-        assert page.locator("body").evaluate("body => getComputedStyle(body).fontFamily").startswith("system-ui"), "its styles are allowed"
+        assert page.locator("body").evaluate("body => getComputedStyle(body).fontFamily").startswith("system-ui"), (
+            "the page's own styles must be allowed by its policy"
+        )
         red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"))
         assert (red < 64) == dark
         expect(page.locator(".state.published")).to_have_count(1)
@@ -98,10 +100,10 @@ def test_the_front_page_fits_and_is_readable(browser: Browser, served: Served, w
                         box = cell.bounding_box()
                         assert box
                         assert box["x"] >= 0
-                        assert box["x"] + box["width"] <= width, "which run, and its state, are seen without scrolling sideways"
+                        assert box["x"] + box["width"] <= width, "a run and its state must be visible without scrolling sideways"
 
 
-def test_its_links_lead_to_reports(browser: Browser, served: Served) -> None:
+def test_links_of_the_front_page_lead_to_reports(browser: Browser, served: Served) -> None:
     with opened(browser, served.url) as page:
         for link in (page.get_by_role("link", name=NAME, exact=True), page.get_by_role("link", name=served.finished.run.id[:12], exact=True)):
             link.click()
@@ -113,7 +115,7 @@ def test_its_links_lead_to_reports(browser: Browser, served: Served) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_a_report_works_under_the_headers_as_from_disk(browser: Browser, served: Served, width: int) -> None:
+def test_every_interactive_part_of_a_report_works_when_served(browser: Browser, served: Served, width: int) -> None:
     with opened(browser, served.url, width=width) as page:
         page.get_by_role("link", name=served.finished.run.id[:12], exact=True).click()
         expect(page.locator("#rows tr")).to_have_count(3)
@@ -127,8 +129,8 @@ def test_a_report_works_under_the_headers_as_from_disk(browser: Browser, served:
         assert overflow(page) <= 0
 
 
-def test_a_page_that_somebody_else_made_reaches_no_other(browser: Browser, served: Served) -> None:
-    """Scripts of its own run in it, as those of any version of the report must, and get nothing from the server."""
+def test_a_forged_page_in_place_of_a_report_cannot_read_from_the_server(browser: Browser, served: Served) -> None:
+    """Its scripts run, as those of reports of any version must, but they get nothing from the server."""
     context = browser.new_context()
     page = context.new_page()
     said = page.goto(f"{served.url}/runs/{served.finished.run.id}/report/index.html")

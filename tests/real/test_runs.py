@@ -12,13 +12,13 @@ from ..pictures import write_pictures
 from .browser import check_report, opened
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-test.parquet"
-"""Photographs. They are not part of the project: where they are not, drawn pictures take their place."""
+"""Photographs that are not part of the project. If they are missing, drawn pictures take their place."""
 
 IMAGES = 6_000
-"""More than the map shows."""
+"""How many images are clustered: more than the map shows."""
 
 SHORT = ("--set", "prototypes.count=300", "--set", "gsec.max_steps=2", "--set", "train.n_members=1", "--set", "baseline.n_init=1")
-"""Trained for a moment, as the report is what is looked at."""
+"""Settings of a very short training, since only the report is tested."""
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +28,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(place: Path) -> Path:
-    """A source of so many images."""
+    """A source of IMAGES images."""
     if not CIFAR.exists():
         return write_pictures(place / "pictures", range(IMAGES))
     pq.write_table(pq.read_table(CIFAR).slice(0, IMAGES), place / "photographs.parquet")
     return place / "photographs.parquet"
 
 
-def test_the_demos_report(browser: Browser, place: Path) -> None:
+def test_every_interactive_part_of_the_demos_report_works(browser: Browser, place: Path) -> None:
     result = last_json(gsec("demo", "--directory", place / "demo", "--json", home=place / "prefect", timeout=600))
     check_report(browser, Path(result["report"]), clusters=result["clusters"])
 
 
-def test_the_report_of_thousands_of_images(browser: Browser, place: Path, images: Path) -> None:
+def test_the_report_of_6000_images_works_and_its_map_shows_5000(browser: Browser, place: Path, images: Path) -> None:
     index = run(place, images, "-k", "10", *SHORT)
     check_report(browser, index, clusters=10)
     assert index.stat().st_size < 20_000_000
@@ -49,8 +49,8 @@ def test_the_report_of_thousands_of_images(browser: Browser, place: Path, images
         expect(page.get_by_text("5,000 of 6,000 images are shown")).to_be_visible()
 
 
-def test_the_report_of_a_thousand_clusters(browser: Browser, place: Path, images: Path) -> None:
-    """Of the same images, so that they are encoded once."""
+def test_the_report_of_a_thousand_clusters_works_and_has_a_page_for_each(browser: Browser, place: Path, images: Path) -> None:
+    """It uses the same images, so that they are encoded only once."""
     index = run(place, images, "-k", "1000", *SHORT)
     check_report(browser, index, clusters=1000)
     assert index.stat().st_size < 20_000_000
@@ -58,7 +58,7 @@ def test_the_report_of_a_thousand_clusters(browser: Browser, place: Path, images
 
 
 def run(place: Path, images: Path, *arguments: str) -> Path:
-    """The report of a run, with an encoder that is quick and knows nothing."""
+    """Do a run with a quick encoder of random weights and return its report."""
     if not (checkpoint := place / "clip").exists():
         write_checkpoint(checkpoint)
     done = gsec(

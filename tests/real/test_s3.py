@@ -1,4 +1,4 @@
-"""A store on an S3 that is slow, throttles, and loses connections and replies; and how much is asked of it."""
+"""A store on an S3 server that throttles and loses connections and replies; and the number of requests to it."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from ..s3_proxy import S3Proxy, s3_behind_proxy
 IMAGES, SHARDS = 20, 3
 
 PART = 5 * 2**20
-"""Bytes of the smallest part that a multipart upload may have."""
+"""The smallest part that a multipart upload may have, in bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def s3() -> Iterator[tuple[str, S3Proxy]]:
 
 @pytest.fixture
 def proxy(s3: tuple[str, S3Proxy]) -> Iterator[S3Proxy]:
-    """Without faults, and with none after the test."""
+    """The proxy without faults; faults that a test sets are removed after it."""
     _, proxy = s3
     proxy.count()
     yield proxy
@@ -50,7 +50,7 @@ def files(s3: tuple[str, S3Proxy], request: pytest.FixtureRequest) -> RemoteFile
 
 
 def tables(context: Context) -> dict[str, pa.Table]:
-    """What a run made of the images, every table of its stages but the report's; in the order of its plan."""
+    """Every table of a run's stages except the report's, in the order of the plan."""
     found = {}
     for record in context.run.stages().values():
         for table, names in record["tables"].items():
@@ -61,7 +61,7 @@ def tables(context: Context) -> dict[str, pa.Table]:
 
 @pytest.fixture(scope="module")
 def clustered(s3: tuple[str, S3Proxy], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    """A run that was made while the store failed, and published."""
+    """A published run that was made while the store had faults."""
     url, proxy = s3
     source = write_pictures(tmp_path_factory.mktemp("s3") / "in", range(IMAGES))
     proxy.slow_down, proxy.reset = 0.01, 0.005
@@ -73,18 +73,18 @@ def clustered(s3: tuple[str, S3Proxy], tmp_path_factory: pytest.TempPathFactory)
     return context
 
 
-def test_a_run_on_a_store_that_fails_makes_the_tables_that_it_makes_in_a_folder(tmp_path: Path, clustered: Context) -> None:
+def test_a_run_on_an_s3_store_with_faults_makes_the_same_tables_as_in_a_folder(tmp_path: Path, clustered: Context) -> None:
     source = Path(str(clustered.config.source))
     here, _, _ = cluster(settings(source, tmp_path / "store", clusters=3))
     ours, theirs = tables(here), tables(clustered)
     assert theirs.keys() == ours.keys()
     uris = theirs[ASSIGNMENTS_TABLE]["uri"].to_pylist()
-    assert sorted(uris) == sorted(path.name for path in source.iterdir()), "each image once"
+    assert sorted(uris) == sorted(path.name for path in source.iterdir()), "each image must have one row"
     for table in ours:
         assert theirs[table] == ours[table], table
 
 
-def test_what_a_run_asks_of_a_store_is_bounded(tmp_path: Path, s3: tuple[str, S3Proxy], proxy: S3Proxy) -> None:
+def test_the_number_of_requests_of_a_run_to_its_store_is_limited(tmp_path: Path, s3: tuple[str, S3Proxy], proxy: S3Proxy) -> None:
     source = write_pictures(tmp_path / "in", range(IMAGES))
     config = settings(source, f"{s3[0]}/bounds")
     run, _ = pipeline.request(config)
@@ -96,28 +96,28 @@ def test_what_a_run_asks_of_a_store_is_bounded(tmp_path: Path, s3: tuple[str, S3
     proxy.count()
     names = base.missing(context, encode.STAGE, step)
     listing = proxy.count()
-    assert listing["LIST"] <= 2 * len(step.tables), "one listing a table, and one to be sure where nothing is"
+    assert listing["LIST"] <= 2 * len(step.tables), "one listing per table, and one more to be sure if it is empty"
     assert base.work(context, encode.STAGE, step, names)["shards"] == SHARDS
     work = proxy.count()
-    assert work["PUT"] == SHARDS * len(step.tables), "one a shard and table"
-    assert sum(work.values()) <= 40 + SHARDS * 8, "of each shard its list is read (2 requests), and two tables are written (3 each)"
+    assert work["PUT"] == SHARDS * len(step.tables), "one per shard and table"
+    assert sum(work.values()) <= 40 + SHARDS * 8, "for each shard, its list is read (2 requests) and two tables are written (3 requests each)"
 
 
-def test_a_night_with_nothing_new_reads_no_shard_of_the_corpus(clustered: Context, proxy: S3Proxy) -> None:
+def test_a_night_without_changes_reads_no_shard_of_the_corpus(clustered: Context, proxy: S3Proxy) -> None:
     proxy.paths.clear()
     run = pipeline.nothing_to_do(clustered.config)
     assert run is not None
     assert pipeline.finish(Context.of(run, clustered.config))["published"]
     lists = proxy.count()["LIST"]
     tables = sum(len(record["tables"]) for record in run.stages().values())
-    assert lists <= 2 * tables + 10, "each table once or twice, and the folders of the run, the generations and what is published"
-    assert pipeline.request(clustered.config)[1].none, "which is how a deployed run begins"
+    assert lists <= 2 * tables + 10, "each table once or twice, and the folders of the run, the generations and the publications"
+    assert pipeline.request(clustered.config)[1].none, "a deployed run begins with this request, which must find no changes"
     asked = "\n".join(proxy.paths)
-    assert "/assignments/" in asked, "the result is"
+    assert "/assignments/" in asked, "the result must be read, unlike the shards of the corpus"
     assert not [name for name in clustered.generation.shard_names if name in asked]
 
 
-def test_of_two_runs_of_a_stage_at_once_the_first_shards_win_and_both_end_well(tmp_path: Path, s3: tuple[str, S3Proxy], proxy: S3Proxy) -> None:
+def test_two_concurrent_runs_of_a_stage_both_succeed_and_each_shard_is_there_once(tmp_path: Path, s3: tuple[str, S3Proxy], proxy: S3Proxy) -> None:
     config = settings(write_pictures(tmp_path / "in", range(IMAGES)), f"{s3[0]}/two")
     run, _ = pipeline.request(config)
     contexts = [Context.of(run, config) for _ in range(2)]
@@ -126,7 +126,7 @@ def test_of_two_runs_of_a_stage_at_once_the_first_shards_win_and_both_end_well(t
     def work(context: Context) -> dict[str, float]:
         base.begin(context, encode.STAGE)
         [step] = encode.STAGE.steps
-        looked.wait(60)  # both find nothing done
+        looked.wait(60)  # both find that nothing is done
         return base.work(context, encode.STAGE, step, step.plan(context))
 
     with ThreadPoolExecutor() as pool:
@@ -137,7 +137,7 @@ def test_of_two_runs_of_a_stage_at_once_the_first_shards_win_and_both_end_well(t
     assert sum(table.num_rows for table in embeddings.read_all(names)) == IMAGES
 
 
-def test_of_two_writers_who_both_find_nothing_the_first_wins(files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrent_writers_who_both_find_no_shard_exactly_one_wins(files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     looked, exists = threading.Barrier(2), files._filesystem.exists
 
     def both_look(where: str) -> bool:
@@ -155,14 +155,16 @@ def test_of_two_writers_who_both_find_nothing_the_first_wins(files: RemoteFiles,
     assert proxy.count()["PUT"] == 2
 
 
-def test_a_write_whose_reply_is_lost_was_made_by_its_writer(files: RemoteFiles, proxy: S3Proxy) -> None:
+def test_a_write_whose_reply_was_lost_counts_as_made_by_its_writer(files: RemoteFiles, proxy: S3Proxy) -> None:
     proxy.losing["PUT"] = 0
-    assert files.create("generations/1.json", b"mine"), "the driver writes again, and finds its own file there"
+    assert files.create("generations/1.json", b"mine"), "the driver writes again and must recognise its own file"
     assert proxy.count()["PUT"] == 2
-    assert not files.create("generations/1.json", b"mine"), "that is another's writing, whatever it says"
+    assert not files.create("generations/1.json", b"mine"), "a second write is another one, even with equal content"
 
 
-def test_a_write_that_another_was_faster_with_was_not(files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_whose_reply_was_lost_after_another_writers_file_does_not_count_as_made(
+    files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put = files._filesystem.pipe_file
 
     def after_another(where: str, data: bytes, **options: object) -> object:
@@ -176,8 +178,10 @@ def test_a_write_that_another_was_faster_with_was_not(files: RemoteFiles, proxy:
 
 
 @pytest.mark.parametrize("lost", range(5))
-def test_a_multipart_upload_of_which_any_reply_is_lost(files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
-    """Its beginning, one of its three parts, or its end."""
+def test_a_multipart_upload_succeeds_although_any_of_its_replies_is_lost(
+    files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """The lost reply is that of its beginning, of one of its three parts, or of its end."""
     monkeypatch.setattr(files._filesystem, "pipe_file", partial(files._filesystem.pipe_file, chunksize=PART))
     data = bytes(2 * PART) + b"end"
     proxy.losing["multipart"] = lost
@@ -187,7 +191,7 @@ def test_a_multipart_upload_of_which_any_reply_is_lost(files: RemoteFiles, proxy
     assert not files.create("table/a", bytes(2 * PART))
 
 
-def test_a_multipart_upload_on_a_store_that_throttles(files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multipart_upload_succeeds_on_a_store_that_throttles(files: RemoteFiles, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files._filesystem, "pipe_file", partial(files._filesystem.pipe_file, chunksize=PART))
     proxy.slow_down, proxy.reset = 0.15, 0.05
     data = bytes(4 * PART)

@@ -1,4 +1,4 @@
-"""One stack, started by `gsec up`: its deployments, schedules and faults."""
+"""One stack, started by `gsec up`: its deployments and schedules, and its recovery from faults."""
 
 import json
 import platform
@@ -42,7 +42,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def first(stack: Stack) -> str:
-    """The id of a flow run of the whole pipeline, which is done."""
+    """The id of a completed flow run of the whole pipeline."""
     run = stack.begin("gsec/kinds")
     assert stack.ended(run)["name"] == "Completed"
     return run
@@ -54,11 +54,11 @@ def published(stack: Stack, pipeline: str) -> dict[str, Any]:
 
 
 def runs_of(stack: Stack, pipeline: str) -> list[Run]:
-    """The scheduler makes others meanwhile."""
+    """The runs of one pipeline; the scheduler makes runs of another meanwhile."""
     return [run for run in Store.open(str(stack.store)).runs() if run.request()["config"]["pipeline"] == pipeline]
 
 
-def test_up_again_changes_nothing(stack: Stack) -> None:
+def test_a_second_gsec_up_changes_nothing(stack: Stack) -> None:
     before = {name: stack.process(name).pid for name in ("server", "ray", "worker", "reports")}
     automations = stack.api("automations/filter", {})
     said = stack.up()
@@ -67,7 +67,7 @@ def test_up_again_changes_nothing(stack: Stack) -> None:
     assert stack.api("automations/filter", {}) == automations
 
 
-def test_the_form_has_typed_fields_with_help(stack: Stack) -> None:
+def test_the_form_of_a_deployment_has_typed_fields_with_help_and_is_validated(stack: Stack) -> None:
     schema = stack.api("deployments/name/gsec/kinds")["parameter_openapi_schema"]
     clusters = schema["definitions"]["PipelineConfig"]["properties"]["clusters"]
     assert {"minimum": 2, "maximum": 100_000, "type": "integer"}.items() <= clusters["anyOf"][1].items()
@@ -76,7 +76,7 @@ def test_the_form_has_typed_fields_with_help(stack: Stack) -> None:
         stack.begin("gsec/kinds", config={"clusters": "many"})
 
 
-def test_a_run_from_the_form_completes_and_its_artifact_opens_the_report(stack: Stack, first: str) -> None:
+def test_a_run_from_the_form_completes_with_artifacts_of_report_progress_and_stages(stack: Stack, first: str) -> None:
     run_id = published(stack, "kinds")["run_id"]
     [link] = [artifact["data"] for artifact in stack.artifacts("report") if artifact["flow_run_id"] == first]
     assert run_id in link
@@ -86,12 +86,12 @@ def test_a_run_from_the_form_completes_and_its_artifact_opens_the_report(stack: 
     assert "30 images in 3 clusters" in page.text
     [encode] = [child for child in stack.children(first) if child["name"].startswith("encode")]
     shown = min(artifact["created"] for artifact in stack.artifacts("encode-%") if artifact["flow_run_id"] == encode["id"])
-    assert datetime.fromisoformat(shown) - datetime.fromisoformat(encode["start_time"]) < timedelta(seconds=10), "its progress is seen at once"
+    assert datetime.fromisoformat(shown) - datetime.fromisoformat(encode["start_time"]) < timedelta(seconds=10), "its progress must be visible within seconds"
     [table] = [json.loads(artifact["data"]) for artifact in stack.artifacts("stages") if artifact["flow_run_id"] == first]
     assert [row["stage"] for row in table] == [child["name"].partition("-")[0] for child in stack.children(first)[1:]]
 
 
-def test_one_stage_alone_with_another_setting_is_a_run_that_shares_what_is_above(stack: Stack, first: str) -> None:
+def test_a_single_stage_with_a_changed_setting_makes_a_run_that_shares_earlier_stages(stack: Stack, first: str) -> None:
     old = Store.open(str(stack.store)).run(published(stack, "kinds")["run_id"])
     for stage, changed, shared in (
         ("train", {"train": {"random_state": 5}}, ["encode", "refit", "baseline", "prototypes", "describe", "fuse", "prepare", "duplicates", "train"]),
@@ -102,13 +102,13 @@ def test_one_stage_alone_with_another_setting_is_a_run_that_shares_what_is_above
         assert state["name"] == "Completed", state["message"]
         [made] = [run for run in runs_of(stack, "kinds") if run.id not in before]
         assert [name for name in made.request()["stages"] if made.is_complete(name)] == shared
-        # Whether a model is kept asks for all settings of training, so that its record is another.
-        assert [name for name in shared if name != "refit" and made.stage(name) != old.stage(name)] == [stage], "what is above is the same"
-        assert [attempt["start"]["stage"] for attempt in made.attempts()] == [stage], "nothing else was worked on"
+        # Stage refit depends on all settings of the training, so its record is always another one.
+        assert [name for name in shared if name != "refit" and made.stage(name) != old.stage(name)] == [stage], "only the changed stage may have another record"
+        assert [attempt["start"]["stage"] for attempt in made.attempts()] == [stage], "no other stage may be worked on"
 
 
-def test_the_last_stage_alone_publishes_what_may_be_and_tells(stack: Stack, first: str) -> None:
-    """A run of which all stages but the last are made one by one; it has more rejects than is allowed."""
+def test_running_the_last_stage_alone_publishes_if_allowed_and_sends_events(stack: Stack, first: str) -> None:
+    """All stages of a run but the last are done one by one. It has more rejects than allowed by default."""
     (stack.folder / "bad").mkdir()
     write_groups(stack.folder / "bad", range(6))
     (stack.folder / "bad" / "bad.jpg").write_text("no image")
@@ -127,19 +127,19 @@ def test_the_last_stage_alone_publishes_what_may_be_and_tells(stack: Stack, firs
 
 
 def made_by_the_worker(stack: Stack, run_id: str) -> set[tuple[str, str]]:
-    """Stages and shards, as the log of the worker and its flows says."""
+    """The stages and shards that the worker's log, which includes that of its flows, says were made."""
     lines = [json.loads(line) for line in (stack.folder / "home" / "logs" / "worker.log").read_text().splitlines() if line.startswith("{")]
     return {(line["stage"], line["shard"]) for line in lines if line.get("run") == run_id and line["name"] == "gsec_core.stages.base"}
 
 
-def test_the_workers_log_has_run_stage_and_shard_of_all_that_was_made(stack: Stack, first: str) -> None:
+def test_the_workers_log_has_run_stage_and_shard_of_everything_that_was_made(stack: Stack, first: str) -> None:
     run_id = published(stack, "kinds")["run_id"]
     made = made_by_the_worker(stack, run_id)
     run = Store.open(str(stack.store)).run(run_id)
     assert made == {(stage, shard) for stage, record in run.stages().items() for shards in record["tables"].values() for shard in shards}
 
 
-def test_a_stage_whose_inputs_are_missing_says_which_comes_first(stack: Stack, first: str) -> None:
+def test_a_stage_whose_inputs_are_missing_fails_with_the_incomplete_stage(stack: Stack, first: str) -> None:
     state = stack.ended(stack.begin("gsec-align/kinds", config={"train": {"random_state": 6}}))
     assert state["type"] == "FAILED"
     assert "which is not complete" in state["message"]
@@ -159,17 +159,17 @@ def test_a_path_outside_the_roots_is_refused(stack: Stack, tmp_path: Path) -> No
         assert "a deployed flow may use what is under" in state["message"]
 
 
-def test_new_images_are_assigned_to_what_is_published(stack: Stack, first: str) -> None:
+def test_images_can_be_assigned_to_the_published_clustering(stack: Stack, first: str) -> None:
     state = stack.ended(stack.begin("gsec-assign-images/kinds", source=str(stack.folder / "often")))
     assert state["name"] == "Completed", state["message"]
 
 
-def test_maintenance_deletes_nothing_young(stack: Stack, first: str) -> None:
+def test_maintenance_completes_and_the_publication_is_still_there(stack: Stack, first: str) -> None:
     assert stack.ended(stack.begin("gsec-maintenance/all"))["name"] == "Completed"
     assert published(stack, "kinds")
 
 
-def test_a_schedule_makes_runs_ahead_and_a_due_one_starts(stack: Stack) -> None:
+def test_a_schedule_makes_future_runs_and_a_due_run_starts(stack: Stack) -> None:
     deployment = stack.api("deployments/name/gsec/often")["id"]
     body = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
 
@@ -183,12 +183,12 @@ def test_a_schedule_makes_runs_ahead_and_a_due_one_starts(stack: Stack) -> None:
         time.sleep(1)
     ahead = [run for run in runs() if run["state"]["name"] == "Scheduled" and run["expected_start_time"] > datetime.now(UTC).isoformat()]
     assert ahead
-    assert published(stack, "often")["number"] == 1, "later ones find nothing to do"
+    assert published(stack, "often")["number"] == 1, "later runs must find nothing to do"
     assert stack.api(f"deployments/{deployment}")["global_concurrency_limit"]["limit"] == 1
 
 
 def until_encoded(stack: Stack, run: str, shards: int) -> None:
-    """Until a run of ``many`` goes on, and so many shards are encoded, by this run or before it."""
+    """Wait until a run of ``many`` is running and ``shards`` shards are encoded, by this run or before it."""
     stack.when(run, lambda state: state["name"] == "Running", 120)
     deadline = time.monotonic() + 120
     while len(list(stack.store.glob("many-*/embeddings/*/*.parquet"))) < shards:
@@ -200,9 +200,9 @@ def crashes(stack: Stack, run: str) -> list[str]:
     return [state["name"] for state in stack.api(f"flow_run_states/?flow_run_id={run}") if state["name"] in ("Crashed", "AwaitingRetry")]
 
 
-def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Stack, tmp_path: Path) -> None:
+def test_after_a_kill_of_worker_and_flow_the_run_is_resumed_and_ends_with_equal_labels(stack: Stack, tmp_path: Path) -> None:
     run = stack.begin("gsec/many")
-    until_encoded(stack, run, 2)  # of the last of them one table may be missing
+    until_encoded(stack, run, 2)  # one table of the last shard may be missing
     worker = stack.process("worker")
     for process in [*worker.children(recursive=True), worker]:
         process.kill()
@@ -213,23 +213,23 @@ def test_a_worker_that_is_killed_with_its_flow_goes_on_and_ends_equal(stack: Sta
     assert state["type"] in ("CRASHED", "SCHEDULED", "PENDING"), state
     assert stack.when(run, lambda state: state["type"] in ("COMPLETED", "FAILED"), 300)["name"] == "Completed"
     assert crashes(stack, run) == ["Crashed", "AwaitingRetry"]
-    assert not [child for child in stack.children(run) if child["state"]["type"] == "RUNNING"], "its stages are not running for ever"
+    assert not [child for child in stack.children(run) if child["state"]["type"] == "RUNNING"], "no stage may stay in the state running"
     done = Store.open(str(stack.store)).run(published(stack, "many")["run_id"])
     undisturbed, _, _ = cluster(done.config().model_copy(update={"store": str(tmp_path)}))
     assert labels(Context.of(done, done.config())) == labels(undisturbed)
     facts = [attempt for attempt in done.attempts() if attempt["start"]["stage"] == "encode"]
-    assert [attempt["end"] is None for attempt in facts] == [True, False], "one was cut, the next did what was missing"
+    assert [attempt["end"] is None for attempt in facts] == [True, False], "the first attempt was cut, and the second did the rest"
     assert facts[1]["end"]["sums"]["there"] >= 1
 
 
-def test_a_flow_that_is_killed_and_one_whose_worker_is_killed_go_on_with_the_redo_that_they_began(stack: Stack) -> None:
+def test_after_kills_of_a_flow_and_of_its_worker_the_run_goes_on_with_the_redo_it_began(stack: Stack) -> None:
     run = stack.begin("gsec/many", redo=["encode"])
     there = len(list(stack.store.glob("many-*/embeddings/*/*.parquet")))
     until_encoded(stack, run, there + 1)
     for process in stack.process("worker").children(recursive=True):
         process.kill()
-    wait(lambda: "AwaitingRetry" in crashes(stack, run), 120)  # by what it was, as it may be on its way again within a second
-    assert crashes(stack, run) == ["Crashed", "AwaitingRetry"], "its worker says so twice, which counts once"
+    wait(lambda: "AwaitingRetry" in crashes(stack, run), 120)  # looked up in its history, since it may run again within a second
+    assert crashes(stack, run) == ["Crashed", "AwaitingRetry"], "the worker reports the crash twice, which must count once"
     until_encoded(stack, run, there + 3)
     worker = stack.process("worker")
     flows = worker.children(recursive=True)
@@ -244,7 +244,7 @@ def test_a_flow_that_is_killed_and_one_whose_worker_is_killed_go_on_with_the_red
     assert len(list(stack.store.glob("many-*/embeddings/*/*.parquet"))) == 2 * there
 
 
-def test_a_port_that_is_taken_is_said_before_anything_starts(stack: Stack, tmp_path: Path) -> None:
+def test_a_taken_port_is_refused_before_anything_starts(stack: Stack, tmp_path: Path) -> None:
     other = Stack(tmp_path, port=stack.port)
     other.write({})
     done = subprocess.run([*GSEC, "up", "--config", str(other.file)], capture_output=True, text=True, check=False)
@@ -260,11 +260,11 @@ def test_a_pipeline_uses_the_ray_head_of_the_stack(stack: Stack, first: str) -> 
     assert state["name"] == "Completed", state["message"]
     [run] = [run for run in runs_of(stack, "kinds") if run.config().encode.batch_size == 5]
     assert run.is_complete("encode")
-    assert not made_by_the_worker(stack, run.id), "its shards were made by no process of the worker"
+    assert not made_by_the_worker(stack, run.id), "no process of the worker may have made its shards"
     told = stack.api("logs/filter", {"logs": {"timestamp": {"after_": began}}})
     shards = [line["message"] for line in told if line["name"] == "gsec_core.stages.base" and line["task_run_id"]]
-    assert len(shards) == len(run.stages()["encode"]["tables"][EMBEDDINGS_TABLE]), "but the dashboard has a line of each"
-    assert any(line["message"].startswith(f"encode on {platform.node()}: ") for line in told), "and where they were made"
+    assert len(shards) == len(run.stages()["encode"]["tables"][EMBEDDINGS_TABLE]), "the dashboard must have a log line for each shard"
+    assert any(line["message"].startswith(f"encode on {platform.node()}: ") for line in told), "the log must say on which node they were made"
 
 
 def test_down_and_up_again_keeps_the_records(stack: Stack, first: str) -> None:

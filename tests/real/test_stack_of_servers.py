@@ -1,4 +1,4 @@
-"""The same stack on PostgreSQL and Redis, with everything that can want a password wanting one."""
+"""A stack on PostgreSQL and Redis, with a password for every service that can have one."""
 
 import base64
 import time
@@ -33,8 +33,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_a_restart_of_the_server_in_the_middle_loses_nothing(stack: Stack) -> None:
-    """No run, and no record of a task run: Prefect's own defaults lose many of so many, without any restart."""
+def test_a_restart_of_the_server_during_a_run_loses_no_run_and_no_task_record(stack: Stack) -> None:
+    """With Prefect's default settings, many of so many task records would be lost even without a restart."""
     run = stack.begin("gsec/images")
     embeddings = stack.store.glob
     deadline = time.monotonic() + 180
@@ -45,7 +45,7 @@ def test_a_restart_of_the_server_in_the_middle_loses_nothing(stack: Stack) -> No
     began = server.create_time()
     server.terminate()
     server.wait(60)
-    assert len(list(embeddings("*/embeddings/*/*.parquet"))) < SLICES, "it was in the middle"
+    assert len(list(embeddings("*/embeddings/*/*.parquet"))) < SLICES, "the run must still have been encoding, or this test would prove nothing"
     stack.up()
     assert stack.process("server").create_time() > began
     assert stack.ended(run, 600)["name"] == "Completed"
@@ -57,15 +57,15 @@ def test_a_restart_of_the_server_in_the_middle_loses_nothing(stack: Stack) -> No
         count: int = stack.api("task_runs/count", {**wanted, "task_runs": {"state": {"type": {"any_": [state]}}}})
         return count
 
-    deadline = time.monotonic() + 60  # records are written behind the events
+    deadline = time.monotonic() + 60  # records are written some time after the events
     while recorded("COMPLETED") < SLICES and time.monotonic() < deadline:
         time.sleep(1)
     print(f"task runs of {SLICES} slices on record as completed: {recorded('COMPLETED')}")
     assert recorded("COMPLETED") == SLICES
 
 
-def test_without_the_password_nothing_is_served(stack: Stack) -> None:
-    """Every service, without, with a wrong, and with the right secret; what health checks ask is open."""
+def test_without_the_right_secret_no_service_answers_except_at_its_health(stack: Stack) -> None:
+    """Every service is asked without, with a wrong, and with the right secret."""
     right = base64.b64encode(AUTH.encode()).decode()
     wrong = base64.b64encode(b"operator:guess").decode()
     table = [

@@ -1,4 +1,4 @@
-"""What a real vLLM server does for the describe stage."""
+"""A real vLLM server as stage describe needs it."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from tests.pictures import picture
 from .vllm_server import VllmServer
 
 
-def test_the_server_holds_a_reply_to_the_template(vllm_server: VllmServer) -> None:
+def test_the_server_enforces_the_pattern_of_the_template(vllm_server: VllmServer) -> None:
     pixels = io.BytesIO()
     picture(seed=1).save(pixels, "JPEG", quality=90)
     image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(pixels.getvalue()).decode()}"}}
@@ -28,7 +28,7 @@ def test_the_server_holds_a_reply_to_the_template(vllm_server: VllmServer) -> No
     assert re.fullmatch(template.SENTENCE_PATTERN, choice.message.content)
 
 
-def test_a_stop_leaves_no_process_behind_though_the_one_in_front_was_killed(vllm_server: VllmServer) -> None:
+def test_after_a_kill_of_the_api_process_a_stop_leaves_no_process_behind(vllm_server: VllmServer) -> None:
     vllm_server.kill_api()
     assert "VLLM::EngineCor" in vllm_server.processes().values()
     vllm_server.stop()

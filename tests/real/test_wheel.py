@@ -1,4 +1,4 @@
-"""gsec as its wheel brings it: away from the checkout, in a folder with modules of the names of its packages."""
+"""gsec installed from its wheel, outside the checkout, in a folder that has modules with the names of its packages."""
 
 import json
 import re
@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 
 PACKAGES = ("gsec_core", "tasks", "flows")
-"""Those of which every file is for users. Of `deployments` the container files and vLLM's are not."""
+"""Packages that go into the wheel completely. Of `deployments`, the files for containers and vLLM do not."""
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from what is in git and nothing else, with the setuptools that is here."""
+    """The wheel, built only from files in git, with the installed setuptools."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in files(""):
         if (ROOT / name).is_file() and not name.startswith("tests/"):
@@ -44,7 +44,7 @@ def files(below: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the `gsec` of an environment that has the wheel, and of all else what is here."""
+    """The folder with the `gsec` program of an environment that has the wheel, and otherwise the packages installed here."""
     python = fresh_environment(tmp_path_factory.mktemp("environment"))
     subprocess.run([UV, "pip", "install", "-q", "--no-deps", "--offline", "--python", python, wheel], check=True)
     return python.parent
@@ -52,7 +52,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder."""
+    """A user's folder, with images and with modules that must not be imported."""
     folder = tmp_path_factory.mktemp("elsewhere")
     for name in ("flows", "tasks", "deployments", "gsec"):
         (folder / f"{name}.py").write_text("raise SystemExit('a module of the user was imported')\n")
@@ -60,7 +60,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
+def test_the_wheel_has_exactly_the_files_of_the_packages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     wanted = {name for package in PACKAGES for name in files(package)} | {name for name in files("deployments") if name.count("/") == 1} | {"gsec.py"}
@@ -79,19 +79,19 @@ def gsec(programs: Path, folder: Path, *words: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def demo(programs: Path, elsewhere: Path) -> dict[str, Any]:
-    """What it says."""
+    """The result of `gsec demo`."""
     said: dict[str, Any] = json.loads(gsec(programs, elsewhere, "demo", "in", "--clusters", "3", "--json").splitlines()[-1])
     return said
 
 
-def test_the_demonstration_and_its_report(demo: dict[str, Any], programs: Path, elsewhere: Path) -> None:
+def test_the_demo_and_its_report_work_from_the_wheel(demo: dict[str, Any], programs: Path, elsewhere: Path) -> None:
     assert "--directory" in gsec(programs, elsewhere, "demo", "--help")
     assert demo["images"] == 12
     gsec(programs, elsewhere, "report", "--store", "gsec-demo/store", "--to", "drawn")
     assert "data:image/jpeg;base64," in (elsewhere / "drawn/index.html").read_text()
 
 
-def test_the_service(demo: dict[str, Any], programs: Path, elsewhere: Path) -> None:
+def test_a_stack_with_its_pages_works_from_the_wheel(demo: dict[str, Any], programs: Path, elsewhere: Path) -> None:
     with stack_in(elsewhere / "gsec-demo", {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}, [programs / "gsec"], elsewhere) as stack:
         stack.write({"wheel": {"source": elsewhere / "in"}})
         stack.up()

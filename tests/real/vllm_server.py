@@ -1,4 +1,4 @@
-"""The development server of deployments/vllm, for tests: a real vLLM with a tiny random model, which they may stop and kill."""
+"""The development server of deployments/vllm for tests: a real vLLM with a tiny random model, which tests may stop and kill."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ DEV = ROOT / "deployments/vllm/dev.py"
 
 
 class VllmServer:
-    """One server, at the same address after each start. With a ``key`` it wants that one."""
+    """One server, at the same address after each start. With a ``key``, requests need it."""
 
     model = "tiny"
 
@@ -25,25 +25,25 @@ class VllmServer:
         self._group = 0
 
     def start(self, *flags: str) -> None:
-        """Returns when the server answers, in half a minute to a minute. ``flags`` are vLLM's."""
+        """Start the server and wait until it answers, which takes half a minute to a minute. ``flags`` are vLLM's."""
         self._run("start", "--model-name", self.model, "--log", str(self.log), "--", *flags)
         self._group = int((self.folder / f"server-{self.port}.pid").read_text())
 
     def stop(self) -> None:
-        """Returns when all of its processes are gone. Does nothing to a server that is not running."""
+        """Stop the server and wait until all its processes are gone. Does nothing if it is not running."""
         self._run("stop")
 
     def kill_api(self) -> None:
-        """Kills the process that answers requests, by SIGKILL; it takes nothing along."""
+        """Kill the process that answers requests, by SIGKILL; its other processes stay."""
         os.kill(self._group, signal.SIGKILL)
 
     def kill_engine(self) -> None:
-        """Kills the process that schedules requests, by SIGKILL. The server notices, answers 500, and ends."""
+        """Kill the process that schedules requests, by SIGKILL. The server notices it, answers 500, and ends."""
         [engine] = [number for number, name in self.processes().items() if name.startswith("VLLM::EngineCor")]
         os.kill(engine, signal.SIGKILL)
 
     def processes(self) -> dict[int, str]:
-        """Those of the last start that live, by number, with the first fifteen letters of their names, as Linux keeps them."""
+        """The living processes of the last start: number -> the first fifteen letters of the name, as Linux keeps it."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -51,7 +51,7 @@ class VllmServer:
             except OSError:
                 continue  # gone meanwhile
             state, _, group, *_ = fields.split()
-            # A dead one that nobody has waited for still has a number.
+            # A dead process that was not waited for still has a number.
             if int(group) == self._group and state not in "ZX":
                 found[int(folder.name)] = name
         return found

@@ -1,4 +1,4 @@
-"""Synthetic reports."""
+"""Synthetic contents of reports and comparisons."""
 
 from dataclasses import replace
 from itertools import accumulate
@@ -30,7 +30,7 @@ HOSTILE = (
     "\ud800 half a pair",
     "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \U0001f468‍👩‍👧 שלום",
 )
-"""Texts that a careless page would run, lose or be disturbed by."""
+"""Texts that a careless page would run as code, lose, or be broken by."""
 
 _ROLES = (REPRESENTATIVE,) * 4 + (MOST_CONFIDENT,) * 3 + (LEAST_CONFIDENT,) * 3
 _NOUNS = ("lighthouse", "goldfinch", "teapot", "harbour", "violin", "glacier", "bicycle", "orchid", "tram", "heron", "bakery", "canyon")
@@ -75,7 +75,7 @@ def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Co
 
 
 def hostile(clusters: int = 12) -> Content:
-    """The same with hostile texts wherever a text can stand."""
+    """The same with a hostile text in every place for a text."""
     plain = content(clusters, shown=clusters * 10)
 
     def text(place: int) -> str:
@@ -104,7 +104,7 @@ def hostile(clusters: int = 12) -> Content:
 
 
 def worst(clusters: int, shown: int = 5000) -> Content:
-    """The most that a report can be asked to hold: noise, which no JPEG makes small, and long texts that must all be escaped."""
+    """The largest content that a report may get: noise, which JPEG cannot compress, and long texts that must all be escaped."""
     random = np.random.default_rng(0)
     from PIL import Image
 
@@ -137,7 +137,7 @@ def worst(clusters: int, shown: int = 5000) -> Content:
 
 
 def comparison(runs: int = 3, clusters: int = 5, images: int = 400) -> tuple[Comparison, dict[bytes, bytes]]:
-    """Runs of ``clusters`` clusters and more that differ in a quarter of their images, and the thumbnails of those that are shown."""
+    """Runs of ``clusters`` or more clusters that differ in a quarter of their images, and the thumbnails of the images that are shown."""
     random = np.random.default_rng(runs)
     first = random.integers(0, clusters, images)
     counts = [clusters + number for number in range(runs)]
@@ -170,7 +170,7 @@ def comparison(runs: int = 3, clusters: int = 5, images: int = 400) -> tuple[Com
 
 
 def hostile_comparison() -> tuple[Comparison, dict[bytes, bytes]]:
-    """The same with hostile texts wherever a text can stand."""
+    """The same with a hostile text in every place for a text."""
     plain, thumbnails = comparison(clusters=len(HOSTILE))
     of = len(HOSTILE)
     return replace(
@@ -192,7 +192,7 @@ _METHODS = ("gsec", "tac", "turtle")
 
 
 def _chain(sizes: list[int]) -> tuple[Node, ...]:
-    """The deepest of trees: each cluster joins all before it."""
+    """The deepest possible tree: each cluster joins all before it."""
     count = len(sizes)
     return tuple(
         Node(count + place - 1 if place else 0, place + 1, f"{HOSTILE[place % len(HOSTILE)]} {place}", place + 2, total)

@@ -1,4 +1,4 @@
-"""Which images are shown, and where on the map."""
+"""The choice of the images that a report shows, and their places on the map."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from gsec_core.report.layout import LEAST_CONFIDENT, MOST_CONFIDENT, REPRESENTAT
 
 
 def made(sizes: list[int], seed: int = 0) -> dict[str, Any]:
-    """Random images of clusters of these sizes, in random order."""
+    """Arguments of `choose` for random images of clusters of these sizes, in random order."""
     random = np.random.default_rng(seed)
     labels = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
     values = random.random((2, len(labels)), np.float32)
@@ -28,14 +28,14 @@ def test_a_cluster_shows_its_most_central_its_surest_and_its_least_sure_images()
         representatives = here.filter(role=REPRESENTATIVE)["row"].to_numpy()
         most_central = np.flatnonzero(images["labels"] == cluster)
         most_central = most_central[np.argsort(-images["centrality"][most_central])][: layout.PER_ROLE]
-        assert representatives.tolist() == most_central.tolist(), "the most central first"
+        assert representatives.tolist() == most_central.tolist(), "the most central must be first"
         left = np.setdiff1d(here["row"].to_numpy(), representatives)
         surest = here.filter(role=MOST_CONFIDENT)["row"].to_numpy()
         assert surest[0] == left[np.argmax(images["confidence"][left])]
         assert here.filter(role=LEAST_CONFIDENT)["row"][0] == left[np.argmin(images["confidence"][left])]
 
 
-def test_representatives_that_were_described_come_first() -> None:
+def test_described_images_come_first_among_the_representatives() -> None:
     images = made([40, 60])
     images["described"][[7, 70]] = True
     shown = choose(**images)
@@ -45,23 +45,23 @@ def test_representatives_that_were_described_come_first() -> None:
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 200))
-def test_no_image_is_shown_twice_and_never_too_many(sizes: list[int], most: int) -> None:
+def test_no_image_is_chosen_twice_and_never_more_than_the_limit(sizes: list[int], most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "MOST", most)
         shown = choose(**made(sizes))
     assert shown["row"].is_unique().all()
     assert len(shown) == min(most, sum(sizes))
     if len(sizes) <= most:
-        assert {*shown["cluster"]} == {cluster for cluster, size in enumerate(sizes) if size}, "every cluster is seen"
+        assert {*shown["cluster"]} == {cluster for cluster, size in enumerate(sizes) if size}, "every cluster that is not empty must be seen"
 
 
-def test_the_rest_is_drawn_in_proportion_to_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_is_drawn_in_proportion_to_the_remaining_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "MOST", 136)
     drawn = choose(**made([1018, 318])).filter(role=SAMPLE)["cluster"].value_counts(sort=True)
-    assert drawn["count"].to_list() == [77, 23]  # 1,000 and 300 are left, for 100 places
+    assert drawn["count"].to_list() == [77, 23]  # 1,000 and 300 images remain for 100 places
 
 
-def test_of_equal_bytes_one_image_is_shown() -> None:
+def test_of_images_with_equal_bytes_only_one_is_chosen() -> None:
     images = made([10, 10])
     images["distinct"][5:] = False
     assert sorted(choose(**images)["row"]) == list(range(5))
@@ -82,12 +82,12 @@ def test_neighbours_stay_together_on_the_map() -> None:
     assert points.max() <= 1
 
 
-def test_images_that_are_all_alike_lie_in_one_place() -> None:
+def test_identical_images_have_the_same_place_on_the_map() -> None:
     assert (place(np.ones((50, 8), np.float16)) == 0.5).all()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 11])
-def test_a_map_of_few_images(rows: int) -> None:
+def test_a_map_of_few_images_has_finite_places(rows: int) -> None:
     points = place(np.eye(20, dtype=np.float16)[:rows])
     assert points.shape == (rows, 2)
     assert np.isfinite(points).all()

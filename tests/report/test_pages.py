@@ -22,14 +22,14 @@ def test_the_index_comes_after_every_page_that_it_links_to() -> None:
     assert paths == [f"clusters/{number:05d}.html" for number in range(60)] + ["index.html"]
 
 
-def test_few_clusters_have_their_galleries_in_the_index() -> None:
+def test_with_few_clusters_the_galleries_are_in_the_index() -> None:
     made = dict(pages(content(MAX_INLINE, shown=600)))
     assert list(made) == ["index.html"]
     assert made["index.html"].count(b'<article class="gallery"') == MAX_INLINE
     assert b'href="#cluster-7"' in made["index.html"]
 
 
-def test_many_clusters_have_a_page_each_that_leads_to_its_neighbours() -> None:
+def test_with_many_clusters_each_has_a_page_that_links_its_neighbours() -> None:
     made = dict(pages(content(MAX_INLINE + 1, shown=600)))
     assert b'<article class="gallery"' not in made["index.html"]
     assert b'href="clusters/00007.html"' in made["index.html"]
@@ -43,14 +43,14 @@ def test_equal_contents_give_equal_bytes() -> None:
     assert list(pages(content(60, shown=300))) == list(pages(content(60, shown=300)))
 
 
-def test_no_page_is_made_before_it_is_asked_for() -> None:
+def test_pages_are_made_one_by_one_on_request() -> None:
     with pytest.raises(AttributeError):
         list(pages(None))  # type: ignore[arg-type]
-    first = next(iter(pages(replace(content(60, shown=60), timings=({"no": "stage"},)))))  # which only the index would notice
+    first = next(iter(pages(replace(content(60, shown=60), timings=({"no": "stage"},)))))  # an error that only the index would meet
     assert first[0] == "clusters/00000.html"
 
 
-def test_all_that_a_content_says_is_on_the_index() -> None:
+def test_the_index_shows_every_part_of_the_content() -> None:
     shown = _text(_index(content(12, shown=100)))
     for said in ["photos-1a2b3c4d", "/data/photos", "Mostly lighthouses with", "k-means", "0.710", "empty file", "broken/3.jpg", "copy of 2.jpg", "2 min 05 s"]:
         assert said in shown
@@ -58,13 +58,13 @@ def test_all_that_a_content_says_is_on_the_index() -> None:
     assert "prototypes.count = not set" in shown
 
 
-def test_it_says_how_many_images_are_shown_and_how_they_were_chosen() -> None:
+def test_the_index_says_how_many_images_are_shown_and_how_they_were_chosen() -> None:
     some = replace(content(12, shown=100), counts={"assigned": 1_281_167})
     assert "100 of 1,281,167 images are shown: at most 5,000" in _text(_index(some))
 
 
 @pytest.mark.parametrize("clusters", [12, 60])
-def test_hostile_texts_stay_texts(clusters: int) -> None:
+def test_hostile_texts_are_shown_as_texts(clusters: int) -> None:
     ours = {path: _tags(page) for path, page in pages(content(clusters, shown=clusters * 10))}
     theirs = {path: _tags(page) for path, page in pages(hostile(clusters))}
     assert {tag for tags in theirs.values() for tag in tags} <= {tag for tags in ours.values() for tag in tags} | {("dd", ("dir",)), ("p", ("class",))}
@@ -75,13 +75,13 @@ def test_hostile_texts_stay_texts(clusters: int) -> None:
     assert "\u202e" not in page.decode()
 
 
-def test_the_data_of_the_map_are_the_same_texts() -> None:
+def test_the_data_of_the_map_have_hostile_texts_unchanged() -> None:
     page = _index(hostile())
     data = json.loads(_between(page, '<script type="application/json" id="map-data">', "</script>"))
     assert set(data["uri"]) == {text.cut_middle(bad, 300) for bad in HOSTILE}
 
 
-def test_only_our_own_style_and_scripts_may_act() -> None:
+def test_the_pages_policy_allows_only_its_own_style_and_scripts() -> None:
     page = _index(hostile())
     policy = _between(page, 'Content-Security-Policy" content="', '"')
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
@@ -91,7 +91,7 @@ def test_only_our_own_style_and_scripts_may_act() -> None:
 
 
 @pytest.mark.parametrize("clusters", [MAX_INLINE, MAX_INLINE + 1])
-def test_the_index_stays_small_whatever_it_is_given(clusters: int) -> None:
+def test_the_size_of_the_index_is_limited_for_any_content(clusters: int) -> None:
     made = list(pages(worst(clusters)))
     assert len(made[-1][1]) < MAX_BYTES
     assert all(len(page) < 1_000_000 for path, page in made[:-1])
@@ -106,7 +106,7 @@ def test_the_index_of_a_hundred_thousand_clusters_stays_small_and_says_what_it_l
     assert "The 5,000 largest clusters are listed here; 95,000 smaller ones are left out." in _text(made["index.html"])
 
 
-def test_nothing_need_be_there() -> None:
+def test_an_empty_content_gives_a_report() -> None:
     empty = Cluster(0, 0, "", "", (), 0, None, None, float("nan"), None, None)
     for clusters in [(), (empty,), (empty,) * 60]:
         nothing = Content("run", "now", (), {}, clusters, (), (), (), (), (), (), (), (), (), (), (), {})
@@ -115,7 +115,7 @@ def test_nothing_need_be_there() -> None:
         assert "No image is shown" in shown
 
 
-def test_thumbnails_that_are_gone_or_damaged_leave_their_place_empty() -> None:
+def test_missing_or_damaged_thumbnails_leave_their_place_empty() -> None:
     some = content(12, shown=300)
     for thumbnail in (None, b"", b"no JPEG"):
         page = _index(replace(some, emerging=(), duplicates=(), shown=tuple(replace(image, thumbnail=thumbnail) for image in some.shown)))
@@ -123,7 +123,7 @@ def test_thumbnails_that_are_gone_or_damaged_leave_their_place_empty() -> None:
         assert b"no thumbnail" in page
 
 
-def test_places_that_are_no_numbers_do_not_spoil_the_map() -> None:
+def test_places_that_are_not_numbers_do_not_break_the_map() -> None:
     some = content(12, shown=300)
     page = _index(replace(some, shown=tuple(replace(image, x=float("nan"), y=float("inf"), confidence=float("nan")) for image in some.shown)))
     data = json.loads(_between(page, 'id="map-data">', "</script>"))
@@ -131,7 +131,7 @@ def test_places_that_are_no_numbers_do_not_spoil_the_map() -> None:
     assert set(data["confidence"]) == {None}
 
 
-def test_of_a_large_group_of_duplicates_the_page_says_how_many_more_there_are() -> None:
+def test_the_page_says_how_many_more_images_a_large_group_of_duplicates_has() -> None:
     assert "and 49,998 more" in _text(_index(content(1, shown=4)))
 
 
@@ -190,14 +190,14 @@ def test_a_cut_text_takes_no_more_bytes_than_allowed(foreign: str, limit: int) -
         (text.visible("a\u202eb\nc\ud800"), "a\\u202eb\\nc\\ud800"),
     ],
 )
-def test_texts_are_cut_where_the_least_is_lost(made: str, shown: str) -> None:
+def test_texts_are_cut_where_the_least_information_is_lost(made: str, shown: str) -> None:
     assert made == shown
 
 
-def test_colours_differ_and_stand_out_from_white_and_from_black() -> None:
+def test_sixty_colours_differ_and_contrast_with_both_backgrounds() -> None:
     made = [colour(cluster) for cluster in range(60)]
     assert len(set(made)) == 60
-    for ground in (0.975, 0.0075):  # luminance of the two grounds
+    for ground in (0.975, 0.0075):  # luminance of the light and the dark background
         assert all(_contrast(value, ground) >= 3 for value in made)
 
 
@@ -208,7 +208,7 @@ def test_a_chart_of_many_sizes_keeps_the_largest_and_the_smallest() -> None:
     assert chart.bars[0].height == 100
 
 
-def test_a_histogram_has_a_bar_a_count() -> None:
+def test_a_histogram_has_a_bar_for_each_count() -> None:
     chart = charts.histogram([2, 0, 1, 4])
     assert [bar.height for bar in chart.bars] == [50, 0, 25, 100]
     assert (chart.top, chart.bars[2].says) == (4, "0.50 to 0.75: 1")

@@ -1,4 +1,4 @@
-"""Runs side by side, against scikit-learn and loops over their own tables."""
+"""The comparison of runs, checked with scikit-learn and with loops over the runs' own tables."""
 
 from itertools import combinations
 from pathlib import Path
@@ -28,7 +28,7 @@ ALONE = {"text": {"source": "none"}, "describe": {"captioner": "tagger"}}
 
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory: pytest.TempPathFactory) -> list[Context]:
-    """Three runs: two methods on 40 images, of which two are copies of others, and one after an image was changed and six came."""
+    """Three runs: two methods on 40 images, two of which are copies, and one run after one image was changed and six were added."""
     top = tmp_path_factory.mktemp("compare")
     folder, store = write_pictures(top / "in", range(38)), top / "store"
     for copy in ("a", "b"):
@@ -52,7 +52,7 @@ def uris(found: Comparison) -> list[str]:
 
 
 def own_labels(found: Comparison, contexts: list[Context]) -> NDArray[np.int32]:
-    """(runs, images), from the runs' own tables."""
+    """Labels (runs, images), read from the runs' own tables."""
     return np.array([[labels(context)[uri] for uri in uris(found)] for context in contexts], np.int32)
 
 
@@ -62,7 +62,7 @@ def test_images_that_only_some_of_the_runs_have_are_left_out_and_counted(found: 
     np.testing.assert_array_equal(found.labels, own_labels(found, contexts))
 
 
-def test_a_row_says_what_the_run_is_and_how_large_its_clusters_are(found: Comparison, contexts: list[Context]) -> None:
+def test_a_row_gives_a_runs_method_text_encoder_and_sizes_of_clusters(found: Comparison, contexts: list[Context]) -> None:
     for row, run, own, context in zip(found.rows(), found.runs, found.labels, contexts, strict=True):
         sizes = np.bincount(own, minlength=context.config.n_clusters)
         assert (row["run"], row["method"], row["text"], row["encoder"]) == (context.run.id, context.config.method, context.config.text_source, "lite")
@@ -73,23 +73,23 @@ def test_a_row_says_what_the_run_is_and_how_large_its_clusters_are(found: Compar
     assert [(row["method"], row["text"], row["clusters"]) for row in found.rows()] == [("gsec", "captions", 6), ("turtle", "none", 4), ("gsec", "none", 5)]
 
 
-def test_seconds_are_of_the_stages_that_the_runs_do_not_share(contexts: list[Context]) -> None:
+def test_seconds_count_only_the_stages_that_the_runs_do_not_share(contexts: list[Context]) -> None:
     first, second = (context.run for context in contexts[:2])
     found = compare(contexts[0], [second])
     shared = {name for name, record in first.stages().items() if record == second.stages().get(name)}
-    assert shared == {"encode", "refit"}, "prototypes are as many as the number of clusters asks for"
+    assert shared == {"encode", "refit"}, "the number of prototypes depends on the number of clusters, so they are not shared"
     for run, compared in zip((first, second), found.runs, strict=True):
         assert compared.seconds == pytest.approx(sum(seconds_of(run, name) for name in run.stages() if name not in {*shared, "report"}), abs=0.05)
 
 
 def seconds_of(run: Run, stage: str) -> float:
-    """By the footers; shards that were made together have the same."""
+    """The seconds of a stage by the footers of its shards; shards made together have the same value, which counts once."""
     record = run.stages()[stage]
     tables = [(run.place(record).table(table, record["fingerprint"]), names) for table, names in record["tables"].items()]
     return round(sum(seconds for _, seconds in {(name, table.facts(name)["seconds"]) for table, names in tables for name in names}), 1)
 
 
-def test_purity_is_of_the_true_neighbours_by_the_first_runs_embeddings(found: Comparison, contexts: list[Context]) -> None:
+def test_purity_uses_exact_neighbours_by_the_first_runs_embeddings(found: Comparison, contexts: list[Context]) -> None:
     place_of = {uri: place for place, uri in enumerate(usable(contexts[0]).rows["uri"].to_pylist())}
     X = load_embeddings(contexts[0])[[place_of[uri] for uri in uris(found)]].astype(np.float32)
     similar = X @ X.T
@@ -99,12 +99,12 @@ def test_purity_is_of_the_true_neighbours_by_the_first_runs_embeddings(found: Co
         assert run.purity == pytest.approx(purity(own, near)[1], abs=1e-3)
 
 
-def test_alikeness_is_scikit_learns(found: Comparison) -> None:
+def test_the_ari_of_runs_equals_scikit_learns(found: Comparison) -> None:
     wanted = [[adjusted_rand_score(one, other) for other in found.labels] for one in found.labels]
     np.testing.assert_allclose(found.ari, wanted)
 
 
-def test_clusters_are_matched_so_that_as_many_images_as_can_be_are_in_both(found: Comparison) -> None:
+def test_clusters_are_matched_so_that_as_many_images_as_possible_are_in_both(found: Comparison) -> None:
     assert [(pair.one, pair.other) for pair in found.pairs] == [(0, 1), (0, 2), (1, 2)]
     for pair in found.pairs:
         counts = [len(found.runs[run].sizes) for run in (pair.one, pair.other)]
@@ -116,7 +116,7 @@ def test_clusters_are_matched_so_that_as_many_images_as_can_be_are_in_both(found
         assert pair.both.tolist() == [table[one, other] if other >= 0 else 0 for one, other in enumerate(pair.match)]
 
 
-def test_the_images_on_which_the_runs_differ_most(found: Comparison, contexts: list[Context]) -> None:
+def test_images_are_shown_in_order_of_how_much_the_runs_differ_on_them(found: Comparison, contexts: list[Context]) -> None:
     match_of = {(pair.one, pair.other): pair.match for pair in found.pairs}
     confidence = [
         {row["uri"]: row["confidence"] for row in context.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000").to_pylist()} for context in contexts
@@ -132,7 +132,7 @@ def test_the_images_on_which_the_runs_differ_most(found: Comparison, contexts: l
         values[uri] = sum(apart) / 3
     assert found.differ == sum(value > 0 for value in values.values()) > 0
     shown = [image.uri for image in found.differing]
-    assert len([uri for uri in shown if uri in ("007.jpg", "copy-a.jpg", "copy-b.jpg")]) <= 1, "equal bytes are shown once"
+    assert len([uri for uri in shown if uri in ("007.jpg", "copy-a.jpg", "copy-b.jpg")]) <= 1, "images with equal bytes must be shown only once"
     for image in found.differing:
         place = uris(found).index(image.uri)
         assert image.disagreement == pytest.approx(values[image.uri])
@@ -148,7 +148,7 @@ def test_the_images_on_which_the_runs_differ_most(found: Comparison, contexts: l
         assert values[uri] == 0 or (kinds.count(kind) == comparing.OF_A_KIND and weakest is not None and values[uri] <= weakest + 1e-6)
 
 
-def test_labels_are_scored_as_scikit_learn_scores_them_and_change_nothing_else(found: Comparison) -> None:
+def test_scores_against_labels_equal_scikit_learns_and_change_no_row(found: Comparison) -> None:
     truth = {uri: "even" if int(uri[:3]) % 2 == 0 else "odd" for uri in uris(found) if uri[0] == "0" and uri != "003.jpg"}
     before = found.rows()
     scores = found.scores(lambda uri, content_hash: truth.get(uri))
@@ -164,14 +164,14 @@ def test_labels_are_scored_as_scikit_learn_scores_them_and_change_nothing_else(f
         found.scores(lambda uri, content_hash: None)
 
 
-def test_the_first_run_may_be_any_of_them(found: Comparison, contexts: list[Context]) -> None:
+def test_the_order_of_the_runs_does_not_matter(found: Comparison, contexts: list[Context]) -> None:
     other = compare(contexts[2], [contexts[0].run])
     assert sorted(uris(other)) == sorted(uris(found))
     assert other.ari[0, 1] == pytest.approx(found.ari[0, 2])
-    assert other.runs[1].purity == pytest.approx(found.runs[0].purity), "of the same encoder it has the same neighbours"
+    assert other.runs[1].purity == pytest.approx(found.runs[0].purity), "runs with the same encoder have the same neighbours"
 
 
-def test_what_cannot_be_compared_is_refused_and_what_to_do_is_said(contexts: list[Context], tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_refused_with_a_reason(contexts: list[Context], tmp_path: Path) -> None:
     first, second, _ = (context.run for context in contexts)
     folder, store = Path(contexts[0].config.source or ""), contexts[0].config.store
     unfinished = pipeline.request(settings(folder, store, clusters=3))[0]
@@ -202,7 +202,7 @@ def test_runs_without_an_image_in_common_are_refused(tmp_path: Path) -> None:
         compare(runs[0], [runs[1].run])
 
 
-def test_a_damaged_table_is_named(contexts: list[Context]) -> None:
+def test_a_damaged_table_is_an_error_that_names_it(contexts: list[Context]) -> None:
     path = Path(contexts[1].shards(align.STAGE, ASSIGNMENTS_TABLE).location("part-00000"))
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])

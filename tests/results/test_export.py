@@ -1,4 +1,4 @@
-"""A run's result as files for other programs."""
+"""The export of a run's result as files for other programs."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from ..sources.examples import write_parquet
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context]:
-    """A folder with 12 pictures, one of the same name below it, and a bad one; clustered."""
+    """A folder with 12 pictures, a 13th of the same name in a subfolder, and a bad file; and a run on it."""
     top = tmp_path_factory.mktemp("export")
     folder = write_pictures(top / "in", range(12))
     (folder / "more").mkdir()
@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context]:
     return folder, context
 
 
-def test_assignments_have_the_names_of_their_clusters(place: tuple[Path, Context], tmp_path: Path) -> None:
+def test_exported_assignments_have_the_names_of_their_clusters_and_bad_files_are_listed(place: tuple[Path, Context], tmp_path: Path) -> None:
     written = export(place[1], tmp_path / "out")
     assert written == {"assignments.parquet": 13, "clusters.json": 2, "assignments.csv": 13, "clusters.csv": 2, "unusable.csv": 1, "duplicates.csv": 2}
     names = {row["cluster"]: row["name"] for row in place[1].run.table(CLUSTER_NAMES_TABLE)[0].read("all").to_pylist()}
@@ -48,7 +48,7 @@ def test_assignments_have_the_names_of_their_clusters(place: tuple[Path, Context
     assert {row["uri"]: row["status"] for row in csv.DictReader((tmp_path / "out" / "unusable.csv").open(newline=""))} == {"bad.jpg": "rejected"}
 
 
-def test_the_clusters_as_json(place: tuple[Path, Context], tmp_path: Path) -> None:
+def test_clusters_json_has_the_run_and_its_clusters(place: tuple[Path, Context], tmp_path: Path) -> None:
     export(place[1], tmp_path)
     found = json.loads((tmp_path / "clusters.json").read_text())
     assert (found["run_id"], found["encoder"], found["captioner"]) == (place[1].run.id, "lite", "tagger")
@@ -57,7 +57,7 @@ def test_the_clusters_as_json(place: tuple[Path, Context], tmp_path: Path) -> No
     assert all(row["name"] and row["terms"] for row in found["clusters"])
 
 
-def test_clusters_in_groups_by_the_tree(place: tuple[Path, Context], tmp_path: Path) -> None:
+def test_groups_csv_puts_clusters_into_the_requested_number_of_groups(place: tuple[Path, Context], tmp_path: Path) -> None:
     export(place[1], tmp_path, groups=1)
     together = pl.read_csv(tmp_path / "groups.csv")
     root = place[1].run.table(HIERARCHY_TABLE)[0].read("all")["name"].to_pylist()[-1]
@@ -72,7 +72,7 @@ def test_clusters_in_groups_by_the_tree(place: tuple[Path, Context], tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["links", "copies"])
-def test_images_by_cluster(place: tuple[Path, Context], tmp_path: Path, kind: str) -> None:
+def test_images_are_linked_or_copied_into_a_folder_per_cluster(place: tuple[Path, Context], tmp_path: Path, kind: str) -> None:
     folder, context = place
     written = export(context, tmp_path, kind)  # type: ignore[arg-type]
     assert (written["images"], written["lost"]) == (13, 0)
@@ -92,7 +92,7 @@ def test_a_second_export_replaces_tables_and_refuses_to_mix_images(place: tuple[
         export(place[1], tmp_path, "copies")
 
 
-def test_images_of_a_container_are_copied_with_an_ending_and_cannot_be_linked(tmp_path: Path) -> None:
+def test_images_of_a_parquet_file_are_copied_with_an_ending_and_cannot_be_linked(tmp_path: Path) -> None:
     images = {f"{seed}": png(picture(seed)) for seed in range(6)}
     source = write_parquet(tmp_path / "x.parquet", images)
     context, _, _ = cluster(settings(source, tmp_path / "store"))
@@ -111,7 +111,7 @@ def test_a_target_that_is_a_file_is_refused(place: tuple[Path, Context], tmp_pat
         export(place[1], tmp_path / "out")
 
 
-def test_images_that_are_gone_are_counted(tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_the_others_exported(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(8))
     context, _, _ = cluster(settings(folder, tmp_path / "store"))
     (folder / "003.jpg").unlink()
@@ -128,14 +128,14 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", " =1+1", "\u200b=1", "＝1+1", "=cmd|' /C calc'!A0"])
-def test_a_cell_that_a_spreadsheet_would_run_is_text(text: str) -> None:
+def test_a_csv_cell_that_a_spreadsheet_would_run_is_quoted(text: str) -> None:
     _, (cell, number) = csv_of(pl.DataFrame({"text": [text], "number": [-1.5]}))
     assert cell == f"'{text}"
     assert float(number) == -1.5
 
 
 @pytest.mark.parametrize("text", ["a=1", "1-2", 'quote"comma,', "line\nbreak", "", "<script>alert(1)</script>"])
-def test_other_cells_come_back_as_they_were(text: str) -> None:
+def test_other_csv_cells_are_read_back_unchanged(text: str) -> None:
     assert csv_of(pl.DataFrame({"text": [text]}))[1] == [text]
 
 
@@ -152,7 +152,7 @@ def csv_of(table: pl.DataFrame) -> list[list[str]]:
 
 
 @given(st.text(max_size=300))
-def test_any_text_becomes_a_file_name(text: str) -> None:
+def test_any_text_becomes_a_valid_file_name(text: str) -> None:
     name = safe_name(text.encode(errors="ignore").decode())
     assert 0 < len(name.encode()) <= 130
     assert os.path.basename(name) == name
@@ -163,18 +163,18 @@ def test_any_text_becomes_a_file_name(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "name"), [("CON.jpg", "_CON.jpg"), ("a.", "a"), ("a\x85b.jpg", "a_b.jpg"), ("../x", "_x"), ("", "_"), ("console.jpg", "console.jpg")]
 )
-def test_names_that_some_system_does_not_take_are_changed(text: str, name: str) -> None:
+def test_names_that_some_operating_system_refuses_are_changed(text: str, name: str) -> None:
     assert safe_name(text) == name
 
 
 @given(st.lists(st.sampled_from(["a/x.jpg", "b/X.jpg", "x 2.jpg", "x 3.JPG", "\u00e9.jpg", "e\u0301.jpg", "x", "c/x", "x.jpg"]), max_size=12))
-def test_names_in_one_folder_are_unlike_on_every_system(uris: list[str]) -> None:
+def test_names_in_one_folder_are_different_on_every_operating_system(uris: list[str]) -> None:
     names = file_names(uris)
     assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(uris)
     assert all(name.lower().endswith(".jpg") == uri.lower().endswith(".jpg") for name, uri in zip(names, uris, strict=True))
 
 
-def test_a_file_that_changed_since_is_not_copied_into_the_old_ones_cluster(tmp_path: Path) -> None:
+def test_an_image_that_changed_since_the_run_is_not_exported(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(8))
     context, _, _ = cluster(settings(folder, tmp_path / "store"))
     picture(99).save(folder / "003.jpg")
@@ -182,5 +182,5 @@ def test_a_file_that_changed_since_is_not_copied_into_the_old_ones_cluster(tmp_p
     assert not list((tmp_path / "out").rglob("003.jpg"))
 
 
-def test_a_long_name_keeps_its_ending() -> None:
+def test_a_shortened_name_keeps_its_ending() -> None:
     assert safe_name("x" * 300 + ".jpeg").endswith("x.jpeg")

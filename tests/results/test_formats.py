@@ -1,4 +1,4 @@
-"""A run's result in the formats of other libraries, loaded back by them where they are installed."""
+"""The export in formats of other libraries, read back by those libraries if they are installed."""
 
 import json
 import os
@@ -35,7 +35,7 @@ ALL: tuple[Format, ...] = get_args(Format)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context]:
-    """A folder with 20 pictures, two with names that need care, and a bad one; clustered."""
+    """A folder with 20 pictures, two more whose names must be escaped, and a bad file; and a run on it."""
     top = tmp_path_factory.mktemp("formats")
     folder = write_pictures(top / "in", range(20))
     (folder / "a b").mkdir()
@@ -48,11 +48,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context]:
 
 @pytest.fixture
 def curated(place: tuple[Path, Context]) -> Iterator[tuple[Path, Context]]:
-    """The same, with two clusters of one name, a third hidden, and one more image hidden; as it was when the test is over."""
+    """The same run with two clusters of one name, a hidden cluster and a hidden image. The curation is removed after the test."""
     context = place[1]
     add(context, "rename", who="ann", key=0, text="discs")
     add(context, "hide", who="ann", key=2)
-    log_of(context).append(lambda _: Act("rename", "ann", "2026-01-01T00:00:00+00:00", key=1, text="discs"))  # said when cluster 0 was not there
+    log_of(context).append(
+        lambda _: Act("rename", "ann", "2026-01-01T00:00:00+00:00", key=1, text="discs")
+    )  # as if it had been logged while there was no cluster 0, since equal names are refused
     shown = Frames(context).shown
     add(context, "hide", who="ann", images=[shown["image_id"][0].hex()])
     log = Path(context.run.files.url) / "curation"
@@ -66,12 +68,12 @@ def load_dataset(folder: Path, cache: Path) -> Any:
 
 
 def expected(context: Context) -> dict[str, tuple[str, float]]:
-    """URI -> name of its cluster and confidence."""
+    """URI -> the name of the image's cluster and its confidence."""
     rows = Frames(context).shown.select("uri", "name", "confidence").iter_rows()
     return {uri: (name, confidence) for uri, name, confidence in rows}
 
 
-def test_a_hugging_face_dataset_has_the_pictures_and_their_classes(place: tuple[Path, Context], tmp_path: Path) -> None:
+def test_a_hugging_face_dataset_has_the_images_with_their_classes(place: tuple[Path, Context], tmp_path: Path) -> None:
     folder, context = place
     assert formats.write(context, tmp_path / "out", "huggingface") == {"data": 22, "lost": 0}
     found = load_dataset(tmp_path / "out", tmp_path / "cache")
@@ -101,7 +103,7 @@ def test_a_dataset_is_written_in_shards_of_small_row_groups(place: tuple[Path, C
     assert sorted(load_dataset(tmp_path / "out", tmp_path / "cache")["uri"]) == sorted(expected(place[1]))
 
 
-def test_no_more_bytes_are_in_memory_than_wanted(place: tuple[Path, Context], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_read_in_parts_of_limited_bytes(place: tuple[Path, Context], monkeypatch: pytest.MonkeyPatch) -> None:
     context, largest = place[1], max(context_sizes(place[1]))
     monkeypatch.setattr(images, "_BYTES_AT_ONCE", 2 * largest)
     source, shown = context.open_source(), Frames(context).shown
@@ -117,7 +119,7 @@ def context_sizes(context: Context) -> list[int]:
     return sizes
 
 
-def test_an_export_that_was_killed_leaves_no_dataset_and_starts_over(place: tuple[Path, Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_export_leaves_no_dataset_and_can_be_repeated(place: tuple[Path, Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -132,7 +134,7 @@ def test_an_export_that_was_killed_leaves_no_dataset_and_starts_over(place: tupl
         formats.write(place[1], tmp_path, "huggingface")
 
 
-def test_coco_has_a_category_a_cluster_and_an_annotation_an_image(place: tuple[Path, Context], tmp_path: Path) -> None:
+def test_coco_has_one_category_per_cluster_and_one_annotation_per_image(place: tuple[Path, Context], tmp_path: Path) -> None:
     folder, context = place
     assert formats.write(context, tmp_path, "coco") == {"annotations.json": 22, "lost": 0}
     coco = COCO(str(tmp_path / "annotations.json"))
@@ -148,7 +150,7 @@ def test_coco_has_a_category_a_cluster_and_an_annotation_an_image(place: tuple[P
 
 
 @pytest.mark.parametrize("kind", ["links", "copies"])
-def test_images_beside_the_annotations_are_what_these_name(place: tuple[Path, Context], tmp_path: Path, kind: images.Images) -> None:
+def test_the_annotations_name_exactly_the_exported_images(place: tuple[Path, Context], tmp_path: Path, kind: images.Images) -> None:
     for format in ("coco", "fiftyone"):
         written = formats.write(place[1], tmp_path / format, format, kind)  # type: ignore[arg-type]
         assert (written["images"], written["lost"]) == (22, 0)
@@ -159,14 +161,14 @@ def test_images_beside_the_annotations_are_what_these_name(place: tuple[Path, Co
     assert all(path.is_symlink() == (kind == "links") for path in named)
 
 
-def test_fiftyone_finds_a_label_and_a_file_for_each_image(place: tuple[Path, Context], tmp_path: Path) -> None:
-    """As FiftyOneImageClassificationDataset is documented: labels by id, and in the manifest the file of each id."""
+def test_fiftyone_files_have_a_label_and_a_file_for_each_image(place: tuple[Path, Context], tmp_path: Path) -> None:
+    """The files are as documented for FiftyOneImageClassificationDataset: labels by id, and a manifest with the file of each id."""
     folder, context = place
     assert formats.write(context, tmp_path, "fiftyone") == {"labels.json": 22, "data.json": 22, "lost": 0}
     told, manifest = (json.loads((tmp_path / name).read_text()) for name in ("labels.json", "data.json"))
     assert set(told) == {"classes", "labels"}
     assert set(told["labels"]) == set(manifest)
-    assert {os.path.splitext(id)[0] for id in manifest} == set(manifest), "it takes endings off"
+    assert {os.path.splitext(id)[0] for id in manifest} == set(manifest), "FiftyOne takes off file endings, so ids must have none"
     found = {}
     for id, label in told["labels"].items():
         uri = label["attributes"]["uri"]
@@ -176,7 +178,7 @@ def test_fiftyone_finds_a_label_and_a_file_for_each_image(place: tuple[Path, Con
     assert found == expected(context)
 
 
-def test_an_atlas_has_places_texts_and_thumbnails(place: tuple[Path, Context], tmp_path: Path) -> None:
+def test_an_embedding_atlas_has_places_texts_and_thumbnails(place: tuple[Path, Context], tmp_path: Path) -> None:
     context = place[1]
     assert formats.write(context, tmp_path, "embedding-atlas") == {"atlas.parquet": 22, "labels.parquet": 3}
     found = pl.read_parquet(tmp_path / "atlas.parquet")
@@ -195,7 +197,7 @@ def test_an_atlas_has_places_texts_and_thumbnails(place: tuple[Path, Context], t
 
 
 @pytest.mark.parametrize("format", ALL)
-def test_what_is_hidden_is_left_out_and_a_name_given_twice_is_two_classes(curated: tuple[Path, Context], tmp_path: Path, format: Format) -> None:
+def test_hidden_images_are_left_out_and_two_clusters_of_one_name_are_two_classes(curated: tuple[Path, Context], tmp_path: Path, format: Format) -> None:
     context = curated[1]
     shown = Frames(context).shown
     written = formats.write(context, tmp_path, format)
@@ -220,7 +222,7 @@ def test_what_is_hidden_is_left_out_and_a_name_given_twice_is_two_classes(curate
     assert dict(zip(uris, keys, strict=True)) == dict(shown.select("uri", "cluster_key").iter_rows())
 
 
-def test_rows_of_a_container_are_in_a_dataset_or_copied(tmp_path: Path) -> None:
+def test_images_of_a_parquet_file_are_written_into_a_dataset_or_copied(tmp_path: Path) -> None:
     pictures = {f"{seed}": png(20 * seed) for seed in range(8)}
     context, _, _ = cluster(settings(write_parquet(tmp_path / "x.parquet", pictures), tmp_path / "store"))
     assert formats.write(context, tmp_path / "huggingface", "huggingface")["data"] == 8
@@ -235,7 +237,7 @@ def test_rows_of_a_container_are_in_a_dataset_or_copied(tmp_path: Path) -> None:
         formats.write(context, tmp_path / "more", "huggingface", "copies")
 
 
-def test_images_that_are_gone_are_counted(tmp_path: Path) -> None:
+def test_missing_and_changed_images_are_counted_by_each_format(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(8))
     context, _, _ = cluster(settings(folder, tmp_path / "store"))
     (folder / "003.jpg").unlink()
@@ -245,7 +247,7 @@ def test_images_that_are_gone_are_counted(tmp_path: Path) -> None:
     assert "003.jpg" not in (tmp_path / "coco" / "annotations.json").read_text()
 
 
-def test_of_a_run_that_assigns_an_atlas_has_no_places(place: tuple[Path, Context], tmp_path: Path) -> None:
+def test_an_atlas_of_a_run_that_assigns_has_no_places(place: tuple[Path, Context], tmp_path: Path) -> None:
     context = place[1]
     new = pipeline.assignment_config(context.run, settings(write_pictures(tmp_path / "new", range(30, 34)), context.config.store))
     run, _ = pipeline.request(new, of_run=context.run.id)
@@ -268,8 +270,8 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path: Path, format: Format) -
     assert not (tmp_path / "out").exists()
 
 
-def test_tables_and_images_on_an_object_store(place: tuple[Path, Context], bucket: str, tmp_path: Path) -> None:
-    """In the dataset, and copied."""
+def test_a_run_on_s3_is_exported_in_every_format_that_holds_images(place: tuple[Path, Context], bucket: str, tmp_path: Path) -> None:
+    """Images are written into the dataset, or copied for the other formats."""
     folder, context = place
     fs, root = fsspec.url_to_fs(bucket)
     fs.put(str(folder), f"{root}/in", recursive=True)

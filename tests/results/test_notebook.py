@@ -1,4 +1,4 @@
-"""A finished run as a notebook sees it."""
+"""`open_run`, the view of a finished run for notebooks."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "notebook.py"
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    """20 pictures and 2 copies of them in the first, 4 more in the second, which keeps the first's model and is what `nightly` publishes."""
+    """Two nights: the first with 20 pictures and 2 copies; the second has 4 more, keeps the first's model and is what `nightly` publishes."""
     return two_nights(tmp_path_factory.mktemp("notebook"))
 
 
@@ -44,16 +44,16 @@ def run(nights: Nights) -> OpenRun:
 
 @pytest.fixture
 def copied(nights: Nights, tmp_path: Path) -> Context:
-    """The second run in a store of its own, to be curated."""
+    """The second run in a copy of the store, which a test can curate."""
     shutil.copytree(nights.store, tmp_path / "store")
     found = Store.open(str(tmp_path / "store")).run(nights.second.run.id)
     return Context.of(found, found.config())
 
 
-# Which run
+# Finding a run
 
 
-def test_a_run_is_found_by_its_id_by_what_is_published_and_as_the_newest(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_found_by_its_id_or_its_beginning_or_by_its_publication(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = nights.first.run.id, nights.second.run.id
     assert [open_run(nights.store, id).id for id in (first, first[:9], "published/nightly")] == [first, first, second]
     assert open_run(nights.store, second).pipeline == "nightly"
@@ -61,7 +61,7 @@ def test_a_run_is_found_by_its_id_by_what_is_published_and_as_the_newest(nights:
     assert open_run(run=first).id == first
 
 
-def test_the_newest_finished_run_is_opened_from_a_store_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_run_the_newest_is_opened_and_the_store_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context, _, _ = cluster(settings(write_pictures(tmp_path / "in", range(8)), tmp_path / "store"))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert open_run("~/store").id == context.run.id
@@ -75,7 +75,7 @@ def test_the_newest_finished_run_is_opened_from_a_store_below_the_home(tmp_path:
         ("0000", r"^--run 0000: there is no such run in .*\. `gsec status` lists the runs\.$"),
     ],
 )
-def test_a_run_that_is_not_there_is_refused_in_a_sentence(nights: Nights, run: str, says: str) -> None:
+def test_a_missing_run_is_refused_in_one_sentence(nights: Nights, run: str, says: str) -> None:
     with pytest.raises(Refused, match=says):
         open_run(nights.store, run)
 
@@ -91,7 +91,7 @@ def test_a_store_without_a_finished_run_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path / "store", begun.id)
 
 
-def test_neither_the_library_nor_an_open_run_loads_torch(nights: Nights) -> None:
+def test_importing_the_library_and_opening_a_run_do_not_load_torch(nights: Nights) -> None:
     code = f"""
 import sys
 import gsec_core
@@ -106,7 +106,7 @@ assert not [name for name in ("torch", "prefect") if name in sys.modules]
 # Frames
 
 
-def test_frames_are_what_export_writes(run: OpenRun, nights: Nights, tmp_path: Path) -> None:
+def test_the_frames_equal_the_tables_that_export_writes(run: OpenRun, nights: Nights, tmp_path: Path) -> None:
     export(nights.second, tmp_path)
     assert run.assignments.equals(pl.read_parquet(tmp_path / "assignments.parquet"))
     assert len(run) == len(run.assignments) == 26
@@ -116,14 +116,14 @@ def test_frames_are_what_export_writes(run: OpenRun, nights: Nights, tmp_path: P
     assert run.unusable.is_empty()
 
 
-def test_outliers_are_far_from_their_clusters_the_farthest_first(run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outliers_are_the_images_above_the_threshold_with_the_farthest_first(run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.results.notebook.OUTLYING", 1.0)
     scores = run.outliers["outlier"].to_list()
     assert scores == sorted((score for score in run.assignments["outlier"] if score > 1), reverse=True)
     assert scores
 
 
-def test_embeddings_are_mapped_in_the_order_of_the_assignments_and_cannot_be_changed(run: OpenRun) -> None:
+def test_embeddings_are_a_read_only_memory_map_in_the_order_of_the_assignments(run: OpenRun) -> None:
     stored = {id: vector for id, status, vector in run.table("embeddings").select("image_id", "status", "embedding").iter_rows() if status == "ok"}
     assert isinstance(run.embeddings, np.memmap)
     assert run.embeddings.shape == (26, 1280)
@@ -133,15 +133,15 @@ def test_embeddings_are_mapped_in_the_order_of_the_assignments_and_cannot_be_cha
         run.embeddings[0] = 0
 
 
-def test_every_table_can_be_read_and_another_is_named(run: OpenRun) -> None:
+def test_tables_of_the_run_can_be_read_and_the_error_for_another_lists_them(run: OpenRun) -> None:
     assert set(run.table(MAP_TABLE)["image_id"]) == set(run.assignments["image_id"])
-    assert len(run.table("members")), "of the run whose model is kept"
+    assert len(run.table("members")), "the table must be found in the run whose model was kept"
     with pytest.raises(NotFound, match=rf"^run {run.id} has no table maps; it has alignment, assignments, baseline"):
         run.table("maps")
 
 
 @pytest.mark.parametrize("frame", ["assignments", "clusters", "duplicates", "unusable"])
-def test_docstrings_say_what_each_column_is(run: OpenRun, frame: str) -> None:
+def test_docstrings_describe_each_column(run: OpenRun, frame: str) -> None:
     said = getattr(OpenRun, frame).__doc__
     assert {name for name in getattr(run, frame).columns if f"\n        {name} : " not in said} == set()
 
@@ -149,7 +149,7 @@ def test_docstrings_say_what_each_column_is(run: OpenRun, frame: str) -> None:
 # Images
 
 
-def test_images_of_a_cluster_by_key_and_by_name(run: OpenRun) -> None:
+def test_images_of_a_cluster_are_found_by_key_and_by_name(run: OpenRun) -> None:
     for key, name in run.clusters.select("cluster_key", "name").iter_rows():
         found = run.images(key)
         assert found.equals(run.images(name))
@@ -160,7 +160,7 @@ def test_images_of_a_cluster_by_key_and_by_name(run: OpenRun) -> None:
             run.images(wrong)
 
 
-def test_a_picture_is_from_the_source_and_a_thumbnail_from_the_store(run: OpenRun, nights: Nights) -> None:
+def test_images_are_read_from_the_source_and_thumbnails_from_the_store(run: OpenRun, nights: Nights) -> None:
     rows = run.assignments.filter(pl.col("uri").is_in(["003.jpg", "020.jpg"]))
     for uri, thumbnail in zip(rows["uri"], run.thumbnails(rows), strict=True):
         assert run.read(uri) == (nights.source / uri).read_bytes()
@@ -174,7 +174,7 @@ def test_a_picture_is_from_the_source_and_a_thumbnail_from_the_store(run: OpenRu
         run.thumbnails(rows.select("uri"))
 
 
-def test_an_image_that_is_gone_or_changed_is_told_and_has_its_thumbnail(tmp_path: Path) -> None:
+def test_a_missing_or_changed_image_is_an_error_but_its_thumbnail_is_there(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(8))
     cluster(settings(folder, tmp_path / "store"))
     found = open_run(tmp_path / "store")
@@ -187,11 +187,11 @@ def test_an_image_that_is_gone_or_changed_is_told_and_has_its_thumbnail(tmp_path
     assert None not in found.thumbnails(found.assignments)
 
 
-# What is shown
+# HTML
 
 
 class Shown(HTMLParser):
-    """The texts of a page, its tags, and what it would load."""
+    """A parser that collects a page's texts, tags and embedded pictures, and fails for scripts and external files."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class Shown(HTMLParser):
         self.texts.append(data)
 
 
-def test_a_run_is_shown_with_its_clusters_and_three_pictures_of_each(run: OpenRun) -> None:
+def test_the_html_of_a_run_shows_its_clusters_with_three_pictures_each(run: OpenRun) -> None:
     page = run._repr_html_()
     shown = Shown(page)
     assert len(shown.pictures) == 3 * len(run.clusters)
@@ -227,7 +227,7 @@ def test_a_run_is_shown_with_its_clusters_and_three_pictures_of_each(run: OpenRu
     assert repr(run) == f"<gsec run {run.id}: 26 images in 2 clusters>"
 
 
-def test_of_many_clusters_the_largest_are_shown(run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_clusters_only_the_largest_are_shown(run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CLUSTERS_SHOWN >= 10
     monkeypatch.setattr("gsec_core.results.notebook.CLUSTERS_SHOWN", 1)
     shown = Shown(run._repr_html_())
@@ -235,14 +235,14 @@ def test_of_many_clusters_the_largest_are_shown(run: OpenRun, monkeypatch: pytes
     assert "and 1 smaller clusters" in shown.texts
 
 
-def test_a_gallery_has_the_pictures_of_any_rows(run: OpenRun) -> None:
+def test_a_gallery_shows_the_pictures_of_given_rows_up_to_a_limit(run: OpenRun) -> None:
     shown = Shown(run.gallery(run.assignments, most=5)._repr_html_())
     assert len(shown.pictures) == 5
     assert "and 21 more" in shown.texts
     assert len(Shown(run.gallery(run.duplicates)._repr_html_()).pictures) == len(run.duplicates)
 
 
-def test_what_people_curated_is_seen_when_the_run_is_opened_again(copied: Context) -> None:
+def test_curation_is_seen_when_the_run_is_opened_again(copied: Context) -> None:
     before = open_run(copied.run.files.url, copied.run.id)
     model = before.assignments
     add(copied, "rename", who="ann", key=0, text="<b>discs</b> & more")
@@ -262,7 +262,7 @@ def test_what_people_curated_is_seen_when_the_run_is_opened_again(copied: Contex
         open_run(copied.run.files.url, copied.run.id).images(1)
 
 
-def test_a_run_that_assigns_is_opened_with_the_clusters_of_the_other(copied: Context, tmp_path: Path) -> None:
+def test_a_run_that_assigns_is_opened_with_the_clusters_of_its_model(copied: Context, tmp_path: Path) -> None:
     new = pipeline.assignment_config(copied.run, settings(write_pictures(tmp_path / "new", range(30, 34)), copied.config.store))
     asked, _ = pipeline.request(new, of_run=copied.run.id)
     for name in asked.request()["stages"]:
@@ -275,7 +275,7 @@ def test_a_run_that_assigns_is_opened_with_the_clusters_of_the_other(copied: Con
         _ = found.duplicates
 
 
-def test_a_store_on_s3(nights: Nights, bucket: str) -> None:
+def test_a_run_in_a_store_on_s3_can_be_opened(nights: Nights, bucket: str) -> None:
     fs, root = fsspec.url_to_fs(f"{bucket}/store")
     fs.put(str(nights.store), root, recursive=True)
     found = open_run(f"{bucket}/store", "published/nightly")
@@ -283,10 +283,10 @@ def test_a_store_on_s3(nights: Nights, bucket: str) -> None:
     assert len(Shown(found._repr_html_()).pictures) == 6
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the documentation has it, on a store where `make demo` would leave one."""
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs on a store in the place where `make demo` makes one."""
     cluster(settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "gsec-demo" / "store", clusters=3))
     monkeypatch.chdir(tmp_path)
     names = runpy.run_path(str(EXAMPLE))
-    assert names["nearest"]["uri"][0] == names["images"]["uri"][0], "an image is most like itself"
+    assert names["nearest"]["uri"][0] == names["images"]["uri"][0], "an image must be most similar to itself"
     assert names["picture"].size == (64, 48)

@@ -1,4 +1,4 @@
-"""The published clustering over several nights: what replaces it, what does not, and the keys of its clusters."""
+"""The published clustering over several nights: which runs replace it, which do not, and the keys of its clusters."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ Night = tuple[Path, PipelineConfig]
 
 
 def write_groups(folder: Path, numbers: range) -> Path:
-    """Pictures of three kinds that no clustering takes for each other; ``KIND-NUMBER.jpg``."""
+    """Write ``KIND-NUMBER.jpg``: pictures of three kinds so different that any clustering tells them apart."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         for kind in range(GROUPS):
@@ -37,14 +37,14 @@ def write_groups(folder: Path, numbers: range) -> Path:
 
 
 def night(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, dict[str, Any]]:
-    """A whole run, as one night does it."""
+    """Do a whole nightly run. Returns its context and its summary."""
     context, _, _ = cluster(config, redo)
     return context, pipeline.finish(context)
 
 
 @pytest.fixture(scope="module")
 def evening(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder ``in`` of eight pictures of each kind, a ``copy`` of it, and a ``store`` after the first night."""
+    """A folder ``in`` with eight pictures of each kind, a ``copy`` of it, and a ``store`` after the first night."""
     top = tmp_path_factory.mktemp("evening")
     write_groups(top / "in", range(8))
     shutil.copytree(top / "in", top / "copy")
@@ -54,7 +54,7 @@ def evening(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def second_night(evening: Path, tmp_path: Path) -> Night:
-    """What the first night has left, the store a copy of this test's own."""
+    """The state before the second night: the folder reset, and the test's own copy of the store."""
     shutil.rmtree(evening / "in")
     shutil.copytree(evening / "copy", evening / "in")
     shutil.copytree(evening / "store", tmp_path / "store")
@@ -67,7 +67,7 @@ def pointer(store: Path, name: str) -> dict[str, Any]:
 
 
 def keys_of_kinds(context: Context, summary: dict[str, Any]) -> dict[str, set[int]]:
-    """Kind -> the keys of the clusters that its pictures are in."""
+    """Kind -> the keys of the clusters that hold its pictures."""
     key_of = {row["cluster"]: row["key"] for row in summary["cluster_rows"]}
     found: dict[str, set[int]] = {}
     for uri, label in labels(context).items():
@@ -75,13 +75,13 @@ def keys_of_kinds(context: Context, summary: dict[str, Any]) -> dict[str, set[in
     return found
 
 
-def test_keys_persist_over_three_nights_of_growth(tmp_path: Path) -> None:
-    """The kinds grow at different rates, so that their numbers, which are by size, change places."""
+def test_keys_of_clusters_persist_over_three_nights_of_growth(tmp_path: Path) -> None:
+    """The kinds grow at different rates, so that the numbers of clusters, which are by size, change."""
     folder, config = tmp_path / "in", settings(tmp_path / "in", tmp_path / "store", clusters=GROUPS, pipeline="kinds")
     write_groups(folder, range(12))
     first, found = night(config)
     keys = keys_of_kinds(first, found)
-    assert sorted(next(iter(kind)) for kind in keys.values()) == [0, 1, 2], "each kind is a cluster; else this test shows nothing"
+    assert sorted(next(iter(kind)) for kind in keys.values()) == [0, 1, 2], "each kind must be a cluster, or this test would prove nothing"
     assert (found["published"], found["moved"]) == (True, None)
     seen = [labels(first)]
     for more in (1, 2):
@@ -93,11 +93,11 @@ def test_keys_persist_over_three_nights_of_growth(tmp_path: Path) -> None:
         assert (found["published"], found["moved"], found["warnings"]) == (True, 0.0, ())
         assert pointer(tmp_path / "store", "kinds")["run_id"] == context.run.id
         seen.append(labels(context))
-    assert any(seen[0][uri] != seen[-1][uri] for uri in seen[0]), "the numbers changed, the keys did not"
+    assert any(seen[0][uri] != seen[-1][uri] for uri in seen[0]), "the numbers of clusters must change, or this test would prove nothing"
     assert [made.generation for made in Store.open(config.store).publications.newest_first("kinds")] == [3, 2, 1]
 
 
-def test_a_cluster_that_is_new_gets_a_key_that_was_never_given(tmp_path: Path) -> None:
+def test_a_new_cluster_gets_a_key_that_was_never_used(tmp_path: Path) -> None:
     folder = write_groups(tmp_path / "in", range(10))
     _, before = night(settings(folder, tmp_path / "store", clusters=GROUPS, pipeline="kinds"))
     for name in folder.glob("2-*"):
@@ -111,7 +111,7 @@ def test_a_cluster_that_is_new_gets_a_key_that_was_never_given(tmp_path: Path) -
     assert pointer(tmp_path / "store", "kinds")["next_key"] == GROUPS + 1
 
 
-def test_the_same_request_is_found_again_and_publishes_once(tmp_path: Path) -> None:
+def test_the_same_request_is_found_again_and_published_only_once(tmp_path: Path) -> None:
     config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS)
     context, _ = night(config)
     again = pipeline.nothing_to_do(config)
@@ -119,12 +119,14 @@ def test_the_same_request_is_found_again_and_publishes_once(tmp_path: Path) -> N
     assert again.id == context.run.id
     said, points = pipeline.finish(Context.of(again, config)), pointer(tmp_path / "store", context.corpus.name)
     assert said["published"]
-    assert said["assignments"] == str(tmp_path / "store" / points["corpus"] / "assignments" / points["assignments"]), "whoever reads it finds the rows"
+    assert said["assignments"] == str(tmp_path / "store" / points["corpus"] / "assignments" / points["assignments"]), (
+        "the published record must lead to the rows"
+    )
     assert len(list(Store.open(config.store).publications.newest_first(context.corpus.name))) == 1
 
 
-def test_a_failed_night_leaves_the_last_good_clustering(second_night: Night, tmp_path: Path) -> None:
-    """One night half of the images are not there; another the run ends in the middle."""
+def test_a_failed_night_leaves_the_last_publication_unchanged(second_night: Night, tmp_path: Path) -> None:
+    """In one night a third of the images is missing; in another the run stops half-way."""
     folder, config = second_night
     good, _ = night(config)
     before, labelled = pointer(tmp_path / "store", "kinds"), labels(good)
@@ -141,20 +143,20 @@ def test_a_failed_night_leaves_the_last_good_clustering(second_night: Night, tmp
     assert labels(Context.of(Store.open(config.store).run(before["run_id"]), config)) == labelled
 
 
-def test_rejects_and_unread_images_hold_a_run_back(second_night: Night, tmp_path: Path) -> None:
+def test_a_run_with_too_many_rejects_is_not_published(second_night: Night, tmp_path: Path) -> None:
     folder, config = second_night
     good, _ = night(config)
     (folder / "bad.jpg").write_text("no image")
     bad, found = night(config)
     assert (found["published"], found["held"]) == (False, True)
     assert "1 of 25 images were rejected" in found["warnings"][0]
-    assert (bad.run.result() or {})["warnings"] == list(found["warnings"]), "whoever lists runs sees why"
+    assert (bad.run.result() or {})["warnings"] == list(found["warnings"]), "the list of runs shows why"
     assert not found["moved_far"]
     assert f"gsec publish --run {bad.run.id}" in found["why_not"]
     assert publishing.told(found) == [*found["warnings"], found["why_not"]]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == good.run.id
     allowed = pipeline.nothing_to_do(config)
-    assert allowed is not None, "it is finished"
+    assert allowed is not None, "the run must be finished"
     assert pipeline.finish(Context.of(allowed, settings(folder, config.store, clusters=GROUPS, pipeline="kinds", max_rejects=1)))["published"]
 
 
@@ -162,7 +164,7 @@ def moving(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     monkeypatch.setattr("gsec_core.stages.lineage.moved", lambda context: share)
 
 
-def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_moved_many_images_is_held_unless_its_settings_changed(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, config = second_night
     good, _ = night(config)
     write_groups(folder, range(8, 10))
@@ -179,7 +181,7 @@ def test_a_run_that_moved_far_is_held_unless_other_settings_were_asked_for(secon
     assert pointer(tmp_path / "store", "kinds")["run_id"] == other.run.id
 
 
-def test_somebody_publishes_what_was_held_and_goes_back_again(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_run_can_be_published_by_hand_and_going_back_is_respected(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, config = second_night
     good, _ = night(config)
     write_groups(folder, range(8, 10))
@@ -193,16 +195,16 @@ def test_somebody_publishes_what_was_held_and_goes_back_again(second_night: Nigh
     moving(monkeypatch, 0.0)
     again, found = night(config)
     assert labels(again) == labels(far)
-    assert (found["published"], found["held"]) == (False, True), "what a user went back from does not come again by itself"
+    assert (found["published"], found["held"]) == (False, True), "clusters a user went back from must not be published again automatically"
     assert f"user went back from these clusters to run {good.run.id}" in found["warnings"][-1]
     write_groups(folder, range(10, 12))
     after, found = night(config)
-    assert found["published"], "a night with other images goes on from there"
+    assert found["published"], "a night with new images must continue from the run the user went back to"
     assert after.run.request()["previous"]["run_id"] == good.run.id
 
 
-def test_a_clustering_that_gave_new_keys_does_not_come_again_either(second_night: Night, tmp_path: Path) -> None:
-    """Its next run is another one, as the keys go on, but its clusters are the same."""
+def test_a_clustering_with_new_keys_that_a_user_went_back_from_is_held_too(second_night: Night, tmp_path: Path) -> None:
+    """Repeating it makes another run, since keys are not reused, but with the same clusters."""
     folder, config = second_night
     more = settings(folder, tmp_path / "store", clusters=GROUPS + 1, pipeline="kinds")
     good, _ = night(config)
@@ -215,7 +217,7 @@ def test_a_clustering_that_gave_new_keys_does_not_come_again_either(second_night
     assert publishing.publish_by_hand(again, pipeline.summary(again)).left is None
 
 
-def test_after_going_back_two_steps_neither_comes_again(second_night: Night, tmp_path: Path) -> None:
+def test_after_going_back_two_steps_the_clustering_left_is_held(second_night: Night, tmp_path: Path) -> None:
     folder, config = second_night
     first, _ = night(config)
     write_groups(folder, range(8, 10))
@@ -231,7 +233,7 @@ def test_after_going_back_two_steps_neither_comes_again(second_night: Night, tmp
     assert f"user went back from these clusters to run {second.run.id}" in found["warnings"][-1]
 
 
-def test_after_an_upgrade_one_goes_back_to_the_rows_that_were_published(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_upgrade_going_back_leads_to_the_rows_that_were_published(second_night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, config = second_night
     old, _ = night(config)
     published = pointer(tmp_path / "store", "kinds")["assignments"]
@@ -244,7 +246,7 @@ def test_after_an_upgrade_one_goes_back_to_the_rows_that_were_published(second_n
     assert pointer(tmp_path / "store", "kinds")["assignments"] == published
 
 
-def test_a_number_of_clusters_that_was_counted_is_nobodys_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_of_clusters_found_by_auto_does_not_count_as_a_changed_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_groups(tmp_path / "in", range(8))
     moving(monkeypatch, 0.4)
 
@@ -253,17 +255,17 @@ def test_a_number_of_clusters_that_was_counted_is_nobodys_wish(tmp_path: Path, m
         return pipeline.finish(context)
 
     asked, _ = pipeline.request(settings(folder, tmp_path / "store", clusters="auto"))
-    assert counted(2, asked.id)["published"], "the first"
-    assert counted(3, asked.id)["held"], "it moved far, and nobody asked for three"
-    assert counted(4, None)["published"], "somebody asked for four"
-    assert counted(5, asked.id)["published"], "four was a wish, five is not"
+    assert counted(2, asked.id)["published"], "the first run is published"
+    assert counted(3, asked.id)["held"], "it moved many images, and three was not asked for"
+    assert counted(4, None)["published"], "four was asked for"
+    assert counted(5, asked.id)["published"], "the settings changed from a number that was asked for to auto"
     for other in ("a" * 32, pipeline.newest_run(settings(folder, tmp_path / "store")).id):
         with pytest.raises(Refused, match=other):
             counted(6, other)
 
 
-def test_nothing_in_common_is_suspicious(second_night: Night, tmp_path: Path) -> None:
-    """All images written again under their names: none is gone, so that ingest has nothing to say."""
+def test_a_run_without_an_image_in_common_with_the_published_one_is_held(second_night: Night, tmp_path: Path) -> None:
+    """All images are overwritten under their names. None is missing, so that ingest does not refuse the run."""
     folder, config = second_night
     for path in folder.iterdir():
         kind, number = path.stem.split("-")
@@ -273,8 +275,8 @@ def test_nothing_in_common_is_suspicious(second_night: Night, tmp_path: Path) ->
     assert "This clustering has no image in common with the published one" in found["warnings"][0]
 
 
-def test_one_run_that_two_workers_finish_is_published_once_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second looks before the first has published, and writes after it."""
+def test_a_run_that_two_workers_finish_is_published_once_and_both_report_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second worker checks before the first has published, and writes after it."""
     config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
     context, _, _ = cluster(config)
     add = Publications.add
@@ -291,8 +293,8 @@ def test_one_run_that_two_workers_finish_is_published_once_for_both(tmp_path: Pa
     assert [made.run_id for made in Store.open(config.store).publications.newest_first("kinds")] == [context.run.id]
 
 
-def test_a_slow_publisher_leaves_no_older_pointer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another publishes between its publication and its writing of the pointer."""
+def test_a_slow_publisher_does_not_leave_an_older_pointer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process publishes between the first one's publication and its pointer."""
     store = Store.open(str(tmp_path / "store"))
     first = Publication("kinds", 1, "a" * 32, "in", 1, "f" * 32, 3, None, None, "2026-01-01T00:00:00+00:00")
     replaced = type(store.files).replace
@@ -307,12 +309,12 @@ def test_a_slow_publisher_leaves_no_older_pointer(tmp_path: Path, monkeypatch: p
     assert pointer(tmp_path / "store", "kinds")["number"] == 2
 
 
-def test_a_night_with_nothing_new_publishes_nothing(tmp_path: Path) -> None:
+def test_a_night_without_changes_publishes_nothing(tmp_path: Path) -> None:
     config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
     assert [night(config)[1]["replaces"] for _ in range(2)] == [True, False]
 
 
-def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_the_first(second_night: Night, tmp_path: Path) -> None:
+def test_the_second_of_two_runs_that_continue_one_clustering_does_not_replace_the_first(second_night: Night, tmp_path: Path) -> None:
     folder, _ = second_night
     one, other = (cluster(settings(folder, tmp_path / "store", clusters=GROUPS + more, pipeline="kinds"))[0] for more in (1, 2))
     assert pipeline.finish(one)["published"]
@@ -323,7 +325,7 @@ def test_of_two_runs_that_continue_one_clustering_the_second_does_not_replace_th
     again, found = night(settings(folder, tmp_path / "store", clusters=GROUPS + 2, pipeline="kinds"))
     assert found["published"]
     assert again.run.request()["previous"]["run_id"] == one.run.id
-    assert labels(again) == labels(other), "nothing but keys and report is made again"
+    assert labels(again) == labels(other), "only keys and report are made again, so labels must be equal"
 
 
 def test_an_older_generation_does_not_replace_a_newer_one(tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ def test_an_older_generation_does_not_replace_a_newer_one(tmp_path: Path) -> Non
     assert pointer(store, "kinds")["run_id"] == new.run.id
 
 
-def test_pipelines_of_one_corpus_stand_side_by_side(tmp_path: Path) -> None:
+def test_pipelines_of_one_corpus_publish_independently(tmp_path: Path) -> None:
     folder = write_groups(tmp_path / "in", range(8))
     few, _ = night(settings(folder, tmp_path / "store", clusters=2, pipeline="few"))
     many, _ = night(settings(folder, tmp_path / "store", clusters=5, pipeline="many"))
@@ -349,7 +351,7 @@ def test_pipelines_of_one_corpus_stand_side_by_side(tmp_path: Path) -> None:
     assert same.run.id != few.run.id
 
 
-def test_a_pipeline_publishes_one_corpus(second_night: Night, tmp_path: Path) -> None:
+def test_a_pipeline_publishes_only_one_corpus_and_its_name_is_checked(second_night: Night, tmp_path: Path) -> None:
     folder, _ = second_night
     with pytest.raises(Refused, match="publishes corpus in-"):
         pipeline.request(settings(write_pictures(tmp_path / "other", range(9)), tmp_path / "store", pipeline="kinds"))
@@ -358,7 +360,7 @@ def test_a_pipeline_publishes_one_corpus(second_night: Night, tmp_path: Path) ->
             pipeline.request(settings(folder, tmp_path / "store", pipeline=name))
 
 
-def test_images_are_assigned_by_a_run_of_a_named_pipeline(second_night: Night, tmp_path: Path) -> None:
+def test_a_run_that_assigns_is_not_published(second_night: Night, tmp_path: Path) -> None:
     _, config = second_night
     model, _ = night(config)
     before = pointer(tmp_path / "store", "kinds")
@@ -372,7 +374,7 @@ def test_images_are_assigned_by_a_run_of_a_named_pipeline(second_night: Night, t
     assert pointer(tmp_path / "store", "kinds") == before
 
 
-def test_a_publisher_that_was_killed_before_the_pointer_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pointer_missing_after_a_kill_is_written_by_the_next_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(write_groups(tmp_path / "in", range(8)), tmp_path / "store", clusters=GROUPS, pipeline="kinds")
     context, _, _ = cluster(config)
     with monkeypatch.context() as patched:
@@ -401,7 +403,7 @@ def test_a_published_run_whose_request_is_lost_is_made_again(tmp_path: Path) -> 
         write_groups(folder, range(number, number + 1))
     assert [made.number for made in Store.open(config.store).publications.newest_first("kinds")] == [3, 2, 1]
     shutil.rmtree(request.parent)
-    with pytest.raises(Refused, match="which is published, is not in") as raised:  # there are new images
+    with pytest.raises(Refused, match="which is published, is not in") as raised:  # new images make it another request
         pipeline.request(config)
     path = store / "published" / "kinds" / "00000003.json"
     assert f"or remove {path}: " in str(raised.value)
@@ -409,7 +411,7 @@ def test_a_published_run_whose_request_is_lost_is_made_again(tmp_path: Path) -> 
     assert night(config)[1]["published"]
 
 
-def test_what_else_lies_beside_publications_is_passed_over(second_night: Night, tmp_path: Path) -> None:
+def test_foreign_files_beside_publications_are_ignored(second_night: Night, tmp_path: Path) -> None:
     _, config = second_night
     (tmp_path / "store" / "published" / "Kinds old").mkdir()
     (tmp_path / "store" / "published" / "kinds" / "00000002.json.bak").write_text("{}")

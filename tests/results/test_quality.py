@@ -1,4 +1,4 @@
-"""What a run says of itself without labels."""
+"""The quality of a run measured without labels, and the remarks about it."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_stability_is_the_mean_overlap_with_the_members_clusters(run: Context) -
     assert (overlaps[members["agreement"].to_numpy() == 1] == 1).all()
 
 
-def test_images_farther_from_their_centre_are_more_of_an_outlier(run: Context) -> None:
+def test_the_outlier_score_grows_with_the_distance_to_the_centre(run: Context) -> None:
     rows = run.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
     labels, outlier = rows["cluster"].to_numpy(), rows["outlier"].to_numpy()
     X = load_embeddings(run).astype(np.float32)
@@ -42,13 +42,13 @@ def test_images_farther_from_their_centre_are_more_of_an_outlier(run: Context) -
     ("purity", "ari", "says"),
     [(0.4, 0.3, ["adds nothing over plain k-means", "(purity 0.400 against 0.500)"]), (0.6, 0.97, ["nearly the clustering of plain k-means"]), (0.6, 0.3, [])],
 )
-def test_a_consensus_that_adds_nothing_is_told_in_plain_words(run: Context, purity: float, ari: float, says: list[str]) -> None:
+def test_a_remark_says_if_the_consensus_adds_nothing_over_k_means(run: Context, purity: float, ari: float, says: list[str]) -> None:
     said = " ".join(quality.remarks(run, [{"purity": purity}, {"purity": 0.5, "ARI to consensus": ari}]))
     assert all(text in said for text in says)
     assert ("k-means" in said) == bool(says)
 
 
-def test_clusters_that_the_members_do_not_agree_on_are_named(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remark_names_the_clusters_on_which_the_members_do_not_agree(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     stability = run.shards(align.STAGE, CLUSTERS_TABLE).read("all")["stability"].to_numpy()
     monkeypatch.setattr(quality, "STABLE", float(np.median(stability)))
     [said] = quality.remarks(run, [{"purity": 0.6}, {"purity": 0.5, "ARI to consensus": 0.1}])
@@ -57,7 +57,7 @@ def test_clusters_that_the_members_do_not_agree_on_are_named(run: Context, monke
     assert said.endswith(f": {', '.join(map(str, unsure))}.")
 
 
-def test_the_consensus_and_k_means_are_measured_alike(run: Context) -> None:
+def test_the_consensus_and_k_means_have_the_same_measures(run: Context) -> None:
     consensus, kmeans = quality.without_labels(run)
     assert list(consensus) == list(kmeans)
     assert -0.2 < kmeans["purity"] < 1

@@ -1,4 +1,4 @@
-"""Tiny images, and the three kinds of source made of them."""
+"""Writes tiny images as each of the three kinds of source, and lists sources."""
 
 import io
 import tarfile

@@ -20,12 +20,12 @@ from gsec_core.sources import normalise_url, open_source, source_name
         ("az://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
     ],
 )
-def test_one_spelling_without_credentials(given: str, normal: str) -> None:
+def test_an_address_is_normalised_to_one_spelling_without_credentials(given: str, normal: str) -> None:
     assert normalise_url(given) == normal
     assert normalise_url(normal) == normal
 
 
-def test_relative_paths_become_absolute_and_links_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_become_absolute_and_links_are_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.chdir(tmp_path)
@@ -44,7 +44,7 @@ def test_relative_paths_become_absolute_and_links_stay(tmp_path: Path, monkeypat
         ("images.TGZ", "compressed tar"),
     ],
 )
-def test_other_addresses_are_refused_in_a_sentence(url: str, sentence: str) -> None:
+def test_unsupported_addresses_are_refused_without_their_credentials(url: str, sentence: str) -> None:
     with pytest.raises(Refused, match=sentence) as refusal:
         open_source(url)
     assert "secret" not in str(refusal.value)
@@ -56,12 +56,12 @@ def test_a_protocol_whose_package_is_not_installed_is_refused(monkeypatch: pytes
         open_source("abfs://container/images")
 
 
-def test_names_of_corpora_are_readable_and_distinct() -> None:
+def test_names_of_corpora_are_readable_and_distinct_for_distinct_sources() -> None:
     assert re.fullmatch(r"my-flowers-[0-9a-f]{8}", source_name("/data/My Flowers/"))
     assert source_name("/data/flowers") != source_name("/other/flowers")
     assert source_name("s3://KEY:secret@bucket/flowers") == source_name("s3://bucket/flowers/")
 
 
 @pytest.mark.parametrize("url", ["/", "/data/..*", "/data/日本", "/data/" + "x" * 300, "/data/\udce9"])
-def test_names_of_corpora_are_safe(url: str) -> None:
+def test_names_of_corpora_have_only_safe_characters(url: str) -> None:
     assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}-[0-9a-f]{8}", source_name(url))

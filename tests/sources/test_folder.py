@@ -13,22 +13,22 @@ from ..disks import as_anyone
 from .examples import Images, refs, uris, write_folder, write_tar
 
 
-def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
+def test_hidden_files_and_files_without_an_image_ending_are_not_listed(tmp_path: Path) -> None:
     write_folder(tmp_path, dict.fromkeys(["a.JPG", "b.webp", ".c.jpg", ".git/d.jpg", "notes.txt", "jpg", "e.jpg/f.avif"], b"x"))
     assert uris(open_source(str(tmp_path))) == ["a.JPG", "b.webp", "e.jpg/f.avif"]
 
 
-def test_every_kind_of_file_that_is_decoded_is_listed() -> None:
+def test_every_ending_of_a_decodable_format_is_listed() -> None:
     Image.init()
     assert {ending for ending, form in Image.registered_extensions().items() if form in FORMATS} <= set(IMAGE_EXTENSIONS)
 
 
-def test_photos_in_formats_that_are_not_decoded_are_listed_to_be_rejected_and_not_lost(tmp_path: Path) -> None:
+def test_photos_in_undecodable_formats_are_listed_so_that_they_are_reported_as_rejected(tmp_path: Path) -> None:
     write_folder(tmp_path, dict.fromkeys(["a.heic", "b.HEIF", "c.jxl"], b"x"))
     assert uris(open_source(str(tmp_path))) == ["a.heic", "b.HEIF", "c.jxl"]
 
 
-def test_a_changed_file_has_a_new_version_and_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_changed_file_has_a_new_version_and_its_current_bytes_are_read(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a.jpg": b"old"})
     source = open_source(str(tmp_path))
     (listed,) = refs(source)
@@ -37,7 +37,7 @@ def test_a_changed_file_has_a_new_version_and_is_read_as_it_is(tmp_path: Path) -
     assert source.fetch(listed) == b"new!"
 
 
-def test_names_of_any_bytes(tmp_path: Path) -> None:
+def test_file_names_of_any_bytes_become_uris(tmp_path: Path) -> None:
     for name in (b"caf\xe9.jpg", b"100%#1.jpg", b"line\nbreak.jpg", "ü.jpg".encode()):
         (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(name)
     source = open_source(str(tmp_path))
@@ -58,7 +58,7 @@ def test_links_to_files_are_images_and_links_to_folders_are_not_entered(tmp_path
 def test_links_to_folders_are_counted_and_followed_if_asked(tmp_path: Path) -> None:
     write_folder(tmp_path, {"in/a/1.jpg": b"one", "out/b/2.jpg": b"two", "out/3.jpg": b"three"})
     (tmp_path / "in" / "z").symlink_to("../out")
-    (tmp_path / "in" / "y").symlink_to("a")  # what has a path of its own is listed by that
+    (tmp_path / "in" / "y").symlink_to("a")  # its images are listed by their own path and not by the link
     (tmp_path / "out" / "up").symlink_to("../in")
     (tmp_path / "out" / "self").symlink_to(".")
     (tmp_path / "in" / "twice").symlink_to("../out/b")
@@ -71,7 +71,7 @@ def test_links_to_folders_are_counted_and_followed_if_asked(tmp_path: Path) -> N
     assert not following.skipped
 
 
-def test_a_folder_of_links_to_folders_alone_says_how_they_are_followed(tmp_path: Path) -> None:
+def test_a_folder_with_only_links_to_folders_is_refused_with_the_setting_that_follows_them(tmp_path: Path) -> None:
     write_folder(tmp_path, {"out/1.jpg": b"one"})
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a").symlink_to("../out")
@@ -83,7 +83,7 @@ PROGRAMS = ["@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/1.jpg", "__MACOSX/a.
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_folders_that_programs_make_are_passed_over_and_counted(tmp_path: Path, name: str) -> None:
+def test_folders_made_by_programs_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
     write_folder(tmp_path / "folder", {name: b"x", "b/1.jpg": b"y"})
     write_tar(tmp_path / "x.tar", {name: b"x", "b/1.jpg": b"y"})
     for address, uri in ((tmp_path / "folder", "b/1.jpg"), (tmp_path / "x.tar", "x.tar#b/1.jpg")):
@@ -97,7 +97,7 @@ def test_folders_that_programs_make_are_passed_over_and_counted(tmp_path: Path, 
     ("exclude", "left"),
     [("*.gif", ["a/1.jpg", "a/raw/2.jpg"]), ("raw", ["a/1.jpg", "b.gif"]), ("a/*", ["b.gif"]), (" a , *.gif", []), ("a/raw/2.jpg", ["a/1.jpg", "b.gif"])],
 )
-def test_a_user_excludes_by_globs(tmp_path: Path, exclude: str, left: list[str]) -> None:
+def test_files_that_match_the_users_globs_are_excluded(tmp_path: Path, exclude: str, left: list[str]) -> None:
     write_folder(tmp_path, {"a/1.jpg": b"1", "a/raw/2.jpg": b"2", "b.gif": b"3"})
     source = open_source(str(tmp_path), exclude=exclude)
     if left:
@@ -107,7 +107,7 @@ def test_a_user_excludes_by_globs(tmp_path: Path, exclude: str, left: list[str])
             source.list()
 
 
-def test_the_root_may_be_a_link(tmp_path: Path, images: Images) -> None:
+def test_the_source_folder_may_be_a_link(tmp_path: Path, images: Images) -> None:
     write_folder(tmp_path / "real", images)
     (tmp_path / "link").symlink_to("real")
     source = open_source(str(tmp_path / "link"))
@@ -125,7 +125,7 @@ def test_a_link_out_of_the_folder_is_rejected(tmp_path: Path) -> None:
         source.fetch(ImageRef("c/1.jpg", 1, ""))
 
 
-def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+def test_circular_links_are_rejected_and_dangling_ones_missing(tmp_path: Path) -> None:
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     (tmp_path / "dangling.jpg").symlink_to("gone.jpg")
     source = open_source(str(tmp_path))
@@ -136,14 +136,14 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
         source.fetch(dangling)
 
 
-def test_a_pipe_does_not_block(tmp_path: Path) -> None:
+def test_a_named_pipe_is_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jpg")
     source = open_source(str(tmp_path))
     with pytest.raises(RejectedImage, match="not a regular file"):
         source.fetch(refs(source)[0])
 
 
-def test_a_file_that_may_not_be_read_is_missing(tmp_path: Path) -> None:
+def test_a_file_without_permission_to_read_is_missing(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a.jpg": b"x"})
     source = open_source(str(tmp_path))
     (ref,) = refs(source)
@@ -152,14 +152,14 @@ def test_a_file_that_may_not_be_read_is_missing(tmp_path: Path) -> None:
         as_anyone(lambda: source.fetch(ref))
 
 
-def test_a_folder_that_may_not_be_read_is_refused_and_what_is_in_it_not_lost(tmp_path: Path) -> None:
+def test_a_source_with_an_unreadable_subfolder_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a.jpg": b"x", "inner/b.jpg": b"x"})
     (tmp_path / "inner").chmod(0)
     with pytest.raises(Refused, match=r"may not be read \(.*/inner'\): allow it for this user"):
         as_anyone(open_source(str(tmp_path)).list)
 
 
-def test_other_failures_are_left_to_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_read_errors_are_raised_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, {"a.jpg": b"x"})
     source = open_source(str(tmp_path))
     (ref,) = refs(source)

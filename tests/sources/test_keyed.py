@@ -23,13 +23,13 @@ def read(file: str, column: str = "label") -> dict[Any, object]:
     return dict(read_keyed(file, column, setting=SETTING).values)
 
 
-def test_by_uri(tmp_path: Path) -> None:
+def test_values_are_looked_up_by_uri(tmp_path: Path) -> None:
     table = read_keyed(parquet(tmp_path / "x.parquet", uri=["a/1.jpg", "x.parquet#000000002"], label=[3, 4]), "label", setting=SETTING)
     assert [table.lookup(uri, b"") for uri in ("a/1.jpg", "x.parquet#000000002", "other")] == [3, 4, None]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct({"path": pa.string(), "bytes": pa.binary()})])
-def test_by_the_images_bytes(tmp_path: Path, kind: pa.DataType) -> None:
+def test_values_are_looked_up_by_the_images_bytes(tmp_path: Path, kind: pa.DataType) -> None:
     images: list[Any] = [b"one", None, b"two"]
     if pa.types.is_struct(kind):
         images = [{"path": "p", "bytes": b"one"}, None, {"path": "p", "bytes": b"two"}]
@@ -38,7 +38,7 @@ def test_by_the_images_bytes(tmp_path: Path, kind: pa.DataType) -> None:
     assert len(table.values) == 2
 
 
-def test_the_uri_goes_before_the_image(tmp_path: Path) -> None:
+def test_with_both_columns_the_uri_is_preferred_to_the_image(tmp_path: Path) -> None:
     assert read(parquet(tmp_path / "x.parquet", image=[b"one"], uri=["a"], label=[1])) == {"a": 1}
 
 
@@ -54,13 +54,13 @@ def test_a_csv_file_with_quotes_line_breaks_and_uris_of_digits(tmp_path: Path) -
     assert read(str(tmp_path / "X.CSV"), "n") == {"007": 1, "ü.jpg": 2}
 
 
-def test_an_empty_cell_is_no_value_and_null_is_a_word(tmp_path: Path) -> None:
+def test_an_empty_cell_is_no_value_but_the_word_null_is(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text('uri,label,n\na,,1\nb,"",\nc,null,3\n,dog,4\n')
     assert read(str(tmp_path / "x.csv")) == {"c": "null"}
     assert read(str(tmp_path / "x.csv"), "n") == {"a": 1, "c": 3}
 
 
-def test_equal_values_of_one_image_are_one_and_different_ones_refused(tmp_path: Path) -> None:
+def test_repeated_equal_values_of_an_image_are_accepted_and_different_ones_refused(tmp_path: Path) -> None:
     assert read(parquet(tmp_path / "x.parquet", uri=["a", "a"], label=[1, 1])) == {"a": 1}
     with pytest.raises(Refused, match=r'--labels: row 3 of .*x\.parquet has 2 in "label", an earlier row has 1 for the same uri a\. Keep one'):
         read(parquet(tmp_path / "x.parquet", uri=["a", "b", "a"], label=[1, 1, 2]))
@@ -77,7 +77,7 @@ def test_equal_values_of_one_image_are_one_and_different_ones_refused(tmp_path: 
         ({"label": [1], "image": [{"path": "a"}]}, r"name no images"),
     ],
 )
-def test_columns_that_are_not_there_are_refused(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
+def test_missing_or_unusable_columns_are_refused(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
     with pytest.raises(Refused, match=rf"^--labels: .*{words}"):
         read(parquet(tmp_path / "x.parquet", **columns))
 
@@ -93,14 +93,14 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path, columns: dict[st
         ("x.txt", b"", r"is neither a \.parquet nor a \.csv"),
     ],
 )
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+def test_missing_or_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Refused, match=rf"^--labels: .*{words}"):
         read(str(tmp_path / name))
 
 
-def test_damage_within_is_refused(tmp_path: Path) -> None:
+def test_a_file_damaged_in_its_middle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     parquet(path, uri=[f"{n}" for n in range(1000)], label=[f"{n}" for n in range(1000)])
     data = bytearray(path.read_bytes())
@@ -119,14 +119,14 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["s3://key:secret@bucket/x.csv", "s3://bucket/x.csv?X-Amz-Signature=secret", "http://host/secret.csv", "zip::s3://bucket/secret.csv", ""]
 )
-def test_an_address_that_is_not_read_is_refused_and_not_shown(url: str) -> None:
+def test_an_unsupported_address_is_refused_and_not_printed(url: str) -> None:
     for use in (read, lambda file: file_digest(file, setting=SETTING)):
         with pytest.raises(Refused, match=r"^--labels: give a local file") as refused:
             use(url)
         assert "secret" not in str(refused.value)
 
 
-def test_on_an_object_store(bucket: str) -> None:
+def test_a_table_on_s3_is_read_and_digested(bucket: str) -> None:
     with fsspec.open(f"{bucket}/x.csv", "wb") as file:
         file.write(b"uri,label\na,1\n")
     assert read(f"{bucket}/x.csv") == {"a": 1}
@@ -150,7 +150,7 @@ def test_a_store_that_does_not_answer_is_unreachable(bucket: str, monkeypatch: p
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
+def test_the_digest_depends_only_on_the_content(tmp_path: Path) -> None:
     for name, content in (("a.csv", b"1"), ("b.csv", b"1"), ("c.csv", b"2")):
         (tmp_path / name).write_bytes(content)
     a, b, c = (file_digest(str(tmp_path / name), setting=SETTING) for name in ("a.csv", "b.csv", "c.csv"))

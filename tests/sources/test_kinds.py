@@ -1,4 +1,4 @@
-"""What holds for every kind of source, on this machine and on object stores."""
+"""What holds for every kind of source, on a local disk and on object stores."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from .examples import Images, png, refs, uris, write_folder, write_parquet, writ
 
 @pytest.fixture
 def local(tmp_path: Path, images: Images) -> str:
-    """A folder with the images, and the same in a Parquet file and in a tar."""
+    """A place with the images in a folder, in a Parquet file and in a tar."""
     write_folder(tmp_path / "folder", images)
     write_parquet(tmp_path / "x.parquet", images)
     write_tar(tmp_path / "x.tar", images)
@@ -42,7 +42,7 @@ def place(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
-def test_all_kinds_give_the_same_bytes(place: str, images: Images) -> None:
+def test_all_kinds_of_source_give_the_same_bytes(place: str, images: Images) -> None:
     expected = list(images.values())
     for address in ("folder", "x.parquet", "*.parquet", "x.tar", "*.tar"):
         source = open_source(f"{place}/{address}")
@@ -59,12 +59,12 @@ def test_uris_are_relative_to_the_source(place: str, images: Images) -> None:
     assert uris(open_source(f"{place}/x.parquet")) == [f"x.parquet#{row:09}" for row in range(5)]
 
 
-def test_a_listing_repeats_until_something_changes(place: str) -> None:
+def test_a_listing_of_an_unchanged_source_is_equal(place: str) -> None:
     for address in ("folder", "x.parquet", "x.tar"):
         assert open_source(f"{place}/{address}").list() == open_source(f"{place}/{address}").list()
 
 
-def test_sizes_where_they_are_known(place: str, images: Images) -> None:
+def test_sizes_are_listed_where_they_are_known(place: str, images: Images) -> None:
     sizes = [len(content) for content in images.values()]
     assert [ref.size_bytes for ref in refs(open_source(f"{place}/folder"))] == sizes
     assert [ref.size_bytes for ref in refs(open_source(f"{place}/x.tar"))] == sizes
@@ -72,26 +72,26 @@ def test_sizes_where_they_are_known(place: str, images: Images) -> None:
 
 
 @pytest.mark.parametrize("address", ["nowhere", "nowhere.tar", "nowhere.parquet", "no*.tar", "nowhere/*.parquet"])
-def test_a_source_that_is_not_there_is_refused(place: str, address: str) -> None:
+def test_listing_a_missing_source_is_refused(place: str, address: str) -> None:
     source = open_source(f"{place}/{address}")
     with pytest.raises(Refused, match=r"is not there|matches no file"):
         source.list()
 
 
-def test_a_missing_root_does_not_answer(place: str) -> None:
+def test_the_check_of_a_missing_source_is_unreachable(place: str) -> None:
     for address in ("nowhere", "nowhere.tar", "nowhere/*.parquet"):
         with pytest.raises(Unreachable, match="does not answer"):
             open_source(f"{place}/{address}").check()
 
 
-def test_containers_in_a_folder_are_hinted_at(place: str) -> None:
+def test_a_folder_with_only_tar_or_parquet_files_is_refused_with_a_hint(place: str) -> None:
     (fs, path) = fsspec.url_to_fs(f"{place}/folder")
     fs.rm(path, recursive=True)
     with pytest.raises(Refused, match=r"holds no image files but \.(parquet|tar) files: pass '.*/\*\.(parquet|tar)'"):
         open_source(place).list()
 
 
-def test_an_image_that_is_gone_is_missing(place: str) -> None:
+def test_an_image_removed_after_the_listing_is_missing(place: str) -> None:
     for address in ("folder", "x.tar", "x.parquet"):
         source = open_source(f"{place}/{address}")
         first = refs(source)[0]
@@ -101,12 +101,12 @@ def test_an_image_that_is_gone_is_missing(place: str) -> None:
             source.fetch(first)
 
 
-def test_a_container_that_changed_is_missing(place: str, images: Images) -> None:
+def test_images_of_a_tar_or_parquet_file_that_changed_are_missing(place: str, images: Images) -> None:
     for name, address in (("x.tar", "x.tar"), ("x.parquet", "*.parquet")):
         source = open_source(f"{place}/{address}")
         first = refs(source)[0]
         fs, path = fsspec.url_to_fs(f"{place}/{name}")
-        fs.pipe(path, fs.cat(path)[:600])  # shorter, so that even the read fails
+        fs.pipe(path, fs.cat(path)[:600])  # the file becomes shorter, so that the read itself fails
         with pytest.raises(MissingImage, match="changed after it was listed"):
             source.fetch(first)
 
@@ -114,7 +114,7 @@ def test_a_container_that_changed_is_missing(place: str, images: Images) -> None
 @pytest.mark.parametrize(
     "name", ["std::vector.png", "https://example.org/a.png", "s3://other/b.png", "file:///etc/c.png", "simplecache::s3:d.png", "zip::e.png"]
 )
-def test_names_that_look_like_addresses_are_names(tmp_path: Path, name: str) -> None:
+def test_file_names_that_look_like_addresses_are_read_as_names(tmp_path: Path, name: str) -> None:
     folder = write_folder(tmp_path / "a::b", {name: png(1)})
     assert [open_source(folder).fetch(ref) for ref in refs(open_source(folder))] == [png(1)]
     tar = open_source(write_tar(tmp_path / "a::b" / "x::y.tar", {name: png(2)}))
@@ -128,7 +128,7 @@ def test_a_uri_that_looks_like_an_address_is_looked_up_in_the_source(place: str,
 
 
 @pytest.mark.parametrize("uri", ["../b.png", "/etc/b.png", "../x.tar#b.png", "../x.parquet#000000000"])
-def test_uris_that_lead_out_are_rejected(place: str, uri: str) -> None:
+def test_uris_that_lead_outside_the_source_are_rejected(place: str, uri: str) -> None:
     for address in ("folder", "x.parquet", "x.tar"):
         with pytest.raises(RejectedImage):
             open_source(f"{place}/{address}").fetch(ImageRef(uri, 1, "1@0+1"))
@@ -139,7 +139,7 @@ def test_a_file_of_no_known_kind_is_refused(place: str) -> None:
         open_source(f"{place}/folder/b.png").list()
 
 
-def test_globs_name_containers_from_their_fixed_folder(tmp_path: Path, images: Images) -> None:
+def test_with_globs_uris_are_relative_to_the_fixed_part_of_the_path(tmp_path: Path, images: Images) -> None:
     for name in ("one/train #1.tar", "two/train.tar", "two/.hidden.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tar(tmp_path / name, {"b.png": images["b.png"]})
@@ -148,7 +148,7 @@ def test_globs_name_containers_from_their_fixed_folder(tmp_path: Path, images: I
     assert {source.fetch(ref) for ref in refs(source)} == {images["b.png"]}
 
 
-def test_a_container_may_be_a_link_and_its_name_look_like_a_glob(tmp_path: Path, images: Images) -> None:
+def test_a_tar_may_be_a_link_and_its_name_may_look_like_a_glob(tmp_path: Path, images: Images) -> None:
     write_tar(tmp_path / "blob", images)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "x[1].tar").symlink_to("../blob")
@@ -157,7 +157,7 @@ def test_a_container_may_be_a_link_and_its_name_look_like_a_glob(tmp_path: Path,
         assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
 
 
-def test_a_pipe_is_no_container(tmp_path: Path) -> None:
+def test_a_named_pipe_is_refused_as_a_tar(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
     (tmp_path / "link.tar").symlink_to("x.tar")
     for address in ("x.tar", "*.tar"):
@@ -171,9 +171,9 @@ def test_a_folder_with_the_name_of_a_container_is_refused(tmp_path: Path) -> Non
         open_source(str(tmp_path / "x.parquet")).list()
 
 
-def test_a_store_that_does_not_answer_is_unreachable_and_a_read_may_be_tried_again(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_does_not_answer_is_unreachable_and_a_read_raises_an_error_for_a_retry(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class DriverError(Exception):
-        """As botocore's and aiohttp's: no OSError."""
+        """Like errors of botocore and aiohttp, this is not an OSError."""
 
     def fail(*args: object, **kwargs: object) -> None:
         raise DriverError("connection refused")

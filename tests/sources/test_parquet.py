@@ -18,21 +18,21 @@ KINDS = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int3
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_plain_binary_column(tmp_path: Path, images: Images, kind: pa.DataType) -> None:
+def test_images_in_a_plain_binary_column_are_read(tmp_path: Path, images: Images, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"jpg": pa.array(images.values(), kind)}), tmp_path / "x.parquet", row_group_size=2)
     source = open_source(str(tmp_path / "x.parquet"), image_column="jpg")
     assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_struct_with_bytes_of_any_layout(tmp_path: Path, images: Images, kind: pa.DataType) -> None:
+def test_images_in_a_struct_with_bytes_of_any_layout_are_read(tmp_path: Path, images: Images, kind: pa.DataType) -> None:
     rows = pa.StructArray.from_arrays([pa.array(images.values(), kind), pa.array(images, pa.string())], ["bytes", "path"])
     pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
     source = open_source(str(tmp_path / "x.parquet"))
     assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
 
 
-def test_a_column_of_fixed_size(tmp_path: Path) -> None:
+def test_images_in_a_column_of_fixed_size_are_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.array([b"ab", b"cd"], pa.binary(2))}), tmp_path / "x.parquet")
     source = open_source(str(tmp_path / "x.parquet"))
     assert [source.fetch(ref) for ref in refs(source)] == [b"ab", b"cd"]
@@ -53,7 +53,7 @@ def test_a_footer_that_is_torn_or_encrypted_is_refused(tmp_path: Path, images: I
             open_source(str(path)).list()
 
 
-def test_a_column_that_is_not_there_is_refused_by_the_name_of_its_setting(tmp_path: Path, images: Images) -> None:
+def test_a_missing_column_is_refused_by_the_name_of_its_setting(tmp_path: Path, images: Images) -> None:
     source = open_source(write_parquet(tmp_path / "x.parquet", images), image_column="img")
     with pytest.raises(Refused, match=r'ingest\.image_column = "img": .* it has image, label'):
         source.list()
@@ -105,7 +105,7 @@ def test_a_damaged_row_group_is_rejected_and_the_others_are_read(tmp_path: Path)
     assert source.fetch(third) == contents[2]
 
 
-def test_threads_that_want_rows_of_a_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_read_rows_of_one_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {str(row): b"%d" % row for row in range(200)}
     source = open_source(write_parquet(tmp_path / "x.parquet", contents, row_group_size=50))
     listed = refs(source)
@@ -123,7 +123,7 @@ def test_threads_that_want_rows_of_a_group_read_it_once(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(not STAMPS.exists(), reason=f"the shared images are not there: {STAMPS}")
-def test_real_images() -> None:
+def test_real_images_of_a_parquet_file_are_listed_and_read() -> None:
     source = open_source(str(STAMPS))
     listed = refs(source)
     assert len(listed) == 317

@@ -12,7 +12,7 @@ from .examples import Images, add, refs, uris, write_tar
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_and_foreign_names(tmp_path: Path, tar_format: int) -> None:
+def test_members_with_long_and_non_ascii_names_are_read(tmp_path: Path, tar_format: int) -> None:
     names = ["d/" * 100 + "long.jpg", "ü" * 80 + ".jpg", "100%#1.jpg"]
     with tarfile.open(tmp_path / "x.tar", "w", format=tar_format) as tar:
         for name in names:
@@ -29,7 +29,7 @@ def test_only_visible_images_are_listed(tmp_path: Path) -> None:
     assert uris(open_source(str(tmp_path / "x.tar"))) == ["x.tar#1.jpg"]
 
 
-def test_of_equal_names_the_last_wins(tmp_path: Path) -> None:
+def test_of_members_with_equal_names_the_last_is_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         add(tar, "a.jpg", b"old")
         add(tar, "./a.jpg", b"newer")
@@ -39,7 +39,7 @@ def test_of_equal_names_the_last_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("between", [0, 512, 10_240, 3 * 2**20])
-def test_joined_tars_give_the_images_of_all(tmp_path: Path, between: int) -> None:
+def test_concatenated_tars_give_the_images_of_all(tmp_path: Path, between: int) -> None:
     parts = [{f"{part}/{number}.jpg": f"{part} {number}".encode() for number in range(5)} for part in range(3)]
     whole = [Path(write_tar(tmp_path / f"{number}.part", part)).read_bytes() for number, part in enumerate(parts)]
     (tmp_path / "x.tar").write_bytes(bytes(between).join(whole))
@@ -47,7 +47,7 @@ def test_joined_tars_give_the_images_of_all(tmp_path: Path, between: int) -> Non
     assert {ref.uri.removeprefix("x.tar#"): source.fetch(ref) for ref in refs(source)} == {**parts[0], **parts[1], **parts[2]}
 
 
-def test_joined_tars_with_equal_names_are_refused(tmp_path: Path) -> None:
+def test_concatenated_tars_with_equal_names_are_refused(tmp_path: Path) -> None:
     one = Path(write_tar(tmp_path / "1.part", {"a.jpg": b"1"})).read_bytes()
     two = Path(write_tar(tmp_path / "2.part", {"a.jpg": b"2"})).read_bytes()
     (tmp_path / "x.tar").write_bytes(one + two)
@@ -56,14 +56,14 @@ def test_joined_tars_with_equal_names_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [b"\n", b"garbage" * 100, b"x" * 512])
-def test_what_follows_a_tar_and_is_none_is_refused(tmp_path: Path, after: bytes) -> None:
+def test_a_tar_followed_by_other_bytes_is_refused(tmp_path: Path, after: bytes) -> None:
     path = Path(write_tar(tmp_path / "x.tar", {"a.jpg": b"1"}))
     path.write_bytes(path.read_bytes() + after)
     with pytest.raises(Refused, match="not a whole, uncompressed tar"):
         open_source(str(path)).list()
 
 
-def test_a_torn_second_tar_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_second_tar_is_refused(tmp_path: Path) -> None:
     one = Path(write_tar(tmp_path / "1.part", {"a.jpg": b"1"})).read_bytes()
     two = Path(write_tar(tmp_path / "2.part", {"b.jpg": b"2" * 2000})).read_bytes()
     for length in (100, 600, 1500):
@@ -89,7 +89,7 @@ def test_an_empty_member_is_an_empty_image(tmp_path: Path) -> None:
         ("a.jpg", {"type": tarfile.FIFOTYPE}, "a device in the tar"),
     ],
 )
-def test_members_that_lead_out_or_hold_no_bytes_are_listed_and_rejected(tmp_path: Path, name: str, fields: dict[str, Any], reason: str) -> None:
+def test_members_that_lead_outside_or_hold_no_bytes_are_listed_and_rejected(tmp_path: Path, name: str, fields: dict[str, Any], reason: str) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         add(tar, name, **fields)
         add(tar, "z.jpg", b"good")
@@ -101,7 +101,7 @@ def test_members_that_lead_out_or_hold_no_bytes_are_listed_and_rejected(tmp_path
     assert source.fetch(good) == b"good"
 
 
-def test_torn_tars_are_refused(tmp_path: Path, images: Images) -> None:
+def test_truncated_or_damaged_tars_are_refused(tmp_path: Path, images: Images) -> None:
     path = tmp_path / "x.tar"
     whole = Path(write_tar(path, images)).read_bytes()
     in_data, in_header, between_members = 512 + 20, 1024 + 100, 1024  # each image fills one block

@@ -1,4 +1,4 @@
-"""Stages one by one, and descriptions without a captioner."""
+"""Runs stages one by one, and makes descriptions without a captioner."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from gsec_core.store import Shards, fingerprint
 from gsec_core.tables import DESCRIBED, FRESH, REFIT, REFIT_TABLE, REPRESENTATIVE_CAPTIONS, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
 
 STAGES = pipeline.stages_of(PipelineConfig())
-"""Of a run with the settings as they are."""
+"""The stages of a run with default settings."""
 
 WORDS = ("a red disc", "a green disc", "a dark picture", "a bright picture", "a small blue spot")
 
 
 def run_stages(config: PipelineConfig, *stages: Stage) -> Context:
-    """A run of these settings, with these stages done."""
+    """Request a run with these settings and do these stages of it."""
     run, _ = pipeline.request(config)
     context = Context.of(run, config)
     for stage in stages:
@@ -27,7 +27,7 @@ def run_stages(config: PipelineConfig, *stages: Stage) -> Context:
 
 
 def make_up(config: PipelineConfig) -> Context:
-    """A run of these settings that is finished without any work: each stage has one table, of its own name, that says nothing."""
+    """A finished run with these settings, made without any work: each stage has one table, named after it, without real content."""
     run, _ = pipeline.request(config)
     context = Context.of(run, config)
     for stage in run.request()["stages"]:
@@ -39,12 +39,12 @@ def make_up(config: PipelineConfig) -> Context:
 
 
 def table_of(context: Context, stage: str) -> Shards:
-    """The table of a stage that was made up."""
+    """The table of a stage of a run that `make_up` made."""
     return context.shards(pipeline.stage(stage), stage)
 
 
 def describe_with(context: Context, texts: Sequence[str | None] = WORDS, statuses: Sequence[str] = (DESCRIBED,)) -> None:
-    """Finish stage describe, after stage prototypes: representative i has the i-th text and status, over and over."""
+    """Finish stage describe after stage prototypes: the texts and statuses are given to the representatives in turn, over and over."""
     rows = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")
     given = {
         **{name: rows[name] for name in ("prototype", "band", "image_id", "content_hash")},

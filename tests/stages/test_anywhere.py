@@ -1,4 +1,4 @@
-"""The same pipeline with its images and its store on S3, and with a CLIP model of open_clip."""
+"""The pipeline with its images and its store on S3, and with a CLIP checkpoint from a folder."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from gsec_core.tables import EMBEDDINGS_TABLE
 from ..pictures import cluster, labels, settings, write_pictures
 
 
-def test_images_and_store_on_s3(tmp_path: Path, bucket: str) -> None:
+def test_a_run_with_images_and_store_on_s3_gives_the_labels_of_a_local_run(tmp_path: Path, bucket: str) -> None:
     folder = write_pictures(tmp_path / "in", range(20))
     here, _, _ = cluster(settings(folder, tmp_path / "store", clusters=3))
     fsspec.filesystem("s3").put(f"{folder}/", f"{bucket}/in/", recursive=True)
@@ -23,7 +23,7 @@ def test_images_and_store_on_s3(tmp_path: Path, bucket: str) -> None:
     there, _, made = cluster(config)
     assert made["encode"]["encoded"] == 20
     name = here.generation.shard_names[0]
-    assert there.generation.shard_names[0] != name, "versions of objects are not those of files"
+    assert there.generation.shard_names[0] != name, "the versions of S3 objects differ from those of files, so shards have other names"
     summary = pipeline.summary(there)
     with fsspec.filesystem("s3").open(f"{summary['assignments']}/part-00000.parquet") as file:
         import pyarrow.parquet as pq
@@ -35,7 +35,7 @@ def test_images_and_store_on_s3(tmp_path: Path, bucket: str) -> None:
     assert finished.id == there.run.id
 
 
-def test_a_local_clip_checkpoint(tmp_path: Path) -> None:
+def test_a_local_clip_checkpoint_encodes_and_changed_weights_encode_again(tmp_path: Path) -> None:
     model = {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32},
@@ -53,6 +53,6 @@ def test_a_local_clip_checkpoint(tmp_path: Path) -> None:
     context, _, _ = cluster(config)
     schema = context.shards(encode.STAGE, EMBEDDINGS_TABLE).read(context.generation.shard_names[0]).schema
     assert schema.field("embedding").type.list_size == 32
-    assert "joint" not in schema.names, "CLIP's image space is the one it shares with text"
+    assert "joint" not in schema.names, "CLIP's embeddings are already in the space shared with text, so no second column is needed"
     save_file({**weights, "logit_scale": weights["logit_scale"] + 1}, checkpoint / "open_clip_model.safetensors")
-    assert cluster(config)[2]["encode"]["encoded"] == 20, "other weights under the same path are another encoder"
+    assert cluster(config)[2]["encode"]["encoded"] == 20, "other weights in the same folder must count as another encoder"

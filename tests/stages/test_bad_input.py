@@ -1,4 +1,4 @@
-"""Bad input as the stages meet it: sources that lead out or change under the hand, stores that are full or forbidden."""
+"""Bad input in the stages: sources with paths that lead outside, sources that change during a run, full or forbidden stores."""
 
 import io
 import tarfile
@@ -25,7 +25,7 @@ from .steps import run_stages
 
 
 def outcomes(context: Context) -> dict[str, Outcome]:
-    """URI -> what became of it in stage encode."""
+    """URI -> the outcome that stage encode recorded for it."""
     return {row["uri"]: Outcome(row["status"], row["reason"]) for row in encode.encoded_rows(context).to_pylist()}
 
 
@@ -35,10 +35,10 @@ def jpeg(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-# Sources that lead out
+# Sources with paths that lead outside
 
 
-def test_a_tar_that_climbs_out_costs_its_own_members_alone(tmp_path: Path) -> None:
+def test_members_of_a_tar_that_lead_outside_are_rejected_and_the_others_are_clustered(tmp_path: Path) -> None:
     (tmp_path / "outside.jpg").write_bytes(jpeg(99))
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in" / "x.tar", "w") as tar:
@@ -61,7 +61,7 @@ def test_a_tar_that_climbs_out_costs_its_own_members_alone(tmp_path: Path) -> No
     assert (tmp_path / "outside.jpg").read_bytes() == jpeg(99)
 
 
-def test_addresses_in_the_rows_of_a_parquet_file_are_never_followed(tmp_path: Path) -> None:
+def test_paths_and_urls_in_the_rows_of_a_parquet_file_are_never_read(tmp_path: Path) -> None:
     (tmp_path / "outside.jpg").write_bytes(jpeg(99))
     paths = ["http://127.0.0.1:9/a.jpg", f"file://{tmp_path}/outside.jpg", f"{tmp_path}/outside.jpg", f"simplecache::file://{tmp_path}/outside.jpg"]
     rows = [{"bytes": jpeg(seed), "path": path} for seed, path in enumerate(paths)] + [{"bytes": None, "path": path} for path in paths]
@@ -75,13 +75,13 @@ def test_addresses_in_the_rows_of_a_parquet_file_are_never_followed(tmp_path: Pa
 
 
 def listed(source: Path, store: Path) -> Context:
-    """A run that has listed its source and encoded nothing."""
+    """A run that has listed its source and has encoded nothing yet."""
     config = settings(source, store)
     run, _ = pipeline.request(config)
     return Context.of(run, config)
 
 
-def test_files_that_change_between_ingest_and_encode_are_what_they_are_then(tmp_path: Path) -> None:
+def test_files_that_change_between_ingest_and_encode_are_encoded_as_they_are_at_encode(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(7))
     context = listed(source, tmp_path / "store")
     (source / "000.jpg").unlink()
@@ -99,7 +99,7 @@ def test_files_that_change_between_ingest_and_encode_are_what_they_are_then(tmp_
     assert {found[f"{number:03d}.jpg"] for number in (4, 5, 6)} == {Outcome("ok")}
 
 
-def test_what_was_missing_is_clustered_when_it_can_be_read(tmp_path: Path) -> None:
+def test_an_image_that_was_missing_is_clustered_once_it_can_be_read(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(6))
     (source / "000.jpg").chmod(0)
     (source / "link.jpg").symlink_to("later.jpg")
@@ -114,7 +114,7 @@ def test_what_was_missing_is_clustered_when_it_can_be_read(tmp_path: Path) -> No
     assert len(labels(after)) == 8
 
 
-def test_while_nothing_that_was_missing_can_be_read_there_is_nothing_to_do(tmp_path: Path) -> None:
+def test_there_is_nothing_to_do_while_missing_images_still_cannot_be_read(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(6))
     (source / "000.jpg").chmod(0)
     (source / "link.jpg").symlink_to("later.jpg")
@@ -125,7 +125,7 @@ def test_while_nothing_that_was_missing_can_be_read_there_is_nothing_to_do(tmp_p
     assert finished.id == context.run.id
 
 
-def test_images_of_a_tar_that_changes_between_ingest_and_encode_are_missing_until_it_is_listed_again(tmp_path: Path) -> None:
+def test_images_of_a_tar_that_changed_after_ingest_are_missing_until_it_is_listed_again(tmp_path: Path) -> None:
     tar = tmp_path / "x.tar"
 
     def write(seeds: range) -> None:
@@ -148,7 +148,7 @@ def test_images_of_a_tar_that_changes_between_ingest_and_encode_are_missing_unti
 
 @pytest.fixture(params=["counted", "mounted"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """An empty disk. A real one where it may be mounted, which takes root."""
+    """A disk without any room, simulated or really mounted; mounting needs root and is skipped without it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if request.param == "counted":
@@ -174,7 +174,7 @@ def shards_in(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*.parquet")}
 
 
-def test_a_store_that_is_full_again_and_again_ends_with_the_labels_of_an_undisturbed_run(source: Path, undisturbed: dict[str, int], disk: Disk) -> None:
+def test_a_run_whose_store_is_full_several_times_ends_with_the_labels_of_an_undisturbed_run(source: Path, undisturbed: dict[str, int], disk: Disk) -> None:
     config = settings(source, disk.folder / "store")
     size, failures, committed = 49_152, [], {}
     while True:
@@ -195,7 +195,7 @@ def test_a_store_that_is_full_again_and_again_ends_with_the_labels_of_an_undistu
     assert labels(context) == undisturbed
 
 
-def test_a_store_that_is_full_at_the_start_is_refused(source: Path, disk: Disk) -> None:
+def test_a_run_is_refused_if_its_store_is_full_at_the_start(source: Path, disk: Disk) -> None:
     (disk.folder / "ballast").touch()
     disk.resize(4096)
     (disk.folder / "ballast").write_bytes(bytes(4096))
@@ -203,7 +203,7 @@ def test_a_store_that_is_full_at_the_start_is_refused(source: Path, disk: Disk) 
         pipeline.request(settings(source, disk.folder / "store"))
 
 
-def test_a_full_scratch_disk_stops_the_run_until_there_is_room(source: Path, undisturbed: dict[str, int], disk: Disk, tmp_path: Path) -> None:
+def test_a_full_scratch_disk_stops_the_run_which_goes_on_once_there_is_room(source: Path, undisturbed: dict[str, int], disk: Disk, tmp_path: Path) -> None:
     disk.resize(16_384)
     config = settings(source, tmp_path / "store", scratch=str(disk.folder))
     with pytest.raises(OSError, match=r"No space left on device.*/disk'"):
@@ -221,7 +221,7 @@ def test_a_full_scratch_disk_stops_the_run_until_there_is_room(source: Path, und
 
 
 @pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_a_store_that_is_forbidden_between_two_shards_keeps_the_first(source: Path, undisturbed: dict[str, int], tmp_path: Path, mode: int) -> None:
+def test_a_store_that_becomes_forbidden_between_two_shards_keeps_the_first(source: Path, undisturbed: dict[str, int], tmp_path: Path, mode: int) -> None:
     context = listed(source, tmp_path / "store")
     begin(context, encode.STAGE)
     [step] = encode.STAGE.steps
@@ -239,7 +239,7 @@ def test_a_store_that_is_forbidden_between_two_shards_keeps_the_first(source: Pa
     assert labels(again) == undisturbed
 
 
-def test_a_forbidden_store_is_refused_at_the_start(source: Path, tmp_path: Path) -> None:
+def test_a_run_is_refused_if_its_store_cannot_be_written_at_the_start(source: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir(mode=0o555)
     with pytest.raises(Refused, match=r"--store .*/store: cannot be written \(.*Permission denied.*\)\. Choose another store"):
         as_anyone(lambda: pipeline.request(settings(source, tmp_path / "store")))
@@ -250,7 +250,7 @@ def test_a_forbidden_store_is_refused_at_the_start(source: Path, tmp_path: Path)
 
 def test_a_store_whose_server_goes_away_between_two_shards_keeps_the_first(source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(source, bucket)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)  # another door to the same buckets
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)  # a second server before the same buckets
     server.start()
     host, port = server.get_host_and_port()
     s3fs.S3FileSystem.clear_instance_cache()

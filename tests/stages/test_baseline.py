@@ -10,7 +10,7 @@ from gsec_core.tables import BASELINE_CLUSTERS_TABLE, BASELINE_TABLE
 from ..pictures import cluster, labels, settings, write_pictures
 
 
-def test_parts_that_are_made_later_are_of_the_same_labelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_part_is_made_again_from_the_stored_centres_with_the_same_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     whole, _, _ = cluster(settings(source, tmp_path / "whole", clusters=3))
     truth = labels(whole)
@@ -25,7 +25,7 @@ def test_parts_that_are_made_later_are_of_the_same_labelling(tmp_path: Path, mon
     assert labels(context) == truth
 
 
-def test_the_cluster_table_is_what_the_assignments_say(tmp_path: Path) -> None:
+def test_the_cluster_table_agrees_with_the_assignments(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     (source / "twin.jpg").write_bytes((source / "003.jpg").read_bytes())
     context, _, _ = cluster(settings(source, tmp_path / "store", clusters=3))

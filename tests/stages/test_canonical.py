@@ -29,7 +29,7 @@ def by_id(context: Context, column: str) -> dict[bytes, list[float]]:
     return {row["image_id"]: row[column] for name in embeddings.names() for row in embeddings.read(name).to_pylist()}
 
 
-def test_vectors_are_in_canonical_order_whatever_shard_they_are_in(tmp_path: Path) -> None:
+def test_vectors_are_loaded_in_canonical_order_independent_of_their_shards(tmp_path: Path) -> None:
     context = encoded(tmp_path)
     rows = canonical.usable(context).rows
     assert rows["content_hash"].to_pylist() == sorted(rows["content_hash"].to_pylist())
@@ -39,7 +39,7 @@ def test_vectors_are_in_canonical_order_whatever_shard_they_are_in(tmp_path: Pat
         np.testing.assert_array_equal(load(context), np.array([expected[image] for image in rows["image_id"].to_pylist()], np.float16))
 
 
-def test_the_joint_space_of_an_encoder_that_has_one_space_is_that_of_its_embeddings(tmp_path: Path) -> None:
+def test_embeddings_without_a_joint_column_serve_as_joint_vectors_themselves(tmp_path: Path) -> None:
     context = encoded(tmp_path)
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     for name in embeddings.names():
@@ -47,14 +47,14 @@ def test_the_joint_space_of_an_encoder_that_has_one_space_is_that_of_its_embeddi
     np.testing.assert_array_equal(canonical.load_joint(context), canonical.load_embeddings(context))
 
 
-def test_rejected_images_are_no_rows(tmp_path: Path) -> None:
+def test_rejected_images_have_no_row_in_the_matrix(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(5))
     (source / "broken.jpg").write_bytes(b"no image")
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     assert len(canonical.load_embeddings(context)) == 5
 
 
-def test_the_scratch_file_has_no_name_and_lies_where_it_is_wanted(tmp_path: Path) -> None:
+def test_the_scratch_file_is_unlinked_and_lies_in_the_folder_of_the_setting(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     context = encoded(tmp_path, scratch=str(tmp_path / "scratch"))
     X = canonical.load_embeddings(context)
@@ -63,7 +63,7 @@ def test_the_scratch_file_has_no_name_and_lies_where_it_is_wanted(tmp_path: Path
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_a_scratch_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_scratch_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     context = encoded(tmp_path, scratch=str(tmp_path / "scratch"))
     (tmp_path / "scratch").rmdir()
@@ -81,7 +81,7 @@ def test_a_full_scratch_disk_is_an_error_and_not_a_crash(tmp_path: Path, monkeyp
         canonical.load_embeddings(context)
 
 
-def test_an_embedding_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+def test_an_embedding_that_is_not_finite_is_an_error_that_names_its_shard(tmp_path: Path) -> None:
     context = encoded(tmp_path)
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     name = sorted(embeddings.names())[1]
@@ -94,7 +94,7 @@ def test_an_embedding_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
         canonical.load_embeddings(context)
 
 
-def test_slices_that_begin_together_load_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_ask_for_the_embeddings_together_load_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = encoded(tmp_path)
     loads: list[int] = []
     load = canonical._load_vectors
@@ -118,7 +118,7 @@ def test_slices_that_begin_together_load_once(tmp_path: Path, monkeypatch: pytes
     assert len(loads) == 1
 
 
-def test_what_was_made_here_need_not_be_loaded() -> None:
+def test_once_returns_a_kept_value_without_loading_and_holds_only_the_latest() -> None:
     loads: list[str] = []
 
     @once
@@ -131,11 +131,11 @@ def test_what_was_made_here_need_not_be_loaded() -> None:
     assert loads == ["b", "a"]
 
 
-def test_what_loads_once_goes_to_another_process_by_its_name() -> None:
+def test_a_function_that_loads_once_is_pickled_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(canonical.load_embeddings)) is canonical.load_embeddings  # noqa: S301 - its own
 
 
-def test_fewer_images_than_clusters_can_be_looked_at_but_not_clustered(tmp_path: Path) -> None:
+def test_fewer_images_than_clusters_can_be_loaded_but_are_refused_for_clustering(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(3))
     (source / "broken.jpg").write_bytes(b"no image")
     context = run_stages(settings(source, tmp_path / "store", clusters=4), encode.STAGE)

@@ -1,4 +1,4 @@
-"""From embeddings and counterparts to the consensus: what is made again when, and what nothing may change."""
+"""From embeddings and counterparts to the consensus: what is made again after which change, and what must stay equal."""
 
 import shutil
 from pathlib import Path
@@ -27,12 +27,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
-    """A run with two blocks of members."""
+    """A finished run with two blocks of members."""
     return cluster(settings(source, tmp_path_factory.mktemp("whole"), clusters=3, train={"n_members": 12}))[0]
 
 
-def test_the_stages_are_the_estimator(whole: Context) -> None:
-    """Members, alignment and assignments as GSEC makes them of the same matrices."""
+def test_the_stages_give_the_same_result_as_the_estimator(whole: Context) -> None:
+    """Members, alignment and assignments are those of GSEC fitted to the same matrices."""
     fitted = GSEC(3, text_weight=0.15, **{**SMALL, "n_members": 12}).fit(load_embeddings(whole), text=fuse.load_counterparts(whole))
     for ours, theirs in zip(train.load_members(whole)[0], fitted.members_, strict=True):
         np.testing.assert_allclose(ours.parameters["weights"], theirs.parameters["weights"], rtol=0, atol=1e-5)
@@ -42,7 +42,9 @@ def test_the_stages_are_the_estimator(whole: Context) -> None:
     assert rows["agreement"].to_numpy() == pytest.approx(fitted.agreement_, abs=1e-6)
 
 
-def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_interrupted_in_train_repeats_only_the_open_block_and_ends_with_equal_labels(
+    source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings(source, tmp_path, clusters=3, train={"n_members": 12})
     trained = []
     real = gsec.train_block
@@ -60,14 +62,16 @@ def test_a_run_cut_in_train_starts_its_block_again_and_ends_equal(source: Path, 
     with pytest.raises(KeyboardInterrupt):
         cluster(config)
     context, _, made = cluster(config)
-    assert trained == [0, 1, 1], "the first block was there"
-    assert made["train"]["members"] == 10, "of a block all, wanted or not"
+    assert trained == [0, 1, 1], "the first block was already committed"
+    assert made["train"]["members"] == 10, "a block always trains all its members, also those that are not wanted"
     assert labels(context) == labels(whole)
     for name in ("block-0000", "block-0001"):
         assert context.shards(train.STAGE, MEMBERS_TABLE).read(name) == whole.shards(train.STAGE, MEMBERS_TABLE).read(name)
 
 
-def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_interrupted_in_align_goes_on_with_the_permutations_already_committed(
+    source: Path, whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     truth = labels(whole)
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 16)
     config = settings(source, tmp_path, clusters=3, train={"n_members": 12})
@@ -81,10 +85,10 @@ def test_a_run_cut_in_align_goes_on_with_the_permutations_it_has(source: Path, w
 
     monkeypatch.setattr(ensemble.Ensemble, "assigned", cut)
     with pytest.raises(KeyboardInterrupt):
-        cluster(config)  # agreement is counted, the first part is written, the second is cut
+        cluster(config)  # call 1 counts the agreement, call 2 writes the first part, call 3, of the second part, is interrupted
     monkeypatch.setattr(gsec.GSECPlan, "align", lambda *args: pytest.fail("the permutations were there"))
     context, _, made = cluster(config)
-    assert made["align"]["shards"] == 3, "two parts and the cluster table"
+    assert made["align"]["shards"] == 3, "the two missing parts and the cluster table"
     assert labels(context) == truth
 
 
@@ -96,12 +100,12 @@ def test_labels_depend_on_the_images_and_not_on_their_names_order_or_sharding(so
         names[path.name] = f"{number % 7}-{number}.jpg"
         shutil.copy(path, other / names[path.name])
     context, _, _ = cluster(settings(other, tmp_path / "store", clusters=3, train={"n_members": 12}, ingest={"shard_rows": 11}))
-    # Canonical order is by content, so that equal images are equal rows.
+    # The canonical order is by content, so equal images get equal rows.
     renamed = labels(context)
     assert {name: renamed[names[name]] for name in names} == labels(whole)
 
 
-def test_the_cluster_table_is_what_the_assignments_say(whole: Context) -> None:
+def test_the_cluster_table_agrees_with_the_assignments(whole: Context) -> None:
     assignments = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000").to_pylist()
     sizes = []
     for row in whole.shards(align.STAGE, CLUSTERS_TABLE).read("all").to_pylist():
@@ -114,7 +118,7 @@ def test_the_cluster_table_is_what_the_assignments_say(whole: Context) -> None:
     assert all(0 <= image["margin"] <= image["confidence"] <= 1 for image in assignments)
 
 
-def test_each_permutation_is_one_and_members_agree_as_the_table_says(whole: Context) -> None:
+def test_each_member_has_a_valid_permutation_and_its_agreement_fits_the_assignments(whole: Context) -> None:
     rows = whole.shards(align.STAGE, ALIGNMENT_TABLE).read("all").to_pylist()
     assert [row["member"] for row in rows] == list(range(12))
     assert all(sorted(row["permutation"]) == [0, 1, 2] for row in rows)
@@ -134,23 +138,25 @@ def test_each_permutation_is_one_and_members_agree_as_the_table_says(whole: Cont
         ),
     ],
 )
-def test_a_changed_setting_redoes_what_lies_below_it(source: Path, whole: Context, change: dict[str, object], again: set[str]) -> None:
+def test_a_changed_setting_redoes_the_stages_that_depend_on_it(source: Path, whole: Context, change: dict[str, object], again: set[str]) -> None:
     changed = {**change, "train": {"n_members": 12, **change.get("train", {})}}  # type: ignore[dict-item]
     _, _, made = cluster(settings(source, whole.run.files.url, clusters=3, **changed))
     assert {stage for stage, sums in made.items() if sums} == again
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES if stage not in (baseline.STAGE, refit.STAGE)][1:])
-def test_every_stage_can_be_redone_and_gives_the_same(source: Path, whole: Context, stage: str) -> None:
+def test_every_stage_can_be_redone_and_gives_equal_labels(source: Path, whole: Context, stage: str) -> None:
     config = settings(source, whole.run.files.url, clusters=3, train={"n_members": 12})
     again, _, made = cluster(config, redo=(stage,))
-    below = [name for name in (s.name for s in STAGES) if name not in ("baseline", "refit")]  # nothing is published that could be kept
+    below = [
+        name for name in (s.name for s in STAGES) if name not in ("baseline", "refit")
+    ]  # baseline is read by no stage, and refit has no published model to decide about
     unread = {
         "publish": {"lineage"},
         "hierarchy": {"map", "lineage"},
         "map": {"lineage"},
         "duplicates": {"train", "align", "publish", "hierarchy", "map", "lineage"},
-    }  # what comes after, and does not read it
+    }  # later stages that do not read the tables of this one
     assert {name for name, sums in made.items() if sums} == set(below[below.index(stage) :]) - unread.get(stage, set())
     assert again.run.id != whole.run.id
     assert labels(again) == labels(whole)
@@ -166,19 +172,19 @@ def assigned(source: Path, whole: Context, store: str) -> tuple[Context, dict[st
     return context, dict(zip(rows["uri"].to_pylist(), rows["cluster"].to_pylist(), strict=True))
 
 
-def test_assigned_images_get_the_cluster_that_their_like_have_in_the_run(source: Path, whole: Context, tmp_path: Path) -> None:
+def test_new_images_are_assigned_to_the_clusters_that_equal_images_have_in_the_run(source: Path, whole: Context, tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(30, 50))
     before = {shards.directory: shards.names() for shards in whole.corpus.tables()}
     context, found = assigned(fresh, whole, whole.run.files.url)
     assert set(found) == {path.name for path in fresh.iterdir()}
     known = labels(whole)
     same = [found[name] == known[name] for name in found if name in known]
-    assert np.mean(same) >= 0.9, "the head stands for the consensus"
+    assert np.mean(same) >= 0.9, "the head must agree with the consensus"
     assert context.corpus.name != whole.corpus.name
-    assert {shards.directory: shards.names() for shards in whole.corpus.tables()} == before, "the run's corpus was touched"
+    assert {shards.directory: shards.names() for shards in whole.corpus.tables()} == before, "the run's corpus was changed"
 
 
-def test_fewer_new_images_than_clusters_can_be_assigned(whole: Context, tmp_path: Path) -> None:
+def test_a_single_new_image_can_be_assigned(whole: Context, tmp_path: Path) -> None:
     _, found = assigned(write_pictures(tmp_path / "one", range(60, 61)), whole, whole.run.files.url)
     assert len(found) == 1
 
@@ -188,7 +194,7 @@ def test_assigning_a_runs_own_source_is_refused(source: Path, whole: Context) ->
         assigned(source, whole, whole.run.files.url)
 
 
-def test_assigning_by_an_unfinished_run_names_what_is_missing(source: Path, tmp_path: Path) -> None:
+def test_assigning_by_an_unfinished_run_is_refused_with_the_missing_stage(source: Path, tmp_path: Path) -> None:
     config = settings(source, tmp_path / "store", clusters=3)
     run, _ = pipeline.request(config)
     context = Context.of(run, config)
@@ -199,8 +205,8 @@ def test_assigning_by_an_unfinished_run_names_what_is_missing(source: Path, tmp_
         assigned(fresh, context, str(tmp_path / "store"))
 
 
-def test_members_made_anew_that_differ_are_not_joined_to_the_permutations_of_others(source: Path, tmp_path: Path) -> None:
-    """As after damage, on a machine that computes otherwise."""
+def test_members_made_again_that_differ_are_not_joined_to_the_old_permutations(source: Path, tmp_path: Path) -> None:
+    """That happens if damaged members are made again on a machine that computes slightly differently."""
     config = settings(source, tmp_path, clusters=3)
     context, _, _ = cluster(config)
     members = context.shards(train.STAGE, MEMBERS_TABLE)
@@ -215,7 +221,7 @@ def test_members_made_anew_that_differ_are_not_joined_to_the_permutations_of_oth
 
 
 def test_more_members_only_add_blocks(source: Path, whole: Context) -> None:
-    """Twelve members are two blocks, and so are twenty; twenty-one are three."""
+    """Twelve members take two blocks, as do twenty; twenty-one take three."""
     for count, trained in ((20, 0), (21, 1), (2, 0)):
         context, _, made = cluster(settings(source, whole.run.files.url, clusters=3, train={"n_members": count}))
         assert made["train"].get("shards", 0) == trained
@@ -236,7 +242,7 @@ def test_assigning_nothing_usable_is_refused(whole: Context, tmp_path: Path) -> 
         assigned(tmp_path / "new", whole, whole.run.files.url)
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_is_encoded(source: Path, tmp_path: Path) -> None:
+def test_settings_that_cannot_be_trained_are_refused_before_anything_is_encoded(source: Path, tmp_path: Path) -> None:
     for change, says in (({"device": "cuda:99"}, "train.device = "), ({"n_members": 1000}, "train.n_members = 1000: aligning them")):
         with pytest.raises(Refused, match=says):
             pipeline.request(settings(source, tmp_path / "store", clusters=40, train=change))

@@ -1,4 +1,4 @@
-"""One corpus, several questions: each is a clustering of its own, and nothing is done twice."""
+"""One corpus clustered by several criteria: each gives its own clustering, and nothing is done twice."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ EACH = 6
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """It has a model that sees the colour and the shape of a thing on white, and says what it is asked for."""
+    """A captioning server whose model describes the colour or the shape of a thing on white, as the criterion asks."""
     with Server() as running:
         running.answer = _see
         yield running
@@ -37,7 +37,7 @@ def _see(request: Request) -> Response:
 
 
 def write_things(folder: Path) -> Path:
-    """Red and blue, discs and squares, some of each."""
+    """Write red and blue discs and squares, EACH of each kind."""
     folder.mkdir()
     for colour in ("red", "blue"):
         for shape in ("disc", "square"):
@@ -49,7 +49,7 @@ def write_things(folder: Path) -> Path:
     return folder
 
 
-def test_two_questions_about_one_corpus(tmp_path: Path, server: Server) -> None:
+def test_two_criteria_cluster_one_corpus_by_colour_and_by_shape_and_share_the_encoding(tmp_path: Path, server: Server) -> None:
     folder = write_things(tmp_path / "in")
 
     def asking(criterion: str) -> PipelineConfig:
@@ -63,10 +63,10 @@ def test_two_questions_about_one_corpus(tmp_path: Path, server: Server) -> None:
         assert adjusted_rand_score([uri.split("-")[place] for uri in found], list(found.values())) == 1
         questions[criterion] = dict(collect(context).asked)["question"]
     assert made[COLOUR]["describe"]["asked"] == made[SHAPE]["describe"]["asked"] == 4 * EACH
-    assert not any(made[SHAPE][stage] for stage in ("encode", "baseline", "prototypes")), "done for the first question"
+    assert not any(made[SHAPE][stage] for stage in ("encode", "baseline", "prototypes")), "these were done for the first criterion"
     assert all(criterion in question for criterion, question in questions.items())
 
     asked = len(server.asked)
     assert asked == 2 * 4 * EACH
-    assert all(sums == {} for sums in cluster(asking(COLOUR))[2].values()), "the first question again: all is there"
+    assert all(sums == {} for sums in cluster(asking(COLOUR))[2].values()), "with the first criterion again, everything is done already"
     assert len(server.asked) == asked

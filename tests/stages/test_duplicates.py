@@ -1,4 +1,4 @@
-"""Copies among photographs: planted, found, kept, exported, shown."""
+"""Stage duplicates: planted copies among photographs are found, and they are reported and exported."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ PLANTED = {
     ("coffee.png", "coffee compressed.jpg"),
     ("rocket.png", "rocket cropped.jpg"),
 }
-"""The first of each is to be kept."""
+"""Groups of copies; the first of each is to be kept."""
 
 
 def photograph(name: str) -> Image.Image:
@@ -62,7 +62,7 @@ def rows(context: Context) -> pl.DataFrame:
 
 
 def grouped(context: Context) -> set[tuple[str, ...]]:
-    """Of each group the URIs: the one to keep, then those with the same bytes, then the others by name."""
+    """The URIs of each group: the one to keep, then exact copies, then the others by name."""
     found = rows(context).sort("group", "keep", "exact", "uri", descending=[False, True, True, False])
     firsts = {
         uris[0]: tuple(uris) for (_,), frame in found.partition_by("group", as_dict=True, maintain_order=True).items() if (uris := frame["uri"].to_list())
@@ -85,13 +85,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def context(place: Path, tmp_path: Path) -> Context:
-    """A run of them that has come to this stage."""
+    """A run of the photographs that has done all stages before duplicates."""
     shutil.copytree(place / "store", tmp_path / "store")
     return prepared(place / "in", tmp_path / "store")
 
 
-# Few images are compared with all; else with the neighbours that `prepare` has found, of so few images one each; those that have none are searched
-# for, or all, in an index.
+# Up to FEW images are all compared with each other. Otherwise each is compared with the neighbours that `prepare` has found, which is one each for so
+# few images; neighbours of images that have none, or of all, are searched in an index.
 @pytest.mark.parametrize(("few", "many"), [(4096, 16_384), (1, 16_384), (1, 0)])
 def test_planted_copies_are_found_and_the_largest_is_kept(context: Context, few: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "FEW", few)
@@ -101,13 +101,13 @@ def test_planted_copies_are_found_and_the_largest_is_kept(context: Context, few:
 
 
 def _by_pixels(planted: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """The copies of an equal size are ranked by URI: of these the first is to be kept."""
+    """Among copies of equal size the first by URI is to be kept."""
     swapped = {("coffee.png", "coffee compressed.jpg"): ("coffee compressed.jpg", "coffee.png")}
     exact = {("astronaut.png", "astronaut again.png", "astronaut twin.png"): ("astronaut again.png", "astronaut twin.png", "astronaut.png")}
     return {(swapped | exact).get(group, group) for group in planted}
 
 
-def test_rows_are_sorted_and_say_what_they_are(context: Context) -> None:
+def test_rows_are_sorted_by_group_and_mark_the_kept_and_the_exact_copies(context: Context) -> None:
     run_stage(context, duplicates.STAGE)
     table = context.shards(duplicates.STAGE, DUPLICATES_TABLE).read("all")
     assert table.schema.equals(DUPLICATES)
@@ -123,7 +123,9 @@ def test_rows_are_sorted_and_say_what_they_are(context: Context) -> None:
     assert context.shards(duplicates.STAGE, DUPLICATES_TABLE).facts("all")["groups"] == 4
 
 
-def test_shards_and_a_second_attempt_make_no_difference(context: Context, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_do_not_depend_on_the_sharding_and_a_second_attempt_gives_the_same(
+    context: Context, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_stage(context, duplicates.STAGE)
     was = rows(context)
     assert run_stage(context, duplicates.STAGE) == {}
@@ -137,11 +139,11 @@ def test_shards_and_a_second_attempt_make_no_difference(context: Context, place:
     assert rows(other).with_columns(pl.col("cosine").round(4)).equals(was.with_columns(pl.col("cosine").round(4)))
 
 
-def test_the_threshold_is_a_setting_and_the_encoders_own_by_default(place: Path, tmp_path: Path) -> None:
+def test_the_threshold_is_a_setting_whose_default_depends_on_the_encoder(place: Path, tmp_path: Path) -> None:
     assert duplicates.threshold_of(PipelineConfig()) == duplicates.THRESHOLDS["lite"]
     clip = PipelineConfig.model_validate({"encode": {"encoder": "open_clip:ViT-B-32:openai"}})
     assert duplicates.threshold_of(clip) == duplicates.THRESHOLD
-    assert duplicates.STAGE.settings(clip) == {}, "the identity of a run is what it was before there was such a stage"
+    assert duplicates.STAGE.settings(clip) == {}, "with the default threshold a run keeps the identity it had before this stage existed"
     shutil.copytree(place / "store", tmp_path / "store")
     strict = prepared(place / "in", tmp_path / "store", duplicates={"threshold": 1})
     run_stage(strict, duplicates.STAGE)
@@ -149,7 +151,7 @@ def test_the_threshold_is_a_setting_and_the_encoders_own_by_default(place: Path,
     assert duplicates.STAGE.settings(strict.config) == {"threshold": 1}
 
 
-def test_without_thumbnails_embeddings_alone_tell(context: Context) -> None:
+def test_without_thumbnails_copies_are_found_by_embeddings_alone(context: Context) -> None:
     thumbnails = context.shards(encode.STAGE, THUMBNAILS_TABLE)
     for name in thumbnails.names():
         thumbnails.replace(name, thumbnails.read(name).slice(0, 0), {})
@@ -159,7 +161,7 @@ def test_without_thumbnails_embeddings_alone_tell(context: Context) -> None:
     assert ("rocket.png", "rocket cropped.jpg") in found
 
 
-def test_two_images(tmp_path: Path) -> None:
+def test_two_images_are_a_group_only_if_they_are_equal(tmp_path: Path) -> None:
     for name, others in (("different", "coffee"), ("equal", "chelsea")):
         folder = tmp_path / name
         folder.mkdir()
@@ -170,7 +172,7 @@ def test_two_images(tmp_path: Path) -> None:
         assert rows(context)["uri"].to_list() == (["a.png", "b.png"] if name == "equal" else [])
 
 
-def test_thousands_of_one_picture_are_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_copies_of_one_file_are_compared_as_a_single_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     photograph("rocket").save(folder / "placeholder.png")
@@ -192,7 +194,7 @@ def test_thousands_of_one_picture_are_compared_once(tmp_path: Path, monkeypatch:
 
 @pytest.fixture(scope="module")
 def published(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PipelineConfig, Context]:
-    """A published clustering of the photographs, and what a night asks for."""
+    """A published clustering of the photographs, and the settings of the nightly run."""
     folder = tmp_path_factory.mktemp("published")
     shutil.copytree(place / "in", folder / "in")
     config = settings(folder / "in", folder / "store", text={"source": "none"}, train={"refit": "never", "n_members": 2}, gsec={"max_steps": 5})
@@ -201,7 +203,7 @@ def published(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pi
     return config, context
 
 
-def test_copies_are_told_shown_and_exported(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
+def test_copies_appear_in_the_remarks_the_report_and_the_export(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
     context = published[1]
     said = pipeline.finish(context)
     assert "5 images are copies of 4 others, 2 exact and 3 near copies: see duplicates.csv of gsec export." in said["remarks"]
@@ -217,10 +219,10 @@ def test_copies_are_told_shown_and_exported(published: tuple[PipelineConfig, Con
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_kept_model_lends_its_neighbours_and_new_images_are_searched(
+def test_a_run_that_keeps_its_model_reuses_its_neighbours_and_searches_only_those_of_new_images(
     published: tuple[PipelineConfig, Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
-    """Also if the neighbours of the model's run are gone."""
+    """If the neighbours of the model's run are ``gone``, those of all images are searched."""
     monkeypatch.setattr(duplicates, "FEW", 1)
     config, first = published
     folder = Path(str(config.source))
@@ -255,7 +257,7 @@ def test_a_kept_model_lends_its_neighbours_and_new_images_are_searched(
     assert pipeline.finish(context)["published"]
 
 
-def test_a_run_that_assigns_looks_for_no_copies(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
+def test_a_run_that_only_assigns_does_not_look_for_copies(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
     config, first = published
     write_photographs(tmp_path / "new")
     run, _ = pipeline.request(pipeline.assignment_config(first.run, settings(tmp_path / "new", config.store)), of_run=first.run.id)

@@ -1,4 +1,4 @@
-"""Encoding: bad images become rows, the source's kind changes nothing, damage is made good."""
+"""Stage encode: bad images become rows, the kind of source changes nothing, damaged shards are made again."""
 
 import io
 import os
@@ -57,7 +57,7 @@ def by_content(context: Context) -> dict[bytes, int]:
     return {content: cluster_of[uri] for content, uri in zip(rows["content_hash"].to_pylist(), rows["uri"].to_pylist(), strict=True)}
 
 
-def test_equal_labels_from_a_folder_a_parquet_file_and_tars(tmp_path: Path) -> None:
+def test_a_folder_a_parquet_file_and_tars_of_the_same_images_give_equal_labels(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(30))
     sources = [str(folder), str(as_parquet(folder, tmp_path / "x.parquet")), as_tars(folder, tmp_path / "tars")]
     found = [by_content(cluster(settings(source, tmp_path / "store", clusters=4))[0]) for source in sources]
@@ -75,8 +75,8 @@ def test_labels_do_not_depend_on_sharding_or_history(tmp_path: Path) -> None:
     assert labels(grown) == labels(at_once)
 
 
-def test_the_threads_are_those_of_the_settings_whatever_others_in_the_process_have_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder is loaded once a process, and by then it is there."""
+def test_encoding_uses_the_threads_of_the_settings_even_if_torch_was_set_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder is loaded once per process, so its loading cannot set the threads here."""
     config = settings(write_pictures(tmp_path / "in", range(8)), tmp_path / "store")
     loaded = encode.loaded_encoder(config)
     seen = []
@@ -94,7 +94,7 @@ def test_the_threads_are_those_of_the_settings_whatever_others_in_the_process_ha
     assert set(seen) == {config.threads}
 
 
-def test_bad_images_are_rows_with_a_reason(tmp_path: Path) -> None:
+def test_bad_images_become_rejected_rows_with_a_reason(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(10))
     (folder / "text.jpg").write_text("this is no image")
     (folder / "empty.png").write_bytes(b"")
@@ -122,7 +122,7 @@ def test_embeddings_are_unit_vectors_and_thumbnails_are_small_jpegs(tmp_path: Pa
     assert Image.open(io.BytesIO(thumbnails["thumbnail"][0].as_py())).size == (64, 48)
 
 
-def test_the_preprocessing_is_recorded_and_another_one_is_refused(tmp_path: Path) -> None:
+def test_a_shard_records_its_preprocessing_and_a_run_with_another_one_is_refused(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
     context, _, _ = cluster(config)
@@ -150,14 +150,14 @@ def test_fewer_usable_images_than_clusters_is_refused(tmp_path: Path) -> None:
         cluster(settings(folder, tmp_path / "store", clusters=4))
 
 
-def test_redo_makes_new_tables_and_keeps_the_old_run(tmp_path: Path) -> None:
+def test_redo_encodes_again_in_a_new_run_and_keeps_the_old_run(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(10)), tmp_path / "store")
     before, _, _ = cluster(config)
     after, _, made = cluster(config, redo=("encode",))
     assert before.run.id != after.run.id
     assert made["encode"]["encoded"] == 10
     assert labels(before) == labels(after)
-    assert cluster(config)[0].run.id == after.run.id, "a plain run goes on with the redo"
+    assert cluster(config)[0].run.id == after.run.id, "a run without redo then takes the redone run"
 
 
 def test_another_number_of_clusters_encodes_nothing(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_another_number_of_clusters_encodes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0.02, 0.5, 0.999])
-def test_a_flipped_byte_is_found_and_the_shard_made_anew(tmp_path: Path, at: float) -> None:
+def test_a_flipped_byte_is_found_and_the_shard_is_made_again(tmp_path: Path, at: float) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     before, _, _ = cluster(settings(source, tmp_path / "store"))
     embeddings = before.shards(encode.STAGE, EMBEDDINGS_TABLE)
@@ -185,7 +185,7 @@ def test_a_flipped_byte_is_found_and_the_shard_made_anew(tmp_path: Path, at: flo
     assert len(labels(after)) == 20
 
 
-def test_a_damaged_shard_whose_images_are_gone_stops_the_run_until_told_to_go_on(tmp_path: Path) -> None:
+def test_a_damaged_shard_whose_images_are_gone_stops_the_run_until_the_loss_is_accepted(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     config = settings(source, tmp_path / "store")
     context, _, _ = cluster(config)
@@ -238,20 +238,20 @@ class Flaky:
 
 
 @pytest.mark.parametrize(("source", "status"), [(Flaky(2), "rejected"), (Flaky(99), "missing")])
-def test_a_read_error_is_retried_and_then_belongs_to_the_image(source: Flaky, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_error_is_retried_and_then_makes_the_image_missing(source: Flaky, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
     encoder = encode.loaded_encoder(settings("in", "store"))
     assert encode.prepare(source, encoder, 96, {}, ImageRef("a.jpg", 1, "1")).status == status
 
 
-def test_a_read_error_of_a_source_that_does_not_answer_belongs_to_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_error_of_a_source_that_does_not_answer_is_raised_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
     encoder = encode.loaded_encoder(settings("in", "store"))
     with pytest.raises(Unreachable, match="the disk is gone"):
         encode.prepare(Flaky(99, answers=False), encoder, 96, {}, ImageRef("a.jpg", 1, "1"))
 
 
-def test_what_was_set_aside_is_not_read_as_data(tmp_path: Path) -> None:
+def test_a_damaged_shard_that_was_set_aside_is_not_read_as_data(tmp_path: Path) -> None:
     context, _, _ = cluster(settings(write_pictures(tmp_path / "in", range(10)), tmp_path / "store"))
     parts = context.shards(baseline.STAGE, BASELINE_TABLE)
     good = parts.read("part-00000")
@@ -259,10 +259,10 @@ def test_what_was_set_aside_is_not_read_as_data(tmp_path: Path) -> None:
     assert parts.set_aside("part-00000")
     run_stage(context, baseline.STAGE)
     assert pq.read_table(pipeline.summary(context)["assignments"]).num_rows == 10
-    assert parts.read("part-00000") == good, "made again from the same centres"
+    assert parts.read("part-00000") == good, "it must be made again from the same centres"
 
 
-def test_a_moved_checkpoint_is_the_same_encoder(tmp_path: Path) -> None:
+def test_a_moved_checkpoint_is_the_same_encoder_and_a_changed_one_is_another(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "open_clip_config.json").write_text("{}")
@@ -272,7 +272,7 @@ def test_a_moved_checkpoint_is_the_same_encoder(tmp_path: Path) -> None:
     assert encoder_identity(f"open_clip:local-dir:{tmp_path / 'there'}") != here
 
 
-def test_an_image_with_a_fault_that_does_not_matter_is_used_and_counted(tmp_path: Path) -> None:
+def test_an_image_with_a_harmless_fault_is_used_with_a_note_and_counted(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(8))
     whole = (folder / "000.jpg").read_bytes()
     (folder / "a.jpg").write_bytes(whole[:-2])
@@ -289,7 +289,7 @@ def test_an_image_with_a_fault_that_does_not_matter_is_used_and_counted(tmp_path
     ]
 
 
-def test_a_thumbnail_has_the_colours_of_the_profile(tmp_path: Path) -> None:
+def test_a_thumbnail_has_the_colours_that_the_embedded_profile_gives(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(3))
     Image.new("RGB", (64, 64), (220, 30, 30)).save(folder / "000.jpg", icc_profile=rgb_profile(SWAPPED, None))
     context = Context.of(pipeline.request(settings(folder, tmp_path / "store"))[0], settings(folder, tmp_path / "store"))
@@ -300,7 +300,7 @@ def test_a_thumbnail_has_the_colours_of_the_profile(tmp_path: Path) -> None:
     assert min(max(abs(a - b) for a, b in zip(colour, (30, 220, 30), strict=True)) for colour in colours) <= 4
 
 
-def test_what_is_encoded_depends_neither_on_the_workers_nor_on_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_depend_neither_on_the_workers_nor_on_the_memory_for_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for seed in range(12):

@@ -1,4 +1,4 @@
-"""Stage two of SEIC in the pipeline, with a tiny CLIP of random weights that was trained on photographs, or on drawn pictures, for some seconds."""
+"""Stage two of SEIC (stage enhance) in the pipeline, with a tiny CLIP model that is trained on striped pictures for a few seconds."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ WORDS = ["stripes across", "stripes along", "stripes on a slant", "a wall", "a f
 
 
 def striped(number: int) -> Image.Image:
-    """Grey stripes of a direction, of random width and light, under noise."""
+    """Grey stripes with noise; ``number`` sets their direction and draws their width and contrast."""
     random = np.random.default_rng(number)
     rows, columns = np.mgrid[:40, :48]
     along = (rows, columns, rows + columns)[number % CLASSES]
@@ -50,7 +50,7 @@ def striped(number: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, words, and a checkpoint that tells the stripes apart a little."""
+    """A folder with images, words, and a checkpoint that can tell the directions of stripes apart a little."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("enhance")
@@ -75,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asking(place: Path, store: Path, **more: Any) -> PipelineConfig:
-    """SEIC with stage two, short."""
+    """Settings of a short SEIC run with stage two."""
     text = {"source": "nouns", "vocabulary": f"file:{place / 'words.txt'}"}
     given: dict[str, Any] = {
         "clusters": CLASSES,
@@ -99,7 +99,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    """A run that nobody disturbed."""
+    """A run that was not interrupted."""
     with pytest.MonkeyPatch.context() as patch:
         short.__wrapped__(patch)  # type: ignore[attr-defined]
         yield cluster(asking(place, tmp_path_factory.mktemp("store")))[0]
@@ -130,7 +130,7 @@ def test_the_stage_comes_after_align_and_leaves_the_clusters_as_they_are(whole: 
         assert stage.fingerprint(plain) == stage.fingerprint(whole), "stage one is shared"
 
 
-def test_it_starts_from_the_member_that_agrees_most(whole: Context) -> None:
+def test_stage_two_starts_from_the_member_with_the_most_agreement(whole: Context) -> None:
     alignment = whole.shards(align.STAGE, ALIGNMENT_TABLE).read("all").to_pylist()
     best = max(alignment, key=lambda row: row["agreement"])
     member, permutation = enhance._member(whole)
@@ -139,7 +139,7 @@ def test_it_starts_from_the_member_that_agrees_most(whole: Context) -> None:
     assert all(np.array_equal(array, theirs[name]) for name, array in member.items())
 
 
-def test_labels_are_those_of_the_adapted_encoder_in_the_numbers_of_the_run(whole: Context) -> None:
+def test_labels_of_the_adapted_encoder_use_the_runs_cluster_numbers_and_are_compared_with_them(whole: Context) -> None:
     rows = whole.shards(enhance.STAGE, ENHANCED_TABLE).read("part-00000")
     before = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
     assert rows["image_id"] == before["image_id"]
@@ -153,7 +153,7 @@ def test_labels_are_those_of_the_adapted_encoder_in_the_numbers_of_the_run(whole
     assert said in pipeline.summary(whole)["remarks"]
 
 
-def test_its_tables_are_as_the_reference_says(whole: Context) -> None:
+def test_the_tables_of_stage_two_have_the_schemas_of_the_reference(whole: Context) -> None:
     record = whole.run.stage(enhance.STAGE.name)
     assert record is not None
     for table, names in record["tables"].items():
@@ -161,10 +161,10 @@ def test_its_tables_are_as_the_reference_says(whole: Context) -> None:
 
 
 class Killed(BaseException):
-    """As by a signal."""
+    """Ends the stage as a signal would."""
 
 
-def test_killed_between_checkpoints_it_goes_on_from_the_last_and_ends_as_if_undisturbed(
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last_and_ends_as_if_undisturbed(
     whole: Context, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = until_enhance(asking(place, tmp_path))
@@ -186,14 +186,14 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_and_ends_as_if_undi
         steps.clear()
         patch.setattr(method.Enhancer, "learn", lambda self, weak, strong: steps.append(self.step) or real(self, weak, strong))
         made = run_stage(context, enhance.STAGE)
-    assert steps == list(range(12, 24)), "it goes on from the last"
+    assert steps == list(range(12, 24)), "it must go on from the last checkpoint"
     assert made["shards"] == 2 + 1 + 1
     assert checkpoints(context) == checkpoints(whole)
     shards = (made_by.shards(enhance.STAGE, ENHANCED_TABLE).read("part-00000") for made_by in (context, whole))
     assert next(shards) == next(shards)
 
 
-def test_a_damaged_checkpoint_is_made_again_from_the_one_before(whole: Context, place: Path, tmp_path: Path) -> None:
+def test_a_lost_checkpoint_is_made_again_from_the_previous_one(whole: Context, place: Path, tmp_path: Path) -> None:
     context = until_enhance(asking(place, tmp_path))
     run_stage(context, enhance.STAGE)
     shards = context.shards(enhance.STAGE, ENHANCER_TABLE)
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_other_settings_is_not_used(whole: Context, place: Path)
     assert len(missing(other, enhance.STAGE, enhance.STAGE.steps[0])) == 4
 
 
-def test_the_encoder_is_the_merged_model_and_a_run_with_it_clusters_and_assigns(whole: Context, place: Path, tmp_path: Path) -> None:
+def test_the_exported_encoder_is_the_adapted_model_and_can_be_used_to_cluster_and_assign(whole: Context, place: Path, tmp_path: Path) -> None:
     written = export(whole, tmp_path / "out", encoder=True)
     assert written["encoder"] == 2
     name = f"open_clip:local-dir:{tmp_path / 'out' / 'encoder'}"
@@ -263,7 +263,7 @@ def test_images_that_are_gone_or_changed_are_left_out_and_counted(place: Path, t
 TABLES = ((enhance.STAGE, ENHANCED_TABLE), (align.STAGE, ASSIGNMENTS_TABLE))
 
 
-def test_of_too_many_lost_images_nothing_is_learnt(place: Path, tmp_path: Path) -> None:
+def test_the_stage_is_refused_if_too_many_images_are_lost(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(20):
@@ -276,7 +276,7 @@ def test_of_too_many_lost_images_nothing_is_learnt(place: Path, tmp_path: Path) 
     assert not checkpoints(context)
 
 
-def test_where_clusters_died_the_encoder_is_not_to_be_had_and_the_run_says_so(whole: Context, tmp_path: Path) -> None:
+def test_if_clusters_died_the_run_says_so_and_its_encoder_cannot_be_exported(whole: Context, tmp_path: Path) -> None:
     shutil.copytree(whole.run.files.url, tmp_path / "store")
     copy = Context.of(Store.open(str(tmp_path / "store")).run(whole.run.id), whole.config)
     died = pa.table([range(3), [30, 10, 8], [39, 9, 0], [30, 9, 0]], schema=ENHANCED_CLUSTERS)
@@ -298,12 +298,12 @@ def test_an_encoder_that_cannot_be_trained_is_refused_before_anything_is_written
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_cpu_is_used_only_if_it_is_asked_for(place: Path, tmp_path: Path) -> None:
+def test_without_a_gpu_stage_two_is_refused_unless_the_cpu_is_asked_for(place: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"there is no GPU here.*train\.device = cpu"):
         pipeline.request(asking(place, tmp_path / "store", train={"device": "auto"}))
 
 
-def test_every_kind_of_vision_transformer_can_be_trained() -> None:
+def test_vision_transformers_can_be_trained_and_convolutional_networks_cannot() -> None:
     from gsec_core.encoders import skeleton
 
     for name, can in {"ViT-L-14:openai": True, "ViT-B-16-SigLIP:webli": True, "convnext_base:laion400m_s13b_b51k": False}.items():
@@ -312,7 +312,7 @@ def test_every_kind_of_vision_transformer_can_be_trained() -> None:
         assert method.Enhancer.fits(model) == can, name
 
 
-def test_a_checkpoint_is_arrays_as_they_are(whole: Context) -> None:
+def test_a_checkpoint_holds_plain_float_and_integer_arrays(whole: Context) -> None:
     [*_, last] = checkpoints(whole).values()
     assert {row["dtype"] for row in last.to_pylist()} <= {"<f4", "<i8"}
     state = {row["name"]: np.frombuffer(row["values"], row["dtype"]).reshape(row["shape"]) for row in last.to_pylist()}

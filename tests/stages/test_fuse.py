@@ -22,7 +22,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def described(source: Path, tmp_path: Path, **more: object) -> Context:
-    """With ten representatives."""
+    """A run with ten representatives that is ready for descriptions."""
     config = settings(source, tmp_path / "store", prototypes={"count": 2, "representatives": 5}, **more)
     return run_stages(config, encode.STAGE, prototypes.STAGE)
 
@@ -31,7 +31,7 @@ def captions(context: Context) -> pa.Table:
     return context.shards(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE).read("all")
 
 
-def test_descriptions_count_and_failures_do_not(source: Path, tmp_path: Path) -> None:
+def test_descriptions_in_either_form_are_embedded_and_failed_or_missing_ones_are_not(source: Path, tmp_path: Path) -> None:
     context = described(source, tmp_path)
     describe_with(context, ["a cat", "free text", None, "no answer", "a cat"], [DESCRIBED, FREE, FAILED, "missing", DESCRIBED])
     run_stage(context, fuse.STAGE)
@@ -41,7 +41,7 @@ def test_descriptions_count_and_failures_do_not(source: Path, tmp_path: Path) ->
     assert list(places) == [(prototype, band) for prototype in (0, 1) for band in (0, 1, 4)]
 
 
-def test_every_description_has_the_embedding_of_its_text_equal_ones_too(source: Path, tmp_path: Path) -> None:
+def test_every_description_gets_the_embedding_of_its_text_and_equal_texts_equal_ones(source: Path, tmp_path: Path) -> None:
     context = described(source, tmp_path)
     texts = [WORDS[number] for number in (2, 0, 2, 2, 1, 0, 3, 4, 1, 0)]
     describe_with(context, texts)
@@ -50,7 +50,7 @@ def test_every_description_has_the_embedding_of_its_text_equal_ones_too(source: 
     np.testing.assert_array_equal(fuse.load_captions(context)[1], fuse.load_captions(context)[5])
 
 
-def test_softmax_counterparts_are_the_weighted_means_of_the_descriptions(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_softmax_counterparts_are_weighted_means_of_the_description_embeddings(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = described(source, tmp_path, fuse={"counterpart": "softmax", "tau": 0.05, "max_lost_weight": 0})
     describe_with(context)
@@ -62,7 +62,7 @@ def test_softmax_counterparts_are_the_weighted_means_of_the_descriptions(source:
     assert table["image_id"].to_pylist() == usable(context).rows["image_id"].to_pylist()
 
 
-def test_ridge_counterparts_are_predicted_from_the_images_that_were_described(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ridge_counterparts_are_predicted_by_a_fit_to_the_described_images(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = described(source, tmp_path, fuse={"counterpart": "ridge"})
     describe_with(context)
@@ -74,25 +74,25 @@ def test_ridge_counterparts_are_predicted_from_the_images_that_were_described(so
     np.testing.assert_allclose(fuse.load_counterparts(context), expected, atol=1e-3)
 
 
-def test_own_counterparts_are_the_images_own_descriptions_and_ridge_for_the_others(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_counterparts_are_an_images_own_description_and_a_prediction_for_the_others(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     config = settings(source, tmp_path / "store", prototypes={"count": 2, "representatives": 0}, fuse={"counterpart": "own"})
     context = run_stages(config, encode.STAGE, prototypes.STAGE)
     describe_with(context, ["a cat", "a dog", None], [DESCRIBED, DESCRIBED, FAILED])
     run_stage(context, fuse.STAGE)
     rows = describe.described_rows(context)
-    assert len(rows) == 14, "all twenty are asked about, and every third is not described"
+    assert len(rows) == 14, "all twenty are asked about, and every third description fails"
     found = fuse.load_counterparts(context)
     np.testing.assert_array_equal(found[rows], fuse.load_captions(context))
     others = np.setdiff1d(np.arange(20), rows)
     np.testing.assert_allclose(found[others], fuse.counterparts_of(context, context, slice(None))[others], atol=1e-3)
 
 
-def test_joint_counterparts_are_the_images_in_the_joint_space(source: Path, tmp_path: Path) -> None:
+def test_joint_counterparts_are_the_joint_vectors_of_the_images(source: Path, tmp_path: Path) -> None:
     context = described(source, tmp_path)
     describe_with(context)
     run_stage(context, fuse.STAGE)
-    assert fuse.load_model(context).kind == "joint", "what a tagger says is not news"
+    assert fuse.load_model(context).kind == "joint", "a tagger's descriptions add nothing to the embeddings, so joint is chosen"
     np.testing.assert_array_equal(fuse.load_counterparts(context), load_joint(context))
 
 
@@ -109,12 +109,12 @@ def test_joint_counterparts_are_the_images_in_the_joint_space(source: Path, tmp_
         ({"fuse": {"text_weight": 0.3}}, ["joint"], 0.3),
     ],
 )
-def test_what_is_not_given_follows_from_who_describes(changes: dict[str, Any], kinds: list[str], weight: float | None) -> None:
+def test_the_default_counterpart_and_text_weight_follow_from_captioner_and_preset(changes: dict[str, Any], kinds: list[str], weight: float | None) -> None:
     assert fuse.open_choices(PipelineConfig.model_validate(changes)) == (tuple(kinds), weight)
 
 
 @pytest.mark.parametrize("given", [None, 0.3])
-def test_what_the_settings_leave_open_is_decided_by_held_out_descriptions(source: Path, tmp_path: Path, given: float | None) -> None:
+def test_held_out_descriptions_decide_the_counterpart_and_weight_that_settings_leave_open(source: Path, tmp_path: Path, given: float | None) -> None:
     context = described(source, tmp_path, describe={"captioner": "openai:m"}, fuse={"text_weight": given})
     describe_with(context)
     run_stage(context, fuse.STAGE)
@@ -125,7 +125,7 @@ def test_what_the_settings_leave_open_is_decided_by_held_out_descriptions(source
     assert model.held_out_cosine == pytest.approx(cosines[kind].mean())
 
 
-def test_a_part_that_is_made_later_is_what_it_was(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_part_of_the_counterparts_is_made_again_equally(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = described(source, tmp_path)
     describe_with(context)
@@ -138,7 +138,7 @@ def test_a_part_that_is_made_later_is_what_it_was(source: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("counterpart", ["ridge", "softmax", "joint"])
-def test_other_images_get_the_counterparts_that_the_run_would_give_them(source: Path, tmp_path: Path, counterpart: str) -> None:
+def test_counterparts_computed_for_assigning_equal_those_of_the_run(source: Path, tmp_path: Path, counterpart: str) -> None:
     context = described(source, tmp_path, fuse={"counterpart": counterpart})
     describe_with(context)
     run_stage(context, fuse.STAGE)

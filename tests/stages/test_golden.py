@@ -1,4 +1,4 @@
-"""The output of each stage, frozen. A change here needs a higher `version` of the stage, or old and new rows would meet in one table.
+"""The frozen output of each stage. A change of it needs a higher `version` of the stage, or a table would mix old and new rows.
 
 Floats are equal within 1e-3, strings and integers exactly, labels by ARI on well separated images.
 """
@@ -35,7 +35,7 @@ COLOURS = ["red", "green", "blue"]
 
 
 def write_colours(folder: Path) -> Path:
-    """Four shades of each colour, PNG: no decoder's rounding is in the way."""
+    """Four shades of each colour, as PNG, so that no decoder's rounding plays a part."""
     folder.mkdir()
     for colour in COLOURS:
         for shade in range(4):
@@ -45,7 +45,7 @@ def write_colours(folder: Path) -> Path:
     return folder
 
 
-def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -> None:
+def test_the_output_of_each_stage_is_the_recorded_output_of_its_version(tmp_path: Path) -> None:
     config = settings(write_colours(tmp_path / "in"), tmp_path / "store", clusters=3, prototypes={"representatives": 5})
     context, _, _ = cluster(config)
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
@@ -70,7 +70,7 @@ def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -
         },
         "publish": {"version": publish.STAGE.version, "names": _names(context), "shown": _roles(context)},
     }
-    if os.environ.get("GSEC_WRITE_GOLDEN"):  # after a version was raised
+    if os.environ.get("GSEC_WRITE_GOLDEN"):  # set by a developer after the version of a stage was raised
         flat = re.sub(r"\[\s*([^\[\]{}]*?)\s*\]", lambda match: f"[{' '.join(match[1].split())}]", json.dumps(found, indent=1))
         (Path(__file__).parent / "golden.json").write_text(f"{flat}\n")
     _assert_alike(found, GOLDEN)
@@ -80,7 +80,9 @@ def test_output_is_what_this_version_of_each_stage_always_gave(tmp_path: Path) -
 
 def _representatives(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
     rows = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()
-    nearest = sorted((row["prototype"], round(row["distance"], 4), uris[row["image_id"]]) for row in rows)  # two images are equally far from their centre
+    nearest = sorted(
+        (row["prototype"], round(row["distance"], 4), uris[row["image_id"]]) for row in rows
+    )  # sorted, because two images are equally far from their centre
     return [[prototype, row["band"], uri, distance] for row, (prototype, distance, uri) in zip(rows, nearest, strict=True)]
 
 
@@ -115,7 +117,7 @@ def _prepared(context: Context) -> dict[str, object]:
 
 
 def _members(config: PipelineConfig) -> list[list[object]]:
-    """After one outer step: with every further one the optimiser enlarges what last bits differ by."""
+    """The members after a single outer step: every further step would enlarge differences in the last bits."""
     one_step = config.model_copy(update={"gsec": config.of_method.model_copy(update={"max_steps": 1})})
     members, _ = train.load_members(cluster(one_step)[0])
     return [

@@ -1,4 +1,4 @@
-"""A corpus that changes between runs: exactly what is new is encoded, and each live image has exactly one row."""
+"""A corpus that changes between runs: exactly the new images are encoded, and each live image has exactly one row."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from ..pictures import cluster, labels, picture, settings, write_pictures
 from .steps import STAGES
 
 
-def test_a_second_run_does_nothing(tmp_path: Path) -> None:
+def test_a_second_run_without_changes_does_nothing(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
     context, _, _ = cluster(config)
     assert pipeline.nothing_to_do(config) is not None
@@ -27,7 +27,7 @@ def test_a_second_run_does_nothing(tmp_path: Path) -> None:
     assert made == {stage.name: {} for stage in STAGES}
 
 
-def test_new_changed_and_deleted_images(tmp_path: Path) -> None:
+def test_after_a_change_of_the_source_only_new_and_changed_images_are_encoded(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     config = settings(source, tmp_path / "store")
     cluster(config)
@@ -40,7 +40,7 @@ def test_new_changed_and_deleted_images(tmp_path: Path) -> None:
     assert set(labels(context)) == {f"{seed:03d}.jpg" for seed in range(22) if seed != 7}
 
 
-def test_a_renamed_or_touched_image_costs_a_read_and_no_encoding(tmp_path: Path) -> None:
+def test_a_renamed_or_touched_image_is_copied_in_the_store_and_not_encoded_again(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     config = settings(source, tmp_path / "store")
     before, _, _ = cluster(config)
@@ -51,7 +51,7 @@ def test_a_renamed_or_touched_image_costs_a_read_and_no_encoding(tmp_path: Path)
     assert labels(after)["renamed.jpg"] == labels(before)["000.jpg"]
 
 
-def test_killed_after_ingest_and_changed_again_before_the_next_run(tmp_path: Path) -> None:
+def test_a_run_killed_in_encode_before_more_changes_of_the_source_is_followed_by_a_correct_run(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(24))
     config = settings(source, tmp_path / "store")
     run, _ = pipeline.request(config)
@@ -65,12 +65,12 @@ def test_killed_after_ingest_and_changed_again_before_the_next_run(tmp_path: Pat
     write_pictures(source, [30])
     context, _, made = cluster(config)
     assert set(labels(context)) == {path.name for path in source.iterdir()}
-    # 8 of the first shard were done; 020 is changed and 010 is gone, so their old rows are not encoded any more.
+    # The 8 images of the first shard were done; 020 has changed and 010 is gone, so their old rows are not encoded; 001, 020 and 030 are new.
     assert made["encode"]["encoded"] == 24 - 8 - 2 + 3
 
 
 @pytest.mark.parametrize("unmount", [lambda folder: [path.unlink() for path in folder.iterdir()], shutil.rmtree])
-def test_an_emptied_or_vanished_source_is_refused_and_tombstones_nothing(tmp_path: Path, unmount: object) -> None:
+def test_an_emptied_or_vanished_source_is_refused_and_no_image_counts_as_deleted(tmp_path: Path, unmount: object) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
     context, _, _ = cluster(config)
@@ -81,7 +81,7 @@ def test_an_emptied_or_vanished_source_is_refused_and_tombstones_nothing(tmp_pat
     assert context.corpus.generation().number == 1
 
 
-def test_a_source_that_lost_too_much_is_refused_until_told_to_go_on(tmp_path: Path) -> None:
+def test_a_source_that_lost_too_many_images_is_refused_until_max_shrink_allows_it(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     cluster(settings(source, tmp_path / "store"))
     for seed in range(3):
@@ -92,7 +92,7 @@ def test_a_source_that_lost_too_much_is_refused_until_told_to_go_on(tmp_path: Pa
     assert changes.deleted == 3
 
 
-def test_an_image_that_could_not_be_read_is_looked_at_again(tmp_path: Path) -> None:
+def test_an_image_that_could_not_be_read_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
     run, _ = pipeline.request(config)
@@ -113,22 +113,22 @@ def test_a_damaged_image_list_is_written_again(tmp_path: Path) -> None:
     pipeline.finish(before)
     lost = before.corpus.images.location(before.generation.shard_names[0])
     Path(lost).write_bytes(b"not a shard")
-    assert getattr(pipeline.nothing_to_do(config), "id", None) == before.run.id, "a night with nothing new does not look"
+    assert getattr(pipeline.nothing_to_do(config), "id", None) == before.run.id, "without changes of the source, the image list is not read"
     with pytest.raises(GsecError, match="image list is damaged"):
         before.corpus.live_rows(before.generation)
     after, changes, made = cluster(config)
     assert (changes.damaged, changes.added) == (1, 8)
-    assert made["encode"]["encoded"] == 0, "the same bytes are not encoded twice"
+    assert made["encode"]["encoded"] == 0, "equal bytes must not be encoded twice"
     assert labels(after) == labels(before)
 
 
-def test_the_corpus_is_bound_to_its_source(tmp_path: Path) -> None:
+def test_a_corpus_name_cannot_be_used_for_another_source(tmp_path: Path) -> None:
     cluster(settings(write_pictures(tmp_path / "in", range(4)), tmp_path / "store", corpus="mine"))
     with pytest.raises(Refused, match="corpus mine belongs to"):
         cluster(settings(write_pictures(tmp_path / "other", range(4)), tmp_path / "store", corpus="mine"))
 
 
-def test_runs_of_two_corpora_share_a_store(tmp_path: Path) -> None:
+def test_runs_of_two_corpora_can_be_in_one_store(tmp_path: Path) -> None:
     for name in ("one", "two"):
         cluster(settings(write_pictures(tmp_path / name, range(4)), tmp_path / "store"))
     store = Store.open(str(tmp_path / "store"))
@@ -136,7 +136,7 @@ def test_runs_of_two_corpora_share_a_store(tmp_path: Path) -> None:
     assert len(store.runs()) == 2
 
 
-def test_killed_between_the_two_tables_of_a_shard_of_a_grown_corpus(tmp_path: Path) -> None:
+def test_a_shard_whose_second_table_is_missing_is_encoded_again(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
     cluster(config)
@@ -148,7 +148,7 @@ def test_killed_between_the_two_tables_of_a_shard_of_a_grown_corpus(tmp_path: Pa
     assert set(labels(again)) == {path.name for path in source.iterdir()}
 
 
-def test_a_deleted_image_that_comes_back_after_its_thumbnail_was_pruned_has_one_again(tmp_path: Path) -> None:
+def test_a_deleted_image_that_returns_after_its_thumbnail_was_pruned_gets_a_new_thumbnail(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
     context, _, _ = cluster(config)
@@ -156,7 +156,7 @@ def test_a_deleted_image_that_comes_back_after_its_thumbnail_was_pruned_has_one_
     os.rename(source / "003.jpg", tmp_path / "away.jpg")
     cluster(config)
     name = context.generation.shard_names[0]
-    thumbnails.replace(name, thumbnails.read(name).slice(0, 0), thumbnails.facts(name))  # as prune does, to all of them
+    thumbnails.replace(name, thumbnails.read(name).slice(0, 0), thumbnails.facts(name))  # as prune does, but for all thumbnails
     os.rename(tmp_path / "away.jpg", source / "003.jpg")
     again, _, made = cluster(config)
     assert made["encode"]["encoded"] == 1

@@ -1,4 +1,4 @@
-"""Nouns as the source of text: the stages, what corpora share, and runs of several methods on one corpus."""
+"""Nouns as the source of text: the stages, the vectors that corpora share, and runs of several methods on one corpus."""
 
 from pathlib import Path
 
@@ -51,16 +51,16 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
     return cluster(with_nouns(place, tmp_path_factory.mktemp("store"), method="tac"))[0]
 
 
-def test_every_word_has_a_vector_and_the_store_has_them_once(whole: Context) -> None:
+def test_every_word_has_a_vector_in_a_table_that_belongs_to_the_store_and_not_to_a_run(whole: Context) -> None:
     words, vectors = vocabulary.load_words(whole)
     assert words == WORDS
     assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)
     assert whole.shards(vocabulary.STAGE, VOCABULARY_TABLE).directory.startswith("vocabularies/")
     said = vocabulary.encode.loaded_encoder(whole.config).encode_texts(["a photo of a wall", WORDS[8]])
-    assert vectors[[2, 8]] == pytest.approx(said, abs=1e-3), "a sentence is put into no prompt"
+    assert vectors[[2, 8]] == pytest.approx(said, abs=1e-3), "a word goes into the prompt, a sentence does not"
 
 
-def test_counterparts_are_of_the_words_that_are_kept(whole: Context) -> None:
+def test_counterparts_are_made_of_the_selected_words(whole: Context) -> None:
     rows = whole.shards(nouns.STAGE, SELECTED_NOUNS_TABLE).read("all").to_pylist()
     assert 3 <= len(rows) <= len(WORDS)
     assert all(row["word"] == WORDS[row["noun"]] for row in rows)
@@ -68,7 +68,7 @@ def test_counterparts_are_of_the_words_that_are_kept(whole: Context) -> None:
     np.testing.assert_allclose(nouns.load_counterparts(whole), np.concatenate(list(noun_counterparts(load_joint(whole), kept))), rtol=0, atol=2e-3)
 
 
-def test_timings_have_the_shards_that_the_store_shares_and_count_seconds_once(whole: Context) -> None:
+def test_timings_include_shared_shards_and_count_the_seconds_of_tables_made_together_once(whole: Context) -> None:
     rows = {row["stage"]: row for row in status.timings(whole.run)}
     shared = whole.shards(vocabulary.STAGE, VOCABULARY_TABLE)
     facts = [shared.facts(name) for name in shared.names()]
@@ -80,7 +80,7 @@ def test_timings_have_the_shards_that_the_store_shares_and_count_seconds_once(wh
     assert rows["align"]["seconds"] == pytest.approx(together + sum(alone), abs=0.06)
 
 
-def test_the_stages_are_the_estimator(whole: Context) -> None:
+def test_the_stages_give_the_same_result_as_the_estimator(whole: Context) -> None:
     parameters = {"max_steps": 12, "n_members": 3, "device": "cpu"}
     fitted = TAC(3, **parameters).fit(np.array(load_embeddings(whole)), text=np.array(nouns.load_counterparts(whole)))
     shards, names = whole.run.table(ASSIGNMENTS_TABLE)
@@ -103,7 +103,7 @@ def test_clusters_are_named_by_nouns_or_by_descriptions(whole: Context) -> None:
     assert {row["namer"] for row in by_words} == {"terms"}
 
 
-def test_runs_that_are_switched_between_methods_and_texts_share_what_lies_above(place: Path, tmp_path: Path) -> None:
+def test_runs_with_another_method_or_text_redo_only_the_stages_that_depend_on_it(place: Path, tmp_path: Path) -> None:
     made = {}
     for method, text in [("gsec", "captions"), ("tac", "nouns"), ("tac-kmeans", "nouns"), ("gsec", "nouns"), ("gsec", "none"), ("tac", "captions")]:
         config = with_nouns(place, tmp_path, method=method)
@@ -121,7 +121,7 @@ def test_runs_that_are_switched_between_methods_and_texts_share_what_lies_above(
     }
 
 
-def test_another_corpus_of_the_store_encodes_no_word_again_and_prune_keeps_what_one_of_them_needs(place: Path, tmp_path: Path) -> None:
+def test_a_second_corpus_of_the_store_reuses_the_word_vectors_and_prune_keeps_them(place: Path, tmp_path: Path) -> None:
     first, _, made = cluster(with_nouns(place, tmp_path))
     assert made["vocabulary"]["words"] == len(WORDS)
     other = write_pictures(tmp_path / "other", range(40, 52))
@@ -135,11 +135,11 @@ def test_another_corpus_of_the_store_encodes_no_word_again_and_prune_keeps_what_
     [name] = table.names()
     path = tmp_path / table.path(name)
     path.write_bytes(path.read_bytes()[:-40])
-    assert len(status.verify(store)) == 1, "damaged, and set aside"
+    assert len(status.verify(store)) == 1, "verify must find the damaged shard and set it aside"
     assert cluster(with_nouns(place, tmp_path))[2]["vocabulary"]["words"] == len(WORDS)
 
 
-def test_a_shard_of_words_is_made_when_it_is_missing_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_missing_shard_of_words_is_made_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "SHARD_WORDS", 5)
     context, _, made = cluster(with_nouns(place, tmp_path))
     assert made["vocabulary"]["shards"] == 3
@@ -172,7 +172,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(more: dict[str, o
     assert not (tmp_path / "store" / "runs").exists() or not list((tmp_path / "store" / "runs").iterdir())
 
 
-def test_the_text_source_has_a_short_form_that_keeps_what_else_is_set(tmp_path: Path) -> None:
+def test_text_can_be_set_by_its_source_alone_and_keeps_its_other_settings(tmp_path: Path) -> None:
     (tmp_path / "gsec.toml").write_text('text = "nouns"')
     config = load_config(tmp_path / "gsec.toml", {"text": {"vocabulary": "imagenet"}})
     assert (config.text_source, config.text.vocabulary) == ("nouns", "imagenet")
@@ -184,13 +184,13 @@ def test_an_encoder_without_texts_is_refused(place: Path, tmp_path: Path, monkey
         pipeline.request(with_nouns(place, tmp_path / "store"))
 
 
-def test_fewer_words_than_clusters_are_refused(place: Path, tmp_path: Path) -> None:
+def test_fewer_usable_words_than_clusters_are_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("wall\nball\n")
     with pytest.raises(Refused, match="only 2 of its 2 words tell the images apart, fewer than clusters = 3"):
         cluster(with_nouns(place, tmp_path / "store", text={"vocabulary": f"file:{tmp_path / 'two.txt'}"}))
 
 
-def test_names_that_are_given_are_those_of_the_clusters(place: Path, tmp_path: Path) -> None:
+def test_given_names_become_the_names_of_the_clusters_of_their_nearest_images(place: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("red | scarlet\ngreen\nblue\n")
     context, _, _ = cluster(with_nouns(place, tmp_path / "store", method="zero-shot", text={"vocabulary": f"file:{names}"}))
@@ -206,7 +206,7 @@ def test_names_that_are_given_are_those_of_the_clusters(place: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["sic", "seic"])
-def test_methods_that_take_nouns_of_their_own_go_through_the_stages(method: str, place: Path, tmp_path: Path) -> None:
+def test_the_stages_select_nouns_and_train_members_as_sic_and_seic_do(method: str, place: Path, tmp_path: Path) -> None:
     context, _, _ = cluster(with_nouns(place, tmp_path, method=method, **{method: {"max_steps": 8}}))
     X, joint, words = np.array(load_embeddings(context)), np.array(load_joint(context)), vocabulary.load_words(context)[1]
     estimator = methods.find(method).load()(3, max_steps=8, n_members=3, device="cpu").fit(X, nouns=words, joint=joint)
@@ -216,17 +216,17 @@ def test_methods_that_take_nouns_of_their_own_go_through_the_stages(method: str,
         stored = np.array(nouns.load_counterparts(context))
         made = np.concatenate(list(noun_counterparts(joint, words[estimator.nouns_], estimator.noun_selection())))
         np.testing.assert_allclose(stored, made, rtol=0, atol=2e-3)
-        estimator.fit(X, text=stored)  # rounded as they are stored, to be compared bit by bit
+        estimator.fit(X, text=stored)  # the stored counterparts are rounded; with them the members can be compared bit by bit
     for ours, theirs in zip(train.load_members(context)[0], estimator.members_, strict=True):
         for name, array in theirs.parameters.items():
             assert np.array_equal(ours.parameters[name], array)
 
 
-def test_new_images_are_assigned_by_nouns(whole: Context, place: Path, tmp_path: Path) -> None:
+def test_images_are_assigned_by_a_run_with_nouns_to_the_clusters_they_have_in_it(whole: Context, place: Path, tmp_path: Path) -> None:
     config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
     run, _ = pipeline.request(config, of_run=whole.run.id)
     context = Context.of(run, config)
     for name in run.request()["stages"]:
         pipeline.base.run_stage(context, pipeline.stage(name))
     theirs, ours = labels(whole), labels(context)
-    assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that stands for the consensus agrees with it"
+    assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that assigns must agree with the consensus"

@@ -1,4 +1,4 @@
-"""Requests in a file, and replies from one, in place of a server."""
+"""Descriptions by batch: requests are exported to a file and replies are imported from one, without a server."""
 
 import json
 import re
@@ -23,7 +23,7 @@ NOBODY = "http://127.0.0.1:9/v1"
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    """A run whose representatives are chosen: all of its images, and two with the same bytes."""
+    """A run before stage describe. All of its images are representatives, and two of them have the same bytes."""
     source = write_pictures(tmp_path / "in", range(IMAGES))
     (source / "twin.jpg").write_bytes((source / "000.jpg").read_bytes())
     config = settings(source, tmp_path / "store", prototypes={"representatives": 0}, describe={"captioner": "openai:tiny", "url": NOBODY})
@@ -36,7 +36,7 @@ def exported(context: Context, file: Path) -> list[dict[str, Any]]:
 
 
 def replied(line: dict[str, Any], text: str = GOOD, finish: str = "stop") -> dict[str, Any]:
-    """As `vllm run-batch` writes it."""
+    """A reply as `vllm run-batch` writes it."""
     message = {"role": "assistant", "content": text}
     body = {
         "id": "chatcmpl-1",
@@ -59,7 +59,7 @@ def written(file: Path, lines: list[dict[str, Any]]) -> Path:
     return file
 
 
-def test_what_is_left_to_ask_is_a_line_a_content(context: Context, tmp_path: Path) -> None:
+def test_the_export_has_one_request_per_distinct_image(context: Context, tmp_path: Path) -> None:
     lines = exported(context, tmp_path / "batch.jsonl")
     assert len({line["custom_id"] for line in lines}) == len(lines) == IMAGES
     for line in lines:
@@ -72,7 +72,7 @@ def test_what_is_left_to_ask_is_a_line_a_content(context: Context, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".batch")] == []
 
 
-def test_replies_are_what_a_run_then_uses_and_no_server_is_asked(context: Context, tmp_path: Path) -> None:
+def test_a_run_uses_the_imported_replies_and_asks_no_server(context: Context, tmp_path: Path) -> None:
     lines = exported(context, tmp_path / "batch.jsonl")
     counts = offline.import_(context, written(tmp_path / "out.jsonl", [replied(line) for line in reversed(lines)]))
     assert counts == {"answers": IMAGES, "failed": 0, "known": 0, "unanswered": 0, "foreign": 0}
@@ -82,7 +82,7 @@ def test_replies_are_what_a_run_then_uses_and_no_server_is_asked(context: Contex
     assert exported(context, tmp_path / "batch.jsonl") == []
 
 
-def test_replies_count_as_they_would_online(context: Context, tmp_path: Path) -> None:
+def test_imported_replies_get_the_same_status_as_online_replies(context: Context, tmp_path: Path) -> None:
     free, cut, empty, large, *others = exported(context, tmp_path / "batch.jsonl")
     replies = [replied(free, "A bus."), replied(cut, GOOD[:-9], finish="length"), replied(empty, ""), declined(large, 400, "too\nlarge"), *map(replied, others)]
     counts = offline.import_(context, written(tmp_path / "out.jsonl", replies))
@@ -93,7 +93,7 @@ def test_replies_count_as_they_would_online(context: Context, tmp_path: Path) ->
     assert [row["reason"] for row in found[2:4]] == ["the description is empty", "400: too large"]
 
 
-def test_a_request_that_failed_for_a_reason_that_may_pass_is_left_to_ask(context: Context, tmp_path: Path) -> None:
+def test_a_request_that_failed_for_a_passing_reason_is_exported_again(context: Context, tmp_path: Path) -> None:
     broken, lost, wrong, *others = exported(context, tmp_path / "batch.jsonl")
     replies = [declined(broken, 500), {**replied(lost), "response": None, "error": "lost"}, declined(wrong, 404), *map(replied, others)]
     replies[0]["response"]["body"] = {"odd": 1}
@@ -102,20 +102,20 @@ def test_a_request_that_failed_for_a_reason_that_may_pass_is_left_to_ask(context
     assert {line["custom_id"] for line in exported(context, tmp_path / "again.jsonl")} == {line["custom_id"] for line in (broken, lost, wrong)}
 
 
-def test_where_all_are_declined_no_image_is_to_blame(context: Context, tmp_path: Path) -> None:
+def test_if_all_requests_are_declined_no_image_is_marked_as_failed(context: Context, tmp_path: Path) -> None:
     replies = [declined(line, 400, "no images, please") for line in exported(context, tmp_path / "batch.jsonl")]
     assert offline.import_(context, written(tmp_path / "out.jsonl", replies))["unanswered"] == IMAGES
     assert describe.captions_log(context).rows() == {}
 
 
-def test_a_repeat_imports_nothing_twice(context: Context, tmp_path: Path) -> None:
+def test_a_repeated_import_adds_only_new_answers(context: Context, tmp_path: Path) -> None:
     replies = [replied(line) for line in exported(context, tmp_path / "batch.jsonl")]
     offline.import_(context, written(tmp_path / "out.jsonl", replies[:3]))
     counts = offline.import_(context, written(tmp_path / "out.jsonl", [*replies, replies[-1]]))
     assert (counts["answers"], counts["known"]) == (IMAGES - 3, 4)
 
 
-def test_replies_to_another_question_are_none(context: Context, tmp_path: Path) -> None:
+def test_replies_to_another_question_are_refused_or_counted_as_foreign(context: Context, tmp_path: Path) -> None:
     replies = [replied(line) for line in exported(context, tmp_path / "batch.jsonl")]
     other = Context.of(context.run, context.config)
     other.config = context.config.model_copy(update={"describe": context.config.describe.model_copy(update={"criterion": "the colour"})})
@@ -126,7 +126,7 @@ def test_replies_to_another_question_are_none(context: Context, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("line", "says"), [("{torn", "line 2 is no JSON .*a repeat skips them"), ("[1]", "line 2 is no JSON object")])
-def test_a_line_that_is_none_is_named_and_those_before_it_are_in(context: Context, tmp_path: Path, line: str, says: str) -> None:
+def test_the_error_of_a_broken_line_names_it_and_the_lines_before_it_are_imported(context: Context, tmp_path: Path, line: str, says: str) -> None:
     first, *_ = exported(context, tmp_path / "batch.jsonl")
     (tmp_path / "out.jsonl").write_text(json.dumps(replied(first)) + f"\n{line}\n")
     with pytest.raises(Refused, match=says):
@@ -134,14 +134,14 @@ def test_a_line_that_is_none_is_named_and_those_before_it_are_in(context: Contex
     assert len(describe.captions_log(context).rows()) == 1
 
 
-def test_a_request_that_was_declined_and_then_answered_has_one_row(context: Context, tmp_path: Path) -> None:
+def test_a_request_that_was_declined_and_then_answered_counts_as_one_answer(context: Context, tmp_path: Path) -> None:
     first, *others = exported(context, tmp_path / "batch.jsonl")
     replies = [declined(first, 400), declined(first, 400), *map(replied, others), replied(first)]
     counts = offline.import_(context, written(tmp_path / "out.jsonl", replies))
     assert (counts["answers"], counts["failed"]) == (IMAGES, 0)
 
 
-def test_of_a_torn_file_what_was_declined_counts_too_and_the_whole_one_adds_the_rest(context: Context, tmp_path: Path) -> None:
+def test_lines_before_the_tear_of_a_torn_file_are_imported_and_the_whole_file_adds_the_rest(context: Context, tmp_path: Path) -> None:
     first, *others = exported(context, tmp_path / "batch.jsonl")
     file = written(tmp_path / "out.jsonl", [declined(first, 400), *map(replied, others[:3])])
     file.write_bytes(file.read_bytes() + b"\x1f\x8b torn")
@@ -153,37 +153,37 @@ def test_of_a_torn_file_what_was_declined_counts_too_and_the_whole_one_adds_the_
 
 
 @pytest.mark.parametrize("response", ["text", [1], {"status_code": [200]}, {"status_code": 200}, {"status_code": 200, "body": "text"}])
-def test_a_reply_of_another_form_is_none(context: Context, tmp_path: Path, response: object) -> None:
+def test_a_reply_of_an_unknown_form_counts_as_unanswered(context: Context, tmp_path: Path, response: object) -> None:
     first, *_ = exported(context, tmp_path / "batch.jsonl")
     counts = offline.import_(context, written(tmp_path / "out.jsonl", [{"custom_id": first["custom_id"], "response": response}]))
     assert (counts["answers"], counts["unanswered"]) == (0, 1)
 
 
 @pytest.mark.parametrize("target", [".", "nowhere/batch.jsonl"])
-def test_a_file_that_cannot_be_written_is_refused_before_an_image_is_read(context: Context, tmp_path: Path, target: str) -> None:
+def test_an_export_file_that_cannot_be_written_is_refused_before_any_image_is_read(context: Context, tmp_path: Path, target: str) -> None:
     for file in (tmp_path / "in").iterdir():
         file.unlink()
     with pytest.raises(Refused, match=r"^--export-batch .*: cannot be written"):
         offline.export(context, tmp_path / target)
 
 
-def test_a_file_that_is_not_there_is_refused(context: Context, tmp_path: Path) -> None:
+def test_a_missing_import_file_is_refused(context: Context, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=re.escape(f"--import-batch {tmp_path / 'nowhere'}: cannot be read")):
         offline.import_(context, tmp_path / "nowhere")
 
 
-def test_an_image_that_is_gone_is_counted_and_left(context: Context, tmp_path: Path) -> None:
+def test_a_missing_image_is_counted_and_not_exported(context: Context, tmp_path: Path) -> None:
     (tmp_path / "in" / "003.jpg").unlink()
     assert offline.export(context, tmp_path / "batch.jsonl") == {"requests": IMAGES - 1, "failed": 0, "missing": 1}
 
 
-def test_nothing_but_a_model_has_requests(tmp_path: Path) -> None:
+def test_an_export_for_a_captioner_that_sends_no_requests_is_refused(tmp_path: Path) -> None:
     context = run_stages(settings(write_pictures(tmp_path / "in", range(3)), tmp_path / "store"), encode.STAGE, prototypes.STAGE)
     with pytest.raises(Refused, match=r"^describe\.captioner = tagger: only requests to a model"):
         offline.export(context, tmp_path / "batch.jsonl")
 
 
-def test_the_table_says_what_each_answer_took(context: Context, tmp_path: Path) -> None:
+def test_the_table_records_the_requests_and_tokens_of_each_answer(context: Context, tmp_path: Path) -> None:
     offline.import_(context, written(tmp_path / "out.jsonl", [replied(line) for line in exported(context, tmp_path / "batch.jsonl")]))
     run_stage(context, describe.STAGE)
     rows = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()

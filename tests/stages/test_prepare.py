@@ -30,21 +30,23 @@ def fused(source: Path, tmp_path: Path, **more: object) -> Context:
 
 
 def standardised(X: NDArray[np.float16]) -> NDArray[np.float64]:
-    """The formula, in double precision."""
+    """The columns standardised and clipped, in double precision."""
     X = X.astype(np.float64)
     scale = X.std(0)
     return np.clip((X - X.mean(0)) / np.where(scale < 1e-8, 1, scale), -10, 10)
 
 
 def cosines(X: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each row to every other; to itself below all."""
+    """Cosines of each row to every other; to itself, a value below all others."""
     X = X / np.linalg.norm(X, axis=1, keepdims=True)
     found: NDArray[np.float64] = X @ X.T
     np.fill_diagonal(found, -2)
     return found
 
 
-def test_published_features_are_standardised_and_neighbors_the_nearest_of_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_presets_features_are_standardised_and_neighbors_are_nearest_in_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = fused(source, tmp_path, gsec={"preset": "published"})
     run_stage(context, prepare.STAGE)
@@ -54,13 +56,13 @@ def test_published_features_are_standardised_and_neighbors_the_nearest_of_them(s
     assert_nearest(context, matrices, 3)
 
 
-def test_default_features_are_principal_axes_and_neighbors_the_nearest_of_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_features_are_principal_axes_and_neighbors_are_nearest_in_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = fused(source, tmp_path)
     run_stage(context, prepare.STAGE)
     assert context.shards(prepare.STAGE, FEATURES_TABLE).read("all")["half"].to_pylist() == ["image", "text"]
     features = prepare.load_features(context)
-    assert features.weights == pytest.approx((0.85, 0.15)), "a tagger's words weigh little"
+    assert features.weights == pytest.approx((0.85, 0.15)), "a tagger's descriptions have a small weight"
     for half, X in zip(features.halves, (load_embeddings(context), fuse.load_counterparts(context)), strict=True):
         expected = PCA(half.shape[1]).fit_transform(X.astype(np.float64))
         np.testing.assert_allclose(half @ half.T, expected @ expected.T * (100 / np.square(expected).sum(1).mean()), atol=0.1)
@@ -77,7 +79,7 @@ def assert_nearest(context: Context, matrices: list[NDArray[np.float64]], count:
     assert table["image_id"].to_pylist() == usable(context).rows["image_id"].to_pylist()
 
 
-def test_a_part_that_is_made_later_is_what_it_was(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_part_of_the_neighbors_is_made_again_equally(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = fused(source, tmp_path)
     run_stage(context, prepare.STAGE)
@@ -96,7 +98,9 @@ def test_two_images_are_each_others_only_neighbor(tmp_path: Path) -> None:
         assert rows.tolist() == [[1], [0]]
 
 
-def test_recall_is_recorded_where_the_search_is_approximate_and_never_added_up(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_part_of_an_approximate_search_records_its_recall_and_the_stage_adds_none_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     monkeypatch.setattr("gsec_core.clustering.neighbors.EXACT_ROWS", 10)
     context = fused(source, tmp_path)
@@ -107,8 +111,8 @@ def test_recall_is_recorded_where_the_search_is_approximate_and_never_added_up(s
         assert all(0.5 < share <= 1 for share in recall.values())
 
 
-def test_an_index_that_is_kept_finds_what_one_that_is_built_does(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after a kill behind the index, and in a run that an older gsec began, which keeps none."""
+def test_a_kept_index_finds_the_same_neighbors_as_one_built_in_memory(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the run is killed after the index was kept, and in a run begun by an older gsec, which kept none."""
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     monkeypatch.setattr("gsec_core.clustering.neighbors.EXACT_ROWS", 10)
     built = fused(source, tmp_path / "built")
@@ -138,8 +142,8 @@ def assert_equal_neighbors(one: Context, other: Context) -> None:
         assert tables[0].facts(name)["recall"] == tables[1].facts(name)["recall"]
 
 
-def test_images_that_are_their_own_counterparts_have_one_index(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of an encoder the images of which are in the space of the nouns, where the method asks for nothing else."""
+def test_images_that_are_their_own_counterparts_need_only_one_index(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is so if the encoder has one space for images and nouns, and the method uses the image vectors as counterparts."""
     monkeypatch.setattr("gsec_core.clustering.neighbors.EXACT_ROWS", 10)
     monkeypatch.setattr("gsec_core.stages.prepare.EXACT_ROWS", 10)
     monkeypatch.setattr("gsec_core.stages.nouns.has_joint", lambda context: False)
@@ -150,7 +154,7 @@ def test_images_that_are_their_own_counterparts_have_one_index(source: Path, tmp
     assert context.shards(prepare.STAGE, NEIGHBOR_INDEX_TABLE).names() == {"image"}
 
 
-def test_an_exact_search_has_no_recall_to_record(source: Path, tmp_path: Path) -> None:
+def test_an_exact_search_records_no_recall(source: Path, tmp_path: Path) -> None:
     context = fused(source, tmp_path)
     run_stage(context, prepare.STAGE)
     assert "recall" not in context.shards(prepare.STAGE, NEIGHBORS_TABLE).facts("part-00000")

@@ -28,7 +28,7 @@ def rows(context: Context, table: str) -> list[dict[str, object]]:
     return found
 
 
-def test_every_prototype_has_representatives_from_its_core_to_its_rim(source: Path, tmp_path: Path) -> None:
+def test_every_prototype_has_representatives_in_order_of_their_distance_to_its_centre(source: Path, tmp_path: Path) -> None:
     context = run(settings(source, tmp_path / "store", prototypes={"count": 4, "representatives": 3}))
     X, images = load_embeddings(context).astype(np.float32), usable(context).rows
     row_of = {image: row for row, image in enumerate(images["image_id"].to_pylist())}
@@ -49,8 +49,8 @@ def test_every_prototype_has_representatives_from_its_core_to_its_rim(source: Pa
 
 
 @pytest.mark.parametrize("count", [6, None], ids=["a fixed number", "a number that does not follow from the clusters"])
-def test_another_number_of_clusters_finds_the_prototypes_there(source: Path, tmp_path: Path, count: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 30 images have at most 30 prototypes, which is below 3 * 11
+def test_a_run_with_another_number_of_clusters_reuses_the_prototypes(source: Path, tmp_path: Path, count: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By default there are 3 prototypes per cluster, but at most 30 for 30 images, so 11 and 12 clusters have equally many.
     before = run(settings(source, tmp_path / "store", clusters=11, prototypes={"count": count}))
     monkeypatch.setattr(SphericalKMeans, "fit", lambda self, X: pytest.fail("the prototypes were there"))
     after = run(settings(source, tmp_path / "store", clusters=12, prototypes={"count": count}))
@@ -65,7 +65,7 @@ def test_another_number_of_prototypes_is_another_run(source: Path, tmp_path: Pat
     assert [len(rows(context, PROTOTYPES_TABLE)) for context in (few, many)] == [4, 7]
 
 
-def test_representatives_that_are_chosen_later_are_of_the_same_prototypes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_representatives_are_chosen_again_from_the_stored_prototypes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = run(settings(source, tmp_path / "store", prototypes={"count": 4}))
     before = rows(context, REPRESENTATIVES_TABLE)
     Path(context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).location("all")).unlink()
@@ -75,7 +75,7 @@ def test_representatives_that_are_chosen_later_are_of_the_same_prototypes(source
 
 
 def test_a_prototype_without_images_has_no_representative(tmp_path: Path) -> None:
-    """Three different pictures for six prototypes. Two of these may be as near to a picture as each other, so which of them has it is left open."""
+    """There are three different pictures for six prototypes. Two prototypes may be equally near to a picture, so it is open which of them has it."""
     folder = write_pictures(tmp_path / "in", range(3))
     for number in range(7):
         (folder / f"copy{number}.jpg").write_bytes((folder / "001.jpg").read_bytes())

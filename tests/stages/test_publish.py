@@ -1,4 +1,4 @@
-"""Names, the map's images and the report of a run."""
+"""Stage publish and after it: names, hierarchy, map and report of a run."""
 
 import io
 import json
@@ -27,7 +27,7 @@ Rows = list[dict[str, object]]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 pictures, one of them twice and one that is none, clustered once."""
+    """30 pictures, a copy of one and a file that is no image, clustered once."""
     top = tmp_path_factory.mktemp("publish")
     folder = write_pictures(top / "in", range(30))
     (folder / "copy.jpg").write_bytes((folder / "000.jpg").read_bytes())
@@ -46,15 +46,15 @@ def rows(context: Context, table: str) -> Rows:
     return found
 
 
-def test_every_cluster_has_a_name_unlike_the_others(place: Path) -> None:
+def test_every_cluster_has_a_name_of_its_own_and_a_description(place: Path) -> None:
     names = rows(run(place)[0], CLUSTER_NAMES_TABLE)
     assert [row["cluster"] for row in names] == [0, 1, 2]
     assert len({str(row["name"]).casefold() for row in names}) == 3
-    assert not [row for row in names if str(row["name"]).startswith("cluster ")], "all were described"
+    assert not [row for row in names if str(row["name"]).startswith("cluster ")], "all clusters have descriptions, so none may be named by its number"
     assert all(str(row["description"]).startswith("Mostly ") and row["namer"] == "terms" for row in names)
 
 
-def test_the_tree_has_every_image_below_its_root(place: Path) -> None:
+def test_the_hierarchy_joins_all_clusters_and_images_below_its_root(place: Path) -> None:
     context, _ = run(place)
     tree = rows(context, HIERARCHY_TABLE)
     assert [(row["node"], row["clusters"]) for row in tree] == [(3, 2), (4, 3)]
@@ -63,43 +63,43 @@ def test_the_tree_has_every_image_below_its_root(place: Path) -> None:
     assert len({str(row["name"]).casefold() for row in tree}) == 2
 
 
-def test_nouns_name_the_nodes_where_they_name_the_clusters(place: Path) -> None:
+def test_nodes_of_the_hierarchy_are_named_by_the_same_nouns_as_the_clusters(place: Path) -> None:
     (place / "words.txt").write_text("\n".join(["red disc", "green field", "dark room", "bright sky", "small dog", "large tree"]))
     context, _ = run(place, method="tac", tac={"max_steps": 20}, text={"vocabulary": f"file:{place / 'words.txt'}"})
     words = {word for row in rows(context, CLUSTER_NAMES_TABLE) for word in (str(row["name"]), *row["terms"])}  # type: ignore[misc]
     assert {str(row["name"]).partition(",")[0] for row in rows(context, HIERARCHY_TABLE)} <= words
 
 
-def test_the_same_run_done_anew_gives_the_same_names_and_map(place: Path) -> None:
+def test_a_redone_publish_stage_gives_equal_names_hierarchy_and_layout(place: Path) -> None:
     before, after = run(place)[0], run(place, redo=("publish",))[0]
     assert before.shards(publish.STAGE, LAYOUT_TABLE) != after.shards(publish.STAGE, LAYOUT_TABLE)
     for table in (CLUSTER_NAMES_TABLE, HIERARCHY_TABLE, LAYOUT_TABLE):
         assert rows(before, table) == rows(after, table)
 
 
-def test_the_map_shows_each_content_once(place: Path) -> None:
+def test_the_layout_shows_copies_of_an_image_only_once(place: Path) -> None:
     shown = rows(run(place)[0], LAYOUT_TABLE)
     assert len({row["image_id"] for row in shown}) == len(shown) == 30, "the copy is not shown again"
     assert all(0 <= row[axis] <= 1 for row in shown for axis in ("x", "y"))  # type: ignore[operator]
 
 
-def test_every_image_is_on_the_map_and_those_of_the_layout_where_they_are_there(place: Path) -> None:
+def test_every_image_is_on_the_map_with_the_place_it_has_in_the_layout(place: Path) -> None:
     context, _ = run(place)
     on_map = {row["image_id"]: (row["x"], row["y"]) for row in context.run.table(MAP_TABLE)[0].read("part-00000").to_pylist()}
-    assert len(on_map) == 31, "the copy too"
+    assert len(on_map) == 31, "the copy must be on the map too"
     assert {row["image_id"]: (row["x"], row["y"]) for row in rows(context, LAYOUT_TABLE)}.items() <= on_map.items()
     assert len(set(on_map.values())) == 31
 
 
-def test_a_cluster_of_which_nothing_was_described_is_named_by_what_its_images_resemble(place: Path) -> None:
+def test_a_cluster_without_descriptions_of_its_own_is_named_by_those_its_images_resemble(place: Path) -> None:
     context, _ = run(place, prototypes={"count": 1, "representatives": 1})
     said, own = publish.descriptions(context)
     assert sorted(own) == [0, 0, 1]
-    assert all(said), "each has words all the same"
+    assert all(said), "each cluster must have descriptions nevertheless"
     assert [row["described"] for row in rows(context, CLUSTER_NAMES_TABLE)] == own
 
 
-def test_a_language_model_names_and_nothing_above_is_made_anew(place: Path) -> None:
+def test_naming_by_a_language_model_redoes_only_publish_and_the_stages_after_it(place: Path) -> None:
     run(place)
     with Server() as server:
         server.answer = lambda request: reply(json.dumps({"name": "things", "description": "Things on a ground."}))
@@ -111,7 +111,7 @@ def test_a_language_model_names_and_nothing_above_is_made_anew(place: Path) -> N
     assert {row["description"] for row in names} == {"Things on a ground."}
 
 
-def test_a_run_that_wants_names_of_a_server_that_is_away_is_refused_before_it_encodes(tmp_path: Path) -> None:
+def test_a_run_whose_naming_server_does_not_answer_is_refused_before_it_encodes(tmp_path: Path) -> None:
     config = settings(
         write_pictures(tmp_path / "in", range(9)), tmp_path / "store", publish={"namer": "openai:tiny"}, describe={"url": "http://127.0.0.1:9/v1"}
     )
@@ -120,7 +120,7 @@ def test_a_run_that_wants_names_of_a_server_that_is_away_is_refused_before_it_en
         pipeline.check_servers(context)
 
 
-def test_the_report_is_beside_its_table_and_says_what_the_tables_say(place: Path) -> None:
+def test_the_report_shows_the_names_the_rejected_image_and_the_duplicate_of_the_tables(place: Path) -> None:
     context, _ = run(place)
     index = Path(pipeline.summary(context)["report"])
     text = index.read_text()
@@ -129,7 +129,7 @@ def test_the_report_is_beside_its_table_and_says_what_the_tables_say(place: Path
         assert name in text
     assert "bad.jpg" in text
     assert "not an image in a known format" in text
-    assert "copy.jpg" in text, "a duplicate"
+    assert "copy.jpg" in text, "the duplicate must be listed"
 
 
 def test_thumbnails_come_from_the_store_when_the_source_is_gone(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_thumbnails_come_from_the_store_when_the_source_is_gone(tmp_path: Path) 
     assert all(shown.thumbnail and shown.thumbnail.startswith(b"\xff\xd8") for shown in collect(context).shown)
 
 
-def test_a_report_that_was_killed_half_way_is_finished_with_the_pages_that_are_there(tmp_path: Path) -> None:
+def test_a_report_killed_half_way_is_finished_with_the_page_already_drawn(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store")
     context = Context.of(pipeline.request(config)[0], config)
     for stage in STAGES[:-1]:
@@ -153,7 +153,7 @@ def test_a_report_that_was_killed_half_way_is_finished_with_the_pages_that_are_t
     assert verify(Store.open(str(tmp_path / "store"))) == []
 
 
-def test_of_an_image_that_changed_the_new_picture_is_shown(tmp_path: Path) -> None:
+def test_the_report_shows_the_new_picture_of_a_changed_image(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(12))
     config = settings(folder, tmp_path / "store")
     cluster(config)
@@ -162,16 +162,16 @@ def test_of_an_image_that_changed_the_new_picture_is_shown(tmp_path: Path) -> No
     thumbnails = {shown.uri: shown.thumbnail for shown in collect(cluster(config)[0]).shown}
     for seed in range(6):
         with Image.open(folder / f"{seed:03d}.jpg") as image, Image.open(io.BytesIO(thumbnails[f"{seed:03d}.jpg"] or b"")) as shown:
-            assert np.abs(np.asarray(shown, float) - np.asarray(image, float)).mean() < 8, "as near as JPEG twice over is"
+            assert np.abs(np.asarray(shown, float) - np.asarray(image, float)).mean() < 8, "the difference of a picture compressed twice as JPEG at most"
 
 
-def test_timings_are_those_of_the_stages_in_their_order(place: Path) -> None:
+def test_the_report_has_timings_of_all_stages_in_their_order(place: Path) -> None:
     timings = collect(run(place)[0]).timings
     assert [row["stage"] for row in timings] == [stage.name for stage in STAGES if stage is not report.STAGE]
     assert all(row["shards"] > 0 for row in timings)
 
 
-def test_a_damaged_page_is_found_and_drawn_anew(place: Path) -> None:
+def test_a_damaged_page_is_found_and_drawn_again(place: Path) -> None:
     context, _ = run(place)
     index = Path(report.index(context))
     whole = index.read_bytes()
@@ -184,7 +184,7 @@ def test_a_damaged_page_is_found_and_drawn_anew(place: Path) -> None:
     assert verify(store) == []
 
 
-def test_pages_are_not_trusted_when_their_table_was_damaged(place: Path) -> None:
+def test_pages_are_drawn_again_if_their_table_is_damaged(place: Path) -> None:
     context, _ = run(place)
     index = Path(report.index(context))
     table, whole = index.with_name("all.parquet"), index.read_bytes()
@@ -195,7 +195,7 @@ def test_pages_are_not_trusted_when_their_table_was_damaged(place: Path) -> None
     assert len(index.read_bytes()) == len(whole)
 
 
-def test_readers_of_parquet_read_the_reports_table_beside_its_pages(place: Path) -> None:
+def test_the_reports_table_can_be_read_by_any_parquet_reader(place: Path) -> None:
     context, _ = run(place)
     path = Path(report.index(context)).with_name("all.parquet")
     assert pq.read_table(path)["size_bytes"].to_pylist() == [Path(report.index(context)).stat().st_size]

@@ -1,4 +1,4 @@
-"""What a night does with the published model: it stays, is continued, or gives way, and what is decided is said."""
+"""What a nightly run does with the published model: keep it, continue its training, renew it or fit a fresh one; and the reason it gives."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ KINDS = 3
 
 
 def write_kinds(folder: Path, numbers: range, kinds: range = range(KINDS)) -> Path:
-    """Pictures of kinds that no clustering takes for each other; ``KIND-NUMBER.jpg``."""
+    """Write ``KIND-NUMBER.jpg``: pictures of kinds so different that any clustering tells them apart."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         for kind in kinds:
@@ -47,7 +47,7 @@ def write_kinds(folder: Path, numbers: range, kinds: range = range(KINDS)) -> Pa
 
 
 def night(place: Path, redo: tuple[str, ...] = (), **more: Any) -> tuple[Context, dict[str, Any], list[str]]:
-    """A whole run on ``place / "in"``, what it says, and the stages that did something."""
+    """Do a whole run on ``place / "in"``. Returns its context, its result, and the stages that did something."""
     train = {"refit": "auto", **more.pop("train", {})}
     config = settings(place / "in", place / "store", clusters=more.pop("clusters", KINDS), train=train, **more)
     context, _, made = cluster(config, redo)
@@ -55,7 +55,7 @@ def night(place: Path, redo: tuple[str, ...] = (), **more: Any) -> tuple[Context
 
 
 def keys(context: Context, said: dict[str, Any]) -> dict[str, int]:
-    """URI -> key."""
+    """URI -> the key of its cluster, which stays the same from run to run."""
     key_of = {row["cluster"]: row["key"] for row in said["cluster_rows"]}
     return {uri: key_of[label] for uri, label in labels(context).items()}
 
@@ -67,7 +67,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_kinds(place / "in", range(12))
     context, said, _ = night(place)
     assert (context.decision["decision"], said["decision"], said["published"]) == (FRESH, None, True)
-    assert len({keys(context, said)[f"{kind}-000.jpg"] for kind in range(KINDS)}) == KINDS, "each kind is a cluster; else nothing here shows anything"
+    assert len({keys(context, said)[f"{kind}-000.jpg"] for kind in range(KINDS)}) == KINDS, "each kind must be a cluster, or the tests here would prove nothing"
     copy = tmp_path_factory.mktemp("copy") / "place"
     shutil.copytree(place, copy)
     return place, copy
@@ -75,14 +75,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def place(published: tuple[Path, Path]) -> Path:
-    """The place as it was: a corpus belongs to the path of its source."""
+    """The published place, reset. It keeps its path, since a corpus belongs to the path of its source."""
     place, copy = published
     shutil.rmtree(place)
     shutil.copytree(copy, place)
     return place
 
 
-def test_a_model_that_fits_stays_and_labels_what_is_new(place: Path) -> None:
+def test_a_model_that_fits_is_kept_and_labels_the_new_images(place: Path) -> None:
     first, before_, _ = night(place)
     write_kinds(place / "in", range(12, 14))
     twin = place / "in" / "another-name.jpg"
@@ -105,14 +105,14 @@ def test_a_model_that_fits_stays_and_labels_what_is_new(place: Path) -> None:
     assert tree[-1][2] == old_tree[-1][2] + 7
     mapped, was = ({row["image_id"]: (row["x"], row["y"]) for row in c.run.table(MAP_TABLE)[0].read("part-00000").to_pylist()} for c in (context, first))
     assert {image: mapped[image] for image in was} == was
-    assert len(mapped) == len(was) + 7, "the new ones and the twin"
+    assert len(mapped) == len(was) + 7, "the six new images and the twin"
     assert status.runs(Store.open(str(place / "store")))[-1]["decision"] == "kept: 6 new images fit as well as the old"
     page = Path(said["report"]).read_text()
     assert "The published model is kept: 6 new images fit as well as the old." in page
-    assert "new since the model was fitted" in page, "new images have a gallery"
+    assert "new since the model was fitted" in page, "new images must have a gallery"
 
 
-def test_a_report_shows_no_more_images_however_many_nights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_images_in_the_layout_does_not_grow_from_night_to_night(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "MOST", 38)
     for number in (12, 13):
         write_kinds(place / "in", range(number, number + 1))
@@ -123,7 +123,7 @@ def test_a_report_shows_no_more_images_however_many_nights(place: Path, monkeypa
         assert 2 <= (shown["role"] == layout.NEW).sum() <= 5
 
 
-def test_night_after_night_it_is_the_same_model_and_nothing_to_do_is_nothing(place: Path) -> None:
+def test_several_nights_keep_the_same_model_and_a_night_without_changes_has_nothing_to_do(place: Path) -> None:
     first, _, _ = night(place)
     found = []
     for number in (12, 13):
@@ -137,7 +137,7 @@ def test_night_after_night_it_is_the_same_model_and_nothing_to_do_is_nothing(pla
     assert again.id == found[1]
 
 
-def test_a_kept_run_assigns_exports_and_is_pruned_as_any_other(place: Path, tmp_path: Path) -> None:
+def test_a_run_that_kept_its_model_can_assign_and_export_and_prune_keeps_its_model(place: Path, tmp_path: Path) -> None:
     first, _, _ = night(place)
     write_kinds(place / "in", range(12, 13))
     context, _, _ = night(place)
@@ -153,7 +153,7 @@ def test_a_kept_run_assigns_exports_and_is_pruned_as_any_other(place: Path, tmp_
     }
     export.export(context, tmp_path / "out", None, False)
     for deletion in prune.plan(Store.open(str(place / "store")), keep_runs=1):
-        assert first.run.directory not in deletion.path, "the model of a published run is needed"
+        assert first.run.directory not in deletion.path, "the model of a published run must not be pruned"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_kept_run_assigns_exports_and_is_pruned_as_any_other(place: Path, tmp_
         ({"train": {"refit": "always"}}, (), "train.refit = always"),
     ],
 )
-def test_what_asks_for_another_model_gets_one_and_it_is_said(place: Path, more: dict[str, Any], redo: tuple[str, ...], why: str) -> None:
+def test_a_redo_or_a_changed_setting_fits_a_fresh_model_and_the_reason_is_given(place: Path, more: dict[str, Any], redo: tuple[str, ...], why: str) -> None:
     write_kinds(place / "in", range(12, 13))
     context, said, made = night(place, redo, **more)
     assert context.decision["decision"] == FRESH
@@ -174,20 +174,20 @@ def test_what_asks_for_another_model_gets_one_and_it_is_said(place: Path, more: 
     assert re.search(why, said["decision"]), said["decision"]
 
 
-def test_other_names_or_another_baseline_are_no_reason(place: Path) -> None:
+def test_a_changed_baseline_setting_is_no_reason_for_another_model(place: Path) -> None:
     write_kinds(place / "in", range(12, 13))
     context, _, _ = night(place, baseline={"n_init": 3})
     assert context.keeps
 
 
-def test_never_keeps_what_auto_would_not_and_says_so(place: Path) -> None:
+def test_refit_never_keeps_a_model_that_auto_would_renew_and_says_so(place: Path) -> None:
     write_kinds(place / "in", range(12, 40))
     context, said, _ = night(place, train={"refit": "never"})
     assert context.keeps
     assert "train.refit = never; by `auto` it would be renewed, as the collection grew by 233%" in said["decision"]
 
 
-def test_a_collection_that_grows_or_shrinks_by_half_gets_other_members_and_its_images_stay(place: Path) -> None:
+def test_a_collection_that_grows_or_shrinks_a_lot_gets_new_members_and_old_images_keep_their_keys(place: Path) -> None:
     first, was, _ = night(place)
     write_kinds(place / "in", range(12, 19))
     context, said, made = night(place)
@@ -202,7 +202,7 @@ def test_a_collection_that_grows_or_shrinks_by_half_gets_other_members_and_its_i
     assert said["moved"] == 0.0
 
 
-def test_where_images_only_went_the_model_stays(place: Path) -> None:
+def test_if_images_were_only_deleted_the_model_is_kept(place: Path) -> None:
     first, was, _ = night(place)
     for kind in range(KINDS):
         (place / "in" / f"{kind}-000.jpg").unlink()
@@ -213,22 +213,22 @@ def test_where_images_only_went_the_model_stays(place: Path) -> None:
     assert keys(context, said) == {uri: key for uri, key in old.items() if not uri.endswith("-000.jpg")}
 
 
-def test_a_changed_image_is_a_new_one(place: Path) -> None:
+def test_a_changed_image_is_clustered_by_its_new_content(place: Path) -> None:
     picture(3, noise=99).save(place / "in" / "0-000.jpg", quality=90)
     context, said, _ = night(place)
     assert context.keeps
     found = keys(context, said)
-    assert found["0-000.jpg"] == found["2-000.jpg"], "its bytes are of another kind now"
+    assert found["0-000.jpg"] == found["2-000.jpg"], "the image now shows another kind"
 
 
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is new does not fit."""
+    """Make every new image count as one that does not fit the model."""
     monkeypatch.setattr(drift, "MORE_OUTLIERS", 1e-9)
     monkeypatch.setattr(drift, "SURE", -1e9)
     monkeypatch.setattr(drift, "_measure", lambda name, old, new, bound: drift.Measure(name, float(old.mean()), float(new.mean()), name == "outliers"))
 
 
-def test_a_model_that_does_not_fit_is_trained_further(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_the_new_images_is_trained_further(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, was, _ = night(place)
     write_kinds(place / "in", range(12, 14))
     worse(monkeypatch)
@@ -244,7 +244,9 @@ def test_a_model_that_does_not_fit_is_trained_further(place: Path, monkeypatch: 
 
 @pytest.mark.parametrize("decision", [KEPT, CONTINUED, RENEWED])
 @pytest.mark.parametrize("cut", ["refit", "align"])
-def test_a_night_that_was_cut_ends_equal(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: str, cut: str) -> None:
+def test_a_nightly_run_that_was_interrupted_goes_on_and_makes_equal_parts(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: str, cut: str
+) -> None:
     write_kinds(place / "in", range(12, 14))
     if decision == CONTINUED:
         worse(monkeypatch)
@@ -258,7 +260,7 @@ def test_a_night_that_was_cut_ends_equal(place: Path, tmp_path: Path, monkeypatc
         stage = pipeline.stage(name)
         if name != cut or name == "refit":
             run_stage(Context.of(run, config), stage)
-        else:  # the first step of align is committed, and then the process is gone
+        else:  # the first step of align is committed before the process ends
             context = Context.of(run, config)
             base.begin(context, stage)
             base.work(context, stage, stage.steps[0], ["all"])
@@ -269,11 +271,11 @@ def test_a_night_that_was_cut_ends_equal(place: Path, tmp_path: Path, monkeypatc
     was = shards.read("part-00000")
     shards.set_aside("part-00000")
     night(place)
-    assert shards.read("part-00000").equals(was), "one part that is made alone is what it was"
+    assert shards.read("part-00000").equals(was), "a part that is made again alone must be equal"
     assert said["published"]
 
 
-def test_a_damaged_model_is_named_and_all_is_clustered_from_scratch(place: Path) -> None:
+def test_a_damaged_model_is_named_in_a_warning_and_a_fresh_model_is_fitted(place: Path) -> None:
     first, _, _ = night(place)
     members = first.shards(train.STAGE, MEMBERS_TABLE)
     path = Path(members.location("block-0000"))
@@ -284,10 +286,10 @@ def test_a_damaged_model_is_named_and_all_is_clustered_from_scratch(place: Path)
     context, said, _ = night(place)
     assert context.decision["decision"] == FRESH
     assert any("block-0000" in warning and "from scratch" in warning for warning in said["warnings"])
-    assert said["published"], "it is a warning"
+    assert said["published"], "it is only a warning"
 
 
-def test_something_new_is_found_and_told(place: Path) -> None:
+def test_a_group_of_new_images_unlike_the_old_is_reported_in_a_warning(place: Path) -> None:
     write_kinds(place / "in", range(12), range(KINDS, KINDS + 1))
     context, said, _ = night(place)
     [group] = before.emerging(context).to_pylist()
@@ -300,7 +302,7 @@ def test_something_new_is_found_and_told(place: Path) -> None:
     assert context.decision["decision"] == RENEWED
 
 
-def test_with_grow_it_becomes_a_cluster_of_its_own_with_a_new_key(place: Path) -> None:
+def test_with_grow_a_new_group_becomes_a_cluster_with_a_new_key(place: Path) -> None:
     first, was, _ = night(place)
     write_kinds(place / "in", range(12), range(KINDS, KINDS + 1))
     context, said, _ = night(place, train={"grow": True})
@@ -311,13 +313,13 @@ def test_with_grow_it_becomes_a_cluster_of_its_own_with_a_new_key(place: Path) -
     write_kinds(place / "in", range(12, 13), range(KINDS + 1))
     after, said, _ = night(place, train={"grow": True})
     assert after.keeps
-    assert said["clusters"] == KINDS + 1, "it is not forgotten"
+    assert said["clusters"] == KINDS + 1, "the new cluster must not be forgotten by the next run"
     assert keys(after, said)["3-012.jpg"] == KINDS
 
 
-def test_where_the_number_of_clusters_was_found_a_night_keeps_it(place: Path) -> None:
+def test_with_clusters_auto_a_nightly_run_keeps_the_number_that_was_found(place: Path) -> None:
     auto = settings(place / "in", place / "store", clusters="auto", train={"refit": "auto"})
-    assert pipeline.numbered_before(auto, []) is None, "what is published was given its number"
+    assert pipeline.numbered_before(auto, []) is None, "the published run was given its number of clusters"
     counting, _ = pipeline.request(settings(place / "in", place / "store", clusters="auto"))
     found = settings(place / "in", place / "store", clusters=KINDS, pipeline="auto", train={"refit": "auto", "grow": True})
     run_stage(Context.of(counting, auto), pipeline.stage("encode"))
@@ -334,7 +336,7 @@ def test_where_the_number_of_clusters_was_found_a_night_keeps_it(place: Path) ->
     assert pipeline.numbered_before(mine.model_copy(update={"gsec": mine.gsec.model_copy(update={"max_steps": 9})}), []) is None
 
 
-def test_settings_that_say_when_to_fit_are_no_members_parameters() -> None:
+def test_the_settings_refit_and_grow_are_no_parameters_of_the_members() -> None:
     config = PipelineConfig()
     assert not {"refit", "grow"} & set(prepare.of_members(config))
-    assert refit.STAGE.settings(config) == {}, "the identity of a run is what it was before there was such a stage"
+    assert refit.STAGE.settings(config) == {}, "by default a run keeps the identity it had before this stage existed"

@@ -1,4 +1,4 @@
-"""A second encoder in place of text: the stages, what runs share, new images, and images that one of the two cannot use."""
+"""A second encoder in place of text: the stages, the tables that runs share, new images, and images that one encoder cannot use."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ BELOW = ["prepare", "duplicates", "train", "align", "publish", "hierarchy", "map
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images and a tiny CLIP."""
+    """A folder with images and a checkpoint of a tiny CLIP model."""
     folder = tmp_path_factory.mktemp("second")
     write_pictures(folder / "in", range(24))
     write_checkpoint(folder / "clip")
@@ -52,16 +52,16 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
     return cluster(with_second(place, tmp_path_factory.mktemp("store")))[0]
 
 
-def test_the_second_half_is_what_the_second_encoder_says(whole: Context, place: Path) -> None:
+def test_the_counterparts_are_the_embeddings_of_the_second_encoder(whole: Context, place: Path) -> None:
     encoder = load_encoder(clip(place), precision="fp32", device="cpu", threads=1)
     pixels = [encoder.preprocess(Image.open(place / "in" / uri).convert("RGB")) for uri in usable(whole).rows["uri"].to_pylist()]
     np.testing.assert_allclose(second.load_counterparts(whole), encoder.encode_images(np.stack(pixels)).image, rtol=0, atol=2e-3)
     assert [half.shape[1] for half in text.halves(whole, load_embeddings(whole))] == [1280, 32]
     assert (text.weight(whole), text.source_of(whole.run), encode.encoders_of(whole.run)) == (0.5, "encoder", f"lite + {clip(place)}")
-    assert whole.run.table(EMBEDDINGS_TABLE)[0] == whole.shards(encode.STAGE, EMBEDDINGS_TABLE), "the first encoder's"
+    assert whole.run.table(EMBEDDINGS_TABLE)[0] == whole.shards(encode.STAGE, EMBEDDINGS_TABLE), "the table of embeddings must be the first encoder's"
 
 
-def test_the_stages_are_the_estimator_of_two_spaces(whole: Context) -> None:
+def test_the_stages_give_the_same_result_as_the_estimator_with_two_spaces(whole: Context) -> None:
     spaces = [np.array(load_embeddings(whole)), np.array(second.load_counterparts(whole))]
     fitted = TURTLE(3, max_steps=20, n_members=2, device="cpu").fit(spaces)
     shards, names = whole.run.table(ASSIGNMENTS_TABLE)
@@ -70,7 +70,7 @@ def test_the_stages_are_the_estimator_of_two_spaces(whole: Context) -> None:
     assert rows["confidence"].to_numpy() == pytest.approx(fitted.confidence_, abs=1e-5)
 
 
-def test_runs_that_are_switched_between_methods_and_encoders_share_what_lies_above(place: Path, tmp_path: Path) -> None:
+def test_runs_with_another_method_or_encoder_redo_only_the_stages_that_depend_on_it(place: Path, tmp_path: Path) -> None:
     two, none = {"source": "encoder", "encoder": clip(place)}, {"source": "none"}
     swapped = {"encode": {"encoder": clip(place)}, "text": {"source": "encoder", "encoder": "lite"}}
     made = []
@@ -85,32 +85,32 @@ def test_runs_that_are_switched_between_methods_and_encoders_share_what_lies_abo
     ):
         context, _, found = cluster(with_second(place, tmp_path, **more))
         made.append([name for name, sums in found.items() if sums])
-    again = ["refit", *BELOW]  # where the encoders are others, or in another order
+    again = ["refit", *BELOW]  # the stages redone when the encoders are others, or are swapped
     assert made == [["encode", "encode2", "refit", *ABOVE, *BELOW], BELOW, BELOW, [*again], [*again[:1], *ABOVE, *BELOW], again, BELOW]
-    assert len(context.corpus.tables(EMBEDDINGS_TABLE)) == 2, "one an encoder"
+    assert len(context.corpus.tables(EMBEDDINGS_TABLE)) == 2, "each encoder has one table"
 
 
 @pytest.mark.parametrize("method", [method.name for method in methods.BUILT_IN if ENCODER in method.texts])
-def test_every_method_that_takes_any_second_half_clusters_by_two_encoders(method: str, whole: Context, place: Path) -> None:
+def test_every_method_that_accepts_a_second_encoder_clusters_by_two_encoders(method: str, whole: Context, place: Path) -> None:
     config = with_second(place, whole.run.files.url, method=method, seic={"max_steps": 12}, asd={"max_steps": 80})
     context, _, made = cluster(config)
-    assert made["encode2"] == {}, "the store has it"
+    assert made["encode2"] == {}, "the store already has the second encoder's embeddings"
     assert len(prepare.load_halves(context)) == 2
     assert sum(row["size"] for row in pipeline.cluster_rows(context)) == 24
 
 
-def test_each_encoder_can_be_done_anew_by_itself(place: Path, tmp_path: Path) -> None:
+def test_each_encoder_can_be_redone_alone(place: Path, tmp_path: Path) -> None:
     def made(config: PipelineConfig, *redo: str) -> list[str]:
         return [name for name, sums in cluster(config, redo)[2].items() if sums]
 
     config = with_second(place, tmp_path)
     cluster(config)
-    assert made(config, "encode2") == ["encode2", "refit", *BELOW], "nothing above the text reads it"
+    assert made(config, "encode2") == ["encode2", "refit", *BELOW], "the stages before prepare do not read the second encoder's embeddings"
     assert made(config, "encode")[:2] == ["encode", "encode2"]
     assert made(config) == []
 
 
-def test_a_killed_second_encoder_goes_on_where_it_was_and_a_grown_corpus_adds_what_is_new(place: Path, tmp_path: Path) -> None:
+def test_a_killed_second_encoder_goes_on_where_it_was_and_encodes_only_new_images_later(place: Path, tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(24))
     config = with_second(place, tmp_path / "store").model_copy(update={"source": str(source)})
     run, _ = pipeline.request(config)
@@ -133,7 +133,7 @@ def test_a_killed_second_encoder_goes_on_where_it_was_and_a_grown_corpus_adds_wh
     assert not [deletion for deletion in prune.plan(Store.open(config.store)) if EMBEDDINGS_TABLE in deletion.path]
 
 
-def test_new_images_are_encoded_by_both_and_assigned(whole: Context, place: Path) -> None:
+def test_images_to_assign_are_encoded_by_both_encoders(whole: Context, place: Path) -> None:
     config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
     run, _ = pipeline.request(config, of_run=whole.run.id)
     assert run.request()["stages"] == ["encode", "encode2", "assign"]
@@ -141,9 +141,11 @@ def test_new_images_are_encoded_by_both_and_assigned(whole: Context, place: Path
     for name in run.request()["stages"]:
         run_stage(context, pipeline.stage(name))
     theirs, ours = labels(whole), labels(context)
-    assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that stands for the consensus agrees with it"
+    assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that assigns must agree with the consensus"
     features = prepare.features_of(whole, text.halves_of(whole, context, slice(0, 5)))
-    assert np.array_equal(features.half(1, slice(0, 5)), prepare.load_features(whole).half(1, slice(0, 5))), "the same images, the same second half"
+    assert np.array_equal(features.half(1, slice(0, 5)), prepare.load_features(whole).half(1, slice(0, 5))), (
+        "equal images must have an equal second half of features"
+    )
 
 
 def test_an_image_that_one_encoder_cannot_use_is_left_out_and_counted_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +173,7 @@ def test_an_image_that_one_encoder_cannot_use_is_left_out_and_counted_once(place
     [row] = status.runs(Store.open(config.store))
     assert row["images"] == {"listed": 22, "ok": 20, "rejected": 2, "missing": 0, "damaged_shards": 0}
     alone, _, _ = cluster(config.model_copy(update={"text": config.text.model_copy(update={"source": "none", "encoder": None})}))
-    assert "small.png" in labels(alone), "the first encoder has no fault to find"
+    assert "small.png" in labels(alone), "the first encoder alone can use it"
     compared = compare.compare(context, [alone.run])
     assert [run.encoder for run in compared.runs] == [f"lite + {clip(place)}", "lite"]
 
@@ -191,7 +193,7 @@ def test_an_image_that_changed_between_the_encoders_is_missing_until_the_next_ru
     assert (changes.changed, made["encode"]["ok"], made["encode2"]["copied"]) == (1, 1, 1)
 
 
-def test_what_one_encoder_could_not_use_no_one_has_used() -> None:
+def test_the_agreed_status_of_an_image_is_ok_only_if_both_encoders_could_use_it() -> None:
     def shard(*rows: tuple[bytes | None, str, str | None]) -> pa.Table:
         return pa.Table.from_pylist([dict(zip(("content_hash", "status", "reason"), row, strict=True)) for row in rows])
 
@@ -226,7 +228,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(more: dict[str, d
     assert not (tmp_path / "store" / "runs").exists() or not list((tmp_path / "store" / "runs").iterdir())
 
 
-def test_a_checkpoint_that_is_gone_or_another_assigns_nothing(whole: Context, place: Path, tmp_path: Path) -> None:
+def test_assigning_with_another_checkpoint_of_the_second_encoder_is_refused(whole: Context, place: Path, tmp_path: Path) -> None:
     moved = write_checkpoint(tmp_path / "clip", seed=1)
     other = whole.config.model_copy(update={"text": whole.config.text.model_copy(update={"encoder": f"open_clip:local-dir:{moved}"})})
     context = Context(whole.run, other, whole.corpus, whole.generation)

@@ -1,4 +1,4 @@
-"""Stores to test on: a folder, memory, and S3."""
+"""Fixtures with stores of every kind: in a folder, in memory, and on S3."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -11,7 +11,7 @@ from gsec_core.store.files import Files, open_files
 
 @pytest.fixture(params=["folder", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store's address, on each kind of filesystem."""
+    """The address of a store, for each kind of filesystem."""
     match request.param:
         case "folder":
             return str(tmp_path / "store")
@@ -23,11 +23,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def any_files(url: str) -> Files:
-    """Files on each kind of filesystem."""
+    """A `Files` object for each kind of filesystem."""
     return open_files(url)
 
 
 @pytest.fixture
 def any_store(url: str) -> Store:
-    """A store on each kind of filesystem."""
+    """An empty store for each kind of filesystem."""
     return Store.open(url)

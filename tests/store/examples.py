@@ -1,4 +1,4 @@
-"""Small tables as the stages write them, and settings that make every property test find the same things every time."""
+"""Small tables as the stages write them, and settings with which a property test draws the same examples each time."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,7 +1,7 @@
-"""A machine on which processes share a folder, stop before every call to the operating system, and may lose power.
+"""Simulates a machine whose processes share a folder, can be stopped before every call to the operating system, and may lose power.
 
-`gsec_core.store.files` sees a `Machine` in place of ``os``. Calls go through to a real folder, and into a trace. From
-a trace `after_power_loss` makes what a disk may hold then. Its model is that of POSIX, no kinder:
+`gsec_core.store.files` gets a `Machine` in place of ``os``. Calls are passed on to a real folder and recorded in a trace. From
+a trace, `after_power_loss` computes what a disk may hold. It grants no more than POSIX guarantees:
 
 * a file's bytes are durable up to its last fsync; of later bytes any beginning may be there, or zeros in their place;
 * a change of a directory's entries (a name made, linked, renamed or removed) is durable once that directory was
@@ -27,7 +27,7 @@ from gsec_core.store import files
 
 
 class Node(NamedTuple):
-    """A file or a directory, whatever its names."""
+    """A file or a directory, independent of its names."""
 
     number: int
     is_directory: bool
@@ -54,14 +54,14 @@ class Named(NamedTuple):
 
 
 class Promised(NamedTuple):
-    """A process was told that something is there."""
+    """A process was told that ``what`` exists; from then on it must survive a power loss."""
 
     what: str
 
 
 Event = Wrote | Synced | Named | Promised
 Schedule = Sequence[tuple[int, int]]
-"""Whose turn it is, and for how many calls. Whoever is not done in the end runs to the end, one after the other."""
+"""Whose turn it is, and for how many calls. Processes that are not done after the last turn run to their end, one after the other."""
 
 _ROOT = Node(0, is_directory=True)
 _OUTSIDE = Node(-1, is_directory=True)
@@ -72,7 +72,7 @@ class Killed(BaseException):
 
 
 class _Process:
-    """A coroutine that returns to whoever runs it before each of its calls."""
+    """A coroutine that hands control back to the machine before each of its calls to the operating system."""
 
     def __init__(self, body: Callable[[], object], kill_after: int | None) -> None:
         self.calls_left = kill_after
@@ -105,7 +105,7 @@ class _Process:
 
 
 class Machine:
-    """What `gsec_core.store.files` takes for ``os``. What it does not define is the real ``os``'s."""
+    """Takes the place of ``os`` in `gsec_core.store.files`. Attributes that it does not define are those of the real ``os``."""
 
     def __init__(self, folder: Path, hard_links: bool = True) -> None:
         self.folder = folder
@@ -155,7 +155,7 @@ class Machine:
         return descriptor
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """At most 1000 bytes, as the real one may."""
+        """Write at most 1000 bytes, as a real short write may."""
         self._before_call()
         written = os.write(descriptor, data[:1000])
         self.trace.append(Wrote(self._open[descriptor], bytes(data[:written])))
@@ -166,7 +166,7 @@ class Machine:
         self.trace.append(Synced(self._open[descriptor]))
 
     def close(self, descriptor: int) -> None:
-        # Not a step: it changes nothing that anybody sees. A killed process's files are closed too.
+        # No stop before this call: it has no visible effect, and the files of a killed process are closed too.
         os.close(descriptor)
         del self._open[descriptor]
 
@@ -188,7 +188,7 @@ class Machine:
         self._name({path: None, to: self._nodes[path]})
 
     def rename_exclusively(self, path: str, to: str) -> bool:
-        """What `files` calls through ctypes."""
+        """Replaces the rename that `files` calls through ctypes."""
         self._before_call()
         renamed = _real_rename_exclusively(path, to)
         if renamed:
@@ -210,7 +210,7 @@ class Machine:
         return os.scandir(path)
 
     def open_to_read(self, path: str, mode: str) -> Any:
-        """What `files` calls as the builtin."""
+        """Replaces the builtin ``open`` that `files` calls."""
         self._before_call()
         return builtins.open(path, mode)
 
@@ -218,7 +218,7 @@ class Machine:
         return self._open[descriptor].is_directory
 
     def _take_stock(self) -> None:
-        """What is on the disk already is durable."""
+        """Record the files already on the disk as durable."""
         for where, directories, names in os.walk(self.folder):
             for name in directories + names:
                 path = os.path.join(where, name)
@@ -248,8 +248,8 @@ _real_rename_exclusively = files._rename_exclusively
 
 @contextmanager
 def machine(hard_links: bool = True, left: Mapping[str, bytes] | None = None) -> Iterator[Machine]:
-    """A machine with nothing on its disk but what is ``left`` from before: path -> content."""
-    # In memory if possible: what a real disk would do is what `after_power_loss` says, and memory is faster.
+    """A machine whose disk holds only the files ``left`` from before: path -> content."""
+    # In memory if possible, which is faster: what a real disk would do is computed by `after_power_loss`.
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
         for path, data in (left or {}).items():
             Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ def machine(hard_links: bool = True, left: Mapping[str, bytes] | None = None) ->
 
 @dataclass
 class Fate:
-    """What becomes of things never synced: each survives with a chance of ``survival``."""
+    """Decides about data that was never synced: each piece survives with a probability of ``survival``."""
 
     survival: float
     chance: Random = field(default_factory=Random)
@@ -274,7 +274,7 @@ class Fate:
         return self.chance.random() < self.survival
 
     def left_of(self, data: bytes, safe: int) -> bytes:
-        """``data``, of which ``safe`` bytes are durable."""
+        """What remains of ``data``, of which ``safe`` bytes are durable."""
         if len(data) == safe or self.survives():
             return data
         kept = self.chance.randint(safe, len(data)) if self.survival else safe
@@ -283,11 +283,11 @@ class Fate:
 
 WORST = Fate(survival=0)
 BEST = Fate(survival=1)
-"""Also what another process sees when one was killed."""
+"""Everything survives; that is also what other processes see after one was killed."""
 
 
 def after_power_loss(trace: Iterable[Event], fate: Fate) -> dict[str, bytes]:
-    """What a disk may hold after ``trace``: path -> content."""
+    """What a disk may hold after a power loss at the end of ``trace``: path -> content."""
     contents: dict[Node, bytes] = {}
     changes: dict[Node, list[dict[str, Node | None]]] = {}
     safe: dict[Node, int] = {}  # bytes of a file, changes of a directory
@@ -314,7 +314,7 @@ def after_power_loss(trace: Iterable[Event], fate: Fate) -> dict[str, bytes]:
 
 
 def _turns(processes: list[_Process], schedule: Schedule) -> Iterator[_Process]:
-    """Let go whom the schedule names, then whoever is left. Yields a process each time it may do a call."""
+    """Yield a process each time it may do a call: first by the schedule, then each remaining process to its end."""
     for number, calls in schedule:
         process = processes[number % len(processes)]
         for _ in range(calls):

@@ -1,4 +1,4 @@
-"""The captions log: every reader of a key has the same row, and damage is never mended by paying again unasked."""
+"""The captions log: every reader gets the same row for a key, and after damage nothing is asked, and paid for, again without consent."""
 
 from itertools import permutations
 from uuid import uuid4
@@ -50,7 +50,7 @@ def test_an_empty_log_has_no_rows(any_store: Store) -> None:
     assert CaptionsLog(any_store.corpus("birds").captions, "m", "r").rows() == {}
 
 
-def test_rows_are_read_as_they_were_written(any_store: Store) -> None:
+def test_rows_are_read_back_as_they_were_written(any_store: Store) -> None:
     log = CaptionsLog(any_store.corpus("birds").captions, "m", "r")
     failed = {**answer(2), "text": None, "object": None, "attributes": (), "status": FAILED, "reason": "empty"}
     log.append([answer(1), failed])
@@ -59,18 +59,18 @@ def test_rows_are_read_as_they_were_written(any_store: Store) -> None:
     assert rows[failed["content_hash"]] == {**failed, "attributes": [], "model": "m", "request": "r"}
 
 
-def test_no_rows_are_no_commit(shards: Shards, log: CaptionsLog) -> None:
+def test_appending_no_rows_commits_nothing(shards: Shards, log: CaptionsLog) -> None:
     log.append([])
     assert shards.names() == set()
 
 
-def test_the_same_rows_again_are_the_same_shard(shards: Shards, log: CaptionsLog) -> None:
+def test_appending_the_same_rows_again_makes_no_second_shard(shards: Shards, log: CaptionsLog) -> None:
     log.append([answer(1)])
     log.append([answer(1)])
     assert len(shards.names()) == 1
 
 
-def test_another_model_or_request_has_rows_of_its_own(shards: Shards, log: CaptionsLog) -> None:
+def test_each_model_and_request_has_rows_of_its_own(shards: Shards, log: CaptionsLog) -> None:
     log.append([answer(1)])
     assert texts(CaptionsLog(shards, "another model", "a request")) == {}
     assert texts(CaptionsLog(shards, "a model", "another request")) == {}
@@ -78,29 +78,29 @@ def test_another_model_or_request_has_rows_of_its_own(shards: Shards, log: Capti
 
 
 @pytest.mark.parametrize("order", list(permutations([("first", 1), ("second", 2), ("third", 3)])))
-def test_of_several_rows_of_a_key_the_one_written_first_counts(log: CaptionsLog, order: tuple[tuple[str, int], ...]) -> None:
+def test_of_several_rows_of_a_key_the_earliest_counts_in_any_order_of_commits(log: CaptionsLog, order: tuple[tuple[str, int], ...]) -> None:
     for text, at in order:
         log.append([answer(1, text, at)])
     assert texts(log) == {1: "first"}
 
 
-def test_of_rows_written_at_the_same_moment_the_smaller_file_name_counts(shards: Shards, log: CaptionsLog) -> None:
+def test_of_rows_of_a_key_with_equal_times_the_one_in_the_smaller_file_name_counts(shards: Shards, log: CaptionsLog) -> None:
     for text in ("one", "two", "three"):
         log.append([answer(1, text)])
     assert texts(log) == {1: shards.read(min(shards.names()))["text"][0].as_py()}
 
 
-def test_damage_stops_and_says_how_to_go_on(shards: Shards, log: CaptionsLog) -> None:
+def test_reading_a_damaged_log_is_an_error_that_names_the_remedy(shards: Shards, log: CaptionsLog) -> None:
     log.append([answer(1)])
     [name] = shards.names()
     damage(shards, name)
     with pytest.raises(GsecError, match=rf"{name}.*paid.*--set describe.accept_loss=true") as raised:
         log.rows()
-    assert not isinstance(raised.value, BadShard), "or it would be set aside and asked again without a word"
+    assert not isinstance(raised.value, BadShard), "a BadShard would be set aside, and its descriptions asked again, without notice"
     assert shards.names() == {name}
 
 
-def test_with_accept_loss_what_is_damaged_is_set_aside_and_the_rest_is_read(shards: Shards, log: CaptionsLog) -> None:
+def test_with_accept_loss_a_damaged_shard_is_set_aside_and_the_rest_is_read(shards: Shards, log: CaptionsLog) -> None:
     log.append([answer(1), answer(2)])
     [bad] = shards.names()
     log.append([answer(3)])
@@ -110,7 +110,7 @@ def test_with_accept_loss_what_is_damaged_is_set_aside_and_the_rest_is_read(shar
     assert texts(log) == {3: "a bird"}
 
 
-def test_a_shard_that_another_run_sets_aside_meanwhile_is_not_missed(shards: Shards, log: CaptionsLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_another_run_removes_during_the_reading_is_no_error(shards: Shards, log: CaptionsLog, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append([answer(1)])
     [gone] = shards.names()
     log.append([answer(2)])
@@ -120,7 +120,7 @@ def test_a_shard_that_another_run_sets_aside_meanwhile_is_not_missed(shards: Sha
     assert texts(log) == {2: "a bird"}
 
 
-def test_verify_names_damage_and_leaves_it_where_it_is(any_store: Store) -> None:
+def test_verify_names_a_damaged_shard_and_does_not_move_it(any_store: Store) -> None:
     corpus = any_store.corpus("birds")
     corpus.bind({"url": "somewhere"})
     CaptionsLog(corpus.captions, "m", "r").append([answer(1)])
@@ -132,20 +132,20 @@ def test_verify_names_damage_and_leaves_it_where_it_is(any_store: Store) -> None
     assert corpus.captions.names() == {name}
 
 
-# Failures asked again
+# Asking failed descriptions again
 
 
-def test_of_a_question_asked_again_what_had_not_failed_counts_and_what_had_is_replaced(shards: Shards) -> None:
+def test_a_retry_keeps_good_answers_of_the_first_request_and_replaces_its_failures(shards: Shards) -> None:
     first, again = CaptionsLog(shards, "m", "r0"), CaptionsLog(shards, "m", "r1", before=("r0",))
     failed = {**answer(2), "text": None, "status": FAILED}
     first.append([answer(1, "one"), failed])
     assert texts(again) == {1: "one"}
     again.append([answer(2, "two", at=5)])
     assert texts(again) == {1: "one", 2: "two"}
-    assert first.rows()[failed["content_hash"]]["status"] == FAILED, "the first question keeps its own"
+    assert first.rows()[failed["content_hash"]]["status"] == FAILED, "the first request must keep its own rows"
 
 
-def test_what_failed_again_is_final_until_it_is_asked_once_more(shards: Shards) -> None:
+def test_a_failure_of_a_retry_is_kept_until_the_next_retry(shards: Shards) -> None:
     failed = {**answer(2), "text": None, "status": FAILED}
     for request, before in (("r0", ()), ("r1", ("r0",))):
         CaptionsLog(shards, "m", request, before).append([failed])
@@ -153,10 +153,10 @@ def test_what_failed_again_is_final_until_it_is_asked_once_more(shards: Shards) 
     assert CaptionsLog(shards, "m", "r2", ("r0", "r1")).rows() == {}
 
 
-# Merging, and what was paid
+# Merging shards, and the sum of costs
 
 
-def test_merged_parts_say_what_they_said_apart(any_store: Store) -> None:
+def test_merging_parts_of_the_log_changes_no_row(any_store: Store) -> None:
     log = CaptionsLog(any_store.corpus("birds").captions, "m", "r")
     for image in range(5):
         log.append([answer(image, f"bird {image}")])
@@ -171,7 +171,7 @@ def test_merged_parts_say_what_they_said_apart(any_store: Store) -> None:
     assert texts(log) == before
 
 
-def test_an_answer_is_paid_once_however_often_it_is_written(shards: Shards, log: CaptionsLog) -> None:
+def test_an_answer_that_was_written_several_times_counts_once_in_the_costs(shards: Shards, log: CaptionsLog) -> None:
     log.append([answer(1), answer(2)])
     log.append([answer(2, at=7), {**answer(3), "text": None, "status": FAILED}])
     free = {**answer(4), "requests": None, "prompt_tokens": None, "completion_tokens": None, "seconds": None}

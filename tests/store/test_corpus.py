@@ -1,4 +1,4 @@
-"""A corpus grows by generations: whatever writers do to each other, the live rows are those of one listing."""
+"""A corpus grows by generations: with any number of writers, its live rows are always those of exactly one listing of the source."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from .examples import images, reproducible
 from .simulation import machine
 
 Listing = dict[str, str]
-"""What a source holds: URI -> version."""
+"""The content of a source: URI -> version."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def corpus() -> Corpus:
 def live(corpus: Corpus, generation: Generation | None = None) -> Listing:
     rows = corpus.live_rows(generation or corpus.generation())
     listing = dict(zip(rows["uri"].to_pylist(), rows["version"].to_pylist(), strict=True))
-    assert len(listing) == rows.num_rows, "an image is there twice"
+    assert len(listing) == rows.num_rows, "an image has two live rows"
     return listing
 
 
@@ -55,18 +55,18 @@ def test_a_corpus_begins_empty(any_corpus: Corpus) -> None:
     assert live(any_corpus) == {}
 
 
-def test_live_rows_are_those_that_were_added(any_corpus: Corpus) -> None:
+def test_live_rows_are_the_rows_that_were_added(any_corpus: Corpus) -> None:
     assert any_corpus.add_generation(EMPTY, [images({"a.jpg": "1", "b.jpg": "1"}), images({"c.jpg": "1"})])
     assert live(any_corpus) == {"a.jpg": "1", "b.jpg": "1", "c.jpg": "1"}
 
 
-def test_live_rows_name_the_shard_they_are_in(corpus: Corpus) -> None:
+def test_each_live_row_names_the_shard_that_holds_it(corpus: Corpus) -> None:
     corpus.add_generation(EMPTY, [images({"a.jpg": "1"}), images({"b.jpg": "1"})])
     for row in corpus.live_rows(corpus.generation()).to_pylist():
         assert corpus.images.read(row["shard"])["uri"].to_pylist() == [row["uri"]]
 
 
-def test_live_rows_have_the_columns_of_images_and_the_shard(corpus: Corpus) -> None:
+def test_live_rows_have_the_columns_of_images_and_a_column_shard(corpus: Corpus) -> None:
     corpus.add_generation(EMPTY, [images({"a.jpg": "1"})])
     expected = [field for field in IMAGES if field.name != "deleted"]
     for generation in (EMPTY, corpus.generation()):
@@ -81,32 +81,32 @@ def test_the_newest_row_of_an_image_counts(corpus: Corpus) -> None:
     assert live(corpus) == {"a.jpg": "2", "b.jpg": "1"}
 
 
-def test_an_image_with_a_tombstone_does_not_count(corpus: Corpus) -> None:
+def test_an_image_with_a_tombstone_is_not_live(corpus: Corpus) -> None:
     corpus.add_generation(EMPTY, [images({"a.jpg": "1", "b.jpg": "1"})])
     corpus.add_generation(corpus.generation(), [images({"a.jpg": None})])
     assert live(corpus) == {"b.jpg": "1"}
 
 
-def test_a_deleted_image_can_come_back(corpus: Corpus) -> None:
+def test_a_deleted_image_that_returns_is_live_again(corpus: Corpus) -> None:
     for version in ("1", None, "1"):
         corpus.add_generation(corpus.generation(), [images({"a.jpg": version})])
     assert live(corpus) == {"a.jpg": "1"}
 
 
-def test_an_image_listed_again_unchanged_gets_a_shard_of_its_own(corpus: Corpus) -> None:
-    """So that one that was missing when it was to be encoded is encoded now: its old shard is done."""
+def test_an_unchanged_image_that_is_listed_again_goes_into_a_new_shard(corpus: Corpus) -> None:
+    """This lets an image that was missing at its encoding be encoded now: its old shard counts as done."""
     corpus.add_generation(EMPTY, [images({"a.jpg": "1"})])
     corpus.add_generation(corpus.generation(), [images({"a.jpg": "1"})])
     assert len(set(corpus.generation().shard_names)) == 2
 
 
-def test_an_older_generation_reads_as_it_did(corpus: Corpus) -> None:
+def test_an_older_generation_keeps_its_live_rows(corpus: Corpus) -> None:
     corpus.add_generation(EMPTY, [images({"a.jpg": "1"})])
     corpus.add_generation(corpus.generation(), [images({"a.jpg": None, "b.jpg": "1"})])
     assert live(corpus, corpus.generation(1)) == {"a.jpg": "1"}
 
 
-def test_a_generation_says_which_one_wrote_each_shard_and_its_rows(any_corpus: Corpus) -> None:
+def test_a_generation_records_for_each_shard_its_rows_and_the_generation_that_wrote_it(any_corpus: Corpus) -> None:
     any_corpus.add_generation(EMPTY, [images({"a.jpg": "1", "b.jpg": "1"})])
     any_corpus.add_generation(any_corpus.generation(), [images({"c.jpg": "1"})])
     assert [(shard.rows, shard.generation) for shard in any_corpus.generation().shards] == [(2, 1), (1, 2)]
@@ -119,21 +119,21 @@ def test_the_tenth_generation_is_newer_than_the_ninth(corpus: Corpus) -> None:
     assert live(corpus) == {"a.jpg": "10"}
 
 
-def test_of_two_writers_on_one_base_the_second_changes_nothing(any_corpus: Corpus) -> None:
+def test_the_second_of_two_writers_on_one_base_adds_nothing(any_corpus: Corpus) -> None:
     assert any_corpus.add_generation(EMPTY, [images({"a.jpg": "1"})])
     assert not any_corpus.add_generation(EMPTY, [images({"b.jpg": "1"})])
     assert live(any_corpus) == {"a.jpg": "1"}
 
 
-def test_the_second_of_two_writers_compares_again_and_is_added(any_corpus: Corpus) -> None:
+def test_the_second_of_two_writers_can_add_its_rows_on_the_new_base(any_corpus: Corpus) -> None:
     any_corpus.add_generation(EMPTY, [images({"a.jpg": "1"})])
     assert not any_corpus.add_generation(EMPTY, [images({"b.jpg": "1"})])
     assert any_corpus.add_generation(any_corpus.generation(), [images({"b.jpg": "1"})])
     assert live(any_corpus) == {"a.jpg": "1", "b.jpg": "1"}
 
 
-def test_of_two_writers_at_once_one_is_told_that_it_made_the_generation() -> None:
-    """In every order in which each interrupts the other once at most."""
+def test_of_two_concurrent_writers_exactly_one_is_told_that_it_made_the_generation() -> None:
+    """Tried in many orders in which each interrupts the other at most once."""
     for first, second in product(range(0, 40, 2), range(0, 40, 3)):
         with machine() as disk:
             made: dict[str, bool] = {}
@@ -149,14 +149,14 @@ def test_of_two_writers_at_once_one_is_told_that_it_made_the_generation() -> Non
 # Damage
 
 
-def test_a_listed_shard_that_is_not_there_stops_every_reader(any_corpus: Corpus) -> None:
+def test_reading_a_generation_with_a_missing_shard_is_an_error_with_a_remedy(any_corpus: Corpus) -> None:
     any_corpus.add_generation(EMPTY, [images({"a.jpg": "1"}), images({"b.jpg": "1"})])
     any_corpus.files.remove(any_corpus.images.path(any_corpus.generation().shard_names[0]))
     with pytest.raises(GsecError, match=r"corpus birds: its image list is damaged .* The next `gsec run` of its source writes it again"):
         any_corpus.live_rows(any_corpus.generation())
 
 
-def test_a_listed_shard_that_is_bad_stops_every_reader(any_corpus: Corpus) -> None:
+def test_reading_a_generation_with_a_damaged_shard_is_an_error(any_corpus: Corpus) -> None:
     any_corpus.add_generation(EMPTY, [images({"a.jpg": "1"}), images({"b.jpg": "1"})])
     damage(any_corpus, any_corpus.generation().shard_names[1])
     with pytest.raises(GsecError, match="corpus birds: its image list is damaged"):
@@ -171,7 +171,7 @@ def test_a_shard_that_no_generation_lists_is_never_read(corpus: Corpus) -> None:
 
 
 class Killed(BaseException):
-    """SIGKILL."""
+    """Ends a writer as SIGKILL would."""
 
 
 def without_generations(files: Files) -> Files:
@@ -187,14 +187,14 @@ def without_generations(files: Files) -> Files:
     return dying
 
 
-def test_a_writer_killed_before_its_generation_leaves_nothing_that_counts(any_corpus: Corpus) -> None:
+def test_a_writer_killed_before_it_creates_its_generation_changes_no_live_row(any_corpus: Corpus) -> None:
     any_corpus.add_generation(EMPTY, [images({"a.jpg": "1"})])
     with pytest.raises(Killed):
         Corpus(without_generations(any_corpus.files), "birds").add_generation(any_corpus.generation(), [images({"a.jpg": None, "b.jpg": "1"})])
     assert live(any_corpus) == {"a.jpg": "1"}
 
 
-def test_a_rerun_of_a_killed_writer_uses_its_shards(corpus: Corpus) -> None:
+def test_a_rerun_of_a_killed_writer_reuses_its_shards(corpus: Corpus) -> None:
     rows = [images({"a.jpg": "1"}), images({"b.jpg": "1"})]
     with pytest.raises(Killed):
         Corpus(without_generations(corpus.files), "birds").add_generation(EMPTY, rows)
@@ -204,7 +204,7 @@ def test_a_rerun_of_a_killed_writer_uses_its_shards(corpus: Corpus) -> None:
 
 
 class Growth(RuleBasedStateMachine):
-    """Any sequence of what may happen to a corpus, against a dictionary for each generation."""
+    """Any sequence of events in the life of a corpus, checked against a dictionary per generation."""
 
     changes = st.dictionaries(st.sampled_from(["a", "b", "c", "d", "e"]), st.none() | st.sampled_from(["1", "2"]), min_size=1)
 
@@ -218,7 +218,7 @@ class Growth(RuleBasedStateMachine):
         return {uri: version for uri, version in (self.generations[-1] | change).items() if version is not None}
 
     def write(self, base: Generation, change: dict[str, str | None], corpus: Corpus | None = None) -> bool:
-        """Two rows a shard."""
+        """Add a generation with two rows per shard."""
         items = list(change.items())
         return (corpus or self.corpus).add_generation(base, [images(dict(items[at : at + 2])) for at in range(0, len(items), 2)])
 
@@ -269,7 +269,7 @@ class Growth(RuleBasedStateMachine):
                 assert live(self.corpus, generation) == listing
 
 
-def test_whatever_happens_each_generation_reads_as_one_listing() -> None:
+def test_after_any_sequence_of_events_each_generation_reads_as_one_listing() -> None:
     run_state_machine_as_test(Growth, settings=reproducible(60, steps=8))
 
 
@@ -286,7 +286,7 @@ def test_a_corpus_is_bound_to_its_first_source(any_corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("other", [{"url": "s3://bucket/fish", "image_column": "image"}, {"url": "s3://bucket/birds", "image_column": "photo"}])
-def test_another_source_is_refused(any_corpus: Corpus, other: dict[str, Any]) -> None:
+def test_binding_a_corpus_to_another_source_is_refused(any_corpus: Corpus, other: dict[str, Any]) -> None:
     any_corpus.bind(SOURCE)
     with pytest.raises(Refused, match=rf"corpus birds belongs to s3://bucket/birds \(.*\), not to {other['url']} \(.*\)\. Choose another name with --corpus"):
         any_corpus.bind(other)
@@ -300,7 +300,7 @@ def test_a_source_is_checked_without_binding_it(corpus: Corpus) -> None:
         corpus.check_bound(SOURCE)
 
 
-def test_a_corpus_that_is_not_there_has_no_source(any_corpus: Corpus) -> None:
+def test_a_missing_corpus_has_no_source(any_corpus: Corpus) -> None:
     with pytest.raises(FileNotFoundError):
         any_corpus.source()
 
@@ -308,28 +308,28 @@ def test_a_corpus_that_is_not_there_has_no_source(any_corpus: Corpus) -> None:
 # Redo
 
 
-def test_nothing_was_redone_at_first(any_corpus: Corpus) -> None:
+def test_a_new_corpus_has_no_redo_counters(any_corpus: Corpus) -> None:
     assert any_corpus.redo_counters() == {}
 
 
-def test_each_stage_counts_how_often_it_was_redone(any_corpus: Corpus) -> None:
+def test_each_stage_has_its_own_redo_counter(any_corpus: Corpus) -> None:
     assert [any_corpus.redo("encode"), any_corpus.redo("encode"), any_corpus.redo("two-words")] == [1, 2, 1]
     assert any_corpus.redo_counters() == {"encode": 2, "two-words": 1}
 
 
-def test_the_tenth_redo_is_newer_than_the_ninth(corpus: Corpus) -> None:
+def test_redo_counters_go_on_beyond_nine(corpus: Corpus) -> None:
     assert [corpus.redo("encode") for _ in range(11)] == list(range(1, 12))
 
 
-def test_one_who_asks_again_by_name_raises_the_counter_once(any_corpus: Corpus) -> None:
+def test_a_named_request_that_is_repeated_raises_the_redo_counter_only_once(any_corpus: Corpus) -> None:
     assert [any_corpus.redo("encode", asker) for asker in ("one", "one", "other", None, "one", "other")] == [1, 1, 2, 3, 1, 2]
     assert any_corpus.redo("train", "one") == 1
     assert any_corpus.redo_counters() == {"encode": 3, "train": 1}
 
 
 @pytest.mark.parametrize(("askers", "expected"), [((None, None), [1, 2]), (("one", "other"), [1, 2]), (("one", "one"), [1, 1])])
-def test_two_who_redo_at_once(askers: tuple[str | None, str | None], expected: list[int]) -> None:
-    """They get different counts unless they are the same; in every order in which each interrupts the other once at most."""
+def test_two_concurrent_redos_get_different_counts_unless_they_are_the_same_request(askers: tuple[str | None, str | None], expected: list[int]) -> None:
+    """Tried in every order in which each interrupts the other at most once."""
     for first, second in product(range(20), range(20)):
         with machine() as disk:
             counts: list[int] = []

@@ -1,7 +1,7 @@
-"""What is there when the power failed, a process was killed, or two wrote at once: see `simulation` for the machine.
+"""The state of a store after a power loss, after a kill, and with concurrent writers; `simulation` explains the machine.
 
-In each test processes commit shards, stopped and let go in an order that hypothesis draws, some killed on the way.
-The last tests break a rule of the store each, and show that the tests above notice.
+In each test, processes commit shards in turns whose order hypothesis draws; some are killed on the way.
+Each of the last tests breaks a rule of the store and shows that the tests above notice it.
 """
 
 import os
@@ -28,21 +28,21 @@ from .examples import embeddings, reproducible
 from .simulation import BEST, WORST, Fate, Machine, Promised, Schedule, after_power_loss, machine
 
 ROWS = {name: embeddings(first=100 * number, rows=2) for number, name in enumerate(["00000", "00001", "00002"])}
-"""The planned shards. Whoever computes one gets the same rows; its footer also says who wrote it."""
+"""The planned shards. Every writer computes the same rows for a shard; the footer also names the writer."""
 
 PLAN = tuple(ROWS)
 
 
 @cache
 def content(name: str, writer: int) -> bytes:
-    """The bytes of a shard as a writer makes it."""
+    """The bytes of a shard as writer number ``writer`` makes it."""
     scratch = Shards(open_files(f"memory://{uuid4().hex}"), "shards")
     scratch.commit(name, ROWS[name], {"writer": writer})
     return scratch.files.read(scratch.path(name))
 
 
 def shards_of(disk: Machine) -> Shards:
-    """The planned shards as a process sees them that has just begun."""
+    """The table of the planned shards, as a new process opens it."""
     return Shards(LocalFiles(str(disk.folder / "store")), "corpus/embeddings/fingerprint")
 
 
@@ -59,13 +59,13 @@ class Writer:
 
 @dataclass
 class Work:
-    """Writers at work on one disk, in an order."""
+    """Writers at work on one disk, and the order of their turns."""
 
     writers: list[Writer]
     schedule: Schedule = ()
     hard_links: bool = True
     returned: list[tuple[str, int, bool]] = field(default_factory=list)
-    """Of every commit that came back: the shard's name, the writer's number, what it was told."""
+    """For every commit that returned: the shard's name, the writer's number, whether it was told that it created the shard."""
 
     def on(self, disk: Machine, *others: Callable[[], None]) -> None:
         bodies = [self._body(disk, number, writer) for number, writer in enumerate(self.writers)]
@@ -83,7 +83,7 @@ class Work:
 
 
 def rerun(disk: Machine) -> None:
-    """What a run does that finds the store like this: bad shards aside, and then what is missing."""
+    """Do what a run does with such a store: set bad shards aside, then make the missing ones."""
     again = shards_of(disk)
     for name in again.names():
         again.set_aside(name)
@@ -108,7 +108,7 @@ def calls_of(writer: Writer) -> int:
 
 
 def is_whole(disk: Machine, name: str) -> bool:
-    """Whether a shard that has its name is as some writer wanted it."""
+    """Whether a shard can be read under its name and has the planned rows."""
     try:
         return shards_of(disk).read(name).equals(ROWS[name])
     except BadShard:
@@ -167,7 +167,7 @@ def test_after_a_power_loss_every_promised_shard_is_there(work: Work, fate: Fate
 
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
 def test_a_promise_holds_at_whatever_call_another_writer_was_interrupted(killed: bool) -> None:
-    """What the other has made but not synced is synced by whoever relies on it."""
+    """A directory or file that the other writer has made but not synced is synced by the writer that relies on it."""
     for call in range(calls_of(Writer(("00000",))) + 1):
         with machine() as disk:
             Work([Writer(("00000",), call if killed else None), Writer(("00000",))], [(0, call), (1, 100)]).on(disk)
@@ -225,9 +225,10 @@ def test_a_writer_killed_at_any_call_leaves_at_most_one_temporary_file(call: int
         assert len(left.files.leftovers(left.directory)) <= 1
 
 
-# Several at once
+# Concurrent writers and readers
 
 
+# Exactly one of the writers of a shard is told that it created the shard, and its bytes are the ones that stay.
 @reproducible(100)
 @given(works)
 def test_of_all_who_make_a_shard_one_is_told_so_and_its_bytes_stay(work: Work) -> None:
@@ -240,7 +241,7 @@ def test_of_all_who_make_a_shard_one_is_told_so_and_its_bytes_stay(work: Work) -
 
 @reproducible(100)
 @given(works)
-def test_all_who_make_a_shard_come_back_and_leave_nothing_else(work: Work) -> None:
+def test_concurrent_writers_all_finish_and_leave_no_files_but_the_shards(work: Work) -> None:
     with machine(work.hard_links) as disk:
         work.on(disk)
         assert len(work.returned) == sum(len(writer.names) for writer in work.writers)
@@ -290,7 +291,7 @@ def disk_with_a_bad_shard() -> AbstractContextManager[Machine]:
 
 @dataclass
 class Mender:
-    """A process that sets the bad shard aside and makes it again, as a run does that comes upon it."""
+    """A process that sets the bad shard aside and makes it again, as a run does when it finds one."""
 
     disk: Machine
     number: int = 0
@@ -305,19 +306,19 @@ class Mender:
 
 
 def aside(disk: Machine) -> list[bytes]:
-    """The content of all that was set aside."""
+    """The content of all files that were set aside."""
     return [path.read_bytes() for path in disk.folder.rglob("_bad-*")]
 
 
 def assert_mended(disk: Machine, menders: list[Mender]) -> None:
-    """A good shard is there, and aside nothing but the bad one, which one of them has set aside."""
+    """The shard is good, only the bad one was set aside, and exactly one process has done that."""
     assert is_whole(disk, "00000")
     assert aside(disk) == [BAD]
     assert [mender.set_aside for mender in menders].count(True) == 1
 
 
 def test_when_two_mend_a_shard_at_once_a_good_one_stays() -> None:
-    """In every order in which each interrupts the other once at most."""
+    """Tried in every order in which each interrupts the other at most once."""
     for first, second in product(range(25), range(25)):
         with disk_with_a_bad_shard() as disk:
             menders = [Mender(disk, 0), Mender(disk, 1)]
@@ -367,11 +368,11 @@ def test_after_a_power_loss_a_shard_is_bad_until_it_is_aside_and_good_when_it_is
         assert list(named(left).values()) in allowed[frozenset(promised)]
 
 
-# The tests above notice when a rule is broken
+# The tests above notice if a rule is broken
 
 
 def create_in_place(self: LocalFiles, path: str, data: bytes) -> bool:
-    """Exclusive, and durable in the end, but not whole from the beginning."""
+    """Breaks a rule: the file is exclusive, and durable in the end, but visible before it is complete."""
     final = self.location(path)
     files._make_directory(os.path.dirname(final))
     try:
@@ -392,7 +393,7 @@ def rename_over(temporary: str, final: str) -> bool:
 
 
 def make_directory_trusting_others(directory: str) -> None:
-    """Durable if no other process makes it or was killed making it."""
+    """Breaks a rule: the directory is durable only if no other process made it, or was killed while it made it."""
     if not os.path.isdir(directory):
         make_directory_trusting_others(os.path.dirname(directory))
         with suppress(FileExistsError):
@@ -401,7 +402,7 @@ def make_directory_trusting_others(directory: str) -> None:
 
 
 def create_trusting_others(self: LocalFiles, path: str, data: bytes) -> bool:
-    """Trusts that whoever has made the file has made its name durable."""
+    """Breaks a rule: trusts that another process that made the file also made its name durable."""
     return not files.os.path.exists(self.location(path)) and real_create(self, path, data)
 
 
@@ -428,7 +429,9 @@ whole_for_a_reader = test_a_reader_meanwhile_sees_each_shard_whole_or_not_at_all
         pytest.param(patch.object(files, "_link_exclusively", rename_over), one_winner, [works], id="the last wins"),
     ],
 )
-def test_a_broken_rule_is_noticed(broken: AbstractContextManager[object], noticed_by: Any, drawn: list[st.SearchStrategy[Any]]) -> None:
+def test_each_broken_rule_of_writing_makes_a_test_above_fail(
+    broken: AbstractContextManager[object], noticed_by: Any, drawn: list[st.SearchStrategy[Any]]
+) -> None:
     search = settings(reproducible(1000), phases=[Phase.generate])(given(*drawn)(noticed_by.hypothesis.inner_test))
     with broken, pytest.raises(AssertionError):
         search()
@@ -442,11 +445,11 @@ def test_a_broken_rule_is_noticed(broken: AbstractContextManager[object], notice
         pytest.param(patch.object(LocalFiles, "create", create_trusting_others), id="files"),
     ],
 )
-def test_trust_in_what_others_have_not_synced_is_noticed(trusting: AbstractContextManager[object], killed: bool) -> None:
+def test_trust_in_unsynced_files_or_directories_of_others_makes_a_test_above_fail(trusting: AbstractContextManager[object], killed: bool) -> None:
     with trusting, pytest.raises(AssertionError):
         test_a_promise_holds_at_whatever_call_another_writer_was_interrupted(killed)
 
 
-def test_a_good_shard_that_is_not_put_back_is_noticed() -> None:
+def test_a_good_shard_that_is_set_aside_and_not_put_back_makes_a_test_above_fail() -> None:
     with patch.object(shards, "_is_good", lambda _: False), pytest.raises(AssertionError):
         test_when_two_mend_a_shard_at_once_a_good_one_stays()

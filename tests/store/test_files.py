@@ -1,4 +1,4 @@
-"""A file appears complete under its name or not at all, on every kind of filesystem."""
+"""On every kind of filesystem a file appears complete under its name or not at all."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ from ..disks import as_anyone
 # On every filesystem
 
 
-def test_a_created_file_holds_what_was_written(any_files: Files) -> None:
+def test_a_created_file_holds_the_bytes_that_were_written(any_files: Files) -> None:
     assert any_files.create("corpus/table/a", b"first")
     assert any_files.read("corpus/table/a") == b"first"
 
@@ -40,7 +40,7 @@ def test_the_first_of_two_writers_wins(any_files: Files) -> None:
     assert any_files.read("a") == b"first"
 
 
-def test_replace_makes_or_replaces(any_files: Files) -> None:
+def test_replace_makes_a_file_or_replaces_it(any_files: Files) -> None:
     any_files.replace("published/run.json", b"old")
     any_files.replace("published/run.json", b"new")
     assert any_files.read("published/run.json") == b"new"
@@ -54,19 +54,19 @@ def test_move_leaves_nothing_under_the_old_name(any_files: Files) -> None:
     assert any_files.read("table/b") == b"bytes"
 
 
-def test_a_file_that_is_gone_cannot_be_moved(any_files: Files) -> None:
+def test_moving_a_missing_file_is_an_error(any_files: Files) -> None:
     with pytest.raises(FileNotFoundError):
         any_files.move("table/a", "table/b")
 
 
-def test_a_file_that_is_gone_cannot_be_read(any_files: Files) -> None:
+def test_reading_or_opening_a_missing_file_is_an_error(any_files: Files) -> None:
     with pytest.raises(FileNotFoundError):
         any_files.read("table/a")
     with pytest.raises(FileNotFoundError):
         any_files.open("table/a")
 
 
-def test_an_open_file_is_read_at_random(any_files: Files) -> None:
+def test_an_open_file_can_be_read_at_any_position(any_files: Files) -> None:
     any_files.create("a", b"0123456789")
     with any_files.open("a") as file:
         file.seek(4)
@@ -81,35 +81,35 @@ def test_files_and_directories_are_listed_apart(any_files: Files) -> None:
     assert any_files.directories("") == {"corpus"}
 
 
-def test_a_directory_that_is_not_there_is_empty(any_files: Files) -> None:
+def test_a_missing_directory_is_listed_as_empty(any_files: Files) -> None:
     assert any_files.files("nowhere") == any_files.directories("nowhere") == any_files.leftovers("nowhere") == set()
 
 
-def test_a_removed_file_is_gone(any_files: Files) -> None:
+def test_remove_removes_only_the_named_file(any_files: Files) -> None:
     any_files.create("table/a", b"")
     any_files.create("table/b", b"")
     any_files.remove("table/a")
     assert any_files.files("table") == {"b"}
 
 
-def test_a_directory_goes_with_its_last_file(any_files: Files) -> None:
+def test_a_directory_is_removed_with_its_last_file(any_files: Files) -> None:
     any_files.create("corpus/kept", b"")
     any_files.create("corpus/table/a", b"")
     any_files.remove("corpus/table/a")
     assert any_files.directories("corpus") == set()
 
 
-def test_modified_is_when_it_was_written(any_files: Files) -> None:
+def test_modified_gives_the_time_of_writing(any_files: Files) -> None:
     any_files.create("a", b"")
     assert abs(any_files.modified("a") - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_location_is_what_a_user_types(any_files: Files, url: str) -> None:
+def test_location_gives_the_address_that_a_user_would_type(any_files: Files, url: str) -> None:
     assert any_files.location("corpus/table/a") == f"{url}/corpus/table/a"
 
 
 def raising(error: OSError, then: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """A call that raises ``error``: the first time only if ``then`` stands for the later ones."""
+    """A function that raises ``error``: on every call, or only on the first if ``then`` is given for later ones."""
     calls = iter([error])
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -124,7 +124,7 @@ def raising(error: OSError, then: Callable[..., Any] | None = None) -> Callable[
 
 
 @pytest.mark.parametrize("url", ["http://host/store", "https://host/store", "ftp://host/store", "zip://store", "S3://bucket"])
-def test_other_protocols_are_refused(url: str) -> None:
+def test_unsupported_protocols_are_refused(url: str) -> None:
     with pytest.raises(Refused, match=f"--store {url}: a store is a folder or one of file://, s3://"):
         open_files(url)
 
@@ -135,7 +135,7 @@ def test_chained_protocols_are_refused(url: str) -> None:
         open_files(url)
 
 
-def test_a_missing_client_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_client_library_is_refused_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(*_: Any, **__: Any) -> None:
         raise ImportError("Install s3fs to access S3")
 
@@ -149,7 +149,7 @@ def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "a").read_bytes() == b"bytes"
 
 
-def test_a_folder_is_kept_when_the_working_directory_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_stays_the_same_after_the_working_directory_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = open_files("store")
     monkeypatch.chdir("/")
@@ -177,7 +177,7 @@ WRITES: list[Callable[[Files, str, bytes], object]] = [LocalFiles.create, LocalF
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_disk_that_is_full_after_some_bytes_leaves_nothing(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+def test_a_write_to_a_disk_that_becomes_full_leaves_no_file(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
     os_write = os.write
     room = iter([2])
 
@@ -193,7 +193,7 @@ def test_a_disk_that_is_full_after_some_bytes_leaves_nothing(folder: LocalFiles,
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_forbidden_folder_leaves_nothing(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+def test_a_write_into_a_forbidden_folder_leaves_no_file(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
     folder.create("table/other", b"")
     monkeypatch.setattr(files.os, "open", failing(errno.EACCES))
     with pytest.raises(PermissionError):
@@ -202,7 +202,7 @@ def test_a_forbidden_folder_leaves_nothing(folder: LocalFiles, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_failed_fsync_leaves_nothing(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+def test_a_write_whose_fsync_fails_leaves_no_file(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
     folder.create("table/other", b"")
     monkeypatch.setattr(files, "_sync_directory", lambda _: None)
     monkeypatch.setattr(files.os, "fsync", failing(errno.EIO))
@@ -211,7 +211,7 @@ def test_a_failed_fsync_leaves_nothing(folder: LocalFiles, monkeypatch: pytest.M
     assert everything_in(folder) == {"table/other"}
 
 
-def test_a_name_that_cannot_be_given_leaves_nothing(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_whose_final_name_cannot_be_given_leaves_no_file(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.os, "link", failing(errno.EACCES))
     monkeypatch.setattr(files.os, "rename", failing(errno.EACCES))
     for write in WRITES:
@@ -229,7 +229,9 @@ def test_a_name_that_cannot_be_given_leaves_nothing(folder: LocalFiles, monkeypa
         (errno.EIO, "Input/output error: "),
     ],
 )
-def test_a_failed_write_names_the_file_and_what_to_do(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+def test_the_error_of_a_failed_write_names_the_file_and_a_remedy_if_there_is_one(
+    folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
     monkeypatch.setattr(files.os, "write", failing(code))
     for write in WRITES:
         with pytest.raises(OSError, match=re.escape(f"[Errno {code}] {words}'{folder.location('table/a')}'")):
@@ -237,21 +239,21 @@ def test_a_failed_write_names_the_file_and_what_to_do(folder: LocalFiles, monkey
 
 
 @pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_a_forbidden_directory_is_named_with_what_to_do(folder: LocalFiles, mode: int) -> None:
+def test_the_error_of_a_forbidden_directory_names_it_and_a_remedy(folder: LocalFiles, mode: int) -> None:
     folder.create("table/other", b"")
     (Path(folder.url) / "table").chmod(mode)
     with pytest.raises(PermissionError, match=re.escape(f"Permission denied; allow this user to read and write there: '{folder.url}/table")):
         as_anyone(lambda: (folder.files("table"), folder.create("table/a", b"bytes")))
 
 
-def test_a_file_that_may_not_be_read_is_named_with_what_to_do(folder: LocalFiles) -> None:
+def test_the_error_of_a_file_that_may_not_be_read_names_it_and_a_remedy(folder: LocalFiles) -> None:
     folder.create("table/a", b"")
     (Path(folder.url) / "table" / "a").chmod(0)
     with pytest.raises(PermissionError, match=re.escape(f"allow this user to read and write there: '{folder.location('table/a')}'")):
         as_anyone(lambda: folder.read("table/a"))
 
 
-def test_a_disk_that_has_room_again_is_written(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_full_disk_has_room_again_the_same_write_succeeds(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
         full.setattr(files.os, "write", failing(errno.ENOSPC))
         with pytest.raises(OSError, match="No space left"):
@@ -280,7 +282,7 @@ def test_a_folder_above_the_store_need_not_be_readable(folder: LocalFiles, monke
     assert folder.create("table/a", b"bytes")
 
 
-def test_temporary_files_are_leftovers_and_no_files(folder: LocalFiles) -> None:
+def test_temporary_files_are_listed_as_leftovers_and_not_as_files(folder: LocalFiles) -> None:
     folder.create("table/a", b"")
     (Path(folder.url) / "table" / ".tmp-killed").write_bytes(b"half")
     assert folder.files("table") == {"a"}
@@ -297,7 +299,7 @@ def test_without_hard_links_the_first_writer_wins_by_an_exclusive_rename(folder:
 
 
 class LibcWithout:
-    """A C library whose renameat2 the filesystem does not support, or which has none."""
+    """A C library without renameat2, or with one that the filesystem does not support."""
 
     def __init__(self, has_function: bool) -> None:
         if has_function:
@@ -305,7 +307,7 @@ class LibcWithout:
 
 
 @pytest.mark.parametrize("has_function", [True, False])
-def test_a_filesystem_that_can_exclude_nobody_is_named_with_a_remedy(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, has_function: bool) -> None:
+def test_a_filesystem_without_any_exclusive_write_is_an_error_with_a_remedy(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch, has_function: bool) -> None:
     monkeypatch.setattr(files.os, "link", failing(errno.EPERM))
     monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: LibcWithout(has_function))
     with pytest.raises(GsecError, match=r"Put the store elsewhere\."):
@@ -313,12 +315,12 @@ def test_a_filesystem_that_can_exclude_nobody_is_named_with_a_remedy(folder: Loc
     assert everything_in(folder) == set()
 
 
-def test_two_removers_may_empty_a_directory_at_once(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_may_remove_an_emptied_directory_at_once(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.create("table/a", b"")
     os_rmdir = os.rmdir
 
     def rmdir(directory: str) -> None:
-        os_rmdir(directory)  # the other one's
+        os_rmdir(directory)  # as the other process does just before
         os_rmdir(directory)
 
     monkeypatch.setattr(files.os, "rmdir", rmdir)
@@ -326,7 +328,7 @@ def test_two_removers_may_empty_a_directory_at_once(folder: LocalFiles, monkeypa
     assert folder.directories("") == set()
 
 
-def test_a_directory_that_is_removed_as_empty_meanwhile_is_made_again(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_another_process_removes_during_a_write_is_made_again(folder: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.create("table/last", b"")
     os_open = os.open
     others = iter([lambda: folder.remove("table/last")])
@@ -353,7 +355,7 @@ def test_a_store_on_a_read_only_disk_is_refused(folder: LocalFiles, monkeypatch:
         Store(folder).check_writable()
 
 
-def test_a_check_for_writing_leaves_nothing(any_store: Store) -> None:
+def test_the_check_whether_a_store_can_be_written_leaves_no_file(any_store: Store) -> None:
     any_store.check_writable()
     assert any_store.files.files("runs") == any_store.files.directories("") == set()
 
@@ -368,15 +370,15 @@ def s3(bucket: str) -> RemoteFiles:
     return made
 
 
-def test_a_listing_is_never_remembered(s3: RemoteFiles, bucket: str) -> None:
-    """What is done is what the store says now, whoever wrote it."""
+def test_listings_of_s3_are_never_cached(s3: RemoteFiles, bucket: str) -> None:
+    """A run must see files that other processes have written."""
     s3.create("table/a", b"")
     assert s3.files("table") == {"a"}
     boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key="store/table/b", Body=b"")
     assert s3.files("table") == {"a", "b"}
 
 
-def test_the_put_itself_excludes_the_second_writer(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_s3_the_put_itself_excludes_the_second_writer(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     puts: list[bytes] = []
     put = s3._filesystem.pipe_file
     with monkeypatch.context() as blind:
@@ -389,24 +391,26 @@ def test_the_put_itself_excludes_the_second_writer(s3: RemoteFiles, monkeypatch:
 
 
 def s3_error(code: str) -> OSError:
-    """As s3fs raises what S3 answers to a PUT. Not every S3 names the condition that failed."""
+    """An error as s3fs raises it for an answer to a PUT. Not every S3 server names the condition that failed."""
     error: OSError = translate_boto_error(ClientError({"Error": {"Code": code, "Message": code}}, "PutObject"))
     return error
 
 
-def test_a_failed_precondition_means_that_another_was_first(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_precondition_means_that_another_writer_was_first(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3._filesystem, "pipe_file", raising(s3_error("PreconditionFailed")))
     assert not s3.create("table/a", b"loser")
 
 
-def test_a_conflict_with_an_upload_that_fails_is_no_lost_race(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conflict_with_another_upload_that_failed_is_retried(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3._filesystem, "pipe_file", raising(s3_error("ConditionalRequestConflict"), then=s3._filesystem.pipe_file))
     assert s3.create("table/a", b"bytes")
     assert s3.read("table/a") == b"bytes"
 
 
 @pytest.mark.parametrize(("there", "made"), [(b"bytes", True), (b"another's", False)])
-def test_an_upload_that_is_over_already_was_ours_if_the_file_is(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch, there: bytes, made: bool) -> None:
+def test_an_upload_whose_reply_was_lost_counts_as_ours_if_the_file_has_our_bytes(
+    s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch, there: bytes, made: bool
+) -> None:
     put = s3._filesystem.pipe_file
 
     def after_a_lost_reply(where: str, data: bytes, **options: Any) -> None:
@@ -417,7 +421,7 @@ def test_an_upload_that_is_over_already_was_ours_if_the_file_is(s3: RemoteFiles,
     assert s3.create("table/a", b"bytes") == made
 
 
-def test_a_conflict_that_does_not_end_is_told(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conflict_that_does_not_end_is_raised_as_unreachable(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     conflict = raising(s3_error("ConditionalRequestConflict"))
     monkeypatch.setattr(s3._filesystem, "pipe_file", conflict)
     with pytest.raises(Unreachable, match=r"store/table/a: .* met another writer"):
@@ -430,7 +434,7 @@ def test_a_refused_put_is_not_taken_for_a_lost_race(s3: RemoteFiles, monkeypatch
         s3.create("table/a", b"bytes")
 
 
-def test_a_bucket_that_is_not_there_cannot_be_written(bucket: str) -> None:
+def test_a_store_in_a_missing_bucket_is_refused(bucket: str) -> None:
     with pytest.raises(Refused, match="cannot be written"):
         Store.open(f"{bucket}-missing").check_writable()
 

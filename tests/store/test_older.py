@@ -1,4 +1,4 @@
-"""A store that the version before methods had sections of their own has written: its runs are read, and found again."""
+"""A store written by version 0.1, before methods had their own sections of settings: its runs are read and found again."""
 
 import tarfile
 from pathlib import Path
@@ -24,24 +24,24 @@ def older(tmp_path: Path) -> Context:
     return Context.of(run, run.config())
 
 
-def test_its_settings_are_what_they_were_under_their_names_of_now(older: Context) -> None:
+def test_settings_of_an_older_run_keep_their_values_under_their_new_names(older: Context) -> None:
     request = older.run.request()["config"]
     assert (request["preset"], request["train"]["ensemble_size"]) == ("default", 32)
     assert older.config.of_method.model_dump() == {"preset": "default", "ensemble_size": 32, "max_steps": None, "tol": None}
     assert (older.config.method, older.config.text_source) == ("gsec", "captions")
 
 
-def test_the_same_request_finds_the_run_again_with_all_its_tables(older: Context) -> None:
+def test_the_same_request_finds_the_older_run_with_all_its_tables(older: Context) -> None:
     again = pipeline.run_of(Store(older.run.files), older.corpus, PipelineConfig(clusters=3, store=older.run.files.url), older.generation.number)
     assert again.id == older.run.id
     for name in older.run.request()["stages"]:
         recorded = older.run.stage(name)
         assert recorded is not None
         assert pipeline.stage(name).fingerprint(older) == recorded["fingerprint"], name
-        assert run_stage(older, pipeline.stage(name)) == {}, "nothing is made"
+        assert run_stage(older, pipeline.stage(name)) == {}, "nothing must be made again"
 
 
-def test_its_summary_and_its_publication_stand(older: Context) -> None:
+def test_an_older_run_can_be_summarised_and_is_still_published(older: Context) -> None:
     said = pipeline.finish(older)
     assert (said["images"], said["clusters"], said["published"]) == (12, 3, True)
     assert sorted(row["size"] for row in said["cluster_rows"]) == [4, 4, 4]
@@ -52,7 +52,7 @@ def test_its_summary_and_its_publication_stand(older: Context) -> None:
     assert not status.verify(Store(older.run.files))
 
 
-def test_commands_read_it(older: Context, tmp_path: Path) -> None:
+def test_status_publish_report_and_export_work_on_an_older_store(older: Context, tmp_path: Path) -> None:
     store = ["--store", older.run.files.url]
     gsec_here("status", *store)
     gsec_here("publish", "--run", older.run.id, *store)
@@ -61,7 +61,7 @@ def test_commands_read_it(older: Context, tmp_path: Path) -> None:
     assert "binder" in (tmp_path / "export" / "clusters.csv").read_text()
 
 
-def test_new_images_go_into_its_clusters(older: Context, server: str, tmp_path: Path) -> None:
+def test_new_images_are_assigned_to_the_clusters_of_an_older_run(older: Context, server: str, tmp_path: Path) -> None:
     new = write_colours(tmp_path / "new")
     with asking(server):
         gsec_here("assign", new, "--run", older.run.id, "--store", older.run.files.url)

@@ -1,4 +1,4 @@
-"""What prune deletes, and what it never does."""
+"""What prune deletes, and what it never deletes."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def grow_old(tmp_path: Path) -> None:
 
 
 def carry_out(tmp_path: Path, keep_runs: int) -> list[str]:
-    """Returns what was deleted."""
+    """Prune the store and return the paths that were deleted."""
     return [deletion.path for deletion in prune.plan(Store.open(str(tmp_path / "store")), keep_runs) if deletion.carry_out()]
 
 
@@ -45,7 +45,7 @@ def contexts(tmp_path: Path, source: Path, clusters: range) -> list[Context]:
     return [cluster(settings(source, tmp_path / "store", clusters=count))[0] for count in clusters]
 
 
-def test_the_pages_of_a_report_go_with_its_run(tmp_path: Path, source: Path) -> None:
+def test_the_pages_of_a_report_are_deleted_with_its_run(tmp_path: Path, source: Path) -> None:
     old, newest = contexts(tmp_path, source, range(2, 4))
     directory = old.shards(report.STAGE, REPORT_TABLE).directory
     old.run.files.create(f"{directory}/clusters/00000.html", b"as of many clusters")
@@ -64,7 +64,7 @@ def test_nothing_younger_than_a_day_is_deleted(tmp_path: Path, source: Path) -> 
     assert prune.plan(Store.open(str(tmp_path / "store")), 1) == []
 
 
-def test_old_runs_go_with_their_tables_and_the_newest_stay(tmp_path: Path, source: Path) -> None:
+def test_old_runs_are_deleted_with_their_tables_and_the_newest_are_kept(tmp_path: Path, source: Path) -> None:
     old, newest = contexts(tmp_path, source, range(2, 4))
     before = labels(newest)
     grow_old(tmp_path)
@@ -75,10 +75,10 @@ def test_old_runs_go_with_their_tables_and_the_newest_stay(tmp_path: Path, sourc
     assert carry_out(tmp_path, 1) == []
     again, _, made = cluster(settings(source, tmp_path / "store", clusters=2))
     assert again.run.id == old.run.id
-    assert made["encode"] == {}, "embeddings of live images stay"
+    assert made["encode"] == {}, "embeddings of live images must be kept"
 
 
-def test_planning_deletes_nothing(tmp_path: Path, source: Path) -> None:
+def test_plan_itself_deletes_nothing(tmp_path: Path, source: Path) -> None:
     contexts(tmp_path, source, range(2, 4))
     grow_old(tmp_path)
     files = set((tmp_path / "store").rglob("*"))
@@ -109,7 +109,7 @@ def test_deleted_images_lose_their_thumbnails_unless_a_live_one_has_the_same_byt
     assert left == {path.name for path in source.iterdir()} | {"001.jpg"}
 
 
-def test_generations_and_shards_that_nobody_reads_go(tmp_path: Path, source: Path) -> None:
+def test_unused_generations_and_leftover_temporary_files_are_deleted(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "store", ingest={"max_shrink": 1})
     cluster(config)
     old = {path.name for path in source.iterdir()}
@@ -126,7 +126,7 @@ def test_generations_and_shards_that_nobody_reads_go(tmp_path: Path, source: Pat
     assert cluster(config)[2]["encode"] == {}
 
 
-def test_what_was_set_aside_is_never_deleted(tmp_path: Path, source: Path) -> None:
+def test_shards_that_were_set_aside_are_never_deleted(tmp_path: Path, source: Path) -> None:
     [context] = contexts(tmp_path, source, range(2, 3))
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     name = context.generation.shard_names[0]
@@ -138,7 +138,7 @@ def test_what_was_set_aside_is_never_deleted(tmp_path: Path, source: Path) -> No
 
 
 def describe_all(context: Context, source: Path) -> CaptionsLog:
-    """Every image of the source, and one that never was in it, described by its name; three in a commit."""
+    """Describe each image of the source, and one that was never in it, by its name; three rows per commit."""
     log = CaptionsLog(context.corpus.captions, "a model", "a request")
     texts = {content_hash(path.read_bytes()): path.name for path in sorted(source.iterdir())} | {b"of nothing there": "nothing"}
     found = [{"content_hash": key, "written_at": "2026", "text": text, "attributes": [], "status": FREE} for key, text in texts.items()]
@@ -161,12 +161,12 @@ def test_deleted_images_lose_their_descriptions_unless_a_live_one_has_the_same_b
     grow_old(tmp_path)
     deleted = carry_out(tmp_path, 1)
     assert described(log) == {f"{seed:03d}.jpg" for seed in range(1, 20)}
-    assert len([path for path in deleted if path.startswith(log.shards.directory)]) == 2, "commits without such images are left alone"
+    assert len([path for path in deleted if path.startswith(log.shards.directory)]) == 2, "commits without deleted images must stay as they are"
     grow_old(tmp_path)
     assert carry_out(tmp_path, 1) == []
 
 
-def test_while_a_live_image_is_not_encoded_every_description_stays(tmp_path: Path, source: Path) -> None:
+def test_no_description_is_deleted_while_a_live_image_is_not_encoded(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "store")
     log = describe_all(run_stages(config, encode.STAGE), source)
     before = described(log)
@@ -177,11 +177,11 @@ def test_while_a_live_image_is_not_encoded_every_description_stays(tmp_path: Pat
     assert described(log) == before
 
 
-def test_an_image_that_cannot_be_read_for_now_keeps_its_description(tmp_path: Path, source: Path) -> None:
+def test_a_live_image_that_cannot_be_read_keeps_its_description(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "store")
     log = describe_all(run_stages(config, encode.STAGE), source)
     os.utime(source / "000.jpg", (1, 1))
-    context = run_stages(config)  # lists it as changed
+    context = run_stages(config)  # which lists 000.jpg as changed
     os.rename(source / "000.jpg", tmp_path / "away.jpg")
     assert run_stage(context, encode.STAGE)["missing"] == 1
     grow_old(tmp_path)
@@ -189,7 +189,7 @@ def test_an_image_that_cannot_be_read_for_now_keeps_its_description(tmp_path: Pa
     assert described(log) == {path.name for path in source.iterdir()} | {"000.jpg"}
 
 
-def test_an_image_that_another_encoder_read_keeps_its_description(tmp_path: Path, source: Path) -> None:
+def test_an_image_that_only_an_earlier_encoding_could_read_keeps_its_description(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "store")
     log = describe_all(run_stages(config, encode.STAGE), source)
     write_pictures(source, [20])
@@ -201,7 +201,7 @@ def test_an_image_that_another_encoder_read_keeps_its_description(tmp_path: Path
     assert "000.jpg" in described(log)
 
 
-def test_a_description_younger_than_a_day_stays(tmp_path: Path, source: Path) -> None:
+def test_a_description_younger_than_a_day_is_kept(tmp_path: Path, source: Path) -> None:
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     grow_old(tmp_path)
     log = describe_all(context, source)
@@ -209,7 +209,7 @@ def test_a_description_younger_than_a_day_stays(tmp_path: Path, source: Path) ->
     assert "nothing" in described(log)
 
 
-def test_a_damaged_part_of_the_captions_log_is_left_as_it_is(tmp_path: Path, source: Path) -> None:
+def test_a_damaged_part_of_the_captions_log_is_kept_as_it_is(tmp_path: Path, source: Path) -> None:
     captions = describe_all(run_stages(settings(source, tmp_path / "store"), encode.STAGE), source).shards
     name = max(captions.names())
     Path(captions.location(name)).write_bytes(b"damaged")
@@ -218,18 +218,18 @@ def test_a_damaged_part_of_the_captions_log_is_left_as_it_is(tmp_path: Path, sou
     assert Path(captions.location(name)).read_bytes() == b"damaged"
 
 
-def test_many_small_parts_of_the_captions_log_become_one_and_go_a_day_later(tmp_path: Path, source: Path) -> None:
+def test_many_small_parts_of_the_captions_log_are_merged_and_deleted_a_day_later(tmp_path: Path, source: Path) -> None:
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     log = CaptionsLog(context.corpus.captions, "a model", "a request")
     for path in sorted(source.iterdir()):
         log.append([{"content_hash": content_hash(path.read_bytes()), "written_at": "2026", "text": path.name, "attributes": [], "status": FREE}])
     parts, before = log.shards.names(), described(log)
     assert len(parts) == 20
-    assert carry_out(tmp_path, 1) == [], "not while they are young"
+    assert carry_out(tmp_path, 1) == [], "parts younger than a day are not merged"
     grow_old(tmp_path)
     assert carry_out(tmp_path, 1) == [log.shards.directory]
     assert (len(log.shards.names()), described(log)) == (21, before)
-    assert carry_out(tmp_path, 1) == [], "whoever listed the parts may still read them"
+    assert carry_out(tmp_path, 1) == [], "a process that has listed the parts may still read them"
     grow_old(tmp_path)
     assert carry_out(tmp_path, 1) == sorted(log.shards.path(part) for part in parts)
     assert (len(log.shards.names()), described(log)) == (1, before)
@@ -237,8 +237,8 @@ def test_many_small_parts_of_the_captions_log_become_one_and_go_a_day_later(tmp_
     assert carry_out(tmp_path, 1) == []
 
 
-def test_parts_that_are_merged_take_no_room_from_new_ones(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prune, "MOST_MERGED", 40)  # the merged shard, and as many new parts
+def test_parts_that_were_merged_do_not_count_towards_the_limit_of_a_merge(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "MOST_MERGED", 40)  # room for the merged shard of 20 rows and 20 new parts, but not for the 20 merged parts too
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     answer = {"written_at": "2026", "text": "a text", "attributes": [], "status": FREE}
     logs = [CaptionsLog(context.corpus.captions, "a model", request) for request in ("a request", "another")]
@@ -253,7 +253,7 @@ def test_parts_that_are_merged_take_no_room_from_new_ones(tmp_path: Path, source
     assert [len(log.rows()) for log in logs] == [20, 20]
 
 
-def test_a_damaged_part_of_the_log_keeps_no_others_from_being_merged(tmp_path: Path, source: Path) -> None:
+def test_a_damaged_part_of_the_captions_log_does_not_prevent_the_merge_of_the_others(tmp_path: Path, source: Path) -> None:
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     log = CaptionsLog(context.corpus.captions, "a model", "a request")
     for path in sorted(source.iterdir()):
@@ -270,7 +270,7 @@ def test_a_damaged_part_of_the_log_keeps_no_others_from_being_merged(tmp_path: P
     assert len(log.shards.names()) == 2
 
 
-def test_the_parts_of_a_merged_log_that_is_damaged_stay(tmp_path: Path, source: Path) -> None:
+def test_parts_are_kept_if_their_merged_shard_is_damaged(tmp_path: Path, source: Path) -> None:
     context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     log = CaptionsLog(context.corpus.captions, "a model", "a request")
     for path in sorted(source.iterdir()):
@@ -295,14 +295,14 @@ def kept(tmp_path: Path) -> set[str]:
 
 
 def publish(context: Context, number: int, pipeline: str) -> None:
-    """Let the pipeline publish it, whatever it is."""
+    """Record the run as published by the pipeline, without any check."""
     made = Publication(pipeline, number, context.run.id, context.corpus.name, context.generation.number, "a" * 32, 2, None, None, "2026-01-01")
     assert Store(context.run.files).publications.add(made)
 
 
 @pytest.fixture
 def two(tmp_path: Path, source: Path) -> tuple[Context, Context]:
-    """An old run on the first generation, and the newest one on the second, which has lost and listed again a part of the first."""
+    """An old run on generation 1 and the newest run on generation 2, in which one shard of the image list was lost and listed again."""
     old = make_up(settings(source, tmp_path / "store"))
     with old.run.attempt({}):
         pass
@@ -321,7 +321,7 @@ def files(tmp_path: Path) -> set[Path]:
     return {path for path in (tmp_path / "store").rglob("*") if path.is_file()}
 
 
-def test_a_run_that_was_worked_on_within_a_day_is_kept_whole(two: tuple[Context, Context], tmp_path: Path) -> None:
+def test_an_old_run_that_was_worked_on_within_a_day_is_kept_completely(two: tuple[Context, Context], tmp_path: Path) -> None:
     old, newest = two
     old.run.finish({"clusters": 2})
     assert prune.plan(Store(old.run.files), 1) == []
@@ -332,8 +332,8 @@ def test_a_run_that_was_worked_on_within_a_day_is_kept_whole(two: tuple[Context,
     assert [row["state"] for row in status.runs(Store(newest.run.files))] == ["finished"]
 
 
-def test_a_run_whose_generation_is_gone_stops_nobody(two: tuple[Context, Context], tmp_path: Path) -> None:
-    """As an older gsec left it."""
+def test_a_run_whose_generation_is_missing_stops_neither_prune_nor_status(two: tuple[Context, Context], tmp_path: Path) -> None:
+    """An older gsec could leave such a run behind."""
     old, newest = two
     old.run.files.remove(old.corpus.generation_path(1))
     old.run.files.remove(table_of(old, "report").path("all"))
@@ -343,8 +343,8 @@ def test_a_run_whose_generation_is_gone_stops_nobody(two: tuple[Context, Context
     assert (before["images"], after["images"]["listed"]) == ({}, 21)
 
 
-def test_what_a_lost_newest_generation_listed_stays(two: tuple[Context, Context], tmp_path: Path, source: Path) -> None:
-    """The next ingest lists the same again, under the same names."""
+def test_image_shards_of_a_lost_newest_generation_are_kept(two: tuple[Context, Context], tmp_path: Path, source: Path) -> None:
+    """The next ingest lists the same images again in shards of the same names."""
     _, newest = two
     newest.run.files.remove(newest.corpus.generation_path(2))
     before = newest.corpus.images.names()
@@ -361,17 +361,17 @@ def test_the_run_that_a_published_one_continues_is_kept(tmp_path: Path, source: 
     publish(second, 2, "nightly")
     newest = make_up(settings(source, tmp_path / "store", pipeline="other", clusters=3))
     grow_old(tmp_path)
-    assert prune.plan(Store(first.run.files), 1) == [], "a lineage of the second that is damaged is made again from the first"
+    assert prune.plan(Store(first.run.files), 1) == [], "the first run is needed to make a damaged lineage of the second again"
     publish(newest, 3, "nightly")
     carry_out(tmp_path, 1)
     assert kept(tmp_path) == {newest.run.id}
 
 
-# What others do between planning and deleting
+# What other processes do between plan and deletion
 
 
 @pytest.mark.parametrize("meanwhile", ["published", "worked on", "assigned to"])
-def test_a_run_that_is_needed_meanwhile_stays_with_all_it_names(two: tuple[Context, Context], tmp_path: Path, meanwhile: str) -> None:
+def test_a_run_that_becomes_needed_after_the_plan_is_kept_with_all_its_files(two: tuple[Context, Context], tmp_path: Path, meanwhile: str) -> None:
     old, newest = two
     deletions = prune.plan(Store.open(str(tmp_path / "store")), 1)
     planned = {deletion.path for deletion in deletions}
@@ -390,7 +390,7 @@ def test_a_run_that_is_needed_meanwhile_stays_with_all_it_names(two: tuple[Conte
     assert files(tmp_path) == before
 
 
-def test_the_run_that_is_continued_by_what_is_published_meanwhile_stays(tmp_path: Path, source: Path) -> None:
+def test_a_run_that_a_newly_published_run_continues_is_kept(tmp_path: Path, source: Path) -> None:
     first = make_up(settings(source, tmp_path / "store", pipeline="nightly"))
     publish(first, 1, "nightly")
     second = make_up(settings(source, tmp_path / "store", pipeline="nightly", clusters=3))
@@ -407,7 +407,7 @@ def test_the_run_that_is_continued_by_what_is_published_meanwhile_stays(tmp_path
 
 
 @pytest.mark.parametrize("by", ["a run that is new", "a run that goes on"])
-def test_a_table_that_is_named_meanwhile_stays(two: tuple[Context, Context], tmp_path: Path, source: Path, by: str) -> None:
+def test_a_table_that_another_run_names_after_the_plan_is_kept(two: tuple[Context, Context], tmp_path: Path, source: Path, by: str) -> None:
     old, newest = two
     other = settings(source, tmp_path / "store", clusters=3)
     if by == "a run that goes on":
@@ -418,14 +418,14 @@ def test_a_table_that_is_named_meanwhile_stays(two: tuple[Context, Context], tmp
     table, record = table_of(old, "baseline"), old.run.stage("baseline")
     assert record is not None
     for deletion in deletions:
-        if deletion.path == table.path("all"):  # what is named was asked for other tables before
+        if deletion.path == table.path("all"):  # the run names this table while the deletion of others is under way
             run.begin_stage("baseline", record["fingerprint"], record["tables"])
         assert deletion.carry_out() == (deletion.path != table.path("all"))
     assert kept(tmp_path) == {newest.run.id, run.id}
     assert run.is_complete("baseline")
 
 
-def test_a_generation_that_a_new_run_reads_meanwhile_stays(two: tuple[Context, Context], tmp_path: Path) -> None:
+def test_a_generation_that_a_new_run_reads_after_the_plan_is_kept(two: tuple[Context, Context], tmp_path: Path) -> None:
     old, _ = two
     deletions = prune.plan(Store.open(str(tmp_path / "store")), 1)
     Store(old.run.files).request_run(old.config, old.corpus, 1, {"encode": "another version"})
@@ -433,7 +433,7 @@ def test_a_generation_that_a_new_run_reads_meanwhile_stays(two: tuple[Context, C
     assert stayed == {old.corpus.generation_path(1), old.corpus.images.path(old.generation.shard_names[0])}
 
 
-def test_what_a_killed_ingest_left_stays_when_the_next_one_names_it_meanwhile(tmp_path: Path, source: Path) -> None:
+def test_shards_left_by_a_killed_ingest_are_kept_if_the_next_ingest_names_them_after_the_plan(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "store")
     make_up(config)
     write_pictures(source, [20])
@@ -453,7 +453,7 @@ def test_what_a_killed_ingest_left_stays_when_the_next_one_names_it_meanwhile(tm
     assert left in killed.corpus.images.names() & embeddings.names()
 
 
-def test_a_prune_that_is_killed_leaves_a_good_store(two: tuple[Context, Context], tmp_path: Path) -> None:
+def test_a_prune_killed_after_any_deletion_leaves_a_good_store(two: tuple[Context, Context], tmp_path: Path) -> None:
     old, newest = two
     store = Store(newest.run.files)
     deletions = prune.plan(store, 1)
@@ -461,10 +461,10 @@ def test_a_prune_that_is_killed_leaves_a_good_store(two: tuple[Context, Context]
     for deletion in deletions:
         assert deletion.carry_out()
         assert [run.id for run in store.runs() if run.is_finished()] == [newest.run.id]
-        assert prune.plan(store, 1) or deletion is deletions[-1], "the next one does the rest"
+        assert prune.plan(store, 1) or deletion is deletions[-1], "the next prune must delete the rest"
 
 
-def test_what_is_needed_is_read_once_a_directory(two: tuple[Context, Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_reads_the_records_of_needed_files_once_per_directory(two: tuple[Context, Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, newest = two
     for number in range(20):
         table_of(old, "baseline").commit(str(number), pa.table({"nothing": [0]}))
@@ -476,11 +476,11 @@ def test_what_is_needed_is_read_once_a_directory(two: tuple[Context, Context], t
     monkeypatch.setattr(kind, "directories", lambda self, path: asked.update([path]) or listing(self, path))
     monkeypatch.setattr(kind, "read", lambda self, path: asked.update([path]) or reading(self, path))
     assert all(deletion.carry_out() for deletion in deletions)
-    assert asked["runs"] == 1 + len(stages), "once for the run, its generation and each of its tables, but the embeddings, which both have"
+    assert asked["runs"] == 1 + len(stages), "once for the run, for its generation and for each of its tables except the embeddings, which both runs have"
     assert {asked[f"{newest.run.directory}/stage-{stage}.json"] for stage in stages} == {1}
 
 
-def test_what_was_not_deleted_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_were_not_deleted_are_not_reported_as_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [prune.Deletion("one", "old", lambda: True), prune.Deletion("other", "needed by now", lambda: False)]
     monkeypatch.setattr(prune, "plan", lambda store, keep_runs: found)
     said = gsec_here("prune", "--store", tmp_path).stdout

@@ -1,4 +1,4 @@
-"""Runs are found again by what was asked; their records are made once; names are checked before they become paths."""
+"""Runs are found again by their request, their records are written once, and names are checked before they become paths."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def request(store: Store, config: PipelineConfig = CONFIG, corpus: str = "birds"
 
 
 def changed(**settings: Any) -> PipelineConfig:
-    """CONFIG with some settings changed: sections as dictionaries."""
+    """CONFIG with some settings changed; sections are given as dictionaries."""
     values = CONFIG.model_dump()
     for name, value in settings.items():
         values[name] = values[name] | value if isinstance(value, dict) else value
@@ -79,23 +79,23 @@ def test_a_setting_that_changes_the_output_makes_another_run(store: Store, setti
         {"ingest": {"max_shrink": 1.0}},
     ],
 )
-def test_a_setting_of_where_and_how_finds_the_same_run(store: Store, settings: dict[str, Any]) -> None:
+def test_a_setting_that_does_not_change_the_output_finds_the_same_run(store: Store, settings: dict[str, Any]) -> None:
     assert request(store, changed(**settings)).id == request(store).id
 
 
 @pytest.mark.parametrize("other", [{"corpus": "fish"}, {"generation": 2}, {"redo": {"encode": 1}}])
-def test_other_images_or_a_redo_make_another_run(store: Store, other: dict[str, Any]) -> None:
+def test_another_corpus_or_generation_or_a_redo_makes_another_run(store: Store, other: dict[str, Any]) -> None:
     plain = request(store).id
     assert request(store, **other).id != plain
 
 
-def test_a_request_says_what_was_asked(any_store: Store) -> None:
+def test_a_request_records_its_corpus_generation_redo_stages_and_settings(any_store: Store) -> None:
     asked = request(any_store, generation=3, redo={"encode": 2}).request()
     assert (asked["corpus"], asked["generation"], asked["redo"], asked["stages"]) == ("birds", 3, {"encode": 2}, [stage.name for stage in STAGES])
     assert PipelineConfig.model_validate(asked["config"]) == CONFIG
 
 
-def test_the_settings_of_a_run_name_the_store_where_it_is_now(store: Store) -> None:
+def test_the_settings_of_a_run_name_the_current_address_of_its_store(store: Store) -> None:
     assert request(store, changed(store="where/it/was")).config() == changed(store=store.url)
 
 
@@ -107,14 +107,14 @@ def test_a_run_is_found_by_the_beginning_of_its_id(any_store: Store) -> None:
     assert any_store.run(run.id).id == any_store.run(run.id[:6]).id == run.id
 
 
-def test_a_beginning_that_several_runs_share_is_refused(store: Store) -> None:
+def test_the_beginning_of_an_id_that_several_runs_share_is_refused(store: Store) -> None:
     for id in ("abc1", "abc2"):
         store.files.create(f"runs/{id}/request.json", b"{}")
     with pytest.raises(Refused, match=r"--run abc: 2 runs begin like this in memory://.*`gsec status` lists the runs"):
         store.run("abc")
 
 
-def test_a_run_that_is_not_there_is_refused(any_store: Store) -> None:
+def test_the_id_of_a_missing_run_is_refused(any_store: Store) -> None:
     request(any_store)
     with pytest.raises(Refused, match="--run nothing: there is no such run"):
         any_store.run("nothing")
@@ -134,7 +134,7 @@ def test_a_run_without_a_request_is_not_listed(any_store: Store) -> None:
 # Stages
 
 
-def test_a_stage_may_be_begun_again_as_it_was(any_store: Store) -> None:
+def test_a_stage_may_be_begun_again_with_the_same_inputs(any_store: Store) -> None:
     run = request(any_store)
     for _ in range(2):
         run.begin_stage("encode", "f" * 32, {"embeddings": ["a", "b"]})
@@ -142,7 +142,7 @@ def test_a_stage_may_be_begun_again_as_it_was(any_store: Store) -> None:
 
 
 @pytest.mark.parametrize(("table_fingerprint", "shards"), [("e" * 32, ["a", "b"]), ("f" * 32, ["a", "c"])])
-def test_a_stage_begun_again_with_other_inputs_stops(store: Store, table_fingerprint: str, shards: list[str]) -> None:
+def test_a_stage_begun_again_with_other_inputs_is_an_error(store: Store, table_fingerprint: str, shards: list[str]) -> None:
     run = request(store)
     run.begin_stage("encode", "f" * 32, {"embeddings": ["a", "b"]})
     with pytest.raises(GsecError, match=rf"run {run.id}: the input of stage encode changed .* --redo encode"):
@@ -155,7 +155,7 @@ def test_a_stage_that_has_not_begun_has_no_record(any_store: Store) -> None:
     assert request(any_store).shards_done("encode") == (0, 0)
 
 
-def test_a_stage_is_complete_when_each_of_its_shards_is_there(any_store: Store) -> None:
+def test_a_stage_is_complete_when_all_its_shards_are_committed(any_store: Store) -> None:
     run = request(any_store)
     run.begin_stage("encode", "f" * 32, {"embeddings": ["a", "b"]})
     table = any_store.corpus("birds").table("embeddings", "f" * 32)
@@ -181,7 +181,7 @@ FINGERPRINT: dict[str, Any] = {"stage": "encode", "version": 1, "settings": {"pr
 @pytest.mark.parametrize(
     "other", [{"stage": "train"}, {"version": 2}, {"settings": {"precision": "bf16"}}, {"inputs": ["a", "c"]}, {"inputs": ["b", "a"]}, {"redo": 1}]
 )
-def test_whatever_changes_a_table_changes_its_fingerprint(other: dict[str, Any]) -> None:
+def test_everything_that_changes_a_table_changes_its_fingerprint(other: dict[str, Any]) -> None:
     assert fingerprint(**FINGERPRINT | other) != fingerprint(**FINGERPRINT)
 
 
@@ -193,7 +193,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_settings() -> None:
 # Attempts
 
 
-def test_an_attempt_records_who_worked_and_what_came_of_it(any_store: Store) -> None:
+def test_an_attempt_records_its_process_versions_outcome_and_facts(any_store: Store) -> None:
     run = request(any_store)
     with run.attempt({"versions": {"torch": "2"}}) as facts:
         facts["images"] = 5
@@ -203,7 +203,7 @@ def test_an_attempt_records_who_worked_and_what_came_of_it(any_store: Store) -> 
     assert (attempt["end"]["outcome"], attempt["end"]["images"]) == ("done", 5)
 
 
-def test_a_failed_attempt_records_why(store: Store) -> None:
+def test_a_failed_attempt_records_its_error(store: Store) -> None:
     run = request(store)
     with pytest.raises(GsecError), run.attempt({}):
         raise GsecError("the disk is full")
@@ -211,7 +211,7 @@ def test_a_failed_attempt_records_why(store: Store) -> None:
     assert (attempt["end"]["outcome"], attempt["end"]["error"]) == ("failed", "GsecError: the disk is full")
 
 
-def test_an_attempt_under_way_or_killed_has_no_end(store: Store) -> None:
+def test_an_attempt_under_way_has_no_end(store: Store) -> None:
     run = request(store)
     with run.attempt({}):
         assert [attempt["end"] for attempt in run.attempts()] == [None]
@@ -229,7 +229,7 @@ def test_attempts_are_listed_oldest_first(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["birds", "birds-0a1b2c3d", "a.b_c-d", "0", "x" * 100])
-def test_names_of_corpora(store: Store, name: str) -> None:
+def test_valid_names_of_corpora_are_accepted(store: Store, name: str) -> None:
     assert store.corpus(name).name == name
 
 
@@ -241,7 +241,7 @@ def test_names_that_no_corpus_can_have_are_refused(store: Store, name: str) -> N
         store.corpus(name)
 
 
-def test_corpora_are_those_that_are_bound_by_name(any_store: Store) -> None:
+def test_the_corpora_of_a_store_are_those_bound_to_a_source_sorted_by_name(any_store: Store) -> None:
     for name in ("fish", "birds"):
         any_store.corpus(name).bind({"url": name})
     any_store.files.create("other/notes.txt", b"")
@@ -249,7 +249,7 @@ def test_corpora_are_those_that_are_bound_by_name(any_store: Store) -> None:
     assert [corpus.name for corpus in any_store.corpora()] == ["birds", "fish"]
 
 
-def test_a_path_leads_back_to_its_shard(any_store: Store) -> None:
+def test_the_path_of_a_shard_leads_back_to_its_table_and_name(any_store: Store) -> None:
     table = any_store.corpus("birds").table("embeddings", "f" * 32)
     assert any_store.path_of(table.path("00000")) == (table, "00000")
 
@@ -258,7 +258,7 @@ def published(any_store: Store, number: int, run_id: str) -> Publication:
     return Publication("nightly", number, run_id, "birds", number, "a" * 32, 10, None, None, "2026-01-01")
 
 
-def test_published_runs_are_the_newest_of_every_pipeline(any_store: Store) -> None:
+def test_the_published_run_of_a_pipeline_is_its_newest_publication(any_store: Store) -> None:
     assert any_store.published_runs() == set()
     assert any_store.publications.add(published(any_store, 1, "abc"))
     assert any_store.publications.add(published(any_store, 2, "def"))

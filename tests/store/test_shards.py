@@ -1,4 +1,4 @@
-"""A shard reads as what was written, or as bad; never as anything else."""
+"""A shard reads as what was written or counts as bad, and never reads as anything else."""
 
 import errno
 import io
@@ -31,7 +31,7 @@ def shards_in(files: Files) -> Shards:
 
 @pytest.fixture
 def any_shards(any_files: Files) -> Shards:
-    """Shards on each kind of filesystem."""
+    """An empty table of shards for each kind of filesystem."""
     return shards_in(any_files)
 
 
@@ -41,7 +41,7 @@ def shards() -> Shards:
 
 
 def overwrite(shards: Shards, name: str, change: Callable[[bytes], bytes]) -> None:
-    """Damage a shard."""
+    """Damage a shard by changing its bytes."""
     shards.files.replace(shards.path(name), change(shards.files.read(shards.path(name))))
 
 
@@ -52,7 +52,7 @@ def cut(data: bytes) -> bytes:
 # Rows and facts
 
 
-def test_a_shard_reads_as_it_was_written(any_shards: Shards) -> None:
+def test_a_shard_reads_back_as_it_was_written(any_shards: Shards) -> None:
     any_shards.commit("00000", TABLE)
     assert any_shards.read("00000").equals(TABLE)
 
@@ -68,7 +68,7 @@ def test_a_shard_reads_as_it_was_written(any_shards: Shards) -> None:
         pytest.param(images({"a.jpg": "1", "b.jpg": None}), id="images"),
     ],
 )
-def test_columns_types_and_their_meaning_are_kept(shards: Shards, table: pa.Table) -> None:
+def test_columns_types_and_schema_metadata_are_kept(shards: Shards, table: pa.Table) -> None:
     shards.commit("00000", table)
     assert shards.read("00000").equals(table)
     assert shards.read("00000").schema.equals(table.schema, check_metadata=True)
@@ -86,14 +86,14 @@ def test_single_columns_can_be_read(shards: Shards) -> None:
     assert shards.read("00000", ["image_id", "status"]).equals(TABLE.select(["image_id", "status"]))
 
 
-def test_a_shard_that_is_not_there_is_not_found(any_shards: Shards) -> None:
+def test_reading_a_missing_shard_is_a_file_not_found_error(any_shards: Shards) -> None:
     with pytest.raises(FileNotFoundError):
         any_shards.read("00000")
     with pytest.raises(FileNotFoundError):
         any_shards.facts("00000")
 
 
-def test_facts_are_what_the_writer_added_and_the_rows(any_shards: Shards) -> None:
+def test_facts_are_those_the_writer_added_and_the_number_of_rows(any_shards: Shards) -> None:
     any_shards.commit("00000", TABLE.select(["image_id", "width"]), {"rejected": 1, "seconds": {"decode": 0.5}})
     assert any_shards.facts("00000") == {
         "rows": 3,
@@ -110,7 +110,7 @@ def test_names_are_those_of_committed_shards(any_shards: Shards) -> None:
     assert any_shards.names() == {"00000", "00001"}
 
 
-def test_the_first_shard_wins(any_shards: Shards) -> None:
+def test_the_first_commit_of_a_shard_wins(any_shards: Shards) -> None:
     assert any_shards.commit("00000", TABLE)
     assert not any_shards.commit("00000", embeddings(first=50))
     assert any_shards.read("00000").equals(TABLE)
@@ -134,7 +134,7 @@ def test_several_shards_are_read_in_the_order_asked_for(shards: Shards) -> None:
 
 
 def damaged_reads_as(shards: Shards, data: bytes) -> pa.Table | None:
-    """What a shard with these bytes reads as; None for bad."""
+    """The table that a shard with these bytes reads as; None if it counts as bad."""
     shards.files.replace(shards.path("00000"), data)
     try:
         return shards.read("00000")
@@ -143,7 +143,7 @@ def damaged_reads_as(shards: Shards, data: bytes) -> pa.Table | None:
 
 
 def test_every_single_flipped_bit_is_noticed_or_changes_no_row(shards: Shards) -> None:
-    """Exhaustive: pages, page headers and footer of a small shard."""
+    """Tries every bit of a small shard: pages, page headers and footer."""
     table = TABLE.select(["image_id", "embedding"])
     shards.commit("00000", table)
     data = shards.files.read(shards.path("00000"))
@@ -167,7 +167,7 @@ def test_damage_anywhere_is_noticed_or_changes_no_row(data: st.DataObject) -> No
 
 
 def test_every_changed_byte_of_a_vector_is_noticed(shards: Shards) -> None:
-    """Vectors are stored plain: nothing but a page's checksum can tell."""
+    """Vectors are stored plain, so only the checksum of their page can reveal a change."""
     shards.commit("00000", TABLE)
     data = shards.files.read(shards.path("00000"))
     vector = np.array(TABLE["embedding"][0].as_py(), np.float16).tobytes()
@@ -177,7 +177,7 @@ def test_every_changed_byte_of_a_vector_is_noticed(shards: Shards) -> None:
 
 
 def test_a_footer_that_leads_to_another_columns_pages_is_bad(shards: Shards) -> None:
-    """Those pages have good checksums; one flipped bit of an offset can be enough."""
+    """Those pages have valid checksums of their own. One flipped bit of an offset can lead there."""
     vectors = TABLE["embedding"].combine_chunks()
     table = pa.table({"a": vectors, "b": vectors.take([1, 2, 0]), "c": vectors.take([2, 0, 1])})
     shards.commit("00000", table)
@@ -202,7 +202,7 @@ def test_a_shard_cut_at_any_length_is_bad(shards: Shards) -> None:
 
 
 def test_zeros_of_the_right_length_are_bad(any_shards: Shards) -> None:
-    """What some filesystems leave after a power loss."""
+    """Some filesystems leave a file of zeros after a power loss."""
     any_shards.commit("00000", TABLE)
     overwrite(any_shards, "00000", lambda data: bytes(len(data)))
     with pytest.raises(BadShard, match="corpus/embeddings/fingerprint/00000"):
@@ -215,14 +215,14 @@ def test_a_parquet_file_that_is_no_shard_is_bad(shards: Shards) -> None:
     assert damaged_reads_as(shards, foreign.getvalue()) is None
 
 
-def test_facts_of_a_cut_shard_are_bad(shards: Shards) -> None:
+def test_reading_the_facts_of_a_cut_shard_is_an_error(shards: Shards) -> None:
     shards.commit("00000", TABLE)
     overwrite(shards, "00000", cut)
     with pytest.raises(BadShard):
         shards.facts("00000")
 
 
-def test_one_pass_over_several_shards_names_all_that_are_bad(any_shards: Shards) -> None:
+def test_reading_several_shards_names_all_bad_ones_in_one_error(any_shards: Shards) -> None:
     for number in range(4):
         any_shards.commit(str(number), TABLE)
     overwrite(any_shards, "1", cut)
@@ -232,7 +232,7 @@ def test_one_pass_over_several_shards_names_all_that_are_bad(any_shards: Shards)
     assert raised.value.paths == (any_shards.path("1"), any_shards.path("3"))
 
 
-# A disk that does not read
+# A disk with read errors
 
 
 class Unreadable(io.BytesIO):
@@ -261,17 +261,17 @@ def test_an_input_output_error_does_not_make_a_shard_bad(local_shards: Shards, m
     assert not local_shards.names_set_aside()
 
 
-def test_an_input_output_error_that_passes_costs_a_second_read(local_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_passing_input_output_error_is_retried(local_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = local_shards.files.open
     answers = iter([Unreadable()])
     monkeypatch.setattr(local_shards.files, "open", lambda path: next(answers, None) or opened(path))
     assert local_shards.read("00000").equals(TABLE)
 
 
-# Set aside
+# Setting bad shards aside
 
 
-def test_a_bad_shard_set_aside_counts_as_not_done_and_its_bytes_stay(any_shards: Shards) -> None:
+def test_a_bad_shard_that_is_set_aside_is_no_longer_listed_and_its_bytes_are_kept(any_shards: Shards) -> None:
     any_shards.commit("00000", TABLE)
     overwrite(any_shards, "00000", cut)
     bad = any_shards.files.read(any_shards.path("00000"))
@@ -281,7 +281,7 @@ def test_a_bad_shard_set_aside_counts_as_not_done_and_its_bytes_stay(any_shards:
     assert [any_shards.files.read(f"{any_shards.directory}/{name}") for name in aside] == [bad]
 
 
-def test_a_shard_set_aside_can_be_made_again(any_shards: Shards) -> None:
+def test_a_shard_that_was_set_aside_can_be_made_again(any_shards: Shards) -> None:
     any_shards.commit("00000", TABLE)
     overwrite(any_shards, "00000", cut)
     any_shards.set_aside("00000")
@@ -296,11 +296,11 @@ def test_a_good_shard_is_not_set_aside(any_shards: Shards) -> None:
     assert not any_shards.names_set_aside()
 
 
-def test_a_shard_that_is_gone_is_not_set_aside(any_shards: Shards) -> None:
+def test_a_missing_shard_is_not_set_aside(any_shards: Shards) -> None:
     assert not any_shards.set_aside("00000")
 
 
-def test_that_a_shard_was_set_aside_is_remembered_when_it_is_made_again(any_shards: Shards) -> None:
+def test_a_shard_made_again_is_still_listed_as_set_aside_before(any_shards: Shards) -> None:
     any_shards.commit("1", TABLE)
     any_shards.commit("10", TABLE)
     overwrite(any_shards, "10", cut)
@@ -309,7 +309,7 @@ def test_that_a_shard_was_set_aside_is_remembered_when_it_is_made_again(any_shar
     assert any_shards.names_set_aside() == {"10"}
 
 
-def test_a_shard_that_another_run_mends_between_look_and_rename_stays(any_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_another_run_replaces_just_before_the_rename_is_put_back(any_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     any_shards.commit("00000", TABLE)
     overwrite(any_shards, "00000", cut)
     move = any_shards.files.move
@@ -326,7 +326,7 @@ def test_a_shard_that_another_run_mends_between_look_and_rename_stays(any_shards
     assert any_shards.facts("00000")["writer"] == "other"
 
 
-def test_a_shard_that_another_run_sets_aside_between_look_and_rename_is_left_to_it(any_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_another_run_sets_aside_just_before_the_rename_is_left_to_it(any_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     any_shards.commit("00000", TABLE)
     overwrite(any_shards, "00000", cut)
     move = any_shards.files.move

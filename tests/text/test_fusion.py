@@ -20,7 +20,7 @@ from gsec_core.text.fusion import (
 
 
 def images_and_texts(n: int = 300, m: int = 120, d: int = 24, dt: int = 16) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16]]:
-    """Half of the images near one text each, the others near none."""
+    """Images, half of them near one text each and the others near none, and the texts in the joint space and in another."""
     random = np.random.default_rng(0)
     T_joint = unit_rows(random.standard_normal((m, d)))
     X = random.standard_normal((n, d))
@@ -29,7 +29,7 @@ def images_and_texts(n: int = 300, m: int = 120, d: int = 24, dt: int = 16) -> t
 
 
 def weights_of(X: NDArray[np.float16], T_joint: NDArray[np.float16], tau: float) -> NDArray[np.float64]:
-    """The formula in double precision."""
+    """The softmax weights by the formula, in double precision."""
     X, T_joint = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (X.astype(np.float64), T_joint.astype(np.float64)))
     return np.asarray(softmax(X @ T_joint.T / tau, axis=1))
 
@@ -40,41 +40,41 @@ def dense(weights: NDArray[np.float64], T: NDArray[np.float16]) -> NDArray[np.fl
 
 
 @pytest.mark.parametrize("tau", [0.005, 0.05, 1.0])
-def test_with_nothing_left_out_it_is_the_dense_formula(tau: float) -> None:
+def test_softmax_counterparts_without_a_cut_equal_the_dense_formula(tau: float) -> None:
     X, T_joint, T = images_and_texts()
     weights = weights_of(X, T_joint, tau)
     found = np.concatenate(list(softmax_counterparts(X, T_joint, T, tau)))
-    # float32 cosines are off by some 1e-7, and tau divides that
+    # float32 cosines have errors of about 1e-7, which are divided by tau
     np.testing.assert_allclose(found, dense(weights, T), atol=1e-6 / tau)
 
 
 @pytest.mark.parametrize("max_lost_weight", [1e-6, 1e-4, 0.01, 0.5])
 @pytest.mark.parametrize("tau", [0.005, 0.05])
-def test_what_is_left_out_weighs_no_more_than_the_bound(tau: float, max_lost_weight: float) -> None:
+def test_the_weights_left_out_sum_to_no_more_than_the_bound(tau: float, max_lost_weight: float) -> None:
     X, T_joint, _ = images_and_texts()
     weights = weights_of(X, T_joint, tau)
-    # With one-hot texts a counterpart is the weights themselves, but for its length.
+    # With one-hot texts a counterpart is the weights themselves, up to its length.
     found = np.concatenate(list(softmax_counterparts(X, T_joint, np.eye(len(T_joint)), tau, max_lost_weight)))
     kept = found > 0
-    assert not kept.all(), "nothing was left out"
+    assert not kept.all(), "no weight was left out"
     assert np.where(kept, 0, weights).sum(1).max() <= max_lost_weight
 
 
 @pytest.mark.parametrize("max_lost_weight", [1e-6, 1e-4, 0.01])
-def test_a_counterpart_moves_with_the_bound_and_no_more(max_lost_weight: float) -> None:
+def test_the_error_of_a_counterpart_is_limited_by_the_bound(max_lost_weight: float) -> None:
     X, T_joint, T = images_and_texts()
     weights = weights_of(X, T_joint, 0.05)
     found = np.concatenate(list(softmax_counterparts(X, T_joint, T, 0.05, max_lost_weight)))
-    # The weights change by at most twice the bound in sum, each on a unit vector; scaling the sum to unit length divides by its length.
+    # The weights of unit vectors change by at most twice the bound in sum; scaling to unit length divides by the length of the sum.
     lengths = np.linalg.norm(weights @ T.astype(np.float64), axis=1)
     moved = np.linalg.norm(found - dense(weights, T), axis=1)
     assert (moved <= 2 * 2 * max_lost_weight / lengths + 1e-4).all()
 
 
-def test_a_dense_product_and_a_sparse_one_leave_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_and_sparse_products_leave_out_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     X, T_joint, _ = images_and_texts()
     found = []
-    for share in (0.0, 1.0):  # what is kept is more than the first and less than the second
+    for share in (0.0, 1.0):  # the share of kept weights lies between these, so that both products are tested
         monkeypatch.setattr(fusion, "_SPARSE", share)
         found.append(np.concatenate(list(softmax_counterparts(X, T_joint, np.eye(len(T_joint)), 0.05, 1e-4))))
     assert 0 < (found[0] > 0).mean() < 1
@@ -83,7 +83,7 @@ def test_a_dense_product_and_a_sparse_one_leave_out_the_same(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("max_lost_weight", [0.0, 1e-4])
-def test_blocks_of_rows_make_no_difference(max_lost_weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counterparts_do_not_depend_on_the_blocks_of_rows(max_lost_weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
     X, T_joint, T = images_and_texts()
     [whole] = softmax_counterparts(X, T_joint, T, 0.005, max_lost_weight)
     monkeypatch.setattr(fusion, "_BLOCK_VALUES", 37 * len(T))
@@ -95,7 +95,7 @@ def test_blocks_of_rows_make_no_difference(max_lost_weight: float, monkeypatch: 
 @pytest.mark.parametrize("count", [1, 7, 40])
 @pytest.mark.parametrize("tau", [0.01, 0.1])
 @pytest.mark.parametrize("rows", [1, 37, 1000])
-def test_counterparts_of_the_nearest_are_the_dense_formula_over_these(count: int, tau: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counterparts_of_the_nearest_nouns_equal_the_dense_formula_over_them(count: int, tau: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     X, nouns, _ = images_and_texts()
     monkeypatch.setattr(fusion, "_BLOCK_VALUES", rows * len(nouns))
     weights = weights_of(X, nouns, tau)
@@ -104,7 +104,7 @@ def test_counterparts_of_the_nearest_are_the_dense_formula_over_these(count: int
     np.testing.assert_allclose(np.concatenate(list(nearest_counterparts(X, nouns, count, tau))), dense(weights, nouns), atol=1e-6 / tau)
 
 
-def test_counterparts_of_as_many_as_there_are_are_those_of_all() -> None:
+def test_counterparts_of_at_least_as_many_nouns_as_exist_are_those_of_all() -> None:
     X, nouns, _ = images_and_texts()
     of_all = np.concatenate(list(softmax_counterparts(X, nouns, nouns, 0.005)))
     for count in (len(nouns), 10 * len(nouns)):
@@ -113,21 +113,21 @@ def test_counterparts_of_as_many_as_there_are_are_those_of_all() -> None:
         next(nearest_counterparts(X, nouns[:0], 5, 0.1))
 
 
-def test_equal_descriptions_all_count() -> None:
+def test_equal_descriptions_count_several_times() -> None:
     x = np.array([[1.0, 1.0]])
     T = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     [found] = softmax_counterparts(x, T, T, 0.1)
     np.testing.assert_allclose(found, [[1 / np.sqrt(5), 2 / np.sqrt(5)]], atol=1e-6)
 
 
-def test_no_description_is_an_error() -> None:
+def test_counterparts_without_descriptions_are_an_error() -> None:
     with pytest.raises(ValueError, match="without descriptions"):
         next(softmax_counterparts(np.ones((2, 3)), np.empty((0, 3)), np.empty((0, 3)), 0.1))
 
 
 @pytest.mark.parametrize("described", [10, 200])
-def test_ridge_is_the_least_penalised_error(described: int) -> None:
-    """With more descriptions than dimensions and with fewer: where the error and its penalty are least their gradient is nothing."""
+def test_ridge_weights_minimise_the_penalised_error(described: int) -> None:
+    """At the minimum the gradient is zero. It is tested with more descriptions than dimensions and with fewer."""
     X, _, T = images_and_texts()
     rows = np.arange(described)
     ridge = Ridge.fit(X, rows, np.resize(T, (described, T.shape[1])))
@@ -138,7 +138,7 @@ def test_ridge_is_the_least_penalised_error(described: int) -> None:
     np.testing.assert_allclose(gradient, 0, atol=1e-4)
 
 
-def test_ridge_carries_descriptions_to_images_without_a_common_space() -> None:
+def test_ridge_predicts_descriptions_without_a_common_space_of_images_and_texts() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(3, size=300)
     X = unit_rows(random.standard_normal((3, 40))[truth] + 0.3 * random.standard_normal((300, 40)))
@@ -156,7 +156,7 @@ def test_ridge_without_a_description_is_an_error() -> None:
 
 
 def said_of_three(right: float, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Descriptions of ``images`` (n, d), a third of them of each kind, right with a probability; and the kinds in the space of texts."""
+    """Descriptions of ``images`` (n, d) of three kinds, right with probability ``right``; and each image's kind in the space of texts."""
     random = np.random.default_rng(1)
     kinds = np.arange(len(images)) % 3
     said = np.where(random.random(len(images)) < right, kinds, random.integers(3, size=len(images)))
@@ -164,7 +164,7 @@ def said_of_three(right: float, images: NDArray[np.float32]) -> tuple[NDArray[np
     return unit_rows(T[said] + 0.02 * random.standard_normal((len(images), 40))), T[kinds]
 
 
-def test_the_better_held_out_descriptions_are_predicted_the_more_text_weighs() -> None:
+def test_text_weighs_more_the_better_held_out_descriptions_are_predicted() -> None:
     random = np.random.default_rng(0)
     X = unit_rows(np.tile(random.standard_normal((3, 30)), (40, 1)) + 0.3 * random.standard_normal((120, 30)))
     cosines = [ridge_cosines(X, np.arange(120), said_of_three(right, X)[0]) for right in (0.0, 0.5, 1.0)]
@@ -174,15 +174,15 @@ def test_the_better_held_out_descriptions_are_predicted_the_more_text_weighs() -
     assert cosines[2].mean() > 0.9
 
 
-def test_a_description_has_no_part_in_what_is_predicted_of_it() -> None:
+def test_a_held_out_description_does_not_take_part_in_its_own_prediction() -> None:
     random = np.random.default_rng(0)
     X, T = (unit_rows(random.standard_normal((60, 200))) for _ in range(2))
     assert abs(ridge_cosines(X, np.arange(60), T).mean()) < 0.05
     known = unit_rows(unit_rows(X - X.mean(0)) @ Ridge.fit(X, np.arange(60), T).weights)
-    assert (known * unit_rows(T - T.mean(0))).sum(1).mean() > 0.5, "what takes part is predicted well"
+    assert (known * unit_rows(T - T.mean(0))).sum(1).mean() > 0.5, "a description that takes part is predicted well"
 
 
-def test_softmax_is_taken_where_images_lie_among_texts_and_their_embeddings_say_nothing() -> None:
+def test_softmax_is_chosen_only_if_it_predicts_held_out_descriptions_better_than_ridge() -> None:
     random = np.random.default_rng(0)
     T, kinds = said_of_three(1.0, np.empty((120, 0)))
     nothing, near = unit_rows(random.standard_normal(kinds.shape)), unit_rows(kinds + 0.05 * random.standard_normal(kinds.shape))
@@ -192,6 +192,6 @@ def test_softmax_is_taken_where_images_lie_among_texts_and_their_embeddings_say_
     assert best_predicted({"ridge": np.full(20, 0.3, np.float32), "softmax": np.tile(np.float32([0.1, 0.55]), 10)}) == "ridge"
 
 
-def test_a_single_description_predicts_nothing() -> None:
+def test_the_held_out_cosine_of_a_single_description_is_zero() -> None:
     one = np.ones((1, 3), np.float32)
     assert ridge_cosines(one, np.array([0]), one).tolist() == [0]

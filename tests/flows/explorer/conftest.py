@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 @pytest.fixture
 def shown(made: Context) -> Iterator[Shown]:
-    """Nobody has curated it."""
+    """The store without any curation; curation made by a test is removed after it."""
     store = Store.open(made.config.store)
     before = (Path(store.url) / "published" / "nightly.json").read_bytes()
     yield Shown(store, made)

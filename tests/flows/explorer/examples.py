@@ -1,4 +1,4 @@
-"""A run to explore, and what the explorer's pages hold."""
+"""Serves a run to explore, and reads the explorer's pages."""
 
 import html.parser
 import re
@@ -55,7 +55,7 @@ def served(shown: Shown, curate: bool = False, by_link: bool = False, user: str 
 
 
 def sent(client: TestClient, shown: Shown, page: str = "/explore", headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:
-    """A form of a page, as a browser sends it."""
+    """Send a form of a page as a browser does."""
     found = re.search(r'name="token" value="(\w+)"', client.get(f"{shown.base}/clusters/0").text)
     assert found
     data = {"token": found[1], "next": shown.base + page, **fields}
@@ -79,7 +79,7 @@ def images_of(page: str) -> list[str]:
 
 
 class WellFormed(html.parser.HTMLParser):
-    """Fails for an element that is not closed, and for what a policy forbids."""
+    """A parser that fails for an element that is not closed, and for attributes that the policy forbids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class WellFormed(html.parser.HTMLParser):
 
 
 def check(answer: httpx.Response, status: int = 200) -> str:
-    """A page, well-formed and under a strict policy."""
+    """The text of a page; asserts its status, that it is well-formed, and that its policy is strict."""
     assert answer.status_code == status, answer.text[:500]
     parser = WellFormed()
     parser.feed(answer.text)

@@ -1,4 +1,4 @@
-"""What people do with the forms."""
+"""Acts of curation that people send by the explorer's forms."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from gsec_core.store import Publications
 from .examples import HOSTILE, PER_PAGE, Shown, check, images_of, sent, served, title
 
 
-def test_every_act_from_its_form(shown: Shown, curator: TestClient) -> None:
+def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown: Shown, curator: TestClient) -> None:
     before = {row.key: row for row in shown.collection().clusters()}
     some = [row.id for row in shown.collection().images(key=0, limit=2).rows]
 
@@ -31,7 +31,7 @@ def test_every_act_from_its_form(shown: Shown, curator: TestClient) -> None:
     assert "as words" in curator.get(f"{shown.base}/clusters/0").text
     assert "Moved 2 images to cluster 1" in done(kind="move", image=some, to=1)
     assert set(some) < set(images_of(curator.get(f"{shown.base}/clusters/1").text))
-    assert "Hid 2 images" in done(kind="hide", image=some * 500), "groups of duplicates have many"
+    assert "Hid 2 images" in done(kind="hide", image=some * 500), "a form may have many images, as large groups of duplicates do"
     assert not set(some) & set(images_of(curator.get(f"{shown.base}/clusters/1").text))
     assert set(some) < set(images_of(curator.get(f"{shown.base}/clusters/1?hidden=1").text))
     done(kind="show", image=some)
@@ -47,10 +47,10 @@ def test_every_act_from_its_form(shown: Shown, curator: TestClient) -> None:
     assert "1000000" in done(kind="split", key=0, parts=2, page="/clusters/0")
     page = done(kind="merge", key=1, to=2, page="/clusters/1")
     assert "Merged cluster 1 into cluster 2" in page
-    assert title(page) == before[2].name, "the cluster that it went into"
+    assert title(page) == before[2].name, "the page must be that of the cluster it was merged into"
     assert curator.get(f"{shown.base}/clusters/1").status_code == 404
     tree = check(curator.get(f"{shown.base}/explore?view=tree"))
-    assert f'{shown.base}/clusters/1"' not in tree, "it leads to the cluster that it went into"
+    assert f'{shown.base}/clusters/1"' not in tree, "the tree must link to the cluster it was merged into"
     assert tree.count(f'{shown.base}/clusters/2"') == 2
     number = shown.log.read()[-1].number
     assert f"Undid act {number}" in done(kind="undo", number=number, page="/curation")
@@ -61,7 +61,7 @@ def test_every_act_from_its_form(shown: Shown, curator: TestClient) -> None:
     assert {act.who for act in shown.log.read()} == {"ann"}
 
 
-def test_a_list_as_a_whole_is_moved(shown: Shown, curator: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_list_of_images_can_be_moved_up_to_a_limit(shown: Shown, curator: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     size = shown.collection().cluster(0).size
     assert sent(curator, shown, page="/clusters/0", kind="move", everything="key=0", to=1).headers["location"].endswith("/clusters/0?done=1")
     assert len(shown.log.read()[0].images) == size
@@ -69,7 +69,7 @@ def test_a_list_as_a_whole_is_moved(shown: Shown, curator: TestClient, monkeypat
     assert "at most 5" in check(sent(curator, shown, kind="move", everything="key=1", to=0), 400)
 
 
-def test_after_all_of_the_last_page_is_moved_the_page_before_it_is_shown(shown: Shown, curator: TestClient) -> None:
+def test_after_all_images_of_the_last_page_are_hidden_the_previous_page_is_shown(shown: Shown, curator: TestClient) -> None:
     last = re.findall(r'name="image" value="(\w+)"', curator.get(f"{shown.base}/images?page=2").text)
     answer = sent(curator, shown, page="/images?page=2", kind="hide", image=last)
     page = curator.get(answer.headers["location"])
@@ -93,7 +93,7 @@ def test_after_all_of_the_last_page_is_moved_the_page_before_it_is_shown(shown: 
         ({}, "there is no such act"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_not_written(shown: Shown, curator: TestClient, fields: dict[str, object], said: str) -> None:
+def test_an_invalid_act_is_refused_with_a_reason_and_not_logged(shown: Shown, curator: TestClient, fields: dict[str, object], said: str) -> None:
     page = check(sent(curator, shown, page="/clusters/0", **fields), 400)
     assert said in page
     assert f'href="{shown.base}/clusters/0"' in page
@@ -101,15 +101,15 @@ def test_what_cannot_be_done_is_said_and_not_written(shown: Shown, curator: Test
 
 
 @pytest.mark.parametrize("place", ["https://elsewhere.example/", "//elsewhere.example", "/", "/runs/x/explore", "", "\r\nX: y"])
-def test_a_form_leads_nowhere_else(shown: Shown, curator: TestClient, place: str) -> None:
+def test_a_form_never_redirects_to_another_server(shown: Shown, curator: TestClient, place: str) -> None:
     answer = sent(curator, shown, kind="star", key=0, next=place)
     assert answer.headers["location"] == f"{shown.base}/explore?done=1"
 
 
-def test_what_is_in_the_log_is_not_said_to_have_failed(
+def test_an_act_that_is_logged_succeeds_even_if_the_publication_cannot_be_rewritten(
     shown: Shown, curator: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else it would be said twice."""
+    """If the request failed, the user would send the act a second time."""
 
     def fails(*_: object) -> None:
         raise BadShard("all.parquet", "damaged")
@@ -123,7 +123,7 @@ def test_what_is_in_the_log_is_not_said_to_have_failed(
     assert [act.kind for act in shown.log.read()] == ["star", "star"]
 
 
-def test_two_people_at_once(shown: Shown, curator: TestClient) -> None:
+def test_two_people_can_curate_at_once_and_the_later_name_counts(shown: Shown, curator: TestClient) -> None:
     with served(shown, curate=True, user="bob") as other:
         sent(curator, shown, kind="rename", key=0, name="hers")
         sent(other, shown, kind="rename", key=0, name="his")
@@ -135,7 +135,7 @@ def test_two_people_at_once(shown: Shown, curator: TestClient) -> None:
             assert "bob, " in log
 
 
-def test_a_damaged_log_is_told_and_hides_the_reports_not(shown: Shown, curator: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_log_is_an_error_of_the_explorer_but_reports_are_still_served(shown: Shown, curator: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     sent(curator, shown, kind="rename", key=0, name="x")
     (Path(shown.store.url) / "curation" / "nightly" / "00000001.json").write_text("{")
     with served(shown) as client:
@@ -145,7 +145,7 @@ def test_a_damaged_log_is_told_and_hides_the_reports_not(shown: Shown, curator: 
         assert client.get("/").status_code == client.get(f"{shown.base}/report/index.html").status_code == 200
 
 
-def test_foreign_text_stays_text(shown: Shown, curator: TestClient) -> None:
+def test_hostile_texts_are_shown_escaped_on_every_page(shown: Shown, curator: TestClient) -> None:
     script = "<script>alert(1)</script>"
     assert sent(curator, shown, kind="rename", key=0, name=script).status_code == 303
     assert sent(curator, shown, kind="describe", key=0, description=f'"><b onclick={script}').status_code == 303
@@ -167,7 +167,7 @@ def test_foreign_text_stays_text(shown: Shown, curator: TestClient) -> None:
     assert r"\u202e" in curator.get(f"{shown.base}/images/{id}").text
 
 
-def test_an_act_in_words() -> None:
+def test_every_kind_of_act_is_described_in_words() -> None:
     names = {3: "cat"}
     images = (Image("0" * 32, "1" * 32),)
     said = [

@@ -1,4 +1,4 @@
-"""Whose forms are taken."""
+"""Whose forms the explorer accepts."""
 
 import re
 from pathlib import Path
@@ -14,14 +14,14 @@ from gsec_core.errors import Refused
 from .examples import ELSEWHERE, SECRET, Shown, check, sent, served
 
 
-def test_without_curate_nothing_is_written(shown: Shown, client: TestClient) -> None:
+def test_without_curate_forms_are_refused_and_curate_needs_a_token(shown: Shown, client: TestClient) -> None:
     assert client.post(f"{shown.base}/curation", data={"kind": "rename", "key": 0, "name": "x"}).status_code == 405
     assert not shown.log.read()
     with pytest.raises(ValueError, match="token"):
         application([shown.store], curate=True)
 
 
-def test_forms_of_other_pages_are_refused(shown: Shown, curator: TestClient) -> None:
+def test_forms_sent_by_pages_of_other_servers_or_with_a_wrong_token_are_refused(shown: Shown, curator: TestClient) -> None:
     rename = {"kind": "rename", "key": 0, "name": "x"}
     for headers in (
         {"Sec-Fetch-Site": "cross-site"},
@@ -43,8 +43,8 @@ def test_forms_of_other_pages_are_refused(shown: Shown, curator: TestClient) -> 
     assert not shown.log.read()
 
 
-def test_a_form_is_taken_of_a_browser_that_says_its_origin_alone(shown: Shown, curator: TestClient) -> None:
-    """As over plain HTTP to another machine. Under `no-referrer` it would say `null`."""
+def test_a_form_with_only_an_origin_header_is_accepted(shown: Shown, curator: TestClient) -> None:
+    """Browsers send only Origin over plain HTTP to another machine. Under the policy `no-referrer` they would send `null`."""
     page = curator.get(f"{shown.base}/clusters/0")
     assert page.headers["referrer-policy"] == "same-origin"
     token = re.search(r'name="token" value="(\w+)"', page.text)
@@ -53,13 +53,13 @@ def test_a_form_is_taken_of_a_browser_that_says_its_origin_alone(shown: Shown, c
     assert curator.post(f"{shown.base}/curation", data=form, headers={"Origin": "http://127.0.0.1:4280"}).status_code == 303
 
 
-def test_without_the_token_nothing_is_served(shown: Shown) -> None:
+def test_without_the_token_no_page_and_no_form_is_served(shown: Shown) -> None:
     with served(shown, curate=True, user=None) as client:
         for path in ("/explore", "/clusters/0", "/images", "/map.bin"):
             assert client.get(shown.base + path).status_code == 401
         assert client.get("/static/explore.js").status_code == 401
         assert client.post(f"{shown.base}/curation", data={"kind": "rename"}).status_code == 401
-        assert client.get(f"/?token={SECRET}").status_code == 401, "only where the server itself has made the token"
+        assert client.get(f"/?token={SECRET}").status_code == 401, "a token in a link counts only if the server itself has made the token"
 
 
 def test_a_link_with_the_token_logs_in(shown: Shown) -> None:
@@ -82,7 +82,7 @@ def test_a_link_with_the_token_logs_in(shown: Shown) -> None:
 
 
 @pytest.mark.parametrize("curate", [False, True])
-def test_the_process_makes_a_token_on_this_machine_alone(
+def test_with_curate_the_process_makes_a_token_itself_if_it_listens_on_loopback_only(
     curate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(TOKEN, raising=False)

@@ -1,4 +1,4 @@
-"""The explorer's pages."""
+"""The explorer's pages, thumbnails, map and search."""
 
 import io
 import re
@@ -35,7 +35,7 @@ def test_every_page_answers_and_is_well_formed(shown: Shown, client: TestClient,
     paths += ["/images?within=0,0,1,0,1,1,0,1"]
     for path in paths:
         page = check(client.get(shown.base + path))
-        assert 'method="post" action="' + shown.base + '/curation"' not in page, "nobody may write"
+        assert 'method="post" action="' + shown.base + '/curation"' not in page, "without curation a page must not have its form"
         check(curator.get(shown.base + path))
     assert client.get("/explore/nightly").headers["location"] == f"{shown.base}/explore"
     assert client.get("/explore/other").status_code == 404
@@ -55,7 +55,7 @@ def test_clusters_are_shown_sorted_and_filtered(shown: Shown, client: TestClient
     assert "No cluster matches" in client.get(f"{shown.base}/explore?show=starred").text
 
 
-def test_a_gallery_has_every_image_once_and_its_images_lead_on(shown: Shown, client: TestClient) -> None:
+def test_a_gallery_has_every_image_once_and_an_images_page_links_its_neighbours(shown: Shown, client: TestClient) -> None:
     address, seen = f"{shown.base}/images?sort=name&order=ascending", []
     first = client.get(address).text
     while address:
@@ -76,7 +76,7 @@ def test_a_gallery_has_every_image_once_and_its_images_lead_on(shown: Shown, cli
             assert images_of(client.get(after[0]).text)[0] == seen[place]
 
 
-def test_what_is_not_there_is_not_found(shown: Shown, client: TestClient) -> None:
+def test_wrong_addresses_are_not_found(shown: Shown, client: TestClient) -> None:
     id = shown.collection().images(limit=1).rows[0].id
     for path in (
         "/images?page=0",
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_not_found(shown: Shown, client: TestClient) -> Non
         assert client.get(path).status_code == 404
 
 
-def test_thumbnails_and_static_files_are_kept(shown: Shown, client: TestClient) -> None:
+def test_thumbnails_and_static_files_can_be_cached_by_the_browser(shown: Shown, client: TestClient) -> None:
     id = shown.collection().images(limit=1).rows[0].id
     thumbnail = client.get(f"{shown.base}/images/{id}/thumbnail.jpg")
     assert thumbnail.headers["content-type"] == "image/jpeg"
@@ -132,13 +132,13 @@ def test_the_map_has_every_image(shown: Shown, client: TestClient) -> None:
     points = np.frombuffer(client.get(f"{shown.base}/map.bin").content, "<u2").reshape(-1, 3)
     assert len(points) >= 25
     page = client.get(f"{shown.base}/map").text
-    assert page.count(f'href="{shown.base}/clusters/') == 3, "the text alternative"
+    assert page.count(f'href="{shown.base}/clusters/') == 3, "the page must have a text alternative of the map"
     told = client.get(f"{shown.base}/points/0").json()
     row = shown.collection().image(told["id"]).row
     assert [one.key for one in shown.collection().clusters()][points[0, 2]] == row.key
 
 
-def test_search(shown: Shown, client: TestClient) -> None:
+def test_search_works_by_image_by_upload_and_by_words_and_refuses_bad_uploads(shown: Shown, client: TestClient) -> None:
     row = shown.collection().images(limit=1).rows[0]
     like = check(client.get(f"{shown.base}/search?like={row.id}"))
     assert images_of(like)[1] != row.id
@@ -157,7 +157,7 @@ def test_search(shown: Shown, client: TestClient) -> None:
     assert "a red disc &lt;script&gt;" in words
 
 
-def test_what_is_published_is_told_by_the_runs_own_store(shown: Shown, tmp_path: Path) -> None:
+def test_whether_a_run_is_published_is_decided_by_its_own_store(shown: Shown, tmp_path: Path) -> None:
     shutil.copytree(Path(shown.store.url) / "published", tmp_path / "published")
     other = Store.open(str(tmp_path))
     newest = other.publications.newest("nightly")
@@ -169,7 +169,7 @@ def test_what_is_published_is_told_by_the_runs_own_store(shown: Shown, tmp_path:
     assert "not published" not in page
 
 
-def test_a_listing_is_found_again_in_its_query() -> None:
+def test_a_listing_survives_its_conversion_to_a_query_and_back() -> None:
     for listing in (
         Listing(),
         Listing(key=3, sort="name", descending=False, hidden=True),
@@ -182,8 +182,8 @@ def test_a_listing_is_found_again_in_its_query() -> None:
     assert Listing.parse("sort=name") == Listing(sort="name", descending=False)
 
 
-def test_the_tree_is_shown_whole_however_deep() -> None:
-    """A chain of 500 clusters, each merged with all before it."""
+def test_a_very_deep_tree_is_shown_completely() -> None:
+    """The tree is a chain of 500 clusters, each merged with all before it."""
     leaves = tuple((key, f"c{key}", 1) for key in range(500))
     nodes = tuple(Node(500 + row, 499 + row if row else 0, row + 1, float(row), row + 2, row + 2, "n") for row in range(499))
     steps = list(_steps(Tree(leaves, nodes, ())))

@@ -42,5 +42,5 @@ def client(shown: Shown) -> Iterator[TestClient]:
 
 @pytest.fixture
 def copied(shown: Shown, tmp_path: Path) -> Path:
-    """The store, to be damaged."""
+    """A copy of the store, which a test can damage."""
     return Path(shutil.copytree(shown.folder, tmp_path / "store"))

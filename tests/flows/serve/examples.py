@@ -1,4 +1,4 @@
-"""Stores to serve, and what their pages and figures say."""
+"""Serves stores, and reads their pages and metrics."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ class Shown:
 
 
 def worked_on(context: Context, *stages: str) -> Context:
-    """The stages, with an attempt on record for each, as the flows have it."""
+    """Do the stages, with a record of an attempt for each, as the flows do."""
     for name in stages:
         with context.run.attempt({"stage": name, **pipeline.provenance(context.config)}) as facts:
             facts["sums"] = run_stage(context, pipeline.stage(name))
@@ -52,18 +52,18 @@ def worked_on(context: Context, *stages: str) -> Context:
 
 @contextmanager
 def served(*stores: Store, token: str | None = None) -> Iterator[TestClient]:
-    """The server, asked from this machine; with a ``token``, which is not sent by itself."""
+    """A client of the server, asking from this machine. It does not send the ``token`` by itself."""
     with TestClient(application(stores, token), base_url="http://127.0.0.1:4280", follow_redirects=False) as client:
         yield client
 
 
 def rows(page: str) -> dict[str, str]:
-    """First digits of a run -> its row on the front page."""
+    """First digits of a run's id -> its row on the front page."""
     return {found[1]: row for row in page.partition('id="runs"')[2].split("<tr>") if (found := re.search(r"<code>(\w{12})</code>", row))}
 
 
 def figures(client: TestClient) -> dict[tuple[str, ...], float]:
-    """Name and values of the labels, without the store, of every sample."""
+    """Every sample of the metrics: its name and the values of its labels, without the store -> its value."""
     found = {}
     for family in text_string_to_metric_families(client.get("/metrics").text):
         assert family.documentation.endswith(".")

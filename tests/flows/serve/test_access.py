@@ -1,4 +1,4 @@
-"""Who gets what of the report server, and what it sends with every answer."""
+"""Access to the report server, and the headers of its answers."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -28,20 +28,20 @@ def test_with_a_token_nothing_is_served_without_it(shown: Shown) -> None:
         assert guarded.head("/health").status_code == 200
 
 
-def test_a_token_may_have_any_letters(shown: Shown) -> None:
+def test_a_token_may_have_letters_beyond_ascii(shown: Shown) -> None:
     with served(shown.store, token="schlüssel:Ω") as client:
         for authorization in (basic("me", "schlüssel:Ω").encode(), "Bearer schlüssel:Ω".encode()):
             assert client.get("/nothing", headers={b"Authorization": authorization}).status_code == 404
 
 
 @pytest.mark.parametrize("host", ["x/health?", "x/health#", "127.0.0.1/health?", "127.0.0.1/health?x=", ""])
-def test_a_forged_host_opens_nothing(shown: Shown, host: str) -> None:
+def test_a_forged_host_header_does_not_pass_the_token(shown: Shown, host: str) -> None:
     with served(shown.store, token=SECRET) as client:
         for route in routes(shown):
             assert client.get(route, headers={"Host": host}).status_code == 401
 
 
-def test_without_a_token_a_page_elsewhere_that_has_its_name_point_here_reads_nothing(client: TestClient, shown: Shown) -> None:
+def test_without_a_token_only_loopback_host_names_are_answered(client: TestClient, shown: Shown) -> None:
     for host in ("evil.example", "evil.example:4280", "127.0.0.1.evil.example", "10.0.0.1", "[", "localhost.evil.example"):
         assert client.get("/", headers={"Host": host}).status_code == 421, host
     for host in ("127.0.0.1", "localhost:4280", "LOCALHOST", "[::1]:4280", "127.0.0.2:1"):
@@ -51,7 +51,7 @@ def test_without_a_token_a_page_elsewhere_that_has_its_name_point_here_reads_not
         assert guarded.get("/", headers={"Host": "reports.example", "Authorization": f"Bearer {SECRET}"}).status_code == 200
 
 
-def test_every_answer_has_the_headers(shown: Shown, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_answer_has_the_security_headers(shown: Shown, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [client.get(route) for route in [*routes(shown), "/health", "/?%FF=%FF"]]
     answers += [client.post("/"), client.get("/", headers={"Host": "evil.example"})]
     answers.append(client.get(shown.report, headers={"If-None-Match": client.get(shown.report).headers["etag"]}))
@@ -73,7 +73,7 @@ def test_every_answer_has_the_headers(shown: Shown, client: TestClient, monkeypa
         assert "server" not in answer.headers
 
 
-def test_it_only_reads(shown: Shown, client: TestClient) -> None:
+def test_the_report_server_only_reads(shown: Shown, client: TestClient) -> None:
     before = {path: path.stat().st_mtime_ns for path in shown.folder.rglob("*")}
     for route in routes(shown):
         for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND"):

@@ -65,7 +65,7 @@ def client(shown: Shown) -> Iterator[TestClient]:
 
 @pytest.fixture
 def curating(shown: Shown) -> Iterator[TestClient]:
-    """A server that takes what people say; what a test has said is gone after it."""
+    """A client of a server that accepts curation; acts of a test are removed after it."""
     with served(shown, SECRET, curate=True) as client:
         yield client
     for file in (Path(shown.store.url) / "curation").glob("*/*"):
@@ -85,7 +85,7 @@ def addresses(shown: Shown) -> list[str]:
 
 
 def error(client: TestClient, method: str, address: str, status: int, **sent: object) -> str:
-    """The sentence of an answer that is none."""
+    """The sentence of an error answer."""
     answer = client.request(method, address, **sent)  # type: ignore[arg-type]
     assert answer.status_code == status, (address, answer.status_code, answer.text[:300])
     assert answer.headers["content-type"] == "application/json"
@@ -93,10 +93,10 @@ def error(client: TestClient, method: str, address: str, status: int, **sent: ob
     return str(answer.json()["error"])
 
 
-# What is answered
+# Answers
 
 
-def test_every_address_answers_as_it_is_described(shown: Shown, client: TestClient) -> None:
+def test_every_address_of_the_openapi_description_answers(shown: Shown, client: TestClient) -> None:
     described = {operation.path for operation in operations.operations(get(client, f"{api.ROOT}/openapi.json"), api.ROOT) if operation.method == "GET"}
     asked = {"{run}": shown.run, "{key}": "0", "{id}": shown.ids[0]}
     for path in sorted(described - {f"{api.ROOT}/runs/{{run}}/tree"}):
@@ -107,7 +107,7 @@ def test_every_address_answers_as_it_is_described(shown: Shown, client: TestClie
     assert described >= {f"{api.ROOT}/runs", f"{api.ROOT}/runs/{{run}}/images/{{id}}", f"{api.ROOT}/runs/{{run}}/curation"}
 
 
-def test_the_page_of_the_api_names_every_operation_and_asks_no_network(client: TestClient) -> None:
+def test_the_page_of_the_api_lists_every_operation_and_loads_nothing_from_the_network(client: TestClient) -> None:
     page = client.get(f"{api.ROOT}/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     for operation in operations.operations(api.described(), api.ROOT):
@@ -120,7 +120,7 @@ def test_the_page_of_the_api_names_every_operation_and_asks_no_network(client: T
         assert client.get(f"{api.ROOT}/{path}").status_code == 404
 
 
-def test_runs_are_listed_newest_first_in_parts(shown: Shown, client: TestClient) -> None:
+def test_runs_are_listed_newest_first_and_in_parts(shown: Shown, client: TestClient) -> None:
     whole = get(client, f"{api.ROOT}/runs")
     assert [row["run"] for row in whole["rows"]] == [shown.unfinished, shown.run]
     assert [row["explorable"] for row in whole["rows"]] == [False, True]
@@ -132,7 +132,7 @@ def test_runs_are_listed_newest_first_in_parts(shown: Shown, client: TestClient)
     assert [(row["pipeline"], row["run"]) for row in get(client, f"{api.ROOT}/published")] == [("made-up", shown.run)]
 
 
-def test_parts_of_a_list_lead_to_each_other(shown: Shown, client: TestClient) -> None:
+def test_each_part_of_a_list_links_the_next_one(shown: Shown, client: TestClient) -> None:
     rows, address = [], shown.address("/images?sort=name&limit=70&cluster=2")
     while address:
         part = get(client, address)
@@ -143,7 +143,7 @@ def test_parts_of_a_list_lead_to_each_other(shown: Shown, client: TestClient) ->
     assert {row["key"] for row in rows} == {2}
 
 
-def test_clusters_images_and_binary_answers(shown: Shown, client: TestClient) -> None:
+def test_clusters_thumbnails_map_and_duplicates_have_the_expected_content(shown: Shown, client: TestClient) -> None:
     clusters = get(client, shown.address("/clusters"))
     assert len(clusters) == 6
     assert sum(row["size"] for row in clusters) == 300
@@ -159,7 +159,7 @@ def test_clusters_images_and_binary_answers(shown: Shown, client: TestClient) ->
     assert get(client, groups["next"])["offset"] == 3
 
 
-def test_what_is_pending_is_not_kept(shown: Shown) -> None:
+def test_an_answer_with_pending_parts_is_not_cached(shown: Shown) -> None:
     with served(shown) as client:
         first = client.get(shown.address(f"/images/{shown.ids[1]}"))
         if first.json()["pending"]:
@@ -174,7 +174,7 @@ def test_what_is_pending_is_not_kept(shown: Shown) -> None:
         assert answer.json()["second"][0] != answer.json()["model_key"]
 
 
-def test_an_image_is_told_again_when_its_history_has_grown(shown: Shown, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_image_is_sent_again_after_its_history_has_grown(shown: Shown, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     address = shown.address(f"/images/{shown.ids[2]}")
     for _ in range(100):
         before = client.get(address)
@@ -185,7 +185,7 @@ def test_an_image_is_told_again_when_its_history_has_grown(shown: Shown, client:
     assert (after.status_code, after.json()["history"][0]["name"]) == (200, "discs")
 
 
-def test_an_upload_is_searched_for_and_kept_nowhere(shown: Shown, client: TestClient) -> None:
+def test_an_uploaded_image_is_searched_for_and_not_stored(shown: Shown, client: TestClient) -> None:
     buffer = io.BytesIO()
     picture(3).save(buffer, "PNG")
     before = sorted(Path(shown.store.url).rglob("*"))
@@ -195,10 +195,10 @@ def test_an_upload_is_searched_for_and_kept_nowhere(shown: Shown, client: TestCl
     assert sorted(Path(shown.store.url).rglob("*")) == before
 
 
-# What stays the same
+# Caching
 
 
-def test_an_answer_is_not_sent_twice_until_something_is_said(shown: Shown, curating: TestClient) -> None:
+def test_a_cached_answer_is_sent_again_only_after_an_act_of_curation(shown: Shown, curating: TestClient) -> None:
     kept = {}
     for address in addresses(shown)[6:]:
         answer = curating.get(address)
@@ -217,7 +217,7 @@ def test_an_answer_is_not_sent_twice_until_something_is_said(shown: Shown, curat
         assert (curating.get(address, headers={"If-None-Match": tag}).status_code == 304) == same, address
 
 
-# What cannot be
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -253,11 +253,11 @@ def test_an_answer_is_not_sent_twice_until_something_is_said(shown: Shown, curat
         ("/nothing", 404, "no such address"),
     ],
 )
-def test_what_cannot_be_is_said_as_json(shown: Shown, client: TestClient, rest: str, status: int, said: str) -> None:
+def test_wrong_addresses_and_parameters_are_json_errors(shown: Shown, client: TestClient, rest: str, status: int, said: str) -> None:
     assert said in error(client, "GET", shown.address(rest), status)
 
 
-def test_runs_that_cannot_be_looked_into(shown: Shown, client: TestClient) -> None:
+def test_missing_and_unfinished_runs_are_json_errors(shown: Shown, client: TestClient) -> None:
     for rest in ("", "/clusters"):
         assert "no such run" in error(client, "GET", f"{api.ROOT}/runs/{'0' * 32}{rest}", 404)
         error(client, "GET", f"{api.ROOT}/runs/..%2f{rest}", 404)
@@ -265,7 +265,7 @@ def test_runs_that_cannot_be_looked_into(shown: Shown, client: TestClient) -> No
     assert "when it is finished" in error(client, "GET", f"{api.ROOT}/runs/{shown.unfinished}/clusters", 409)
 
 
-def test_uploads_that_cannot_be(shown: Shown, client: TestClient) -> None:
+def test_wrong_uploads_are_json_errors(shown: Shown, client: TestClient) -> None:
     address = shown.address("/search")
     assert "cannot be used" in error(client, "POST", address, 400, content=b"no image", headers={"Content-Type": "image/png"})
     assert "cannot be used" in error(client, "POST", address, 400, content=b"", headers={"Content-Type": "image/png"})
@@ -280,7 +280,7 @@ def test_uploads_that_cannot_be(shown: Shown, client: TestClient) -> None:
     error(client, "POST", address.replace(shown.run, "0" * 32), 404, content=b"x", headers={"Content-Type": "image/png"})
 
 
-def test_an_upload_that_stalls_ends(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_stalls_is_ended_after_a_time(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_UPLOAD_SECONDS", 0.2)
 
     async def stalling() -> AsyncIterator[bytes]:
@@ -296,16 +296,16 @@ def test_an_upload_that_stalls_ends(shown: Shown, monkeypatch: pytest.MonkeyPatc
     assert (answer.status_code, answer.json()["error"]) == (408, "The image did not come within 0.2 s. Send it again.")
 
 
-def test_methods_that_are_not_there(shown: Shown, client: TestClient) -> None:
+def test_other_http_methods_are_refused(shown: Shown, client: TestClient) -> None:
     for address in addresses(shown):
         for method in ("PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"):
             assert client.request(method, address).status_code in (404, 405), (method, address)
 
 
-# Who may ask, and what he may change
+# Access and curation
 
 
-def test_the_guard_of_the_server_is_the_apis_too(shown: Shown, client: TestClient) -> None:
+def test_the_api_has_the_same_access_rules_and_headers_as_the_server(shown: Shown, client: TestClient) -> None:
     with served(shown, token=SECRET) as guarded:
         for address in addresses(shown):
             for wrong in ("", "Bearer x", f"Basic {SECRET}"):
@@ -323,7 +323,7 @@ def test_the_guard_of_the_server_is_the_apis_too(shown: Shown, client: TestClien
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
 
 
-def test_without_curate_nothing_is_written(shown: Shown, client: TestClient) -> None:
+def test_without_curate_acts_are_refused_and_curate_needs_a_token(shown: Shown, client: TestClient) -> None:
     said = {"kind": "star", "who": "me", "key": 0}
     assert "only reads" in error(client, "POST", shown.address("/curation"), 403, json=said)
     with served(shown, token=SECRET) as guarded:
@@ -333,7 +333,7 @@ def test_without_curate_nothing_is_written(shown: Shown, client: TestClient) -> 
     assert get(client, shown.address("/curation"))["total"] == 0
 
 
-def test_what_people_say_is_written_and_shown_as_text(shown: Shown, curating: TestClient) -> None:
+def test_names_given_by_people_are_stored_and_returned_as_plain_text(shown: Shown, curating: TestClient) -> None:
     names = [name for name in HOSTILE if name.isprintable() and name.strip()]
     for number, name in enumerate(names):
         answer = curating.post(shown.address("/curation"), json={"kind": "rename", "who": name, "key": 1, "text": name, "why": name})
@@ -363,13 +363,13 @@ def test_what_people_say_is_written_and_shown_as_text(shown: Shown, curating: Te
         ([], "body"),
     ],
 )
-def test_what_cannot_be_said_is_refused(shown: Shown, curating: TestClient, said: object, why: str) -> None:
+def test_an_invalid_act_is_refused_and_not_logged(shown: Shown, curating: TestClient, said: object, why: str) -> None:
     sentence = error(curating, "POST", shown.address("/curation"), 400, json=said)
     assert why.replace("\\", "") in sentence
     assert get(curating, shown.address("/curation"))["total"] == 0
 
 
-def test_no_other_page_and_no_other_kind_of_body_says_anything(shown: Shown, curating: TestClient) -> None:
+def test_acts_from_pages_of_other_servers_or_with_another_kind_of_body_are_refused(shown: Shown, curating: TestClient) -> None:
     said = json.dumps({"kind": "star", "who": "me", "key": 0})
     address = shown.address("/curation")
     for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}):
@@ -383,10 +383,10 @@ def test_no_other_page_and_no_other_kind_of_body_says_anything(shown: Shown, cur
         assert curating.post(address, content=said, headers={**JSON, **headers}).status_code == 200
 
 
-# What is damaged
+# Damage
 
 
-def test_a_damaged_log_is_said_to_be_no_runs_to_mend(shown: Shown, curating: TestClient) -> None:
+def test_the_error_of_a_damaged_log_does_not_advise_gsec_run(shown: Shown, curating: TestClient) -> None:
     assert curating.post(shown.address("/curation"), json={"kind": "star", "who": "me", "key": 1}).status_code == 200
     [path] = (Path(shown.store.url) / "curation").glob("*/*")
     path.write_text("{")
@@ -396,7 +396,7 @@ def test_a_damaged_log_is_said_to_be_no_runs_to_mend(shown: Shown, curating: Tes
     assert "what to do" in sentence
 
 
-def test_a_damaged_table_is_said_without_its_place(shown: Shown, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_error_of_a_damaged_table_hides_its_path_which_only_the_servers_log_has(shown: Shown, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(shown.store.files, shown.run)
     fingerprint = run.stages()["lineage"]["fingerprint"]
     path = Path(shown.store.url) / f"made-up/lineage/{fingerprint}/all.parquet"

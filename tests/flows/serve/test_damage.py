@@ -1,4 +1,4 @@
-"""Damaged records, and records that other people wrote: the rest is still served."""
+"""Damaged records, and records that an attacker wrote: everything else is still served."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from .examples import Shown, edited, figures, rows, served
 
 
 def damage(kind: str, run: Path) -> None:
-    """One of the ways in which a run may be found."""
+    """Damage the records of a run in one of many ways."""
     match kind:
         case "half pruned":
             (run / "request.json").unlink()
@@ -43,7 +43,7 @@ def damage(kind: str, run: Path) -> None:
 
 
 UNREADABLE = ["half written", "another shape", "hostile corpus", "hostile run", "hostile stages"]
-"""Requests that nobody can show."""
+"""Kinds of damage after which the request of a run cannot be read."""
 
 
 @pytest.mark.parametrize("which", ["finished", "unfinished"])
@@ -51,7 +51,7 @@ UNREADABLE = ["half written", "another shape", "hostile corpus", "hostile run", 
     "kind",
     ["half pruned", *UNREADABLE, "torn result", "odd result", "endless result", "nested result", "result without a time zone", "torn stage", "torn attempt"],
 )
-def test_a_damaged_run_takes_nothing_down(shown: Shown, copied: Path, kind: str, which: str) -> None:
+def test_a_damaged_run_is_reported_and_all_else_is_served(shown: Shown, copied: Path, kind: str, which: str) -> None:
     run: Run = getattr(shown, which).run
     damage(kind, copied / "runs" / run.id)
     with served(Store.open(str(copied))) as client:
@@ -81,7 +81,7 @@ HOSTILE_PUBLICATIONS = {"hostile": {"run_id": "../../../evil"}, "endless": {"gen
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", '{"number": 1}', *HOSTILE_PUBLICATIONS])
-def test_a_damaged_publication_takes_nothing_down(shown: Shown, copied: Path, bad: str) -> None:
+def test_a_damaged_publication_is_reported_and_all_else_is_served(shown: Shown, copied: Path, bad: str) -> None:
     path = copied / "published" / "nightly" / "00000001.json"
     if bad in HOSTILE_PUBLICATIONS:
         edited(path, **HOSTILE_PUBLICATIONS[bad])
@@ -97,7 +97,7 @@ def test_a_damaged_publication_takes_nothing_down(shown: Shown, copied: Path, ba
         assert client.get("/published/nightly").status_code == 404
 
 
-def test_what_is_published_may_be_gone(shown: Shown, copied: Path) -> None:
+def test_a_published_run_that_is_missing_is_not_found_and_all_else_is_served(shown: Shown, copied: Path) -> None:
     shutil.rmtree(copied / "runs" / shown.finished.run.id)
     with served(Store.open(str(copied))) as client:
         assert '<a href="/published/nightly">nightly</a>' in client.get("/").text

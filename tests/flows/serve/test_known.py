@@ -1,4 +1,4 @@
-"""What is read again for each page, and what is remembered."""
+"""What the server reads again for each page, and what it remembers."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ from gsec_core.store import Run, Store
 from .examples import Shown, figures, rows, served, worked_on
 
 
-def test_what_never_changes_is_read_once_and_no_rows_ever(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_read_once_and_tables_never(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     kind = type(shown.store.files)
 
@@ -41,7 +41,7 @@ def test_what_never_changes_is_read_once_and_no_rows_ever(shown: Shown, monkeypa
             assert not [one for one in asked if context.run.id in one]
 
 
-def test_what_is_new_is_seen(shown: Shown, copied: Path) -> None:
+def test_new_changed_and_removed_runs_are_seen(shown: Shown, copied: Path) -> None:
     store = Store.open(str(copied))
     unfinished = Context.of(Run(store.files, shown.unfinished.run.id), shown.unfinished.config.model_copy(update={"store": str(copied)}))
     with served(store) as client:
@@ -52,16 +52,16 @@ def test_what_is_new_is_seen(shown: Shown, copied: Path) -> None:
         worked_on(unfinished, "prototypes")
         after = rows(client.get("/").text)[unfinished.run.id[:12]]
         assert re.search(r"prototypes (\d+)/\1", after)
-        assert "stopped" not in after, "the newest attempt did not fail"
+        assert "stopped" not in after, "an earlier failure must not be shown after the newest attempt"
         shutil.rmtree(copied / "runs" / shown.finished.run.id)
         assert shown.finished.run.id[:12] not in rows(client.get("/").text)
         shutil.rmtree(copied / "published")
         again, _ = pipeline.request(shown.finished.config.model_copy(update={"store": str(copied)}))
         assert again.id == shown.finished.run.id
-        assert "not begun" in rows(client.get("/").text)[again.id[:12]], "what was remembered of the run before is forgotten"
+        assert "not begun" in rows(client.get("/").text)[again.id[:12]], "the server must forget what it remembered of the removed run"
 
 
-def test_attempts_to_mend_a_finished_run_are_seen_after_a_while(copied: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_attempts_on_a_finished_run_are_seen_after_a_while(copied: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     store, name = Store.open(str(copied)), ("gsec_attempts_failed", shown.finished.corpus.name, "align")
     with served(store) as client:
         assert figures(client).get(name, 0) == 0
@@ -72,8 +72,8 @@ def test_attempts_to_mend_a_finished_run_are_seen_after_a_while(copied: Path, sh
         assert figures(client)[name] == 1
 
 
-def test_of_two_listings_at_once_the_newer_stays(shown: Shown, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody has listed a run; before that is remembered, the run is finished, and somebody else has seen so."""
+def test_of_two_concurrent_listings_the_newer_one_is_remembered(shown: Shown, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request lists a run; before the list is remembered, the run finishes and another request sees it."""
     store, directory = Store.open(str(copied)), f"runs/{shown.unfinished.run.id}"
     files, kind = Remembered(store.files), type(store.files)
     really = kind.files

@@ -1,4 +1,4 @@
-"""Metrics say what the store says."""
+"""The metrics of the report server."""
 
 from collections import Counter
 from datetime import datetime
@@ -12,7 +12,7 @@ from flows.serve import metrics
 from .examples import Shown, figures
 
 
-def test_metrics_are_what_the_store_says(shown: Shown, client: TestClient) -> None:
+def test_the_metrics_agree_with_the_store(shown: Shown, client: TestClient) -> None:
     found = figures(client)
     corpus, other = shown.finished.corpus.name, shown.assigned.corpus.name
     assert found["gsec_images", corpus, "nightly", "ok"] == 16
@@ -52,19 +52,19 @@ def test_metrics_are_what_the_store_says(shown: Shown, client: TestClient) -> No
     assert found["gsec_unreadable_records",] == 0
 
 
-def test_only_what_never_falls_is_a_counter(client: TestClient) -> None:
-    """A prune lowers sums over the runs that are kept, which of a counter would be read as a beginning again."""
+def test_only_metrics_that_never_fall_are_counters(client: TestClient) -> None:
+    """A prune lowers sums over the kept runs. Prometheus would read a lower counter as a restart."""
     kinds = {family.name: family.type for family in text_string_to_metric_families(client.get("/metrics").text)}
     assert [name for name, kind in kinds.items() if kind == "counter"] == ["gsec_publications"]
     assert set(kinds.values()) == {"counter", "gauge"}
 
 
-def test_prometheus_may_ask_for_openmetrics(client: TestClient) -> None:
+def test_metrics_are_served_as_openmetrics_on_request(client: TestClient) -> None:
     answer = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
 
-def test_of_many_unfinished_runs_the_newest_are_told(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
+def test_of_many_unfinished_runs_only_the_newest_are_in_the_metrics(shown: Shown, monkeypatch: pytest.MonkeyPatch, client: TestClient) -> None:
     monkeypatch.setattr(metrics, "MOST_UNFINISHED", 1)
-    assert not [key for key in figures(client) if key[0] == "gsec_stage_shards_done"], "the newest has not begun"
+    assert not [key for key in figures(client) if key[0] == "gsec_stage_shards_done"], "the newest unfinished run has not begun, so it has no shards"

@@ -1,4 +1,4 @@
-"""The front page."""
+"""The front page of the report server."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from gsec_core.store import Store
 from .examples import Shown, edited, rows, served
 
 
-def test_the_front_page_shows_every_run(shown: Shown, client: TestClient) -> None:
+def test_the_front_page_shows_every_run_with_its_state(shown: Shown, client: TestClient) -> None:
     page = client.get("/").text
     found = rows(page)
     kinds = (shown.finished, shown.unfinished, shown.failed, shown.assigned, shown.counting)
@@ -34,7 +34,7 @@ def test_the_front_page_shows_every_run(shown: Shown, client: TestClient) -> Non
     assert "not begun</span>" in counting
 
 
-def test_foreign_text_is_shown_as_text_and_without_secrets(shown: Shown, client: TestClient) -> None:
+def test_hostile_texts_are_shown_escaped_and_without_secrets(shown: Shown, client: TestClient) -> None:
     page = client.get("/").text
     assert "No space left on &lt;b&gt;device&lt;/b&gt; &lt;/span&gt;&lt;script&gt;" in page
     assert r"\u202e" in page
@@ -68,30 +68,30 @@ def test_older_runs_are_on_pages_of_their_own(shown: Shown, monkeypatch: pytest.
         assert client.get(f"/?page={bad}").status_code == 404, bad
 
 
-def test_a_run_that_finished_since_and_is_not_published_is_marked(shown: Shown, copied: Path) -> None:
+def test_a_run_finished_after_the_last_publication_and_not_published_is_marked_with_the_reasons(shown: Shown, copied: Path) -> None:
     mark, run = "not published</span>", copied / "runs" / shown.finished.run.id
     publication = copied / "published" / "nightly" / "00000001.json"
     with served(Store.open(str(copied))) as client:
-        assert mark not in client.get("/").text, "it is published"
+        assert mark not in client.get("/").text, "a published run must not be marked"
     edited(publication, run_id=shown.unfinished.run.id)
     with served(Store.open(str(copied))) as client:
-        assert mark not in client.get("/").text, "what was published after it replaces it"
+        assert mark not in client.get("/").text, "a run before the last publication must not be marked"
     why = {"warnings": ["too many <b>rejects</b>"], "why_not": "look at it first"}
     edited(run / "result.json", at="2999-01-01T00:00:00.000+00:00", published=False, **why)
     with served(Store.open(str(copied))) as client:
         assert [id for id, row in rows(client.get("/").text).items() if mark in row] == [shown.finished.run.id[:12]]
-        assert "too many &lt;b&gt;rejects&lt;/b&gt;" in rows(client.get("/").text)[shown.finished.run.id[:12]], "and why"
+        assert "too many &lt;b&gt;rejects&lt;/b&gt;" in rows(client.get("/").text)[shown.finished.run.id[:12]], "the mark must give the reasons"
         assert "look at it first" in rows(client.get("/").text)[shown.finished.run.id[:12]]
     edited(publication, run_id=shown.finished.run.id)
     with served(Store.open(str(copied))) as client:
         assert "too many" in client.get("/").text
-        assert "look at it first" not in client.get("/").text, "somebody did, and published it"
+        assert "look at it first" not in client.get("/").text, "after it was published, the reason against must not be shown"
     shutil.rmtree(copied / "published")
     with served(Store.open(str(copied))) as client:
         assert mark in rows(client.get("/").text)[shown.finished.run.id[:12]]
 
 
-def test_a_store_that_is_new_is_empty(tmp_path: Path) -> None:
+def test_a_new_store_is_shown_as_empty_and_not_created(tmp_path: Path) -> None:
     with served(Store.open(str(tmp_path / "new"))) as client:
         assert "None yet" in client.get("/").text
         assert client.get("/metrics").status_code == 200

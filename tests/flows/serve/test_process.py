@@ -1,4 +1,4 @@
-"""Where the server may listen, and the process itself."""
+"""The addresses at which the server may listen, and the process itself."""
 
 import base64
 import os
@@ -32,7 +32,9 @@ from .examples import SECRET, Shown, basic
         ("nobody.invalid", SECRET, "cannot listen there"),
     ],
 )
-def test_where_it_may_not_listen(host: str, token: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_or_impossible_addresses_and_tokens_are_refused(
+    host: str, token: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(TOKEN, raising=False)
     if token is not None:
         monkeypatch.setenv(TOKEN, token)
@@ -40,7 +42,7 @@ def test_where_it_may_not_listen(host: str, token: str | None, said: str, tmp_pa
         server.serve([str(tmp_path)], host, 0)
 
 
-def test_a_port_that_is_taken_or_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_or_invalid_port_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 70_000, -1):
@@ -48,7 +50,7 @@ def test_a_port_that_is_taken_or_none_is_refused(tmp_path: Path, monkeypatch: py
                 server.serve([str(tmp_path)], "127.0.0.1", port)
 
 
-def test_the_process_serves_and_ends(shown: Shown, tmp_path: Path) -> None:
+def test_the_process_serves_logs_no_secrets_and_ends_on_sigterm(shown: Shown, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [*GSEC, "serve", "--store", shown.store.url, "--port", "0"]
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env={**environment(tmp_path), TOKEN: SECRET}) as process:
@@ -78,7 +80,7 @@ def test_the_process_serves_and_ends(shown: Shown, tmp_path: Path) -> None:
 
 
 def asked_raw(url: str, request: bytes) -> bytes:
-    """What comes back for bytes that no client library would send."""
+    """The answer to bytes that no client library would send."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(request)

@@ -1,4 +1,4 @@
-"""Which pages of a report are served, and which are not."""
+"""The pages of reports that are served, and the paths that are not."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from gsec_core.stages.report import index
 from .examples import Shown
 
 
-def test_addresses_lead_to_the_report(shown: Shown, client: TestClient) -> None:
+def test_addresses_of_runs_and_publications_redirect_to_the_report(shown: Shown, client: TestClient) -> None:
     assert client.get("/published/nightly").headers["location"] == shown.report
     assert client.get(f"/runs/{shown.finished.run.id}").headers["location"] == shown.report
     assert client.get(f"/runs/{shown.assigned.run.id}").headers["location"] == shown.report
@@ -21,10 +21,10 @@ def test_addresses_lead_to_the_report(shown: Shown, client: TestClient) -> None:
     head = client.head(shown.report)
     assert (head.content, head.headers["content-length"]) == (b"", page.headers["content-length"])
     assert client.get("/published/other").status_code == 404
-    assert client.get("/published/nightly/").status_code == 404, "no redirect to where the request says that it was sent"
+    assert client.get("/published/nightly/").status_code == 404, "there must be no redirect to the host that the request names"
 
 
-def test_a_page_that_the_browser_has_is_not_sent_again(shown: Shown, client: TestClient) -> None:
+def test_a_page_that_the_browser_has_cached_is_not_sent_again(shown: Shown, client: TestClient) -> None:
     tag = client.get(shown.report).headers["etag"]
     for given in (tag, f"W/{tag}", f'"other", {tag}'):
         again = client.get(shown.report, headers={"If-None-Match": given})
@@ -57,13 +57,13 @@ def test_only_pages_of_the_report_are_served(shown: Shown, client: TestClient, p
 
 
 @pytest.mark.parametrize("run", ["%2e%2e", "0" * 31, "0" * 33, "A" * 32, "..%2f..%2fetc", "0" * 31 + "%0a", "x" * 5000])
-def test_what_cannot_be_a_run_is_not_looked_for(client: TestClient, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_run_id_is_not_found_without_reading_the_store(client: TestClient, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Remembered, "files", lambda self, directory: pytest.fail(f"{directory} was listed"))
     for route in (f"/runs/{run}", f"/runs/{run}/report/index.html", f"/runs/{'0' * 32}/report/..%2fx"):
         assert client.get(route).status_code == 404
 
 
-def test_a_run_without_a_report_says_so(shown: Shown, client: TestClient) -> None:
+def test_the_report_of_a_run_without_one_is_not_found(shown: Shown, client: TestClient) -> None:
     answer = client.get(f"/runs/{shown.unfinished.run.id}/report/index.html")
     assert (answer.status_code, "has no report yet" in answer.text) == (404, True)
     for other in (shown.counting.run.id, "0" * 32):

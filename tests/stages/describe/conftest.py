@@ -12,7 +12,7 @@ from .examples import IMAGES, Fake, Install
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Makes a captioner the one that every run asks."""
+    """A function that makes every run use the given captioner."""
 
     def installed(captioner: Fake) -> Fake:
         monkeypatch.setattr(describe, "loaded_captioner", lambda config: captioner)
@@ -30,7 +30,7 @@ def captioner(install: Install) -> Fake:
 
 @pytest.fixture(scope="package")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source, and a store in which it is encoded."""
+    """A folder with a source in ``in``, encoded in ``store``."""
     directory = tmp_path_factory.mktemp("encoded")
     run_stages(settings(write_pictures(directory / "in", range(IMAGES)), directory / "store", corpus="discs"), encode.STAGE)
     return directory
@@ -38,8 +38,8 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(encoded: Path, tmp_path: Path) -> Path:
-    """A store of one's own, and its source. Nothing is encoded again, as the source's files keep their times."""
+    """The test's own copy of the store and its source. Nothing is encoded again, as the source's files keep their times."""
     shutil.copytree(encoded / "store", tmp_path / "store")
     shutil.copytree(encoded / "in", tmp_path / "in")
-    (tmp_path / "store" / "discs" / "corpus.json").unlink()  # the source lies elsewhere now
+    (tmp_path / "store" / "discs" / "corpus.json").unlink()  # the corpus is bound to the path of its source, which is another one now
     return tmp_path

@@ -1,4 +1,4 @@
-"""A captioner that is made up, and runs up to their descriptions."""
+"""A fake captioner, and runs up to and including stage describe."""
 
 import asyncio
 import threading
@@ -21,13 +21,13 @@ from ...pictures import settings
 from ..steps import run_stages
 
 IMAGES = 12
-"""All of them are representatives."""
+"""How many images the source has. By default all of them are representatives."""
 
 BEFORE = (encode.STAGE, prototypes.STAGE)
 
 
 class Fake:
-    """A captioner that remembers what it was asked; ``first`` is called before every answer, with the number of the question."""
+    """A captioner that records what it was asked. ``first`` is called before every answer, with the number of the request."""
 
     model = "fake"
     form = "made up"
@@ -63,7 +63,7 @@ def config_of(place: Path, *, count: int | None = 4, representatives: int = IMAG
 
 
 def run(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, dict[str, float]]:
-    """A run up to its descriptions: its context, and what describe made."""
+    """Run the stages up to and including describe. Returns the context and the figures of describe."""
     started, _ = pipeline.request(config, redo)
     context = Context.of(started, config)
     for stage in BEFORE:

@@ -1,4 +1,4 @@
-"""Whatever ends a run early, the answers that there are stay."""
+"""Stage describe is ended early in several ways: the answers received so far are kept."""
 
 import threading
 from pathlib import Path
@@ -17,10 +17,10 @@ from .examples import BEFORE, IMAGES, Fake, Install, config_of, fail_at, in_log,
 
 
 @pytest.mark.parametrize("error", [Unreachable("lost"), Refused("the key is wrong"), RuntimeError("a fault")], ids=lambda e: type(e).__name__)
-def test_whatever_ends_it_early_the_answers_that_there_are_stay(place: Path, install: Install, error: BaseException) -> None:
+def test_answers_received_before_an_error_of_the_captioner_are_kept(place: Path, install: Install, error: BaseException) -> None:
     install(Fake(first=fail_at(6, error)))
     context = unfinished(config_of(place), type(error))
-    assert in_log(context) in (5, 6), "the one that was under way may have ended well"
+    assert in_log(context) in (5, 6), "an answer that was under way may have arrived"
     captioner = install(Fake())
     made = run_stage(context, describe.STAGE)
     assert made["asked"] == len(captioner.asked) == IMAGES - made["known"]
@@ -29,7 +29,7 @@ def test_whatever_ends_it_early_the_answers_that_there_are_stay(place: Path, ins
 
 @pytest.fixture
 def given_up(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set at the first commit: here that is when no more is asked, and what is under way is not waited for yet."""
+    """Set at the first commit, when no more requests are sent and those under way are not awaited yet."""
     append, event = CaptionsLog.append, threading.Event()
 
     def commit(self: CaptionsLog, rows: list[Row]) -> None:
@@ -40,7 +40,7 @@ def given_up(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return event
 
 
-def test_a_lost_server_is_not_asked_on(place: Path, install: Install, given_up: threading.Event) -> None:
+def test_no_more_requests_are_sent_to_a_server_that_was_lost(place: Path, install: Install, given_up: threading.Event) -> None:
     def first(number: int, subject: Subject) -> None:
         if number == 1:
             raise Unreachable("lost")
@@ -48,10 +48,10 @@ def test_a_lost_server_is_not_asked_on(place: Path, install: Install, given_up: 
 
     captioner = install(Fake(concurrency=3, first=first))
     unfinished(config_of(place), Unreachable)
-    assert len(captioner.asked) <= 4, "a thread may take up one more before it is told"
+    assert len(captioner.asked) <= 4, "a thread may begin one more request before it is stopped"
 
 
-def test_requests_under_way_are_waited_for_and_kept(place: Path, install: Install, given_up: threading.Event) -> None:
+def test_answers_to_requests_under_way_are_awaited_and_kept(place: Path, install: Install, given_up: threading.Event) -> None:
     together = threading.Barrier(4)
 
     def first(number: int, subject: Subject) -> None:
@@ -70,7 +70,7 @@ def test_requests_under_way_are_waited_for_and_kept(place: Path, install: Instal
     assert set(captioner.asked).isdisjoint(asked[:3])
 
 
-def test_whoever_watches_may_end_it_and_no_answer_is_lost(place: Path, captioner: Fake) -> None:
+def test_no_answer_is_lost_if_the_progress_callback_interrupts_the_stage(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place), *BEFORE)
     begin(context, describe.STAGE)
     told: list[int] = []
@@ -85,13 +85,13 @@ def test_whoever_watches_may_end_it_and_no_answer_is_lost(place: Path, captioner
     assert 3 <= in_log(context) == len(captioner.asked) < IMAGES
 
 
-def test_killed_between_commits_only_what_was_not_committed_is_asked_again(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_kill_only_uncommitted_descriptions_are_asked_again(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[int] = []
     append = CaptionsLog.append
 
     def killed_after_two(self: CaptionsLog, rows: list[Row]) -> None:
         if len(commits) == 2:
-            raise KeyboardInterrupt  # and again at the last attempt to save anything, as if there was none
+            raise KeyboardInterrupt  # also at the last attempt to save, as if it had never been made
         commits.append(len(rows))
         append(self, rows)
 
@@ -113,7 +113,7 @@ def test_commits_have_as_many_rows_as_the_setting_says(place: Path, captioner: F
     assert sorted(captions.read(name).num_rows for name in captions.names()) == [2, 5, 5]
 
 
-def test_few_answers_are_committed_after_some_seconds(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_committed_after_commit_seconds_even_if_they_are_few(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     append, committed, waited = CaptionsLog.append, threading.Event(), []
 
     def commit(self: CaptionsLog, rows: list[Row]) -> None:

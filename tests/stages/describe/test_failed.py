@@ -1,4 +1,4 @@
-"""Images that cannot be read, descriptions that are not to be had, and damage."""
+"""Images that cannot be read, descriptions that fail, and damaged shards of descriptions."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from ..steps import run_stages
 from .examples import BEFORE, IMAGES, Fake, config_of, fail_at, in_log, rows, run
 
 
-def test_an_image_that_is_gone_has_a_row_here_and_none_in_the_log(place: Path, captioner: Fake) -> None:
+def test_a_missing_image_has_a_row_in_the_run_but_none_in_the_log(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place), *BEFORE)
     (place / "in" / "003.jpg").unlink()
     made = run_stage(context, describe.STAGE)
@@ -37,18 +37,18 @@ def test_an_image_that_changed_since_it_was_encoded_is_missing(place: Path, capt
     assert not changed & {key for table in context.corpus.captions.read_all(context.corpus.captions.names()) for key in table["content_hash"].to_pylist()}
 
 
-def test_an_image_that_is_back_is_asked_about_by_the_next_run_that_wants_it(place: Path, captioner: Fake) -> None:
+def test_an_image_that_returned_is_described_by_the_next_run(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place), *BEFORE)
     os.rename(place / "in" / "003.jpg", place / "away.jpg")
     run_stage(context, describe.STAGE)
     os.rename(place / "away.jpg", place / "in" / "003.jpg")
     captioner.asked.clear()
-    assert run(config_of(place))[1] == {}, "this run has its table"
+    assert run(config_of(place))[1] == {}, "the finished run keeps its table"
     _, made = run(config_of(place), redo=("prototypes",))
     assert (captioner.asked, made["described"], made["missing"]) == (["003.jpg"], IMAGES, 0)
 
 
-def test_an_image_that_is_gone_is_read_from_its_twin(place: Path, captioner: Fake) -> None:
+def test_a_missing_image_is_read_from_a_copy_with_the_same_bytes(place: Path, captioner: Fake) -> None:
     shutil.copy(place / "in" / "003.jpg", place / "in" / "twin.jpg")
     context = run_stages(config_of(place), *BEFORE)
     (place / "in" / "003.jpg").unlink()
@@ -56,7 +56,7 @@ def test_an_image_that_is_gone_is_read_from_its_twin(place: Path, captioner: Fak
     assert (made["asked"], made["missing"]) == (IMAGES, 0)
 
 
-def test_an_unmounted_source_makes_no_image_missing(place: Path, captioner: Fake) -> None:
+def test_an_unmounted_source_is_an_error_and_no_image_is_recorded_as_missing(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place), *BEFORE)
     for path in (place / "in").iterdir():
         path.unlink()
@@ -67,7 +67,7 @@ def test_an_unmounted_source_makes_no_image_missing(place: Path, captioner: Fake
     assert missing(context, describe.STAGE, step) == ["all"]
 
 
-def test_too_few_descriptions_stop_the_run_and_are_kept(place: Path, captioner: Fake) -> None:
+def test_too_few_descriptions_stop_the_run_but_they_are_kept(place: Path, captioner: Fake) -> None:
     refused = Answer(None, None, (), FAILED, "the model refuses")
     captioner.answer = lambda subject: Answer("text", None, (), FREE) if subject.uri < "004.jpg" else refused
     message = (
@@ -81,17 +81,17 @@ def test_too_few_descriptions_stop_the_run_and_are_kept(place: Path, captioner: 
     assert (made["asked"], made["known"], made["failed"]) == (0, IMAGES, 8)
 
 
-def test_a_micro_cluster_is_covered_by_one_description(place: Path, captioner: Fake) -> None:
+def test_one_description_is_enough_to_cover_a_micro_cluster(place: Path, captioner: Fake) -> None:
     config = config_of(place, min_coverage=1)
     context = run_stages(config, *BEFORE)
     by_prototype = {row["prototype"]: row["uri"] for row in context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()}
-    assert len(by_prototype) < IMAGES, "or this would show nothing"
+    assert len(by_prototype) < IMAGES, "or this test would prove nothing"
     refused = Answer(None, None, (), FAILED, "the model refuses")
     captioner.answer = lambda subject: Answer("text", None, (), FREE) if subject.uri in by_prototype.values() else refused
     assert run_stage(context, describe.STAGE)["free"] == len(by_prototype)
 
 
-def test_what_failed_is_asked_again_when_told_so_and_nothing_else(place: Path, captioner: Fake) -> None:
+def test_a_retry_asks_only_the_failed_descriptions_again(place: Path, captioner: Fake) -> None:
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri < "004.jpg" else Answer("text", None, (), FREE)
     before, made = run(config_of(place))
     assert made["failed"] == 4
@@ -101,16 +101,16 @@ def test_what_failed_is_asked_again_when_told_so_and_nothing_else(place: Path, c
     assert sorted(captioner.asked) == ["000.jpg", "001.jpg", "002.jpg", "003.jpg"]
     assert (made["asked"], made["known"], made["failed"]) == (4, IMAGES - 4, 1)
     assert Counter(row["text"] for row in rows(after)) == {"text": IMAGES - 4, "better": 3, None: 1}
-    assert Counter(row["text"] for row in rows(before)) == {"text": IMAGES - 4, None: 4}, "the run before keeps its own"
+    assert Counter(row["text"] for row in rows(before)) == {"text": IMAGES - 4, None: 4}, "the earlier run must keep its own descriptions"
     captioner.asked.clear()
-    assert run(config_of(place))[0].run.id == after.run.id, "from now on that is the run"
+    assert run(config_of(place))[0].run.id == after.run.id, "a run without retry must take the retried run"
     captioner.answer = lambda subject: Answer("at last", None, (), FREE)
     again, made = run(config_of(place), redo=(describe.RETRY,))
     assert (captioner.asked, made["failed"]) == (["000.jpg"], 0)
     assert run(config_of(place), redo=(describe.RETRY,))[0].run.id == again.run.id, "nothing failed, so there is nothing to ask again"
 
 
-def test_what_failed_is_asked_again_though_there_are_new_images_too(place: Path, captioner: Fake) -> None:
+def test_a_retry_asks_failed_descriptions_again_even_if_there_are_new_images(place: Path, captioner: Fake) -> None:
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
     run(config_of(place))
     write_pictures(place / "in", [99])
@@ -120,7 +120,7 @@ def test_what_failed_is_asked_again_though_there_are_new_images_too(place: Path,
     assert sorted(captioner.asked) == ["003.jpg", "099.jpg"]
 
 
-def test_what_failed_is_asked_again_though_the_published_model_fits(place: Path, captioner: Fake) -> None:
+def test_a_retry_asks_failed_descriptions_again_even_if_the_published_model_fits(place: Path, captioner: Fake) -> None:
     config = config_of(place)
     config = config.model_copy(update={"train": config.train.model_copy(update={"refit": "auto"})})
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
@@ -132,7 +132,7 @@ def test_what_failed_is_asked_again_though_the_published_model_fits(place: Path,
     assert context.decision["why"] == "that is asked for: --retry-failed"
 
 
-def test_another_question_keeps_its_own_failures(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_for_one_question_does_not_affect_the_run_of_another_question(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
     ask = {"one": {"name": "fake"}, "other": {"name": "fake", "prompt": "another"}}
     found = {}
@@ -148,7 +148,7 @@ def test_another_question_keeps_its_own_failures(place: Path, captioner: Fake, m
     assert len(set(found.values())) == 3
 
 
-def test_what_is_left_to_ask_is_told_before_it_is_asked(place: Path, captioner: Fake) -> None:
+def test_the_plan_gives_the_remaining_requests_and_their_expected_tokens(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place, captioner="openai:fake"), *BEFORE)
     first = describe.plan(context)
     assert (first["calls"], first["completion_tokens"]) == (IMAGES, IMAGES * 96)
@@ -176,18 +176,18 @@ def test_what_is_left_to_ask_is_told_before_it_is_asked(place: Path, captioner: 
     assert describe.plan(context)["calls"] == 0
 
 
-def test_nothing_is_known_to_be_left_before_the_images_are_chosen(place: Path, captioner: Fake) -> None:
+def test_a_plan_is_refused_before_the_representatives_are_chosen(place: Path, captioner: Fake) -> None:
     with pytest.raises(Refused, match="Run stage prototypes first"):
         describe.plan(run_stages(config_of(place), encode.STAGE))
 
 
-def test_no_description_at_all_is_never_enough(place: Path, captioner: Fake) -> None:
+def test_a_run_without_any_description_is_refused_even_with_min_coverage_zero(place: Path, captioner: Fake) -> None:
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "the model refuses")
     with pytest.raises(GsecError, match="at least one"):
         run(config_of(place, min_coverage=0))
 
 
-def test_what_failed_for_good_is_not_asked_again(place: Path, captioner: Fake) -> None:
+def test_a_run_without_retry_does_not_ask_failed_descriptions_again(place: Path, captioner: Fake) -> None:
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "empty") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
     run(config_of(place))
     captioner.asked.clear()
@@ -195,7 +195,7 @@ def test_what_failed_for_good_is_not_asked_again(place: Path, captioner: Fake) -
     assert (captioner.asked, made["known"], made["failed"]) == ([], IMAGES, 1)
 
 
-def test_descriptions_of_a_table_that_changed_are_looked_up_anew(place: Path) -> None:
+def test_descriptions_are_read_again_from_a_table_that_changed(place: Path) -> None:
     file = place / "descriptions.csv"
     config = config_of(place, captioner=f"table:{file}:text")
     for text in ("a disc", "a large disc"):
@@ -209,7 +209,7 @@ def test_descriptions_of_a_table_that_changed_are_looked_up_anew(place: Path) ->
 
 @pytest.fixture
 def damaged(place: Path, captioner: Fake) -> Context:
-    """A run whose table and a part of the log are damaged; the other part has three rows."""
+    """A run with a damaged table and a damaged part of the log; the other part of the log has three rows."""
     context, _ = run(config_of(place, commit_rows=IMAGES - 3))
     log, table = context.corpus.captions, context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE)
     [bad] = [name for name in log.names() if log.read(name).num_rows > 3]
@@ -220,14 +220,14 @@ def damaged(place: Path, captioner: Fake) -> Context:
     return context
 
 
-def test_a_damaged_log_stops_before_anything_is_paid_again(damaged: Context, captioner: Fake) -> None:
+def test_a_damaged_log_stops_the_run_before_anything_is_asked_again(damaged: Context, captioner: Fake) -> None:
     with pytest.raises(GsecError, match=r"describe\.accept_loss=true") as raised:
         run_stage(damaged, describe.STAGE)
     assert not isinstance(raised.value, BadShard)
     assert captioner.asked == []
 
 
-def test_told_to_accept_the_loss_it_asks_again_for_what_was_lost(damaged: Context, place: Path, captioner: Fake) -> None:
+def test_with_accept_loss_the_lost_descriptions_are_asked_again(damaged: Context, place: Path, captioner: Fake) -> None:
     context = Context.of(damaged.run, config_of(place, accept_loss=True))
     made = run_stage(context, describe.STAGE)
     assert (made["known"], made["asked"]) == (3, IMAGES - 3)

@@ -1,4 +1,4 @@
-"""Each description is paid once."""
+"""No description is asked, and so paid for, twice."""
 
 import shutil
 import threading
@@ -16,14 +16,14 @@ from ..steps import run_stages
 from .examples import BEFORE, IMAGES, Fake, Install, config_of, in_log, named, rows, run
 
 
-def test_the_same_run_again_asks_nothing(place: Path, captioner: Fake) -> None:
+def test_repeating_a_run_asks_for_no_description(place: Path, captioner: Fake) -> None:
     run(config_of(place))
     captioner.asked.clear()
     _, made = run(config_of(place))
     assert (captioner.asked, made) == ([], {})
 
 
-def test_several_at_once_ask_about_every_image_once(place: Path, install: Install) -> None:
+def test_concurrent_requests_ask_about_every_image_once(place: Path, install: Install) -> None:
     together = threading.Barrier(4)
     captioner = install(Fake(concurrency=4, first=lambda number, subject: together.wait(10) and None))
     context, made = run(config_of(place))
@@ -31,15 +31,15 @@ def test_several_at_once_ask_about_every_image_once(place: Path, install: Instal
     assert made["asked"] == made["described"] == in_log(context) == IMAGES
 
 
-def test_other_clusters_ask_nothing(place: Path, captioner: Fake) -> None:
+def test_another_number_of_clusters_asks_for_no_description(place: Path, captioner: Fake) -> None:
     run(config_of(place, clusters=2))
     captioner.asked.clear()
     _, made = run(config_of(place, clusters=3))
-    assert (captioner.asked, made) == ([], {}), "the whole table was there"
+    assert (captioner.asked, made) == ([], {}), "the whole table was there already"
 
 
-def test_other_clusters_with_other_prototypes_ask_for_new_representatives_only(place: Path, captioner: Fake) -> None:
-    """Without a fixed number there are three micro-clusters a cluster."""
+def test_a_number_of_clusters_that_changes_the_prototypes_asks_for_new_representatives_only(place: Path, captioner: Fake) -> None:
+    """Without a fixed number there are three micro-clusters per cluster."""
     run(config_of(place, clusters=2, count=None, representatives=1))
     before = set(captioner.asked)
     captioner.asked.clear()
@@ -48,10 +48,10 @@ def test_other_clusters_with_other_prototypes_ask_for_new_representatives_only(p
     assert (len(before), len(wanted)) == (6, 9)
     assert sorted(captioner.asked) == sorted(wanted - before)
     assert (made["asked"], made["known"]) == (len(wanted - before), len(wanted & before))
-    assert made["known"] > 0, "or this would show nothing"
+    assert made["known"] > 0, "or this test would prove nothing"
 
 
-def test_another_prompt_asks_anew(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_prompt_asks_for_every_description_again(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     before, _ = run(config_of(place))
     monkeypatch.setattr(describe, "captioner_identity", lambda config: {"name": "fake", "prompt": "another"})
     after, made = run(config_of(place))
@@ -59,7 +59,7 @@ def test_another_prompt_asks_anew(place: Path, captioner: Fake, monkeypatch: pyt
     assert (made["asked"], made["known"], in_log(after)) == (IMAGES, 0, 2 * IMAGES)
 
 
-def test_other_prototypes_ask_for_new_representatives_only(place: Path, captioner: Fake) -> None:
+def test_more_representatives_ask_for_the_new_ones_only(place: Path, captioner: Fake) -> None:
     before, _ = run(config_of(place, representatives=1))
     asked = set(captioner.asked)
     captioner.asked.clear()
@@ -88,22 +88,22 @@ def test_two_images_with_the_same_bytes_are_asked_about_once(place: Path, captio
     assert text in (named("003.jpg"), named("twin.jpg"))
 
 
-def test_redo_asks_anew(place: Path, captioner: Fake) -> None:
+def test_redo_of_describe_asks_for_every_description_again(place: Path, captioner: Fake) -> None:
     before, _ = run(config_of(place))
     captioner.answer = lambda subject: Answer("better", None, (), FREE)
     after, made = run(config_of(place), redo=("describe",))
     assert made["asked"] == IMAGES
     assert {row["text"] for row in rows(after)} == {"better"}
-    assert "better" not in {row["text"] for row in rows(before)}, "the run before keeps its own"
+    assert "better" not in {row["text"] for row in rows(before)}, "the earlier run must keep its own descriptions"
 
 
-def test_redo_of_another_stage_asks_nothing(place: Path, captioner: Fake) -> None:
+def test_redo_of_another_stage_asks_for_no_description(place: Path, captioner: Fake) -> None:
     run(config_of(place))
     _, made = run(config_of(place), redo=("prototypes",))
     assert (made["asked"], made["known"]) == (0, IMAGES)
 
 
-def test_an_answer_that_another_run_wrote_first_is_the_one_that_counts(place: Path, captioner: Fake) -> None:
+def test_an_answer_that_another_run_wrote_first_is_used(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place), *BEFORE)
 
     def other_run(number: int, subject: Subject) -> None:

@@ -1,4 +1,4 @@
-"""What a run has in the end, and what is known before."""
+"""The rows and figures of stage describe, and the check of the captioner before it."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..steps import run_stages
 from .examples import BEFORE, IMAGES, Fake, Install, config_of, fail_at, named, rows, run, unfinished
 
 
-def test_every_representative_has_a_row_in_their_order(place: Path, captioner: Fake) -> None:
+def test_every_representative_has_a_row_in_the_same_order(place: Path, captioner: Fake) -> None:
     context, _ = run(config_of(place, representatives=2))
     table = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all")
     assert table.schema.equals(REPRESENTATIVE_CAPTIONS)
@@ -28,7 +28,7 @@ def test_every_representative_has_a_row_in_their_order(place: Path, captioner: F
     assert set(table["model"].to_pylist()) == {"fake"}
 
 
-def test_facts_say_what_was_asked_and_what_came_of_it(place: Path, captioner: Fake) -> None:
+def test_the_facts_count_requests_and_descriptions_by_status(place: Path, captioner: Fake) -> None:
     statuses = iter([FREE, FAILED, FAILED])
     captioner.answer = lambda subject: Answer("some text", None, (), next(statuses, DESCRIBED))
     context, made = run(config_of(place))
@@ -38,7 +38,7 @@ def test_facts_say_what_was_asked_and_what_came_of_it(place: Path, captioner: Fa
     assert {key: facts[key] for key in found} == found
 
 
-def test_progress_reaches_the_units_that_were_planned(place: Path, install: Install) -> None:
+def test_the_progress_adds_up_to_the_planned_units_also_after_an_interruption(place: Path, install: Install) -> None:
     install(Fake(first=fail_at(5)))
     context = unfinished(config_of(place), Unreachable)
     install(Fake())
@@ -48,14 +48,14 @@ def test_progress_reaches_the_units_that_were_planned(place: Path, install: Inst
     assert sum(told) == step.units(context, ["all"]) == IMAGES
 
 
-def test_with_nothing_installed_but_the_package_the_tagger_answers(place: Path) -> None:
+def test_without_other_settings_the_tagger_describes_every_representative(place: Path) -> None:
     context, made = run(config_of(place, representatives=1))
     assert made["described"] == made["asked"] == made["representatives"] == 4
     assert {row["model"] for row in rows(context)} == {"tagger"}
     assert all(row["text"] and row["object"] and row["attributes"] for row in rows(context))
 
 
-def test_the_captioner_is_loaded_once_a_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_captioner_is_loaded_once_per_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     monkeypatch.setattr(describe, "load_captioner", lambda config, **kwargs: loaded.append(kwargs) or Fake())
     monkeypatch.setattr(describe, "captioner_identity", lambda config: {"name": "loaded once"})
@@ -63,13 +63,13 @@ def test_the_captioner_is_loaded_once_a_process(place: Path, monkeypatch: pytest
     assert loaded == [{"device": "auto", "threads": 1}]
 
 
-def test_whether_anybody_answers_can_be_known_before(place: Path, captioner: Fake) -> None:
+def test_the_check_of_an_unreachable_captioner_is_refused_before_any_stage(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place))
     with pytest.raises(Refused, match="nobody is there"):
         describe.check(context)
 
 
-def test_a_captioner_that_is_needed_is_checked_before_anything_costly(place: Path, captioner: Fake) -> None:
+def test_a_captioner_that_a_run_needs_is_checked_before_its_first_stage_and_before_describe(place: Path, captioner: Fake) -> None:
     with pytest.raises(Refused, match="nobody is there"):
         pipeline.check_servers(run_stages(config_of(place)))
     with pytest.raises(Refused, match="nobody is there"):
@@ -77,7 +77,7 @@ def test_a_captioner_that_is_needed_is_checked_before_anything_costly(place: Pat
 
 
 @pytest.mark.parametrize("clusters", [2, 3], ids=["the same run", "a run with other clusters"])
-def test_what_is_described_does_not_need_its_captioner(place: Path, captioner: Fake, clusters: int) -> None:
+def test_a_run_whose_descriptions_exist_needs_no_captioner(place: Path, captioner: Fake, clusters: int) -> None:
     run(config_of(place))
-    # A run with other clusters has no baseline yet, and its descriptions do not wait for one.
+    # A run with other clusters has no baseline yet, but its descriptions are found without it.
     pipeline.check_servers(run_stages(config_of(place, clusters=clusters)))
