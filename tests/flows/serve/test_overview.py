@@ -58,7 +58,7 @@ def test_older_runs_are_on_pages_of_their_own(shown: Shown, monkeypatch: pytest.
     while address:
         page = client.get(address).text
         assert "5 runs</h1>" in page
-        assert ("Published now" in page) == (address == "/")
+        assert ('id="published"' in page) == (address == "/")
         seen += rows(page)
         older = re.search(r'href="([^"]*)" rel="next"', page)
         address = older[1] if older else ""
