@@ -52,7 +52,10 @@ def port() -> int:
 @pytest.fixture(scope="module")
 def cluster(port: int) -> Iterator[Cluster]:
     """A Ray cluster whose head takes no slices. Tests add and remove nodes."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON, "ray_client_server_port": port})
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SOON, "ray_client_server_port": port}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "120")  # a busy machine needs more than Ray's 30 s to start a client's process
+        made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 
