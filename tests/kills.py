@@ -154,7 +154,7 @@ def prove(source: Path, times: int, seed: int, settings: list[str], directory: P
         assert labels(made.result) == truth, "the labels differ from the undisturbed run's"
         worked_on = sum(done.worked_on for done in rounds[-1].attempts)
         again = max(0, worked_on - len(truth))
-        say(f"round {len(rounds)} finished: equal labels, each image once; by their last words {again} images were worked on again")
+        say(f"round {len(rounds)} finished: equal labels, each image once; by what its attempts reported, {again} images were encoded again")
         if kills == times:
             return rounds
         rounds.append(Round())
