@@ -303,7 +303,7 @@ class Parts:
         (GSECPlan, "halves", "principal axes"),
         (GSECPlan, "features", "features"),
         (NeighborIndex, "__init__", "neighbours, index"),
-        (NeighborIndex, "_tuned", "neighbours, recall"),
+        (NeighborIndex, "_tune_probes", "neighbours, recall"),
         (NeighborIndex, "search", "neighbours, search"),
         (bilevel, "kmeans_starts", "k-means starts"),
         (GSECPlan, "train", "training"),

@@ -117,7 +117,7 @@ class StackConfig(_Model):
         config = config.model_copy(update={"store": _absolute(config.store)})
         for setting, place in roots.places(config):
             if "://" not in place and not os.path.isabs(place):
-                raise Refused(f"pipelines.{name}.settings: {setting} = {place}: give the path from the root, because the worker runs in another folder.")
+                raise Refused(f"pipelines.{name}.settings: {setting} = {place}: give an absolute path, because the worker runs in another folder.")
         return config
 
     def stores(self) -> list[str]:

@@ -89,7 +89,7 @@ class NeighborIndex:
             self._index = self._approximate() if n >= EXACT_ROWS else self._exact()
             for block in self._blocks():
                 self._index.add(self._unit(block))
-        self.recall = self._tuned() if n >= EXACT_ROWS else None
+        self.recall = self._tune_probes() if n >= EXACT_ROWS else None
 
     @property
     def built(self) -> Built:
@@ -130,8 +130,8 @@ class NeighborIndex:
         index.train(self._unit_at(self._drawn(_SAMPLE_ROWS_PER_LIST * lists)))
         return index
 
-    def _tuned(self) -> float:
-        """Probe as few lists as have nearly the best recall. Returns the recall."""
+    def _tune_probes(self) -> float:
+        """Set the number of probed lists to the smallest that has nearly the best recall. Returns its recall."""
         k = neighbor_count(self._n, N_NEIGHBORS)
         numbers = self._drawn(_RECALL_QUERIES)
         queries = self._unit_at(numbers)

@@ -56,7 +56,7 @@ def test_roots_are_those_listed_and_the_places_that_pipelines_use(tmp_path: Path
         ('[pipelines.x.settings]\nsource = "a"\nstore = "b"\nclusters = 1', "clusters = 1"),
         (
             '[pipelines.x.settings]\nsource = "a"\nstore = "b"\ndescribe.template = "mine.toml"',
-            "pipelines.x.settings: describe.template = mine.toml: give the path from the root",
+            "pipelines.x.settings: describe.template = mine.toml: give an absolute path",
         ),
         ('[pipelines."X Y".settings]\nsource = "a"\nstore = "b"', "a pipeline's name has"),
     ],

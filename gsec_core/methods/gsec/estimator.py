@@ -114,8 +114,8 @@ first value, with the other two as inner steps and rows per cluster in a mini-ba
 start from k-means gain nothing from longer training."""
 
 MOST_COLUMNS, MOST_COLUMNS_OF_MANY = 4096, 2048
-"""Limit of members times clusters that are trained together in one computation, and that for more than `MANY_CLUSTERS` clusters, for which
-products are large anyway, and a member more in another thread is worth more."""
+"""Limit of members times clusters that are trained together in one computation, and the limit for more than `MANY_CLUSTERS` clusters: there one
+member is a large computation already, and smaller blocks keep all threads busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +254,10 @@ class GSEC(Clusterer):
         self.check_positive("n_clusters", "n_members", "ensemble_size", "max_steps")
         preset = PRESETS[self.preset]
         training = _for_many(preset.training, self.n_clusters)
+        most_columns = MOST_COLUMNS_OF_MANY if self.n_clusters > MANY_CLUSTERS else MOST_COLUMNS
         training = replace(
             training,
-            block_size=min(training.block_size, max(1, MOST_COLUMNS // self.n_clusters)),
+            block_size=min(training.block_size, max(1, most_columns // self.n_clusters)),
             max_steps=self.max_steps or training.max_steps,
             tol=training.tol if self.tol is None else self.tol,
         )
@@ -279,7 +280,6 @@ def _for_many(training: Training, n_clusters: int) -> Training:
         return training
     return replace(
         training,
-        block_size=max(1, MOST_COLUMNS_OF_MANY // n_clusters),
         max_steps=max(STEPS_OF_MANY, training.max_steps * MANY_CLUSTERS // n_clusters),
         inner_steps=INNER_STEPS_OF_MANY,
         batch_rows=training.batch_rows_per_cluster * MANY_CLUSTERS,
