@@ -48,9 +48,9 @@ _EMERGING_BYTES = 500_000
 _DUPLICATES_BYTES = 1_500_000
 
 _ROLES = (
-    (REPRESENTATIVE, "Representatives", "described ones first, the nearest to the centre"),
-    (MOST_CONFIDENT, "Most confident", "most confident"),
-    (LEAST_CONFIDENT, "Least confident", "least confident"),
+    (REPRESENTATIVE, "Representatives", "described images first, then those nearest to the centre"),
+    (MOST_CONFIDENT, "Most confident", "highest confidence first"),
+    (LEAST_CONFIDENT, "Least confident", "lowest confidence first"),
     (NEW, "New", "new since the model was fitted"),
 )
 
