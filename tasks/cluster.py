@@ -45,6 +45,9 @@ ANSWER = 25.0
 LOOK = 60.0
 """Seconds that the nodes may take to start a process and to check the store; a busy node needs half of them."""
 
+ALONE = 5.0
+"""Seconds without progress after which the driver looks whether any node is left."""
+
 RETRIES = 5
 """How many nodes or workers a slice may lose before it fails."""
 
@@ -55,6 +58,8 @@ FLUSH = 5.0
 """Seconds that a slice waits at its end for its messages to reach Prefect."""
 
 _GIB = 2**30
+
+_log = logging.getLogger("gsec_core.engine")  # below the library's logger: commands print its warnings, and deployed runs forward them to Prefect
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -93,7 +98,7 @@ class Cluster:
     """The engine (see `tasks.engine.Engine`) on a Ray cluster."""
 
     def __init__(self, config: PipelineConfig) -> None:
-        nodes = [node for node in _nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        nodes = _workers()
         wanted = config.ray
         self.cpus = wanted.cpus or min((int(node["Resources"]["CPU"]) for node in nodes), default=1)
         self._options: dict[str, Any] = {"num_cpus": self.cpus, "max_retries": RETRIES, "max_calls": 0, "scheduling_strategy": "SPREAD"}
@@ -128,12 +133,16 @@ class Cluster:
 
     def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
         waiting = [cast(Any, future).wrapped_future for future in futures]
+        warned = False
         with _faults(RayError, ConnectionError), watchdog.clock(stage) as clock:
             while waiting:
                 done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=watchdog.POLL)
                 self._hear()
                 if done:
                     clock.move()
+                if not warned and clock.idle() > ALONE and not _workers():
+                    _log.warning("no node of the Ray cluster is left. Stage %s waits for one to join.", stage)
+                    warned = True
                 if clock.idle() > seconds:
                     for ref in waiting:
                         ray.cancel(ref, force=True)
@@ -235,9 +244,10 @@ def _set_up_logging() -> None:
     setup_logging()
 
 
-def _nodes() -> list[dict[str, Any]]:
+def _workers() -> list[dict[str, Any]]:
+    """The nodes that are alive and take slices."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return nodes
+    return [node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def _check_room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float]) -> None:

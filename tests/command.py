@@ -38,7 +38,7 @@ def environment(prefect_home: Path) -> dict[str, str]:
     return {**os.environ, "PREFECT_HOME": str(prefect_home), "HF_HUB_OFFLINE": "1"}
 
 
-def gsec(*arguments: str | Path, home: Path, check: int = 0, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+def gsec(*arguments: str | Path, home: Path, check: int = 0, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in a process of its own; its exit code must be ``check``."""
     return _checked(subprocess.run([*GSEC, *map(str, arguments)], capture_output=True, text=True, env=environment(home), timeout=timeout, check=False), check)
 

@@ -42,8 +42,18 @@ from .s3_proxy import S3Proxy, s3_behind_proxy
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10-test.parquet"
 
-SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
-"""Settings of Ray by which it notices a lost node within seconds instead of half a minute."""
+HEAD = {
+    "num_cpus": 0,
+    "include_dashboard": False,
+    "_system_config": {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 20_000,
+        "health_check_failure_threshold": 3,
+    },
+}
+"""The head of a Ray cluster for tests. It takes no slices. It notices a killed node, whose port is closed, within seconds instead of
+half a minute, and gives a node that only has no core for a while a minute."""
 
 
 @dataclass
@@ -201,7 +211,7 @@ def prove_nodes(source: Path, times: int, seed: int, settings: list[str], direct
     assert undisturbed.result is not None
     truth = labels(undisturbed.result)
     say(f"undisturbed, on threads: {undisturbed.seconds:.0f} s, {len(truth)} images; seed {seed}")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
     there = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
     kills = rounds = 0
     try:

