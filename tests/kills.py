@@ -7,11 +7,11 @@
     python -m tests.kills --images 600 --times 20 --nodes 2
 
 Kills alternate between the process and its whole process group. With ``--at`` there is one kill during each named stage, a
-moment after Prefect logged the beginning of its flow. Whenever a run finishes, its labels are compared
-with the undisturbed run's, and the remaining kills hit a new store. It prints how many images were worked on more than
-once. With ``--s3`` the stores, except the undisturbed run's, are on moto's S3 server behind a proxy that delays answers,
-throttles and resets connections (see `tests.s3_proxy`). With ``--nodes`` the command itself is not killed: nodes of a real Ray cluster of that
-many nodes are, and each is replaced by a new one.
+moment after Prefect logged the beginning of its flow. Whenever a run finishes, its labels are compared with the undisturbed
+run's, and so are all its tables if the store is a folder. The remaining kills hit a new store. It prints how many images were
+worked on more than once. With ``--s3`` the stores, except the undisturbed run's, are on moto's S3 server behind a proxy that
+delays answers, throttles and resets connections (see `tests.s3_proxy`). With ``--nodes`` the command itself is not killed:
+nodes of a real Ray cluster of that many nodes are, and each is replaced by a new one.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import polars as pl
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -128,15 +129,28 @@ def labels(result: dict[str, Any]) -> dict[str, int]:
     return found
 
 
+def tables(store: Path) -> dict[str, pl.DataFrame]:
+    """Path -> table, for all tables of a store except the log and the report, whose contents depend on the time."""
+    return {str(path.relative_to(store)): pl.read_parquet(path) for path in store.rglob("*.parquet") if not {"log", "report"} & set(path.parts)}
+
+
+def assert_equal_tables(store: Path, expected: dict[str, pl.DataFrame]) -> None:
+    """Raises AssertionError if the store has other tables, or a table with other contents."""
+    found = tables(store)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not found[name].equals(expected[name])] == []
+
+
 def committed(store: str) -> int:
     """How many shards of embeddings the store has."""
     return sum(len(shards.names()) for corpus in Store.open(store).corpora() for shards in corpus.tables(EMBEDDINGS_TABLE))
 
 
 def prove(source: Path, times: int, seed: int, settings: list[str], directory: Path, say: Any = print, stores: str | None = None) -> list[Round]:
-    """Kill ``times`` runs, finish, compare. Raises AssertionError if a label differs or an image has not exactly one row.
+    """Kill ``times`` runs, finish, compare. Raises AssertionError if a label or a table differs, or an image has not exactly one row.
 
     Stores are made in ``directory``, or below the URL ``stores`` if it is given; the undisturbed run's store is always in ``directory``.
+    Only the tables of stores in ``directory`` are compared.
     """
     moments = random.Random(seed)
 
@@ -144,6 +158,7 @@ def prove(source: Path, times: int, seed: int, settings: list[str], directory: P
         return ["run", str(source), "--store", store, "--json", *settings]
 
     home = directory / "prefect"
+    what = "labels" if stores else "tables"
     undisturbed = attempt(arguments(f"{directory}/undisturbed"), home, None)
     assert undisturbed.result is not None
     truth = labels(undisturbed.result)
@@ -162,9 +177,11 @@ def prove(source: Path, times: int, seed: int, settings: list[str], directory: P
             continue
         assert made.result is not None
         assert labels(made.result) == truth, "the labels differ from the undisturbed run's"
+        if stores is None:
+            assert_equal_tables(Path(store), tables(directory / "undisturbed"))
         worked_on = sum(done.worked_on for done in rounds[-1].attempts)
         again = max(0, worked_on - len(truth))
-        say(f"round {len(rounds)} finished: equal labels, each image once; by what its attempts reported, {again} images were encoded again")
+        say(f"round {len(rounds)} finished: equal {what}, each image once; by what its attempts reported, {again} images were encoded again")
         if kills == times:
             return rounds
         rounds.append(Round())
@@ -199,7 +216,9 @@ def prove_at(
         assert results["killed"]["decision"] == results["undisturbed"]["decision"]
         say(results["killed"]["decision"])
     assert labels(results["undisturbed"]) == labels(results["killed"]), "the labels differ from the undisturbed run's"
-    say("finished: equal labels, each image once")
+    if stores is None:
+        assert_equal_tables(directory / "killed", tables(directory / "undisturbed"))
+    say(f"finished: equal {'labels' if stores else 'tables'}, each image once")
 
 
 def prove_nodes(source: Path, times: int, seed: int, settings: list[str], directory: Path, nodes: int, say: Any = print) -> None:

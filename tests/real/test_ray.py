@@ -22,7 +22,7 @@ from gsec_core.store import Run, Store
 from tasks import engine
 
 from ..command import GSEC, SMALL, environment, gsec, wait
-from ..kills import HEAD
+from ..kills import HEAD, assert_equal_tables, tables
 from ..pictures import write_pictures
 from .services import free_port
 
@@ -67,17 +67,6 @@ def no_node_stays(cluster: Cluster) -> Iterator[None]:
     yield
     for node in list(cluster.worker_nodes):
         cluster.remove_node(node)
-
-
-def tables(store: Path) -> dict[str, pl.DataFrame]:
-    """Path -> table, for all tables of a store except the log and the report, whose contents depend on the time."""
-    return {str(path.relative_to(store)): pl.read_parquet(path) for path in store.rglob("*.parquet") if not {"log", "report"} & set(path.parts)}
-
-
-def assert_equal_tables(store: Path, expected: dict[str, pl.DataFrame]) -> None:
-    found = tables(store)
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not found[name].equals(expected[name])] == []
 
 
 def begun(process: subprocess.Popen[bytes], store: Path, stage: str) -> Run:
