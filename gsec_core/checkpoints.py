@@ -48,7 +48,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Write the arrays of ``state``, then remove all checkpoints but the newest two."""
-        table = to_table(state).replace_schema_metadata({_OF: json.dumps(self.of)})
+        table = to_table(state).replace_schema_metadata({_OF: json.dumps(self.of, default=int)})
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / ".part"
         with part.open("wb") as file:

@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gsec_core.clustering.centres import Centres
+from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.neighbors import neighbors_of
 from gsec_core.tables import CONTINUED, KEPT, RENEWED
 
@@ -37,7 +38,7 @@ MOST_NEW = 0.4
 """If a larger share of the images is new, no groups are searched, since new neighbours mean nothing then."""
 
 MOST_LOOKED_AT = 16_384
-"""Largest number of new images whose neighbours are searched; more do not change the result."""
+"""Largest number of new images whose neighbours are searched; others join a group as neighbours of these."""
 
 MOST_GROWTH = 0.5
 """A model is renewed if the collection has grown or shrunk by more than this share."""
@@ -126,7 +127,8 @@ def together(rows: Callable[[Any], NDArray[Any]], is_new: NDArray[np.bool_], *, 
     """Groups of new images that lie together where no old ones are: arrays of row numbers, the largest group first.
 
     A new image belongs to a group if its share of new neighbours is at least midway between the share of new images and 1. Such images that are neighbours
-    form a group; groups of fewer than `LEAST_TOGETHER` images are dropped. There is no group if more than `MOST_NEW` of the images are new.
+    form a group; groups of fewer than `LEAST_TOGETHER` images are dropped. There is no group if more than `MOST_NEW` of the images are new. Of more than
+    `MOST_LOOKED_AT` new images a sample is looked at; the others belong to the group whose images have them as neighbours.
 
     Parameters
     ----------
@@ -138,15 +140,19 @@ def together(rows: Callable[[Any], NDArray[Any]], is_new: NDArray[np.bool_], *, 
     chance = len(new) / n
     if len(new) < LEAST_TOGETHER or chance > MOST_NEW:
         return []
-    if len(new) > MOST_LOOKED_AT:
-        new = np.sort(np.random.default_rng(0).choice(new, MOST_LOOKED_AT, replace=False))
+    new = new[sample_rows(len(new), MOST_LOOKED_AT, 0)]
     count = min(n - 1, max(LEAST_NEIGHBORS, min(MOST_NEIGHBORS, n // ROWS_PER_NEIGHBOR)))
     near = neighbors_of(rows, n, new, count, n_threads=n_threads)
     core = is_new[near].mean(1) >= (1 + chance) / 2
+    joins = is_new.copy()
+    joins[new[~core]] = False  # what is left are the core, and new images that were not looked at
+    inside = joins[near[core]]
+    nodes = np.unique(np.concatenate([new[core], near[core][inside]]))
     place = np.full(n, -1)
-    place[new[core]] = np.arange(core.sum())
-    of, to = np.repeat(np.arange(core.sum()), near.shape[1]), place[near[core]].ravel()
-    edges = coo_array((np.ones((to >= 0).sum()), (of[to >= 0], to[to >= 0])), shape=(core.sum(), core.sum()))
+    place[nodes] = np.arange(len(nodes))
+    of, to = np.repeat(place[new[core]], near.shape[1])[inside.ravel()], place[near[core][inside]]
+    edges = coo_array((np.ones(len(of)), (of, to)), shape=(len(nodes), len(nodes)))
     _, group = connected_components(edges, directed=False)
     sizes = np.bincount(group)
-    return [new[core][group == number] for number in np.argsort(-sizes, kind="stable") if sizes[number] >= LEAST_TOGETHER]
+    cores = np.bincount(group[place[new[core]]], minlength=len(sizes))
+    return [nodes[group == number] for number in np.argsort(-sizes, kind="stable") if cores[number] >= LEAST_TOGETHER]

@@ -119,6 +119,8 @@ class Clusterer(Estimator):
         if text is not None and nouns is not None:
             raise ValueError("text and nouns: give only one of them.")
         plan = self.plan()
+        if plan.pixel_side:
+            raise ValueError("pixels = True: fit gets embeddings, not images. Use gsec_core.methods.asd.pixels.ASDPixels, or a run.")
         self.nouns_: NDArray[np.int64] | None = None
         if nouns is not None:
             joint = self._select(X, nouns, joint)

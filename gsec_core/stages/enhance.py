@@ -46,7 +46,7 @@ CHECKPOINTS = 20
 """Number of checkpoints of a training: a killed process loses only the part since the last one."""
 
 DEAD = 0.1
-"""A cluster whose size falls below this share of its size before counts as dead."""
+"""A cluster that keeps less than this share of its images counts as dead."""
 
 
 def stages(config: PipelineConfig) -> tuple[Stage, ...]:
@@ -205,8 +205,8 @@ def write_encoder(context: Context, folder: Path) -> None:
 def _dead(context: Context) -> list[int]:
     """Clusters that are dead after the training; see `DEAD`."""
     table = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all")
-    before, after = (table[name].to_numpy() for name in ("before", "after"))
-    found: list[int] = np.flatnonzero((before > 0) & (after < DEAD * before)).tolist()
+    before, both = (table[name].to_numpy() for name in ("before", "both"))
+    found: list[int] = np.flatnonzero((before > 0) & (both < DEAD * before)).tolist()
     return found
 
 

@@ -101,6 +101,17 @@ def test_a_group_of_new_images_unlike_the_old_is_found() -> None:
     assert len(groups[0]) >= 20
 
 
+@pytest.mark.parametrize("looked_at", [60, 150])
+def test_a_group_keeps_its_size_if_only_some_of_the_new_images_are_looked_at(looked_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, labels = blobs([900, 200], seed=0)
+    [whole] = drift.together(lambda rows: X[rows], labels == 1)
+    monkeypatch.setattr(drift, "MOST_LOOKED_AT", looked_at)
+    [group] = drift.together(lambda rows: X[rows], labels == 1)
+    assert len(whole) == 200
+    assert len(group) >= 170
+    assert set(group) <= set(whole)
+
+
 def test_two_new_kinds_are_two_groups_with_the_larger_first() -> None:
     X, labels = blobs([60, 60, 15, 30], seed=0)
     groups = drift.together(lambda rows: X[rows], labels >= 2)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from gsec_core.clustering import starts
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.starts import ENTROPY, kmeans_starts
 
@@ -27,6 +28,14 @@ def test_a_start_labels_by_the_nearest_centre_and_has_the_sizes_of_clusters() ->
     labels = (features.rows(slice(None)) @ start.weight.T + start.bias).argmax(1)
     assert torch.bincount(labels, minlength=3) / 300 == pytest.approx(start.sizes)
     assert sorted(torch.bincount(labels).tolist()) == [20, 80, 200]
+
+
+def test_a_start_does_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    [whole] = kmeans_starts(blobs(), 3, [0])
+    monkeypatch.setattr(starts, "BLOCK_ROWS", 7)
+    [by_blocks] = kmeans_starts(blobs(), 3, [0])
+    assert torch.equal(by_blocks.sizes, whole.sizes)
+    assert torch.equal(by_blocks.weight, whole.weight)
 
 
 @pytest.mark.parametrize("rows", [4, 5])

@@ -169,6 +169,13 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(images: Images, tmp_path
     assert np.array_equal(done.labels_, undisturbed.labels_)
 
 
+def test_numbers_of_numpy_can_be_parameters_of_a_training_with_checkpoints(images: Images, tmp_path: Path) -> None:
+    parameters = {**TINY, "random_state": np.int64(1)}
+    fitted = ASDPixels(np.int64(3), max_steps=2, **parameters).fit(images, checkpoint=tmp_path)  # type: ignore[arg-type]
+    plain = ASDPixels(3, max_steps=2, **{**TINY, "random_state": 1}).fit(images, checkpoint=tmp_path)
+    assert np.array_equal(fitted.labels_, plain.labels_)
+
+
 def test_a_checkpoint_of_other_images_or_parameters_is_refused(images: Images, tmp_path: Path) -> None:
     small = ASDPixels(3, max_steps=2, **TINY).fit(images, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="belongs to a training with max_steps = 2, and this one has 3"):

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from gsec_core import ASD, pipeline
+from gsec_core import ASD, GSEC, Mixture, pipeline
 from gsec_core.clustering.ensemble import Head, joined
+from gsec_core.clustering.features import Features
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
 from gsec_core.methods.asd import networks, pixels
@@ -36,6 +39,7 @@ from gsec_core.tables import (
 )
 
 from ..pictures import cluster, labels, settings
+from ..planted import planted
 from .test_asd_pixels import shapes
 
 IMAGES, CLUSTERS, STEPS = 60, 4, 32
@@ -244,9 +248,47 @@ def test_small_and_odd_inputs_give_finite_results(n: int, n_clusters: int, max_s
     assert np.isfinite(found.confidence).all()
 
 
-def test_the_estimator_with_pixels_refuses_embeddings() -> None:
-    with pytest.raises(ValueError, match=r"^pixels = True: fit gets embeddings, not images"):
-        ASD(3, pixels=True).fit(np.ones((9, 4)))
+def test_estimators_with_pixels_refuse_embeddings() -> None:
+    on_pixels = ASD(3, pixels=True)
+    for estimator in (on_pixels, Mixture(3, [("asd", on_pixels), ("gsec", GSEC())])):
+        with pytest.raises(ValueError, match=r"^pixels = True: fit gets embeddings, not images"):
+            estimator.fit(np.ones((9, 4)))
+
+
+def test_networks_predict_each_row_once_although_blocks_are_asked_for_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(256, size=(90, 8, 8, 3), dtype=np.uint8)
+    plan = ASD(3, pixels=True, side=8, max_steps=2, n_members=2, device="cpu").plan()
+    X = np.ones((len(images), 4), np.float32)
+    features = plan.features([X], plan.halves([X]), 0.5)
+    features.pixels = images
+    models = plan.models(plan.wanted(plan.trained(features, plan.neighbors(features), plan.blocks)))
+    expected = models.said(features, np.arange(len(images)), "cpu")
+    rows: list[int] = []
+    said = networks.Networks.said
+
+    def counted(self: networks.Networks, features: Features, numbers: NDArray[np.int64], device: str) -> NDArray[np.float32]:
+        rows.extend(numbers.tolist())
+        return said(self, features, numbers, device)
+
+    monkeypatch.setattr(networks.Networks, "said", counted)
+    with ThreadPoolExecutor(3) as threads:
+        blocks = [slice(start, start + 30) for start in (0, 30, 60)]
+        found = list(threads.map(lambda rows: models.logits(features, rows, "cpu").numpy(), blocks))
+    models.logits(features, slice(None), "cpu")
+    assert sorted(rows) == list(range(len(images)))
+    assert np.concatenate(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_training_begun_on_another_kind_of_device_goes_on_here() -> None:
+    """The state of a generator on a GPU has 16 bytes, on the CPU thousands."""
+    X, _, _ = planted(n=120, classes=3)
+    plan = ASD(3, max_steps=20, n_members=1, device="cpu").plan()
+    features = plan.features([X], plan.halves([X]), 0.5)
+    neighbors = plan.neighbors(features)
+    [state] = plan.advanced(features, neighbors, [Leg(0, None, plan.checkpoints(len(X), 0)[0])])
+    there = {**state, "generator": np.zeros(16, np.uint8)}
+    [member] = plan.wanted(plan.trained(features, neighbors, [0], states={0: there}))
+    assert np.isfinite(member.parameters["weights"]).all()
 
 
 def test_a_run_on_embeddings_that_was_killed_does_not_learn_its_sample_again(

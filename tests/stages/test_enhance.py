@@ -279,7 +279,7 @@ def test_the_stage_is_refused_if_too_many_images_are_lost(place: Path, tmp_path:
 def test_if_clusters_died_the_run_says_so_and_its_encoder_cannot_be_exported(whole: Context, tmp_path: Path) -> None:
     shutil.copytree(whole.run.files.url, tmp_path / "store")
     copy = Context.of(Store.open(str(tmp_path / "store")).run(whole.run.id), whole.config)
-    died = pa.table([range(3), [30, 10, 8], [39, 9, 0], [30, 9, 0]], schema=ENHANCED_CLUSTERS)
+    died = pa.table([range(3), [30, 10, 8], [31, 9, 8], [30, 9, 0]], schema=ENHANCED_CLUSTERS)
     copy.shards(enhance.STAGE, ENHANCED_CLUSTERS_TABLE).replace("all", died, {})
     [said] = enhance.remarks(copy)
     assert "on 81.2% of the images, but of 1 of the 3 clusters it has left less than a tenth: 2. The clusters here are those of before" in said

@@ -13,11 +13,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import betaln
 from scipy.stats import hypergeom
@@ -184,8 +184,10 @@ class ASDPlan(LinearMembers, SelfLabellingPlan):
 
     def finish(self, features: Features, neighbors: Neighbors, block: int, state: State | None, progress: Callable[[int], None]) -> list[Member]:
         state = state or self.advance(features, neighbors, Leg(block, None, self.instance_steps), progress)
-        generator = torch.Generator(self.device)
-        generator.set_state(torch.from_numpy(state["generator"]))
+        generator = torch.Generator(self.device).manual_seed(self.seed(block))
+        kept = torch.from_numpy(state["generator"])
+        if len(kept) == len(generator.get_state()):  # otherwise it is that of another kind of device, whose draws are others anyway
+            generator.set_state(kept)
         found = self.pseudo_labels(block, state)
         return [self._fixmatch(features, block, found.images, found.groups[found.classes], generator, progress)]
 
@@ -318,11 +320,6 @@ class ASD(Clusterer):
         self.width = width
         self.random_state = random_state
         self.device = device
-
-    def fit(self, X: ArrayLike, y: object = None, **others: Any) -> Self:
-        if self.pixels:
-            raise ValueError("pixels = True: fit gets embeddings, not images. Use gsec_core.methods.asd.pixels.ASDPixels, or a run.")
-        return super().fit(X, y, **others)
 
     def plan(self) -> SelfLabellingPlan:
         self.check_positive("n_clusters", "n_members", "max_steps")

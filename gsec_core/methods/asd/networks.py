@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -53,9 +54,22 @@ class Networks(NonlinearModels):
         return found
 
     def logits(self, features: Features, rows: Rows, device: str) -> Tensor:
-        if len(features) * self.values_a_row <= _MOST_KEPT:
-            return torch.from_numpy(_of_all(self, features, device)[rows]).to(device)
-        return torch.from_numpy(self.said(features, np.arange(len(features))[rows], device)).to(device)
+        numbers = np.arange(len(features))[rows]
+        if len(features) * self.values_a_row > _MOST_KEPT:
+            return torch.from_numpy(self.said(features, numbers, device)).to(device)
+        if features not in self._kept:
+            self._kept[features] = _Said.nothing(len(features), len(self), self.n_clusters)
+        kept = self._kept[features]
+        missing = numbers[~kept.known[numbers]]
+        if len(missing):
+            kept.values[missing] = self.said(features, missing, device)
+            kept.known[missing] = True
+        return torch.from_numpy(kept.values[numbers]).to(device)
+
+    @cached_property
+    def _kept(self) -> "WeakKeyDictionary[Features, _Said]":
+        """Alignment, consensus and assignment all need the predictions, and networks are slow."""
+        return WeakKeyDictionary()
 
     def said(self, features: Features, rows: NDArray[np.int64], device: str) -> NDArray[np.float32]:
         """Log-posteriors of the given rows, (rows, members, clusters)."""
@@ -63,10 +77,16 @@ class Networks(NonlinearModels):
         return np.stack([np.concatenate(list(log_posteriors(module.to(device), features.pixels, rows, device))) for module in self.modules], 1)
 
 
-@lru_cache(maxsize=1)
-def _of_all(models: Networks, features: Features, device: str) -> NDArray[np.float32]:
-    """Log-posteriors of all rows, cached: alignment, consensus and assignment all need them, and networks are slow."""
-    return models.said(features, np.arange(len(features)), device)
+class _Said(NamedTuple):
+    """Log-posteriors that are known. Threads that need the same unknown rows at once compute them twice, with equal results."""
+
+    values: NDArray[np.float32]
+    """(rows, members, clusters)"""
+    known: NDArray[np.bool_]
+
+    @classmethod
+    def nothing(cls, n: int, members: int, clusters: int) -> "_Said":
+        return cls(np.empty((n, members, clusters), np.float32), np.zeros(n, np.bool_))
 
 
 @dataclass(frozen=True, kw_only=True)
