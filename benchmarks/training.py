@@ -76,7 +76,7 @@ def measured(name: str, folder: Path, clusters: int, steps: int | None, device: 
     if name == "sic" and len(times) < scheduled:
         whole += (times[0] - prepared - step) * -(-scheduled // max(len(features) // plan.batch(len(features)), MAPPED_STEPS))
     return {
-        "members": len(members),
+        "members": f"{len(members)} of {plan.n_members}",
         "steps": scheduled,
         "step": step,
         "whole": whole,
@@ -100,7 +100,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.methods[0], options.one, options.clusters, steps, options.device)))
         return
-    print("| rows | method | members | steps | seconds a step | seconds in all | times k-means | MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| rows | method | members of a block | steps | seconds a step | seconds in all | times k-means | MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
     for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="gsec-training-") as temporary:
             folder = Path(temporary)
