@@ -100,7 +100,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.methods[0], options.one, options.clusters, steps, options.device)))
         return
-    print("| rows | method | members of a block | steps | seconds a step | seconds in all | times k-means | MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| rows | method | members of a block | steps | seconds a step | seconds in all | times k-means | MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="gsec-training-") as temporary:
             folder = Path(temporary)

@@ -93,6 +93,11 @@ class StackConfig(_Model):
     ray: RayEntry | None = Field(None, description='The head of a Ray cluster, for pipelines with `engine = "ray"` and `ray.address = "auto"`. Default: none.')
     pipelines: dict[str, PipelineEntry] = Field({}, description="The pipelines, each under the name by which its clustering is published.")
 
+    @field_validator("maintenance_cron")
+    @classmethod
+    def _is_cron(cls, cron: str | None) -> str | None:
+        return CronSchedule(cron=cron).cron if cron else cron
+
     def url(self) -> str:
         """URL of Prefect's API, as this machine reaches it."""
         return f"http://{_reached(self.host)}:{self.port}/api"
@@ -207,6 +212,9 @@ def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
 
 def worker_environment(stack: StackConfig, environment: Mapping[str, str]) -> dict[str, str]:
     """Environment variables for the worker and for the process that deploys; see `server_environment`."""
+    wrong = next((root for root in stack.all_roots() if "," in root), None)
+    if wrong is not None:
+        raise Refused(f"roots: {wrong} has a comma, which separates roots in {roots.VARIABLE} of the worker. Rename it, or give a link to it.")
     told = {
         "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
         "PREFECT_API_URL": stack.url(),

@@ -74,15 +74,15 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
     """Do what is missing of one stage, in the run ``run_id`` or in the run that ``config`` requests. Returns the exit code."""
     held = False
     if name == "ingest":
-        of_run = None
+        of_run = counting = None
         if run_id is not None:
             found = Store.open(config.store).run(run_id)
-            config, of_run = with_runtime(found.config(), config), found.request().get("of_run")
+            config, of_run, counting = with_runtime(found.asked(), config), found.request().get("of_run"), found.request().get("counting")
         pipeline.check_redo([name] if redo else [], config)
         with _watched():
             from flows.ingest import ingest
 
-            made, counts = ingest(config, [], of_run)
+            made, counts = ingest(config, [], of_run, counting)
         result: dict[str, Any] = {"run_id": made, **counts}
     else:
         with _damage_set_aside(config):
@@ -139,7 +139,7 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
     counting: Run | None = None
     try:
         if config.clusters == AUTO and of_run is None:
-            now, later = pipeline.split_redo(redo)
+            now, later = pipeline.split_redo(redo, config)
             if before := pipeline.numbered_before(config, redo):
                 counting, finished = Store.open(config.store).run(before[1]), pipeline.nothing_to_do(before[0], later)
             else:

@@ -45,7 +45,7 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
         found: list[dict[str, int]] = []  # what each ingest found
         counting: str | None = None
         if config.clusters == AUTO and of_run is None:
-            now, later = pipeline.split_redo(again)
+            now, later = pipeline.split_redo(again, config)
             if before := pipeline.numbered_before(config, again):
                 config, counting = before
             else:

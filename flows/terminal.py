@@ -18,8 +18,8 @@ from rich.text import Text
 WIDTH = 120
 """Columns of the output to a log or a pipe, which have no width of their own."""
 
-err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDTH)
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDTH)
+out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def warn(warnings: Sequence[str]) -> None:

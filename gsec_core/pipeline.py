@@ -217,10 +217,15 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
     return run if changes.none and not again and run.exists() and (settled or run.is_finished()) else None
 
 
-def split_redo(redo: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split stages to redo into those of a run that finds the number of clusters, and the others."""
+def split_redo(redo: Sequence[str], config: PipelineConfig) -> tuple[list[str], list[str]]:
+    """Split stages to redo into those of a run that finds the number of clusters, and the others.
+
+    Raises Refused as `check_redo`, so that a wrong name is refused before the number is searched for.
+    """
     counting = {s.name for s in COUNT_STAGES}
-    return [name for name in redo if name in counting], [name for name in redo if name not in counting]
+    later = [name for name in redo if name not in counting]
+    check_redo(later, _numbered(config, 2))  # any number: the stages are the same
+    return [name for name in redo if name in counting], later
 
 
 def numbered_by(counting: Run, config: PipelineConfig) -> PipelineConfig:
@@ -237,7 +242,7 @@ def numbered_before(config: PipelineConfig, redo: Sequence[str]) -> tuple[Pipeli
     store = Store.open(config.store)
     corpus = store.corpus(config.corpus or source_name(config.source or ""))
     newest = publishing.published(store, config, corpus)
-    if newest is None or config.train.refit == refit.ALWAYS or split_redo(redo)[0]:
+    if newest is None or config.train.refit == refit.ALWAYS or split_redo(redo, config)[0]:
         return None
     store.check_there(newest)
     run = store.run(newest.run_id)
@@ -317,7 +322,7 @@ def run_for_stage(
     stage(name)
     store = Store.open(config.store)
     found = newest_run(config) if run_id is None else store.run(run_id)
-    config = with_runtime(found.config(), config)
+    config = with_runtime(found.asked(), config)  # without the clusters that it decided on: the run of a redo decides itself
     found.check_stage(name)
     check_inputs(found, config, name)
     corpus = store.corpus(found.request()["corpus"])

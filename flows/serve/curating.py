@@ -69,7 +69,8 @@ def asked(form: FormData, collection: Collection) -> dict[str, Any]:
     kind = _text(form, "kind")
     what: dict[str, Any] = {"kind": kind, "why": _text(form, "why") or None}
     if kind in ("rename", "describe"):
-        return what | {"key": _key(form, "key"), "text": _text(form, "name" if kind == "rename" else "description")}
+        text = _text(form, "name" if kind == "rename" else "description")
+        return what | {"key": _key(form, "key"), "text": " ".join(text.split())}  # a text area has line breaks, a description has none
     if kind == "merge":
         return what | {"key": _key(form, "to"), "keys": [_key(form, "key")]}
     if kind == "split":

@@ -225,7 +225,7 @@ class Explorer:
         return pages.explorer(
             "clusters",
             site=site,
-            images=len(collection),
+            images=sum(row.size for row in every),
             every=sum(not row.hidden for row in every),
             rows=shown[(page - 1) * PER_PAGE : page * PER_PAGE],
             now=now | {"page": page},
@@ -280,6 +280,7 @@ class Explorer:
             "rows": found.rows,
             "note": found.note,
             "alike": True,
+            "clusters": collection.clusters(),
         }
         return pages.explorer("search", **values)
 
@@ -350,8 +351,6 @@ class Explorer:
         site = self.site(collection, request, "")
         given = {name: value for name, value in request.query_params.items() if name not in ("at", DONE)}
         listing = Listing.of(given)
-        if not given and "at" not in request.query_params:
-            listing = Listing(key=image.row.key)
         place = number("at", request.query_params.get("at", "0"))
         before = after = None
         total = 0
@@ -374,7 +373,7 @@ class Explorer:
             total=total,
             before=before,
             after=after,
-            gallery=listing.address(site.base, max(0, place - 1) // PER_PAGE + 1),
+            gallery=listing.address(site.base, (place - 1) // PER_PAGE + 1) if place else Listing(key=image.row.key).address(site.base),
             plain_address=partial(_plain, site.base),
             clusters=collection.clusters(),
         )

@@ -222,6 +222,8 @@ class State:
         """A sentence that tells why there is no cluster with this key."""
         if key in self._gone:
             into, by = self._gone[key]
+            while into in self._gone:
+                into, by = self._gone[into]
             return f"cluster {key} is part of cluster {into} since act {by}."
         if key in self._made:
             return f"there is no cluster {key}, as act {self._made[key]}, which makes it, is undone or open."

@@ -290,12 +290,13 @@ class Collection:
         view = self._view()
         out = self._out(view, itself)
         total = min(MOST_FOUND, int((~out).sum()))
-        wanted = min(offset + limit, total)
         rows: list[ImageRow] = []
         note = query.note
-        if wanted > offset:
-            found = self._vectors(query.stage, query.column)().search(query.vector, wanted, out)
-            rows = self._found(view, Found(found.rows[offset:], found.cosines[offset:]))
+        if total > offset:
+            # Always the whole list: of images with equal cosines, as copies have, a search for fewer finds others, and pages would overlap.
+            found = self._vectors(query.stage, query.column)().search(query.vector, total, out)
+            part = slice(offset, offset + limit)
+            rows = self._found(view, Found(found.rows[part], found.cosines[part]))
             if found.cosines[0] < query.least:
                 note = f"Even the nearest images are not very similar, so they may show anything. {note}"
         return Page(tuple(rows), total, offset, limit, note)

@@ -69,7 +69,7 @@ def collect(context: Context) -> Content:
         remarks=tuple(quality.remarks(context, labellings)),
         reasons=tuple((row["status"], row["reason"], row["images"]) for row in encode.reasons(context)),
         unusable=tuple(Unusable(*row) for row in without.head(LINES).select("uri", "status", "reason").iter_rows()),
-        duplicates=None if copies is None else tuple(_duplicates(context, pl.DataFrame(copies))),
+        duplicates=None if copies is None else tuple(_duplicates(context, pl.DataFrame(copies), hidden)),
         timings=tuple(status.timings(context.run)),
         made_with=tuple(_made_with(context)),
         configuration=context.config.model_dump(mode="json"),
@@ -188,8 +188,10 @@ def _emerging(context: Context, hidden: Set[bytes]) -> Iterator[Emerging]:
         yield Emerging(group["size"], group["cluster"], tuple(group["like"]), tuple(map(thumbnail_of.get, typical)))
 
 
-def _duplicates(context: Context, copies: pl.DataFrame) -> Iterator[Duplicates]:
-    shown = copies.filter(pl.col("group") < GROUPS)
+def _duplicates(context: Context, copies: pl.DataFrame, hidden: Set[bytes]) -> Iterator[Duplicates]:
+    """The first groups, without hidden images. A group of which only one image is left, or not the one to keep, is left out."""
+    left = copies.filter(pl.col("group") < GROUPS, ~pl.col("image_id").is_in(list(hidden)))
+    shown = left.filter((pl.len() > 1).over("group"), pl.col("keep").any().over("group"))
     counts = dict(shown.group_by("group").len().iter_rows())
     first = shown.group_by("group", maintain_order=True).head(OF_A_GROUP)
     thumbnail_of = dict(thumbnails(context, first["image_id"]))

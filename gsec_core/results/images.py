@@ -57,6 +57,7 @@ def open_for(context: Context, images: Images | None, to: Path) -> Source | None
     source = context.open_source()
     if images == "links" and not isinstance(source, LocalFolder):
         raise Refused(f"--images links: the images of {context.config.source} are not files on this machine. Use --images copies.")
+    source.check()
     return source
 
 

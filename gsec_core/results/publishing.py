@@ -185,5 +185,5 @@ def _asked_for_another(context: Context) -> bool:
         return True
     before = Run(context.run.files, previous["run_id"])
     counted = {"clusters"} if before.request()["counting"] and context.run.request()["counting"] else set()
-    settings = ({name: value for name, value in output_settings(config).items() if name not in counted} for config in (before.config(), context.config))
+    settings = ({name: value for name, value in output_settings(config).items() if name not in counted} for config in (before.asked(), context.run.asked()))
     return next(settings) != next(settings)

@@ -128,7 +128,7 @@ def _read_csv(raw: IO[bytes]) -> _Read:
 
 def _read_parquet(raw: IO[bytes], column: str) -> _Read:
     """Read batches lazily, because the images may not fit in memory. Of a struct column of images only ``bytes`` is read."""
-    file = pq.ParquetFile(raw)
+    file = pq.ParquetFile(raw, pre_buffer=False)
     schema = file.schema_arrow
     key = _key(schema)
     leaf = f"{_IMAGE}.bytes" if key == _IMAGE and pa.types.is_struct(schema.field(key).type) else key

@@ -52,6 +52,8 @@ class ParquetSource(ContainerSource):
             row = int(member)
             group = int(np.searchsorted(starts, row, side="right")) - 1
             images = self._group(path, ref.version, group)
+        if isinstance(images, str):
+            raise RejectedImage(images)
         image: bytes | None = images[row - int(starts[group])].as_py()
         if image is None:
             raise RejectedImage("no image bytes in the row")
@@ -61,20 +63,20 @@ class ParquetSource(ContainerSource):
         with self._unchanged(path, version):
             return self._open_footer(path)
 
-    def _read_group(self, path: str, version: str, group: int) -> pa.ChunkedArray:
-        """The image bytes of one row group."""
+    def _read_group(self, path: str, version: str, group: int) -> pa.ChunkedArray | str:
+        """The image bytes of one row group, or why it is damaged: kept as well, so that it is not read again for each of its rows."""
         footer = self._footer(path, version)
         try:
-            with self._unchanged(path, version), self._fs.open(path, "rb") as raw, pq.ParquetFile(raw, metadata=footer.metadata) as file:
+            with self._unchanged(path, version), self._fs.open(path, "rb") as raw, pq.ParquetFile(raw, metadata=footer.metadata, pre_buffer=False) as file:
                 return file.read_row_group(group, columns=[footer.leaf], use_threads=False).flatten().column(0)
         except (OSError, ValueError, pa.ArrowException) as error:
             if is_damage(error):
-                raise RejectedImage(f"damaged Parquet row group: {str(error).strip()}") from error
+                return f"damaged Parquet row group: {str(error).strip()}"
             raise
 
     def _open_footer(self, path: str) -> _Footer:
         try:
-            with self._fs.open(path, "rb") as raw, pq.ParquetFile(raw) as file:
+            with self._fs.open(path, "rb") as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
                 metadata, schema = file.metadata, file.schema_arrow
         except (OSError, ValueError, pa.ArrowException) as error:
             if not is_damage(error):

@@ -184,7 +184,7 @@ def by_shard(rows: pa.Table) -> dict[Any, pl.DataFrame]:
 def _load_vectors(context: Context, stage: Stage, column: str) -> NDArray[np.float16]:
     embeddings, rows = context.shards(stage, EMBEDDINGS_TABLE), usable(context).rows
     wanted = by_shard(rows)
-    width = to_matrix(embeddings.read(context.generation.shard_names[0], [column]), column).shape[1]
+    width = embeddings.read(context.generation.shard_names[0], [column]).schema.field(column).type.list_size  # the shard may have no rows
     matrix = scratch_array(context.config, (rows.num_rows, width), np.float16)
     for name, table in embeddings.read_each(sorted(wanted), ["image_id", column]):
         here = pl.DataFrame(table.select(["image_id"])).with_row_index("row").join(wanted[name], on="image_id")

@@ -41,9 +41,12 @@ _COLUMNS = ["image_id", "content_hash", "cluster"]
 
 
 def _shared(now: Sequence[pa.Table], before: Sequence[pa.Table]) -> pl.DataFrame:
-    """Number of images that each cluster shares with each previous cluster; an image is the same if id and content hash are equal."""
-    old = pl.DataFrame(pa.concat_tables(before)).rename({"cluster": "previous"})
-    both = pl.DataFrame(pa.concat_tables(now)).join(old, on=["image_id", "content_hash"])
+    """Number of images that each cluster shares with each previous cluster. An image is the same if its bytes are, also under another address."""
+    new, old = pl.DataFrame(pa.concat_tables(now)), pl.DataFrame(pa.concat_tables(before)).rename({"cluster": "previous"})
+    labels, itself = ["cluster", "previous"], ["image_id", "content_hash"]
+    others = old.join(new, on=itself, how="anti").unique("content_hash", keep="first", maintain_order=True)
+    renamed = new.join(old, on=itself, how="anti").join(others, on="content_hash").select(labels)
+    both = pl.concat([new.join(old, on=itself).select(labels), renamed])
     return both.group_by("previous", "cluster").agg(pl.len().cast(pl.Int64).alias("images")).sort("cluster", "previous")
 
 

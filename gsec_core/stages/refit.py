@@ -24,7 +24,7 @@ from gsec_core.config import PipelineConfig, recorded
 from gsec_core.devices import set_threads
 from gsec_core.errors import BadRecord, BadShard, GsecError
 from gsec_core.section import output_settings
-from gsec_core.stages import align, baseline, before, describe, encode, enhance, prepare, prototypes, text, train
+from gsec_core.stages import align, baseline, before, describe, encode, enhance, prepare, prototypes, text, train, vocabulary
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import load_embeddings, usable
 from gsec_core.store import Run
@@ -159,6 +159,9 @@ def _why_another(context: Context, run: Run, source: Run) -> str | None:
         record = source.stage(stage.name)
         if record is None or record["fingerprint"] != stage.fingerprint(context):
             return f"the encoder, or its checkpoint, is another than that of run {run.id}, which is published"
+    record = source.stage(vocabulary.STAGE.name)
+    if record is not None and record["fingerprint"] != vocabulary.STAGE.fingerprint(context):
+        return f"the vocabulary, which may be a file, is another than that of run {run.id}, which is published"
     return None
 
 
@@ -270,7 +273,8 @@ def _inputs(context: Context) -> list[str]:
     fingerprints = [*(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest]
     if context.previous is None:
         return fingerprints
-    asked = {"redo": dict(context.redo), **_of_model(context.config)}
+    # The settings of the request, as the decision may have changed the number of clusters of the context's.
+    asked = {"redo": dict(context.redo), **_of_model(context.run.asked())}
     return [*fingerprints, context.previous.id, json.dumps(asked, sort_keys=True)]
 
 

@@ -302,7 +302,8 @@ class RemoteFiles:
             found = self._filesystem.ls(self._path(directory), detail=True)
         except FileNotFoundError:
             return []
-        return [(posixpath.basename(entry["name"].rstrip("/")), entry["type"]) for entry in found]
+        itself = self._path(directory).rstrip("/")  # some tools mark folders with an object of the folder's name
+        return [(posixpath.basename(name), entry["type"]) for entry in found if (name := entry["name"].rstrip("/")) != itself]
 
 
 def _s3_code(error: OSError) -> str:

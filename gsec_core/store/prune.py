@@ -95,12 +95,20 @@ def _kept_runs(store: Store, keep_runs: int, oldest: datetime) -> list[Run]:
         newest[kind] += 1
         if newest[kind] <= keep_runs or run.id in published or not run.is_finished() or not _is_at_rest(store, run, oldest):
             kept.append(run)
-    needed = {run.request().get("of_run") for run in kept}  # runs whose clusters the images of a kept run are assigned to
-    needed |= {run.model().id for run in kept}  # runs whose model a kept run uses
-    needed |= {run.request().get("counting") for run in kept}  # runs that found the number of clusters; later runs keep it
     # Runs whose cluster keys a kept run continues: its own keys can be computed only from those.
-    needed |= {_continued(run) for run in kept if run.id in published or not run.is_finished()}
+    continued = {_continued(run) for run in kept if run.id in published or not run.is_finished()}
+    needed = _with_used(store, {run.id for run in kept} | continued)
     return kept + [run for run in store.runs() if run.id in needed - {run.id for run in kept}]
+
+
+def _with_used(store: Store, ids: Set[str | None]) -> set[str | None]:
+    """Ids of runs, and of all runs that these use: those whose clusters they assign to, whose model they keep, or that found the number of clusters."""
+    found: set[str | None] = set()
+    while new := ids - found:
+        found |= new
+        runs = [run for id in new if id is not None and (run := Run(store.files, id)).exists()]
+        ids = {id for run in runs for id in (run.request().get("of_run"), run.model().id, run.request().get("counting"))}
+    return found
 
 
 def _continued(run: Run) -> str | None:
@@ -110,8 +118,7 @@ def _continued(run: Run) -> str | None:
 def _is_still_old(store: Store, id: str, known: Set[str], oldest: datetime) -> bool:
     """Whether, since the plan was made, nobody has worked on the run, published it, or requested a new run (not in ``known``) that needs it."""
     runs = [Run(store.files, other) for other in store.published_runs() | (store.files.directories("runs") - known)]
-    there = [run for run in runs if run.exists()]
-    needed = {run.id for run in runs} | {run.request().get("of_run") for run in there} | {_continued(run) for run in there} | {run.model().id for run in there}
+    needed = _with_used(store, {run.id for run in runs} | {_continued(run) for run in runs if run.exists()})
     return id not in needed and _is_at_rest(store, Run(store.files, id), oldest)
 
 
@@ -194,11 +201,10 @@ def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str],
         doomed = hashes.filter(pc.invert(pc.is_in(hashes["content_hash"], alive)))
         for name in sorted(set(doomed["shard"].to_pylist())):
             gone = doomed.filter(pc.equal(doomed["shard"], name))["image_id"]
-            pictures = thumbnails.read(name)
-            left = pictures.filter(pc.invert(pc.is_in(pictures["image_id"], gone)))
-            if left.num_rows < pictures.num_rows:
-                why = f"{pictures.num_rows - left.num_rows} thumbnails of deleted images"
-                yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, left, still))
+            there = thumbnails.read(name, ["image_id"])["image_id"]
+            if count := pc.sum(pc.is_in(there, gone)).as_py():
+                why = f"{count} thumbnails of deleted images"
+                yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, partial(_without, "image_id", gone), still))
 
 
 def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[], bool]) -> Iterator[Deletion]:
@@ -210,7 +216,7 @@ def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[],
         left = captions.filter(pc.is_in(captions["content_hash"], alive))
         if left.num_rows < captions.num_rows:
             why = f"{captions.num_rows - left.num_rows} descriptions of deleted images"
-            yield Deletion(corpus.captions.path(name), why, _rewriting(corpus.captions, name, left, still))
+            yield Deletion(corpus.captions.path(name), why, _rewriting(corpus.captions, name, partial(_with, "content_hash", alive), still))
 
 
 def _merged(store: Store, captions: Shards, oldest: datetime) -> Iterator[Deletion]:
@@ -258,12 +264,22 @@ def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None
     return pa.chunked_array([*now["content_hash"].chunks, *before.chunks], rows.schema.field("content_hash").type)
 
 
-def _rewriting(shards: Shards, name: str, left: pa.Table, still: Callable[[], bool]) -> Callable[[], bool]:
+def _with(column: str, values: pa.ChunkedArray, table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_in(table[column], values))
+
+
+def _without(column: str, values: pa.ChunkedArray, table: pa.Table) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table[column], values)))
+
+
+def _rewriting(shards: Shards, name: str, left: Callable[[pa.Table], pa.Table], still: Callable[[], bool]) -> Callable[[], bool]:
+    """Rewrite a shard with the rows that ``left`` keeps. It is read again then, so that a plan does not hold the tables of a whole corpus in memory."""
+
     def rewrite() -> bool:
         if not still():
             return False
         with suppress(FileNotFoundError):  # another prune was here
-            shards.replace(name, left, shards.facts(name))
+            shards.replace(name, left(shards.read(name)), shards.facts(name))
             return True
         return False
 

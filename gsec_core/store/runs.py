@@ -54,11 +54,15 @@ class Run:
         except FileNotFoundError:
             raise Refused(f"--run {self.id}: there is no such run in {self.files.url}. `gsec status` lists the runs.") from None
 
+    def asked(self) -> PipelineConfig:
+        """The settings of the request, with the present URL of the store, which may have been moved."""
+        return recorded(self.request()["config"]).model_copy(update={"store": self.files.url})
+
     def config(self) -> PipelineConfig:
-        """The settings of the request, with the present URL of the store, which may have been moved, and the number of clusters decided on."""
+        """As `asked`, with the number of clusters decided on."""
         decision = self.decision()
         clusters = {} if decision is None or decision["clusters"] is None else {"clusters": decision["clusters"]}
-        return recorded(self.request()["config"]).model_copy(update={"store": self.files.url, **clusters})
+        return self.asked().model_copy(update=clusters)
 
     def decision(self) -> dict[str, Any] | None:
         """What the run decided about the published model: the row of its table `refit`. None before the decision, or if the run makes none."""

@@ -188,7 +188,8 @@ def _open_verified(file: Any) -> pq.ParquetFile:
     digest, footer = file.read(_DIGEST_SIZE), file.read()
     if xxhash.xxh3_128_digest(footer) != digest:
         raise ValueError("the footer does not match its digest")
-    return pq.ParquetFile(file, page_checksum_verification=True)
+    # pre_buffer=False: see `_read_verified`; pyarrow 26 reads ahead by default, in threads of its own.
+    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

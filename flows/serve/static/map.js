@@ -210,20 +210,23 @@
   const known = new Map();  // point -> what the server says of it
   let asking = null;
 
-  async function describe(i) {
+  async function ask(i, signal) {  // what the server says of a point; undefined if it says nothing
     if (!known.has(i)) {
-      asking?.abort();
-      asking = new AbortController();
       try {
-        const answer = await fetch(`${run}/points/${i}`, { signal: asking.signal });
+        const answer = await fetch(`${run}/points/${i}`, { signal });
         if (!answer.ok) throw new Error(`${answer.status} of ${answer.url}`);
         known.set(i, await answer.json());
       } catch (error) {
         if (error.name !== "AbortError" && current === i) tipUri.textContent = "The server does not know this image.";
-        return;
       }
     }
-    if (current !== i) return;
+    return known.get(i);
+  }
+
+  async function describe(i) {
+    asking?.abort();
+    asking = new AbortController();
+    if (!await ask(i, asking.signal) || current !== i) return;
     const { id, uri } = known.get(i);
     tipUri.textContent = uri;
     tipPicture.src = `${run}/images/${id}/thumbnail.jpg`;
@@ -265,9 +268,8 @@
   }
 
   async function open(i) {
-    if (i < 0) return;
-    await describe(i);
-    if (known.has(i)) window.location.assign(`${run}/images/${known.get(i).id}`);
+    const image = i < 0 ? undefined : await ask(i);  // no other point that the pointer passes over ends this request
+    if (image) window.location.assign(`${run}/images/${image.id}`);
   }
 
   // Moving ------------------------------------------------------------------------------------------------------------
@@ -348,6 +350,7 @@
   };
 
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return;  // a menu, or another tab: nothing of the map's
     const here = at(event);
     held.set(event.pointerId, here);
     canvas.setPointerCapture(event.pointerId);

@@ -51,6 +51,7 @@ def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[st
     if (to / DATA).exists():
         raise Refused(f"--to {to}: {to / DATA} exists already, and may belong to another run. Move it away, or name another folder.")
     source = labelled.frames.context.open_source()
+    source.check()
     make_folder(to)
     schema, parts = _schema(labelled), read_images(labelled.frames.context, source, labelled.images)
     with appearing(to / DATA) as folder:

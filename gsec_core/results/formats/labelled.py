@@ -32,7 +32,10 @@ class Labelled:
         """Build it from the frames of a run. Raises as `Frames` does."""
         classes = frames.shown_clusters.select("cluster_key", "name", "description")
         named = Counter(classes["name"])  # people may give a name twice, or one that the model gave another cluster
-        class_names = [name if named[name] == 1 else f"{name} ({key})" for key, name in classes.select("cluster_key", "name").iter_rows()]
+        rows = list(classes.select("cluster_key", "name").iter_rows())
+        class_names = [name if named[name] == 1 else f"{name} ({key})" for key, name in rows]
+        while len(named := Counter(class_names)) < len(rows):  # `cat (2)` may be a name too
+            class_names = [name if named[name] == 1 else f"{name} ({key})" for name, (key, _) in zip(class_names, rows, strict=True)]
         classes = classes.with_columns(class_name=pl.Series(class_names, dtype=pl.String))
         labels = classes.select("cluster_key", "class_name").with_row_index("label").with_columns(pl.col("label").cast(pl.Int64))
         return cls(frames, frames.shown.join(labels, on="cluster_key", how="left", maintain_order="left"), classes)

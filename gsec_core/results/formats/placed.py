@@ -32,6 +32,7 @@ def place(labelled: Labelled, to: Path, images: Images | None, format: str, abso
         raise Refused(f"--format {format}: the images of {context.config.source} are no files by themselves. Add --images copies.")
     if absolute and not isinstance(source, LocalFolder):
         raise Refused(f"--format {format}: the images of {context.config.source} are not files on this machine. Add --images copies.")
+    source.check()
     make_folder(to)
     found = shown.with_columns(place="uri")
     if isinstance(source, LocalFolder):
