@@ -50,6 +50,7 @@ def test_roots_are_those_listed_and_the_places_that_pipelines_use(tmp_path: Path
         ("port = 70000", "port: Input should be less than or equal to 65535"),
         ("prot = 1", "prot: Extra inputs are not permitted; there are home, host"),
         ("port = ", "it is not TOML"),
+        ('maintenance_cron = "sunday"', "maintenance_cron"),
         ('[pipelines.x]\ncron = "61 * * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x.cron"),
         ('[pipelines.x]\ntimezone = "Nowhere/Town"\ncron = "0 3 * * *"\nsettings = {{ source = "a", store = "b" }}', "pipelines.x"),
         ("[pipelines.x.settings]\nclusters = 7", "pipelines.x.settings: it needs a source and a store"),

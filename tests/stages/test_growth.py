@@ -51,6 +51,16 @@ def test_a_renamed_or_touched_image_is_copied_in_the_store_and_not_encoded_again
     assert labels(after)["renamed.jpg"] == labels(before)["000.jpg"]
 
 
+def test_clusters_keep_their_keys_if_all_images_are_renamed(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    context, _, _ = cluster(settings(source, tmp_path / "store"))
+    pipeline.finish(context)
+    for path in sorted(source.iterdir()):
+        path.rename(source / f"new-{path.name}")
+    _, _, made = cluster(settings(source, tmp_path / "store", ingest={"max_shrink": 1}))
+    assert made["lineage"]["common"] == 20
+
+
 def test_a_run_killed_in_encode_before_more_changes_of_the_source_is_followed_by_a_correct_run(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(24))
     config = settings(source, tmp_path / "store")
