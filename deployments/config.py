@@ -4,15 +4,17 @@ It contains no passwords and keys; these come from the environment.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 from prefect.client.schemas.schedules import CronSchedule
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flows import roots
 from flows.serve.app import is_loopback
@@ -31,6 +33,14 @@ RAY_TOKEN = "RAY_AUTH_TOKEN"
 """Environment variable with the token of a Ray cluster."""
 
 
+def _checked_cron(text: str) -> str:
+    return CronSchedule(cron=text).cron if text else text
+
+
+Cron = Annotated[str, AfterValidator(_checked_cron)]
+"""A cron schedule; empty: never."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,13 +49,8 @@ class PipelineEntry(_Model):
     """One pipeline: a clustering that is brought up to date on a schedule."""
 
     settings: dict[str, Any] = Field(description="Settings of gsec, as in a file for `gsec run --config`. A source and a store are required.")
-    cron: str | None = Field(None, description="Cron schedule of its runs, such as `0 3 * * *`. Default: it runs only when a user starts it.")
+    cron: Cron | None = Field(None, description="Cron schedule of its runs, such as `0 3 * * *`. Default: it runs only when a user starts it.")
     timezone: str = Field("UTC", description="Time zone of `cron`, such as `Europe/Berlin`.")
-
-    @field_validator("cron")
-    @classmethod
-    def _is_cron(cls, cron: str | None) -> str | None:
-        return cron if cron is None else CronSchedule(cron=cron).cron
 
     @field_validator("timezone")
     @classmethod
@@ -88,15 +93,25 @@ class StackConfig(_Model):
     crashed_after: float = Field(90, ge=60, le=3600, description="Seconds without a heartbeat after which a flow run counts as crashed.")
     resume_crashed: bool = Field(True, description="Whether a crashed flow run is restarted automatically, and continues its work.")
     logs: Literal["lines", "json"] = Field("lines", description="Format of the worker's log.")
-    maintenance_cron: str | None = Field("0 12 * * 0", description="Cron schedule on which the stores are pruned (UTC). Empty: never.")
+    maintenance_cron: Cron | None = Field("0 12 * * 0", description="Cron schedule on which the stores are pruned (UTC). Empty: never.")
     keep_runs: int = Field(5, ge=1, le=10_000, description="Number of newest runs of each corpus that pruning keeps.")
     ray: RayEntry | None = Field(None, description='The head of a Ray cluster, for pipelines with `engine = "ray"` and `ray.address = "auto"`. Default: none.')
     pipelines: dict[str, PipelineEntry] = Field({}, description="The pipelines, each under the name by which its clustering is published.")
 
-    @field_validator("maintenance_cron")
+    @field_validator("redis")
     @classmethod
-    def _is_cron(cls, cron: str | None) -> str | None:
-        return CronSchedule(cron=cron).cron if cron else cron
+    def _has_a_port(cls, redis: str | None) -> str | None:
+        if redis is not None and not re.fullmatch(r".+:\d+", redis):
+            raise ValueError("give it as HOST:PORT")
+        return redis
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        ports = {"port": self.port, "reports_port": self.reports_port, **({} if self.ray is None else {"ray.port": self.ray.port})}
+        for (setting, port), (other, same) in combinations(ports.items(), 2):
+            if port == same:
+                raise ValueError(f"{setting} and {other} are both {port}: choose another port for one of them")
+        return self
 
     def url(self) -> str:
         """URL of Prefect's API, as this machine reaches it."""
@@ -153,7 +168,7 @@ def load(file: Path | None, complete: bool = True) -> StackConfig:
         first = error.errors()[0]
         setting = ".".join(map(str, first["loc"]))
         there = f"; there are {', '.join(StackConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise Refused(f"--config {file}: {setting}: {first['msg']}{there}.") from None
+        raise Refused(f"--config {file}: {f'{setting}: ' if setting else ''}{first['msg']}{there}.") from None
     stack = stack.model_copy(update={"home": file.parent / stack.home})
     for name in stack.pipelines if complete else ():
         stack.pipeline(name)

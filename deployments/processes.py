@@ -309,11 +309,7 @@ def check_secrets(stack: StackConfig) -> None:
 def check_ports(stack: StackConfig) -> None:
     """Raises Refused if another process listens at the port of a service."""
     ports = [("server", stack.port, "port"), ("reports", stack.reports_port, "reports_port")]
-    ports += [] if stack.ray is None else [("ray", stack.ray.port, "ray.port")]
-    for place, (_, port, setting) in enumerate(ports):
-        if same := [other for _, taken, other in ports[:place] if taken == port]:
-            raise Refused(f"{setting} = {port}: {same[0]} is the same. Choose another port.")
-    for name, port, setting in ports:
+    for name, port, setting in [*ports, *([] if stack.ray is None else [("ray", stack.ray.port, "ray.port")])]:
         try:
             socket.create_server((stack.host, port), family=socket.AF_INET6 if ":" in stack.host else socket.AF_INET).close()
         except OSError as error:

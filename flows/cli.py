@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 
-from gsec_core.config import PipelineConfig
+from gsec_core.config import IngestConfig, PipelineConfig
 from gsec_core.errors import GsecError, Refused, without_secrets
 from gsec_core.section import output_settings
 from gsec_core.settings import load_config
@@ -179,7 +179,7 @@ def doctor(
 def prune(
     *,
     store: StoreUrl = None,
-    keep_runs: Annotated[int, Parameter(help="Number of newest runs of each corpus to keep.")] = 5,
+    keep_runs: Annotated[int, Parameter(validator=validators.Number(gte=1), help="Number of newest runs of each corpus to keep.")] = 5,
     dry_run: Annotated[bool, Parameter(negative="", help="Only show what would be deleted.")] = False,
 ) -> int:
     """Delete tables and runs that are no longer needed, but nothing younger than a day, and no embeddings or descriptions of live images."""
@@ -202,7 +202,8 @@ def assign(
     from flows import commands
 
     settings = _config(None, set_, source=source, store=store, corpus=corpus)
-    _refuse_other_output(settings, "gsec assign", "Leave them out.")
+    of_source = settings.ingest.model_copy(update={"image_column": IngestConfig().image_column})
+    _refuse_other_output(settings.model_copy(update={"ingest": of_source}), "gsec assign", "Leave them out.")
     return commands.assign(settings, run, _out(as_json))
 
 

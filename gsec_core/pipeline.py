@@ -109,6 +109,8 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     """Open source, corpus and store. Raises Refused for any setting at which a stage would fail, before anything is written, listed or loaded."""
     if config.source is None:
         raise Refused("source: give the place of the images: a folder, a Parquet file or glob, or WebDataset tars.")
+    if config.source.encode(errors="ignore").decode() != config.source:  # Prefect could not record it
+        raise Refused(f"source = {config.source!r}: the path is not UTF-8. Rename the folder, or give a link to it.")
     numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
     identity(numbered, of_run)  # names of encoders, captioners and files
     checked_urls(config.describe.url)  # recorded with every attempt, even if the captioner uses no server
@@ -280,7 +282,10 @@ def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
     if name == run.request()["corpus"]:
         raise Refused(f"gsec assign: {config.source} is the source of run {run.id} itself. For its new images use gsec run, or give another --corpus.")
     assign.check_model(Context.of(run, config))
-    return with_runtime(run.config(), config).model_copy(update={"source": config.source, "store": config.store, "corpus": name})
+    found = with_runtime(run.config(), config)
+    column = {"image_column": config.ingest.image_column} if "image_column" in config.ingest.model_fields_set else {}  # the new source may have another
+    ingest = found.ingest.model_copy(update=column)
+    return found.model_copy(update={"source": config.source, "store": config.store, "corpus": name, "ingest": ingest})
 
 
 def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, bool]]:
@@ -337,10 +342,13 @@ def run_for_stage(
 
 
 def check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
-    """Raises Refused naming the first stage before ``name`` that is not complete. Runs stage refit itself if necessary."""
+    """Raises Refused naming the first stage before ``name`` that is not complete.
+
+    Runs stage refit itself if necessary, and all stages of a run that keeps the published model: they are quick.
+    """
     context = Context.of(run, config)
     for above, complete in begun(context, until=name):
-        if not complete and above is refit.STAGE:  # refit is quick, so that the user need not be asked to run it first
+        if not complete and (above is refit.STAGE or context.keeps):
             base.run_stage(context, above)
             check_inputs(run, config, name)
         elif not complete:
@@ -351,11 +359,14 @@ def check_inputs(run: Run, config: PipelineConfig, name: str) -> None:
 def check_servers(context: Context) -> None:
     """Raises Refused if servers that descriptions or names will need do not answer, before the costly stages start."""
     undecided = refit.STAGE.name in context.run.request()["stages"] and not context.decision
-    if describe.STAGE.name not in context.run.stage_names() or (undecided and context.previous is not None):
+    if undecided and context.previous is not None:
         return
-    asks = namers.namer_of(context.config) not in (namers.TERMS, namers.NOUNS)
+    describes = describe.STAGE.name in context.run.stage_names()
+    asks = namers.namer_of(context.config) not in (namers.TERMS, namers.NOUNS) and (describes or (context.keeps and publish.renames(context)))
     if asks and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
         namers.load_namer(context.config).check()
+    if not describes:
+        return
     decides = (refit.STAGE,) if context.decision else ()
     for needed in (*encode.stages_of(context.run), *decides, prototypes.STAGE, describe.STAGE):  # without the baseline, on which descriptions do not depend
         base.begin(context, needed)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gsec_core.clustering import hierarchy
+from gsec_core.config import PipelineConfig
 from gsec_core.naming import namers
 from gsec_core.stages import align, before, prepare, publish
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
@@ -20,11 +21,11 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, HIERARCHY, HIERA
 def arrange(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Build the tree over the clusters. With a kept model it is the tree of that model, with the current numbers of images."""
     if not context.keeps:
-        yield Finished("all", (_tree(context, progress),), {})
+        yield Finished("all", (_tree(context, context.config, progress),), {})
         return
-    table = _tree_before(context)
+    table = None if publish.renames(context) else _tree_before(context)
     if table is None:
-        table = _tree(context.model, progress)
+        table = _tree(context.model, context.config, progress)
     sizes, merges = _sizes(context), list(zip(table["left"].to_pylist(), table["right"].to_pylist(), strict=True))
     images = pa.array([int(sizes[inside].sum()) for inside in hierarchy.leaves(merges, len(sizes))], pa.int64())
     yield Finished("all", (table.set_column(HIERARCHY.get_field_index("size"), HIERARCHY.field("size"), images),), {})
@@ -44,20 +45,21 @@ def _tree_before(context: Context) -> pa.Table | None:
     return shards.read(shard)
 
 
-def _tree(context: Context, progress: Progress) -> pa.Table:
+def _tree(context: Context, config: PipelineConfig, progress: Progress) -> pa.Table:
+    """The tree of a run with a model of its own, with names by the namer of ``config``."""
     clusters = context.config.n_clusters
     if clusters > hierarchy.MOST_CLUSTERS:
         return HIERARCHY.empty_table()
     sizes = _sizes(context)
     merges = hierarchy.tree(align.load_centres(context).directions, _co_association(context), sizes)
     below = hierarchy.leaves([merge[:2] for merge in merges], clusters)
-    if namers.namer_of(context.config) == namers.NOUNS:
+    if namers.namer_of(config) == namers.NOUNS:
         words, weights = publish.nouns_of_clusters(context)
         shares = [np.maximum(sizes[inside], 1) @ weights[inside] / np.maximum(sizes[inside], 1).sum() for inside in below]
         named = namers.by_nouns(words, np.asarray(shares, np.float32).reshape(-1, len(words)))
         progress(len(named))
     else:
-        named = namers.load_namer(context.config).name_groups(publish.descriptions(context)[0], below, progress)
+        named = namers.load_namer(config).name_groups(publish.descriptions(context)[0], below, progress)
     rows = [
         {"node": clusters + number, **merge._asdict(), "clusters": len(inside), "size": int(sizes[inside].sum()), "name": found.name.name}
         for number, (merge, inside, found) in enumerate(zip(merges, below, named, strict=True))

@@ -34,19 +34,27 @@ BORROWED = 3
 
 
 def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
-    """Give every cluster a name, a sentence and terms, from the descriptions of its images or from nouns. With a kept model the names stay the same."""
-    if context.keeps:
+    """Give every cluster a name, a sentence and terms, from the descriptions of its images or from nouns. With a kept model they stay; see `renames`."""
+    if context.keeps and not renames(context):
         shards, (shard,) = before.previous(context).table(CLUSTER_NAMES_TABLE)
         yield Finished("all", (shards.read(shard),), {})
         return
-    said, own = descriptions(context)
+    model = context.model if context.keeps else context
+    said, own = descriptions(model)
     if namers.namer_of(context.config) == namers.NOUNS:
-        named = _named_by_nouns(context)
+        named = _named_by_nouns(model)
         progress(len(named))
     else:
         named = namers.load_namer(context.config).name(said, progress)
     columns = [np.arange(len(said)), *zip(*(found.name for found in named), strict=True), own, [found.namer for found in named]]
     yield Finished("all", (pa.table([pa.array(column, field.type) for column, field in zip(columns, CLUSTER_NAMES, strict=True)], schema=CLUSTER_NAMES),), {})
+
+
+def renames(context: Context) -> bool:
+    """Whether a run that keeps the published model names its clusters again: it has another namer, or ``--redo publish`` asks for that."""
+    published = before.previous(context)
+    ours, theirs = (namers.namer_identity(config) for config in (context.config, published.config()))
+    return ours != theirs or context.redo.get(STAGE.name, 0) > published.request()["redo"].get(STAGE.name, 0)
 
 
 def _named_by_nouns(context: Context) -> list[namers.Named]:

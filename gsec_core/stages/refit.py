@@ -24,7 +24,7 @@ from gsec_core.config import PipelineConfig, recorded
 from gsec_core.devices import set_threads
 from gsec_core.errors import BadRecord, BadShard, GsecError
 from gsec_core.section import output_settings
-from gsec_core.stages import align, baseline, before, describe, encode, enhance, prepare, prototypes, text, train, vocabulary
+from gsec_core.stages import align, baseline, before, describe, encode, enhance, prepare, prototypes, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import load_embeddings, usable
 from gsec_core.store import Run
@@ -159,10 +159,20 @@ def _why_another(context: Context, run: Run, source: Run) -> str | None:
         record = source.stage(stage.name)
         if record is None or record["fingerprint"] != stage.fingerprint(context):
             return f"the encoder, or its checkpoint, is another than that of run {run.id}, which is published"
-    record = source.stage(vocabulary.STAGE.name)
-    if record is not None and record["fingerprint"] != vocabulary.STAGE.fingerprint(context):
-        return f"the vocabulary, which may be a file, is another than that of run {run.id}, which is published"
+    ours, theirs = _files_and_versions(context.run), _files_and_versions(run)
+    if others := [name for name, what in ours.items() if what != theirs.get(name, what)]:
+        return f"files that the settings name, or gsec itself, changed since run {run.id}, which is published: stage {', '.join(others)}"
     return None
+
+
+def _files_and_versions(run: Run) -> dict[str, Any]:
+    """What files and versions the stages of a model depend on, as recorded with the request; nothing for a run of an older gsec.
+
+    Descriptions from a table are left out: rows for new images are added to it from night to night.
+    """
+    from_table = str(run.asked().describe.captioner).startswith("table:")
+    left_out = {baseline.STAGE.name, *([describe.STAGE.name] if from_table else [])}
+    return {name: what for name, what in run.request().get("identity", {}).items() if name in _ASKS_FOR_ANOTHER - left_out}
 
 
 def changed(now: PipelineConfig, before: PipelineConfig) -> list[str]:
@@ -275,6 +285,8 @@ def _inputs(context: Context) -> list[str]:
         return fingerprints
     # The settings of the request, as the decision may have changed the number of clusters of the context's.
     asked = {"redo": dict(context.redo), **_of_model(context.run.asked())}
+    if identity := _files_and_versions(context.run):
+        asked["identity"] = identity
     return [*fingerprints, context.previous.id, json.dumps(asked, sort_keys=True)]
 
 

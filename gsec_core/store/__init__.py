@@ -119,6 +119,7 @@ class Store:
             "generation": generation,
             "redo": dict(redo),
             "stages": list(stages),
+            "identity": dict(stages),
             "of_run": of_run,
             "counting": counting,
             "previous": previous,

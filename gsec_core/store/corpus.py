@@ -142,7 +142,7 @@ class Corpus:
     def _set_aside(self, error: BadShard) -> None:
         """Set bad shards aside. The next ingest checks only whether shards exist, so it would not notice a damaged one."""
         for path in error.paths:
-            with suppress(PermissionError):  # a user who may only read; `gsec doctor --verify` sets it aside later
+            with suppress(OSError):  # a user who may only read, or a disk mounted for reading; `gsec doctor --verify` sets it aside later
                 self.images.set_aside(path.rpartition("/")[2].removesuffix(".parquet"))
 
     def redo_counters(self) -> dict[str, int]:

@@ -91,7 +91,7 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -
         open_source(str(tmp_path / "x.parquet")).list()
 
 
-def test_a_damaged_row_group_is_rejected_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_damaged_row_group_is_rejected_and_the_others_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.parquet"
     contents = [bytes([row]) * 5000 + os.urandom(5000) for row in range(4)]
     write_parquet(path, {str(row): content for row, content in enumerate(contents)}, row_group_size=2)
@@ -99,17 +99,18 @@ def test_a_damaged_row_group_is_rejected_and_the_others_are_read(tmp_path: Path)
         file.seek(10)
         file.write(b"\xff" * 3000)
     source = open_source(str(path))
-    first, _, third, _ = refs(source)
-    with pytest.raises(RejectedImage, match="damaged"):
-        source.fetch(first)
+    first, second, third, _ = refs(source)
+    reads = count_reads(monkeypatch)
+    for row in (first, second):
+        with pytest.raises(RejectedImage, match="damaged"):
+            source.fetch(row)
     assert source.fetch(third) == contents[2]
+    assert reads == [0, 1], "a damaged group may be large: it must not be read again for each of its rows"
 
 
-def test_threads_that_read_rows_of_one_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = {str(row): b"%d" % row for row in range(200)}
-    source = open_source(write_parquet(tmp_path / "x.parquet", contents, row_group_size=50))
-    listed = refs(source)
-    reads = []
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the row groups that are read from now on, in a list that grows."""
+    reads: list[int] = []
     read_row_group = pq.ParquetFile.read_row_group
 
     def counted(self: pq.ParquetFile, group: int, **arguments: object) -> pa.Table:
@@ -117,6 +118,14 @@ def test_threads_that_read_rows_of_one_group_read_it_once(tmp_path: Path, monkey
         return read_row_group(self, group, **arguments)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    return reads
+
+
+def test_threads_that_read_rows_of_one_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {str(row): b"%d" % row for row in range(200)}
+    source = open_source(write_parquet(tmp_path / "x.parquet", contents, row_group_size=50))
+    listed = refs(source)
+    reads = count_reads(monkeypatch)
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(source.fetch, listed[:100])) == list(contents.values())[:100]
     assert sorted(reads) == [0, 1]

@@ -1,5 +1,6 @@
 """What a nightly run does with the published model: keep it, continue its training, renew it or fit a fresh one; and the reason it gives."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from gsec_core import pipeline
 from gsec_core.clustering import drift
 from gsec_core.config import PipelineConfig
 from gsec_core.report import layout
-from gsec_core.results import export, status
+from gsec_core.results import export, publishing, status
 from gsec_core.stages import align, base, before, prepare, publish, refit, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Run, Store, prune
@@ -32,6 +33,7 @@ from gsec_core.tables import (
     RENEWED,
 )
 
+from ..captioners.server import Server, reply
 from ..pictures import cluster, labels, picture, settings
 
 KINDS = 3
@@ -310,11 +312,71 @@ def test_with_grow_a_new_group_becomes_a_cluster_with_a_new_key(place: Path) -> 
     found, old = keys(context, said), keys(first, was)
     assert {uri: found[uri] for uri in old} == old
     assert {found[f"3-{number:03d}.jpg"] for number in range(12)} == {KINDS}
+    again = Context.of(context.run, context.run.config())
+    for name in again.run.stage_names():
+        base.begin(again, pipeline.stage(name))  # a rerun after a kill begins all stages again, refit with the clusters it has decided on
+    assert again.run.asked().clusters == KINDS
     write_kinds(place / "in", range(12, 13), range(KINDS + 1))
     after, said, _ = night(place, train={"grow": True})
     assert after.keeps
     assert said["clusters"] == KINDS + 1, "the new cluster must not be forgotten by the next run"
     assert keys(after, said)["3-012.jpg"] == KINDS
+    assert not publishing._asked_for_another(after), "the settings are the same, so publish.max_moved holds"
+
+
+def test_an_edited_vocabulary_is_another_model(place: Path) -> None:
+    words = place / "words.txt"
+    words.write_text("red disc\ngreen disc\nblue sky\n")
+    asked: dict[str, Any] = {"method": "zero-shot", "text": {"vocabulary": f"file:{words}"}}
+    night(place, **asked)
+    write_kinds(place / "in", range(12, 13))
+    context, _, _ = night(place, **asked)
+    assert context.keeps
+    words.write_text("apple\npear\nyellow submarine\n")
+    context, said, _ = night(place, **asked)
+    assert "files that the settings name, or gsec itself, changed since run" in said["decision"]
+    assert {row["name"] for row in said["cluster_rows"]} == {"apple", "pear", "yellow submarine"}
+
+
+def test_rows_added_to_a_table_of_descriptions_do_not_change_the_model(place: Path) -> None:
+    def write() -> None:
+        lines = [f"{path.name},This image contains a lamp characterised by colour." for path in sorted((place / "in").iterdir())]
+        (place / "said.csv").write_text("\n".join(["uri,text", *lines]))
+
+    write()
+    asked = {"describe": {"captioner": f"table:{place / 'said.csv'}:text"}}
+    night(place, **asked)
+    write_kinds(place / "in", range(12, 13))
+    write()
+    context, _, _ = night(place, **asked)
+    assert context.keeps
+
+
+def test_another_namer_or_redo_publish_names_the_clusters_of_a_kept_model_again(place: Path) -> None:
+    with Server() as server:
+        server.answer = lambda request: reply(json.dumps({"name": "things", "description": "Things."}))
+        asked: dict[str, Any] = {"publish": {"namer": "openai:tiny"}, "describe": {"url": server.url}}
+        context, said, _ = night(place, **asked)
+        assert context.keeps
+        assert all(row["name"].startswith("things") for row in said["cluster_rows"])
+        server.answer = lambda request: reply(json.dumps({"name": "stuff", "description": "Stuff."}))
+        write_kinds(place / "in", range(12, 13))
+        _, said, _ = night(place, **asked)
+        assert all(row["name"].startswith("things") for row in said["cluster_rows"]), "names do not change from night to night"
+        context, said, _ = night(place, ("publish",), **asked)
+    assert context.keeps
+    assert all(row["name"].startswith("stuff") for row in said["cluster_rows"])
+    shards, names = context.run.table(HIERARCHY_TABLE)
+    assert all(name.startswith("stuff") for name in shards.read(names[0])["name"].to_pylist())
+
+
+@pytest.mark.parametrize("name", ["report", "lineage", "publish"])
+def test_a_stage_of_the_published_run_can_be_redone(place: Path, name: str) -> None:
+    config = settings(place / "in", place / "store", clusters=KINDS, train={"refit": "auto"})
+    [before] = Store.open(str(place / "store")).runs()
+    found, _ = pipeline.run_for_stage(name, config, before.id, redo=True)
+    assert found.id != before.id
+    assert found.config().clusters == KINDS
 
 
 def test_with_clusters_auto_a_nightly_run_keeps_the_number_that_was_found(place: Path) -> None:

@@ -378,6 +378,14 @@ def test_listings_of_s3_are_never_cached(s3: RemoteFiles, bucket: str) -> None:
     assert s3.files("table") == {"a", "b"}
 
 
+def test_the_marker_of_a_folder_on_s3_is_no_file(s3: RemoteFiles, bucket: str) -> None:
+    """The console and some mounts mark a folder with an empty object of its name."""
+    s3.create("table/a", b"")
+    boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key="store/table/", Body=b"")
+    assert s3.files("table") == {"a"}
+    assert s3.directories("table") == set()
+
+
 def test_on_s3_the_put_itself_excludes_the_second_writer(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     puts: list[bytes] = []
     put = s3._filesystem.pipe_file

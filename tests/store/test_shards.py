@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,37 @@ def cut(data: bytes) -> bytes:
 def test_a_shard_reads_back_as_it_was_written(any_shards: Shards) -> None:
     any_shards.commit("00000", TABLE)
     assert any_shards.read("00000").equals(TABLE)
+
+
+def test_a_shard_is_read_by_the_thread_that_asks_for_it(any_shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of Arrow that still holds a Python file when the interpreter exits aborts the process."""
+    any_shards.commit("00000", TABLE)
+    readers: set[int] = set()
+    opened = any_shards.files.open
+
+    def watched(path: str) -> Any:
+        file = opened(path)
+        read = file.read
+
+        class Watched:
+            def read(self, *size: int) -> bytes:
+                readers.add(threading.get_ident())
+                return bytes(read(*size))
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+            def __enter__(self) -> "Watched":
+                return self
+
+            def __exit__(self, *error: object) -> None:
+                file.close()
+
+        return Watched()
+
+    monkeypatch.setattr(any_shards.files, "open", watched)
+    assert any_shards.read("00000").equals(TABLE)
+    assert readers == {threading.get_ident()}
 
 
 @pytest.mark.parametrize(
