@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import terminal
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import BadShard, GsecError, Refused, without_secrets
+from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.results import status as state
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
@@ -68,7 +68,7 @@ def status(url: str, as_json: Json | None) -> int:
         if run["decision"]:
             terminal.out.print(f"    model: {run['decision']}", markup=False)
         if run["error"]:
-            terminal.out.print(without_secrets(f"    last error: {run['error']}"), markup=False)
+            terminal.out.print(f"    last error: {run['error']}", markup=False)
     return 0
 
 

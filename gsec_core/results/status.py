@@ -9,7 +9,7 @@ import xxhash
 
 from gsec_core import methods
 from gsec_core.curation.log import Log
-from gsec_core.errors import BadRecord, BadShard, GsecError
+from gsec_core.errors import BadRecord, BadShard, GsecError, without_secrets
 from gsec_core.stages import encode
 from gsec_core.store import Corpus, Run, Shards, Store, captions
 from gsec_core.store.files import Files
@@ -96,7 +96,7 @@ def _readable(run: Run) -> dict[str, Any]:
         "decision": _decision(run),
         "state": state(run, ends),
         "attempts": len(attempts),
-        "error": ends[-1].get("error") if ends and ends[-1] else None,
+        "error": without_secrets(ends[-1]["error"]) if ends and ends[-1] and ends[-1].get("error") else None,
         "images": _image_counts(run),
     }
 

@@ -87,6 +87,11 @@ def test_an_act_about_a_merged_cluster_is_open_and_merges_cannot_be_cyclic() -> 
     assert set(found.keys.tolist()) == {0, 2, 3}
 
 
+def test_an_act_about_a_cluster_whose_merged_cluster_was_merged_names_the_cluster_that_has_the_images() -> None:
+    found = replay(acts(act(MERGE, 1, keys=(2,)), act(MERGE, 3, keys=(1,)), act(RENAME, 2, text="late")), model())
+    assert why(found) == {3: "cluster 2 is part of cluster 3 since act 2."}
+
+
 def test_a_merge_with_a_missing_cluster_still_merges_the_others() -> None:
     found = replay(acts(act(MERGE, 0, keys=(1, 9))), model())
     assert why(found) == {1: "there is no cluster 9 in this run."}

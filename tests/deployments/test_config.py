@@ -85,6 +85,12 @@ def test_the_worker_gets_the_operators_variables_but_not_the_commands_log_level_
     assert told["PREFECT_CLIENT_MAX_RETRIES"] == "2"
 
 
+def test_a_root_with_a_comma_is_refused(tmp_path: Path) -> None:
+    stack = config.load(write(tmp_path, FILE)).model_copy(update={"roots": ("/images/a,b",)})
+    with pytest.raises(Refused, match=r"^roots: /images/a,b has a comma"):
+        config.worker_environment(stack, {})
+
+
 def test_the_worker_gets_the_servers_password_from_the_environment(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
     assert "PREFECT_API_AUTH_STRING" not in config.worker_environment(stack, {})

@@ -1,9 +1,11 @@
 """The search for images by an image, by an upload or by words."""
 
 import io
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from gsec_core.explore import Collection, ImageRow, collection, vectors
 from gsec_core.stages import encode, vocabulary
 from gsec_core.stages.canonical import load_joint, usable
 
+from ..pictures import cluster, settings, write_pictures
 from .examples import by_uri, embeddings
 from .runs import Nights
 
@@ -34,6 +37,16 @@ def test_images_like_an_upload_begin_with_itself(nights: Nights, second: Collect
     assert page.rows[0].cosine == pytest.approx(1, abs=2e-3)
     again = second.like(page.rows[0].id, limit=4)
     assert [row.uri for row in again.rows] == [row.uri for row in page.rows[1:]]
+
+
+def test_pages_of_equally_near_images_have_each_image_once(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(8))
+    for number in range(60):
+        shutil.copy(source / "000.jpg", source / f"copy-{number:02d}.jpg")
+    found = Collection(cluster(settings(source, tmp_path / "store"))[0].run)
+    id = by_uri(found, "000.jpg")
+    pages = [found.like(id, offset=offset, limit=7) for offset in range(0, 70, 7)]
+    assert len({row.id for page in pages for row in page.rows}) == pages[0].total == 67
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])

@@ -9,12 +9,14 @@ from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
 from gsec_core import pipeline
+from gsec_core.errors import GsecError
 from gsec_core.results.status import verify
 from gsec_core.store import Store
 
@@ -125,6 +127,24 @@ def test_assign_labels_new_images_and_a_second_time_has_nothing_to_do(place: dic
     assert sorted(found["uri"].to_pylist()) == sorted(path.name for path in fresh.iterdir())
     assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters must be those of the run"
     assert "nothing to do" in gsec_here(*command).stderr
+
+
+def test_assign_takes_the_column_of_the_new_images_and_no_other_setting_of_the_output(place: dict[str, str], tmp_path: Path) -> None:
+    pictures = [path.read_bytes() for path in sorted(write_pictures(tmp_path / "new", range(30, 33)).iterdir())]
+    pq.write_table(pa.table({"img": pictures}), tmp_path / "new.parquet")
+    command = ["assign", tmp_path / "new.parquet", "--run", place["run"], "--store", place["store"], "--json", "--set", "ingest.image_column=img"]
+    assert last_json(gsec_here(*command))["images"] == 3
+    assert "are the run's own" in gsec_here(*command, "--set", "gsec.tol=0.5", check=2).stderr
+
+
+def test_status_shows_no_password_of_an_error(tmp_path: Path) -> None:
+    context = make_up(settings(write_pictures(tmp_path / "in", range(4)), tmp_path / "store"))
+    with pytest.raises(GsecError), context.run.attempt({}):
+        raise GsecError("https://me:secret@host/images does not answer")
+    for form in ((), ("--json",)):
+        said = gsec_here("status", "--store", tmp_path / "store", *form).stdout
+        assert "does not answer" in said
+        assert "secret" not in said
 
 
 def test_evaluate_scores_consensus_and_kmeans_against_a_file_of_labels(place: dict[str, str], tmp_path: Path) -> None:
@@ -268,6 +288,9 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["run", "{folder}", "--corpus", "A b"], "a corpus's name has"),
         (["run", "{folder}", "--store", "/proc/nothing"], "cannot be written"),
         (["run"], "give the place of the images"),
+        (["run", "caf\udce9", "-k", "3"], "the path is not UTF-8"),
+        (["run", "{folder}", "-k", "auto", "--redo", "tarin"], "there is no such stage"),
+        (["prune", "--store", "{store}", "--keep-runs", "0"], "Must be >= 1"),
         (["run", "{folder}", "--captioner", "gpt"], "there is no such captioner"),
         (["run", "{folder}", "--redo", "assign"], "there is no such stage"),
         (["run", "{folder}", "--set", "train.device=cuda:99"], "train.device"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gsec_core import pipeline
-from gsec_core.errors import Refused
+from gsec_core.errors import GsecError, Refused
 from gsec_core.results.export import export, write_csv
 from gsec_core.results.images import file_names, safe_name
 from gsec_core.stages.base import Context
@@ -109,6 +109,15 @@ def test_a_target_that_is_a_file_is_refused(place: tuple[Path, Context], tmp_pat
     (tmp_path / "out").write_text("a file")
     with pytest.raises(Refused, match=r"^--to .*out: no folder can be made there \(File exists\)"):
         export(place[1], tmp_path / "out")
+
+
+def test_a_source_that_does_not_answer_is_an_error_and_leaves_no_images(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(8))
+    context, _, _ = cluster(settings(folder, tmp_path / "store"))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(GsecError, match="does not answer"):
+        export(context, tmp_path / "out", "copies")
+    assert not (tmp_path / "out" / "images").exists()
 
 
 def test_missing_images_are_counted_and_the_others_exported(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from pycocotools.coco import COCO
 
 from gsec_core import pipeline
 from gsec_core.curation import Act, add, log_of
-from gsec_core.errors import Refused
+from gsec_core.errors import GsecError, Refused
 from gsec_core.images.decode import decode
 from gsec_core.results import formats, images
-from gsec_core.results.formats import Format, huggingface
+from gsec_core.results.formats import Format, huggingface, labelled
 from gsec_core.results.frames import Frames
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
@@ -220,6 +220,28 @@ def test_hidden_images_are_left_out_and_two_clusters_of_one_name_are_two_classes
             classes, keys, uris = sorted(set(table["name"])), table["cluster_key"], table["uri"]
     assert classes == ["discs (0)", "discs (1)"]
     assert dict(zip(uris, keys, strict=True)) == dict(shown.select("uri", "cluster_key").iter_rows())
+
+
+@pytest.mark.parametrize(
+    ("names", "distinct"),
+    [
+        (["cat", "dog"], ["cat", "dog"]),
+        (["cat", "dog", "cat"], ["cat (1)", "dog", "cat (3)"]),
+        (["cat", "cat", "cat (1)"], ["cat (1) (1)", "cat (2)", "cat (1) (3)"]),
+    ],
+)
+def test_names_of_classes_are_distinct(names: list[str], distinct: list[str]) -> None:
+    assert labelled._distinct(names, [1, 2, 3][: len(names)]) == distinct
+
+
+@pytest.mark.parametrize("format", ["huggingface", "coco", "fiftyone"])
+def test_a_source_that_does_not_answer_is_an_error_and_leaves_no_files(tmp_path: Path, format: Format) -> None:
+    folder = write_pictures(tmp_path / "in", range(8))
+    context, _, _ = cluster(settings(folder, tmp_path / "store"))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(GsecError, match="does not answer"):
+        formats.write(context, tmp_path / "out", format, "copies" if format != "huggingface" else None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_a_parquet_file_are_written_into_a_dataset_or_copied(tmp_path: Path) -> None:

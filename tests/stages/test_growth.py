@@ -61,6 +61,19 @@ def test_clusters_keep_their_keys_if_all_images_are_renamed(tmp_path: Path) -> N
     assert made["lineage"]["common"] == 20
 
 
+def test_a_run_works_if_the_first_shard_of_the_image_list_has_only_deletions(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    config = settings(source, tmp_path / "store", ingest={"shard_rows": 2048})
+    cluster(config)
+    (source / "000.jpg").unlink()
+    context, _, _ = cluster(config)
+    Path(context.corpus.images.location(context.generation.shard_names[0])).write_bytes(b"damaged")
+    context, _, _ = cluster(config, ("train",))  # lists the lost images again, in a later shard
+    first = context.corpus.images.read(context.generation.shard_names[0])
+    assert set(first["uri"].to_pylist()) == {"000.jpg"}
+    assert len(labels(context)) == 19
+
+
 def test_a_run_killed_in_encode_before_more_changes_of_the_source_is_followed_by_a_correct_run(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(24))
     config = settings(source, tmp_path / "store")

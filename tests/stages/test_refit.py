@@ -1,6 +1,7 @@
 """What a nightly run does with the published model: keep it, continue its training, renew it or fit a fresh one; and the reason it gives."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -368,6 +369,25 @@ def test_another_namer_or_redo_publish_names_the_clusters_of_a_kept_model_again(
     assert all(row["name"].startswith("stuff") for row in said["cluster_rows"])
     shards, names = context.run.table(HIERARCHY_TABLE)
     assert all(name.startswith("stuff") for name in shards.read(names[0])["name"].to_pylist())
+
+
+def test_prune_keeps_the_model_of_a_run_to_which_images_were_assigned(place: Path) -> None:
+    """The run R keeps the model of the first; images were assigned to R; then another clustering was published."""
+    write_kinds(place / "in", range(12, 13))
+    context, _, _ = night(place)
+    assert context.keeps
+    new = settings(write_kinds(place / "new", range(30, 32)), place / "store")
+    assigned, _ = pipeline.request(pipeline.assignment_config(context.run, new), of_run=context.run.id)
+    for name in assigned.stage_names():
+        run_stage(Context.of(assigned, pipeline.assignment_config(context.run, new)), pipeline.stage(name))
+    _, said, _ = night(place, ("train",))
+    assert said["published"]
+    for path in (place / "store").rglob("*"):
+        os.utime(path, (path.stat().st_atime - 2 * 86400, path.stat().st_mtime - 2 * 86400))
+    store = Store.open(str(place / "store"))
+    for deletion in prune.plan(store, keep_runs=1):
+        deletion.carry_out()
+    pipeline.assignment_config(context.run, new)  # refused if the run, its model or their tables are gone
 
 
 @pytest.mark.parametrize("name", ["report", "lineage", "publish"])

@@ -31,11 +31,7 @@ class Labelled:
     def of(cls, frames: Frames) -> "Labelled":
         """Build it from the frames of a run. Raises as `Frames` does."""
         classes = frames.shown_clusters.select("cluster_key", "name", "description")
-        named = Counter(classes["name"])  # people may give a name twice, or one that the model gave another cluster
-        rows = list(classes.select("cluster_key", "name").iter_rows())
-        class_names = [name if named[name] == 1 else f"{name} ({key})" for key, name in rows]
-        while len(named := Counter(class_names)) < len(rows):  # `cat (2)` may be a name too
-            class_names = [name if named[name] == 1 else f"{name} ({key})" for name, (key, _) in zip(class_names, rows, strict=True)]
+        class_names = _distinct(classes["name"].to_list(), classes["cluster_key"].to_list())
         classes = classes.with_columns(class_name=pl.Series(class_names, dtype=pl.String))
         labels = classes.select("cluster_key", "class_name").with_row_index("label").with_columns(pl.col("label").cast(pl.Int64))
         return cls(frames, frames.shown.join(labels, on="cluster_key", how="left", maintain_order="left"), classes)
@@ -44,3 +40,10 @@ class Labelled:
     def about(self) -> str:
         """One sentence about the run."""
         return f"{len(self.images):,} images in {len(self.classes):,} clusters, by gsec, run {self.frames.context.run.id}."
+
+
+def _distinct(names: list[str], keys: list[int]) -> list[str]:
+    """The names, with the cluster's key where several are equal: people may give a name twice, or one that the model gave another cluster."""
+    while len(counts := Counter(names)) < len(names):  # `cat (2)` may be a name too
+        names = [name if counts[name] == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True)]
+    return names

@@ -29,10 +29,14 @@ def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown:
     assert title(curator.get(f"{shown.base}/clusters/0").text) == "mine"
     assert "as words" in done(kind="describe", key=0, description="as words")
     assert "as words" in curator.get(f"{shown.base}/clusters/0").text
+    done(kind="describe", key=0, description="on two\r\nlines")
+    assert "on two lines" in curator.get(f"{shown.base}/clusters/0").text
     assert "Moved 2 images to cluster 1" in done(kind="move", image=some, to=1)
     assert set(some) < set(images_of(curator.get(f"{shown.base}/clusters/1").text))
     assert "Hid 2 images" in done(kind="hide", image=some * 500), "a form may have many images, as large groups of duplicates do"
     assert not set(some) & set(images_of(curator.get(f"{shown.base}/clusters/1").text))
+    address = f"{shown.base}/images/{some[0]}?key=0&at=1"
+    assert f'href="{shown.base}/clusters/1"' in curator.get(address).text, "the image is in another cluster now"
     assert set(some) < set(images_of(curator.get(f"{shown.base}/clusters/1?hidden=1").text))
     done(kind="show", image=some)
     done(kind="star", image=some)
@@ -41,6 +45,9 @@ def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown:
     done(kind="hide", key=2)
     assert f'{shown.base}/clusters/2"' not in curator.get(f"{shown.base}/explore").text
     assert f'{shown.base}/clusters/2"' in curator.get(f"{shown.base}/explore?show=hidden").text
+    left = sum(row.size for row in shown.collection().clusters())
+    assert title(curator.get(f"{shown.base}/explore").text) == f"{left} images in 2 clusters"
+    assert not set(before[2].examples) & set(images_of(curator.get(f"{shown.base}/explore?view=tree").text))
     done(kind="show", key=2)
     done(kind="star", key=2)
     assert f'{shown.base}/clusters/2"' in curator.get(f"{shown.base}/explore?show=starred").text

@@ -12,7 +12,9 @@ from flows.serve import explorer
 from flows.serve.app import application
 from flows.serve.explorer import _steps
 from flows.serve.listing import Listing
+from gsec_core.curation import add
 from gsec_core.explore.rows import Node, Tree
+from gsec_core.report.collect import collect
 from gsec_core.store import Store
 
 from ...pictures import picture
@@ -52,7 +54,9 @@ def test_clusters_are_shown_sorted_and_filtered(shown: Shown, client: TestClient
     by_name = client.get(f"{shown.base}/explore?sort=name").text
     assert re.findall(r"/clusters/(\d+)\"", by_name) == [str(row.key) for row in sorted(rows, key=lambda row: row.name.casefold())]
     assert re.findall(r"/clusters/(\d+)\"", client.get(f"{shown.base}/explore?find=%231").text) == ["1"]
-    assert "No cluster matches" in client.get(f"{shown.base}/explore?show=starred").text
+    starred = client.get(f"{shown.base}/explore?show=starred").text
+    assert "No cluster matches" in starred
+    assert '<input type="hidden" name="show" value="starred">' in starred, "a filter by name must not show others again"
 
 
 def test_a_gallery_has_every_image_once_and_an_images_page_links_its_neighbours(shown: Shown, client: TestClient) -> None:
@@ -155,6 +159,23 @@ def test_search_works_by_image_by_upload_and_by_words_and_refuses_bad_uploads(sh
     words = check(client.get(f"{shown.base}/search?q=a+red+disc+%3Cscript%3E"))
     assert len(images_of(words)) == PER_PAGE
     assert "a red disc &lt;script&gt;" in words
+
+
+def test_images_found_by_an_upload_can_be_moved_to_any_cluster(shown: Shown, curator: TestClient) -> None:
+    buffer = io.BytesIO()
+    picture(7).save(buffer, "PNG")
+    found = curator.post(f"{shown.base}/search", files={"file": ("mine.png", buffer.getvalue(), "image/png")}).text
+    for row in shown.collection().clusters():
+        assert f'<option value="{row.key}">' in found
+
+
+def test_hidden_images_are_in_no_group_of_duplicates_of_the_report(shown: Shown) -> None:
+    def uris() -> set[str]:
+        return {image.uri for group in collect(shown.context).duplicates or () for image in group.images}
+
+    hidden = next(row for row in shown.collection().images(limit=100).rows if row.uri in uris())
+    add(shown.context, "hide", who="ann", images=[hidden.id])
+    assert hidden.uri not in uris()
 
 
 def test_whether_a_run_is_published_is_decided_by_its_own_store(shown: Shown, tmp_path: Path) -> None:
