@@ -138,7 +138,7 @@ def _guard_against_shrinking(source: Source, config: IngestConfig, live: int, de
     if deleted > config.max_shrink * live:
         raise Refused(
             f"source {source.url}: {deleted} of its {live} images have vanished, more than ingest.max_shrink = {config.max_shrink} allows. "
-            "If you deleted them, continue with --set ingest.max_shrink=1."
+            "If you deleted or renamed them, continue with --set ingest.max_shrink=1."
         )
 
 
