@@ -2,13 +2,15 @@
 
 import io
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gsec_core.explore import Collection, collection
+from gsec_core.explore import Collection, collection, vectors
 from gsec_core.stages import align, encode
 from gsec_core.stages.canonical import usable
 from gsec_core.tables import DUPLICATES_TABLE
@@ -43,12 +45,21 @@ def test_the_second_choice_of_an_image_is_that_of_the_head(nights: Nights, secon
     assert posteriors.max() == pytest.approx(predicted[1][row], abs=1e-3)
 
 
-def test_without_waiting_an_image_has_no_neighbors_yet_and_is_pending(nights: Nights) -> None:
+def test_without_waiting_an_image_has_no_neighbors_yet_and_is_pending(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+
+    class Slow(vectors.Vectors):
+        def __init__(self, *given: Any) -> None:
+            assert looked.wait(60)
+            super().__init__(*given)
+
+    monkeypatch.setattr(collection, "Vectors", Slow)
     fresh = Collection(nights.second.run, nights.config)
     detail = fresh.image(by_uri(fresh, "003.jpg"), wait=0)
     assert detail.pending
     assert not detail.neighbors
     assert detail.row.uri == "003.jpg"
+    looked.set()
     assert fresh.image(detail.row.id, wait=60).neighbors
 
 
