@@ -114,7 +114,8 @@ def _head(stack: StackConfig, ray: RayEntry, environment: Mapping[str, str]) -> 
     config.check_ray(environment)
     cpus = usable_cores() if ray.cpus is None else ray.cpus
     where = ("--node-ip-address", ray.host, "--port", str(ray.port))
-    told = {**config.worker_environment(stack, environment), "RAY_USAGE_STATS_ENABLED": "0"}
+    # With gRPC's support for forks, processes that Ray forks for drivers die at their start now and then.
+    told = {**config.worker_environment(stack, environment), "RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
     return Service(
         "ray",
         (

@@ -1,6 +1,6 @@
-"""Prefect's server: `prefect server start`, corrected for automations on SQLite.
+"""Prefect's server: `prefect server start`, with corrected automations.
 
-An automation counts events in transactions that read before they write, and SQLite refuses the write at once if another connection has
+On SQLite, an automation counts events in transactions that read before they write, and SQLite refuses the write at once if another connection has
 written in between. So events were lost, heartbeats among them, and running flow runs were taken for crashed. Here these transactions
 take the write lock when they begin, and wait for it.
 
@@ -8,6 +8,9 @@ A thread that waits for the lock holds its connection's mutex, and freeing a cur
 failed statements are freed by the garbage collector, which runs in any thread. In the thread of the event loop it blocked the loop, and
 with it the task that held the write lock, so that nothing moved for the minute that SQLite waits. Here the garbage collector runs in a
 thread of its own, which may wait.
+
+While the server is down, it misses heartbeats. At its next start it took flow runs for crashed whose heartbeats it had missed. Here automations
+wait the whole time for the next event.
 """
 
 import gc
@@ -16,8 +19,13 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
+import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession
+
+if TYPE_CHECKING:
+    from prefect.server.utilities.messaging import MessageHandler
 
 SECONDS = 10
 """Seconds between two garbage collections. Each stops Python while it looks at all objects made since the start."""
@@ -28,7 +36,15 @@ def main() -> None:
     from prefect.cli import app
     from prefect.server.events import triggers
 
-    vars(triggers)["automations_session"] = automations_session
+    consumer = triggers.consumer
+
+    @asynccontextmanager
+    async def patient_consumer() -> "AsyncIterator[MessageHandler]":
+        await restart_periods()  # before any event is read and any automation is loaded
+        async with consumer() as handler:
+            yield handler
+
+    vars(triggers).update(automations_session=automations_session, consumer=patient_consumer)
     gc.disable()
     threading.Thread(target=_collect, daemon=True).start()
     sys.argv[:1] = ["prefect", "server", "start"]
@@ -42,6 +58,17 @@ async def automations_session(begin_transaction: bool = False) -> AsyncIterator[
 
     async with provide_database_interface().session_context(begin_transaction, with_for_update=begin_transaction) as session:
         yield session
+
+
+async def restart_periods() -> None:
+    """Let the periods begin now in which automations still wait for an event."""
+    from prefect.server.database import provide_database_interface
+    from prefect.types._datetime import now
+
+    buckets = provide_database_interface().AutomationBucket
+    async with automations_session(begin_transaction=True) as session:
+        for bucket in await session.scalars(sqlalchemy.select(buckets).where(buckets.count == 0)):
+            bucket.end += now("UTC") - bucket.start
 
 
 def _collect() -> None:

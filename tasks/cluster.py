@@ -30,6 +30,7 @@ from prefect.task_runners import TaskRunner
 from prefect_ray.context import remote_options
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import usable_cores
@@ -56,6 +57,9 @@ OBJECT_STORE = 100 * 2**20
 
 FLUSH = 5.0
 """Seconds that a slice waits at its end for its messages to reach Prefect."""
+
+ATTEMPTS = 3
+"""How often to connect to a `ray://` address. Ray forks a process for each driver there, and now and then it dies at its start."""
 
 _GIB = 2**30
 
@@ -86,7 +90,9 @@ def _connect(address: str | None) -> None:
         if address != AUTO:  # checked first, because Ray would try for minutes
             place = urlsplit(address if "://" in address else f"//{address}")
             socket.create_connection((place.hostname, place.port), ANSWER).close()
-        ray.init(address, **quiet)
+        for attempt in Retrying(retry=retry_if_exception_type(ConnectionAbortedError), stop=stop_after_attempt(ATTEMPTS), reraise=True):
+            with attempt:
+                ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise Refused(
             f"ray.address = {address}: no Ray cluster can be used there ({_line(error)}). Start one of Ray {ray.__version__} on Python "

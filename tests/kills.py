@@ -33,6 +33,9 @@ import fsspec
 import polars as pl
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from gsec_core.store import Store
 from gsec_core.tables import EMBEDDINGS_TABLE
@@ -55,6 +58,12 @@ HEAD = {
 }
 """The head of a Ray cluster for tests. It takes no slices. It notices a killed node, whose port is closed, within seconds instead of
 half a minute, and gives a node that only has no core for a while a minute."""
+
+
+@retry(retry=retry_if_exception_message(match="The current node timed out during startup"), stop=stop_after_attempt(4), reraise=True)
+def add_node(cluster: Cluster) -> Node:
+    """Add a node with one core. Ray ends a node that does not start within 15 s, which happens on a busy machine; then another is started."""
+    return cluster.add_node(num_cpus=1)
 
 
 @dataclass
@@ -223,15 +232,13 @@ def prove_at(
 
 def prove_nodes(source: Path, times: int, seed: int, settings: list[str], directory: Path, nodes: int, say: Any = print) -> None:
     """Kill ``times`` nodes during runs that must finish nevertheless. Raises AssertionError as `prove` does. The undisturbed run is on threads."""
-    from ray.cluster_utils import Cluster
-
     moments, home = random.Random(seed), directory / "prefect"
     undisturbed = attempt(["run", str(source), "--store", str(directory / "undisturbed"), "--json", *settings], home, None)
     assert undisturbed.result is not None
     truth = labels(undisturbed.result)
     say(f"undisturbed, on threads: {undisturbed.seconds:.0f} s, {len(truth)} images; seed {seed}")
     cluster = Cluster(initialize_head=True, head_node_args=HEAD)
-    there = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+    there = [add_node(cluster) for _ in range(nodes)]
     kills = rounds = 0
     try:
         while kills < times:
@@ -247,7 +254,7 @@ def prove_nodes(source: Path, times: int, seed: int, settings: list[str], direct
                     break
                 except subprocess.TimeoutExpired:
                     cluster.remove_node(there.pop(moments.randrange(nodes)), allow_graceful=False)
-                    there.append(cluster.add_node(num_cpus=1))
+                    there.append(add_node(cluster))
                     kills, lost = kills + 1, lost + 1
             out, errors = process.communicate()
             assert process.returncode == 0, errors

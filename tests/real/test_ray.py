@@ -22,7 +22,7 @@ from gsec_core.store import Run, Store
 from tasks import engine
 
 from ..command import GSEC, SMALL, environment, gsec, wait
-from ..kills import HEAD, assert_equal_tables, tables
+from ..kills import HEAD, add_node, assert_equal_tables, tables
 from ..pictures import write_pictures
 from .services import free_port
 
@@ -55,6 +55,7 @@ def port() -> int:
 def cluster(port: int) -> Iterator[Cluster]:
     """A Ray cluster whose head takes no slices. Tests add and remove nodes."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # as in `gsec up`
         patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "120")  # a busy machine needs more than Ray's 30 s to start a client's process
         made = Cluster(initialize_head=True, head_node_args={**HEAD, "ray_client_server_port": port})
     yield made
@@ -95,13 +96,13 @@ def test_after_kills_of_nodes_and_of_the_driver_a_run_on_threads_finishes_with_e
     source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, tmp_path: Path
 ) -> None:
     """There is only one node at a time, so that a slice is certainly lost with it; its successor joins afterwards."""
-    node = cluster.add_node(num_cpus=1)
+    node = add_node(cluster)
     store = tmp_path / "store"
     process = started(source, store, cluster.address, tmp_path / "log")
     for stage in ("encode", "describe", "prepare", "train"):
         begun(process, store, stage)
         cluster.remove_node(node, allow_graceful=False)
-        node = cluster.add_node(num_cpus=1)
+        node = add_node(cluster)
     run = begun(process, store, "align")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
@@ -115,7 +116,7 @@ def test_nodes_share_the_work_with_equal_tables_and_report_their_progress(
     source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, port: int, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
+        add_node(cluster)
     log = tmp_path / "log"
     on_a_terminal = ["script", "-qec", shlex.join(command(source, tmp_path / "store", f"ray://127.0.0.1:{port}")), str(log)]
     home = environment(source.parent / "home")
@@ -130,12 +131,12 @@ def test_nodes_share_the_work_with_equal_tables_and_report_their_progress(
 
 
 def test_a_run_without_a_node_says_so_and_ends_its_slices_when_it_is_ended(source: Path, cluster: Cluster, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1)
+    node = add_node(cluster)
     process = started(source, tmp_path / "store", cluster.address, tmp_path / "log")
     begun(process, tmp_path / "store", "encode")
     cluster.remove_node(node, allow_graceful=False)
     wait(lambda: "no node of the Ray cluster is left" in (tmp_path / "log").read_text(), PATIENCE, tmp_path / "log")
-    node = cluster.add_node(num_cpus=1)
+    node = add_node(cluster)
     wait(lambda: bool(working(node)), PATIENCE, tmp_path / "log")
     process.send_signal(signal.SIGTERM)
     process.wait(60)
@@ -144,7 +145,7 @@ def test_a_run_without_a_node_says_so_and_ends_its_slices_when_it_is_ended(sourc
 
 def test_slices_that_hang_are_ended_with_an_error(source: Path, cluster: Cluster, tmp_path: Path) -> None:
     """Here hang_timeout is one second, which a process exceeds while it loads torch."""
-    node = cluster.add_node(num_cpus=1)
+    node = add_node(cluster)
     address = ("--set", f"ray.address={cluster.address}", "--set", "hang_timeout=1")
     done = gsec("run", source, "--store", tmp_path / "store", *SPREAD, *address, home=source.parent / "home", check=1)
     assert "stage encode made no progress for 1 s (hang_timeout) and was ended" in done.stderr
@@ -168,7 +169,7 @@ def working(node: Any) -> list[str]:
     ],
 )
 def test_resources_that_the_cluster_lacks_or_a_missing_cluster_are_refused(cluster: Cluster, tmp_path: Path, asked: dict[str, Any], said: str) -> None:
-    cluster.add_node(num_cpus=1)
+    add_node(cluster)
     assert said in refused(tmp_path / "store", {"address": cluster.address, **asked})
     assert not (tmp_path / "store").exists(), "nothing may be written"
 
