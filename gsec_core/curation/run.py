@@ -44,8 +44,7 @@ def curated_clusters(context: Context) -> Curated | None:
 def load_model(context: Context) -> Model:
     """The clustering of a run before curation. Raises as `curated` does."""
     rows = usable(context).rows
-    shards, names = context.run.table(ASSIGNMENTS_TABLE if context.of_run is None else ASSIGNED_TABLE)
-    labels = pa.concat_tables(shards.read_all(names, ["cluster"]))["cluster"].to_numpy()
+    labels = context.run.read_table(ASSIGNMENTS_TABLE if context.of_run is None else ASSIGNED_TABLE, ["cluster"])["cluster"].to_numpy()
     clusters = _clusters((context.of_run or context).run)
 
     def embeddings(of: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -63,7 +62,6 @@ def _without_images(run: Run) -> Model:
 
 def _clusters(run: Run) -> tuple[Named, ...]:
     """The clusters of a run in the order of their numbers."""
-    (lineage, (of_lineage,)), (names, (of_names,)) = run.table(LINEAGE_TABLE), run.table(CLUSTER_NAMES_TABLE)
-    keys = lineage.read(of_lineage, ["cluster_key"])["cluster_key"].to_pylist()
-    named = names.read(of_names, ["name", "description"])
-    return tuple(Named(*row) for row in zip(keys, named["name"].to_pylist(), named["description"].to_pylist(), strict=True))
+    keys, named = run.read_table(LINEAGE_TABLE, ["cluster_key"]), run.read_table(CLUSTER_NAMES_TABLE, ["name", "description"])
+    columns = keys["cluster_key"], named["name"], named["description"]
+    return tuple(Named(*row) for row in zip(*(column.to_pylist() for column in columns), strict=True))

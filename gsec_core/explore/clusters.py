@@ -32,15 +32,10 @@ class Made:
 
 def made(run: Run) -> list[Made]:
     """The clusters of a run in the order of their numbers. Raises Refused if the run has no names or keys yet."""
-    frames = []
-    for name, columns in (
-        (LINEAGE_TABLE, ["cluster", "cluster_key"]),
-        (CLUSTER_NAMES_TABLE, ["cluster", "name", "description", "terms"]),
-        (CLUSTERS_TABLE, ["cluster", "size", "cohesion", "stability"]),
-    ):
-        shards, names = run.table(name)
-        frames.append(pl.DataFrame(shards.read(names[0], columns)))
-    table = frames[0].join(frames[1], on="cluster").join(frames[2], on="cluster").sort("cluster")
+    keys = pl.DataFrame(run.read_table(LINEAGE_TABLE, ["cluster", "cluster_key"]))
+    names = pl.DataFrame(run.read_table(CLUSTER_NAMES_TABLE, ["cluster", "name", "description", "terms"]))
+    measures = pl.DataFrame(run.read_table(CLUSTERS_TABLE, ["cluster", "size", "cohesion", "stability"]))
+    table = keys.join(names, on="cluster").join(measures, on="cluster").sort("cluster")
     return [
         Made(row["cluster"], row["cluster_key"], row["name"], row["description"] or "", tuple(row["terms"]), row["size"], row["cohesion"], row["stability"])
         for row in table.iter_rows(named=True)

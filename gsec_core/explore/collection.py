@@ -397,12 +397,11 @@ class Collection:
 
     def _load_points(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """x and y of each image on the map, (n,) each; NaN for images that are not on it."""
-        columns = self._columns()
+        columns, wanted = self._columns(), ["image_id", "x", "y"]
         try:
-            shards, names = self.run.table(MAP_TABLE)
+            table = self.run.read_table(MAP_TABLE, wanted)
         except Refused:  # of an older gsec: the sample that the report shows
-            shards, names = self.run.table(LAYOUT_TABLE)
-        table = pa.concat_tables(shards.read_all(names, ["image_id", "x", "y"]))
+            table = self.run.read_table(LAYOUT_TABLE, wanted)
         rows = columns.rows(bytes16(table["image_id"]))
         points = np.full((2, len(columns)), np.nan, np.float32)
         for values, name in zip(points, ("x", "y"), strict=True):
@@ -412,10 +411,9 @@ class Collection:
     def _load_captions(self) -> Mapping[bytes, str]:
         """Content hash -> description."""
         try:
-            shards, names = self.run.table(REPRESENTATIVE_CAPTIONS_TABLE)
+            table = self.run.read_table(REPRESENTATIVE_CAPTIONS_TABLE, ["content_hash", "text"])
         except Refused:  # text from elsewhere: nothing was described
             return {}
-        table = shards.read(names[0], ["content_hash", "text"])
         return {hash: text for hash, text in zip(table["content_hash"].to_pylist(), table["text"].to_pylist(), strict=True) if text is not None}
 
     def _load_embeddings(self, stage: str) -> Embeddings:

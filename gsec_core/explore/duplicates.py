@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -39,14 +38,13 @@ class Duplicates:
     def __init__(self, run: Run, columns: Columns) -> None:
         self.note: str | None = None
         try:
-            shards, names = run.table(DUPLICATES_TABLE)
+            table = run.read_table(DUPLICATES_TABLE, ["group", "image_id", "cosine", "exact", "keep"])
         except Refused:
             self.note = _EXACT_ONLY
             self.rows, self.starts = _of_the_same_bytes(columns)
             self.cosine, self.exact = np.ones(len(self.rows), np.float32), np.ones(len(self.rows), bool)
             self.keep = np.isin(np.arange(len(self.rows)), self.starts[:-1])
         else:
-            table = pa.concat_tables(shards.read_all(names, ["group", "image_id", "cosine", "exact", "keep"]))
             self.rows = columns.rows(bytes16(table["image_id"]))
             self.starts = np.append(np.unique(table["group"].to_numpy(), return_index=True)[1], table.num_rows)
             self.cosine, self.exact, self.keep = (table[name].to_numpy(zero_copy_only=False) for name in ("cosine", "exact", "keep"))

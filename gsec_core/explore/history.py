@@ -1,7 +1,6 @@
 """The clusters of an image in the publications of a pipeline."""
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from gsec_core.errors import Refused
@@ -59,8 +58,7 @@ class History:
     def _assignments(self, publication: Publication, run: Run) -> tuple[NDArray[np.void], NDArray[np.int32]]:
         found = self._kept.get(publication.number)
         if found is None:
-            shards, names = run.table(ASSIGNMENTS_TABLE)
-            table = pa.concat_tables(shards.read_all(names, ["image_id", "cluster"]))
+            table = run.read_table(ASSIGNMENTS_TABLE, ["image_id", "cluster"])
             found = bytes16(table["image_id"]), table["cluster"].to_numpy()
             kept = {**self._kept, publication.number: found}
             while sum(ids.nbytes + labels.nbytes for ids, labels in kept.values()) > _KEPT_BYTES:

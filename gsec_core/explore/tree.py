@@ -15,10 +15,10 @@ def tree(run: Run, clusters: Sequence[Made], groups: int | None) -> Tree:
     if groups is not None and not 1 <= groups <= len(clusters):
         raise Refused(f"groups = {groups}: the run has {len(clusters)} clusters; give 1 to {len(clusters)}.")
     try:
-        shards, names = run.table(HIERARCHY_TABLE)
+        table = run.read_table(HIERARCHY_TABLE)
     except Refused:
         raise NotFound(f"run {run.id} has no tree of its clusters, because an older gsec made it. gsec run with --redo hierarchy makes one.") from None
-    nodes = tuple(Node(**row) for row in shards.read(names[0]).to_pylist())
+    nodes = tuple(Node(**row) for row in table.to_pylist())
     if len(nodes) != len(clusters) - 1:
         raise NotFound(f"run {run.id} has no tree of its clusters: of {len(clusters):,} none is made.")
     leaves = tuple((one.key, one.name, one.size) for one in clusters)

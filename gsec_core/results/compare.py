@@ -162,7 +162,7 @@ def compare(first: Context, others: Sequence[Run]) -> Comparison:
     configs = [run.config() for run in runs]
     common, counts = _common(runs)
     labels, confidence = (np.stack([common[f"{name} {number}"].to_numpy() for number in range(len(runs))]) for name in ("cluster", "confidence"))
-    names = [pl.DataFrame(shards.read(shard, ["name"]))["name"].to_list() for shards, [shard] in (run.table(CLUSTER_NAMES_TABLE) for run in runs)]
+    names = [run.read_table(CLUSTER_NAMES_TABLE, ["name"])["name"].to_pylist() for run in runs]
     sizes = [np.bincount(own, minlength=len(named)) for own, named in zip(labels, names, strict=True)]
     near, rows = _neighbors(first, common["row"].to_numpy())
     seconds = _seconds(runs)
@@ -172,7 +172,7 @@ def compare(first: Context, others: Sequence[Run]) -> Comparison:
         pairs.append(_pair(one, other, labels, sizes))
     matched = _matched(pairs, [len(found) for found in sizes])
     aligned = np.stack([own[clusters] for own, clusters in zip(matched, labels, strict=True)])
-    images = _read(runs[0], ["image_id", "uri", "content_hash"]).take(common["row"].to_numpy())
+    images = first.run.read_table(ASSIGNMENTS_TABLE, ["image_id", "uri", "content_hash"]).take(common["row"].to_numpy())
     return Comparison(
         corpus=first.corpus.name,
         runs=tuple(
@@ -199,11 +199,6 @@ def compare(first: Context, others: Sequence[Run]) -> Comparison:
     )
 
 
-def _read(run: Run, columns: Sequence[str]) -> pa.Table:
-    shards, names = run.table(ASSIGNMENTS_TABLE)
-    return pa.concat_tables(shards.read_all(names, columns))
-
-
 def _common(runs: Sequence[Run]) -> tuple[pl.DataFrame, list[int]]:
     """The images that all runs have, and the number of images of each run.
 
@@ -212,7 +207,7 @@ def _common(runs: Sequence[Run]) -> tuple[pl.DataFrame, list[int]]:
     key, of_run = ["image_id", "content_hash"], ["cluster", "confidence", "agreement"]
     common, counts = pl.DataFrame(), []
     for number, run in enumerate(runs):
-        rows = pl.DataFrame(_read(run, [*key, *of_run])).rename({name: f"{name} {number}" for name in of_run})
+        rows = pl.DataFrame(run.read_table(ASSIGNMENTS_TABLE, [*key, *of_run])).rename({name: f"{name} {number}" for name in of_run})
         counts.append(len(rows))
         common = rows.with_row_index("row") if number == 0 else common.join(rows, on=key, maintain_order="left")
     if len(common) < 2:

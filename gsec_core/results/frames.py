@@ -199,5 +199,4 @@ class Frames:
 
 def read(run: Run, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """A table of a run, or some columns of it. Raises Refused if it is not complete, BadShard if it is damaged."""
-    shards, names = run.table(table)
-    return pl.concat([pl.DataFrame(found) for found in shards.read_all(names, columns)])
+    return pl.DataFrame(run.read_table(table, columns))

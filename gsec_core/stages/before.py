@@ -16,8 +16,8 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, EMERGING_TABLE
 
 def assigned_before(context: Context, columns: Sequence[str]) -> pl.DataFrame:
     """The given columns of the published run's assignments for each usable image, in canonical order, matched by content hash; nulls for new images."""
-    shards, parts = previous(context).table(ASSIGNMENTS_TABLE)
-    theirs = pl.DataFrame(pa.concat_tables(shards.read_all(parts, ["content_hash", *columns]))).unique("content_hash", keep="first", maintain_order=True)
+    rows = pl.DataFrame(previous(context).read_table(ASSIGNMENTS_TABLE, ["content_hash", *columns]))
+    theirs = rows.unique("content_hash", keep="first", maintain_order=True)
     found = pl.DataFrame(usable(context).rows.select(["content_hash"])).join(theirs, on="content_hash", how="left", maintain_order="left")
     return found.drop("content_hash")
 
@@ -33,8 +33,7 @@ def labels_before(context: Context) -> NDArray[np.int32]:
 
 def emerging(context: Context) -> pa.Table:
     """The groups of new images that stage refit found; schema EMERGING."""
-    shards, names = context.run.table(EMERGING_TABLE)
-    return shards.read(names[0])
+    return context.run.read_table(EMERGING_TABLE)
 
 
 def previous(context: Context) -> Run:

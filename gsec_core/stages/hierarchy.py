@@ -41,8 +41,7 @@ def _tree_before(context: Context) -> pa.Table | None:
     """The tree of the published run; None if that run has no stage hierarchy."""
     if STAGE.name not in before.previous(context).stage_names():
         return None
-    shards, (shard,) = before.previous(context).table(HIERARCHY_TABLE)
-    return shards.read(shard)
+    return before.previous(context).read_table(HIERARCHY_TABLE)
 
 
 def _tree(context: Context, config: PipelineConfig, progress: Progress) -> pa.Table:

@@ -91,8 +91,7 @@ def _previous(context: Context) -> dict[str, Any] | None:
 
 def keys_of(run: Run) -> NDArray[np.int32]:
     """The keys of a run's clusters, (clusters,). Raises Refused if the run has no lineage yet."""
-    shards, names = run.table(LINEAGE_TABLE)
-    keys: NDArray[np.int32] = shards.read(names[0], ["cluster_key"])["cluster_key"].to_numpy()
+    keys: NDArray[np.int32] = run.read_table(LINEAGE_TABLE, ["cluster_key"])["cluster_key"].to_numpy()
     return keys
 
 

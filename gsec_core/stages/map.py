@@ -51,11 +51,9 @@ def _there(context: Context) -> NDArray[np.float32]:
     marks = _landmarks(context)
     there = np.full((usable(context).rows.num_rows, 2), np.nan, np.float32)
     if context.keeps and _same_map(context, marks):
-        shards, names = before.previous(context).table(MAP_TABLE)
-        assigned, rows = before.previous(context).table(ASSIGNMENTS_TABLE)
-        was = pl.DataFrame(pa.concat_tables(shards.read_all(names)))
-        bytes_ = pl.DataFrame(pa.concat_tables(assigned.read_all(rows, ["image_id", "content_hash"])))
-        stayed = was.join(bytes_, on="image_id").join(_ids(context), on=["image_id", "content_hash"])
+        was = pl.DataFrame(before.previous(context).read_table(MAP_TABLE))
+        assigned = pl.DataFrame(before.previous(context).read_table(ASSIGNMENTS_TABLE, ["image_id", "content_hash"]))
+        stayed = was.join(assigned, on="image_id").join(_ids(context), on=["image_id", "content_hash"])
         there[stayed["row"].to_numpy()] = stayed.select("x", "y").to_numpy()
     there[marks["row"].to_numpy()] = marks.select("x", "y").to_numpy()
     return there
@@ -65,8 +63,8 @@ def _same_map(context: Context, marks: pl.DataFrame) -> bool:
     """Whether the published run has a map and any landmark is still in its place: if most landmarks are gone, all are laid out again."""
     if STAGE.name not in before.previous(context).stage_names():
         return False
-    shards, (shard,) = before.previous(context).table(LAYOUT_TABLE)
-    return len(marks.join(pl.DataFrame(shards.read(shard, ["image_id", "x", "y"])), on=["image_id", "x", "y"])) > 0
+    places = ["image_id", "x", "y"]
+    return len(marks.join(pl.DataFrame(before.previous(context).read_table(LAYOUT_TABLE, places)), on=places)) > 0
 
 
 STAGE = Stage(

@@ -36,8 +36,7 @@ BORROWED = 3
 def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Give every cluster a name, a sentence and terms, from the descriptions of its images or from nouns. With a kept model they stay; see `renames`."""
     if context.keeps and not renames(context):
-        shards, (shard,) = before.previous(context).table(CLUSTER_NAMES_TABLE)
-        yield Finished("all", (shards.read(shard),), {})
+        yield Finished("all", (before.previous(context).read_table(CLUSTER_NAMES_TABLE),), {})
         return
     model = context.model if context.keeps else context
     said, own = descriptions(model)
@@ -137,8 +136,7 @@ def _laid_out_as_before(context: Context, X: NDArray[np.float16], labels: NDArra
     known = before.assigned_before(context, ["cluster"])["cluster"].is_not_null()
     columns = {"cluster": pl.Series(labels), "known": known}
     here = pl.DataFrame(rows.select(["image_id", "uri", "content_hash"])).with_columns(**columns).with_row_index("row")
-    shards, (shard,) = before.previous(context).table(LAYOUT_TABLE)
-    was = pl.DataFrame(shards.read(shard))
+    was = pl.DataFrame(before.previous(context).read_table(LAYOUT_TABLE))
     stayed = was.drop("cluster", "uri").join(here.filter("known"), on="image_id", maintain_order="left")
     if not len(was) or len(stayed) < len(was) / 2:
         return None

@@ -193,8 +193,7 @@ def _of_model(config: PipelineConfig) -> dict[str, Any]:
 
 def _hashes(source: Run) -> pa.Array:
     """Distinct content hashes of the images that a model was fitted on."""
-    shards, parts = source.table(ASSIGNMENTS_TABLE)
-    return pa.concat_tables(shards.read_all(parts, ["content_hash"]))["content_hash"].unique()
+    return source.read_table(ASSIGNMENTS_TABLE, ["content_hash"])["content_hash"].unique()
 
 
 def _said(context: Context, model: Context, rows: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> Said:
@@ -271,8 +270,7 @@ def emerged(context: Context) -> list[dict[str, Any]]:
     groups = before.emerging(context).to_pylist() if context.decision else []
     if not groups:
         return []
-    shards, parts = context.run.table(ASSIGNMENTS_TABLE)
-    assignments = pl.DataFrame(pa.concat_tables(shards.read_all(parts, ["image_id", "cluster"])))
+    assignments = pl.DataFrame(context.run.read_table(ASSIGNMENTS_TABLE, ["image_id", "cluster"]))
     for group in groups:
         inside = assignments.filter(pl.col("image_id").is_in(group["images"]))["cluster"].value_counts(sort=True)
         group["cluster"], group["count"] = inside.row(0)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
 import xxhash
 
 from gsec_core.config import AUTO, PipelineConfig, recorded
@@ -164,6 +165,11 @@ class Run:
         if not any(name in record["tables"] for record in self.stages().values()) and (model := self.model()) != self:
             return model.table(name)
         raise Refused(f"run {self.id} has no complete table {name}. Finish the run first: the same gsec run again, or gsec stage NAME --run {self.id}.")
+
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a table, or some columns of them. Raises as `table` does, and BadShard for damaged shards."""
+        shards, names = self.table(name)
+        return pa.concat_tables(shards.read_all(names, columns))
 
     def _own_table(self, name: str) -> tuple[Shards, list[str]] | None:
         for stage in self.request()["stages"]:  # in order, so that the embeddings found are those of the first encoder
