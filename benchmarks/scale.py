@@ -36,7 +36,7 @@ from gsec_core.config import FuseConfig, PipelineConfig, TextConfig
 from gsec_core.settings import load_config
 from gsec_core.stages import align, baseline, describe, encode, fuse, nouns, prepare, prototypes, train, vocabulary
 from gsec_core.stages.base import Context, begin, run_stage
-from gsec_core.stages.canonical import usable
+from gsec_core.stages.canonical import read_parts, usable
 from gsec_core.store import Store
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import (
@@ -213,7 +213,7 @@ def nmi(directory: Path, options: argparse.Namespace, run: str, truth: NDArray[n
     context = Context.of(Store.open(str(directory / "store")).run(run), settings(directory, options))
     found = []
     for stage, table in ((baseline.STAGE, BASELINE_TABLE), (align.STAGE, ASSIGNMENTS_TABLE)):
-        rows = pa.concat_tables(context.shards(stage, table).read_all(usable(context).part_names, ["uri", "cluster"]))
+        rows = read_parts(context, stage, table, ["uri", "cluster"])
         found.append(float(normalized_mutual_info_score(truth[_numbers(rows)], rows["cluster"].to_numpy())))
     return found[0], found[1]
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Set
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from gsec_core.captioners.template import prompt
@@ -17,7 +16,7 @@ from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content
 from gsec_core.results import quality, status
 from gsec_core.stages import align, describe, duplicates, encode, hierarchy, lineage, publish, refit
 from gsec_core.stages.base import Context
-from gsec_core.stages.canonical import thumbnails, usable
+from gsec_core.stages.canonical import read_parts, thumbnails
 from gsec_core.tables import (
     ASSIGNMENTS_TABLE,
     CLUSTER_NAMES_TABLE,
@@ -39,8 +38,7 @@ BINS = 20
 def collect(context: Context) -> Content:
     """The whole content of a run's report. Raises Refused if a stage that it needs has not run."""
     request = context.run.request()
-    names = usable(context).part_names
-    assignments = pl.DataFrame(pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(names)))
+    assignments = pl.DataFrame(read_parts(context, align.STAGE, ASSIGNMENTS_TABLE))
     live = pl.DataFrame(encode.encoded_rows(context))
     counts = Counter(live["status"])
     without = live.filter(pl.col("status") != OK).sort("uri")

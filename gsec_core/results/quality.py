@@ -14,7 +14,7 @@ from gsec_core.clustering.metrics import purity, score
 from gsec_core.errors import Refused
 from gsec_core.stages import align, baseline, enhance, prepare, publish, refit, text, train
 from gsec_core.stages.base import Context
-from gsec_core.stages.canonical import usable
+from gsec_core.stages.canonical import read_parts
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE
 
 COLUMNS = ("labelling", "purity", "cohesion", "separation", "agreement", "largest", "smallest", "ARI to consensus")
@@ -104,7 +104,7 @@ def _of_pseudo_labels(context: Context) -> list[str]:
     chance = (of_a_label * (of_a_label - 1)).sum() / (of_all * (of_all - 1)).sum()
     permutations = pl.DataFrame(context.shards(align.STAGE, ALIGNMENT_TABLE).read("all", ["member", "permutation"])).explode("permutation")
     labels = groups.join(permutations.with_columns(group=pl.int_range(pl.len(), dtype=pl.Int32).over("member")), on=["member", "group"])
-    now = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["image_id", "cluster"]))
+    now = read_parts(context, align.STAGE, ASSIGNMENTS_TABLE, ["image_id", "cluster"])
     ended = labels.join(pl.DataFrame(now), on="image_id")
     lasted = (ended["permutation"] == ended["cluster"]).to_numpy().mean()
     return [
@@ -160,13 +160,12 @@ def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) ->
 
 def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
     """Name, assignments in canonical order, and cluster table of each labelling of a run: the consensus, then k-means if the run fits it."""
-    names = usable(context).part_names
     sources: Mapping[str, Any] = {
         "consensus": (align.STAGE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE),
         "k-means": (baseline.STAGE, BASELINE_TABLE, BASELINE_CLUSTERS_TABLE),
     }
     return [
-        (name, pa.concat_tables(context.shards(stage, assignments).read_all(names)), context.shards(stage, clusters).read("all"))
+        (name, read_parts(context, stage, assignments), context.shards(stage, clusters).read("all"))
         for name, (stage, assignments, clusters) in sources.items()
         if stage.name in context.run.stage_names()
     ]

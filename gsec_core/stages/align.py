@@ -19,7 +19,7 @@ from gsec_core.errors import GsecError
 from gsec_core.methods.plan import Start
 from gsec_core.stages import before, encode, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import assignment_table, cluster_table, load_embeddings, parts, rows_of_parts, scratch_array, usable
+from gsec_core.stages.canonical import assignment_table, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, scratch_array, usable
 from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
@@ -164,7 +164,7 @@ def load_ensemble(context: Context) -> Ensemble:
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Make the table of clusters from the assignments, one row for each."""
-    assignments = pa.concat_tables(context.shards(STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names))
+    assignments = read_parts(context, STAGE, ASSIGNMENTS_TABLE)
     overlaps = to_matrix(context.shards(STAGE, ALIGNMENT_TABLE).read("all"), "overlap")
     yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.n_clusters, overlaps.mean(0)),), {})
 

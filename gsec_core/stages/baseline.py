@@ -18,7 +18,7 @@ from gsec_core.devices import thread_count
 from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import assignment_table, check_enough, cluster_table, load_embeddings, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import assignment_table, check_enough, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import BASELINE_CENTRES_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, centres_schema
 
@@ -57,7 +57,7 @@ def _nearest_two(block: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray
 
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Make the table of clusters from the assignments, one row for each."""
-    assignments = pa.concat_tables(context.shards(STAGE, BASELINE_TABLE).read_all(usable(context).part_names))
+    assignments = read_parts(context, STAGE, BASELINE_TABLE)
     table = cluster_table(load_embeddings(context), assignments, context.config.n_clusters)
     yield Finished("all", (table,), {})
 

@@ -121,6 +121,11 @@ def has_joint(context: Context) -> bool:
     return "joint" in shards.read(context.generation.shard_names[0], ["joint"]).column_names
 
 
+def read_parts(context: Context, stage: Stage, table: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A complete table in canonical order, or some columns of it."""
+    return pa.concat_tables(context.shards(stage, table).read_all(usable(context).part_names, columns))
+
+
 @once
 def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.float16]:
     """The vectors in a column of a complete table in canonical order, (n, length); a memory map as in `load_embeddings`."""

@@ -31,7 +31,7 @@ from gsec_core.methods.enhancer import Enhancer
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage
 from gsec_core.stages import align, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import assignment_table, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import assignment_table, parts, read_parts, rows_of_parts, usable
 from gsec_core.stages.encode import fetch
 from gsec_core.tables import (
     ALIGNMENT_TABLE,
@@ -160,8 +160,7 @@ def label(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 def compare(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Count the images of each cluster before and after the training, and those that are in it both times."""
     before, after = (
-        np.concatenate([table["cluster"].to_numpy() for table in context.shards(stage, name).read_all(usable(context).part_names, ["cluster"])])
-        for stage, name in ((align.STAGE, ASSIGNMENTS_TABLE), (STAGE, ENHANCED_TABLE))
+        read_parts(context, stage, name, ["cluster"])["cluster"].to_numpy() for stage, name in ((align.STAGE, ASSIGNMENTS_TABLE), (STAGE, ENHANCED_TABLE))
     )
     clusters = context.config.n_clusters
     counts = [np.bincount(of, minlength=clusters) for of in (before, after, after[after == before])]

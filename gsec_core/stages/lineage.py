@@ -16,48 +16,38 @@ from gsec_core.clustering import lineage
 from gsec_core.clustering.lineage import Lineage
 from gsec_core.stages import align
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import usable
+from gsec_core.stages.canonical import read_parts
 from gsec_core.store import Run
 from gsec_core.tables import ASSIGNMENTS_TABLE, LINEAGE, LINEAGE_TABLE
 
 
 def trace(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Find a key for every cluster."""
-    clusters, previous = context.config.n_clusters, _previous(context)
-    if previous is None:
+    clusters = context.config.n_clusters
+    if context.previous is None:
         found, shared, keys = lineage.first(clusters), pl.DataFrame(schema={"cluster": pl.Int32, "previous": pl.Int32, "images": pl.Int64}), None
-    elif context.keeps:
-        found, shared, keys = _kept(context, previous["run_id"])
     else:
-        shards, parts = Run(context.run.files, previous["run_id"]).table(ASSIGNMENTS_TABLE)
-        now = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, _COLUMNS)
-        shared = _shared(now, shards.read_all(parts, _COLUMNS))
-        keys = keys_of(Run(context.run.files, previous["run_id"]))
-        found = lineage.inherit(shared, clusters, keys, previous["next_key"])
+        shared, keys = _shared(context, context.previous), keys_of(context.previous)
+        found = _kept(shared, keys) if context.keeps else lineage.inherit(shared, clusters, keys, context.run.request()["previous"]["next_key"])
     yield Finished("all", (_table(found, _origins(shared, clusters, keys)),), {"common": int(found.common.sum()), "moved": int(found.moved.sum())})
 
 
-_COLUMNS = ["image_id", "content_hash", "cluster"]
-
-
-def _shared(now: Sequence[pa.Table], before: Sequence[pa.Table]) -> pl.DataFrame:
+def _shared(context: Context, published: Run) -> pl.DataFrame:
     """Number of images that each cluster shares with each previous cluster. An image is the same if its bytes are, also under another address."""
-    new, old = pl.DataFrame(pa.concat_tables(now)), pl.DataFrame(pa.concat_tables(before)).rename({"cluster": "previous"})
     labels, itself = ["cluster", "previous"], ["image_id", "content_hash"]
+    new = pl.DataFrame(read_parts(context, align.STAGE, ASSIGNMENTS_TABLE, [*itself, "cluster"]))
+    old = pl.DataFrame(published.read_table(ASSIGNMENTS_TABLE, [*itself, "cluster"])).rename({"cluster": "previous"})
     others = old.join(new, on=itself, how="anti").unique("content_hash", keep="first", maintain_order=True)
     renamed = new.join(old, on=itself, how="anti").join(others, on="content_hash").select(labels)
     both = pl.concat([new.join(old, on=itself).select(labels), renamed])
     return both.group_by("previous", "cluster").agg(pl.len().cast(pl.Int64).alias("images")).sort("cluster", "previous")
 
 
-def _kept(context: Context, run_id: str) -> tuple[Lineage, pl.DataFrame, NDArray[np.int32]]:
+def _kept(shared: pl.DataFrame, keys: NDArray[np.int32]) -> Lineage:
     """Lineage with a kept model: every cluster keeps its key, even without images."""
-    keys = keys_of(Run(context.run.files, run_id))
-    shards, parts = Run(context.run.files, run_id).table(ASSIGNMENTS_TABLE)
-    shared = _shared(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, _COLUMNS), shards.read_all(parts, _COLUMNS))
     numbers = np.arange(len(keys), dtype=np.int32)
     common = np.bincount(shared["cluster"].to_numpy(), shared["images"].to_numpy(), len(keys)).astype(np.int64)
-    return Lineage(keys, numbers, np.where(common > 0, 1, np.nan).astype(np.float32), common, np.zeros_like(common)), shared, keys
+    return Lineage(keys, numbers, np.where(common > 0, 1, np.nan).astype(np.float32), common, np.zeros_like(common))
 
 
 def _origins(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32] | None) -> list[list[dict[str, Any]]]:
@@ -84,11 +74,6 @@ def _table(found: Lineage, origins: list[list[dict[str, Any]]]) -> pa.Table:
     return pa.table(columns, schema=LINEAGE)
 
 
-def _previous(context: Context) -> dict[str, Any] | None:
-    previous: dict[str, Any] | None = context.run.request().get("previous")
-    return previous
-
-
 def keys_of(run: Run) -> NDArray[np.int32]:
     """The keys of a run's clusters, (clusters,). Raises Refused if the run has no lineage yet."""
     keys: NDArray[np.int32] = run.read_table(LINEAGE_TABLE, ["cluster_key"])["cluster_key"].to_numpy()
@@ -102,7 +87,7 @@ def moved(context: Context) -> float | None:
 
 
 def _inputs(context: Context) -> list[str]:
-    previous = _previous(context)
+    previous = context.run.request().get("previous")
     return [align.STAGE.fingerprint(context), *([] if previous is None else [previous["run_id"], str(previous["next_key"])])]
 
 

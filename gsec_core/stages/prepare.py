@@ -22,7 +22,7 @@ from gsec_core.methods.plan import OuterLayer
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, parts, rows_of_parts, scratch_array, usable
+from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, parts, read_parts, rows_of_parts, scratch_array, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import CONTINUED, FEATURES, FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
@@ -154,7 +154,7 @@ def load_halves(context: Context) -> list[Half]:
 @once
 def load_neighbors(context: Context) -> Neighbors:
     """The neighbours of all images in canonical order."""
-    table = pa.concat_tables(context.shards(STAGE, NEIGHBORS_TABLE).read_all(usable(context).part_names))
+    table = read_parts(context, STAGE, NEIGHBORS_TABLE)
     found = [to_matrix(table, name) for name in table.column_names[1:]]
     return Neighbors(found[0], found[1] if len(found) > 1 else None)
 

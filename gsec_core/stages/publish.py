@@ -21,7 +21,7 @@ from gsec_core.naming.terms import Description
 from gsec_core.report import layout
 from gsec_core.stages import align, before, describe, nouns
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import load_embeddings, load_joint, usable
+from gsec_core.stages.canonical import load_embeddings, load_joint, read_parts, usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTER_NAMES, CLUSTER_NAMES_TABLE, LAYOUT, LAYOUT_TABLE
 from gsec_core.text import TAU
 from gsec_core.text.nouns import cluster_weights
@@ -64,8 +64,7 @@ def _named_by_nouns(context: Context) -> list[namers.Named]:
 def nouns_of_clusters(context: Context) -> tuple[Sequence[str], NDArray[np.float32]]:
     """The selected words, and how much more each represents a cluster's images than all images, (clusters, words)."""
     (words, kept), selection = nouns.load_nouns(context), nouns.selection_of(context.config)
-    assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster"])
-    labels = pa.concat_tables(assignments)["cluster"].to_numpy()
+    labels = read_parts(context, align.STAGE, ASSIGNMENTS_TABLE, ["cluster"])["cluster"].to_numpy()
     rows = sample_rows(len(labels), NAMING_ROWS, 0)
     with threadpool_limits(thread_count(context.config.threads)):
         weights = cluster_weights(load_joint(context)[rows], labels[rows], context.config.n_clusters, kept, selection.tau or TAU)
@@ -80,8 +79,7 @@ def descriptions(context: Context) -> tuple[list[list[Description]], list[int]]:
     A cluster without described images gets the descriptions of the images nearest to its centre.
     """
     captions = describe.counted_captions(context).select(["image_id", "text", "object", "attributes"])
-    assignments = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["image_id", "cluster"])
-    cluster_of = pl.DataFrame(pa.concat_tables(assignments))
+    cluster_of = pl.DataFrame(read_parts(context, align.STAGE, ASSIGNMENTS_TABLE, ["image_id", "cluster"]))
     numbered = pl.DataFrame(captions).with_row_index("caption")
     own = numbered.join(cluster_of, on="image_id", maintain_order="left").select("cluster", "caption")
     counts = np.bincount(own["cluster"].to_numpy(), minlength=context.config.n_clusters)
@@ -105,7 +103,7 @@ def _nearest_descriptions(context: Context, clusters: NDArray[np.int64]) -> list
 def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Choose the images to show, and place them by their embeddings alone, independently of the clusters."""
     rows = usable(context).rows
-    assignments = pa.concat_tables(context.shards(align.STAGE, ASSIGNMENTS_TABLE).read_all(usable(context).part_names, ["cluster", "confidence"]))
+    assignments = read_parts(context, align.STAGE, ASSIGNMENTS_TABLE, ["cluster", "confidence"])
     labels, confidence = assignments["cluster"].to_numpy(), assignments["confidence"].to_numpy()
     X = load_embeddings(context)
     if context.keeps and (table := _laid_out_as_before(context, X, labels)):
