@@ -34,14 +34,14 @@ def up(*, stack: StackFile = None) -> int:
         terminal.err.print(f"{name} stopped: it has nothing to do")
     for service in services:
         new = processes.start(found, service)
-        terminal.err.print(f"{service.name} {'started' if new else 'is running'}, log {processes.log_of(found, service.name)}", markup=False)
+        terminal.err.print(f"{service.name} {'started' if new else 'is running'}, log {processes.log_of(found, service.name)}")
         if service is services[0]:  # the server, which the other services need
             with temporary_settings({name: value for name, value in here.items() if value is not None}):
                 for name in apply.apply(found):
-                    terminal.err.print(f"  deployed {name}", markup=False)
-    terminal.out.print(f"dashboard  {found.url().removesuffix('/api')}", markup=False)
+                    terminal.err.print(f"  deployed {name}")
+    terminal.out.print(f"dashboard  {found.url().removesuffix('/api')}")
     if found.pipelines:
-        terminal.out.print(f"reports    {found.reports_url()}", markup=False)
+        terminal.out.print(f"reports    {found.reports_url()}")
     return 0
 
 
@@ -65,5 +65,5 @@ def deploy(*, stack: StackFile = None) -> int:
     from deployments import apply
 
     for name in apply.apply(found):
-        terminal.out.print(name, markup=False)
+        terminal.out.print(name)
     return 0

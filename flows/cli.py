@@ -336,7 +336,7 @@ def demo(
     if clusters is not None:
         raise Refused("--clusters: the demo's own photographs have a number of clusters; give it together with a SOURCE.")
     images = demonstration.make_photographs(directory / "images")
-    terminal.err.print(f"{demonstration.CLUSTERS * demonstration.CROPS} crops of {demonstration.CLUSTERS} photographs are in {images}", markup=False)
+    terminal.err.print(f"{demonstration.CLUSTERS * demonstration.CROPS} crops of {demonstration.CLUSTERS} photographs are in {images}")
     settings = _config(None, None, source=str(images), clusters=demonstration.CLUSTERS, **overrides)
     return _run(settings, [], as_json, then=demonstration.show_scores)
 

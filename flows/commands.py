@@ -91,11 +91,11 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
             terminal.err.print("no description failed: there is nothing to ask again.")
         sums = _stage_flow(with_runtime(found.config(), config), found, name)
         if not sums["shards"]:
-            terminal.err.print(f"{name}: nothing of it is missing.", markup=False)
+            terminal.err.print(f"{name}: nothing of it is missing.")
         result = {"run_id": found.id, **sums}
         if name == report.STAGE.name:  # the last one
             held = _publish(base.Context.of(found, config))
-    terminal.err.print(f"run {result['run_id']}", markup=False)
+    terminal.err.print(f"run {result['run_id']}")
     if as_json:
         as_json(result)
     return HELD if held else DONE
@@ -118,14 +118,14 @@ def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | 
     context = base.Context.of(found, config)
     if export is not None:
         done: dict[str, Any] = offline.export(context, export)
-        terminal.err.print(f"{export}: {_words(done)}. Then: vllm run-batch -i {export} -o REPLIES --model MODEL", markup=False)
+        terminal.err.print(f"{export}: {_words(done)}. Then: vllm run-batch -i {export} -o REPLIES --model MODEL")
     elif import_ is not None:
         done = offline.import_(context, import_)
-        terminal.err.print(f"{import_}: {_words(done)}. Ask for the rest with gsec stage describe --run {found.id}", markup=False)
+        terminal.err.print(f"{import_}: {_words(done)}. Ask for the rest with gsec stage describe --run {found.id}")
     else:
         done = describe.plan(context)
         tokens = f"about {done['prompt_tokens']:,} tokens of prompts and {done['completion_tokens']:,} of replies ({done['basis']})"
-        terminal.err.print(f"describe: {done['calls']:,} calls are left, {tokens}", markup=False)
+        terminal.err.print(f"describe: {done['calls']:,} calls are left, {tokens}")
     if as_json:
         as_json({"run_id": found.id, **done})
     return DONE
@@ -155,13 +155,13 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
 def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> dict[str, Any]:
     number = "as many clusters as they show" if config.clusters == AUTO else f"{config.n_clusters} clusters"
     into = f"the clusters of run {of_run}" if of_run else number
-    terminal.err.print(without_secrets(f"starting: the images of {config.source} into {into}, store {config.store}"), markup=False)
+    terminal.err.print(without_secrets(f"starting: the images of {config.source} into {into}, store {config.store}"))
     with _watched():
         from flows.pipeline import run_pipeline
 
         summary = cast(dict[str, Any], run_pipeline(config, cast(list[Any], redo), of_run))
     for path in summary["set_aside"]:
-        terminal.err.print(f"damaged, set aside and made again: {path}", markup=False)
+        terminal.err.print(f"damaged, set aside and made again: {path}")
     return summary
 
 
@@ -211,7 +211,7 @@ def _show(context: base.Context, summary: dict[str, Any]) -> None:
         labellings = [{column: row.get(column) for column in quality.COLUMNS} for row in summary["labellings"]]  # a record is sorted by key
         terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", labellings))
     for remark in summary["remarks"]:
-        terminal.err.print(f"note: {remark}", markup=False)
+        terminal.err.print(f"note: {remark}")
 
 
 def _show_places(context: base.Context, summary: dict[str, Any]) -> None:
@@ -220,11 +220,11 @@ def _show_places(context: base.Context, summary: dict[str, Any]) -> None:
     terminal.err.print(f"\n{counts}; {terminal.duration(summary['seconds'])}")
     for name in ("assignments", "cluster_table", "report"):
         if summary[name]:
-            terminal.err.print(f"{name.replace('_', ' '):<14} {summary[name]}", markup=False)
+            terminal.err.print(f"{name.replace('_', ' '):<14} {summary[name]}")
     if not context.of_run:
         gsec = "gsec" if shutil.which("gsec") else sys.argv[0]
         serve = shlex.join([gsec, "serve", "--store", context.config.store, "--curate"])
-        terminal.err.print(f"{'look into it':<14} {serve}", markup=False)
+        terminal.err.print(f"{'look into it':<14} {serve}")
 
 
 def _show_counts(context: base.Context) -> None:

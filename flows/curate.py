@@ -128,8 +128,8 @@ def log(*, where: Where | None = None) -> int:
         if act.number in found.undone:
             state = f"  undone by {found.undone[act.number]}"
         why = f" ({act.why})" if act.why else ""
-        terminal.out.print(f"{act.number:>5}  {act.at[:19]}  {act.who}: {in_words(act)}{why}{state}", markup=False)
-    terminal.out.print(f"{len(acts)} acts in pipeline {pipeline}, {len(found.open)} open in run {context.run.id}", markup=False)
+        terminal.out.print(f"{act.number:>5}  {act.at[:19]}  {act.who}: {in_words(act)}{why}{state}")
+    terminal.out.print(f"{len(acts)} acts in pipeline {pipeline}, {len(found.open)} open in run {context.run.id}")
     return 0
 
 
@@ -157,7 +157,7 @@ def _add(kind: str, said: Said | None, **what: Any) -> int:
     if out := _out(said.as_json):
         out({"pipeline": log_of(context).pipeline, "run_id": context.run.id, **_told(act)})
     else:
-        terminal.out.print(f"act {act.number} of pipeline {log_of(context).pipeline}: {in_words(act)}", markup=False)
+        terminal.out.print(f"act {act.number} of pipeline {log_of(context).pipeline}: {in_words(act)}")
     return 0
 
 

@@ -59,7 +59,7 @@ def doctor(config: PipelineConfig, verify: bool) -> int:
         except Exception as error:  # noqa: BLE001 - any error is reported as the result of its check
             line = f"FAIL  {name}: {type(error).__name__}: {error}. This is unexpected: please report it."
         failed += line.startswith("FAIL")
-        terminal.out.print(without_secrets(" ".join(line.splitlines())), markup=False)
+        terminal.out.print(without_secrets(" ".join(line.splitlines())))
     return 1 if failed else 0
 
 

@@ -38,7 +38,7 @@ def status(url: str, as_json: Json | None) -> int:
         as_json({"store": store.url, "corpora": corpora, "published": published, "descriptions": descriptions, "runs": runs})
         return 0
     if not corpora:
-        terminal.out.print(f"{store.url} holds no corpus yet.", markup=False)
+        terminal.out.print(f"{store.url} holds no corpus yet.")
         return 0
     for title, rows in (("corpora", corpora), ("published", published)):
         if rows:
@@ -47,28 +47,26 @@ def status(url: str, as_json: Json | None) -> int:
         for row in rows:
             if row.get("acts"):
                 open_acts = "?" if row["open_acts"] is None else row["open_acts"]
-                terminal.out.print(f"    {row['pipeline']}: {row['acts']} acts of curation, {open_acts} open", markup=False)
+                terminal.out.print(f"    {row['pipeline']}: {row['acts']} acts of curation, {open_acts} open")
             if row["error"]:
-                terminal.out.print(f"    {row['error']}", markup=False)
+                terminal.out.print(f"    {row['error']}")
     if descriptions:
         terminal.out.print(terminal.table("descriptions", descriptions))
     for run in runs:
         done = sum(0 < stage["planned"] == stage["done"] for stage in run["stages"].values())
         begun = [f"; {name} has {stage['done']} of {stage['planned']} shards" for name, stage in run["stages"].items() if stage["done"] < stage["planned"]]
         images = ", ".join(f"{count} {status}" for status, count in run["images"].items() if count)
-        terminal.out.print(f"run {run['run']}  {run['state']}", markup=False)
+        terminal.out.print(f"run {run['run']}  {run['state']}")
         if run["state"] == state.DAMAGED:
-            terminal.out.print(f"    {run['error']}", markup=False)
+            terminal.out.print(f"    {run['error']}")
             continue
-        terminal.out.print(
-            f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters by {run['method']}, encoder {run['encoder']}", markup=False
-        )
-        terminal.out.print(f"    images: {images or '-'}; asked for at {terminal.minute(run['created'])}", markup=False)
-        terminal.out.print(f"    {done} of {len(run['stages'])} stages are done{''.join(begun)}", markup=False)
+        terminal.out.print(f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters by {run['method']}, encoder {run['encoder']}")
+        terminal.out.print(f"    images: {images or '-'}; asked for at {terminal.minute(run['created'])}")
+        terminal.out.print(f"    {done} of {len(run['stages'])} stages are done{''.join(begun)}")
         if run["decision"]:
-            terminal.out.print(f"    model: {run['decision']}", markup=False)
+            terminal.out.print(f"    model: {run['decision']}")
         if run["error"]:
-            terminal.out.print(f"    last error: {run['error']}", markup=False)
+            terminal.out.print(f"    last error: {run['error']}")
     return 0
 
 
@@ -84,7 +82,7 @@ def methods(as_json: Json | None) -> int:
         as_json({"methods": rows})
     else:
         terminal.out.print(terminal.table("methods; the first text source is the default; `encoder`: a second encoder, no text", rows))
-        terminal.out.print("Several methods, separated by commas as in --method gsec,tac, have one consensus.", markup=False)
+        terminal.out.print("Several methods, separated by commas as in --method gsec,tac, have one consensus.")
     return 0
 
 
@@ -102,7 +100,7 @@ def publish(url: str, run_id: str, as_json: Json | None) -> int:
     if as_json:
         as_json(asdict(made))
     else:
-        terminal.out.print(f"pipeline {made.pipeline} publishes run {made.run_id} (publication {made.number})", markup=False)
+        terminal.out.print(f"pipeline {made.pipeline} publishes run {made.run_id} (publication {made.number})")
     return 0
 
 
@@ -135,16 +133,16 @@ def _written(context: Context, to: Path, written: Mapping[str, int], then: str |
     if as_json:
         as_json({"run_id": context.run.id, "to": str(to.resolve()), **written})
         return 0
-    terminal.out.print(f"run {context.run.id} to {to}:", markup=False)
+    terminal.out.print(f"run {context.run.id} to {to}:")
     counted = {IMAGES: "images", ENCODER: "files"}
     for name, count in written.items():
         if name != LOST:
-            terminal.out.print(f"  {name}: {count:,} {counted.get(name, 'rows')}", markup=False)
+            terminal.out.print(f"  {name}: {count:,} {counted.get(name, 'rows')}")
     if then is not None:
-        terminal.out.print(then, markup=False)
+        terminal.out.print(then)
     if written.get(LOST):
         place = to / IMAGES if IMAGES in written else to
-        terminal.err.print(f"warning: {written[LOST]:,} images are no longer there as they were clustered, and not in {place}.", markup=False)
+        terminal.err.print(f"warning: {written[LOST]:,} images are no longer there as they were clustered, and not in {place}.")
     return 0
 
 
@@ -169,7 +167,7 @@ def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) 
     if as_json:
         as_json({"run_id": context.run.id, "report": place})
     else:
-        terminal.out.print(place, markup=False)
+        terminal.out.print(place)
     return 0
 
 
@@ -233,7 +231,7 @@ def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, 
         if part:
             terminal.out.print(terminal.table(title, [{"run": id, **row} for id, row in zip(short, part, strict=True)]))
     if page is not None:
-        terminal.out.print(page, markup=False)
+        terminal.out.print(page)
     return 0
 
 
@@ -260,6 +258,6 @@ def prune(url: str, keep_runs: int, dry_run: bool) -> int:
         if not (dry_run or deletion.carry_out()):
             continue
         count += 1
-        terminal.out.print(f"{'would be pruned' if dry_run else 'pruned'}  {deletion.path}: {deletion.why}", markup=False)
+        terminal.out.print(f"{'would be pruned' if dry_run else 'pruned'}  {deletion.path}: {deletion.why}")
     terminal.out.print(f"{count} files {'would be' if dry_run else 'were'} deleted or rewritten.")
     return 0
