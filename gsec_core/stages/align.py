@@ -19,7 +19,7 @@ from gsec_core.errors import GsecError
 from gsec_core.methods.plan import Start
 from gsec_core.stages import before, encode, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import assignment_table, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, scratch_array, usable
+from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, scratch_array, usable
 from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
@@ -176,19 +176,15 @@ def _inputs(context: Context) -> list[str]:
     return [*theirs, *(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest]
 
 
-def _images(context: Context, names: Sequence[str]) -> int:
-    return int(usable(context).rows.num_rows)
-
-
 STAGE = Stage(
     name="align",
     version=3,
     settings=lambda config: {"n_members": plan_of(config).n_members},
     inputs=_inputs,
     steps=(
-        Step((ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE), lambda context: ["all"], align, _images, whole=True),
-        Step((ASSIGNMENTS_TABLE,), lambda context: usable(context).part_names, assign, rows_of_parts, whole=True),
-        Step((CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0, whole=True),
+        Step((ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE), align, units=all_images, whole=True),
+        Step((ASSIGNMENTS_TABLE,), assign, lambda context: usable(context).part_names, rows_of_parts, whole=True),
+        Step((CLUSTERS_TABLE,), summarise, whole=True),
     ),
     on_device=True,
 )

@@ -62,6 +62,6 @@ STAGE = Stage(
     version=2,
     settings=lambda config: {},
     inputs=_inputs,
-    steps=(Step((ASSIGNED_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts, busy=True),),
+    steps=(Step((ASSIGNED_TABLE,), work, lambda context: usable(context).part_names, rows_of_parts, busy=True),),
     on_device=True,
 )

@@ -158,11 +158,11 @@ class Step:
 
     tables: tuple[str, ...]
     """Tables that the step writes; each shard name stands for one shard in every one of them."""
-    plan: Callable[[Context], list[str]]
-    """Returns all shard names, done or not; an empty list means that the run does not have the step."""
     work: Callable[[Context, Sequence[str], Progress], Iterator[Finished]]
     """Yields the named shards, in any order. A step that computes all shards at once may yield others too; `work` skips those."""
-    units: Callable[[Context, Sequence[str]], int]
+    plan: Callable[[Context], list[str]] = lambda context: ["all"]
+    """Returns all shard names, done or not; an empty list means that the run does not have the step."""
+    units: Callable[[Context, Sequence[str]], int] = lambda context, names: 0
     """Returns the number of progress units in the named shards."""
     whole: bool = False
     """Whether one slice makes all missing shards, because one shard costs as much work as all of them, or little compared with reading the input."""

@@ -18,7 +18,7 @@ from gsec_core.devices import thread_count
 from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import assignment_table, check_enough, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, usable
+from gsec_core.stages.canonical import all_images, assignment_table, check_enough, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import BASELINE_CENTRES_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, centres_schema
 
@@ -77,8 +77,8 @@ STAGE = Stage(
     settings=_settings,
     inputs=_inputs,
     steps=(
-        Step((BASELINE_CENTRES_TABLE,), lambda context: ["all"], fit, lambda context, names: usable(context).rows.num_rows, whole=True),
-        Step((BASELINE_TABLE,), lambda context: usable(context).part_names, assign, rows_of_parts, whole=True),
-        Step((BASELINE_CLUSTERS_TABLE,), lambda context: ["all"], summarise, lambda context, names: 0, whole=True),
+        Step((BASELINE_CENTRES_TABLE,), fit, units=all_images, whole=True),
+        Step((BASELINE_TABLE,), assign, lambda context: usable(context).part_names, rows_of_parts, whole=True),
+        Step((BASELINE_CLUSTERS_TABLE,), summarise, whole=True),
     ),
 )

@@ -92,6 +92,11 @@ def rows_of_parts(context: Context, names: Sequence[str]) -> int:
     return sum(part.rows.num_rows for part in parts(context, names))
 
 
+def all_images(context: Context, names: Sequence[str]) -> int:
+    """Number of usable images, as units of progress of a step whose one shard takes them all."""
+    return int(usable(context).rows.num_rows)
+
+
 @once
 def load_embeddings(context: Context) -> NDArray[np.float16]:
     """The embeddings of all usable images in canonical order, (n, dim).

@@ -56,5 +56,5 @@ STAGE = Stage(
     version=1,
     settings=lambda config: {},
     inputs=lambda context: [encode.STAGE.fingerprint(context), usable(context).digest],
-    steps=(Step((CLUSTER_COUNTS_TABLE,), lambda context: ["all"], count, lambda context, names: 0, whole=True),),
+    steps=(Step((CLUSTER_COUNTS_TABLE,), count, whole=True),),
 )

@@ -345,6 +345,6 @@ STAGE = Stage(
     version=2,
     settings=lambda config: captioner_identity(config.describe),
     inputs=_inputs,
-    steps=(Step((REPRESENTATIVE_CAPTIONS_TABLE,), lambda context: ["all"], work, _units, whole=True, unit="descriptions"),),
+    steps=(Step((REPRESENTATIVE_CAPTIONS_TABLE,), work, units=_units, whole=True, unit="descriptions"),),
     on_device=True,
 )

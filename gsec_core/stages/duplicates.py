@@ -20,7 +20,7 @@ from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.stages import encode, prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import by_shard, load_embeddings, load_thumbnails, usable
+from gsec_core.stages.canonical import all_images, by_shard, load_embeddings, load_thumbnails, usable
 from gsec_core.tables import DUPLICATES, DUPLICATES_TABLE, EMBEDDINGS_TABLE, NEIGHBORS_TABLE
 
 THRESHOLDS = {"lite": 0.87}
@@ -176,5 +176,5 @@ STAGE = Stage(
     version=1,
     settings=_settings,
     inputs=_inputs,
-    steps=(Step((DUPLICATES_TABLE,), lambda context: ["all"], find, lambda context, names: int(usable(context).rows.num_rows), whole=True),),
+    steps=(Step((DUPLICATES_TABLE,), find, units=all_images, whole=True),),
 )

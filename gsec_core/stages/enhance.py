@@ -260,9 +260,9 @@ STAGE = Stage(
     settings=lambda config: {},
     inputs=lambda context: [align.STAGE.fingerprint(context)],
     steps=(
-        Step((ENHANCER_TABLE,), lambda context: list(_checkpoints(context)), learn, _steps, whole=True, unit="steps"),
-        Step((ENHANCED_TABLE,), lambda context: usable(context).part_names, label, rows_of_parts, busy=True),
-        Step((ENHANCED_CLUSTERS_TABLE,), lambda context: ["all"], compare, lambda context, names: 0, whole=True),
+        Step((ENHANCER_TABLE,), learn, lambda context: list(_checkpoints(context)), _steps, whole=True, unit="steps"),
+        Step((ENHANCED_TABLE,), label, lambda context: usable(context).part_names, rows_of_parts, busy=True),
+        Step((ENHANCED_CLUSTERS_TABLE,), compare, whole=True),
     ),
     on_device=True,
 )

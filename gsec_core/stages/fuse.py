@@ -188,9 +188,9 @@ STAGE = Stage(
     settings=_settings,
     inputs=lambda context: [encode.STAGE.fingerprint(context), describe.STAGE.fingerprint(context), usable(context).digest],
     steps=(
-        Step((CAPTION_EMBEDDINGS_TABLE,), lambda context: ["all"], embed, lambda context, names: 0, whole=True),
-        Step((COUNTERPART_MODEL_TABLE,), lambda context: ["all"], fit, lambda context, names: 0, whole=True),
-        Step((COUNTERPARTS_TABLE,), lambda context: usable(context).part_names, combine, rows_of_parts, whole=True),
+        Step((CAPTION_EMBEDDINGS_TABLE,), embed, whole=True),
+        Step((COUNTERPART_MODEL_TABLE,), fit, whole=True),
+        Step((COUNTERPARTS_TABLE,), combine, lambda context: usable(context).part_names, rows_of_parts, whole=True),
     ),
     on_device=True,
 )

@@ -89,6 +89,6 @@ STAGE = Stage(
     version=1,
     settings=lambda config: {},
     inputs=_inputs,
-    steps=(Step((HIERARCHY_TABLE,), lambda context: ["all"], arrange, lambda context, names: context.config.n_clusters - 1, whole=True, unit="names"),),
+    steps=(Step((HIERARCHY_TABLE,), arrange, units=lambda context, names: context.config.n_clusters - 1, whole=True, unit="names"),),
     on_device=True,
 )

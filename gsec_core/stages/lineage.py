@@ -96,5 +96,5 @@ STAGE = Stage(
     version=1,
     settings=lambda config: {},
     inputs=_inputs,
-    steps=(Step((LINEAGE_TABLE,), lambda context: ["all"], trace, lambda context, names: 0, whole=True),),
+    steps=(Step((LINEAGE_TABLE,), trace, whole=True),),
 )

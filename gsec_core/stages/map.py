@@ -72,5 +72,5 @@ STAGE = Stage(
     version=1,
     settings=lambda config: {},
     inputs=lambda context: [publish.STAGE.fingerprint(context)],
-    steps=(Step((MAP_TABLE,), lambda context: usable(context).part_names, work, rows_of_parts, busy=True),),
+    steps=(Step((MAP_TABLE,), work, lambda context: usable(context).part_names, rows_of_parts, busy=True),),
 )

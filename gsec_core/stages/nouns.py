@@ -22,7 +22,7 @@ from gsec_core.errors import Refused
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, vocabulary
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import check_enough, has_joint, load_joint, load_parts, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import all_images, check_enough, has_joint, load_joint, load_parts, parts, rows_of_parts, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import (
     COUNTERPARTS_TABLE,
@@ -167,10 +167,6 @@ def check(config: PipelineConfig) -> None:
         )
 
 
-def _images(context: Context, names: Sequence[str]) -> int:
-    return int(usable(context).rows.num_rows)
-
-
 def _parts(context: Context) -> list[str]:
     return [] if selection_of(context.config).tau is None else usable(context).part_names
 
@@ -181,8 +177,8 @@ STAGE = Stage(
     settings=_settings,
     inputs=_inputs,
     steps=(
-        Step((SEMANTIC_CENTRES_TABLE,), lambda context: ["all"], place, _images, whole=True),
-        Step((SELECTED_NOUNS_TABLE,), lambda context: ["all"], select, lambda context, names: 0, whole=True),
-        Step((COUNTERPARTS_TABLE,), _parts, combine, rows_of_parts, whole=True),
+        Step((SEMANTIC_CENTRES_TABLE,), place, units=all_images, whole=True),
+        Step((SELECTED_NOUNS_TABLE,), select, whole=True),
+        Step((COUNTERPARTS_TABLE,), combine, _parts, rows_of_parts, whole=True),
     ),
 )

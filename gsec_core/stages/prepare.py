@@ -190,8 +190,8 @@ STAGE = Stage(
     settings=_settings,
     inputs=_inputs,
     steps=(
-        Step((FEATURES_TABLE,), lambda context: ["all"], fit, lambda context, names: 0, whole=True),
-        Step((NEIGHBOR_INDEX_TABLE,), _indexed, index, lambda context, names: 0, whole=True),
-        Step((NEIGHBORS_TABLE,), lambda context: usable(context).part_names, search, _units, busy=True, unit="neighbourhoods"),
+        Step((FEATURES_TABLE,), fit, whole=True),
+        Step((NEIGHBOR_INDEX_TABLE,), index, _indexed, whole=True),
+        Step((NEIGHBORS_TABLE,), search, lambda context: usable(context).part_names, _units, busy=True, unit="neighbourhoods"),
     ),
 )

@@ -18,7 +18,7 @@ from gsec_core.devices import thread_count
 from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import check_enough, load_embeddings, usable
+from gsec_core.stages.canonical import all_images, check_enough, load_embeddings, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import PROTOTYPES_TABLE, REPRESENTATIVES, REPRESENTATIVES_TABLE, prototypes_schema
 
@@ -73,17 +73,13 @@ def _inputs(context: Context) -> list[str]:
     return [encode.STAGE.fingerprint(context), usable(context).digest, str(count(context))]
 
 
-def _images(context: Context, names: Sequence[str]) -> int:
-    return int(usable(context).rows.num_rows)
-
-
 STAGE = Stage(
     name="prototypes",
     version=4,
     settings=lambda config: output_settings(config.prototypes),
     inputs=_inputs,
     steps=(
-        Step((PROTOTYPES_TABLE,), lambda context: ["all"], fit, _images, whole=True),
-        Step((REPRESENTATIVES_TABLE,), lambda context: ["all"], choose, _images, whole=True),
+        Step((PROTOTYPES_TABLE,), fit, units=all_images, whole=True),
+        Step((REPRESENTATIVES_TABLE,), choose, units=all_images, whole=True),
     ),
 )

@@ -163,7 +163,7 @@ STAGE = Stage(
     settings=lambda config: {"namer": namers.namer_identity(config)},
     inputs=_inputs,
     steps=(
-        Step((CLUSTER_NAMES_TABLE,), lambda context: ["all"], name, lambda context, names: context.config.n_clusters, whole=True, unit="names"),
-        Step((LAYOUT_TABLE,), lambda context: ["all"], lay_out, lambda context, names: 0, whole=True),
+        Step((CLUSTER_NAMES_TABLE,), name, units=lambda context, names: context.config.n_clusters, whole=True, unit="names"),
+        Step((LAYOUT_TABLE,), lay_out, whole=True),
     ),
 )

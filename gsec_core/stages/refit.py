@@ -26,7 +26,7 @@ from gsec_core.errors import BadRecord, BadShard, GsecError
 from gsec_core.section import output_settings
 from gsec_core.stages import align, baseline, before, describe, encode, enhance, prepare, prototypes, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.stages.canonical import all_images, load_embeddings, usable
 from gsec_core.store import Run
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, CONTINUED, EMERGING, EMERGING_TABLE, FRESH, KEPT, REFIT, REFIT_TABLE, RENEWED
 
@@ -293,6 +293,6 @@ STAGE = Stage(
     version=1,
     settings=lambda config: {name: value for name, value in (("refit", config.train.refit), ("grow", config.train.grow)) if value not in (AUTO, False)},
     inputs=_inputs,
-    steps=(Step((REFIT_TABLE, EMERGING_TABLE), lambda context: ["all"], decide, lambda context, names: int(usable(context).rows.num_rows), whole=True),),
+    steps=(Step((REFIT_TABLE, EMERGING_TABLE), decide, units=all_images, whole=True),),
     on_device=True,
 )

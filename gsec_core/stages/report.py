@@ -46,5 +46,5 @@ STAGE = Stage(
         *([duplicates.STAGE.fingerprint(context)] if duplicates.STAGE.name in context.run.stage_names() else []),
         context.run.id,
     ],
-    steps=(Step((REPORT_TABLE,), lambda context: ["all"], draw, lambda context, names: 0, whole=True),),
+    steps=(Step((REPORT_TABLE,), draw, whole=True),),
 )

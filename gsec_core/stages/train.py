@@ -167,14 +167,14 @@ STAGE = Stage(
     steps=(
         Step(
             (CHECKPOINTS_TABLE,),
-            lambda context: list(_checkpoints(context)),
             advance,
+            lambda context: list(_checkpoints(context)),
             lambda context, names: sum(_checkpoints(context)[name] for name in names),
             whole=True,
             unit="steps",
         ),
-        Step((TRANSITIONS_TABLE, INSTANCE_GROUPS_TABLE), _labelling_blocks, tell_labels, lambda context, names: 0, whole=True),
-        Step((MEMBERS_TABLE,), blocks, work, _steps, busy=True, unit="steps"),
+        Step((TRANSITIONS_TABLE, INSTANCE_GROUPS_TABLE), tell_labels, _labelling_blocks, whole=True),
+        Step((MEMBERS_TABLE,), work, blocks, _steps, busy=True, unit="steps"),
     ),
     on_device=True,
 )

@@ -100,7 +100,7 @@ STAGE = Stage(
     version=1,
     settings=_settings,
     inputs=lambda context: [],
-    steps=(Step((VOCABULARY_TABLE,), _names, work, _words, busy=True, unit="words"),),
+    steps=(Step((VOCABULARY_TABLE,), work, _names, _words, busy=True, unit="words"),),
     shared=True,
     on_device=True,
 )
