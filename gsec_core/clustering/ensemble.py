@@ -209,7 +209,7 @@ class Ensemble:
             logits = F.linear(features.rows(rows, device), weight, offset)
             clusters, values = (torch.from_numpy(part[rows]).to(device) for part in (consensus.clusters, consensus.values))
             loss = -(values * logits.log_softmax(1).gather(1, clusters.long())).sum(1).mean()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return Head(weight.detach().cpu().numpy(), offset.detach().cpu().numpy())

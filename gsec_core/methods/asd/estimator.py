@@ -212,7 +212,7 @@ class ASDPlan(LinearMembers, SelfLabellingPlan):
                 sample, x = sample[order], x[torch.from_numpy(order).to(self.device)]
                 class_of[sample] = np.arange(size)
             found = F.cross_entropy(F.linear(_dropped(x, INSTANCE_DROPOUT, generator), weight, bias), classes)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
@@ -241,7 +241,7 @@ class ASDPlan(LinearMembers, SelfLabellingPlan):
             views = [(self._images(features, drawn[picked]), WEAK_DROPOUT), (x, WEAK_DROPOUT), (x, STRONG_DROPOUT)]
             labelled, weak, strong = (F.linear(_dropped(images, share, generator), weight, bias) for images, share in views)
             found = loss(labelled, torch.from_numpy(labels[picked]).to(self.device), weak, strong)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = found.detach()

@@ -105,7 +105,7 @@ class Trained:
         """Take an optimiser step on the loss ``found`` with learning rate ``rate``. Returns the loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         found.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(found.detach())

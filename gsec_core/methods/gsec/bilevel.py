@@ -315,7 +315,7 @@ def _views(batch: _Batch, training: Training, random: np.random.Generator) -> It
 
 def _descend(optimizer: torch.optim.Optimizer, losses: Tensor, training: Training) -> None:
     """Take an optimiser step on the sum of the members' losses, with each member's gradient clipped to ``max_norm`` separately."""
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     losses.sum().backward()  # type: ignore[no-untyped-call]
     if math.isfinite(training.max_norm):
         _clip(optimizer, training.max_norm)

@@ -145,7 +145,7 @@ class Enhancer:
             self.sureness = Sureness.after(self.sureness, confidence)
             weights = self.sureness.weights(confidence)
         loss = (weights * F.cross_entropy(self.logits(strong), labels, reduction="none")).mean()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self.step += 1

@@ -204,7 +204,7 @@ class SEICPlan(UnitVectors, Plan):
             images, a = image_side(features.half(0, rows, self.device))
             texts, b = text_side(features.half(1, rows, self.device))
             found = loss(images, texts, a, b, log_scale.exp(), sizes)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():

@@ -166,7 +166,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
             labels = linear(features.half(joint, rows, self.device), centres, torch.zeros(centres.shape[:2], device=self.device)).argmax(2)
             logits, others = (linear(features.rows(picked, self.device), weight, bias) for picked in (rows, near))
             found = loss(logits, others, labels, how.balance, self.beta)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             found.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = found.detach()

@@ -170,7 +170,7 @@ class TACPlan(UnitVectors, Plan):
             images, texts = (head(features.half(half, rows, self.device)) for half, head in enumerate(heads))
             others = [head(features.half(half, near[half], self.device)) for half, head in enumerate(heads)]
             found = loss(images, texts, others[0], others[1], temperature)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = found.detach()

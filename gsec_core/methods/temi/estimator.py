@@ -175,7 +175,7 @@ class TEMIPlan(UnitVectors, Plan):
                 weights = pair_weights(t, t_near)
             s, s_near = students(x).softmax(2).split(batch, 1)
             found = (losses(s_near, t, sizes, weights, self.beta) + losses(s, t_near, sizes, weights, self.beta)) / 2
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             found.mean().backward()  # type: ignore[no-untyped-call]
             if step < epoch_steps < steps:  # the last layer is frozen in the first epoch
                 students.last.grad = students.factors.grad = None

@@ -186,7 +186,7 @@ class TURTLEPlan(UnitVectors, Plan):
             cold = [Linear(*(part.to(self.device) for part in Linear.random(d, BLOCK_MEMBERS, self.n_clusters, generator))) for d in features.widths]
             predictions = [learned(start, z, q)(z) for start, z in zip(cold, spaces, strict=True)]
             found = loss(labels, predictions, self.gamma)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             found.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = found.detach()
