@@ -372,12 +372,12 @@ def fit(report: Report, options: argparse.Namespace, device: str, n: int, cluste
         plan = estimator.plan()
         found[where] = {**parts.seconds, "the rest": whole - sum(parts.seconds.values()), "whole": whole}
         labels[where] = estimator.labels_
-        step = 1000 * parts.seconds["training"] / (plan.steps(n) * plan.n_blocks)
+        step = 1000 * parts.seconds["training"] / (plan.steps(n) * len(plan.blocks))
         figures = {
             "seconds": found[where],
             "step_ms": step,
             "block_members": plan.block_size,
-            "blocks": plan.n_blocks,
+            "blocks": len(plan.blocks),
             "batch": plan.batch(n),
             "ari_truth": float(adjusted_rand_score(truth, labels[where])),
             "peak_gib": peak[0],

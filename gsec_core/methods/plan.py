@@ -217,9 +217,9 @@ class Plan(OuterLayer):
     """Least number of rows per neighbour: with few rows there are fewer neighbours, but at least one."""
 
     @property
-    @abstractmethod
     def block_size(self) -> int:
         """Number of members that are trained together in one computation. An interrupted block is trained again from its start."""
+        return 1
 
     @abstractmethod
     def steps(self, n: int) -> int:
@@ -256,13 +256,8 @@ class Plan(OuterLayer):
         return sample_rows(n, PROBE_ROWS, self.random_state)
 
     @property
-    def n_blocks(self) -> int:
-        """Number of blocks of members."""
-        return -(-self.n_members // self.block_size)
-
-    @property
     def blocks(self) -> range:
-        return range(self.n_blocks)
+        return range(-(-self.n_members // self.block_size))
 
     def numbers(self, block: int) -> range:
         return range(block * self.block_size, (block + 1) * self.block_size)

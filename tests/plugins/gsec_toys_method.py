@@ -18,7 +18,6 @@ class ToyPlan(UnitVectors, LinearMembers, Plan):
     """Members are random images as centres."""
 
     sharpness: float
-    block_size = 1
 
     def batch(self, n: int) -> int:
         return min(n, 64)

@@ -143,10 +143,6 @@ class SelfLabellingPlan(UnitVectors, ResumablePlan):
     max_steps: int
 
     @property
-    def block_size(self) -> int:
-        return 1
-
-    @property
     def instance_steps(self) -> int:
         """Number of steps of the instance classifier."""
         return int(self.max_steps * INSTANCE_SHARE)

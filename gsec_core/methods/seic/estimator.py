@@ -170,10 +170,6 @@ class SEICPlan(UnitVectors, Plan):
     max_steps: int | None
 
     @property
-    def block_size(self) -> int:
-        return 1
-
-    @property
     def abreast(self) -> int:
         return N_MEMBERS
 

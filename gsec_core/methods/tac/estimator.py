@@ -135,10 +135,6 @@ class TACPlan(UnitVectors, Plan):
     max_steps: int | None
 
     @property
-    def block_size(self) -> int:
-        return 1
-
-    @property
     def abreast(self) -> int:
         return N_MEMBERS
 

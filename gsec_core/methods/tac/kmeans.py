@@ -27,10 +27,6 @@ class TACKMeansPlan(UnitVectors, LinearMembers, Plan):
 
     n_init: int
 
-    @property
-    def block_size(self) -> int:
-        return 1
-
     def steps(self, n: int) -> int:
         return self.n_init
 

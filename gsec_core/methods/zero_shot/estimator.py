@@ -30,10 +30,6 @@ BATCH_ROWS = 1024
 class ZeroShotPlan(UnitVectors, LinearMembers, Plan):
     """See `Plan`. A member has the names' vectors as weights; if these are not in the space of the embeddings, only the second half, which is, has weight."""
 
-    @property
-    def block_size(self) -> int:
-        return 1
-
     def steps(self, n: int) -> int:
         return 1
 
