@@ -68,7 +68,7 @@ def measured(name: str, folder: Path, clusters: int, steps: int | None, device: 
         random = np.random.default_rng(1)
         found = [random.integers(len(features), size=(len(features), plan.n_neighbors), dtype=np.int32) for _ in halves]
         prepared = time.monotonic()
-        members = plan.train(features, Neighbors(found[0], found[1] if len(found) > 1 else None), 0, lambda done: times.append(time.monotonic()))
+        members = plan.train(features, Neighbors(*found), 0, lambda done: times.append(time.monotonic()))
         ended = time.monotonic()
     each = np.diff(times)
     step = float(np.median(each[LEFT_OUT:])) if len(each) > LEFT_OUT else (ended - prepared) / len(times)

@@ -29,7 +29,7 @@ class Neighbors(NamedTuple):
     """Row numbers of the neighbours of each row, (n, k), in each half."""
 
     image: NDArray[np.int32]
-    text: NDArray[np.int32] | None
+    text: NDArray[np.int32] | None = None
 
     @property
     def halves(self) -> list[NDArray[np.int32]]:

@@ -175,8 +175,7 @@ class OuterLayer(ABC):
     def neighbors(self, features: Features) -> Neighbors:
         """The neighbours of every row in each half."""
         n = len(features)
-        found = [self.neighbor_index(features, half).search(0, n, self.neighbor_count(n)) for half in range(len(features.halves))]
-        return Neighbors(found[0], found[1] if len(found) > 1 else None)
+        return Neighbors(*(self.neighbor_index(features, half).search(0, n, self.neighbor_count(n)) for half in range(len(features.halves))))
 
     def align(
         self, features: Features, neighbors: Neighbors, members: Sequence[Member], allocate: Allocate = np.empty, start: Start | None = None

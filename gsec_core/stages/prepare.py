@@ -155,8 +155,7 @@ def load_halves(context: Context) -> list[Half]:
 def load_neighbors(context: Context) -> Neighbors:
     """The neighbours of all images in canonical order."""
     table = read_parts(context, STAGE, NEIGHBORS_TABLE)
-    found = [to_matrix(table, name) for name in table.column_names[1:]]
-    return Neighbors(found[0], found[1] if len(found) > 1 else None)
+    return Neighbors(*(to_matrix(table, name) for name in table.column_names[1:]))
 
 
 def trains_further(context: Context) -> bool:

@@ -161,7 +161,7 @@ class MixturePlan(OuterLayer):
         own.nouns = features.nouns
         count = self.parts[part].neighbor_count(len(features))
         nearest = [np.ascontiguousarray(half[:, :count]) for half in neighbors.halves]
-        return own, Neighbors(nearest[0], nearest[1] if len(nearest) > 1 else None)
+        return own, Neighbors(*nearest)
 
     def _own(self, halves: Sequence[Half], part: int) -> Sequence[Half]:
         """The halves of one part, out of those of all parts."""
