@@ -31,6 +31,11 @@ State = Mapping[str, NDArray[Any]]
 _FROM_THE_START: Mapping[int, State] = MappingProxyType({})
 
 
+def seed_of(*numbers: int) -> int:
+    """A seed of random numbers that depends on all of ``numbers``."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
 class Leg(NamedTuple):
     """A part of a block's training."""
 
@@ -239,7 +244,7 @@ class Plan(OuterLayer):
 
     def seed(self, block: int) -> int:
         """Seed of a block's random numbers."""
-        return int(np.random.SeedSequence([self.random_state, block]).generate_state(1, np.uint64)[0] >> 1)
+        return seed_of(self.random_state, block)
 
     def mini_batches(self, n: int, block: int, steps: int) -> Iterator[NDArray[np.int64]]:
         """The rows of each step's mini-batch, epoch by epoch; an incomplete batch at the end of an epoch is dropped."""

@@ -41,6 +41,7 @@ from gsec_core.methods.asd.estimator import (
     sample_size,
 )
 from gsec_core.methods.clusterer import Estimator
+from gsec_core.methods.plan import seed_of
 
 LEAST_SIDE, MOST_SIDE = 8, 96
 """Least and largest side of an image, in pixels."""
@@ -262,7 +263,7 @@ class Learner:
         return _permutation(n, self.random_state, purpose, epoch)[place * rows : (place + 1) * rows]
 
     def _seed(self, purpose: int, number: int = 0) -> int:
-        return int(np.random.SeedSequence([self.random_state, purpose, number]).generate_state(1, np.uint64)[0] >> 1)
+        return seed_of(self.random_state, purpose, number)
 
 
 def weak_views(images: NDArray[np.uint8], rows: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.uint8]:

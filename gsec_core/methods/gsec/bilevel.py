@@ -30,7 +30,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.starts import Start, kmeans_starts
 from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads, uniform
-from gsec_core.methods.plan import PROBE_ROWS, PROBE_STEPS
+from gsec_core.methods.plan import PROBE_ROWS, PROBE_STEPS, seed_of
 
 _MARGINAL_DECAY = 0.9
 
@@ -111,7 +111,8 @@ def train_block(
     The result depends on the arguments alone: training an interrupted block again gives the same members.
     ``progress`` is called with 1 after every outer step.
     """
-    seeds = [_seed(random_state, block * training.block_size + member) for member in range(len(start) or training.block_size)]
+    # A seed belongs to the member, whichever block it is in.
+    seeds = [seed_of(random_state, block * training.block_size + member) for member in range(len(start) or training.block_size)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     probe = sample_rows(len(features), PROBE_ROWS, random_state)
     alone = 0  # number of first steps in which only the heads learn
@@ -343,8 +344,3 @@ def _as_trained(member: Member, rows: Tensor) -> Start:
 def _random_start(dimensions: int, n_clusters: int, generator: torch.Generator) -> Start:
     weight, bias = uniform((n_clusters, dimensions), dimensions, generator), uniform((n_clusters,), dimensions, generator)
     return Start(weight, bias, torch.full((n_clusters,), 1 / n_clusters))
-
-
-def _seed(random_state: int, member: int) -> int:
-    """Seed of a member; it does not depend on the block."""
-    return int(np.random.SeedSequence([random_state, member]).generate_state(1, np.uint64)[0] >> 1)

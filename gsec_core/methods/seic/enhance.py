@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from gsec_core.methods.enhancer import Images
+from gsec_core.methods.plan import seed_of
 
 RANK, ALPHA = 128, 128
 """Parameters of the low-rank changes, which are multiplied by alpha / rank."""
@@ -252,7 +253,7 @@ class _Views:
 
     def _strong(self, image: Image.Image, step: int, number: int) -> Image.Image:
         with _DRAWING, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self._random_state, step, number]).generate_state(1, np.uint64)[0] >> 1))
+            torch.manual_seed(seed_of(self._random_state, step, number))
             crop, colours = self._crop.make_params([image]), self._colours.make_params([image])
             flipped, recoloured, grey = (torch.rand(3) < torch.tensor([0.5, 0.8, 0.2])).tolist()
         image = self._crop.transform(image, crop)
