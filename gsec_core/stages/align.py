@@ -6,6 +6,7 @@ first assignment, so that all parts have the same labelling.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from gsec_core.devices import set_threads
 from gsec_core.errors import GsecError
 from gsec_core.methods.plan import Start
 from gsec_core.stages import before, encode, text, train
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
 from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, scratch_array, usable
 from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
 from gsec_core.store.arrays import to_column, to_matrix
@@ -36,7 +37,7 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     features, plan = load_features(context), plan_of(context.config)
     members, digest = train.load_members(context)
     start = _start(context)
-    ensemble, consensus, head = plan.align(features, load_neighbors(context), members, lambda shape, kind: scratch_array(context.config, shape, kind), start)
+    ensemble, consensus, head = plan.align(features, load_neighbors(context), members, partial(scratch_array, context.config), start)
     clusters = context.config.n_clusters
     sizes, theirs, shared = np.zeros(clusters, np.int64), *np.zeros((2, len(members), clusters), np.int64)
     labels = []
@@ -107,7 +108,7 @@ def _labelled(context: Context, names: Sequence[str], progress: Progress) -> Ite
         yield Finished(part.name, (assignment_table(part, *columns.values()),), {"new": len(new)})
 
 
-def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress: Progress = lambda images: None) -> tuple[NDArray[Any], ...]:
+def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress: Progress = silent) -> tuple[NDArray[Any], ...]:
     """Predict images that a run's model was not fitted on, block by block. Returns cluster, confidence, margin, agreement and outlier, (rows,) each."""
     ensemble, head, device = load_ensemble(model), load_head(model), plan_of(model.config).device
     found: list[Assigned] = []
@@ -131,7 +132,7 @@ def load_consensus(context: Context) -> Consensus:
         load_features(context),
         load_neighbors(context),
         load_ensemble(context),
-        lambda shape, kind: scratch_array(context.config, shape, kind),
+        partial(scratch_array, context.config),
         before.labels_before(context) if context.continues else None,
     )
 

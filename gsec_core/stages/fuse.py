@@ -19,7 +19,7 @@ from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
 from gsec_core.section import output_settings
 from gsec_core.stages import describe, encode
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
 from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, rows_of_parts, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import (
@@ -133,7 +133,7 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         yield Finished(part.name, (pa.table([part.rows["image_id"], counterparts], schema=schema),), {})
 
 
-def counterparts_of(context: Context, images: Context, rows: Rows, progress: Progress = lambda rows: None) -> NDArray[np.float16]:
+def counterparts_of(context: Context, images: Context, rows: Rows, progress: Progress = silent) -> NDArray[np.float16]:
     """The counterparts of the given images of the run ``images`` by this run's model, as they would be stored: (rows, dt), for rows > 0.
 
     Descriptions of these images themselves are not used.
@@ -141,7 +141,7 @@ def counterparts_of(context: Context, images: Context, rows: Rows, progress: Pro
     return counterparts_from(context, load_embeddings(images)[rows], load_joint(images)[rows], progress)
 
 
-def counterparts_from(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], progress: Progress = lambda rows: None) -> NDArray[np.float16]:
+def counterparts_from(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], progress: Progress = silent) -> NDArray[np.float16]:
     """As `counterparts_of`, for given embeddings: ``X`` (rows, d), and ``joint`` (rows, dt) in the space shared with text."""
     model, config = load_model(context), context.config.fuse
     if model.kind == JOINT:

@@ -21,7 +21,7 @@ from gsec_core.devices import thread_count
 from gsec_core.errors import Refused
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, vocabulary
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
 from gsec_core.stages.canonical import all_images, check_enough, has_joint, load_joint, load_parts, parts, rows_of_parts, usable
 from gsec_core.store.arrays import to_column, to_matrix
 from gsec_core.tables import (
@@ -87,7 +87,7 @@ def counterparts_from(context: Context, joint: NDArray[np.float16]) -> NDArray[n
     """As `counterparts_of`, for given embeddings in the space shared with text, (rows, joint_dim)."""
     if selection_of(context.config).tau is None:
         return joint if has_joint(context) else None
-    return _counterparts(context, joint, lambda images: None)
+    return _counterparts(context, joint, silent)
 
 
 def _counterparts(context: Context, joint: NDArray[np.float16], progress: Progress) -> NDArray[np.float16]:

@@ -5,6 +5,7 @@ the index is approximate and therefore slow to build) and `neighbors` (one row f
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def load_features(context: Context) -> Features:
     """The features of all images for training, in canonical order; memory maps as in `canonical.load_embeddings`."""
     set_threads(context.config.threads)
     halves = text.halves(context, load_embeddings(context))
-    features = features_of(context, halves, lambda shape, kind: scratch_array(context.config, shape, kind))
+    features = features_of(context, halves, partial(scratch_array, context.config))
     features.nouns = text.nouns_of(context)
     features.pixels = pixels_of(context, context)
     return features
