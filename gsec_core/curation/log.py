@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
-from gsec_core.errors import Refused, Unreachable
+from gsec_core.errors import Unreachable
 from gsec_core.store import CURATION, records
 from gsec_core.store.files import Files
-from gsec_core.store.publications import check_pipeline
+from gsec_core.store.publications import check_pipeline, is_pipeline
 
 RENAME, DESCRIBE, MERGE, SPLIT, MOVE = "rename", "describe", "merge", "split", "move"
 HIDE, SHOW, STAR, UNSTAR, UNDO = "hide", "show", "star", "unstar", "undo"
@@ -103,7 +103,7 @@ class Log:
     def pipelines(cls, files: Files) -> list[str]:
         """Names of the pipelines that have a log."""
         names = sorted(files.directories(CURATION))
-        return [name for name in names if _is_pipeline(name) and cls(files, name).numbers()]
+        return [name for name in names if is_pipeline(name) and cls(files, name).numbers()]
 
     def numbers(self) -> list[int]:
         """Numbers of the acts, ascending, from one directory listing. Other files are ignored."""
@@ -170,11 +170,3 @@ def _act(number: int, record: dict[str, Any]) -> Act:
         if act.kind == SPLIT and not np.isfinite(act.directions).all():
             raise ValueError("its centres are not finite")
     return act
-
-
-def _is_pipeline(name: str) -> bool:
-    try:
-        check_pipeline(name)
-    except Refused:
-        return False
-    return True

@@ -65,7 +65,7 @@ class Publications:
 
     def pipelines(self) -> list[str]:
         """Names of the pipelines that have published anything. Folders that cannot be a pipeline's are ignored."""
-        return sorted(name for name in self.files.directories(DIRECTORY) if _is_pipeline(name))
+        return sorted(name for name in self.files.directories(DIRECTORY) if is_pipeline(name))
 
     def newest(self, pipeline: str) -> Publication | None:
         """The newest publication of a pipeline, or None if there is none. Raises Refused for a name that cannot be a pipeline's."""
@@ -82,7 +82,7 @@ class Publications:
         The same run may already have this number: another worker published it, or the object store's reply to a first try was lost. That
         counts as success.
         """
-        created = self.files.create(self.path(publication), _record(publication))
+        created = self.files.create(self.path(publication), records.to_json(asdict(publication)))
         if not created and self.read(publication.pipeline, publication.number).run_id != publication.run_id:
             return False
         self.point(publication.pipeline, more)
@@ -134,10 +134,6 @@ class Publications:
 _PUBLICATION = re.compile(r"\d+\.json")
 
 
-def _record(publication: Publication) -> bytes:
-    return records.to_json(asdict(publication))
-
-
 def pipeline_of(config: PipelineConfig, corpus: str) -> str:
     """Name of the pipeline that runs with these settings publish under: by default that of the corpus."""
     return corpus if config.pipeline is None else config.pipeline
@@ -145,9 +141,10 @@ def pipeline_of(config: PipelineConfig, corpus: str) -> str:
 
 def check_pipeline(name: str) -> None:
     """Raises Refused for a name that cannot be a pipeline's."""
-    if not _is_pipeline(name):
+    if not is_pipeline(name):
         raise Refused(f"pipeline = {name}: a pipeline's name has a-z, 0-9, '.', '_' and '-', at most 100 characters, and does not end in .json.")
 
 
-def _is_pipeline(name: str) -> bool:
+def is_pipeline(name: str) -> bool:
+    """Whether a pipeline can have this name."""
     return NAME.fullmatch(name) is not None and not name.endswith(".json")  # pipeline a has its file at a.json
