@@ -34,7 +34,10 @@ def resolve(device: str, setting: str) -> str:
 
 
 def thread_count(threads: int) -> int:
-    """Number of threads for a setting ``threads``; 0 means one per usable core. It is always set explicitly, since the last bits of sums depend on it."""
+    """Number of threads for a setting such as ``threads`` or ``encode.workers``; 0 means one per usable core.
+
+    It is always set explicitly, since the last bits of sums depend on it.
+    """
     return threads or usable_cores()
 
 

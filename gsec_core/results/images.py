@@ -13,7 +13,7 @@ from typing import Literal
 import polars as pl
 from PIL import Image
 
-from gsec_core.devices import usable_cores
+from gsec_core.devices import thread_count
 from gsec_core.errors import Refused
 from gsec_core.images.decode import FORMATS, content_hash
 from gsec_core.results.files import appearing
@@ -69,7 +69,7 @@ def place_images(context: Context, source: Source, images: pl.DataFrame, to: Pat
     digits = len(str(context.config.n_clusters - 1))
     place = functools.partial(_link if links else _copy, source)
     placed = [pl.DataFrame(schema={"image_id": pl.Binary, "path": pl.String})]
-    with appearing(to) as folder, ThreadPoolExecutor(_threads(context), thread_name_prefix="export") as pool:
+    with appearing(to) as folder, ThreadPoolExecutor(thread_count(context.config.encode.workers), thread_name_prefix="export") as pool:
         for rows in _in_turn(_named(_listed(context, images), digits)):
             for name in rows["folder"].unique():
                 (folder / name).mkdir(exist_ok=True)
@@ -95,15 +95,11 @@ def read_images(context: Context, source: Source, images: pl.DataFrame) -> Itera
     ``images`` has image_id, uri and content_hash. Batches are in the order of the URIs.
     """
     read = functools.partial(_bytes, source)
-    with ThreadPoolExecutor(_threads(context), thread_name_prefix="export") as pool:
+    with ThreadPoolExecutor(thread_count(context.config.encode.workers), thread_name_prefix="export") as pool:
         for rows in _in_turn(_listed(context, images)):
             found = list(pool.map(read, _refs(rows), rows["content_hash"]))
             there = pl.Series([data is not None for data in found], dtype=pl.Boolean)
             yield rows.select(images.columns).filter(there), [data for data in found if data is not None]
-
-
-def _threads(context: Context) -> int:
-    return context.config.encode.workers or usable_cores()
 
 
 def _listed(context: Context, images: pl.DataFrame) -> pl.DataFrame:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import set_threads, usable_cores
+from gsec_core.devices import set_threads, thread_count
 from gsec_core.encoders import check_encoder, encoder_identity, load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.errors import GsecError, Refused
@@ -194,7 +194,7 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
         return _finish(stage, context.config, source, encoder, embeddings, thumbnails, builders.popleft(), damaged)
 
     batch: list[tuple[_Builder, int]] = []
-    workers = config.workers or usable_cores()
+    workers = thread_count(config.workers)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         for (builder, index, ref), prepared in _in_order(pool, step, queue(), ahead=workers + 2 * config.batch_size):
             builder.prepared[index] = prepared

@@ -23,7 +23,7 @@ from PIL import Image
 from gsec_core import methods
 from gsec_core.checkpoints import to_state, to_table
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import resolve, set_threads, usable_cores
+from gsec_core.devices import resolve, set_threads, thread_count
 from gsec_core.encoders import Encoder, Trainable, load_encoder, skeleton
 from gsec_core.errors import GsecError, Refused
 from gsec_core.images import decode as images
@@ -118,7 +118,7 @@ def learn(context: Context, names: Sequence[str], progress: Progress) -> Iterato
         before = [done for done, at in _checkpoints(context).items() if done in there and enhancer.step < at < steps]
         if before:
             _restore(context, enhancer, before[-1])
-        for loss in enhancer.train(pictures, encoder.preprocess, encoder.side, steps, _threads(context.config)):
+        for loss in enhancer.train(pictures, encoder.preprocess, encoder.side, steps, thread_count(context.config.encode.workers)):
             losses.append(loss)
             progress(1)
         pictures.check()
@@ -138,7 +138,7 @@ def label(context: Context, names: Sequence[str], progress: Progress) -> Iterato
         image = pictures[number]
         return None if image is None else encoder.preprocess(image)
 
-    with ThreadPoolExecutor(_threads(context.config), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(thread_count(context.config.encode.workers), thread_name_prefix="decode") as pool:
         for part in parts(context, names):
             before = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read(part.name)
             labels, confidence, margin = (before[name].to_numpy().copy() for name in ("cluster", "confidence", "margin"))
@@ -243,10 +243,6 @@ def _checkpoints(context: Context) -> dict[str, int]:
 
 def _restore(context: Context, enhancer: Enhancer, name: str) -> None:
     enhancer.restore(to_state(context.shards(STAGE, ENHANCER_TABLE).read(name)))
-
-
-def _threads(config: PipelineConfig) -> int:
-    return config.encode.workers or usable_cores()
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:
