@@ -183,5 +183,5 @@ class Store:
 
     def path_of(self, shard_path: str) -> tuple[Shards, str]:
         """Split a shard's path, as a BadShard gives it, into the `Shards` of its directory and the shard's name."""
-        directory, _, name = shard_path.rpartition("/")
-        return Shards(self.files, directory), name.removesuffix(".parquet")
+        shards = Shards(self.files, shard_path.rpartition("/")[0])
+        return shards, shards.name_of(shard_path)

@@ -65,7 +65,7 @@ class CaptionsLog:
                 if not accept_loss:
                     raise _damaged(error) from None
                 for path in error.paths:
-                    self.shards.set_aside(path.rpartition("/")[2].removesuffix(".parquet"))
+                    self.shards.set_aside(self.shards.name_of(path))
             *before, now = [{key: row for key, (_, _, row) in first.items()} for first in found]
             for older in reversed(before):
                 now |= {key: row for key, row in older.items() if row["status"] != FAILED}

@@ -143,7 +143,7 @@ class Corpus:
         """Set bad shards aside. The next ingest checks only whether shards exist, so it would not notice a damaged one."""
         for path in error.paths:
             with suppress(OSError):  # a user who may only read, or a disk mounted for reading; `gsec doctor --verify` sets it aside later
-                self.images.set_aside(path.rpartition("/")[2].removesuffix(".parquet"))
+                self.images.set_aside(self.images.name_of(path))
 
     def redo_counters(self) -> dict[str, int]:
         """How often users asked to redo each stage: stage -> count, without the stages that were never redone."""

@@ -119,6 +119,11 @@ class Shards:
         return {file.partition("-")[2].removesuffix(_SUFFIX) for file in asides}
 
     @staticmethod
+    def name_of(path: str) -> str:
+        """Name of the shard with this path, as a BadShard gives it."""
+        return path.rpartition("/")[2].removesuffix(_SUFFIX)
+
+    @staticmethod
     def is_aside(file: str) -> bool:
         """Whether a file's name is that of a shard that was set aside."""
         return file.startswith(_ASIDE)
