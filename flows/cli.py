@@ -147,7 +147,7 @@ def publish(
     """Publish a run that was held back, after you have looked at it, or go back to a run that was published before."""
     from flows import reports
 
-    return reports.publish(_config(None, None, store=store).store, run, _out(as_json))
+    return reports.publish(_config(store=store).store, run, _out(as_json))
 
 
 @app.command
@@ -155,7 +155,7 @@ def status(*, store: StoreUrl = None, as_json: AsJson = False) -> int:
     """Show the corpora and runs of a store, and how far each run is. Reads only the store."""
     from flows import reports
 
-    return reports.status(_config(None, None, store=store).store, _out(as_json))
+    return reports.status(_config(store=store).store, _out(as_json))
 
 
 @app.command
@@ -185,7 +185,7 @@ def prune(
     """Delete tables and runs that are no longer needed, but nothing younger than a day, and no embeddings or descriptions of live images."""
     from flows import reports
 
-    return reports.prune(_config(None, None, store=store).store, keep_runs, dry_run)
+    return reports.prune(_config(store=store).store, keep_runs, dry_run)
 
 
 @app.command
@@ -201,7 +201,7 @@ def assign(
     """Assign new images to the clusters of a run. The run and its corpus do not change."""
     from flows import commands
 
-    settings = _config(None, set_, source=source, store=store, corpus=corpus)
+    settings = _config(settings=set_, source=source, store=store, corpus=corpus)
     of_source = settings.ingest.model_copy(update={"image_column": IngestConfig().image_column})
     _refuse_other_output(settings.model_copy(update={"ingest": of_source}), "gsec assign", "Leave them out.")
     return commands.assign(settings, run, _out(as_json))
@@ -221,7 +221,7 @@ def evaluate(
     """Score a run and plain k-means against labels that you have: ACC, NMI and ARI. The labels do not influence the run."""
     from flows import reports
 
-    return reports.evaluate(_config(None, None, store=store).store, labels, column, run, _out(as_json))
+    return reports.evaluate(_config(store=store).store, labels, column, run, _out(as_json))
 
 
 @app.command
@@ -238,7 +238,7 @@ def compare(
     """Compare runs on their common images: quality without labels, and how similar the runs are. The first run's encoder finds the neighbours for this."""
     from flows import reports
 
-    return reports.compare(_config(None, None, store=store), runs, labels, column, to, _out(as_json))
+    return reports.compare(_config(store=store), runs, labels, column, to, _out(as_json))
 
 
 @app.command
@@ -267,7 +267,7 @@ def export(
         raise Refused(f"{'--encoder' if encoder else '--groups'}: --format {format_} has no such part. Export it with --format tables.")
     from flows import reports
 
-    place = _config(None, None, store=store).store
+    place = _config(store=store).store
     if format_ != "tables":
         return reports.export_as(place, to, format_, images, run, _out(as_json))
     return reports.export(place, to, images, encoder, groups, run, _out(as_json))
@@ -287,7 +287,7 @@ def report(
     """Print where a run's report is, or write it into a folder."""
     from flows import reports
 
-    return reports.report(_config(None, None, store=store).store, to, run, _out(as_json))
+    return reports.report(_config(store=store).store, to, run, _out(as_json))
 
 
 @app.command
@@ -315,7 +315,7 @@ def serve(
     """Serve all runs of a store to a browser, with their images and reports, and metrics to Prometheus. Read-only without --curate."""
     from flows.serve import server
 
-    return server.serve(store or [_config(None, None).store], host, port, curate)
+    return server.serve(store or [_config().store], host, port, curate)
 
 
 @app.command
@@ -330,14 +330,14 @@ def demo(
     from flows import demo as demonstration
     from flows import terminal
 
-    overrides = {"store": str(directory / "store")}
+    store = str(directory / "store")
     if source is not None:
-        return _run(_config(None, None, source=source, clusters=clusters, **overrides), [], as_json)
+        return _run(_config(source=source, clusters=clusters, store=store), [], as_json)
     if clusters is not None:
         raise Refused("--clusters: the demo's own photographs have a number of clusters; give it together with a SOURCE.")
     images = demonstration.make_photographs(directory / "images")
     terminal.err.print(f"{demonstration.CLUSTERS * demonstration.CROPS} crops of {demonstration.CLUSTERS} photographs are in {images}")
-    settings = _config(None, None, source=str(images), clusters=demonstration.CLUSTERS, **overrides)
+    settings = _config(source=str(images), clusters=demonstration.CLUSTERS, store=store)
     return _run(settings, [], as_json, then=demonstration.show_scores)
 
 
@@ -356,7 +356,7 @@ def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: "Callable
 
 
 def _refuse_other_output(settings: PipelineConfig, command: str, remedy: str) -> None:
-    if output_settings(settings) != output_settings(_config(None, None)):
+    if output_settings(settings) != output_settings(_config()):
         raise Refused(f"{command}: the settings that change the output are the run's own. {remedy}")
 
 
@@ -366,7 +366,12 @@ def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:
 
 
 def _config(
-    file: Path | None, settings: list[str] | None, encoder: str | None = None, captioner: str | None = None, text: str | None = None, **flags: Any
+    file: Path | None = None,
+    settings: list[str] | None = None,
+    encoder: str | None = None,
+    captioner: str | None = None,
+    text: str | None = None,
+    **flags: Any,
 ) -> PipelineConfig:
     """The settings: ``--set`` overrides flags, these override the environment, and that overrides the file. Flags that are None are ignored."""
     values: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}

@@ -168,7 +168,7 @@ def _told(act: "Act") -> dict[str, Any]:
 
 def _context(where: Where) -> Context:
     """Context of the run that is curated: the named one, or the published one."""
-    store = Store.open(_config(None, None, store=where.store).store)
+    store = Store.open(_config(store=where.store).store)
     run = store.run(_published(store, where.pipeline) if where.run is None else where.run)
     context = Context.of(run, run.config())
     pipeline = pipeline_of(context.config, context.corpus.name)
