@@ -14,7 +14,6 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, DeploymentFilterTags
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
@@ -97,7 +96,7 @@ def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
     for name, entry in stack.pipelines.items():
         config = stack.pipeline(name)
         settings = config.model_dump(mode="json")
-        cron = CronSchedule(cron=entry.cron, timezone=entry.timezone) if entry.cron else None
+        cron = Schedule(cron=entry.cron, timezone=entry.timezone) if entry.cron else None
         about = f"The whole pipeline {name}: what is new in {config.source}, then what is missing of every stage."
         yield _deployment(run_pipeline, name, about, {"config": settings}, cron, (RESUMES,) if stack.resume_crashed else (), one_at_a_time=True)
         yield _deployment(ingest, name, f"The corpus of {name} brought up to date with {config.source}, and nothing else.", {"config": settings})
@@ -107,7 +106,7 @@ def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
         about = f"Assigns new images to the published clusters of {name}, which stay as they are."
         yield _deployment(assign, name, about, {"store": config.store, "pipeline_name": name})
     if stack.pipelines:
-        cron = CronSchedule(cron=stack.maintenance_cron, timezone="UTC") if stack.maintenance_cron else None
+        cron = Schedule(cron=stack.maintenance_cron, timezone="UTC") if stack.maintenance_cron else None
         about = "Deletes tables and runs that are no longer needed."
         yield _deployment(maintenance, "all", about, {"stores": stack.stores(), "keep_runs": stack.keep_runs}, cron, one_at_a_time=True)
 
@@ -117,7 +116,7 @@ def _deployment(
     name: str,
     about: str,
     parameters: dict[str, Any],
-    cron: CronSchedule | None = None,
+    cron: Schedule | None = None,
     tags: tuple[str, ...] = (),
     one_at_a_time: bool = False,
 ) -> RunnerDeployment:
@@ -125,7 +124,7 @@ def _deployment(
     return RunnerDeployment.from_flow(
         flow,
         name,
-        schedules=[Schedule(cron=cron.cron, timezone=cron.timezone)] if cron else [],
+        schedules=[cron] if cron else [],
         concurrency_limit=queued if one_at_a_time else None,
         parameters=parameters,
         description=about,

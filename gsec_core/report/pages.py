@@ -74,10 +74,10 @@ def pages(content: Content) -> Iterator[tuple[str, bytes]]:
         page = templates.get_template("cluster.html.j2")
         for before, cluster, after in zip((None, *listed), listed, (*listed[1:], None), strict=False):
             roles = _with_pictures([galleries[cluster.cluster]])[0]
-            yield _path(cluster.cluster), _encoded(page.render(content=content, cluster=cluster, roles=roles, before=before, after=after))
+            yield _path(cluster.cluster), page.render(content=content, cluster=cluster, roles=roles, before=before, after=after).encode()
     inlined = _with_pictures([galleries[cluster.cluster] for cluster in listed]) if inline else []
     index = templates.get_template("index.html.j2")
-    yield "index.html", _encoded(index.render(**_index(content, listed), galleries=list(zip(listed, inlined, strict=False))))
+    yield "index.html", index.render(**_index(content, listed, inline), galleries=list(zip(listed, inlined, strict=False))).encode()
 
 
 def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thumbnails: Mapping[bytes, bytes]) -> bytes:
@@ -86,7 +86,7 @@ def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thum
     page = _templates().get_template("compare.html.j2")
     rows = [{**row, **scored} for row, scored in zip(comparison.rows(), scores or [{}] * len(comparison.runs), strict=True)]
     differing = list(zip(comparison.differing, made, strict=True))
-    return _encoded(page.render(comparison=comparison, rows=rows, scores=scores, matches=_matches(comparison), differing=differing))
+    return page.render(comparison=comparison, rows=rows, scores=scores, matches=_matches(comparison), differing=differing).encode()
 
 
 def _matches(comparison: "Comparison") -> list[tuple["Pair", list[tuple[int | None, int | None, int]], int]]:
@@ -106,8 +106,7 @@ def _matches(comparison: "Comparison") -> list[tuple["Pair", list[tuple[int | No
     return found
 
 
-def _index(content: Content, listed: Sequence[Cluster]) -> dict[str, Any]:
-    inline = len(content.clusters) <= MAX_INLINE
+def _index(content: Content, listed: Sequence[Cluster], inline: bool) -> dict[str, Any]:
     count = min(len(content.shown), MAX_LISTED)
     onmap = [content.shown[place * len(content.shown) // count] for place in range(count)]
     sheets = pictures.sheets([shown.thumbnail for shown in onmap], _SHEETS_BYTES)
@@ -293,7 +292,3 @@ def policy_hash(source: str) -> str:
 @cache
 def _source(name: str) -> str:
     return resources.files("gsec_core.report").joinpath("templates", name).read_text("utf-8")
-
-
-def _encoded(page: str) -> bytes:
-    return page.encode()

@@ -138,7 +138,7 @@ class OpenRun:
         return self._frames.assignments
 
     @property
-    @_columns(CLUSTER_NAMES, CLUSTERS, {name: _NAMED[name] for name in ("cluster_key",)}, _CURATED_CLUSTERS)
+    @_columns(CLUSTER_NAMES, CLUSTERS, {"cluster_key": _NAMED["cluster_key"]}, _CURATED_CLUSTERS)
     def clusters(self) -> pl.DataFrame:
         """One row for each cluster."""
         return self._frames.clusters
@@ -239,7 +239,7 @@ class OpenRun:
         for key, jpeg in zip(surest["cluster_key"], self._jpegs(surest), strict=True):
             pictures[key] = pictures.get(key, "") + _picture(jpeg, _SMALL)
         rows = "".join(
-            f"<tr><td>{row['cluster_key']}</td><td>{_cell(row['name'])}</td><td>{row['images']:,}</td>"
+            f"<tr><td>{row['cluster_key']}</td><td>{html.escape(row['name'])}</td><td>{row['images']:,}</td>"
             f"<td>{'' if row['confidence'] is None else format(row['confidence'], '.2f')}</td><td>{pictures.get(row['cluster_key'], '')}</td></tr>"
             for row in listed.iter_rows(named=True)
         )
@@ -253,8 +253,8 @@ class OpenRun:
         unusable, hidden = usable(self._context).live - len(self), len(self) - len(self._frames.shown)
         said = [f"{len(self):,} images in {len(self.clusters):,} clusters"]
         said += [f"{count:,} {what}" for count, what in ((hidden, "hidden"), (unusable, "unusable")) if count]
-        said += [f"method {_cell(self._context.config.method)}", f"encoder {_cell(encoders_of(self._context.run))}"]
-        return f"<b>{_cell(self.pipeline)}</b>{published}, run {self.id}<br>{', '.join(said)}"
+        said += [f"method {html.escape(self._context.config.method)}", f"encoder {html.escape(encoders_of(self._context.run))}"]
+        return f"<b>{html.escape(self.pipeline)}</b>{published}, run {self.id}<br>{', '.join(said)}"
 
     @cached_property
     def _source(self) -> Source:
@@ -296,13 +296,13 @@ class Gallery:
 
 def _figure(row: Mapping[str, Any], jpeg: bytes | None) -> str:
     uri, confidence = str(row.get("uri", "")), row.get("confidence")
-    said = [_cell(uri.rpartition("/")[2])]
+    said = [html.escape(uri.rpartition("/")[2])]
     if row.get("name") is not None:
-        said.append(_cell(row["name"]))
+        said.append(html.escape(row["name"]))
     if confidence is not None:
         said.append(f"{confidence:.2f}")
     style = "margin:0;width:100px;font-size:smaller;overflow-wrap:anywhere"
-    return f'<figure style="{style}" title="{_cell(uri)}">{_picture(jpeg, _LARGE)}<figcaption>{"<br>".join(said)}</figcaption></figure>'
+    return f'<figure style="{style}" title="{html.escape(uri)}">{_picture(jpeg, _LARGE)}<figcaption>{"<br>".join(said)}</figcaption></figure>'
 
 
 def _picture(jpeg: bytes | None, side: int) -> str:
@@ -310,7 +310,3 @@ def _picture(jpeg: bytes | None, side: int) -> str:
         return ""
     style = f"display:inline;max-width:{side}px;max-height:{side}px;margin:1px"
     return f'<img alt="" style="{style}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
-
-
-def _cell(text: str) -> str:
-    return html.escape(text)
