@@ -10,14 +10,13 @@ import os
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import quote, urlsplit
 
 import xxhash
 from prometheus_client import CollectorRegistry, exposition
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -65,8 +64,6 @@ _HEALTH_SECONDS = 5
 _LOGGED = 200
 """Maximal number of characters of a path in the log."""
 
-Answer = Callable[[Sequence[Known], Request], Response]
-
 
 def application(
     stores: Sequence[Store], token: str | None = None, config: PipelineConfig | None = None, curate: bool = False, by_link: bool = False
@@ -81,15 +78,16 @@ def application(
         raise ValueError("curation wants a token")
     known = [Known(store, curate) for store in {store.url: store for store in stores}.values()]
     collections = Collections(known, config)
+    # Starlette runs these functions in threads, since they are not coroutines: they read stores, maybe over a network.
     routes = [
-        Route("/", _answering(_front, known)),
-        Route("/health", _answering(_Health(), known)),
-        Route("/metrics", _answering(_metrics, known)),
-        Route("/published/{pipeline}", _answering(_published, known)),
-        Route("/runs/{run}", _answering(_run, known)),
-        Route("/runs/{run}/report/{page:path}", _answering(_page, known)),
+        Route("/", partial(_front, known)),
+        Route("/health", partial(_Health().answer, known)),
+        Route("/metrics", partial(_metrics, known)),
+        Route("/published/{pipeline}", partial(_published, known)),
+        Route("/runs/{run}", partial(_run, known)),
+        Route("/runs/{run}/report/{page:path}", partial(_page, known)),
         *Explorer(known, collections, curate).routes(),
-        Route(f"{api.ROOT}/", _answering(_operations, known)),
+        Route(f"{api.ROOT}/", partial(_operations, known)),
         Mount(api.ROOT, api.application(known, collections, curate)),
     ]
     server = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token, by_link))])
@@ -103,13 +101,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _answering(answer: Answer, stores: Sequence[Known]) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        return await run_in_threadpool(answer, stores, request)  # the answer reads stores, maybe over a network
-
-    return endpoint
 
 
 async def _guarded(token: str | None, by_link: bool, request: Request, answer: RequestResponseEndpoint) -> Response:
@@ -231,7 +222,7 @@ class _Health:
         self._asked = -math.inf
         self._answer = ("", 0)
 
-    def __call__(self, stores: Sequence[Known], request: Request) -> Response:
+    def answer(self, stores: Sequence[Known], request: Request) -> Response:
         with self._lock:
             if time.monotonic() - self._asked > _HEALTH_SECONDS:
                 self._answer = self._ask(stores)

@@ -1,6 +1,6 @@
 """The explorer: pages that show finished runs, and the forms that curate their clusters."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -111,36 +111,27 @@ class Explorer:
         self._forms = Forms()
 
     def routes(self) -> list[Route]:
-        """The routes of all pages."""
+        """The routes of all pages. Starlette runs functions that are not coroutines in threads: they read stores, maybe over a network."""
         of_run = "/runs/{run}"
         return [
             Route("/static/{name}", pages.static),
-            Route("/explore/{pipeline}", self._answering(self._published)),
-            Route(f"{of_run}/explore", self._shown(self._clusters)),
-            Route(f"{of_run}/clusters/{{key}}", self._shown(self._cluster)),
-            Route(f"{of_run}/images", self._shown(self._images)),
-            Route(f"{of_run}/images/{{id}}", self._shown(self._image)),
-            Route(f"{of_run}/images/{{id}}/thumbnail.jpg", self._shown(self._thumbnail)),
-            Route(f"{of_run}/search", self._shown(self._search)),
+            Route("/explore/{pipeline}", self._published),
+            Route(f"{of_run}/explore", partial(self._told, self._clusters)),
+            Route(f"{of_run}/clusters/{{key}}", partial(self._told, self._cluster)),
+            Route(f"{of_run}/images", partial(self._told, self._images)),
+            Route(f"{of_run}/images/{{id}}", partial(self._told, self._image)),
+            Route(f"{of_run}/images/{{id}}/thumbnail.jpg", partial(self._told, self._thumbnail)),
+            Route(f"{of_run}/search", partial(self._told, self._search)),
             Route(f"{of_run}/search", self._searched, methods=["POST"]),
-            Route(f"{of_run}/map", self._shown(self._map)),
-            Route(f"{of_run}/map.bin", self._shown(self._points)),
-            Route(f"{of_run}/points/{{place}}", self._shown(self._point)),
-            Route(f"{of_run}/duplicates", self._shown(self._duplicates)),
-            Route(f"{of_run}/curation", self._shown(self._log)),
+            Route(f"{of_run}/map", partial(self._told, self._map)),
+            Route(f"{of_run}/map.bin", partial(self._told, self._points)),
+            Route(f"{of_run}/points/{{place}}", partial(self._told, self._point)),
+            Route(f"{of_run}/duplicates", partial(self._told, self._duplicates)),
+            Route(f"{of_run}/curation", partial(self._told, self._log)),
             *([Route(f"{of_run}/curation", self._curated, methods=["POST"])] if self._curate else []),
         ]
 
     # How requests are answered
-
-    def _answering(self, answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            return await run_in_threadpool(answer, request)  # the answer reads stores, maybe over a network
-
-        return endpoint
-
-    def _shown(self, answer: Callable[[Collection, Request], Response]) -> Callable[[Request], Awaitable[Response]]:
-        return self._answering(partial(self._told, answer))
 
     def _told(self, answer: Callable[[Collection, Request], Response], request: Request) -> Response:
         """Answer from the collection of the request; if something is missing or invalid, with a page that says so."""
