@@ -21,7 +21,7 @@ from fsspec import AbstractFileSystem
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.images.decode import content_hash
 from gsec_core.sources.address import is_local, normalise_url
-from gsec_core.sources.parquet import is_bytes
+from gsec_core.sources.parquet import leaf_of
 from gsec_core.sources.storage import file_version, open_filesystem
 
 _URI, _IMAGE = "uri", "image"
@@ -131,7 +131,7 @@ def _read_parquet(raw: IO[bytes], column: str) -> _Read:
     file = pq.ParquetFile(raw, pre_buffer=False)
     schema = file.schema_arrow
     key = _key(schema)
-    leaf = f"{_IMAGE}.bytes" if key == _IMAGE and pa.types.is_struct(schema.field(key).type) else key
+    leaf = leaf_of(schema.field(_IMAGE)) if key == _IMAGE else key
     return schema, file.iter_batches(batch_size=256, columns=[leaf, column], use_threads=False)
 
 
@@ -139,12 +139,7 @@ def _key(schema: pa.Schema) -> str | None:
     """The column that identifies images, or None."""
     if schema.get_field_index(_URI) >= 0:
         return _URI
-    if schema.get_field_index(_IMAGE) < 0:
-        return None
-    kind = schema.field(_IMAGE).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    return _IMAGE if is_bytes(kind) else None
+    return _IMAGE if schema.get_field_index(_IMAGE) >= 0 and leaf_of(schema.field(_IMAGE)) else None
 
 
 def _keys(batch: pa.RecordBatch, key: str) -> list[str | None] | list[bytes | None]:

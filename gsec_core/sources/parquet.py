@@ -92,15 +92,24 @@ class ParquetSource(ContainerSource):
             raise Refused(f"{setting}: {path} has no such column; it has {', '.join(schema.names)}.")
         if schema.names.count(self._image_column) > 1:
             raise Refused(f"{setting}: {path} has several columns of that name.")
-        kind = schema.field(self._image_column).type
-        if is_bytes(kind):
-            return self._image_column
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
-            return f"{self._image_column}.bytes"
-        raise Refused(f"{setting}: the column is {kind} in {path}; it must be binary, or a struct with a binary field `bytes`.")
+        column = schema.field(self._image_column)
+        leaf = leaf_of(column)
+        if leaf is None:
+            raise Refused(f"{setting}: the column is {column.type} in {path}; it must be binary, or a struct with a binary field `bytes`.")
+        return leaf
 
 
-def is_bytes(kind: pa.DataType) -> bool:
+def leaf_of(column: pa.Field) -> str | None:
+    """Path in the Parquet schema of the bytes in a column, which has them itself or in a struct with a field ``bytes``; None if it has none."""
+    kind = column.type
+    if _is_bytes(kind):
+        return str(column.name)
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type):
+        return f"{column.name}.bytes"
+    return None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
     """Whether a column type holds bytes, in any of Arrow's layouts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
