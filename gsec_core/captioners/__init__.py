@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from gsec_core import plugins
 from gsec_core.captioners.base import Answer, Captioner, CaptionerFamily, Cost, Subject
@@ -19,10 +18,9 @@ GROUP = "gsec.captioners"
 """Entry point group for captioners from other packages; each entry point is a `CaptionerFamily`."""
 
 
-@dataclass(frozen=True)
 class _Tagger:
-    usage: str = "tagger"
-    can_be_asked: bool = False
+    usage = "tagger"
+    can_be_asked = False
 
     def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
         return Tagger(device=device, threads=threads)
@@ -34,10 +32,9 @@ class _Tagger:
         return tagger_identity()
 
 
-@dataclass(frozen=True)
 class _OpenAI:
-    usage: str = "openai:MODEL"
-    can_be_asked: bool = True
+    usage = "openai:MODEL"
+    can_be_asked = True
 
     def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
         return OpenAICaptioner(reference, config)
@@ -49,10 +46,9 @@ class _OpenAI:
         return openai_identity(reference, config)
 
 
-@dataclass(frozen=True)
 class _Table:
-    usage: str = "table:FILE:COLUMN"
-    can_be_asked: bool = False
+    usage = "table:FILE:COLUMN"
+    can_be_asked = False
 
     def load(self, reference: str, config: DescribeConfig, *, device: str, threads: int) -> Captioner:
         return TableCaptioner(reference)
