@@ -110,8 +110,7 @@ def _with_texts(context: Context) -> encode.Encoding:
 
 
 def _check_same(context: Context, stage: encode.Encoding) -> None:
-    record = context.run.stage(stage.name)
-    if record is None or record["fingerprint"] != stage.fingerprint(context):
+    if context.run.fingerprint(stage.name) != stage.fingerprint(context):
         raise Refused(f"The encoder {stage.encoder(context.config)}, or its checkpoint, is not the one that encoded run {context.run.id}. Put it back.")
 
 

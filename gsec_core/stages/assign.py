@@ -42,19 +42,18 @@ def check_model(model: Context) -> None:
         if not model.run.is_complete(name):
             raise Refused(f"--run {model.run.id}: its stage {name} is not complete. Finish it first: gsec run, or gsec stage {name} --run {model.run.id}.")
     for stage in encode.stages_of(model.run):
-        record = model.run.stage(stage.name)
-        if record is None or record["fingerprint"] != stage.fingerprint(model):
+        if model.run.fingerprint(stage.name) != stage.fingerprint(model):
             raise Refused(
                 f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put the old one back, or start gsec run again."
             )
 
 
 def _inputs(context: Context) -> list[str]:
-    record = model_of(context).run.stage(align.STAGE.name)
-    assert record is not None, "a complete stage has begun"
+    aligned = model_of(context).run.fingerprint(align.STAGE.name)
+    assert aligned is not None, "a complete stage has begun"
     if not usable(context).rows.num_rows:
         raise Refused(f"gsec assign: none of {usable(context).live} images is usable; the reasons are in the column `reason` of the embeddings.")
-    return [*(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest, record["fingerprint"]]
+    return [*(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest, aligned]
 
 
 STAGE = Stage(

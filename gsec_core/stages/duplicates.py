@@ -162,9 +162,9 @@ def remarks(context: Context) -> list[str]:
 def _inputs(context: Context) -> list[str]:
     if not context.keeps:
         return [encode.STAGE.fingerprint(context), usable(context).digest, prepare.STAGE.fingerprint(context)]
-    prepared = context.model.run.stage(prepare.STAGE.name)
+    prepared = context.model.run.fingerprint(prepare.STAGE.name)
     assert prepared is not None, "a model that is kept is of a finished run"
-    return [encode.STAGE.fingerprint(context), usable(context).digest, prepared["fingerprint"]]
+    return [encode.STAGE.fingerprint(context), usable(context).digest, prepared]
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def load_hierarchy(context: Context) -> pa.Table | None:
 
 
 def _inputs(context: Context) -> list[str]:
-    theirs = [record["fingerprint"] for name, record in before.previous(context).stages().items() if name == STAGE.name] if context.keeps else []
-    return [publish.STAGE.fingerprint(context), *theirs]
+    theirs = before.previous(context).fingerprint(STAGE.name) if context.keeps else None
+    return [publish.STAGE.fingerprint(context), *([] if theirs is None else [theirs])]
 
 
 STAGE = Stage(

@@ -156,8 +156,7 @@ def _why_another(context: Context, run: Run, source: Run) -> str | None:
     if told := ", ".join(changed(*(recorded(of.request()["config"]) for of in (context.run, run)))):
         return f"the settings are others than those of run {run.id}, which is published: {told}"
     for stage in encode.stages_of(context.run):
-        record = source.stage(stage.name)
-        if record is None or record["fingerprint"] != stage.fingerprint(context):
+        if source.fingerprint(stage.name) != stage.fingerprint(context):
             return f"the encoder, or its checkpoint, is another than that of run {run.id}, which is published"
     ours, theirs = _files_and_versions(context.run), _files_and_versions(run)
     if others := [name for name, what in ours.items() if what != theirs.get(name, what)]:

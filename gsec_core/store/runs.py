@@ -106,6 +106,11 @@ class Run:
         except FileNotFoundError:
             return None
 
+    def fingerprint(self, stage: str) -> str | None:
+        """The fingerprint of a stage that has begun, or None."""
+        record = self.stage(stage)
+        return None if record is None else str(record["fingerprint"])
+
     def place(self, record: Mapping[str, Any]) -> Corpus:
         """The corpus that holds the tables of a record of `begin_stage`: the run's own, or the one of the shared tables."""
         return Corpus(self.files, SHARED if record.get("shared") else self.request()["corpus"])
@@ -123,12 +128,12 @@ class Run:
                 raise Refused(
                     f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit again with --redo train."
                 )
-            older = " An older gsec made it: the same gsec run again makes one with this stage."
+            hint = " An older gsec made it: the same gsec run again makes one with this stage."
             if request.get("of_run"):
-                older = ""
+                hint = ""
             elif request["config"]["clusters"] == AUTO:
-                older = " It finds the number of clusters for another run: name that run, or give the number."
-            raise Refused(f"run {self.id} has no stage {stage}; it has {', '.join(stages)}.{older}")
+                hint = " It finds the number of clusters for another run: name that run, or give the number."
+            raise Refused(f"run {self.id} has no stage {stage}; it has {', '.join(stages)}.{hint}")
 
     def shards_done(self, stage: str) -> tuple[int, int]:
         """How many shards of a stage exist and how many are planned; (0, 0) if it has not begun. Reads only directory listings."""
