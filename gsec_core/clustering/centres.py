@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
+from gsec_core.clustering.kmeans import row_blocks, unit_rows
 
 
 class Centres(NamedTuple):
@@ -46,9 +46,8 @@ class Centres(NamedTuple):
 def distances(X: NDArray[Any], labels: NDArray[np.integer[Any]], directions: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 - cosine of each row of ``X`` (n, d) to the centre of its cluster, (n,)."""
     found = np.empty(len(X), np.float32)
-    for start in range(0, len(X), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        found[block] = 1 - np.einsum("ij,ij->i", unit_rows(X[block]), directions[labels[block]])
+    for rows in row_blocks(len(X)):
+        found[rows] = 1 - np.einsum("ij,ij->i", unit_rows(X[rows]), directions[labels[rows]])
     return found
 
 
@@ -62,8 +61,8 @@ def _without_itself(distance: NDArray[np.float32], length: NDArray[np.floating[A
 def cluster_sums(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int) -> NDArray[np.float64]:
     """The sum of the unit vectors of each cluster's images, (n_clusters, d)."""
     sums = np.zeros((n_clusters, X.shape[1]), np.float64)
-    for start in range(0, len(X), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        member = csr_array((np.ones(len(labels[block])), (labels[block], np.arange(len(labels[block])))), shape=(n_clusters, len(labels[block])))
-        sums += member @ unit_rows(X[block])
+    for rows in row_blocks(len(X)):
+        cluster = labels[rows]
+        member = csr_array((np.ones(len(cluster)), (cluster, np.arange(len(cluster)))), shape=(n_clusters, len(cluster)))
+        sums += member @ unit_rows(X[rows])
     return sums

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows
+from gsec_core.clustering.kmeans import row_blocks, sample_rows
 from gsec_core.devices import in_threads, threads_of_torch
 
 CLIP = 10.0
@@ -72,11 +72,11 @@ def project(X: NDArray[Any], half: Half) -> Iterator[NDArray[np.float32]]:
     mean, scale = torch.from_numpy(half.mean), torch.from_numpy(half.scale)
     basis = None if half.basis is None else torch.from_numpy(half.basis)
 
-    def scaled(start: int) -> NDArray[np.float32]:
-        centred = _block(X, start) - mean
+    def scaled(rows: slice) -> NDArray[np.float32]:
+        centred = _block(X, rows) - mean
         return (centred.div_(scale).clip_(-CLIP, CLIP) if basis is None else (centred @ basis).div_(scale)).numpy()
 
-    return in_threads(scaled, range(0, len(X), BLOCK_ROWS))
+    return in_threads(scaled, row_blocks(len(X)))
 
 
 class Features:
@@ -154,8 +154,8 @@ def _total(parts: Iterator[Tensor]) -> Tensor:
 
 def _blocks(X: NDArray[Any]) -> Iterator[Tensor]:
     """Rows as new float32 tensors."""
-    return (_block(X, start) for start in range(0, len(X), BLOCK_ROWS))
+    return (_block(X, rows) for rows in row_blocks(len(X)))
 
 
-def _block(X: NDArray[Any], start: int) -> Tensor:
-    return torch.from_numpy(np.array(X[start : start + BLOCK_ROWS], np.float32))
+def _block(X: NDArray[Any], rows: slice) -> Tensor:
+    return torch.from_numpy(np.array(X[rows], np.float32))

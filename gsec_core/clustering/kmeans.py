@@ -15,6 +15,12 @@ from gsec_core.devices import thread_count
 BLOCK_ROWS = 16_384
 """Number of rows whose copies, or similarities to all centres, are in memory at once."""
 
+
+def row_blocks(stop: int, start: int = 0) -> Iterator[slice]:
+    """The rows from ``start`` to ``stop`` in blocks of `BLOCK_ROWS`."""
+    return (slice(first, min(first + BLOCK_ROWS, stop)) for first in range(start, stop, BLOCK_ROWS))
+
+
 _SAMPLE_ROWS = 65_536
 
 _NEXT_START = 15_486_557
@@ -172,8 +178,8 @@ def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:
 
 def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     """Cosines of the rows of ``X`` (n, d) to unit ``centres`` (k, d), block by block: (rows, k)."""
-    for start in range(0, len(X), BLOCK_ROWS):
-        yield unit_rows(X[start : start + BLOCK_ROWS]) @ centres.T
+    for rows in row_blocks(len(X)):
+        yield unit_rows(X[rows]) @ centres.T
 
 
 def unit_rows(X: NDArray[Any]) -> NDArray[np.float32]:

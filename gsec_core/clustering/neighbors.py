@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS, sample_rows, unit_rows
+from gsec_core.clustering.kmeans import row_blocks, sample_rows, unit_rows
 from gsec_core.devices import thread_count
 
 N_NEIGHBORS = 3
@@ -87,7 +87,7 @@ class NeighborIndex:
             return
         with threadpool_limits(self._threads):
             self._index = self._approximate() if n >= EXACT_ROWS else self._exact()
-            for block in self._blocks():
+            for block in row_blocks(self._n):
                 self._index.add(self._unit(block))
         self.recall = self._tune_probes() if n >= EXACT_ROWS else None
 
@@ -104,9 +104,8 @@ class NeighborIndex:
         _check_count(self._n, k)
         found = np.empty((stop - start, k), np.int32)
         with threadpool_limits(self._threads):
-            for first in range(start, stop, BLOCK_ROWS):
-                numbers = np.arange(first, min(first + BLOCK_ROWS, stop))
-                found[numbers - start] = self._search(self._unit(slice(first, numbers[-1] + 1)), numbers, k)
+            for block in row_blocks(stop, start):
+                found[block.start - start : block.stop - start] = self._search(self._unit(block), np.arange(block.start, block.stop), k)
         return found
 
     def _search(self, queries: NDArray[np.float32], numbers: NDArray[np.int64], k: int) -> NDArray[np.int64]:
@@ -139,7 +138,7 @@ class NeighborIndex:
             found = np.hstack([self._probed(lists, queries, numbers, k) for lists in _PROBED_LISTS])
             similar = np.full(found.shape, -np.inf, np.float32)
             nearest = np.full((len(numbers), k), -np.inf, np.float32)
-            for block in self._blocks():
+            for block in row_blocks(self._n):
                 cosines = queries @ self._unit(block).T
                 here = (block.start <= found) & (found < block.stop)
                 similar[here] = np.take_along_axis(cosines, np.where(here, found - block.start, 0), 1)[here]
@@ -162,16 +161,13 @@ class NeighborIndex:
     def _unit_at(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Unit vectors of the rows ``numbers``, which must ascend."""
         picked = np.empty((len(numbers), self._width), np.float32)
-        for block in self._blocks():
+        for block in row_blocks(self._n):
             here = slice(*np.searchsorted(numbers, [block.start, block.stop]))
             picked[here] = self._unit(block)[numbers[here] - block.start]
         return picked
 
     def _unit(self, block: slice) -> NDArray[np.float32]:
         return unit_rows(self._rows(block))
-
-    def _blocks(self) -> list[slice]:
-        return [slice(start, min(start + BLOCK_ROWS, self._n)) for start in range(0, self._n, BLOCK_ROWS)]
 
 
 def neighbors_of(rows: Callable[[Any], NDArray[Any]], n: int, numbers: NDArray[np.int64], k: int, *, n_threads: int = 0) -> NDArray[np.int64]:
@@ -184,7 +180,7 @@ def neighbors_of(rows: Callable[[Any], NDArray[Any]], n: int, numbers: NDArray[n
     from faiss.contrib.exhaustive_search import knn_ground_truth
 
     _check_count(n, k)
-    blocks = (unit_rows(rows(slice(start, min(start + BLOCK_ROWS, n)))) for start in range(0, n, BLOCK_ROWS))
+    blocks = (unit_rows(rows(block)) for block in row_blocks(n))
     with threadpool_limits(thread_count(n_threads)):
         _, found = knn_ground_truth(unit_rows(rows(numbers)), blocks, k + 1, faiss.METRIC_INNER_PRODUCT, ngpu=0)  # type: ignore[no-untyped-call]
     return _without_itself(found, numbers)

@@ -1,6 +1,6 @@
 """Posteriors of all rows, of which the largest are kept, and their smoothing over neighbours."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS
+from gsec_core.clustering.kmeans import row_blocks
 from gsec_core.devices import in_threads
 
 MOST_KEPT = 32
@@ -75,7 +75,7 @@ class Posteriors:
 
         P becomes (1 - `STAY`) P, plus `STAY` on the previous cluster, so that another posterior must be larger by STAY / (1 - STAY).
         """
-        for rows in blocks(len(self.values)):
+        for rows in row_blocks(len(self.values)):
             had = np.flatnonzero(before[rows] >= 0)
             values = self.block(rows)
             values[had] *= np.float32(1 - STAY)
@@ -87,7 +87,7 @@ class Posteriors:
         """In place, replace P by P^(1 / ``temperature``), scaled to sum 1 in each row."""
         if temperature == 1:
             return self
-        for rows in blocks(len(self.values)):
+        for rows in row_blocks(len(self.values)):
             values = np.array(self.values[rows])
             values = (values / values.max(1, keepdims=True)) ** np.float32(1 / temperature)
             self.values[rows] = values / values.sum(1, keepdims=True)
@@ -95,7 +95,7 @@ class Posteriors:
 
     def renamed(self, names: NDArray[np.int32]) -> "Posteriors":
         """In place, renumber cluster c as ``names[c]``."""
-        for rows in blocks(len(self.values)):
+        for rows in row_blocks(len(self.values)):
             clusters = names[self.clusters[rows]]
             order = np.argsort(clusters, axis=1)
             self.clusters[rows] = np.take_along_axis(clusters, order, 1)
@@ -133,8 +133,3 @@ def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weigh
             pass
         posteriors = smoother
     return posteriors
-
-
-def blocks(n: int) -> Iterable[slice]:
-    """Slices of ``n`` rows whose dense posteriors fit into memory at once."""
-    return (slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS))

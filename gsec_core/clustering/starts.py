@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import BLOCK_ROWS, one_start, sample_rows, sample_size, side_by_side
+from gsec_core.clustering.kmeans import one_start, row_blocks, sample_rows, sample_size, side_by_side
 
 MAX_ITER, MAX_ITER_OF_MANY = 50, 10
 """Iterations of k-means, and those for more than `MANY_CLUSTERS`, where training moves the centres further than more iterations would."""
@@ -63,7 +63,7 @@ def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: in
     """The softened form, see `kmeans_starts`, of ``centres`` (n_clusters, d) that k-means found in ``sample`` (n, d)."""
     n_clusters = len(centres)
     # By blocks: for many clusters all logits would take far more memory than the sample.
-    labels = [_linear(sample[start : start + BLOCK_ROWS], centres).argmax(1) for start in range(0, len(sample), BLOCK_ROWS)]
+    labels = [_linear(sample[rows], centres).argmax(1) for rows in row_blocks(len(sample))]
     sizes = np.bincount(np.concatenate(labels), minlength=n_clusters) / len(sample)
     hardness = _hardness(torch.from_numpy(_linear(sample[sample_rows(len(sample), _PROBE_ROWS, seed)], centres)))
     squares = np.square(centres).sum(1)

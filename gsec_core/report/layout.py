@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
+from gsec_core.clustering.kmeans import row_blocks, unit_rows
 
 MOST = 5_000
 """Largest number of images in a report."""
@@ -100,15 +100,14 @@ def beside(X: NDArray[Any], landmarks: NDArray[np.float32], points: NDArray[np.f
     between = KDTree(points).query(points, k=np.arange(2, 5))[0]
     spread = np.where(np.isfinite(between), between, _MOST_SPREAD).mean(1).clip(_LEAST_SPREAD, _MOST_SPREAD)
     placed = np.empty((len(X), 2), np.float32)
-    for start in range(0, len(X), BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, len(X))
-        similar, nearest = faiss.knn(unit_rows(X[start:stop]), landmarks, count, metric=faiss.METRIC_INNER_PRODUCT)
+    for rows in row_blocks(len(X)):
+        similar, nearest = faiss.knn(unit_rows(X[rows]), landmarks, count, metric=faiss.METRIC_INNER_PRODUCT)
         chord = np.sqrt(np.maximum(2 - 2 * similar, 1e-6))
         near = points[nearest]
         weights = np.square(chord[:, -1:] * 1.001 / chord - 1) * (np.linalg.norm(near - near[:, :1], axis=2) <= _ONE_ISLAND)
         weights[:, 0] += 1e-6
         mean = (near * weights[:, :, None]).sum(1) / weights.sum(1)[:, None]
-        placed[start:stop] = mean + noise[start:stop] * spread[nearest[:, 0], None]
+        placed[rows] = mean + noise[rows] * spread[nearest[:, 0], None]
     reflected: NDArray[np.float32] = 1 - np.abs(1 - np.abs(placed))  # reflected at the borders: clipping alone would put them all on the border
     return reflected.clip(0, 1)
 

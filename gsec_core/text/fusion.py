@@ -15,7 +15,7 @@ from scipy.linalg import solve
 from scipy.sparse import csr_array
 from sklearn.model_selection import KFold
 
-from gsec_core.clustering.kmeans import BLOCK_ROWS, unit_rows
+from gsec_core.clustering.kmeans import row_blocks, unit_rows
 
 PENALTY = 1.0
 """Penalty of ridge regression, for unit vectors as rows."""
@@ -58,12 +58,12 @@ class Ridge:
 
     def counterparts(self, X: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
         """Counterparts of the rows of ``X`` (n, d), block by block: unit vectors (rows, dt)."""
-        for start in range(0, len(X), BLOCK_ROWS):
-            yield unit_rows(unit_rows(X[start : start + BLOCK_ROWS] - self.mean) @ self.weights)
+        for rows in row_blocks(len(X)):
+            yield unit_rows(unit_rows(X[rows] - self.mean) @ self.weights)
 
 
 def _mean(X: NDArray[Any]) -> NDArray[np.float32]:
-    total = sum(X[start : start + BLOCK_ROWS].sum(0, dtype=np.float64) for start in range(0, len(X), BLOCK_ROWS))
+    total = sum(X[rows].sum(0, dtype=np.float64) for rows in row_blocks(len(X)))
     mean: NDArray[np.float32] = (total / len(X)).astype(np.float32)
     return mean
 

@@ -4,7 +4,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from gsec_core.clustering import neighbors
+from gsec_core.clustering import kmeans, neighbors
 from gsec_core.clustering.neighbors import Built, NeighborIndex, neighbor_count, neighbors_of
 
 
@@ -25,7 +25,7 @@ def true_neighbors(X: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(kmeans, "BLOCK_ROWS", 300)
 
 
 @pytest.mark.usefixtures("small_blocks")

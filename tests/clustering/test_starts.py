@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gsec_core.clustering import starts
+from gsec_core.clustering import kmeans
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.starts import ENTROPY, kmeans_starts
 
@@ -32,7 +32,7 @@ def test_a_start_labels_by_the_nearest_centre_and_has_the_sizes_of_clusters() ->
 
 def test_a_start_does_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     [whole] = kmeans_starts(blobs(), 3, [0])
-    monkeypatch.setattr(starts, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(kmeans, "BLOCK_ROWS", 7)
     [by_blocks] = kmeans_starts(blobs(), 3, [0])
     assert torch.equal(by_blocks.sizes, whole.sizes)
     assert torch.equal(by_blocks.weight, whole.weight)
