@@ -134,6 +134,8 @@ def stage(
 
     if plan or export_batch or import_batch:
         return commands.describe_offline(settings, run, export_batch, import_batch, _out(as_json))
+    if name == "ingest":
+        return commands.run_ingest(settings, run, redo, _out(as_json))
     return commands.run_one_stage(name, settings, run, redo, _out(as_json), retry_failed)
 
 

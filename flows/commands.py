@@ -70,34 +70,36 @@ JSON_KEYS = (
 )
 
 
-def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
-    """Do what is missing of one stage, in the run ``run_id`` or in the run that ``config`` requests. Returns the exit code."""
-    held = False
-    if name == "ingest":
-        of_run = counting = None
-        if run_id is not None:
-            found = Store.open(config.store).run(run_id)
-            config, of_run, counting = with_runtime(found.asked(), config), found.request().get("of_run"), found.request().get("counting")
-        pipeline.check_redo([name] if redo else [], config)
-        with _watched():
-            from flows.ingest import ingest
+def run_ingest(config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None) -> int:
+    """List the images of the source in ``config``, or of the run ``run_id``. Returns the exit code."""
+    of_run = counting = None
+    if run_id is not None:
+        found = Store.open(config.store).run(run_id)
+        config, of_run, counting = with_runtime(found.asked(), config), found.request().get("of_run"), found.request().get("counting")
+    pipeline.check_redo(["ingest"] if redo else [], config)
+    with _watched():
+        from flows.ingest import ingest
 
-            made, counts = ingest(config, [], of_run, counting)
-        result: dict[str, Any] = {"run_id": made, **counts}
-    else:
-        with _damage_set_aside(config):
-            found, failed = pipeline.run_for_stage(name, config, run_id, redo, retry_failed)
-        if retry_failed and not failed:
-            terminal.err.print("no description failed: there is nothing to ask again.")
-        sums = _stage_flow(with_runtime(found.config(), config), found, name)
-        if not sums["shards"]:
-            terminal.err.print(f"{name}: nothing of it is missing.")
-        result = {"run_id": found.id, **sums}
-        if name == report.STAGE.name:  # the last one
-            held = _publish(base.Context.of(found, config))
-    terminal.err.print(f"run {result['run_id']}")
+        made, counts = ingest(config, [], of_run, counting)
+    terminal.err.print(f"run {made}")
     if as_json:
-        as_json(result)
+        as_json({"run_id": made, **counts})
+    return DONE
+
+
+def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
+    """Do what is missing of a stage after ingest, in the run ``run_id`` or in the run that ``config`` requests. Returns the exit code."""
+    with _damage_set_aside(config):
+        found, failed = pipeline.run_for_stage(name, config, run_id, redo, retry_failed)
+    if retry_failed and not failed:
+        terminal.err.print("no description failed: there is nothing to ask again.")
+    sums = _stage_flow(with_runtime(found.config(), config), found, name)
+    if not sums["shards"]:
+        terminal.err.print(f"{name}: nothing of it is missing.")
+    held = name == report.STAGE.name and _publish(base.Context.of(found, config))  # report is the last stage
+    terminal.err.print(f"run {found.id}")
+    if as_json:
+        as_json({"run_id": found.id, **sums})
     return HELD if held else DONE
 
 
