@@ -194,9 +194,9 @@ def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str],
         if not live_shards <= embeddings.names():
             continue  # some image is not encoded yet, and may have the same bytes as a deleted one
         names = sorted(thumbnails.names() & embeddings.names() & listed)
-        hashes = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names]) if names else None
-        if hashes is None:
+        if not names:
             continue
+        hashes = pa.concat_tables(_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names)
         alive = hashes.join(live, ["image_id", "shard"], join_type="inner")["content_hash"]
         doomed = hashes.filter(pc.invert(pc.is_in(hashes["content_hash"], alive)))
         for name in sorted(set(doomed["shard"].to_pylist())):
