@@ -108,9 +108,8 @@ def _sheet(images: Sequence[Image.Image | None], tile: int) -> tuple[str, list[t
     for place, image in enumerate(images):
         if image:
             corner = tile * (place % _COLUMNS), tile * (place // _COLUMNS)
-            sheet.paste(
-                image.resize((1, 1)).resize((tile, tile)), corner
-            )  # fill the tile with the mean colour: a different background would show at the picture's edge
+            # Fill the tile with the mean colour: a different background would show at the picture's edge.
+            sheet.paste(image.resize((1, 1)).resize((tile, tile)), corner)
             sheet.paste(image, corner)
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=75)

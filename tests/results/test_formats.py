@@ -52,9 +52,8 @@ def curated(place: tuple[Path, Context]) -> Iterator[tuple[Path, Context]]:
     context = place[1]
     add(context, "rename", who="ann", key=0, text="discs")
     add(context, "hide", who="ann", key=2)
-    log_of(context).append(
-        lambda _: Act("rename", "ann", "2026-01-01T00:00:00+00:00", key=1, text="discs")
-    )  # as if it had been logged while there was no cluster 0, since equal names are refused
+    # As if it had been logged while there was no cluster 0, since equal names are refused.
+    log_of(context).append(lambda _: Act("rename", "ann", "2026-01-01T00:00:00+00:00", key=1, text="discs"))
     shown = Frames(context).shown
     add(context, "hide", who="ann", images=[shown["image_id"][0].hex()])
     log = Path(context.run.files.url) / "curation"

@@ -80,9 +80,8 @@ def test_the_output_of_each_stage_is_the_recorded_output_of_its_version(tmp_path
 
 def _representatives(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
     rows = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()
-    nearest = sorted(
-        (row["prototype"], round(row["distance"], 4), uris[row["image_id"]]) for row in rows
-    )  # sorted, because two images are equally far from their centre
+    # Sorted, because two images are equally far from their centre.
+    nearest = sorted((row["prototype"], round(row["distance"], 4), uris[row["image_id"]]) for row in rows)
     return [[prototype, row["band"], uri, distance] for row, (prototype, distance, uri) in zip(rows, nearest, strict=True)]
 
 

@@ -134,9 +134,8 @@ class Spaces(NonlinearModels):
         n_spaces = len(self.members[0]["bias"])
         weights, bias = np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
         for member, permutation in zip(self.members, permutations, strict=True):
-            weights[permutation] += member["weights"] / np.float32(
-                len(self) * n_spaces**0.5
-            )  # rows of the joined features are shorter by this factor in each half
+            # Rows of the joined features are shorter in each half, by the square root.
+            weights[permutation] += member["weights"] / np.float32(len(self) * n_spaces**0.5)
             bias[permutation] += member["bias"].mean(0) / np.float32(len(self))
         return weights, bias
 
