@@ -49,8 +49,8 @@ def test_every_link_leads_to_an_existing_file_and_heading(page: Path) -> None:
 
 
 def test_every_page_that_the_code_mentions_exists() -> None:
-    rooms = [ROOT / room for room in ("gsec_core", "tasks", "flows", "deployments", "benchmarks")]
-    code = [path for room in rooms for path in room.rglob("*") if path.suffix in (".py", ".toml", ".yaml", ".j2")]
+    packages = [ROOT / package for package in ("gsec_core", "tasks", "flows", "deployments", "benchmarks")]
+    code = [path for package in packages for path in package.rglob("*") if path.suffix in (".py", ".toml", ".yaml", ".j2")]
     named = {name for path in code for name in re.findall(r"docs/[a-z/-]+\.(?:md|svg|png|toml)", path.read_text())}
     assert len(named) > 2
     for name in named:
