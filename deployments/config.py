@@ -195,7 +195,7 @@ def server_environment(stack: StackConfig, environment: Mapping[str, str]) -> di
     if AUTH in environment and not environment[AUTH].partition(":")[2]:
         raise Refused(f"{AUTH}: there is no password in it. Set it to user:password, or unset it.")
     if AUTH not in environment and not is_loopback(stack.host):
-        raise Refused(f"host = {stack.host}: beyond this machine Prefect's server is started only with a password. Set {AUTH}=user:password.")
+        raise Refused(f"host = {stack.host}: if other machines can reach it, Prefect's server is started only with a password. Set {AUTH}=user:password.")
     url = stack.url()
     told = {
         "PREFECT_HOME": str(stack.home.absolute() / "prefect"),
@@ -258,8 +258,8 @@ def check_ray(environment: Mapping[str, str]) -> None:
         raise Refused("ray: it is not installed here. Install it with gsec: pip install 'gsec[ray]'.")
     if not environment.get(RAY_TOKEN):
         raise Refused(
-            f"ray: it runs what it is sent, and listens on all addresses of this machine, so it is started only with a token. Set "
-            f"{RAY_TOKEN}, as by: export {RAY_TOKEN}=$(ray get-auth-token --generate)."
+            f"ray: Ray runs any code that it is sent, and listens on all addresses of this machine, so it is started only with a token. Set "
+            f"{RAY_TOKEN}, for example with: export {RAY_TOKEN}=$(ray get-auth-token --generate)."
         )
 
 

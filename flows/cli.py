@@ -53,7 +53,7 @@ Text = Annotated[
     str | None,
     Parameter(
         name="--text",
-        help="Source of text: `captions`, `nouns`, `encoder` (no text, but the second encoder text.encoder) or `none`. "
+        help="Source of text: `captions`, `nouns`, `encoder` (a second encoder, text.encoder, in place of text) or `none`. "
         "Default: the first that `gsec methods` lists for the method.",
     ),
 ]
@@ -86,7 +86,7 @@ def run(
     config: ConfigFile = None,
     set_: Set = None,
     redo: Annotated[list[str] | None, Parameter(negative="", help="A stage to do again, with all stages that depend on it. May be repeated.")] = None,
-    retry_failed: Annotated[bool, Parameter(negative="", help="Ask again for the descriptions that failed, and for no others.")] = False,
+    retry_failed: Annotated[bool, Parameter(negative="", help="Request the failed descriptions again, and no others.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Cluster the images of a source. Every stage does only the work that is missing."""
@@ -107,7 +107,7 @@ def stage(
     set_: Set = None,
     redo: Annotated[bool, Parameter(negative="", help="Do the stage again, in a new run. The earlier run keeps its tables.")] = False,
     retry_failed: Annotated[
-        bool, Parameter(negative="", help="For stage describe: ask again for the descriptions that failed, and for no others, in a new run.")
+        bool, Parameter(negative="", help="For stage describe: request the failed descriptions again, and no others, in a new run.")
     ] = False,
     plan: Annotated[bool, Parameter(negative="", help="For stage describe: only estimate the calls and tokens that are left.")] = False,
     export_batch: Annotated[
@@ -118,11 +118,11 @@ def stage(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Do one stage, or what is missing of it, with the settings of a run or of a file."""
+    """Do the missing part of one stage, with the settings of a run or of a file."""
     instead = {"--redo": redo, "--retry-failed": retry_failed, "--plan": plan, "--export-batch": export_batch, "--import-batch": import_batch}
     given = [flag for flag, value in instead.items() if value]
     if len(given) > 1:
-        raise Refused(f"gsec stage: {' and '.join(given)} exclude each other. Give one of them.")
+        raise Refused(f"gsec stage: {' and '.join(given)} cannot be combined. Give only one of them.")
     if given and given != ["--redo"] and name != "describe":
         raise Refused(f"gsec stage {name} {given[0]}: only stage describe takes this option.")
     if (run is None) == (config is None):
@@ -237,7 +237,7 @@ def compare(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Compare runs on their common images: quality without labels, and how similar the runs are. The first run's encoder finds the neighbours for this."""
+    """Compare runs on their common images: quality without labels, and how similar the runs are. Neighbours are those by the first run's encoder."""
     from flows import reports
 
     return reports.compare(_config(store=store), runs, labels, column, to, _out(as_json))
@@ -266,7 +266,7 @@ def export(
 ) -> int:
     """Write the results of a run: assignments with names (Parquet, CSV), clusters (JSON, CSV), unusable images (CSV); or the format of another library."""
     if format_ != "tables" and (encoder or groups is not None):
-        raise Refused(f"{'--encoder' if encoder else '--groups'}: --format {format_} has no such part. Export it with --format tables.")
+        raise Refused(f"{'--encoder' if encoder else '--groups'}: --format {format_} does not include this. Use --format tables.")
     from flows import reports
 
     place = _config(store=store).store
@@ -281,7 +281,7 @@ def report(
     run: FinishedRun = None,
     to: Annotated[
         Path | None,
-        Parameter(help="Folder in which to write the report, made again from the run's tables. Default: only print where the report in the store is."),
+        Parameter(help="Folder in which to write the report, drawn again from the run's tables. Default: only print where the report is in the store."),
     ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
@@ -310,7 +310,8 @@ def serve(
         bool,
         Parameter(
             negative="",
-            help="Let users rename, merge and split clusters and move images. Needs a token; without one, gsec makes it if only this machine is served.",
+            help="Let users rename, merge and split clusters and move images. Needs a token; if GSEC_REPORTS_TOKEN is not set and only this machine is "
+            "served, gsec makes one.",
         ),
     ] = False,
 ) -> int:
@@ -336,7 +337,7 @@ def demo(
     if source is not None:
         return _run(_config(source=source, clusters=clusters, store=store), [], as_json)
     if clusters is not None:
-        raise Refused("--clusters: the demo's own photographs have a number of clusters; give it together with a SOURCE.")
+        raise Refused("--clusters: the number of clusters of the demo's own photographs is fixed. Give --clusters together with a SOURCE.")
     images = demonstration.make_photographs(directory / "images")
     terminal.err.print(f"{demonstration.CLUSTERS * demonstration.CROPS} crops of {demonstration.CLUSTERS} photographs are in {images}")
     settings = _config(source=str(images), clusters=demonstration.CLUSTERS, store=store)
@@ -359,7 +360,7 @@ def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: "Callable
 
 def _refuse_other_output(settings: PipelineConfig, command: str, remedy: str) -> None:
     if output_settings(settings) != output_settings(_config()):
-        raise Refused(f"{command}: the settings that change the output are the run's own. {remedy}")
+        raise Refused(f"{command}: settings that change the output are taken from the run. {remedy}")
 
 
 def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:

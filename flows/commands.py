@@ -92,10 +92,10 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
     with _damage_set_aside(config):
         found, failed = pipeline.run_for_stage(name, config, run_id, redo, retry_failed)
     if retry_failed and not failed:
-        terminal.err.print("no description failed: there is nothing to ask again.")
+        terminal.err.print("no description has failed: there is nothing to request again.")
     sums = _stage_flow(with_runtime(found.config(), config), found, name)
     if not sums["shards"]:
-        terminal.err.print(f"{name}: nothing of it is missing.")
+        terminal.err.print(f"stage {name}: nothing is missing.")
     held = name == report.STAGE.name and _publish(base.Context.of(found, config))  # report is the last stage
     terminal.err.print(f"run {found.id}")
     if as_json:
@@ -155,7 +155,7 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
 
 
 def _run_flow(config: PipelineConfig, redo: list[str], of_run: str | None) -> dict[str, Any]:
-    number = "as many clusters as they show" if config.clusters == AUTO else f"{config.n_clusters} clusters"
+    number = "as many clusters as gsec finds" if config.clusters == AUTO else f"{config.n_clusters} clusters"
     into = f"the clusters of run {of_run}" if of_run else number
     terminal.err.print(without_secrets(f"starting: the images of {config.source} into {into}, store {config.store}"))
     with _watched():
@@ -233,7 +233,7 @@ def _show_counts(context: base.Context) -> None:
     rows = count.load_counts(context).to_pylist()
     found = next(row["clusters"] for row in rows if row["suggested"])
     near = [row for row in rows if row["clusters"] <= 2 * found]
-    terminal.err.print(terminal.table(f"purity by number of clusters; {found} are separated and more are not", near))
+    terminal.err.print(terminal.table(f"purity by number of clusters; up to {found} clusters are separated, and not more", near))
 
 
 def _words(counts: dict[str, Any]) -> str:

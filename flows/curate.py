@@ -136,7 +136,7 @@ def log(*, where: Where | None = None) -> int:
 def in_words(act: "Act") -> str:
     """An act on one line, as a user would type it."""
     if act.unknown:
-        return f"{act.kind} (of a newer gsec)"
+        return f"{act.kind} (from a newer gsec)"
     words = [act.kind, *([str(act.key)] if act.key is not None else []), *([f'"{act.text}"'] if act.text is not None else [])]
     if act.kind == "split":
         return f"{' '.join(words)} {len(act.keys) + 1}, making {', '.join(map(str, act.keys))}"
@@ -181,7 +181,7 @@ def _published(store: Store, pipeline: str | None) -> str:
     if pipeline is None:
         names = store.publications.pipelines()
         if len(names) != 1:
-            said = f"it publishes {', '.join(names)}. Give one as --pipeline" if names else "nothing is published. Name a finished run by --run"
+            said = f"it publishes {', '.join(names)}. Give one as --pipeline" if names else "nothing is published. Name a finished run with --run"
             raise Refused(f"--store {store.url}: {said}.")
         [pipeline] = names
     newest = store.publications.newest(pipeline)

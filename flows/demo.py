@@ -67,4 +67,4 @@ def show_scores(context: Context) -> None:
     found = quality.with_labels(context, lambda uri, content_hash: uri.split("/")[0])
     rows = [{name: value for name, value in row.items() if name not in ("images", "unlabelled")} for row in found]
     terminal.err.print(terminal.table("against the photographs that the crops are of", rows))
-    terminal.err.print("This checks that everything works. It is no benchmark: crops of one photograph are easy to tell from another's.")
+    terminal.err.print("This checks that everything works. It is not a benchmark: crops of different photographs are easy to tell apart.")

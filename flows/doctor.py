@@ -133,7 +133,7 @@ def store(config: PipelineConfig) -> str:
     kept = opened.files.read(probe)
     opened.files.remove(probe)
     if (made, kept) != ((True, False), b"first"):
-        raise GsecError(f"--store {opened.url}: a file that was there could be written over, so that runs could damage each other. Choose another store.")
+        raise GsecError(f"--store {opened.url}: an existing file could be overwritten, so runs could damage each other. Choose another store.")
     return ", ".join(said)
 
 
@@ -151,7 +151,7 @@ def _acts(files: "Files") -> int:
         acts += len(found)
         newer = [str(act.number) for act in found if act.unknown]
         if newer:
-            wrong.append(f"pipeline {pipeline}: acts {', '.join(newer)} are of a newer gsec and do not count here. Upgrade this one.")
+            wrong.append(f"pipeline {pipeline}: acts {', '.join(newer)} come from a newer gsec and are ignored here. Upgrade gsec.")
     if wrong:
         raise GsecError(" ".join(wrong))
     return acts
@@ -197,8 +197,8 @@ def _encoder(config: PipelineConfig, stage: "Encoding", with_texts: bool) -> str
         length = float(np.linalg.norm(vector))
         if not abs(length - 1) < 1e-3:
             raise GsecError(
-                f"{stage.setting} = {json.dumps(name)}: a {what} becomes a vector of length {length:.3f} in place of 1. "
-                "Try encode.precision = fp32; if it is that, its weights are damaged."
+                f"{stage.setting} = {json.dumps(name)}: a {what} becomes a vector of length {length:.3f} instead of 1. "
+                "Try encode.precision = fp32; if it is fp32 already, the weights are damaged."
             )
     joint = f", {loaded.joint_dim} shared with text" if loaded.joint_dim else ""
     return f"{name} has {loaded.dim} dimensions{joint}"
@@ -210,7 +210,7 @@ def captioner(config: PipelineConfig) -> str:
 
     loaded = load_captioner(config.describe, device=config.encode.device, threads=config.threads)
     loaded.check()
-    return f"{config.describe.captioner} can be asked, {loaded.concurrency} images at once; sentences: {loaded.form}"
+    return f"{config.describe.captioner} can be used, images at once: {loaded.concurrency}, form of sentences: {loaded.form}"
 
 
 def namer(config: PipelineConfig) -> str:
@@ -218,7 +218,7 @@ def namer(config: PipelineConfig) -> str:
     from gsec_core.naming.namers import load_namer, namer_of
 
     load_namer(config).check()
-    return f"{namer_of(config)} can be asked"
+    return f"{namer_of(config)} can be used"
 
 
 def prefect() -> str:
@@ -251,5 +251,8 @@ def shards(config: PipelineConfig) -> str:
 
     damaged = state.verify(Store.open(config.store))
     if damaged:
-        raise GsecError(f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them again; for a captions log it asks first.")
+        raise GsecError(
+            f"{len(damaged)} damaged: {'; '.join(damaged)}. The next run of their corpus makes them again, except a captions log: to request its answers "
+            "again, set describe.accept_loss = true."
+        )
     return "every shard of every table is as it was written"

@@ -50,7 +50,7 @@ def orchestrator() -> Iterator[None]:
 
         url = PREFECT_API_URL.value()
     except Exception as error:  # noqa: BLE001 - Prefect reads its settings, which raises errors of pydantic, TOML and the disk
-        raise Refused(f"Prefect does not start: {_line(error)}. Correct that setting of its own: a variable PREFECT_..., or a file in PREFECT_HOME.") from None
+        raise Refused(f"Prefect does not start: {_line(error)}. Correct this Prefect setting: a variable PREFECT_..., or a file in PREFECT_HOME.") from None
     if url is not None:
         _check_server(url)
         yield
@@ -88,10 +88,10 @@ def _check_server(url: str) -> None:
         if error.response.status_code in (401, 403):
             remedy = "Set PREFECT_API_KEY or PREFECT_API_AUTH_STRING to what it takes."
         else:
-            remedy = "Give the address of Prefect's API on it; it mostly ends in /api."
+            remedy = "Give the address of Prefect's API there; it usually ends in /api."
         raise Refused(f"PREFECT_API_URL = {url}: the server answers {error.response.status_code}. {remedy}") from None
     except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise Refused(f"PREFECT_API_URL = {url}: what answers there is not Prefect's API ({_line(error)}). It mostly ends in /api.") from None
+        raise Refused(f"PREFECT_API_URL = {url}: what answers there is not Prefect's API ({_line(error)}). It usually ends in /api.") from None
 
 
 def _start() -> str:
@@ -100,7 +100,7 @@ def _start() -> str:
     from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 
     if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
-        raise Refused("PREFECT_API_URL is not set, and PREFECT_SERVER_EPHEMERAL_ENABLED = false forbids a temporary server. Set the one, or unset the other.")
+        raise Refused("PREFECT_API_URL is not set, and PREFECT_SERVER_EPHEMERAL_ENABLED = false forbids a temporary server. Set the first or unset the second.")
     server = SubprocessASGIServer()
     if server.running:
         return server.api_url
@@ -113,7 +113,7 @@ def _start() -> str:
         return server.api_url
     raise Refused(
         f"Prefect's temporary server does not start: {_fault(said)}. Its database is prefect.db in PREFECT_HOME, or at "
-        "PREFECT_API_DATABASE_CONNECTION_URL: if that is damaged, or of a newer Prefect, set PREFECT_HOME to another folder."
+        "PREFECT_API_DATABASE_CONNECTION_URL: if that is damaged, or from a newer Prefect, set PREFECT_HOME to another folder."
     )
 
 

@@ -61,7 +61,7 @@ def status(url: str, as_json: Json | None) -> int:
             terminal.out.print(f"    {run['error']}")
             continue
         terminal.out.print(f"    {run['corpus']}, generation {run['generation']}, {run['clusters']} clusters by {run['method']}, encoder {run['encoder']}")
-        terminal.out.print(f"    images: {images or '-'}; asked for at {terminal.minute(run['created'])}")
+        terminal.out.print(f"    images: {images or '-'}; requested at {terminal.minute(run['created'])}")
         terminal.out.print(f"    {done} of {len(run['stages'])} stages are done{''.join(begun)}")
         if run["decision"]:
             terminal.out.print(f"    model: {run['decision']}")
@@ -82,7 +82,7 @@ def methods(as_json: Json | None) -> int:
         as_json({"methods": rows})
     else:
         terminal.out.print(terminal.table("methods; the first text source is the default; `encoder`: a second encoder, no text", rows))
-        terminal.out.print("Several methods, separated by commas as in --method gsec,tac, have one consensus.")
+        terminal.out.print("Several methods, separated by commas as in --method gsec,tac, are combined into one consensus.")
     return 0
 
 
@@ -142,7 +142,7 @@ def _written(context: Context, to: Path, written: Mapping[str, int], then: str |
         terminal.out.print(then)
     if written.get(LOST):
         place = to / IMAGES if IMAGES in written else to
-        terminal.err.print(f"warning: {written[LOST]:,} images are no longer there as they were clustered, and not in {place}.")
+        terminal.err.print(f"warning: {written[LOST]:,} images are gone or have changed since they were clustered, and are not in {place}.")
     return 0
 
 

@@ -70,7 +70,7 @@ def _flow_of(stage: Stage) -> Flow[..., Any]:
             sums = facts["sums"] = run_stage(config, run_id, stage)
         return sums
 
-    run.__doc__ = f"""Do what is missing of stage {stage.name}. No other stage is done.
+    run.__doc__ = f"""Do the missing part of stage {stage.name}, and no other stage.
 
     Args:
         config: The settings. If you change one that changes the output, a new run is made, which does only the stages that depend on it.

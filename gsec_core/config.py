@@ -87,7 +87,7 @@ class DescribeConfig(Section):
 
     captioner: str = Field(
         "tagger",
-        description="What describes images: `tagger` (built in), `openai:MODEL` (on a server with OpenAI's API, such as vLLM), or `table:FILE:COLUMN` (your "
+        description="What describes images: `tagger` (built in), `openai:MODEL` (on an OpenAI-compatible server, such as vLLM), or `table:FILE:COLUMN` (your "
         "own descriptions).",
     )
     criterion: str | None = Field(
@@ -107,7 +107,7 @@ class DescribeConfig(Section):
         description="With `openai`: URL of the server, or of several servers, separated by commas, which share the work. If they need a key, set the "
         "environment variable GSEC_CAPTIONER_KEY.",
     )
-    concurrency: Annotated[int, RUNTIME] = Field(64, ge=1, le=1024, description="With `openai`: most requests at the same time to each server.")
+    concurrency: Annotated[int, RUNTIME] = Field(64, ge=1, le=1024, description="With `openai`: largest number of requests at the same time to each server.")
     timeout: Annotated[float, RUNTIME] = Field(120, gt=0, le=3600, description="With `openai`: seconds without an answer after which a request counts as lost.")
     patience: Annotated[float, RUNTIME] = Field(
         300, ge=0, le=86_400, description="With `openai`: seconds to wait for a server that does not answer or is busy. Then the stage ends with an error."
@@ -120,7 +120,7 @@ class DescribeConfig(Section):
         0.5,
         ge=0,
         le=1,
-        description="Smallest share of the micro-clusters that have a description of at least one image. With fewer the stage ends with an error.",
+        description="Smallest share of the micro-clusters in which at least one image must have a description. With fewer, the stage ends with an error.",
     )
     accept_loss: Annotated[bool, RUNTIME] = Field(False, description="Continue even if a part of the captions log is damaged, and ask again for its answers.")
 
@@ -130,18 +130,18 @@ class FuseConfig(Section):
 
     counterpart: Literal["auto", "ridge", "softmax", "joint", "own"] = Field(
         "auto",
-        description="What is the text counterpart of an image. `ridge`: a description predicted from its embedding by ridge regression. `softmax`: the mean of "
-        "all descriptions, weighted by similarity to the image in the space shared with text, as in the paper. `joint`: the image's own embedding in that "
-        "space, without descriptions. `own`: the image's own description, or as `ridge` if it has none. `auto`: `softmax` with the preset `published`; "
-        "otherwise `joint` with `tagger`; otherwise `own` if all images are described; otherwise `ridge` or `softmax`, whichever predicts held-out "
-        "descriptions better.",
+        description="How the text counterpart of an image is made. `ridge`: a description predicted from its embedding by ridge regression. `softmax`: the mean"
+        " of all descriptions, weighted by similarity to the image in the space shared with text, as in the paper. `joint`: the image's own "
+        "embedding in that space, without descriptions. `own`: the image's own description, or as `ridge` if it has none. `auto`: `softmax` with "
+        "the preset `published`; otherwise `joint` with `tagger`; otherwise `own` if all images are described; otherwise `ridge` or `softmax`, "
+        "whichever predicts held-out descriptions better.",
     )
     text_weight: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Weight of the text half; the image half has the rest of 1. Default: .15 with `joint` or `tagger`; .5 with `own`; otherwise .15 to .5, the "
-        "more, the better held-out descriptions are predicted.",
+        description="Weight of the text half; the image half has the rest of 1. Default: .15 with `joint` or `tagger`; .5 with `own`; otherwise .15 to .5, "
+        "depending on how well held-out descriptions are predicted.",
     )
     tau: float = Field(0.005, gt=0, le=10, description="With `softmax`: temperature of the softmax that weights the descriptions.")
     max_lost_weight: float = Field(
@@ -215,7 +215,7 @@ class TrainConfig(Section):
     )
     grow: bool = Field(
         False,
-        description="Make a new cluster from new images that lie together where no old images are. Needs `train.refit = auto`. On with `clusters = auto`.",
+        description="Make a new cluster of each group of new images where there are no old images. Needs `train.refit = auto`. On with `clusters = auto`.",
     )
     device: Annotated[str, RUNTIME] = Field("auto", description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`.")
 
@@ -232,7 +232,7 @@ class PublishConfig(Section):
         0.25,
         ge=0,
         le=1,
-        description="Of the images that the published clustering has too, the largest share that may move to other clusters. If more move, the run warns, and "
+        description="Largest share of the images in common with the published clustering that may move to other clusters. If more move, the run warns, and "
         "is published automatically only if its settings differ from those of the published run.",
     )
 
@@ -291,7 +291,7 @@ class _PipelineConfig(Section):
         0,
         ge=0,
         le=1024,
-        description="Threads for computing. 0: one for each core that CPU affinity and quota allow. Only equal numbers of threads give equal labels.",
+        description="Threads for computing. 0: one for each core that CPU affinity and quota allow. Labels are the same only with the same number of threads.",
     )
     scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder for temporary files, such as the features for training. Default: the system's.")
     engine: Annotated[Literal["threads", "ray"], RUNTIME] = Field(
@@ -329,7 +329,7 @@ class _PipelineConfig(Section):
     def n_clusters(self) -> int:
         """The number of clusters. Raises Refused if it is still to be found."""
         if isinstance(self.clusters, str):
-            raise Refused("clusters = auto: this needs a number. gsec run with --clusters auto finds one; then give it here.")
+            raise Refused("clusters = auto: this command needs a number. Find one by gsec run with --clusters auto, then give it here.")
         return self.clusters
 
     @property
@@ -346,9 +346,9 @@ class _PipelineConfig(Section):
             there = " or ".join(f"`{text}`" for text in method.texts)
             raise Refused(f"text.source = {source}: method {method.name} cannot use it; give {there}, or leave it out.")
         if source == ENCODER and self.text.encoder is None:
-            raise Refused("text.source = encoder: say which is the second, with text.encoder; it takes what encode.encoder takes.")
+            raise Refused("text.source = encoder: name the second encoder with text.encoder, which takes the same values as encode.encoder.")
         if source != ENCODER and self.text.encoder is not None:
-            raise Refused(f"text.encoder = {self.text.encoder}: only with text.source = encoder is there a second, and it is {source}. Set both or neither.")
+            raise Refused(f"text.encoder = {self.text.encoder}: a second encoder needs text.source = encoder, and it is {source}. Set both or neither.")
         return source
 
     @property

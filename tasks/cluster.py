@@ -266,7 +266,7 @@ def _check_room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float])
         for kind, setting, unit in (("CPU", "ray.cpus", 1), ("GPU", "ray.gpus", 1), ("memory", "ray.memory", _GIB))
         if wanted[kind]
     ]
-    raise Refused(f"none of {len(nodes)} nodes of the Ray cluster has what a slice needs: {'; '.join(said)} on the largest. Ask for less, or add a node.")
+    raise Refused(f"none of {len(nodes)} nodes of the Ray cluster has what a slice needs: {'; '.join(said)} on the largest. Request less, or add a node.")
 
 
 def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:

@@ -53,12 +53,12 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("words", "there is no such vocabulary; there are `wordnet`, `imagenet` and `file:PATH`"),
         ("file:{here}/nowhere", "it cannot be read (No such file or directory). Give a text file"),
     ],
-    "text.encoder": [("foo", "only with text.source = encoder is there a second"), ("", "only with text.source = encoder is there a second")],
+    "text.encoder": [("foo", "a second encoder needs text.source = encoder"), ("", "a second encoder needs text.source = encoder")],
     "text.prompts": [("a photo", "has no place for the word; write one {} in it")],
     "method": [
         ("magic", "there is no such method; there are `gsec`, "),
         ("", "there is no such method"),
-        ("tac,tac", "Name each method once"),
+        ("tac,tac", "Give each method once"),
         ("gsec,zero-shot", "takes a name for each"),
     ],
     "source": [

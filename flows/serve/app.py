@@ -138,7 +138,7 @@ def _refusal(token: str | None, request: Request) -> Response | None:
         # Any page in a browser on this machine can send requests here. If its own host name resolved to this address, it could also read the answers.
         if is_loopback(_host(request.headers.get("host", "localhost"))):
             return _refusal_of_other_pages(request)
-        return PlainTextResponse(f"Without a token this server answers to 127.0.0.1, [::1] and localhost alone. Set {TOKEN}, or send such a Host.\n", 421)
+        return PlainTextResponse(f"Without a token this server answers only to 127.0.0.1, [::1] and localhost. Set {TOKEN}, or send such a Host.\n", 421)
     name, value = _cookie(token)
     if _has(token, request.headers.get("authorization", "")) or hmac.compare_digest(request.cookies.get(name, "").encode(), value.encode()):
         return _refusal_of_other_pages(request)

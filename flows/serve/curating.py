@@ -98,7 +98,7 @@ def in_words(act: ActRow, names: Mapping[int, str]) -> str:
         return f"cluster{'' if len(keys) == 1 else 's'} {', '.join(map(str, keys))}"
 
     if act.key is None and not act.image_count and act.undoes is None:
-        return f"{act.kind}, of a newer gsec"
+        return f"{act.kind}, from a newer gsec"
     about = f"{act.image_count:,} image{'' if act.image_count == 1 else 's'}" if act.image_count else cluster(act.key)
     match act.kind:
         case "rename":
@@ -108,7 +108,7 @@ def in_words(act: ActRow, names: Mapping[int, str]) -> str:
         case "merge":
             return f"Merged {clusters(act.keys)} into {cluster(act.key)}"
         case "split":
-            return f"Split {about}; {clusters(act.keys)} came of it"
+            return f"Split {about}, which added {clusters(act.keys)}"
         case "move":
             return f"Moved {about} to {cluster(act.key)}"
         case "undo":

@@ -101,5 +101,5 @@ class Listing:
 def number(name: str, text: str) -> int:
     """Parse a whole number from 0 on. Raises Refused for any other text."""
     if not (text.isascii() and text.isdigit() and len(text) <= _NUMBERS):
-        raise Refused(f"{name} = {text[:40]}: it is no number.")
+        raise Refused(f"{name} = {text[:40]}: it is not a number.")
     return int(text)

@@ -21,9 +21,9 @@ _SUMMED = {
     REJECTED: ("gsec_images_rejected", "Images found unusable, counted at every try"),
     MISSING: ("gsec_images_missing", "Images that could not be read, counted at every try"),
     "requests": ("gsec_caption_requests", "Requests to captioning servers that had a reply"),
-    "prompt_tokens": ("gsec_caption_prompt_tokens", "Tokens of prompts, as the servers count"),
-    "completion_tokens": ("gsec_caption_completion_tokens", "Tokens of replies, as the servers count"),
-    "reply_seconds": ("gsec_caption_reply_seconds", "Seconds that requests to captioning servers took, several of which may be at once"),
+    "prompt_tokens": ("gsec_caption_prompt_tokens", "Tokens of prompts, as the servers count them"),
+    "completion_tokens": ("gsec_caption_completion_tokens", "Tokens of replies, as the servers count them"),
+    "reply_seconds": ("gsec_caption_reply_seconds", "Seconds that requests to captioning servers took, summed even if they ran at the same time"),
 }
 """Fact in the sums of an attempt -> name and help of the metric that adds it up over all attempts."""
 
@@ -170,7 +170,7 @@ def _of_publications(published: Sequence[tuple[str, Publication]]) -> Iterator[M
     labels = ["store", "pipeline", "corpus"]
     at = GaugeMetricFamily("gsec_published_timestamp_seconds", "When the current publication was made.", labels=labels)
     number = CounterMetricFamily("gsec_publications", "Clusterings that were published.", labels=labels)
-    moved = GaugeMetricFamily("gsec_published_moved_ratio", "Of the images in common with the publication before, the share with another key.", labels=labels)
+    moved = GaugeMetricFamily("gsec_published_moved_ratio", "Share of the images in common with the previous publication that have another key.", labels=labels)
     for url, publication in published:
         of = [url, publication.pipeline, publication.corpus]
         at.add_metric(of, datetime.fromisoformat(publication.at).timestamp())

@@ -54,7 +54,7 @@ def token_of(environment: Mapping[str, str], host: str) -> str | None:
     if token is not None and token != token.strip():
         raise Refused(f"{TOKEN}: it begins or ends with white space, which no browser sends. Remove the white space.")
     if token is None and not is_loopback(host):
-        raise Refused(f"host = {host}: beyond this machine the reports are served only with a token. Set {TOKEN}, or leave host out.")
+        raise Refused(f"host = {host}: other machines are served only with a token. Set {TOKEN}, or leave host out.")
     return token
 
 

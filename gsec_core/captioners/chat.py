@@ -92,7 +92,7 @@ class Chat:
         if len(lost) == len(self._servers):
             raise Refused(f"{'; '.join(lost)}. Start the server, or correct the address.")
         for one in lost:
-            _log.warning("%s. gsec goes on without it.", one)
+            _log.warning("%s. gsec continues without it.", one)
 
     async def ask(self, content: Content, temperature: float, max_tokens: int) -> Reply:
         """Ask until there is an answer; where the server can, it enforces the probe's pattern.
@@ -125,7 +125,7 @@ class Chat:
                                 raise Declined(str(meant))
                             faults += 1
                             if faults == FAULTS:
-                                raise Declined(f"the server fails at this, though not at others: {meant}")
+                                raise Declined(f"the server fails at this request, but not at others: {meant}")
                             pause = next(wait)
                         case Kind.GONE | Kind.SILENT:
                             if meant.kind == Kind.GONE:
@@ -133,7 +133,7 @@ class Chat:
                             self._pool.slower(place)
                             losses += meant.sent
                             if meant.sent and alone:
-                                raise Declined(f"silent or gone {losses} times when this was asked, at last alone: {meant}")
+                                raise Declined(f"the server was silent or gone {losses} times during this request, finally when it was sent alone: {meant}")
                         case Kind.BROKEN_OFF:
                             breaks += 1
                             if breaks == BREAKS:

@@ -102,7 +102,7 @@ class Pool:
         self._last_loss = str(why)
         if place.gone_since is None:
             place.gone_since = time.monotonic()
-            _log.warning("%s: the server is lost: %s. gsec looks for it.", place.server.setting, why)
+            _log.warning("%s: the server is lost: %s. gsec waits for it.", place.server.setting, why)
             reviver = asyncio.create_task(self._revive(place))
             self._revivers.add(reviver)
             reviver.add_done_callback(self._revivers.discard)
@@ -114,7 +114,7 @@ class Pool:
                 if left is not None and left <= 0:
                     addresses = ",".join(place.server.url for place in self._places)
                     raise GsecError(
-                        f'describe.url = "{addresses}": no server answers, for describe.patience = {self._patience:g} s ({self._last_loss}). {KEPT}'
+                        f'describe.url = "{addresses}": no server has answered for describe.patience = {self._patience:g} s ({self._last_loss}). {KEPT}'
                     )
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):

@@ -172,7 +172,7 @@ def _outside(text: str) -> Answer:
     if is_refusal(text):
         return failed(f"the description is a refusal: {excerpt(text)}")
     if len(text) >= TOO_LONG:
-        return failed(f"the description has {len(text)} characters; those of {TOO_LONG} and more do not count")
+        return failed(f"the description has {len(text)} characters; descriptions of {TOO_LONG} or more are not used")
     return Answer(text, None, (), FREE)
 
 

@@ -103,17 +103,17 @@ def decide(old: Said, new: Said, n_new: int, growth: float, largest_group: float
         change = f"grew by {growth - 1:.0%}" if growth > 1 else f"shrank by {1 - growth:.0%}"
         return Decision(RENEWED, f"the collection {change} since its members were fitted", measures)
     if largest_group >= LEAST_GROUP:
-        return Decision(RENEWED, "new images lie together where no old ones are", measures)
+        return Decision(RENEWED, "new images form a group where there are no old images", measures)
     worse = [measure for measure in measures if measure.worse]
     if worse:
         return Decision(CONTINUED, f"of {n_new:,} new images " + "; ".join(map(_in_words, worse)), measures)
-    return Decision(KEPT, f"{n_new:,} new images fit as well as the old" if n_new else "no image is new", measures)
+    return Decision(KEPT, f"{n_new:,} new images fit as well as the old ones" if n_new else "no image is new", measures)
 
 
 def _in_words(measure: Measure) -> str:
     if measure.name == "outliers":
-        return f"{measure.now:.0%} are outliers ({measure.before:.0%} of the old)"
-    return f"{measure.name} is {measure.now:.2f} on average ({measure.before:.2f} of the old)"
+        return f"{measure.now:.0%} are outliers ({measure.before:.0%} of the old ones)"
+    return f"{measure.name} is {measure.now:.2f} on average ({measure.before:.2f} for the old ones)"
 
 
 def _measure(name: str, before: NDArray[Any], now: NDArray[Any], bound: float) -> Measure:

@@ -252,7 +252,7 @@ class Collection:
         """The image of a point, given its index in `map_points`. Raises Refused if there is no such point."""
         placed = np.flatnonzero(~np.isnan(self._points()[0]))
         if not 0 <= place < len(placed):
-            raise Refused(f"point {place}: the map has {len(placed):,}.")
+            raise Refused(f"point {place}: the map has {len(placed):,} points.")
         return self._rows(self._view(), placed[place : place + 1])[0]
 
     @property

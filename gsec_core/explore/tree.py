@@ -20,7 +20,7 @@ def tree(run: Run, clusters: Sequence[Made], groups: int | None) -> Tree:
         raise NotFound(f"run {run.id} has no tree of its clusters, because an older gsec made it. gsec run with --redo hierarchy makes one.") from None
     nodes = tuple(Node(**row) for row in table.to_pylist())
     if len(nodes) != len(clusters) - 1:
-        raise NotFound(f"run {run.id} has no tree of its clusters: of {len(clusters):,} none is made.")
+        raise NotFound(f"run {run.id} has no tree of its clusters: none is made of {len(clusters):,} clusters.")
     leaves = tuple((one.key, one.name, one.size) for one in clusters)
     return Tree(leaves, nodes, () if groups is None else _cut(clusters, nodes, groups))
 

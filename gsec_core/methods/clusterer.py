@@ -61,7 +61,7 @@ class Clusterer(Estimator):
     labels_ : int32 (n_samples,), cluster 0 is the largest, except after `fit` with ``before``
     member_labels_ : int32 (n_members, n_samples), aligned
     confidence_ : float32 (n_samples,), the label's mean aligned posterior, smoothed and calibrated: about the share of members that agree
-    margin_ : float32 (n_samples,), difference of that posterior to the second largest
+    margin_ : float32 (n_samples,), difference between that posterior and the second largest
     agreement_ : float32 (n_samples,), share of members that agree with the label
     member_agreement_ : float32 (n_members,), share of samples on which a member agrees with the labels
     members_ : list of `members.Member`
@@ -223,7 +223,7 @@ class Clusterer(Estimator):
 
     def _check_enough(self, n: int) -> None:
         if n < max(2, self.n_clusters):
-            raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {n}, and there must be at least as many, and two.")
+            raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {n} is too few. Give at least n_clusters samples, and at least two.")
 
     def _validated(self, X: ArrayLike, text: ArrayLike | None, *, reset: bool) -> Sequence[NDArray[Any]]:
         images: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, reset=reset)

@@ -86,9 +86,9 @@ def _curation(context: Context) -> tuple[Curated | None, tuple[str, ...]]:
     said = []
     if found.hidden.any() or any(one.curated or one.hidden for one in found.clusters):  # stars and undone acts do not change the report
         said.append(
-            f"Names and descriptions include curation up to act {found.last}; a different name of the model is shown below. "
-            "The clusters themselves, their images and their figures are the model's own: those that people merged have the name of the one that they "
-            "are part of, splits and moves are not drawn, and hidden images are in no gallery. What people said since this page was drawn is not in it."
+            f"Names and descriptions include curation up to act {found.last}; where the model's own name differs, it is shown below. "
+            "The clusters themselves, their images and their figures are the model's own: merged clusters are still shown one by one, under the name of "
+            "the cluster that they were merged into; splits and moves are not shown; hidden images are in no gallery. Later acts are not included."
         )
     if found.open:
         said.append(f"{len(found.open)} of {found.acts} acts cannot be applied to these clusters: gsec curate log shows which, and why.")
@@ -126,7 +126,7 @@ def _told(counts: Mapping[str, float]) -> str:
 
 def _question(config: DescribeConfig) -> str:
     if config.captioner.startswith("table:"):
-        return "whatever the table of descriptions answers"
+        return "none: the descriptions come from a table"
     if config.captioner.startswith("openai:"):
         return f"{prompt(config.criterion).partition('. ')[0]}."
     return "Which of ImageNet's thousand classes is it, and what are its colour, light and texture?"

@@ -172,7 +172,7 @@ class Frames:
                 f"--groups {groups}: run {run.id} has no tree of its clusters, because an older gsec made it. gsec run with --redo hierarchy makes one."
             ) from None
         if len(tree) != count - 1:
-            raise Refused(f"--groups {groups}: of {count} clusters there is no tree.")
+            raise Refused(f"--groups {groups}: there is no tree of {count} clusters.")
         merges = list(tree.select("left", "right").iter_rows())
         names = [*clusters["name"], *tree["name"]]
         found = sorted(hierarchy.cut(merges, count, groups).items(), key=lambda group: (-sum(clusters["size"][group[1]]), group[1]))

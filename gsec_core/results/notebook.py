@@ -49,22 +49,22 @@ _SMALL, _LARGE = 56, 96
 
 
 def open_run(store: str | os.PathLike[str] | None = None, run: str | None = None) -> "OpenRun":
-    """Open a finished run, found as the command line finds it.
+    """Open a finished run, to read its clusters, images and embeddings.
 
     Parameters
     ----------
     store : str or path, optional
-        The folder or fsspec URL that all tables are in. By default, as for every command, that of the environment variable ``GSEC_STORE``, or ``gsec-store``.
+        A folder or fsspec URL. By default, as for every command, the one in the environment variable ``GSEC_STORE``, or else ``gsec-store``.
     run : str, optional
         An id, the beginning of one, or ``published/PIPELINE`` for the run that this pipeline publishes. By default the newest finished run.
 
     Returns
     -------
     OpenRun
-        The run, with the clusters as people have curated them. The curation is read at the first access.
+        The run. If its clusters were curated, keys and names are the curated ones; the curation is read at the first access.
 
-    Settings that change no result, such as ``GSEC_SCRATCH`` and ``GSEC_ENCODE__WORKERS``, are read from the environment. Raises Refused if there is no such
-    run, or if it is not finished.
+    Settings that do not change the result, such as ``GSEC_SCRATCH`` and ``GSEC_ENCODE__WORKERS``, are read from the environment. Raises Refused if there
+    is no such run, or if it is not finished.
     """
     config = load_config(overrides={} if store is None else {"store": os.path.expanduser(os.fspath(store))})
     found = find_run(Store.open(config.store), run)
@@ -86,25 +86,25 @@ def _columns(*known: pa.Schema | Mapping[str, str]) -> Callable[[T], T]:
 
 
 _NAMED = {
-    "cluster_key": "what the cluster is called from run to run; if people have curated, the cluster that it is in by what they said",
-    "name": "of the cluster of this key; if people have curated, as they call it",
+    "cluster_key": "key of the cluster, which stays the same from run to run; after curation, if clusters were curated",
+    "name": "name of the cluster; after curation, if clusters were curated",
 }
 _CURATED_IMAGES = {
-    "hidden": "if people have curated: whether they have hidden the image, or its cluster",
-    "model_cluster_key, model_name": "if people have curated: the cluster that the model put it into",
+    "hidden": "only if clusters were curated: whether the image or its cluster is hidden",
+    "model_cluster_key, model_name": "only if clusters were curated: the model's own cluster of the image",
 }
 _CURATED_CLUSTERS = {
-    "hidden, starred": "if people have curated: whether they have hidden or starred it",
-    "curated": "if people have curated: whether its name, description or images are no longer the model's",
-    "merged": "if people have curated: keys of the clusters that are part of it",
-    "model_name, model_description, model_size": "if people have curated: what the model's cluster of this key is called and has; all measures are of that one",
+    "hidden, starred": "only if clusters were curated: whether the cluster is hidden or starred",
+    "curated": "only if clusters were curated: whether name, description or images differ from the model's",
+    "merged": "only if clusters were curated: keys of the clusters that were merged into it",
+    "model_name, model_description, model_size": "only if clusters were curated: the model's own cluster with this key, to which all measures refer",
 }
 
 
 class OpenRun:
     """A finished run. At the end of a notebook cell it is displayed as a table of its clusters, with pictures.
 
-    Frames are polars frames, read at the first access and kept. If people have curated the clusters, names and keys are theirs,
+    Tables are polars data frames, read at the first access and kept. If clusters were curated, names and keys are the curated ones,
     as in the files of `gsec export`. All raise BadShard if a table is damaged, Unreachable if the store does not answer.
 
     Attributes
@@ -154,7 +154,7 @@ class OpenRun:
         """One row for each image that has a copy or a near-copy, group by group. Raises Refused if the run has no such table."""
         found = self._frames.duplicates
         if found is None:
-            raise Refused(f"run {self.id} has no table {DUPLICATES_TABLE}: it assigns to the clusters of another, or an older gsec made it.")
+            raise Refused(f"run {self.id} has no table {DUPLICATES_TABLE}: it assigns images to the clusters of another run, or an older gsec made it.")
         return found
 
     @property
@@ -210,9 +210,9 @@ class OpenRun:
         try:
             data = fetch(self._source, ImageRef(*listed.select(ImageRef._fields).row(0)))
         except (MissingImage, RejectedImage) as error:
-            raise NotFound(f"{uri}: the source has it no more ({error}). run.thumbnails has a small picture of it.") from None
+            raise NotFound(f"{uri}: the source no longer has it ({error}). run.thumbnails has a thumbnail of it.") from None
         if content_hash(data) != row["content_hash"][0]:
-            raise NotFound(f"{uri}: the file has changed since it was clustered. run.thumbnails has a small picture of what it was.")
+            raise NotFound(f"{uri}: the file has changed since it was clustered. run.thumbnails has a thumbnail of the earlier image.")
         return data
 
     def open(self, uri: str) -> Image.Image:
@@ -265,7 +265,7 @@ class OpenRun:
         if isinstance(cluster, str):
             keys = clusters.filter(pl.col("name") == cluster)["cluster_key"].to_list()
             if len(keys) > 1:
-                raise Refused(f"cluster {cluster}: {len(keys)} clusters are called that. Give the key of one: {', '.join(map(str, keys))}.")
+                raise Refused(f"cluster {cluster}: {len(keys)} clusters have this name. Give the key of one: {', '.join(map(str, keys))}.")
             if not keys:
                 raise NotFound(f"cluster {cluster}: run {self.id} has no cluster of this name. run.clusters has all of them.")
             return int(keys[0])

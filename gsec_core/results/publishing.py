@@ -124,7 +124,7 @@ def _assignments(context: Context) -> str:
     return fingerprint
 
 
-_OTHER_NOW = "another run was published since this one was asked for, and its cluster keys are not continued here. The same gsec run again continues them."
+_OTHER_NOW = "another run was published after this one was requested, so this one does not continue its cluster keys. The same gsec run again continues them."
 
 
 def _obstacle(context: Context, newest: Publication | None) -> str | None:
@@ -132,7 +132,7 @@ def _obstacle(context: Context, newest: Publication | None) -> str | None:
     if context.run.request().get("previous") != (newest.previous if newest else None):
         return _OTHER_NOW
     if newest is not None and context.generation.number < newest.generation:
-        return f"it is of generation {context.generation.number}, and what is published of generation {newest.generation}."
+        return f"its generation is {context.generation.number}, and the published generation is {newest.generation}."
     return None
 
 

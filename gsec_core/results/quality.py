@@ -79,12 +79,12 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{consensus['purity']:.3f} against {kmeans['purity']:.3f})."
         )
     elif kmeans["ARI to consensus"] >= NEARLY_EQUAL:
-        said.append(f"The consensus is nearly the clustering of plain k-means (ARI {kmeans['ARI to consensus']:.3f}), and adds little to it.")
+        said.append(f"The consensus is nearly the same as plain k-means (ARI {kmeans['ARI to consensus']:.3f}), and adds little to it.")
     table = context.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["cluster", "stability"])
     unsure = [row["cluster"] for row in table.to_pylist() if row["stability"] is not None and row["stability"] < STABLE]
     if unsure:
         shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
-        said.append(f"Of {len(unsure)} of the {table.num_rows} clusters the members do not agree (stability below {STABLE}): {shown}.")
+        said.append(f"The members do not agree on {len(unsure)} of the {table.num_rows} clusters (stability below {STABLE}): {shown}.")
     return said + ([] if context.keeps else _of_pseudo_labels(context)) + enhance.remarks(context)
 
 

@@ -205,7 +205,7 @@ def _verify_pages(shards: Shards) -> list[str]:
     """Compare a report's pages with its table. If a page has changed, or the table was damaged, remove the report, so that the next run draws it again."""
     files, directory = shards.files, shards.directory
     drawn = {row["page"]: row["digest"] for name in shards.names() for row in shards.read(name).to_pylist()}
-    damaged = [f"{directory}/{page}: the page is not as it was drawn" for page, digest in drawn.items() if not _is(files, f"{directory}/{page}", digest)]
+    damaged = [f"{directory}/{page}: the page changed after it was drawn" for page, digest in drawn.items() if not _is(files, f"{directory}/{page}", digest)]
     if damaged or (not drawn and any(map(Shards.is_aside, files.files(directory)))):
         folders = [directory, *(f"{directory}/{name}" for name in files.directories(directory))]
         tables = [shards.path(name) for name in shards.names()]  # first, so that a killed verify leaves no table without its pages

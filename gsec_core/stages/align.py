@@ -95,7 +95,7 @@ def _labelled(context: Context, names: Sequence[str], progress: Progress) -> Ite
     try:
         load_ensemble(context.model)
     except FileNotFoundError as error:
-        why = f"the model of run {context.model.run.id}, which it keeps, is not complete any more ({error})"
+        why = f"the model of run {context.model.run.id}, which it keeps, is no longer complete ({error})"
         raise GsecError(f"run {context.run.id}: {why}. Decide again: the same gsec run with --redo refit.") from None
     had = before.assigned_before(context, ["cluster", "confidence", "margin", "agreement", "outlier"])
     for part in parts(context, names):

@@ -47,8 +47,8 @@ def counted(context: Context) -> int:
     if pure and pure[-1] is rows[-1]:
         why = f"clusters are separated up to {rows[-1]['clusters']}, the most that {usable(context).rows.num_rows} images allow, and there may be more"
     else:
-        why = "no number stands out, purity falls gradually as there are more clusters"
-    raise Refused(f"clusters = auto: the images do not show how many there are: {why} (purity, mean / low: {shown}). Give a number with --clusters.")
+        why = "no number stands out, because purity falls gradually with more clusters"
+    raise Refused(f"clusters = auto: the images do not show how many clusters there are: {why} (purity, mean / low: {shown}). Give a number with --clusters.")
 
 
 STAGE = Stage(

@@ -364,7 +364,7 @@ def _check_restored(stage: Encoding, builder: _Builder, rows: Sequence[Prepared]
     if gone:
         raise GsecError(
             f"{stage.name}: shard {builder.name} was damaged and {gone} of its images can no longer be read, so it cannot be restored completely. Run "
-            "gsec on the source again, so that it notices them, or go on without them with --set encode.accept_loss=true."
+            "gsec on the source again, so that it notices them, or continue without them: --set encode.accept_loss=true."
         )
 
 

@@ -177,14 +177,14 @@ def remarks(context: Context) -> list[str]:
     learnt = f"The encoder has learnt from the clusters, and its labels now agree with them on {share:.1%} of the images"
     if dead:
         said = [
-            f"{learnt}, but of {len(dead)} of the {table.num_rows} clusters it has left less than a tenth: {', '.join(map(str, dead[:20]))}"
-            f"{', ...' if len(dead) > 20 else ''}. The clusters here are those of before, and the encoder cannot be exported."
+            f"{learnt}, but {len(dead)} of the {table.num_rows} clusters keep less than a tenth of their images: {', '.join(map(str, dead[:20]))}"
+            f"{', ...' if len(dead) > 20 else ''}. The run's clusters are unchanged, and the encoder cannot be exported."
         ]
     else:
         export = f"gsec export --encoder --run {context.run.id} --to FOLDER"
         said = [f"{learnt}. To cluster with it: {export}, then gsec run with --encoder open_clip:local-dir:FOLDER/encoder"]
     if lost:
-        said.append(f"{lost} images were gone or had changed when the encoder should learn from them, and were left out.")
+        said.append(f"{lost} images were gone or had changed when the encoder was trained on the clusters, and were left out.")
     return said
 
 
@@ -195,7 +195,9 @@ def write_encoder(context: Context, folder: Path) -> None:
         can = " or ".join(f"--method {method.name} --set {method.name}.{method.enhanced_by}=true" for method in methods.loaded().values() if method.enhanced_by)
         raise Refused(f"--encoder: run {run.id} has trained no encoder. A run with {can} does.")
     if dead := _dead(context):
-        raise Refused(f"--encoder: of {len(dead)} clusters the encoder that run {run.id} has trained leaves less than a tenth. Use the encoder that you have.")
+        raise Refused(
+            f"--encoder: with the encoder that run {run.id} has trained, {len(dead)} clusters keep less than a tenth of their images. Use the original one."
+        )
     encoder, enhancer = _adapted(context, "cpu")
     _restore(context, enhancer, list(_checkpoints(context))[-1])
     encoder.save(folder, enhancer.merged())

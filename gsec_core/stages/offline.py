@@ -147,9 +147,9 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
                 try:
                     found = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise Refused(f"--import-batch {file}: line {number} is no JSON ({error}). Lines before it are imported; a repeat skips them.") from None
+                    raise Refused(f"--import-batch {file}: line {number} is not JSON ({error}). Lines before it are imported; a repeat skips them.") from None
                 if not isinstance(found, dict):
-                    raise Refused(f"--import-batch {file}: line {number} is no JSON object. Lines before it are imported; a repeat skips them.")
+                    raise Refused(f"--import-batch {file}: line {number} is not a JSON object. Lines before it are imported; a repeat skips them.")
                 yield found
     except OSError as error:
         raise Refused(f"--import-batch {file}: cannot be read ({error}).") from None

@@ -124,7 +124,7 @@ def _decided(context: Context) -> Decided:
         new = pc.invert(pc.is_in(here, fitted)).to_numpy(zero_copy_only=False)
         gone = int(pc.sum(pc.invert(pc.is_in(fitted, here))).as_py() or 0)
         if new.all():
-            return Decided(FRESH, "none of the images that the model was made of is there as it was")
+            return Decided(FRESH, "none of the images that the model was fitted on is unchanged")
         sizes = model.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["size"])["size"].to_numpy()
         old, others = _said(context, model, np.flatnonzero(~new), sizes), _said(context, model, np.flatnonzero(new))
     except (BadShard, BadRecord, GsecError, FileNotFoundError) as error:
@@ -137,7 +137,7 @@ def _decided(context: Context) -> Decided:
     largest = max(map(len, groups), default=0) * model.config.n_clusters / len(new)
     decision, why, measures = drift.decide(old, others, int(new.sum()), len(new) / images, largest)
     if groups and context.config.train.grow and policy != NEVER:
-        decision, why = RENEWED, "new images lie together where no old ones are, and become clusters of their own"
+        decision, why = RENEWED, "new images form groups where there are no old images, and these become clusters of their own"
     if policy == NEVER and decision != KEPT:
         decision, why = KEPT, f"train.refit = never; by `auto` it would be {decision}, as {why}"
     return Decided(decision, why, source, measures, new, gone, 0 if decision == RENEWED else images, groups)
@@ -146,18 +146,18 @@ def _decided(context: Context) -> Decided:
 def _why_another(context: Context, run: Run, source: Run) -> str | None:
     """Reason in words why this run cannot start from the published run's model, or None."""
     if NAME not in run.request()["stages"]:
-        return f"run {run.id}, which is published, is of an older gsec"
+        return f"run {run.id}, which is published, was made by an older gsec"
     done = source.request()["redo"]
     more = [name for name, count in context.redo.items() if count > done.get(name, 0)]
     if again := [name for name in more if name in _ASKS_FOR_ANOTHER]:
-        return f"that is asked for: --redo {', '.join(again)}"
+        return f"it was requested: --redo {', '.join(again)}"
     if describe.retries(context.config.describe, context.redo) in more:
-        return "that is asked for: --retry-failed"
+        return "it was requested: --retry-failed"
     if told := ", ".join(changed(*(recorded(of.request()["config"]) for of in (context.run, run)))):
-        return f"the settings are others than those of run {run.id}, which is published: {told}"
+        return f"the settings differ from those of run {run.id}, which is published: {told}"
     for stage in encode.stages_of(context.run):
         if source.fingerprint(stage.name) != stage.fingerprint(context):
-            return f"the encoder, or its checkpoint, is another than that of run {run.id}, which is published"
+            return f"the encoder, or its checkpoint, is not that of run {run.id}, which is published"
     ours, theirs = _files_and_versions(context.run), _files_and_versions(run)
     if others := [name for name, what in ours.items() if what != theirs.get(name, what)]:
         return f"files that the settings name, or gsec itself, changed since run {run.id}, which is published: stage {', '.join(others)}"
@@ -177,7 +177,11 @@ def _files_and_versions(run: Run) -> dict[str, Any]:
 def changed(now: PipelineConfig, before: PipelineConfig) -> list[str]:
     """The settings of a model that differ, as phrases with both values."""
     asked, theirs = _of_model(now), _of_model(before)
-    return [f"{name} = {value}, and was {theirs.get(name)}" for name, value in asked.items() if value != theirs.get(name)]
+    return [f"{name} is {_shown(value)}, and was {_shown(theirs.get(name))}" for name, value in asked.items() if value != theirs.get(name)]
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _of_model(config: PipelineConfig) -> dict[str, Any]:
@@ -260,7 +264,7 @@ def warnings(context: Context) -> list[str]:
     for group in emerged(context):
         told = f" Descriptions of the most similar images: {' '.join(group['like'])}" if group["like"] else ""
         where = f"{group['count']:,} of them are in cluster {group['cluster']}."
-        found.append(f"{group['size']:,} new images lie together where no old ones are: something new? {where}{told}")
+        found.append(f"{group['size']:,} new images form a group where there are no old images. Is this something new? {where}{told}")
     return found
 
 

@@ -86,7 +86,7 @@ class Store:
         newest = self.publications.newest(name.removeprefix(f"{PUBLISHED}/"))
         if newest is None:
             known = ", ".join(f"{PUBLISHED}/{pipeline}" for pipeline in self.publications.pipelines())
-            raise Refused(f"--run {name}: {self.url} publishes nothing of that name; there is {known or 'nothing published yet'}.")
+            raise Refused(f"--run {name}: {self.url} publishes nothing under this name; there is {known or 'nothing published yet'}.")
         self.check_there(newest)
         return Run(self.files, newest.run_id)
 
@@ -176,7 +176,7 @@ class Store:
         """Raises Refused if the published run is no longer in the store."""
         if not Run(self.files, publication.run_id).exists():
             raise Refused(
-                f"pipeline = {publication.pipeline}: run {publication.run_id}, which is published, is not in {self.url} any more. "
+                f"pipeline = {publication.pipeline}: run {publication.run_id}, which is published, is no longer in {self.url}. "
                 "The gsec run that made it makes it again if its images are the same. Or publish another run with gsec publish --run ID, "
                 f"or remove {self.files.location(self.publications.path(publication))}: what was published before counts then."
             )

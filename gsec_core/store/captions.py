@@ -125,6 +125,6 @@ def _name(table: pa.Table) -> str:
 def _damaged(error: BadShard) -> GsecError:
     """A GsecError, not a BadShard: a bad shard is set aside and made again without asking, and these answers would be paid for again."""
     return GsecError(
-        f"describe: the captions log is damaged ({error}), and its answers would have to be asked for, and paid, again. Restore the file from a copy, "
-        "or go on without it with --set describe.accept_loss=true."
+        f"describe: the captions log is damaged ({error}), and its answers would have to be requested, and paid for, again. Restore the file from a "
+        "copy, or continue without it: --set describe.accept_loss=true."
     )

@@ -71,7 +71,7 @@ class TestErrors:
         server.says(response)
         answer = describe(captioner(server), subject())
         assert answer.status == FAILED
-        assert "the server fails at this, though not at others: " in (answer.reason or "")
+        assert "the server fails at this request, but not at others: " in (answer.reason or "")
         plain_or_not = [request.is_plain for request in server.requests]
         assert plain_or_not == [True, False, True, False, True, False, True]
 
@@ -94,7 +94,7 @@ class TestErrors:
     def test_a_server_that_fails_at_every_image_is_an_error_after_the_patience(self, server: Server, response: Response) -> None:
         server.answer = lambda request: response
         with pytest.raises(
-            GsecError, match=r"^describe\.url = .*: no server answers, for describe\.patience = 0\.3 s \(it fails at every request \(.+\)\)\."
+            GsecError, match=r"^describe\.url = .*: no server has answered for describe\.patience = 0\.3 s \(it fails at every request \(.+\)\)\."
         ) as raised:
             describe(captioner(server), subject())
         assert raised.value.exit_code == 1
@@ -106,7 +106,7 @@ class TestErrors:
     def test_a_server_that_stays_away_is_an_error_after_the_patience(self) -> None:
         with Server() as server:
             lost = captioner(server)
-        with pytest.raises(GsecError, match=r"^describe\.url = .*: no server answers, .* \(the server does not answer \(.+\)\)\."):
+        with pytest.raises(GsecError, match=r"^describe\.url = .*: no server has answered .* \(the server does not answer \(.+\)\)\."):
             describe(lost, subject())
 
     def test_a_server_that_starts_late_is_awaited(self) -> None:
@@ -158,7 +158,7 @@ class TestErrors:
         pictures = [subject(png("white"), uri="fatal"), *(subject(uri=str(number)) for number in range(40))]
         fatal, *others = describe_all(captioner(server, concurrency=8, patience=30), pictures)
         assert (fatal.status, {answer.status for answer in others}) == (FAILED, {DESCRIBED})
-        assert "silent or gone 3 times when this was asked, at last alone" in (fatal.reason or "")
+        assert "the server was silent or gone 3 times during this request, finally when it was sent alone" in (fatal.reason or "")
         assert (len(at_once), at_once[-1]) == (3, 1)
 
     def test_an_image_at_which_the_server_hangs_three_times_is_failed(self, server: Server) -> None:
@@ -167,7 +167,8 @@ class TestErrors:
         answer = describe(captioner(server, timeout=0.2), subject())
         awake.set()
         assert answer.status == FAILED
-        assert answer.reason == "silent or gone 3 times when this was asked, at last alone: the server does not answer: timed out"
+        lost = "the server was silent or gone 3 times during this request, finally when it was sent alone"
+        assert answer.reason == f"{lost}: the server does not answer: timed out"
 
     def test_a_slow_server_gets_fewer_requests_at_once_and_no_image_fails(self, server: Server) -> None:
         """The server is slower with more requests under way, so that with too many all of them exceed the timeout."""

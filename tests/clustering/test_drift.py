@@ -88,7 +88,7 @@ def test_the_model_is_kept_continued_or_renewed_by_growth_groups_and_fit(growth:
     assert found.decision == decision
     assert [(measure.name, measure.worse) for measure in found.measures] == [("outliers", worse), ("confidence", False), ("margin", False)]
     if decision == CONTINUED:
-        assert found.why == "of 50 new images 100% are outliers (0% of the old)"
+        assert found.why == "of 50 new images 100% are outliers (0% of the old ones)"
 
 
 def test_a_group_of_new_images_unlike_the_old_is_found() -> None:

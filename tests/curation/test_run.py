@@ -294,7 +294,7 @@ def test_doctor_reports_acts_of_a_newer_gsec(run: Context, tmp_path: Path) -> No
     path.write_text(json.dumps({"kind": "recolour", "who": "bob", "at": "2030"}))
     [one] = curated(run).open
     assert (one.act.number, names(curated(run))[0]) == (2, "airplanes")
-    with pytest.raises(GsecError, match="pipeline kinds: acts 2 are of a newer gsec"):
+    with pytest.raises(GsecError, match="pipeline kinds: acts 2 come from a newer gsec"):
         doctor.store(run.config)
 
 
@@ -417,4 +417,4 @@ def test_invalid_curate_commands_are_refused_with_exit_code_2(run: Context, tmp_
         assert says in error
         assert error.count("\n") == 1
     assert pointer(run) == before
-    assert "nothing is published. Name a finished run by --run" in gsec_here("curate", "log", "--store", tmp_path / "empty", check=2).stderr
+    assert "nothing is published. Name a finished run with --run" in gsec_here("curate", "log", "--store", tmp_path / "empty", check=2).stderr

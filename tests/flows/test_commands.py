@@ -134,7 +134,7 @@ def test_assign_takes_the_column_of_the_new_images_and_no_other_setting_of_the_o
     pq.write_table(pa.table({"img": pictures}), tmp_path / "new.parquet")
     command = ["assign", tmp_path / "new.parquet", "--run", place["run"], "--store", place["store"], "--json", "--set", "ingest.image_column=img"]
     assert last_json(gsec_here(*command))["images"] == 3
-    assert "are the run's own" in gsec_here(*command, "--set", "gsec.tol=0.5", check=2).stderr
+    assert "are taken from the run" in gsec_here(*command, "--set", "gsec.tol=0.5", check=2).stderr
 
 
 def test_status_shows_no_password_of_an_error(tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_export_in_the_format_of_a_library_prints_how_to_load_it_and_refuses_oth
     result = last_json(gsec_here("export", "--to", tmp_path / "atlas", "--format", "embedding-atlas", *of_run, "--json"))
     assert result == {"run_id": place["run"], "to": str(tmp_path / "atlas"), "atlas.parquet": 20, "labels.parquet": 3}
     for options, says in {
-        ("--format", "coco", "--encoder"): "--encoder: --format coco has no such part.",
-        ("--format", "fiftyone", "--groups", "2"): "--groups: --format fiftyone has no such part.",
-        ("--format", "huggingface", "--images", "links"): "what --format huggingface writes holds the images itself.",
+        ("--format", "coco", "--encoder"): "--encoder: --format coco does not include this.",
+        ("--format", "fiftyone", "--groups", "2"): "--groups: --format fiftyone does not include this.",
+        ("--format", "huggingface", "--images", "links"): "--format huggingface contains the images already.",
         ("--format", "csv"): "csv",
     }.items():
         assert says in gsec_here("export", "--to", tmp_path / "none", *options, *of_run, check=2).stderr
@@ -207,7 +207,7 @@ def test_commands_accept_published_and_the_pipelines_name_as_a_run(tmp_path: Pat
     assert last_json(gsec_here("report", *of_run, "--json"))["run_id"] == context.run.id
     assert last_json(gsec_here("curate", "log", *of_run, "--json"))["run_id"] == context.run.id
     said = gsec_here("export", "--to", tmp_path / "out", "--run", "published/x", "--store", tmp_path / "store", check=2).stderr
-    assert "publishes nothing of that name; there is published/nightly." in said
+    assert "publishes nothing under this name; there is published/nightly." in said
 
 
 def test_compare_reports_on_runs_and_changes_nothing_in_the_store(place: dict[str, str], tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["run", "{folder}", "--redo", "assign"], "there is no such stage"),
         (["run", "{folder}", "--set", "train.device=cuda:99"], "train.device"),
         (["assign", "{folder}", "--run", "{run}", "--store", "{store}"], "is the source of run"),
-        (["assign", "{folder}", "--run", "{run}", "--store", "{store}", "--set", "gsec.tol=0.5"], "are the run's own"),
+        (["assign", "{folder}", "--run", "{run}", "--store", "{store}", "--set", "gsec.tol=0.5"], "are taken from the run"),
         (["stage", "assign", "--run", "{run}", "--store", "{store}"], "has no stage assign"),
         (["assign", "{folder}", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["evaluate", "--labels", "nowhere.csv", "--store", "{store}"], "there is no file"),
@@ -306,7 +306,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["compare", "{run}", "ffff", "--store", "{store}"], "--run ffff: there is no such run"),
         (["stage", "encode"], "give either --run ID or --config FILE"),
         (["stage", "encode", "--run", "ffff", "--store", "{store}"], "there is no such run"),
-        (["stage", "encode", "--run", "{run}", "--store", "{store}", "--set", "clusters=5"], "are the run's own"),
+        (["stage", "encode", "--run", "{run}", "--store", "{store}", "--set", "clusters=5"], "are taken from the run"),
         (["run", "--bogus"], "Unknown option"),
     ],
 )
@@ -334,7 +334,7 @@ def test_a_damaged_shard_is_found_by_doctor_and_made_again_by_the_next_run(place
     path = flip_a_byte(place)
     done = gsec_here("doctor", "--verify", "--store", place["store"], check=1)
     assert f"FAIL  shards: 1 damaged: {path.relative_to(place['store'])}" in done.stdout
-    assert "ok    captioner: tagger can be asked" in done.stdout
+    assert "ok    captioner: tagger can be used" in done.stdout
     done = gsec_here("run", place["folder"], "-k", "3", "--store", place["store"], *SMALL, check=3)
     assert re.search(r"^encode .*, 2 shards were there$", done.stderr, re.MULTILINE)
     assert verify(Store.open(str(place["store"]))) == []
@@ -375,11 +375,11 @@ def test_clusters_auto_finds_the_number_of_clusters_and_encodes_once(tmp_path: P
     command = ("run", folder, "-k", "auto", "--store", tmp_path / "store", "--json", *SMALL)
     done = gsec_here(*command)
     assert last_json(done)["clusters"] == 3
-    assert "3 are separated and more are not" in done.stderr
+    assert "up to 3 clusters are separated, and not more" in done.stderr
     assert len(re.findall("^encode ", done.stderr, re.MULTILINE)) == 1, "the clustering run must reuse what the counting run encoded"
     again = gsec_here(*command)
     assert "nothing to do" in again.stderr
-    assert "3 are separated and more are not" in again.stderr
+    assert "up to 3 clusters are separated, and not more" in again.stderr
     assert last_json(again)["run_id"] == last_json(done)["run_id"]
     [counts] = (tmp_path / "store").glob("in-*/cluster_counts/*/all.parquet")
     counts.write_bytes(b"damaged")
@@ -393,7 +393,7 @@ def test_clusters_auto_is_refused_with_the_purity_curve_if_no_number_stands_out(
     folder = write_pictures(tmp_path / "in", range(60))
     for _ in range(2):
         done = gsec_here("run", folder, "-k", "auto", "--store", tmp_path / "store", *SMALL, check=2)
-        assert "clusters = auto: the images do not show how many there are: no number stands out" in done.stderr
+        assert "clusters = auto: the images do not show how many clusters there are: no number stands out" in done.stderr
         assert "(purity, mean / low: 2: 0." in done.stderr
         assert "Give a number with --clusters" in done.stderr
     few = write_pictures(tmp_path / "few", range(20))
@@ -423,9 +423,9 @@ def test_a_second_run_with_new_images_says_that_the_model_is_kept(tmp_path: Path
         picture(number, noise=1).save(folder / f"new-{number}.jpg", quality=90)
     done = gsec_here(*command)
     second = last_json(done)
-    assert second["decision"] == "The published model is kept: 2 new images fit as well as the old."
+    assert second["decision"] == "The published model is kept: 2 new images fit as well as the old ones."
     assert second["decision"] in done.stderr
     assert (second["moved"], second["published"], second["images"]) == (0.0, True, 22)
-    assert "model: kept: 2 new images fit as well as the old" in gsec_here("status", "--store", tmp_path / "store").stdout
+    assert "model: kept: 2 new images fit as well as the old ones" in gsec_here("status", "--store", tmp_path / "store").stdout
     refused = gsec_here("stage", "train", "--run", second["run_id"], "--store", tmp_path / "store", check=2).stderr
     assert f"keeps the model of run {first['run_id']} and has no stage train of its own" in refused

@@ -92,7 +92,7 @@ def test_a_server_that_stays_away_ends_the_stage_but_answers_are_kept_and_a_reru
     alive = threading.Semaphore(IMAGES // 2)
     mllm.answer = lambda request: reply() if alive.acquire(blocking=False) else error(500, "EngineCore died")
     said = gsec_here(*place.stage(mllm), check=1).stderr
-    assert "no server answers, for describe.patience = 1 s (it fails at every request (500: EngineCore died)). All answers are kept" in said
+    assert "no server has answered for describe.patience = 1 s (it fails at every request (500: EngineCore died)). All answers are kept" in said
     answered = place.statuses["described"]
     assert IMAGES // 2 - 3 <= answered < IMAGES // 2, "up to three requests are spent on plain pictures that check the connection"
     mllm.requests.clear()
@@ -136,7 +136,7 @@ def test_plan_export_and_retry_failed_cover_exactly_the_remaining_or_failed_imag
     assert "none of its 0 lines" in gsec_here(*place.stage(mllm, "--import-batch", "/dev/null"), check=2).stderr
     assert mllm.requests == []
     for wrong, says in (
-        (place.stage(mllm, "--plan", "--redo"), "exclude each other"),
+        (place.stage(mllm, "--plan", "--redo"), "cannot be combined"),
         (["stage", "encode", "--run", place.run, "--plan"], "only stage describe takes this option"),
     ):
         assert says in gsec_here(*wrong, check=2).stderr

@@ -57,8 +57,8 @@ def test_if_all_is_well_every_check_prints_what_it_found(server: str, tmp_path: 
         "store": rf"{tmp_path}/store can be written, 0 corpora, 0 runs, \d+\.\d GiB free",
         "scratch": r"can be written, \d+\.\d GiB free",
         "encoder": "lite has 1280 dimensions, 384 shared with text",
-        "captioner": "tagger can be asked, 1 images at once",
-        "namer": "terms can be asked",
+        "captioner": "tagger can be used, images at once: 1",
+        "namer": "terms can be used",
         "Prefect": rf"a flow ran on {server}, Prefect 3\.8\.\d+",
     }
     for name, pattern in found.items():
@@ -71,7 +71,7 @@ def test_a_second_encoder_is_checked_too(tmp_path: Path, capsys: pytest.CaptureF
     two = ["--store", tmp_path / "store", "--set", "text.source=encoder", "--set"]
     said = doctor(*two, f"text.encoder={second}", capsys=capsys)
     assert said.lines["encoder"].endswith(f"lite has 1280 dimensions, 384 shared with text; {second} has 32 dimensions")
-    assert said.lines["namer"].endswith("terms can be asked")
+    assert said.lines["namer"].endswith("terms can be used")
     (tmp_path / "clip" / "open_clip_model.safetensors").write_bytes(b"nothing")
     assert re.match(r"FAIL  encoder: text\.encoder = .* could not be loaded", doctor(*two, f"text.encoder={second}", capsys=capsys).lines["encoder"])
 
@@ -110,7 +110,7 @@ def test_a_captioner_is_checked_with_one_plain_picture(capsys: pytest.CaptureFix
         arguments = ["--store", tmp_path, "--encoder", "foo", "--set", f"describe.url={captioner.url}"]
         said = doctor(*arguments, "--captioner", "openai:tiny", capsys=capsys)
         form = "asked for by the prompt alone: the server does not enforce a pattern"
-        assert said.lines["captioner"] == f"ok    captioner: openai:tiny can be asked, 128 images at once; sentences: {form}"
+        assert said.lines["captioner"] == f"ok    captioner: openai:tiny can be used, images at once: 128, form of sentences: {form}"
         assert [request.is_plain for request in captioner.requests if request.method == "POST"] == [True]
         said = doctor(*arguments, "--captioner", "openai:large", capsys=capsys)
     assert "has no such model; its models are: tiny" in said.lines["captioner"]

@@ -148,7 +148,7 @@ def test_the_text_sources_of_a_mixture_are_the_common_ones_in_the_order_of_its_f
     [
         ("gsec,magic", 'method = "magic": there is no such method; there are `gsec`'),
         ("gsec,", 'method = "": there is no such method'),
-        ("tac,gsec,tac", 'method = "tac,gsec,tac": `tac` is there 2 times'),
+        ("tac,gsec,tac", 'method = "tac,gsec,tac": `tac` is given 2 times'),
         ("gsec,zero-shot", "`zero-shot` takes a name for each cluster"),
     ],
 )

@@ -61,7 +61,7 @@ def content(clusters: int = 12, shown: int = 600, thumbnails: bool = True) -> Co
             {"labelling": "consensus", "purity": 0.72, "cohesion": 0.61, "separation": 0.22, "agreement": 0.93, "largest": 9, "ARI to consensus": 1.0},
             {"labelling": "k-means", "purity": 0.7, "cohesion": 0.64, "separation": 0.24, "agreement": None, "largest": 8, "ARI to consensus": 0.71},
         ),
-        remarks=("Of 1 of the clusters the members do not agree (stability below 0.5): 2.",),
+        remarks=("The members do not agree on 1 of the clusters (stability below 0.5): 2.",),
         reasons=(("rejected", "empty file", 4), ("rejected", "larger than 178 megapixels", 1), ("missing", "gone", 2)),
         unusable=tuple(Unusable(f"broken/{place}.jpg", "rejected", "empty file") for place in range(5)),
         duplicates=(

@@ -250,11 +250,11 @@ def test_images_of_a_parquet_file_are_written_into_a_dataset_or_copied(tmp_path:
     found = pq.read_table(next((tmp_path / "huggingface" / "data").iterdir()))
     assert [row["bytes"] for row in found["image"].to_pylist()] == list(pictures.values())
     for format in ("coco", "fiftyone"):
-        with pytest.raises(Refused, match=rf"^--format {format}: the images of .*x.parquet are no files by themselves. Add --images copies"):
+        with pytest.raises(Refused, match=rf"^--format {format}: the images of .*x.parquet are not separate files. Add --images copies"):
             formats.write(context, tmp_path / format, format)  # type: ignore[arg-type]
         assert not (tmp_path / format).exists()
         assert formats.write(context, tmp_path / format, format, "copies")["images"] == 8  # type: ignore[arg-type]
-    with pytest.raises(Refused, match=r"^--images copies: what --format huggingface writes holds the images itself"):
+    with pytest.raises(Refused, match=r"^--images copies: --format huggingface contains the images already"):
         formats.write(context, tmp_path / "more", "huggingface", "copies")
 
 

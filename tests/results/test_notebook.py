@@ -70,7 +70,7 @@ def test_without_a_run_the_newest_is_opened_and_the_store_may_begin_with_a_tilde
 @pytest.mark.parametrize(
     ("run", "says"),
     [
-        ("published/other", r"^--run published/other: .* publishes nothing of that name; there is published/nightly\.$"),
+        ("published/other", r"^--run published/other: .* publishes nothing under this name; there is published/nightly\.$"),
         ("published/../runs", r"^pipeline = \.\./runs: a pipeline's name has"),
         ("0000", r"^--run 0000: there is no such run in .*\. `gsec status` lists the runs\.$"),
     ],
@@ -180,7 +180,7 @@ def test_a_missing_or_changed_image_is_an_error_but_its_thumbnail_is_there(tmp_p
     found = open_run(tmp_path / "store")
     (folder / "003.jpg").unlink()
     picture(99).save(folder / "004.jpg")
-    for uri, says in (("003.jpg", "the source has it no more"), ("004.jpg", "the file has changed since it was clustered")):
+    for uri, says in (("003.jpg", "the source no longer has it"), ("004.jpg", "the file has changed since it was clustered")):
         with pytest.raises(NotFound, match=rf"^{uri}: {says}"):
             found.open(uri)
     shutil.rmtree(folder)

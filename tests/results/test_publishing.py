@@ -176,7 +176,7 @@ def test_a_run_that_moved_many_images_is_held_unless_its_settings_changed(second
     other, found = night(settings(folder, config.store, clusters=GROUPS + 1, pipeline="kinds"))
     assert (found["published"], found["held"], found["moved_far"]) == (True, False, True)
     assert "40.0% of the images" in found["warnings"][0]
-    with pytest.raises(Refused, match="another run was published since"):
+    with pytest.raises(Refused, match="another run was published after this one was requested"):
         publishing.publish_by_hand(far, pipeline.summary(far))
     assert pointer(tmp_path / "store", "kinds")["run_id"] == other.run.id
 
@@ -320,7 +320,7 @@ def test_the_second_of_two_runs_that_continue_one_clustering_does_not_replace_th
     assert pipeline.finish(one)["published"]
     late = pipeline.finish(other)
     assert (late["published"], late["held"]) == (False, False)
-    assert "another run was published since" in late["why_not"]
+    assert "another run was published after this one was requested" in late["why_not"]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == one.run.id
     again, found = night(settings(folder, tmp_path / "store", clusters=GROUPS + 2, pipeline="kinds"))
     assert found["published"]
@@ -395,7 +395,7 @@ def test_a_published_run_whose_request_is_lost_is_made_again(tmp_path: Path) -> 
         request = store / "runs" / context.run.id / "request.json"
         before = json.loads(request.read_text())
         shutil.rmtree(request.parent)
-        with pytest.raises(Refused, match="which is published, is not in"):
+        with pytest.raises(Refused, match="which is published, is no longer in"):
             prune.plan(Store.open(config.store))
         again, found = night(config)
         assert (again.run.id, found["published"]) == (context.run.id, True)
@@ -403,7 +403,7 @@ def test_a_published_run_whose_request_is_lost_is_made_again(tmp_path: Path) -> 
         write_groups(folder, range(number, number + 1))
     assert [made.number for made in Store.open(config.store).publications.newest_first("kinds")] == [3, 2, 1]
     shutil.rmtree(request.parent)
-    with pytest.raises(Refused, match="which is published, is not in") as raised:  # new images make it another request
+    with pytest.raises(Refused, match="which is published, is no longer in") as raised:  # new images make it another request
         pipeline.request(config)
     path = store / "published" / "kinds" / "00000003.json"
     assert f"or remove {path}: " in str(raised.value)

@@ -40,7 +40,7 @@ def test_the_outlier_score_grows_with_the_distance_to_the_centre(run: Context) -
 
 @pytest.mark.parametrize(
     ("purity", "ari", "says"),
-    [(0.4, 0.3, ["adds nothing over plain k-means", "(purity 0.400 against 0.500)"]), (0.6, 0.97, ["nearly the clustering of plain k-means"]), (0.6, 0.3, [])],
+    [(0.4, 0.3, ["adds nothing over plain k-means", "(purity 0.400 against 0.500)"]), (0.6, 0.97, ["nearly the same as plain k-means"]), (0.6, 0.3, [])],
 )
 def test_a_remark_says_if_the_consensus_adds_nothing_over_k_means(run: Context, purity: float, ari: float, says: list[str]) -> None:
     said = " ".join(quality.remarks(run, [{"purity": purity}, {"purity": 0.5, "ARI to consensus": ari}]))
@@ -53,7 +53,7 @@ def test_a_remark_names_the_clusters_on_which_the_members_do_not_agree(run: Cont
     monkeypatch.setattr(quality, "STABLE", float(np.median(stability)))
     [said] = quality.remarks(run, [{"purity": 0.6}, {"purity": 0.5, "ARI to consensus": 0.1}])
     unsure = np.flatnonzero(stability < np.median(stability))
-    assert f"Of {len(unsure)} of the 6 clusters the members do not agree" in said
+    assert f"The members do not agree on {len(unsure)} of the 6 clusters" in said
     assert said.endswith(f": {', '.join(map(str, unsure))}.")
 
 

@@ -282,10 +282,10 @@ def test_if_clusters_died_the_run_says_so_and_its_encoder_cannot_be_exported(who
     died = pa.table([range(3), [30, 10, 8], [31, 9, 8], [30, 9, 0]], schema=ENHANCED_CLUSTERS)
     copy.shards(enhance.STAGE, ENHANCED_CLUSTERS_TABLE).replace("all", died, {})
     [said] = enhance.remarks(copy)
-    assert "on 81.2% of the images, but of 1 of the 3 clusters it has left less than a tenth: 2. The clusters here are those of before" in said
+    assert "on 81.2% of the images, but 1 of the 3 clusters keep less than a tenth of their images: 2. The run's clusters are unchanged" in said
     assert said in pipeline.finish(copy)["remarks"]
     assert said in collect(copy).remarks
-    with pytest.raises(Refused, match=r"of 1 clusters the encoder .* leaves less than a tenth"):
+    with pytest.raises(Refused, match=r"with the encoder .*, 1 clusters keep less than a tenth"):
         export(copy, tmp_path / "out", encoder=True)
     assert not (tmp_path / "out" / "encoder").exists()
 

@@ -125,7 +125,7 @@ def test_replies_to_another_question_are_refused_or_counted_as_foreign(context: 
     assert offline.import_(context, written(tmp_path / "out.jsonl", [*odd, *replies]))["foreign"] == 3
 
 
-@pytest.mark.parametrize(("line", "says"), [("{torn", "line 2 is no JSON .*a repeat skips them"), ("[1]", "line 2 is no JSON object")])
+@pytest.mark.parametrize(("line", "says"), [("{torn", "line 2 is not JSON .*a repeat skips them"), ("[1]", "line 2 is not a JSON object")])
 def test_the_error_of_a_broken_line_names_it_and_the_lines_before_it_are_imported(context: Context, tmp_path: Path, line: str, says: str) -> None:
     first, *_ = exported(context, tmp_path / "batch.jsonl")
     (tmp_path / "out.jsonl").write_text(json.dumps(replied(first)) + f"\n{line}\n")
@@ -145,7 +145,7 @@ def test_lines_before_the_tear_of_a_torn_file_are_imported_and_the_whole_file_ad
     first, *others = exported(context, tmp_path / "batch.jsonl")
     file = written(tmp_path / "out.jsonl", [declined(first, 400), *map(replied, others[:3])])
     file.write_bytes(file.read_bytes() + b"\x1f\x8b torn")
-    with pytest.raises(Refused, match="line 5 is no JSON"):
+    with pytest.raises(Refused, match="line 5 is not JSON"):
         offline.import_(context, file)
     assert len(describe.captions_log(context).rows()) == 4
     counts = offline.import_(context, written(file, [declined(first, 400), *map(replied, others)]))

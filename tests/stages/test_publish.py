@@ -177,7 +177,7 @@ def test_a_damaged_page_is_found_and_drawn_again(place: Path) -> None:
     whole = index.read_bytes()
     index.write_bytes(whole[:-1])
     store = Store.open(str(place / "store"))
-    assert verify(store) == [f"{index.relative_to(place / 'store')}: the page is not as it was drawn"]
+    assert verify(store) == [f"{index.relative_to(place / 'store')}: the page changed after it was drawn"]
     assert not context.run.is_finished()
     run(place)
     assert len(index.read_bytes()) == len(whole)

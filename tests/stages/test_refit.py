@@ -93,7 +93,7 @@ def test_a_model_that_fits_is_kept_and_labels_the_new_images(place: Path) -> Non
     context, said, made = night(place)
     assert made == ["encode", "refit", "duplicates", "align", "publish", "hierarchy", "map", "lineage", "report"] == context.run.stage_names()
     assert context.run.is_finished()
-    assert said["decision"] == "The published model is kept: 6 new images fit as well as the old."
+    assert said["decision"] == "The published model is kept: 6 new images fit as well as the old ones."
     assert (said["published"], said["moved"], said["warnings"]) == (True, 0.0, ())
     old, new = keys(first, before_), keys(context, said)
     assert {uri: new[uri] for uri in old} == old
@@ -109,9 +109,9 @@ def test_a_model_that_fits_is_kept_and_labels_the_new_images(place: Path) -> Non
     mapped, was = ({row["image_id"]: (row["x"], row["y"]) for row in c.run.table(MAP_TABLE)[0].read("part-00000").to_pylist()} for c in (context, first))
     assert {image: mapped[image] for image in was} == was
     assert len(mapped) == len(was) + 7, "the six new images and the twin"
-    assert status.runs(Store.open(str(place / "store")))[-1]["decision"] == "kept: 6 new images fit as well as the old"
+    assert status.runs(Store.open(str(place / "store")))[-1]["decision"] == "kept: 6 new images fit as well as the old ones"
     page = Path(said["report"]).read_text()
-    assert "The published model is kept: 6 new images fit as well as the old." in page
+    assert "The published model is kept: 6 new images fit as well as the old ones." in page
     assert "new since the model was fitted" in page, "new images must have a gallery"
 
 
@@ -162,9 +162,9 @@ def test_a_run_that_kept_its_model_can_assign_and_export_and_prune_keeps_its_mod
 @pytest.mark.parametrize(
     ("more", "redo", "why"),
     [
-        ({}, ("train",), "that is asked for: --redo train"),
-        ({"clusters": 2}, (), "the settings are others than those of run .*clusters = 2, and was 3"),
-        ({"gsec": {"ensemble_size": 2}}, (), "gsec.ensemble_size = 2, and was 4"),
+        ({}, ("train",), "it was requested: --redo train"),
+        ({"clusters": 2}, (), "the settings differ from those of run .*clusters is 2, and was 3"),
+        ({"gsec": {"ensemble_size": 2}}, (), "gsec.ensemble_size is 2, and was 4"),
         ({"train": {"refit": "always"}}, (), "train.refit = always"),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_group_of_new_images_unlike_the_old_is_reported_in_a_warning(place: Pa
     uri_of = dict(zip(context.live["image_id"].to_pylist(), context.live["uri"].to_pylist(), strict=True))
     assert {uri_of[image][0] for image in group["images"]} == {"3"}
     *_, warning = said["warnings"]
-    assert warning.startswith("12 new images lie together where no old ones are: something new?")
+    assert warning.startswith("12 new images form a group where there are no old images. Is this something new?")
     assert said["clusters"] == KINDS
     assert context.decision["decision"] == RENEWED
 

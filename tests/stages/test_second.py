@@ -208,9 +208,9 @@ def test_the_agreed_status_of_an_image_is_ok_only_if_both_encoders_could_use_it(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"text": {"source": "encoder"}}, r"text.source = encoder: say which is the second, with text.encoder"),
-        ({"text": {"source": "none", "encoder": "lite"}}, r"text.encoder = lite: only with text.source = encoder is there a second, and it is none"),
-        ({"text": {"encoder": "lite"}}, r"only with text.source = encoder is there a second, and it is none"),
+        ({"text": {"source": "encoder"}}, r"text.source = encoder: name the second encoder with text.encoder"),
+        ({"text": {"source": "none", "encoder": "lite"}}, r"text.encoder = lite: a second encoder needs text.source = encoder, and it is none"),
+        ({"text": {"encoder": "lite"}}, r"a second encoder needs text.source = encoder, and it is none"),
         ({"text": {"source": "encoder", "encoder": "lite"}}, r'text.encoder = "lite": it is the same as the first encoder, encode.encoder'),
         ({"text": {"source": "encoder", "encoder": "foo"}}, r'^text.encoder = "foo": there is no such encoder'),
         ({"text": {"source": "encoder", "encoder": "open_clip:ViT-B-33:openai"}}, r'^text.encoder = "open_clip:ViT-B-33:openai": .*similar names are'),

@@ -269,14 +269,15 @@ def _dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 class ASD(Clusterer):
     """Clusters images by FixMatch, trained on a sample that ASD labels without supervision.
 
-    After Duan et al. 2025, https://arxiv.org/abs/2509.20976, which published no code: a reimplementation on frozen embeddings. The paper learns
-    features from pixels, from which it gains; on embeddings that separate the classes k-means may be better. With more than 340 clusters
+    A reimplementation of Duan et al. 2025, https://arxiv.org/abs/2509.20976, who published no code, on frozen embeddings. The paper learns
+    features from pixels; on embeddings that separate the classes, k-means may be better. With more than 340 clusters
     there are fewer than twelve sampled images per cluster, and labels become poor. Each member is ASD with a different seed; the outer layer
     makes their consensus. Texts are used only for smoothing the consensus. Attributes are those of `Clusterer`.
 
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     n_members : int or None
         Outer members; None = 4; 1 = one ASD, without an outer layer.
     max_steps : int or None
@@ -285,13 +286,13 @@ class ASD(Clusterer):
         Whether members are networks on pixels, see `networks`. Only for runs of the pipeline, which have thumbnails: `fit` gets embeddings
         alone and raises ValueError. To cluster an array of images, use `pixels.ASDPixels`.
     side : int
-        With pixels: side of the square into which each image is made, 8 to 96 pixels.
+        With pixels: side of the square to which each image is resized, 8 to 96 pixels.
     depth, width : int
         With pixels: depth and width of the wide residual network; the depth is 6 times an integer, plus 4.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     def __init__(

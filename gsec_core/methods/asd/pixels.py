@@ -132,6 +132,7 @@ class Learner:
     ----------
     images : uint8 (n, height, width, 3)
     n_clusters : int
+        Number of clusters.
     max_steps : number of steps, three eighths of them for the instance classifier
     depth, width : depth and width of the network, as in WRN-28-2
     random_state : seed
@@ -347,11 +348,12 @@ def _restore(of: str, tensors: Mapping[str, Tensor], state: Mapping[str, NDArray
 class ASDPixels(Estimator):
     """Clusters small images with a network trained on their pixels; needs no embeddings.
 
-    After Duan et al. 2025, https://arxiv.org/abs/2509.20976, which published no code: a reimplementation.
+    A reimplementation of Duan et al. 2025, https://arxiv.org/abs/2509.20976, who published no code.
 
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     max_steps : int
         Number of steps: three eighths for the instance classifier, the others for FixMatch.
     depth, width : int
@@ -359,7 +361,7 @@ class ASDPixels(Estimator):
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
 
     Attributes
     ----------
@@ -398,7 +400,7 @@ class ASDPixels(Estimator):
         check_depth(self.depth)
         pixels = self._validated(images)
         if len(pixels) < max(2, self.n_clusters):
-            raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {len(pixels)}, and there must be at least as many, and two.")
+            raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {len(pixels)} is too few. Give at least n_clusters samples, and at least two.")
         parameters = {name: value for name, value in self.get_params().items() if name != "device"}
         device = self.resolved_device()
         with threads_of_torch(usable_cores()):

@@ -193,7 +193,7 @@ class GSECPlan(LinearMembers, OngoingPlan):
 
 
 class GSEC(Clusterer):
-    """Clusters images by their embeddings and, where given, the text counterparts of the images.
+    """Clusters images by their embeddings and, if given, their text counterparts.
 
     Outer members, each the result of a bilevel training with inner BatchEnsemble heads, are aligned and averaged, and
     the average is smoothed over neighbours. Li et al. 2026, https://arxiv.org/abs/2605.12961; see `bilevel`,
@@ -202,8 +202,9 @@ class GSEC(Clusterer):
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     preset : "default" or "published"
-        Settings of the training, `PRESETS`.
+        Settings of the training: gsec's, or those of the paper's code; see `PRESETS`.
     n_members : int or None
         Outer members; None = the preset's.
     ensemble_size : int
@@ -218,7 +219,7 @@ class GSEC(Clusterer):
     random_state : int
         Seed of starts and mini-batches. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ def mixed(parts: Sequence[Method]) -> Method:
 
     [(most, count)] = Counter(part.name for part in parts).most_common(1)
     if count > 1:
-        raise refused(f"`{most}` is there {count} times. Name each method once.")
+        raise refused(f"`{most}` is given {count} times. Give each method once.")
     for part in parts:
         if part.takes_names:
             raise refused(f"`{part.name}` takes a name for each cluster and finds no clusters of its own. Leave it out.")

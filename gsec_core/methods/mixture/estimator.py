@@ -178,8 +178,9 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     estimators : list of (str, Clusterer)
-        Two or more, with a name each. Their ``n_clusters``, ``n_members``, ``text_weight``, ``random_state`` and ``device`` are replaced by those
+        Two or more estimators, each with a name. Their ``n_clusters``, ``n_members``, ``text_weight``, ``random_state`` and ``device`` are replaced by those
         of the mixture. None may need a name for each cluster, and all must select the same nouns.
     n_members : int or None
         Outer members of each method; None = the smallest of the methods' defaults.
@@ -188,7 +189,7 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     def __init__(

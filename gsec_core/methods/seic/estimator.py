@@ -221,6 +221,7 @@ class SEIC(Clusterer):
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     n_members : int or None
         Outer members; None = 4; 1 = SEIC as published, without an outer layer.
     max_steps : int or None
@@ -229,7 +230,7 @@ class SEIC(Clusterer):
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     NEEDS_TEXT = True

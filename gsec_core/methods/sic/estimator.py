@@ -222,6 +222,7 @@ class SIC(Clusterer):
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     n_members : int or None
         Outer members; None = 10; 1 = SIC as published, without an outer layer.
     max_steps : int or None
@@ -236,7 +237,7 @@ class SIC(Clusterer):
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     NEEDS_NOUNS = True

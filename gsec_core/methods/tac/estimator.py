@@ -190,6 +190,7 @@ class TAC(Clusterer):
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     n_members : int or None
         Outer members; None = 10; 1 = TAC as published, without an outer layer.
     max_steps : int or None
@@ -197,7 +198,7 @@ class TAC(Clusterer):
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     NEEDS_TEXT = True

@@ -58,6 +58,7 @@ class TACKMeans(Clusterer):
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     n_members : int or None
         Outer members, each a k-means with a different seed; None = 10; 1 = as published, without an outer layer.
     n_init : int

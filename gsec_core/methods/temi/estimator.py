@@ -204,8 +204,9 @@ class TEMI(Clusterer):
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     n_members : int or None
-        Outer members; None = 4, the heads of one training; 1 = TEMI as published, the head of least loss.
+        Outer members; None = 4, the heads of one training; 1 = TEMI as published, the head with the smallest loss.
     max_steps : int or None
         Steps of the heads; None = the published epochs (200 of batches of 512; from 1,000 clusters, of 1,024), and at least 7,200.
     beta : float
@@ -213,7 +214,7 @@ class TEMI(Clusterer):
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     def __init__(

@@ -211,16 +211,17 @@ class TURTLE(Clusterer):
     Parameters
     ----------
     n_clusters : int
+        Number of clusters.
     n_members : int or None
         Outer members; None = 4; 1 = TURTLE as published, without an outer layer.
     max_steps : int
         Outer steps of a member.
     gamma : float
-        Weight of the entropy of the clusters' sizes. With 0 clusters die out.
+        Weight of the entropy of the clusters' sizes. With 0, clusters die out.
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     def __init__(

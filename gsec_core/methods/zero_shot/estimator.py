@@ -49,7 +49,7 @@ class ZeroShotPlan(UnitVectors, LinearMembers, Plan):
 
 
 class ZeroShot(Clusterer):
-    """Assigns each image to the nearest of given names, for known classes. It is no clustering, but an upper bound to compare clusterings with.
+    """Assigns each image to the nearest of given names, for known classes. This is not clustering, but an upper bound to compare clusterings with.
 
     Radford et al. 2021, https://arxiv.org/abs/2103.00020. Requires ``nouns`` in `fit`, one vector for each cluster. Attributes are those
     of `Clusterer`; cluster 0 is the largest, and ``ensemble_.permutations[0]`` is the cluster of each name.
@@ -57,13 +57,13 @@ class ZeroShot(Clusterer):
     Parameters
     ----------
     n_clusters : int
-        Must equal the number of names.
+        Number of clusters; must equal the number of names.
     n_members : int or None
         Number of members, which are all equal; None = 1.
     random_state : int
         Seed of the mini-batches for distilling the head.
     device : str
-        ``auto`` (cuda if there), ``cpu``, ``cuda``, ``cuda:N``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
 
     NEEDS_NOUNS = True

@@ -42,7 +42,7 @@ def write(context: Context, to: Path, format: Format, images: Images | None = No
     are not files that can be referred to or linked; OSError if the disk is full.
     """
     if images is not None and _FORMATS[format].has_images:
-        raise Refused(f"--images {images}: what --format {format} writes holds the images itself. Leave one of both out.")
+        raise Refused(f"--images {images}: --format {format} contains the images already. Leave out one of the two.")
     return _FORMATS[format].write(Labelled.of(Frames(context)), to, images)
 
 

@@ -42,7 +42,7 @@ configs:
 | `confidence`, `margin`, `agreement`, `outlier`, `is_duplicate` | as in gsec's table `assignments` |
 | `uri` | where the image is, relative to its source |
 
-The clusters were found without labels: a class is a cluster, and no ground truth.
+The clusters were found without labels: a class is a cluster, not ground truth.
 """
 
 

@@ -29,7 +29,7 @@ def place(labelled: Labelled, to: Path, images: Images | None, format: str, abso
         return shown.join(placed, on="image_id", maintain_order="left"), str
     source = context.open_source()
     if not isinstance(source, LocalFolder | RemoteFolder):
-        raise Refused(f"--format {format}: the images of {context.config.source} are no files by themselves. Add --images copies.")
+        raise Refused(f"--format {format}: the images of {context.config.source} are not separate files. Add --images copies.")
     if absolute and not isinstance(source, LocalFolder):
         raise Refused(f"--format {format}: the images of {context.config.source} are not files on this machine. Add --images copies.")
     source.check()

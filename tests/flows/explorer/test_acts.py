@@ -187,5 +187,5 @@ def test_every_kind_of_act_is_described_in_words() -> None:
             {"kind": "later", "unknown": ("kind",)},
         )
     ]
-    assert said[:4] == ["Merged clusters 1, 2 into cluster 3 (cat)", "Split cluster 3 (cat); cluster 1000000 came of it", "Hid 1 image", "Hid cluster 4"]
+    assert said[:4] == ["Merged clusters 1, 2 into cluster 3 (cat)", "Split cluster 3 (cat), which added cluster 1000000", "Hid 1 image", "Hid cluster 4"]
     assert "newer" in said[4]

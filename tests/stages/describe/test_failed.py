@@ -129,7 +129,7 @@ def test_a_retry_asks_failed_descriptions_again_even_if_the_published_model_fits
     captioner.answer = lambda subject: Answer("better", None, (), FREE)
     context, _, _ = cluster(config, (describe.RETRY,))
     assert captioner.asked == ["003.jpg"]
-    assert context.decision["why"] == "that is asked for: --retry-failed"
+    assert context.decision["why"] == "it was requested: --retry-failed"
 
 
 def test_a_retry_for_one_question_does_not_affect_the_run_of_another_question(place: Path, captioner: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
