@@ -9,11 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Failed
@@ -26,6 +29,9 @@ POLL = 1.0
 
 GRACE = 10.0
 """Seconds that hanging threads may take to end before the process is ended."""
+
+MOST_FAILED = 3
+"""After so many failed slices, those that have not begun are cancelled: on a full disk each would compute its first shard again at every retry."""
 
 _ending: list[threading.Timer] = []
 
@@ -76,22 +82,20 @@ def hung(stage: str, seconds: float) -> str:
 
 
 def wait(futures: Sequence[PrefectFuture[Any]], stage: str, seconds: float) -> None:
-    """Wait until all futures are done. Raises GsecError if the stage makes no progress for this many ``seconds``."""
+    """Wait until all futures are done or cancelled (see `MOST_FAILED`). Raises GsecError if the stage makes no progress for this many ``seconds``."""
+    waiting: list[Future[State[Any]]] = [cast(Any, future).wrapped_future for future in futures]
+    failed = 0
     with clock(stage) as moved:
-        for future in futures:
-            while not _is_done(future):
+        for number, future in enumerate(waiting, 1):
+            while not wait_for([future], POLL).done:
                 if moved.idle() > seconds:
                     why = hung(stage, seconds)
                     _end_soon(why)
                     raise GsecError(why)
-
-
-def _is_done(future: PrefectFuture[Any]) -> bool:
-    try:
-        future.result(timeout=POLL, raise_on_failure=False)
-    except TimeoutError:
-        return False
-    return True
+            failed += not future.cancelled() and not future.result().is_completed()
+            if failed == MOST_FAILED:
+                for later in waiting[number:]:
+                    later.cancel()  # those that have begun go on
 
 
 def _end_soon(why: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from flows.stages import run_flow
 from gsec_core import pipeline
 from gsec_core.errors import GsecError
-from gsec_core.stages import baseline, encode
+from gsec_core.stages import base, baseline, encode
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
 from tasks import watchdog
@@ -58,6 +58,21 @@ def test_a_stage_that_hangs_fails_and_its_process_ends(server: str, tmp_path: Pa
     assert run.is_complete("encode"), "committed shards must be kept"
     ends = [attempt["end"] for attempt in run.attempts() if attempt["start"]["stage"] == "baseline"]
     assert ["made no progress" in end["error"] for end in ends] == [True]
+
+
+def test_slices_that_have_not_begun_are_cancelled_after_three_have_failed(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", ingest={"shard_rows": 1})
+    run, _ = pipeline.request(config)
+    begun = []
+
+    def fails(context: Context, stage: base.Stage, step: base.Step, names: list[str], progress: base.Progress) -> dict[str, float]:
+        begun.append(names)
+        raise GsecError(f"number {len(begun)}")
+
+    monkeypatch.setattr(base, "work", fails)
+    with asking(server), pytest.raises(GsecError, match="number 1"):
+        run_flow(config, run.id, "encode")
+    assert watchdog.MOST_FAILED <= len(begun) < 12  # a few more may begin before the others are cancelled
 
 
 def test_a_slow_thread_that_finishes_after_all_does_not_end_the_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
