@@ -129,3 +129,4 @@ def run_flow(config: PipelineConfig, run_id: str, name: str) -> Sums:
             return sums
         finally:
             watchdog.calm()  # a task that hung has ended
+            progress.calm()

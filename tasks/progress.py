@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import TerminationSignal
 
 from gsec_core.stages.base import Progress, silent
 
@@ -64,7 +65,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 class Interrupted(BaseException):
-    """Raised in a slice at its next progress report after Ctrl-C."""
+    """Raised in a slice at its next progress report after Ctrl-C or SIGTERM."""
 
 
 _interrupted = threading.Event()
@@ -87,6 +88,21 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Context manager for a wait for slices: if Ctrl-C or SIGTERM, for which Prefect raises an error in a flow, ends it, slices end too."""
+    try:
+        yield
+    except (KeyboardInterrupt, TerminationSignal):
+        _interrupted.set()
+        raise
+
+
+def calm() -> None:
+    """Let slices work again, because those that were interrupted have ended."""
+    _interrupted.clear()
 
 
 @contextmanager

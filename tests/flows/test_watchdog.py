@@ -1,5 +1,7 @@
 """The watchdog ends a stage that hangs."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.exceptions import TerminationSignal
 
 from flows.stages import run_flow
 from gsec_core import pipeline
@@ -73,6 +76,34 @@ def test_slices_that_have_not_begun_are_cancelled_after_three_have_failed(server
     with asking(server), pytest.raises(GsecError, match="number 1"):
         run_flow(config, run.id, "encode")
     assert watchdog.MOST_FAILED <= len(begun) < 12  # a few more may begin before the others are cancelled
+
+
+def test_sigterm_ends_a_slice_at_its_next_progress_report(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store")
+    run, _ = pipeline.request(config)
+    began = threading.Event()
+
+    def works(context: Context, stage: base.Stage, step: base.Step, names: list[str], progress: base.Progress) -> dict[str, float]:
+        began.set()
+        for _ in range(600):
+            time.sleep(0.1)
+            progress(0)
+        return {"shards": 0}
+
+    monkeypatch.setattr(base, "work", works)
+    threading.Thread(target=lambda: began.wait(60) and os.kill(os.getpid(), signal.SIGTERM), daemon=True).start()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # after the flow, Prefect passes the signal on
+    started = time.monotonic()
+    try:
+        with asking(server), pytest.raises(TerminationSignal):
+            run_flow(config, run.id, "encode")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - started < 40
+    assert [attempt["end"]["outcome"] for attempt in run.attempts()] == ["failed"]
+    monkeypatch.undo()
+    with asking(server):
+        assert run_flow(config, run.id, "encode")["encoded"] == 12, "what ended the slice is over"
 
 
 def test_a_slow_thread_that_finishes_after_all_does_not_end_the_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
