@@ -104,7 +104,7 @@ def deployments(stack: StackConfig) -> Iterator[RunnerDeployment]:
             about = f"Stage {stage.name} of pipeline {name} alone. With another setting it makes a new run, which shares all earlier stages."
             yield _deployment(FLOWS[stage.name], name, about, {"config": settings})
         about = f"Assigns new images to the published clusters of {name}, which stay as they are."
-        yield _deployment(assign, name, about, {"store": config.store, "pipeline_name": name})
+        yield _deployment(assign, name, about, {"store": config.store, "pipeline_name": config.pipeline})
     if stack.pipelines:
         cron = Schedule(cron=stack.maintenance_cron, timezone="UTC") if stack.maintenance_cron else None
         about = "Deletes tables and runs that are no longer needed."
@@ -190,16 +190,14 @@ def _apply_pool(client: SyncPrefectClient, stack: StackConfig) -> None:
 
 
 def _keep_toggles(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
-    """Keep deployments paused, and schedules switched off, as users have set them on the dashboard, as long as the schedule is the same."""
-    if not deployment.schedules:
-        return
+    """Keep deployments paused, and schedules switched off, as users have set them on the dashboard; the latter as long as the schedule is the same."""
     try:
         there = client.read_deployment_by_name(deployment.full_name)
     except ObjectNotFound:
         return
     deployment.paused = there.paused
     off = [schedule.schedule for schedule in there.schedules if not schedule.active]
-    for schedule in deployment.schedules:
+    for schedule in deployment.schedules or ():
         schedule.active = schedule.schedule not in off
 
 

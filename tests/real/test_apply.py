@@ -86,6 +86,23 @@ def test_a_schedule_switched_off_by_a_user_stays_off_until_it_is_changed_in_the_
     apply.apply(stack(tmp_path))
 
 
+def test_a_deployment_paused_by_a_user_stays_paused_with_and_without_a_schedule(client: SyncPrefectClient, tmp_path: Path) -> None:
+    apply.apply(stack(tmp_path, "birds"))
+    for name in ("gsec/birds", "gsec-train/birds"):
+        client.pause_deployment(client.read_deployment_by_name(name).id)
+    apply.apply(stack(tmp_path, "birds"))
+    assert sorted(found.name for found in client.read_deployments() if found.paused) == ["birds", "birds"]
+    apply.apply(stack(tmp_path))
+
+
+def test_images_are_assigned_to_what_the_pipeline_publishes_also_under_another_name(client: SyncPrefectClient, tmp_path: Path) -> None:
+    file = tmp_path / "stack.toml"
+    file.write_text('[pipelines.birds.settings]\nsource = "in"\nstore = "store"\npipeline = "fowl"\n')
+    apply.apply(config.load(file))
+    assert client.read_deployment_by_name("gsec-assign-images/birds").parameters["pipeline_name"] == "fowl"
+    apply.apply(stack(tmp_path))
+
+
 def test_job_variables_of_the_dashboard_have_no_effect(client: SyncPrefectClient, tmp_path: Path) -> None:
     """The worker computes a run's environment and command from these variables, and must ignore them."""
     apply.apply(stack(tmp_path))
