@@ -65,6 +65,8 @@ class NeighborIndex:
     random_state : int
         Seed of the sample that the lists are fitted on, and of the queries by which recall is measured. Equal seeds,
         versions, processors and thread counts give equal neighbours.
+    k : int
+        Number of neighbours that `search` will be asked for: as many count in recall.
     n_threads : int
         Threads; 0 = one a core.
     built : Built, optional
@@ -73,12 +75,15 @@ class NeighborIndex:
     Attributes
     ----------
     recall : float or None
-        Share of the nearest `N_NEIGHBORS` of 500 random rows that are as near as the true ones; None if the index is exact.
+        Share of the ``k`` nearest of 500 random rows that are as near as the true ones; None if the index is exact.
     """
 
-    def __init__(self, rows: Callable[[slice], NDArray[Any]], n: int, *, random_state: int = 0, n_threads: int = 0, built: Built | None = None) -> None:
+    def __init__(
+        self, rows: Callable[[slice], NDArray[Any]], n: int, *, random_state: int = 0, k: int = N_NEIGHBORS, n_threads: int = 0, built: Built | None = None
+    ) -> None:
         self._rows = rows
         self._n = n
+        self._k = neighbor_count(n, k)
         self._threads = thread_count(n_threads)
         self._random_state = random_state
         self._width = rows(slice(0, 1)).shape[1]
@@ -131,8 +136,7 @@ class NeighborIndex:
 
     def _tune_probes(self) -> float:
         """Set the number of probed lists to the smallest that has nearly the best recall. Returns its recall."""
-        k = neighbor_count(self._n, N_NEIGHBORS)
-        numbers = self._drawn(_RECALL_QUERIES)
+        k, numbers = self._k, self._drawn(_RECALL_QUERIES)
         queries = self._unit_at(numbers)
         with threadpool_limits(self._threads):
             found = np.hstack([self._probed(lists, queries, numbers, k) for lists in _PROBED_LISTS])

@@ -175,7 +175,8 @@ class OuterLayer(ABC):
 
     def neighbor_index(self, features: Features, half: int, built: Built | None = None) -> NeighborIndex:
         """Index of all rows in one half, by cosine; from ``built`` if given."""
-        return NeighborIndex(lambda rows: features.half(half, rows).numpy(), len(features), n_threads=torch.get_num_threads(), built=built)
+        n = len(features)
+        return NeighborIndex(lambda rows: features.half(half, rows).numpy(), n, k=self.neighbor_count(n), n_threads=torch.get_num_threads(), built=built)
 
     def neighbors(self, features: Features) -> Neighbors:
         """The neighbours of every row in each half."""

@@ -4,7 +4,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from gsec_core import GSEC
 from gsec_core.clustering import kmeans, neighbors
+from gsec_core.clustering.features import UnitFeatures
 from gsec_core.clustering.neighbors import Built, NeighborIndex, neighbor_count, neighbors_of
 
 
@@ -113,6 +115,19 @@ def test_an_index_of_easy_rows_probes_fewer_lists_also_when_it_was_kept(easy: bo
     index = index_of(X)
     kept = index_of(X, built=index.built)
     assert [faiss.deserialize_index(found.built.data).nprobe for found in (index, kept)] == [probes, probes]
+
+
+@pytest.mark.usefixtures("few_are_many", "small_blocks")
+def test_recall_and_probes_are_for_the_number_of_neighbors_that_is_asked_for() -> None:
+    albums = np.random.default_rng(0).standard_normal((1000, 32), np.float32)
+    X = np.repeat(albums, 4, axis=0) + 0.01 * np.random.default_rng(1).standard_normal((4000, 32), np.float32)  # three are in one list, others far apart
+    few, many = index_of(X), GSEC(device="cpu").plan().neighbor_index(UnitFeatures([X]), 0)  # 3, and 20 neighbours
+    assert few.recall is not None
+    assert many.recall is not None
+    share = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(many.search(0, 4000, 20).tolist(), true_neighbors(X, 20).tolist(), strict=True)])
+    assert many.recall == pytest.approx(share, abs=0.04)
+    assert few.recall > 0.95 > many.recall
+    assert [faiss.deserialize_index(index.built.data).nprobe for index in (few, many)] == [2, 16]
 
 
 @pytest.mark.usefixtures("few_are_many")
