@@ -33,7 +33,7 @@ class Keyed:
 
     by_uri: bool
     values: Mapping[str | bytes, object]
-    """Values by URI relative to the source, or by content hash (16 bytes). Rows without a value are left out."""
+    """Values by URI relative to the source, or by content hash (16 bytes). Rows without a value, or with NaN, are left out."""
 
     def lookup(self, uri: str, content_hash: bytes) -> object | None:
         """The value of an image, or None if it has none."""
@@ -59,6 +59,8 @@ def read_keyed(file: str, column: str, *, setting: str) -> Keyed:
         for batch in batches:
             for image, value in zip(_keys(batch, key), batch.column(column).to_pylist(), strict=True):
                 row += 1
+                if value != value:  # NaN, which writers of tables of numbers put where a value is missing
+                    continue
                 if image is not None and value is not None and values.setdefault(image, value) != value:
                     raise Refused(
                         f"{setting}: row {row} of {url} has {_shown(value)} in {json.dumps(column)}, an earlier row has {_shown(values[image])} "

@@ -1,4 +1,5 @@
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def test_with_both_columns_the_uri_is_preferred_to_the_image(tmp_path: Path) -> 
 
 def test_rows_without_a_value_or_a_key_are_left_out(tmp_path: Path) -> None:
     assert read(parquet(tmp_path / "x.parquet", uri=["a", "b", None], label=[1, None, 3])) == {"a": 1}
+
+
+def test_nan_is_no_value(tmp_path: Path) -> None:
+    assert read(parquet(tmp_path / "x.parquet", uri=["a", "b", "c", "c"], label=[1.0, math.nan, math.nan, 2.0])) == {"a": 1, "c": 2}
+    (tmp_path / "x.csv").write_text("uri,label\na,1\nb,nan\n")
+    assert read(str(tmp_path / "x.csv")) == {"a": 1}
 
 
 def test_a_csv_file_with_quotes_line_breaks_and_uris_of_digits(tmp_path: Path) -> None:
