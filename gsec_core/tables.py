@@ -101,12 +101,13 @@ CLUSTERS = pa.schema(
         _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
         _column("size", pa.int64(), "number of images"),
         _column("cohesion", pa.float32(), "mean cosine of its images to its centre; null without images", nullable=True),
-        _column("separation", pa.float32(), "1 - cosine between its centre and the nearest other centre"),
+        _column("separation", pa.float32(), "1 - cosine between its centre and the nearest other centre; null without images, or without another", nullable=True),
         _column("agreement", pa.float32(), "mean agreement of its images; null without images, and in `baseline_clusters`", nullable=True),
         _column(
             "stability",
             pa.float32(),
-            "mean Jaccard overlap with the matching clusters of the members; below .5 the members do not agree on it; null in `baseline_clusters`",
+            "mean Jaccard overlap with the matching clusters of the members; below .5 the members do not agree on it; null without images, and in "
+            "`baseline_clusters`",
             nullable=True,
         ),
     ]

@@ -25,7 +25,7 @@ class Cluster:
     confidence: float | None
     """Mean over the cluster's images; like cohesion and others below, None if the cluster is empty."""
     cohesion: float | None
-    separation: float
+    separation: float | None
     agreement: float | None
     stability: float | None
     model_name: str | None = None

@@ -245,7 +245,7 @@ def assignment_table(
 def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int, stability: NDArray[np.float32] | None = None) -> pa.Table:
     """A table of schema CLUSTERS for embeddings ``X`` (n, dim) and the assignments of the same rows; ``stability`` (n_clusters,) if there are members.
 
-    A cluster's centre is the mean direction of its images.
+    A cluster's centre is the mean direction of its images. A cluster without images has neither a centre nor any measure.
     """
     labels = assignments["cluster"].to_numpy()
     sizes = np.bincount(labels, minlength=n_clusters)
@@ -253,17 +253,19 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
     centres = unit_rows(sums)
     # The mean cosine of unit rows to their mean direction is the length of their mean.
     cohesion = np.linalg.norm(sums, axis=1) / np.maximum(sizes, 1)
-    nearest = _nearest_other(centres)
+    filled = sizes > 0
+    nearest = np.zeros(n_clusters, np.float32)
+    nearest[filled] = _nearest_other(centres[filled])
     agreement = assignments.group_by("cluster").aggregate([("agreement", "mean")])
     mean_agreement = dict(zip(agreement["cluster"].to_pylist(), agreement["agreement_mean"].to_pylist(), strict=True))
     return pa.table(
         [
             np.arange(n_clusters),
             sizes,
-            pa.array(cohesion, pa.float32(), mask=sizes == 0),
-            1 - nearest,
+            pa.array(cohesion, pa.float32(), mask=~filled),
+            pa.array(1 - nearest, pa.float32(), mask=~filled if filled.sum() > 1 else np.ones(n_clusters, bool)),
             [mean_agreement.get(cluster) for cluster in range(n_clusters)],
-            pa.nulls(n_clusters, pa.float32()) if stability is None else pa.array(stability, pa.float32()),
+            pa.nulls(n_clusters, pa.float32()) if stability is None else pa.array(stability, pa.float32(), mask=~filled),
         ],
         schema=CLUSTERS,
     )

@@ -6,6 +6,7 @@ from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -152,3 +153,13 @@ def test_parts_cover_all_rows_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert [(part.start, part.stop) for part in found] == [(0, 8), (8, 16), (16, 20)]
     assert [image for part in found for image in part.rows["image_id"].to_pylist()] == rows["image_id"].to_pylist()
     assert canonical.rows_of_parts(context, ["part-00000", "part-00002"]) == 12
+
+
+@pytest.mark.parametrize(("labels", "separation"), [([0, 0, 2, 2], [1, None, 1, None]), ([0, 0, 0, 0], [None] * 4)])
+def test_a_cluster_without_images_has_no_measures_and_is_no_neighbour(labels: list[int], separation: list[float | None]) -> None:
+    X = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float16)
+    assignments = pa.table({"cluster": pa.array(labels, pa.int32()), "agreement": pa.array([1, 1, 1, 1], pa.float32())})
+    table = canonical.cluster_table(X, assignments, 4, np.array([1, 0, 1, 0], np.float32))
+    assert table["separation"].to_pylist() == separation
+    for name in ("cohesion", "agreement", "stability"):
+        assert [value is None for value in table[name].to_pylist()] == [size == 0 for size in table["size"].to_pylist()]
