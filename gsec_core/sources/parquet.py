@@ -17,6 +17,9 @@ from gsec_core.sources.container import ContainerSource
 ROW_DIGITS = 9
 """Digits of a row number in a URI, padded with zeros so that the URIs sort in storage order and row groups are read one after the other."""
 
+_BATCH_BYTES = 2**28
+"""About the size in bytes of the batches in which a row group is read."""
+
 
 class _Footer(NamedTuple):
     metadata: pq.FileMetaData
@@ -68,7 +71,11 @@ class ParquetSource(ContainerSource):
         footer = self._footer(path, version)
         try:
             with self._unchanged(path, version), self._fs.open(path, "rb") as raw, pq.ParquetFile(raw, metadata=footer.metadata, pre_buffer=False) as file:
-                return file.read_row_group(group, columns=[footer.leaf], use_threads=False).flatten().column(0)
+                # In batches, since Arrow cannot put more than 2 GiB of a struct's bytes into one array.
+                batches = footer.metadata.row_group(group).total_byte_size // _BATCH_BYTES + 1
+                size = -(-footer.metadata.row_group(group).num_rows // batches)
+                read = file.iter_batches(size, row_groups=[group], columns=[footer.leaf], use_threads=False)
+                return pa.Table.from_batches(read).flatten().column(0)
         except (OSError, ValueError, pa.ArrowException) as error:
             if is_damage(error):
                 return f"damaged Parquet row group: {str(error).strip()}"

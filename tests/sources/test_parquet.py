@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_images_in_a_struct_with_bytes_of_any_layout_are_read(tmp_path: Path, im
     pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
     source = open_source(str(tmp_path / "x.parquet"))
     assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
+
+
+def test_a_row_group_with_more_bytes_than_fit_into_one_arrow_array_is_read(tmp_path: Path) -> None:
+    rows = pa.StructArray.from_arrays([pa.array([bytes([grey]) * 2**27 for grey in range(2)])], ["bytes"])
+    table = pa.table({"image": pa.chunked_array([rows] * 9)})  # 2.25 GiB, of which Parquet keeps the two different values
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert pq.read_metadata(tmp_path / "x.parquet").num_row_groups == 1
+    assert [source.fetch(ref)[:2] for ref in refs(source)[-2:]] == [b"\0\0", b"\1\1"]
 
 
 def test_images_in_a_column_of_fixed_size_are_read(tmp_path: Path) -> None:
@@ -111,13 +121,13 @@ def test_a_damaged_row_group_is_rejected_and_the_others_are_read(tmp_path: Path,
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the row groups that are read from now on, in a list that grows."""
     reads: list[int] = []
-    read_row_group = pq.ParquetFile.read_row_group
+    iter_batches = pq.ParquetFile.iter_batches
 
-    def counted(self: pq.ParquetFile, group: int, **arguments: object) -> pa.Table:
-        reads.append(group)
-        return read_row_group(self, group, **arguments)
+    def counted(self: pq.ParquetFile, size: int, *, row_groups: list[int], **arguments: object) -> Iterator[pa.RecordBatch]:
+        reads.extend(row_groups)
+        return iter_batches(self, size, row_groups=row_groups, **arguments)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     return reads
 
 
