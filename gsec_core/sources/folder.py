@@ -11,7 +11,7 @@ from gsec_core.errors import Unreachable
 from gsec_core.sources.base import ImageRef, RejectedImage
 from gsec_core.sources.listing import Choice, Skipped, is_image_name, no_images, to_table
 from gsec_core.sources.storage import check_answers, fetch_errors, info_version, listing_errors, open_filesystem, stat_version
-from gsec_core.sources.uris import inside, to_uri
+from gsec_core.sources.uris import inside, key, to_uri
 
 
 class LocalFolder:
@@ -141,7 +141,7 @@ class RemoteFolder:
 
     def fetch(self, ref: ImageRef) -> bytes:
         with fetch_errors():
-            content: bytes = self._fs.cat_file(f"{self._root}/{inside(ref.uri)}")
+            content: bytes = self._fs.cat_file(f"{self._root}/{key(ref.uri)}")
         return content
 
     def check(self) -> None:

@@ -27,9 +27,15 @@ def inside(uri: str) -> str:
 
     ``https://example.org/a.jpg`` and ``std::vector.png`` are plain names here: paths are looked up in the source, and never opened as addresses.
     """
-    path = to_path(uri)
+    path = key(uri)
     if path.startswith("/"):
         raise RejectedImage("the path is absolute")
+    return path
+
+
+def key(uri: str) -> str:
+    """As `inside`, but on an object store, where a name below a prefix may begin with a slash: after ``s3://photos/2026/`` may come ``/a.jpg``."""
+    path = to_path(uri)
     if ".." in path.split("/"):
         raise RejectedImage("the path leaves its folder")
     return path

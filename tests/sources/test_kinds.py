@@ -130,8 +130,17 @@ def test_a_uri_that_looks_like_an_address_is_looked_up_in_the_source(place: str,
 @pytest.mark.parametrize("uri", ["../b.png", "/etc/b.png", "../x.tar#b.png", "../x.parquet#000000000"])
 def test_uris_that_lead_outside_the_source_are_rejected(place: str, uri: str) -> None:
     for address in ("folder", "x.parquet", "x.tar"):
-        with pytest.raises(RejectedImage):
+        is_key = address == "folder" and "://" in place and uri.startswith("/")  # looked up below the prefix, where it is not
+        with pytest.raises(MissingImage if is_key else RejectedImage):
             open_source(f"{place}/{address}").fetch(ImageRef(uri, 1, "1@0+1"))
+
+
+def test_keys_with_two_slashes_in_a_row_are_read(bucket: str) -> None:
+    contents = {"/a.png": png(1), "b.png": png(2), "c//d.png": png(3)}
+    for name, content in contents.items():
+        fsspec.filesystem("s3").pipe_file(f"{bucket}/folder/{name}", content)
+    source = open_source(f"{bucket}/folder")
+    assert {ref.uri: source.fetch(ref) for ref in refs(source)} == contents
 
 
 def test_a_file_of_no_known_kind_is_refused(place: str) -> None:

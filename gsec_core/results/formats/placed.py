@@ -11,7 +11,7 @@ from gsec_core.results.files import make_folder
 from gsec_core.results.formats.labelled import Labelled
 from gsec_core.results.images import IMAGES, Images, open_for, place_images
 from gsec_core.sources.folder import LocalFolder, RemoteFolder
-from gsec_core.sources.uris import inside
+from gsec_core.sources.uris import inside, key
 
 
 def place(labelled: Labelled, to: Path, images: Images | None, format: str, absolute: bool) -> tuple[pl.DataFrame, Callable[[str], str]]:
@@ -38,4 +38,4 @@ def place(labelled: Labelled, to: Path, images: Images | None, format: str, abso
     if isinstance(source, LocalFolder):
         there = [os.path.exists(os.path.join(source.url, inside(uri))) for uri in found["place"]]
         found = found.filter(pl.Series(there, dtype=pl.Boolean))
-    return found, (lambda uri: os.path.join(source.url, inside(uri))) if absolute else inside
+    return found, (lambda uri: os.path.join(source.url, inside(uri))) if absolute else key
