@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gsec_core.errors import Refused
+from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import ImageRef, MissingImage
 from gsec_core.sources.listing import Choice, Skipped
 from gsec_core.sources.storage import check_answers, fetch_errors, file_version, listing_errors, open_filesystem
@@ -50,6 +50,10 @@ class ContainerSource(ABC):
 
     def check(self) -> None:
         check_answers(self._fs, (self._root or "/") if self._is_glob else self._path, self.url)
+        try:
+            self._containers()
+        except Refused as error:  # the folder is there, but without the files: its disk may not be mounted
+            raise Unreachable(f"Source {self.url} does not answer: {error}") from error
 
     @abstractmethod
     def _list_container(self, path: str, uri: str, version: str) -> pa.Table:

@@ -79,7 +79,7 @@ def test_listing_a_missing_source_is_refused(place: str, address: str) -> None:
 
 
 def test_the_check_of_a_missing_source_is_unreachable(place: str) -> None:
-    for address in ("nowhere", "nowhere.tar", "nowhere/*.parquet"):
+    for address in ("nowhere", "nowhere.tar", "nowhere/*.parquet", "no*.tar"):
         with pytest.raises(Unreachable, match="does not answer"):
             open_source(f"{place}/{address}").check()
 

@@ -200,13 +200,15 @@ def test_a_damaged_shard_whose_images_are_gone_stops_the_run_until_the_loss_is_a
     assert run_stage(Context.of(context.run, told), encode.STAGE)["missing"] == 1
 
 
-def test_an_unmounted_source_leaves_the_shard_uncommitted(tmp_path: Path) -> None:
-    source = write_pictures(tmp_path / "in", range(8))
+@pytest.mark.parametrize("kind", ["folder", "tars"])
+def test_an_unmounted_source_leaves_the_shard_uncommitted(tmp_path: Path, kind: str) -> None:
+    folder = write_pictures(tmp_path / "in", range(8))
+    source = as_tars(folder, tmp_path / "tars") if kind == "tars" else folder
     config = settings(source, tmp_path / "store")
     run, _ = pipeline.request(config)
     context = Context.of(run, config)
     begin(context, encode.STAGE)
-    for path in source.iterdir():
+    for path in (tmp_path / "tars" if kind == "tars" else folder).iterdir():
         path.unlink()
     [step] = encode.STAGE.steps
     with pytest.raises(Unreachable):
