@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_hostile_texts_are_shown_as_texts_and_nothing_runs(browser: Browser, tmp
             assert page.locator("#map-tip-uri").evaluate("e => e.childElementCount") == 0
             assert any(said == visible(bad).strip() for bad in HOSTILE)
         assert page.locator("svg[onload], img[onerror], b:has-text('alert')").count() == 0
+
+
+def test_the_models_name_of_a_renamed_cluster_stands_below_its_name(browser: Browser, tmp_path: Path) -> None:
+    plain = content(12, shown=24)
+    renamed = tuple(replace(cluster, model_name="ping-pong ball, purple colours") for cluster in plain.clusters)
+    with opened(browser, _written(replace(plain, clusters=renamed), tmp_path)) as page, opened(browser, _written(plain, tmp_path / "plain")) as before:
+        for row, as_it_was in zip(page.locator("#rows tr").all(), before.locator("#rows tr").all(), strict=True):
+            name, model, was = row.locator("th.name a").bounding_box(), row.locator("small").bounding_box(), as_it_was.locator("th.name a").bounding_box()
+            assert name and model and was
+            assert name["width"] == was["width"]
+            assert model["y"] >= name["y"] + name["height"]
 
 
 @pytest.mark.parametrize("dark", [False, True])
