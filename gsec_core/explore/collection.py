@@ -223,7 +223,7 @@ class Collection:
             part = slice(start, min(stop, start + MOST_SHOWN))
             rows = self._rows(view, all.rows[part], all.cosine[part])
             images = (Duplicate(*one) for one in zip(rows, all.exact[part].tolist(), all.keep[part].tolist(), strict=True))
-            groups.append(DuplicateGroup(number, stop - start, tuple(images)))
+            groups.append(DuplicateGroup(number, stop - start, int(all.exact[start:stop].sum()), tuple(images)))
         return Groups(tuple(groups), len(all), len(all.rows), offset, limit, all.note)
 
     def tree(self, groups: int | None = None) -> Tree:

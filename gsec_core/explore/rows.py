@@ -106,6 +106,8 @@ class DuplicateGroup:
     number: int
     """Number of the group; 0 is the largest."""
     size: int
+    exact: int
+    """Number of its images that have the same bytes as the first, which counts too."""
     images: tuple[Duplicate, ...]
     """The image to keep comes first. Of a large group only the first 50 images are listed."""
 

@@ -84,7 +84,17 @@ def test_groups_of_duplicates_are_those_of_the_table(second: Collection) -> None
     assert {group.number: [(one.row.uri, one.exact, one.keep) for one in group.images] for group in found.groups} == wanted
     assert (found.total, found.images, found.note) == (len(wanted), sum(map(len, wanted.values())), None)
     assert all(group.size == len(group.images) for group in found.groups)
+    assert [group.exact for group in found.groups] == [sum(exact for _, exact, _ in wanted[group.number]) for group in found.groups]
     assert second.duplicates(offset=1, limit=1).groups == found.groups[1:2]
+
+
+def test_a_group_of_which_not_all_images_are_listed_is_counted_whole(second: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = second.duplicates()
+    monkeypatch.setattr(collection, "MOST_SHOWN", 1)
+    found = second.duplicates()
+    assert all(len(group.images) == 1 for group in found.groups)
+    assert [(group.size, group.exact) for group in found.groups] == [(group.size, group.exact) for group in whole.groups]
+    assert max(group.exact for group in found.groups) > 1
 
 
 def test_without_the_table_of_duplicates_only_exact_copies_are_found(copied: Collection) -> None:

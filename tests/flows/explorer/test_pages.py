@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from starlette.testclient import TestClient
 
 from flows.serve import explorer
@@ -13,6 +14,7 @@ from flows.serve.app import application
 from flows.serve.explorer import _steps
 from flows.serve.listing import Listing
 from gsec_core.curation import add
+from gsec_core.explore import collection
 from gsec_core.explore.rows import Node, Tree
 from gsec_core.report.collect import collect
 from gsec_core.store import Store
@@ -167,6 +169,14 @@ def test_images_found_by_an_upload_can_be_moved_to_any_cluster(shown: Shown, cur
     found = curator.post(f"{shown.base}/search", files={"file": ("mine.png", buffer.getvalue(), "image/png")}).text
     for row in shown.collection().clusters():
         assert f'<option value="{row.key}">' in found
+
+
+def test_a_large_group_of_duplicates_says_how_many_are_the_same_file_and_how_many_are_shown(
+    shown: Shown, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "MOST_SHOWN", 1)
+    pattern = r"<h2>(\d+) images <small>2 of them the same file, the first 1 are shown</small></h2>"
+    assert re.search(pattern, client.get(f"{shown.base}/duplicates").text)
 
 
 def test_hidden_images_are_in_no_group_of_duplicates_of_the_report(shown: Shown) -> None:
