@@ -166,8 +166,9 @@ class Collection:
         history: list[Past] = []
         with _told(notes):
             history = self._history.of(bytes.fromhex(id))
-        duplicates, twins = self._duplicates(), self._duplicates().of(row)
-        cosines = None if duplicates.group[row] < 0 else duplicates.cosine[twins]
+        copies = self._duplicates().rows[self._duplicates().of(row)]
+        # The table has the cosines to the image to keep, which need not be this one.
+        alike = None if found is None or near is None or not len(copies) else near.to_each(found["embedding"], copies)
         return ImageDetail(
             row=self._rows(view, np.array([row]))[0],
             caption=self._captions().get(columns.hashes[row].tobytes()),
@@ -177,7 +178,7 @@ class Collection:
             model_name=made.name,
             second=second,
             neighbors=tuple(neighbors),
-            duplicates=tuple(self._rows(view, duplicates.rows[twins], cosines)),
+            duplicates=tuple(self._rows(view, copies, alike)),
             history=tuple(history),
             pending=pending,
             note=" ".join(notes) or None,

@@ -190,10 +190,11 @@ class ImageDetail:
     neighbors: tuple[ImageRow, ...]
     """The nearest images, by cosine of their embeddings."""
     duplicates: tuple[ImageRow, ...]
+    """The other images of its group of duplicates, at most 50, each with its cosine to this image, as `neighbors`."""
     history: tuple[Past, ...]
     """Its clusters in the newest 30 publications, newest first."""
     pending: bool = False
-    """Whether `neighbors` and `second` are still being computed. Ask for the image again a little later; do not cache such an answer."""
+    """Whether `neighbors`, `second` and the cosines of `duplicates` are still being computed. Ask for the image again a little later; do not cache such an answer."""
     note: str | None = None
     """Why something is not known, in words."""
 

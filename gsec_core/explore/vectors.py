@@ -92,6 +92,7 @@ class Vectors:
     def __init__(self, embeddings: Embeddings, column: str, n: int, config: PipelineConfig) -> None:
         self._pool = ThreadPoolExecutor(thread_count(config.threads), thread_name_prefix="search", initializer=lambda: _faiss().omp_set_num_threads(1))
         self._segments: list[tuple[NDArray[np.int64], Any]] = []
+        self._n = n
         rows: list[NDArray[np.int64]] = []
         vectors: list[NDArray[np.float16]] = []
         for some, values in embeddings.vectors(column):
@@ -132,6 +133,15 @@ class Vectors:
         rows, cosines = (np.concatenate([np.asarray(one[part]) for one in found]) if found else np.empty(0) for part in range(2))
         best = np.lexsort((rows, -cosines))[:count]  # ties are in canonical order
         return Found(rows[best].astype(np.int64), np.minimum(cosines[best], 1))
+
+    def to_each(self, query: NDArray[np.floating[Any]], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The cosines of a vector (1, d) to the images in rows (m,), (m,)."""
+        out = np.ones(self._n, bool)
+        out[rows] = False
+        found = self.search(query, len(rows), out)
+        cosines = np.empty(len(rows), np.float32)
+        cosines[np.argsort(rows)] = found.cosines[np.argsort(found.rows)]
+        return cosines
 
 
 def release() -> None:
