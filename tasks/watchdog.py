@@ -31,7 +31,7 @@ GRACE = 10.0
 """Seconds that hanging threads may take to end before the process is ended."""
 
 MOST_FAILED = 3
-"""After so many failed slices, those that have not begun are cancelled: on a full disk each would compute its first shard again at every retry."""
+"""After so many failed slices in a row, those that have not begun are cancelled: on a full disk each would compute its first shard at every retry."""
 
 _ending: list[threading.Timer] = []
 
@@ -92,7 +92,7 @@ def wait(futures: Sequence[PrefectFuture[Any]], stage: str, seconds: float) -> N
                     why = hung(stage, seconds)
                     _end_soon(why)
                     raise GsecError(why)
-            failed += not future.cancelled() and not future.result().is_completed()
+            failed = 0 if future.cancelled() or future.result().is_completed() else failed + 1
             if failed == MOST_FAILED:
                 for later in waiting[number:]:
                     later.cancel()  # those that have begun go on

@@ -63,7 +63,7 @@ def test_a_stage_that_hangs_fails_and_its_process_ends(server: str, tmp_path: Pa
     assert ["made no progress" in end["error"] for end in ends] == [True]
 
 
-def test_slices_that_have_not_begun_are_cancelled_after_three_have_failed(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_that_have_not_begun_are_cancelled_after_three_in_a_row_have_failed(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", ingest={"shard_rows": 1})
     run, _ = pipeline.request(config)
     begun = []
