@@ -101,7 +101,9 @@ CLUSTERS = pa.schema(
         _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
         _column("size", pa.int64(), "number of images"),
         _column("cohesion", pa.float32(), "mean cosine of its images to its centre; null without images", nullable=True),
-        _column("separation", pa.float32(), "1 - cosine between its centre and the nearest other centre; null without images, or without another", nullable=True),
+        _column(
+            "separation", pa.float32(), "1 - cosine between its centre and the nearest other centre; null without images, or without another", nullable=True
+        ),
         _column("agreement", pa.float32(), "mean agreement of its images; null without images, and in `baseline_clusters`", nullable=True),
         _column(
             "stability",
