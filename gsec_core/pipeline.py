@@ -306,13 +306,20 @@ def begun(context: Context, until: str | None = None) -> Iterator[tuple[Stage, b
         done.add(name)
 
 
-def newest_run(config: PipelineConfig) -> Run:
-    """Create or find the run of these settings on the newest generation, without listing the source. Raises Refused if nothing was ever ingested."""
+def newest_run(config: PipelineConfig, name: str | None = None) -> Run:
+    """Create or find the run of these settings on the newest generation, without listing the source. Raises Refused if nothing was ever ingested.
+
+    With ``clusters = auto`` it is the run that finds the number, or, for a stage ``name`` that this run does not have, the run with the number that
+    was found for the published run.
+    """
     place = open_place(config)
+    counting: str | None = None
+    if config.clusters == AUTO and name not in (None, *_names(config, None)):
+        config, counting = numbered_before(config, ()) or (config, None)
     generation = place.corpus.generation()
     if not generation.number:
         raise Refused(f"corpus {place.corpus.name} has no images yet. Run stage ingest first: gsec stage ingest --config FILE.")
-    return run_of(place.store, place.corpus, config, generation.number)
+    return run_of(place.store, place.corpus, config, generation.number, counting=counting)
 
 
 def run_for_stage(
@@ -326,7 +333,7 @@ def run_for_stage(
     """
     stage(name)
     store = Store.open(config.store)
-    found = newest_run(config) if run_id is None else store.run(run_id)
+    found = newest_run(config, name) if run_id is None else store.run(run_id)
     config = with_runtime(found.asked(), config)  # without the clusters that it decided on: the run of a redo decides itself
     found.check_stage(name)
     check_inputs(found, config, name)

@@ -413,6 +413,9 @@ def test_with_clusters_auto_a_nightly_run_keeps_the_number_that_was_found(place:
     mine = auto.model_copy(update={"pipeline": "auto"})
     config, by = pipeline.numbered_before(mine, []) or pytest.fail("it is known")
     assert (config.clusters, config.train.grow, by) == (KINDS, True, counting.id)
+    alone, _ = pipeline.run_for_stage("train", mine, None)
+    assert alone.id == context.run.id, "a stage alone is done in the run with this number"
+    assert pipeline.run_for_stage("count", mine, None)[0].id == counting.id
     assert pipeline.numbered_before(mine, ["count"]) is None
     assert pipeline.numbered_before(mine.model_copy(update={"train": mine.train.model_copy(update={"refit": "always"})}), []) is None
     assert pipeline.numbered_before(mine.model_copy(update={"gsec": mine.gsec.model_copy(update={"max_steps": 9})}), []) is None
