@@ -280,7 +280,7 @@ def _roots_of(config: PipelineConfig) -> Iterator[str]:
 
 
 def _absolute(place: str) -> str:
-    return place if "://" in place else os.path.abspath(place)
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def _reached(host: str) -> str:

@@ -318,7 +318,7 @@ def serve(
     """Serve all runs of a store to a browser, with their images and reports, and metrics to Prometheus. Read-only without --curate."""
     from flows.serve import server
 
-    return server.serve(store or [_config().store], host, port, curate)
+    return server.serve([_config(store=one).store for one in store or [None]], host, port, curate)
 
 
 @app.command

@@ -8,6 +8,7 @@ method are in a section with its name. `gsec_core.settings` loads the values.
 import json
 import re
 from collections.abc import Mapping
+from os.path import expanduser
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -265,10 +266,12 @@ class RayConfig(Section):
 class _PipelineConfig(Section):
     """Settings of a run: the source of the images, the store for the tables, the number of clusters, and the settings of each stage."""
 
-    source: Annotated[str | None, AfterValidator(lambda url: url and normalise_url(url)), RUNTIME] = Field(
+    source: Annotated[str | None, AfterValidator(lambda url: url and normalise_url(expanduser(url))), RUNTIME] = Field(
         None, description="A folder, a Parquet file or glob, or WebDataset tars; local or remote. Credentials in a URL are removed."
     )
-    store: Annotated[str, RUNTIME] = Field("gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://).")
+    store: Annotated[str, AfterValidator(expanduser), RUNTIME] = Field(  # shells leave the ~ of --store=~/x as it is
+        "gsec-store", min_length=1, description="Where all tables are kept: a folder or any fsspec URL (s3://, gs://)."
+    )
     corpus: Annotated[str | None, RUNTIME] = Field(None, description="Name of the corpus in the store. Default: made from the source.")
     pipeline: Annotated[str | None, RUNTIME] = Field(
         None,
@@ -293,7 +296,9 @@ class _PipelineConfig(Section):
         le=1024,
         description="Threads for computing. 0: one for each core that CPU affinity and quota allow. Labels are the same only with the same number of threads.",
     )
-    scratch: Annotated[str | None, RUNTIME] = Field(None, description="Folder for temporary files, such as the features for training. Default: the system's.")
+    scratch: Annotated[str | None, AfterValidator(lambda folder: folder and expanduser(folder)), RUNTIME] = Field(
+        None, description="Folder for temporary files, such as the features for training. Default: the system's."
+    )
     engine: Annotated[Literal["threads", "ray"], RUNTIME] = Field(
         "threads", description="Where the slices of a stage run: `threads`, in threads of this process; `ray`, on the nodes of a Ray cluster."
     )

@@ -283,6 +283,14 @@ def test_a_settings_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "gsec.toml")
 
 
+def test_a_tilde_in_a_settings_file_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "gsec.toml"
+    file.write_text('source = "~/in"\nstore = "~/store"\nscratch = "~/tmp"\n')
+    config = load_config(file)
+    assert (config.source, config.store, config.scratch) == (f"{tmp_path}/in", f"{tmp_path}/store", f"{tmp_path}/tmp")
+
+
 def test_flags_override_variables_which_override_the_file_which_overrides_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gsec.toml"
     file.write_text("clusters = 3\nthreads = 3\n[encode]\nbatch_size = 3\nworkers = 3\nthumbnail_size = 33\n")
