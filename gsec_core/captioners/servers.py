@@ -13,7 +13,7 @@ this image     declines it (400, 413, 422), and answers about a plain picture   
 configuration  does not take the key (401, 403), has no such model or address      the stage ends at once, nothing is logged, exit code 2
                (404), sends on elsewhere, takes no such requests (other 4xx)
                declines the plain picture too
-transient      is busy (408, 409, 425, 429, 503)                                   less at once, and again after waits that grow; after
+transient      is busy (408, 409, 425, 429, 503, 529)                              less at once, and again after waits that grow; after
                                                                                    `describe.patience` without any answer the stage ends,
                                                                                    exit code 1
                breaks its reply off                                                again after waits that grow; after ten times the stage ends,
@@ -73,6 +73,7 @@ KINDS = {
     425: Kind.BUSY,
     429: Kind.BUSY,
     503: Kind.BUSY,
+    529: Kind.BUSY,
     500: Kind.FAULTY,
     502: Kind.FAULTY,
     504: Kind.FAULTY,

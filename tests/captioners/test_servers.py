@@ -43,13 +43,13 @@ class TestErrors:
             describe(captioner(server), subject())
         assert len(server.asked) == 1
 
-    @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
+    @pytest.mark.parametrize("status", [408, 409, 425, 429, 529, 500, 502, 503, 504])
     def test_a_passing_error_is_retried(self, server: Server, status: int) -> None:
         server.says(error(status), GOOD)
         assert describe(captioner(server), subject()).status == DESCRIBED
         assert len(server.asked) == 2
 
-    @pytest.mark.parametrize("status", [408, 409, 429, 503])
+    @pytest.mark.parametrize("status", [408, 409, 429, 503, 529])
     def test_a_server_that_stays_busy_is_an_error_after_the_patience(self, server: Server, status: int) -> None:
         server.says(error(status, "queue full"))
         started = time.monotonic()
