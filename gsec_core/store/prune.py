@@ -10,6 +10,7 @@ Other processes may use the store meanwhile. Therefore the runs are read again b
 generations before anything that depends on it.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
@@ -26,6 +27,8 @@ from gsec_core.store import Corpus, Generation, Run, Shards, Store
 from gsec_core.store.captions import PARTS, merge, readable
 from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
+
+_log = logging.getLogger(__name__)
 
 GRACE = timedelta(hours=24)
 """Nothing younger is deleted."""
@@ -180,31 +183,38 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], names: _Names, old
             if name not in listed:
                 yield _file(store, shards.path(name), "its images are in no kept generation", is_as_planned)
     if generations and not newest_is_lost:
-        yield from _thumbnails_of_deleted(corpus, generations[-1], listed, is_as_planned)
-        yield from _captions_of_deleted(corpus, generations[-1], is_as_planned)
+        for thumbnails in corpus.tables(THUMBNAILS_TABLE):
+            yield from _unless_damaged(_thumbnails_of_deleted(corpus, thumbnails, generations[-1], listed, is_as_planned))
+        yield from _unless_damaged(_captions_of_deleted(corpus, generations[-1], is_as_planned))
     yield from _merged(store, corpus.captions, oldest)
 
 
-def _thumbnails_of_deleted(corpus: Corpus, newest: Generation, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
-    """Remove the thumbnails of deleted images, except where a live image has the same bytes."""
+def _unless_damaged(found: Iterator[Deletion]) -> Iterator[Deletion]:
+    """The deletions, up to a damaged shard: no run may ever read it again, and prune must not fail every night because of it."""
+    try:
+        yield from found
+    except BadShard as error:
+        _log.warning("%s. What is left of deleted images is kept, because this shard is damaged. `gsec doctor --verify` sets it aside.", error)
+
+
+def _thumbnails_of_deleted(corpus: Corpus, thumbnails: Shards, newest: Generation, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
+    """Remove the thumbnails of deleted images from a table, except where a live image has the same bytes."""
     live = corpus.live_rows(newest).select(["image_id", "shard"])
-    live_shards = set(live["shard"].to_pylist())
-    for thumbnails in corpus.tables(THUMBNAILS_TABLE):
-        embeddings = corpus.table(EMBEDDINGS_TABLE, thumbnails.directory.rpartition("/")[2])
-        if not live_shards <= embeddings.names():
-            continue  # some image is not encoded yet, and may have the same bytes as a deleted one
-        names = sorted(thumbnails.names() & embeddings.names() & listed)
-        if not names:
-            continue
-        hashes = pa.concat_tables(_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names)
-        alive = hashes.join(live, ["image_id", "shard"], join_type="inner")["content_hash"]
-        doomed = hashes.filter(pc.invert(pc.is_in(hashes["content_hash"], alive)))
-        for name in sorted(set(doomed["shard"].to_pylist())):
-            gone = doomed.filter(pc.equal(doomed["shard"], name))["image_id"]
-            there = thumbnails.read(name, ["image_id"])["image_id"]
-            if count := pc.sum(pc.is_in(there, gone)).as_py():
-                why = f"{count} thumbnails of deleted images"
-                yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, partial(_without, "image_id", gone), still))
+    embeddings = corpus.table(EMBEDDINGS_TABLE, thumbnails.directory.rpartition("/")[2])
+    if not set(live["shard"].to_pylist()) <= embeddings.names():
+        return  # some image is not encoded yet, and may have the same bytes as a deleted one
+    names = sorted(thumbnails.names() & embeddings.names() & listed)
+    if not names:
+        return
+    hashes = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names])
+    alive = hashes.join(live, ["image_id", "shard"], join_type="inner")["content_hash"]
+    doomed = hashes.filter(pc.invert(pc.is_in(hashes["content_hash"], alive)))
+    for name in sorted(set(doomed["shard"].to_pylist())):
+        gone = doomed.filter(pc.equal(doomed["shard"], name))["image_id"]
+        there = thumbnails.read(name, ["image_id"])["image_id"]
+        if count := pc.sum(pc.is_in(there, gone)).as_py():
+            why = f"{count} thumbnails of deleted images"
+            yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, partial(_without, "image_id", gone), still))
 
 
 def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[], bool]) -> Iterator[Deletion]:
@@ -278,7 +288,7 @@ def _rewriting(shards: Shards, name: str, left: Callable[[pa.Table], pa.Table], 
     def rewrite() -> bool:
         if not still():
             return False
-        with suppress(FileNotFoundError):  # another prune was here
+        with suppress(FileNotFoundError, BadShard):  # another prune was here, or a part that the plan did not read is damaged
             shards.replace(name, left(shards.read(name)), shards.facts(name))
             return True
         return False

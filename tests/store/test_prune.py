@@ -109,6 +109,22 @@ def test_deleted_images_lose_their_thumbnails_unless_a_live_one_has_the_same_byt
     assert left == {path.name for path in source.iterdir()} | {"001.jpg"}
 
 
+def test_damaged_embeddings_that_no_run_reads_do_not_prevent_a_prune(tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = settings(source, tmp_path / "store")
+    before = run_stages(config, encode.STAGE)
+    before.corpus.redo(encode.STAGE.name)
+    (source / "000.jpg").unlink()
+    after = run_stages(config, encode.STAGE)
+    embeddings = before.shards(encode.STAGE, EMBEDDINGS_TABLE)
+    Path(embeddings.location(max(embeddings.names()))).write_bytes(b"damaged")
+    leftover = tmp_path / "store" / after.shards(encode.STAGE, THUMBNAILS_TABLE).directory / ".tmp-x"
+    leftover.write_bytes(b"half a shard")
+    grow_old(tmp_path)
+    carry_out(tmp_path, 5)
+    assert not leftover.exists()
+    assert "this shard is damaged" in caplog.text
+
+
 def test_unused_generations_and_leftover_temporary_files_are_deleted(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "store", ingest={"max_shrink": 1})
     cluster(config)
