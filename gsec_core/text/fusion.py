@@ -81,8 +81,9 @@ def _ridge_weights(directions: NDArray[np.float32], T: NDArray[Any]) -> NDArray[
 
 def ridge_cosines(X: NDArray[Any], described: NDArray[np.int64], T: NDArray[Any]) -> NDArray[np.float32]:
     """How well `Ridge` predicts held-out descriptions, (M,); arguments as in `Ridge.fit`. See `_held_out_cosines`."""
-    directions = unit_rows(X[described] - _mean(X))
-    return _held_out_cosines(T, lambda known, held: directions[held] @ _ridge_weights(directions[known], T[known]))
+    images = X[described]
+    directions = unit_rows(images - _mean(X))
+    return _held_out_cosines(images, T, lambda known, held: directions[held] @ _ridge_weights(directions[known], T[known]))
 
 
 def softmax_cosines(X: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weight: float = 0.0) -> NDArray[np.float32]:
@@ -92,18 +93,26 @@ def softmax_cosines(X: NDArray[Any], T: NDArray[Any], tau: float, max_lost_weigh
         found = np.concatenate(list(softmax_counterparts(X[held], T[known], T[known], tau, max_lost_weight)))
         return np.asarray(found - np.asarray(T[known], np.float32).mean(0))
 
-    return _held_out_cosines(T, predict)
+    return _held_out_cosines(X, T, predict)
 
 
-def _held_out_cosines(T: NDArray[Any], predict: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]) -> NDArray[np.float32]:
+def _held_out_cosines(
+    images: NDArray[Any], T: NDArray[Any], predict: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
     """Cosine of each description in ``T`` (M, dt) with its prediction by five-fold cross-validation, (M,); both are centred on the mean of the known ones.
 
-    ``predict`` gets the row numbers of the known and of the held-out descriptions. A single description has cosine 0.
+    ``predict`` gets the row numbers of the known and of the held-out descriptions. Copies, which are equal rows of ``images`` (M, d), are held out together:
+    a description known from a copy would seem predicted. The descriptions of a single image have cosine 0.
     """
     found = np.zeros(len(T), np.float32)
-    if len(T) < 2:
+    rows = np.ascontiguousarray(images)
+    _, first, copies = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_index=True, return_inverse=True)
+    if len(first) < 2:
         return found
-    for known, held in KFold(min(5, len(T)), shuffle=True, random_state=0).split(T):
+    copies = np.argsort(np.argsort(first))[copies]  # numbered in the order of the rows
+    for _, part in KFold(min(5, len(first)), shuffle=True, random_state=0).split(first):
+        out = np.isin(copies, part)
+        known, held = np.flatnonzero(~out), np.flatnonzero(out)
         directions = unit_rows(np.asarray(T[held], np.float32) - np.asarray(T[known], np.float32).mean(0))
         found[held] = (directions * unit_rows(predict(known, held))).sum(1)
     return found

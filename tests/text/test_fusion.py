@@ -182,6 +182,13 @@ def test_a_held_out_description_does_not_take_part_in_its_own_prediction() -> No
     assert (known * unit_rows(T - T.mean(0))).sum(1).mean() > 0.5, "a description that takes part is predicted well"
 
 
+def test_copies_of_an_image_are_held_out_together() -> None:
+    """Otherwise a description that says nothing about its image would be known from the copy, and texts would weigh as much as images."""
+    random = np.random.default_rng(0)
+    X, T = (np.repeat(unit_rows(random.standard_normal((60, 200))), 2, axis=0) for _ in range(2))
+    assert abs(ridge_cosines(X, np.arange(120), T).mean()) < 0.05
+
+
 def test_softmax_is_chosen_only_if_it_predicts_held_out_descriptions_better_than_ridge() -> None:
     random = np.random.default_rng(0)
     T, kinds = said_of_three(1.0, np.empty((120, 0)))
