@@ -76,7 +76,7 @@ class Cluster(NamedTuple):
     hidden: bool
     starred: bool
     curated: bool
-    """Whether an act set its name or description, moved or merged images into it, or split it."""
+    """Whether an act set its name or description, moved images into it or out of it, merged clusters into it, or split it."""
     merged: tuple[int, ...]
     """Keys of the clusters that were merged into it."""
     model_name: str | None
@@ -351,12 +351,14 @@ class State:
             place[cluster.groups] = number
         places = place[self._group]
         sizes = np.bincount(places, minlength=len(clusters)).tolist()
+        keys = np.array([cluster.key for cluster in clusters], np.int32)[places]
+        left = set(self.model.keys[keys != self.model.keys].tolist())  # clusters that lost images
         rows = tuple(
-            Cluster(one.key, one.name, one.description, size, one.hidden, one.starred, one.curated, tuple(one.merged), one.model_name)
+            Cluster(one.key, one.name, one.description, size, one.hidden, one.starred, one.curated or one.key in left, tuple(one.merged), one.model_name)
             for one, size in zip(clusters, sizes, strict=True)
         )
         return Curated(
-            keys=np.array([cluster.key for cluster in rows], np.int32)[places],
+            keys=keys,
             hidden=self._hidden | np.array([cluster.hidden for cluster in rows], bool)[places],
             starred=self._starred,
             clusters=rows,

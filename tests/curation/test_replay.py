@@ -70,6 +70,12 @@ def test_a_name_stays_over_several_nights_and_the_later_of_two_counts() -> None:
         assert found.of_model(0).model_name == "cluster 0"
 
 
+def test_a_cluster_that_lost_images_is_curated_until_that_is_undone() -> None:
+    moved = act(MOVE, 1, images=images(0, 4))  # both are in cluster 0
+    assert [cluster.curated for cluster in replay(acts(moved), model()).clusters] == [True, True, False, False]
+    assert not any(cluster.curated for cluster in replay(acts(moved, act(UNDO, undoes=1)), model()).clusters)
+
+
 def test_merges_of_merges_lead_to_one_cluster_that_lists_its_parts() -> None:
     found = replay(acts(act(MERGE, 1, keys=(0,)), act(MERGE, 2, keys=(1,)), act(RENAME, 2, text="all")), model())
     assert set(found.keys.tolist()) == {2, 3}
