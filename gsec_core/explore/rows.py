@@ -194,7 +194,7 @@ class ImageDetail:
     history: tuple[Past, ...]
     """Its clusters in the newest 30 publications, newest first."""
     pending: bool = False
-    """Whether `neighbors`, `second` and the cosines of `duplicates` are still being computed. Ask for the image again a little later; do not cache such an answer."""
+    """Whether `neighbors`, `second` and the cosines of `duplicates` are still being computed. Ask again a little later; do not cache such an answer."""
     note: str | None = None
     """Why something is not known, in words."""
 
