@@ -39,7 +39,7 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "`--set SECTION.NAME=VALUE`, `GSEC_SECTION__NAME=VALUE` in the environment, or a TOML file (`--config`); the first of these counts.",
+        "`--set SECTION.NAME=VALUE`, `GSEC_SECTION__NAME=VALUE` in the environment, or a TOML file (`--config`); the first of these takes precedence.",
         "A setting that does not change the output can be changed in any rerun. If you change one that does, a new run is made, which does only the "
         "stages that depend on it.",
     ]

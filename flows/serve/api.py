@@ -409,7 +409,7 @@ _BINARY: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet
 
 @router.get("/runs/{run}/map", tags=["Map and tree"], response_class=Response, responses=_BINARY)
 def map_points(collection: Kept) -> Response:
-    """The map: for each image three little-endian uint16: x and y, from 0 to 65,535, and its cluster's place in the list of clusters (65,535 if hidden)."""
+    """The map: three little-endian uint16 for each image: x and y, from 0 to 65,535, and its cluster's place in the list of clusters (65,535 if hidden)."""
     return Response(collection.map_points(), media_type="application/octet-stream")
 
 

@@ -6,7 +6,7 @@ from gsec_core.text import NOUNS, NounSelection
 
 
 class ZeroShotSettings(Section):
-    """None: `gsec_core.ZeroShot` has no parameters. Give the names as `text.vocabulary = file:PATH`, with one cluster a line, and synonyms separated by `|`."""
+    """None: `gsec_core.ZeroShot` has no parameters. Give the names as `text.vocabulary = file:PATH`, one cluster per line, with synonyms separated by `|`."""
 
 
 METHOD = Method(
