@@ -89,7 +89,7 @@ def test_after_all_images_of_the_last_page_are_hidden_the_previous_page_is_shown
     [
         ({"kind": "rename", "key": 0, "name": " "}, "empty"),
         ({"kind": "rename", "key": 77, "name": "x"}, "no cluster 77"),
-        ({"kind": "rename", "key": "x", "name": "x"}, "no number"),
+        ({"kind": "rename", "key": "x", "name": "x"}, "not a number"),
         ({"kind": "merge", "key": 0, "to": ""}, "No cluster is chosen"),
         ({"kind": "merge", "key": 0, "to": 0}, "merge"),
         ({"kind": "split", "key": 0, "parts": 5000}, "parts"),
