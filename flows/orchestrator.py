@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from gsec_core.errors import Refused
+from gsec_core.errors import Refused, shortened
 
 if TYPE_CHECKING:
     from prefect.server.api.server import SubprocessASGIServer
@@ -173,4 +173,4 @@ def _fault(said: str) -> str:
 
 def _line(error: object) -> str:
     text = " ".join(str(error).partition("For further information")[0].split())
-    return (text if len(text) <= 300 else f"{text[:299]}…").rstrip(".")
+    return shortened(text, 300).rstrip(".")

@@ -52,3 +52,8 @@ _QUERY = re.compile(r"""(://[^\s?"']*\?)[^\s"'),;]+""")
 def without_secrets(text: str) -> str:
     """``text`` with ``***`` in place of possible secrets in its URLs: credentials and queries."""
     return _QUERY.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
+
+
+def shortened(text: str, most: int) -> str:
+    """``text``, or its beginning and an ellipsis: at most ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

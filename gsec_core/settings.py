@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from gsec_core.config import PipelineConfig, accepts
-from gsec_core.errors import Refused, without_secrets
+from gsec_core.errors import Refused, shortened, without_secrets
 
 _PREFIX, _NO_SETTINGS = "GSEC_", {"GSEC_CAPTIONER_KEY", "GSEC_REPORTS_TOKEN", "GSEC_REPORTS_URL", "GSEC_ROOTS"}
 
@@ -78,7 +78,7 @@ def _in_the_users_words(error: ErrorDetails, given: Sequence[tuple[str, Mapping[
         near, there = _near(setting, 0.6), ", ".join(_siblings(setting))
         return f"{setting}{origin}: there is no such setting; {f'did you mean {near}?' if near else f'there are {there}.'}"
     value = without_secrets(json.dumps(error["input"], default=str, ensure_ascii=False))
-    return f"{setting} = {value if len(value) <= 80 else f'{value[:79]}…'}{origin}: {_remedy(setting)}."
+    return f"{setting} = {shortened(value, 80)}{origin}: {_remedy(setting)}."
 
 
 def _setting(place: Sequence[int | str], extra: bool) -> str:

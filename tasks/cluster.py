@@ -34,7 +34,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import usable_cores
-from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.errors import GsecError, Refused, Unreachable, shortened
 from gsec_core.stages.base import Stage, Step
 from gsec_core.store import Store
 from tasks import progress, slices, watchdog
@@ -338,4 +338,4 @@ def _line(error: object) -> str:
     """The last line of an error, which may be the traceback of another process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
-    return (text if len(text) <= 300 else f"{text[:299]}…").rstrip(".")
+    return shortened(text, 300).rstrip(".")

@@ -15,7 +15,7 @@ from gsec_core.captioners.base import Answer
 from gsec_core.captioners.refusals import is_refusal
 from gsec_core.captioners.replies import said
 from gsec_core.config import DescribeConfig
-from gsec_core.errors import Refused
+from gsec_core.errors import Refused, shortened
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
 _FORM = (
@@ -188,8 +188,7 @@ def tidy(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """The beginning of a text, on one line, for messages."""
-    text = tidy(text)
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    return shortened(tidy(text), 200)
 
 
 def _attributes(text: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 from fsspec import AbstractFileSystem
 
-from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.errors import GsecError, Refused, Unreachable, shortened
 from gsec_core.images.decode import content_hash
 from gsec_core.sources.address import is_local, normalise_url
 from gsec_core.sources.parquet import leaf_of
@@ -154,5 +154,4 @@ def _keys(batch: pa.RecordBatch, key: str) -> list[str | None] | list[bytes | No
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return shortened(json.dumps(value, default=str, ensure_ascii=False), 80)
