@@ -27,7 +27,7 @@ from starlette.routing import Mount, Route
 from flows.serve import api, metrics, operations, overview, pages
 from flows.serve.collections import Collections
 from flows.serve.explorer import Explorer
-from flows.serve.known import Damaged, Known
+from flows.serve.known import Damaged, Known, published_run
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadRecord, BadShard, GsecError, Refused, Unreachable, without_secrets
 from gsec_core.store import Run, Store
@@ -249,11 +249,10 @@ def _metrics(stores: Sequence[Known], request: Request) -> Response:
 
 def _published(stores: Sequence[Known], request: Request) -> Response:
     """Permanent address of the report of the run that a pipeline publishes: a redirect to it."""
-    for store in stores:
-        for publication in store.publications()[0]:
-            if publication.pipeline == request.path_params["pipeline"]:
-                return RedirectResponse(_report(publication.run_id), 302)
-    raise HTTPException(404)
+    run_id = published_run(stores, request.path_params["pipeline"])
+    if run_id is None:
+        raise HTTPException(404)
+    return RedirectResponse(_report(run_id), 302)
 
 
 def _run(stores: Sequence[Known], request: Request) -> Response:

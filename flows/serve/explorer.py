@@ -17,7 +17,7 @@ from flows.serve import pages
 from flows.serve.api import MOST_UPLOAD_BYTES
 from flows.serve.collections import Collections
 from flows.serve.curating import MOST_AT_ONCE, Forms, asked, in_words, place_after, said, who_asks
-from flows.serve.known import Known
+from flows.serve.known import Known, published_run
 from flows.serve.listing import PER_PAGE, Listing, number
 from gsec_core.clustering.hierarchy import walk
 from gsec_core.errors import NotFound, Refused
@@ -149,6 +149,7 @@ class Explorer:
     def site(self, collection: Collection, request: Request, page: str) -> Site:
         """The values of a page's head."""
         run = collection.run
+        own = [store for store in self._stores if store.url == run.files.url]  # another store may publish under the same name
         query = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != DONE])
         return Site(
             base=f"/runs/{run.id}",
@@ -157,7 +158,7 @@ class Explorer:
             corpus=collection.context.corpus.name,
             created=run.request()["created"],
             page=page,
-            published=self._published_run(collection),
+            published=published_run(own, collection.pipeline),
             here=f"{quote(request.scope['path'])}{'?' if query else ''}{query}",
             curate=self._curate,
             token=self._forms.token(run.id, who_asks(request)),
@@ -178,23 +179,14 @@ class Explorer:
         title = "Not found" if status == 404 else "Not done"
         return pages.explorer("refused", status, site=self.site(collection, request, ""), title=title, why=why, back=back)
 
-    def _published_run(self, collection: Collection) -> str | None:
-        """Id of the run that the pipeline publishes in the run's own store; another store may publish under the same name."""
-        for store in self._stores:
-            for publication in store.publications()[0] if store.url == collection.run.files.url else ():
-                if publication.pipeline == collection.pipeline:
-                    return publication.run_id
-        return None
-
     # Pages
 
     def _published(self, request: Request) -> Response:
         """Permanent address of the explorer of the run that a pipeline publishes: a redirect to it."""
-        for store in self._stores:
-            for publication in store.publications()[0]:
-                if publication.pipeline == request.path_params["pipeline"]:
-                    return RedirectResponse(f"/runs/{publication.run_id}/explore", 302)
-        raise HTTPException(404)
+        run_id = published_run(self._stores, request.path_params["pipeline"])
+        if run_id is None:
+            raise HTTPException(404)
+        return RedirectResponse(f"/runs/{run_id}/explore", 302)
 
     def _clusters(self, collection: Collection, request: Request) -> Response:
         given = request.query_params

@@ -238,6 +238,11 @@ class Known:
             return str(error)
 
 
+def published_run(stores: Iterable[Known], pipeline: str) -> str | None:
+    """Id of the run that a pipeline publishes, in the first store where it publishes one; None if there is none."""
+    return next((found.run_id for store in stores for found in store.publications()[0] if found.pipeline == pipeline), None)
+
+
 def curations(store: Known, publications: Iterable[Publication]) -> tuple[list[tuple[Publication, tuple[int, int | None]]], list[str]]:
     """Each publication with the counts of `Known.curation`, and a message for each curation log that cannot be read."""
     found, wrong = [], []
