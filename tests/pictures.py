@@ -71,6 +71,16 @@ def cluster(config: PipelineConfig, redo: tuple[str, ...] = (), counting: str | 
     return context, changes, made
 
 
+def assign_images(model: Context, images: PipelineConfig) -> Context:
+    """Assign the images of these settings to the clusters of a run. Returns the context of the run that does so."""
+    config = pipeline.assignment_config(model.run, images)
+    run, _ = pipeline.request(config, of_run=model.run.id)
+    context = Context.of(run, config)
+    for name in run.stage_names():
+        run_stage(context, pipeline.stage(name))
+    return context
+
+
 def labels(context: Context) -> dict[str, int]:
     """URI -> cluster, read from the run's tables."""
     import pyarrow.dataset as ds

@@ -22,13 +22,13 @@ from gsec_core.errors import BadRecord, GsecError, Refused
 from gsec_core.report import collect, pages
 from gsec_core.results import publishing, status
 from gsec_core.results.export import export
-from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
 from gsec_core.store import Store, prune
 from gsec_core.store.files import LocalFiles
 
 from ..command import gsec_here, last_json
-from ..pictures import settings
+from ..pictures import assign_images, settings
 from ..results.test_publishing import GROUPS, night, write_groups
 
 
@@ -364,11 +364,7 @@ def test_assigned_images_get_the_curated_clusters(run: Context, tmp_path: Path) 
     say(run, "rename", key=0, text="airplanes")
     say(run, "split", key=1, parts=2)
     say(run, "hide", images=ids(run)[:1])
-    new = pipeline.assignment_config(run.run, settings(write_groups(tmp_path / "new", range(3)), tmp_path / "store"))
-    asked, _ = pipeline.request(new, of_run=run.run.id)
-    context = Context.of(asked, new)
-    for name in asked.request()["stages"]:
-        run_stage(context, pipeline.stage(name))
+    context = assign_images(run, settings(write_groups(tmp_path / "new", range(3)), tmp_path / "store"))
     found = pipeline.finish(context)
     assert {row["key"]: row["name"] for row in found["cluster_rows"]}[0] == "airplanes"
     now = curated(context)

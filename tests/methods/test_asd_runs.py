@@ -38,7 +38,7 @@ from gsec_core.tables import (
     schemas,
 )
 
-from ..pictures import cluster, labels, settings
+from ..pictures import assign_images, cluster, labels, settings
 from ..planted import planted
 from .test_asd_pixels import shapes
 
@@ -195,11 +195,7 @@ def test_a_lost_checkpoint_is_made_again_from_the_previous_one_and_other_setting
 
 
 def assigned(model: Context, source: Path, corpus: str) -> dict[str, int]:
-    config = pipeline.assignment_config(model.run, model.config.model_copy(update={"source": str(source), "corpus": corpus}))
-    run, _ = pipeline.request(config, of_run=model.run.id)
-    context = Context.of(run, config)
-    for name in run.request()["stages"]:
-        run_stage(context, pipeline.stage(name))
+    context = assign_images(model, model.config.model_copy(update={"source": str(source), "corpus": corpus}))
     return labels(context)
 
 

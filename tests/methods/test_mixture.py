@@ -19,11 +19,11 @@ from gsec_core.methods.mixture.estimator import MixedFeatures, MixturePlan
 from gsec_core.methods.tac import estimator as tac
 from gsec_core.settings import load_config
 from gsec_core.stages import nouns, prepare, train
-from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_embeddings
 from gsec_core.tables import ASSIGNMENTS_TABLE, FEATURES_TABLE, MEMBERS_TABLE
 
-from ..pictures import SMALL, cluster, labels, settings, write_pictures
+from ..pictures import SMALL, assign_images, cluster, labels, settings, write_pictures
 from ..planted import planted
 
 QUICK_GSEC = {"ensemble_size": 2, "max_steps": 10}
@@ -197,11 +197,7 @@ def test_the_stages_give_the_same_result_as_the_estimator(whole: Context) -> Non
 
 
 def test_images_are_assigned_by_a_mixture_and_the_report_names_its_methods(whole: Context, place: Path) -> None:
-    config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
-    run, _ = pipeline.request(config, of_run=whole.run.id)
-    context = Context.of(run, config)
-    for name in run.request()["stages"]:
-        run_stage(context, pipeline.stage(name))
+    context = assign_images(whole, settings(place / "in", whole.run.files.url, corpus="again"))
     theirs, ours = labels(whole), labels(context)
     assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8
     page = Path(pipeline.summary(whole)["report"]).read_text()

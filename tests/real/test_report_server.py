@@ -14,10 +14,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from flows.serve.app import application
 from gsec_core import pipeline
-from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
-from ..pictures import cluster, settings, write_pictures
+from ..pictures import assign_images, cluster, settings, write_pictures
 from ..stages.steps import STAGES, run_stages
 from .browser import check_galleries, check_keys, check_pointing, check_search, check_sorting, coloured_point, overflow
 
@@ -46,10 +46,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     failed = run_stages(config.model_copy(update={"clusters": 5}), *STAGES[:2])
     with pytest.raises(OSError, match="No space"), failed.run.attempt({"stage": "prototypes"}):
         raise OSError(ERROR.removeprefix("OSError: "))
-    new = pipeline.assignment_config(context.run, settings(write_pictures(folder / "new", range(30, 34)), folder / "store"))
-    run, _ = pipeline.request(new, of_run=context.run.id)
-    for name in run.request()["stages"]:
-        run_stage(Context.of(run, new), pipeline.stage(name))
+    assign_images(context, settings(write_pictures(folder / "new", range(30, 34)), folder / "store"))
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application([Store.open(config.store)]), log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -23,11 +23,11 @@ from gsec_core.images.decode import decode
 from gsec_core.results import formats, images
 from gsec_core.results.formats import Format, huggingface, labelled
 from gsec_core.results.frames import Frames
-from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.base import Context
 from gsec_core.store import Store
 from gsec_core.tables import REPRESENTATIVE_CAPTIONS_TABLE
 
-from ..pictures import cluster, picture, settings, write_pictures
+from ..pictures import assign_images, cluster, picture, settings, write_pictures
 from ..sources.examples import png, write_parquet
 
 ALL: tuple[Format, ...] = get_args(Format)
@@ -270,11 +270,7 @@ def test_missing_and_changed_images_are_counted_by_each_format(tmp_path: Path) -
 
 def test_an_atlas_of_a_run_that_assigns_has_no_places(place: tuple[Path, Context], tmp_path: Path) -> None:
     context = place[1]
-    new = pipeline.assignment_config(context.run, settings(write_pictures(tmp_path / "new", range(30, 34)), context.config.store))
-    run, _ = pipeline.request(new, of_run=context.run.id)
-    assigning = Context.of(run, new)
-    for name in run.request()["stages"]:
-        run_stage(assigning, pipeline.stage(name))
+    assigning = assign_images(context, settings(write_pictures(tmp_path / "new", range(30, 34)), context.config.store))
     written = formats.write(assigning, tmp_path / "atlas", "embedding-atlas")
     assert written == {"atlas.parquet": 4}
     assert not {"x", "y"} & set(pl.read_parquet(tmp_path / "atlas" / "atlas.parquet").columns)

@@ -21,12 +21,12 @@ from gsec_core.curation import add
 from gsec_core.errors import NotFound, Refused
 from gsec_core.results.export import export
 from gsec_core.results.notebook import CLUSTERS_SHOWN, OpenRun
-from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.base import Context
 from gsec_core.store import Store
 from gsec_core.tables import MAP_TABLE
 
 from ..explore.runs import Nights, two_nights
-from ..pictures import cluster, picture, settings, write_pictures
+from ..pictures import assign_images, cluster, picture, settings, write_pictures
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "notebook.py"
 
@@ -263,10 +263,7 @@ def test_curation_is_seen_when_the_run_is_opened_again(copied: Context) -> None:
 
 
 def test_a_run_that_assigns_is_opened_with_the_clusters_of_its_model(copied: Context, tmp_path: Path) -> None:
-    new = pipeline.assignment_config(copied.run, settings(write_pictures(tmp_path / "new", range(30, 34)), copied.config.store))
-    asked, _ = pipeline.request(new, of_run=copied.run.id)
-    for name in asked.request()["stages"]:
-        run_stage(Context.of(asked, new), pipeline.stage(name))
+    asked = assign_images(copied, settings(write_pictures(tmp_path / "new", range(30, 34)), copied.config.store)).run
     found = open_run(copied.config.store, asked.id)
     assert (len(found), found.embeddings.shape) == (4, (4, 1280))
     assert found.clusters.equals(open_run(copied.config.store, copied.run.id).clusters)

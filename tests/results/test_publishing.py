@@ -13,12 +13,12 @@ from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
 from gsec_core.results import publishing, status
 from gsec_core.stages import align
-from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.base import Context
 from gsec_core.store import Store, prune
 from gsec_core.store.files import Files, LocalFiles
 from gsec_core.store.publications import More, Publication, Publications
 
-from ..pictures import cluster, labels, picture, settings, write_pictures
+from ..pictures import assign_images, cluster, labels, picture, settings, write_pictures
 from ..stages.steps import STAGES, run_stages
 
 GROUPS = 3
@@ -364,11 +364,7 @@ def test_a_run_that_assigns_is_not_published(second_night: Night, tmp_path: Path
     _, config = second_night
     model, _ = night(config)
     before = pointer(tmp_path / "store", "kinds")
-    new = pipeline.assignment_config(model.run, settings(write_pictures(tmp_path / "new", range(4)), tmp_path / "store"))
-    run, _ = pipeline.request(new, of_run=model.run.id)
-    context = Context.of(run, new)
-    for name in run.request()["stages"]:
-        run_stage(context, pipeline.stage(name))
+    context = assign_images(model, settings(write_pictures(tmp_path / "new", range(4)), tmp_path / "store"))
     said = pipeline.finish(context)
     assert (said["images"], said["published"], said["held"]) == (4, False, False)
     assert pointer(tmp_path / "store", "kinds") == before

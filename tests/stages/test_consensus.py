@@ -16,7 +16,7 @@ from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.canonical import load_embeddings
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE, MEMBERS_TABLE
 
-from ..pictures import SMALL, cluster, labels, settings, write_pictures
+from ..pictures import SMALL, assign_images, cluster, labels, settings, write_pictures
 from .steps import STAGES
 
 
@@ -163,11 +163,7 @@ def test_every_stage_can_be_redone_and_gives_equal_labels(source: Path, whole: C
 
 
 def assigned(source: Path, whole: Context, store: str) -> tuple[Context, dict[str, int]]:
-    config = pipeline.assignment_config(whole.run, settings(source, store))
-    run, _ = pipeline.request(config, of_run=whole.run.id)
-    context = Context.of(run, config)
-    for name in run.request()["stages"]:
-        run_stage(context, pipeline.stage(name))
+    context = assign_images(whole, settings(source, store))
     rows = context.shards(assign.STAGE, ASSIGNED_TABLE).read("part-00000")
     return context, dict(zip(rows["uri"].to_pylist(), rows["cluster"].to_pylist(), strict=True))
 

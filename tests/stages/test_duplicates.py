@@ -19,7 +19,7 @@ from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Run
 from gsec_core.tables import DUPLICATES, DUPLICATES_TABLE, NEIGHBORS_TABLE, THUMBNAILS_TABLE
 
-from ..pictures import cluster, settings
+from ..pictures import assign_images, cluster, settings
 from .steps import run_stages
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "retina", "rocket")
@@ -260,10 +260,7 @@ def test_a_run_that_keeps_its_model_reuses_its_neighbours_and_searches_only_thos
 def test_a_run_that_only_assigns_does_not_look_for_copies(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
     config, first = published
     write_photographs(tmp_path / "new")
-    run, _ = pipeline.request(pipeline.assignment_config(first.run, settings(tmp_path / "new", config.store)), of_run=first.run.id)
-    assigning = Context.of(run, config)
-    for name in run.stage_names():
-        run_stage(assigning, pipeline.stage(name))
+    assigning = assign_images(first, settings(tmp_path / "new", config.store))
     assert "duplicates.csv" not in export(assigning, tmp_path / "out")
     assert not [remark for remark in pipeline.summary(assigning)["remarks"] if "copies" in remark]
-    assert np.isin(["encode", "assign"], run.stage_names()).all()
+    assert np.isin(["encode", "assign"], assigning.run.stage_names()).all()

@@ -27,7 +27,7 @@ from gsec_core.stages.canonical import load_embeddings, usable
 from gsec_core.store import Store
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, ENHANCED_CLUSTERS, ENHANCED_CLUSTERS_TABLE, ENHANCED_TABLE, ENHANCER_TABLE, schemas
 
-from ..pictures import cluster, labels, settings
+from ..pictures import assign_images, cluster, labels, settings
 
 SIDE, CLASSES, IMAGES = 32, 3, 48
 MODEL = {
@@ -227,11 +227,7 @@ def test_the_exported_encoder_is_the_adapted_model_and_can_be_used_to_cluster_an
     (tmp_path / "new").mkdir()
     for number in range(200, 206):
         striped(number).save(tmp_path / "new" / f"{number}.png")
-    new = pipeline.assignment_config(again.run, again.config.model_copy(update={"source": str(tmp_path / "new"), "corpus": "new"}))
-    run, _ = pipeline.request(new, of_run=again.run.id)
-    context = Context.of(run, new)
-    for stage in run.request()["stages"]:
-        run_stage(context, pipeline.stage(stage))
+    context = assign_images(again, again.config.model_copy(update={"source": str(tmp_path / "new"), "corpus": "new"}))
     assert len(labels(context)) == 6
     with pytest.raises(Refused, match=r"encoder exists already"):
         export(whole, tmp_path / "out", encoder=True)

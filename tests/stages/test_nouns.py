@@ -27,7 +27,7 @@ from gsec_core.tables import (
 )
 from gsec_core.text.nouns import noun_counterparts
 
-from ..pictures import cluster, labels, settings, write_pictures
+from ..pictures import assign_images, cluster, labels, settings, write_pictures
 
 WORDS = ["a red disc", "green disc", "wall", "poster", "ball", "flag", "sky", "sun", "a lamp that hangs from a white ceiling", "plate", "moon", "coin"]
 
@@ -223,10 +223,6 @@ def test_the_stages_select_nouns_and_train_members_as_sic_and_seic_do(method: st
 
 
 def test_images_are_assigned_by_a_run_with_nouns_to_the_clusters_they_have_in_it(whole: Context, place: Path, tmp_path: Path) -> None:
-    config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
-    run, _ = pipeline.request(config, of_run=whole.run.id)
-    context = Context.of(run, config)
-    for name in run.request()["stages"]:
-        pipeline.base.run_stage(context, pipeline.stage(name))
+    context = assign_images(whole, settings(place / "in", whole.run.files.url, corpus="again"))
     theirs, ours = labels(whole), labels(context)
     assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that assigns must agree with the consensus"

@@ -35,7 +35,7 @@ from gsec_core.tables import (
 )
 
 from ..captioners.server import Server, reply
-from ..pictures import cluster, labels, picture, settings
+from ..pictures import assign_images, cluster, labels, picture, settings
 
 KINDS = 3
 
@@ -145,11 +145,7 @@ def test_a_run_that_kept_its_model_can_assign_and_export_and_prune_keeps_its_mod
     write_kinds(place / "in", range(12, 13))
     context, _, _ = night(place)
     fresh = write_kinds(tmp_path / "new", range(30, 32))
-    config = pipeline.assignment_config(context.run, settings(fresh, place / "store"))
-    run, _ = pipeline.request(config, of_run=context.run.id)
-    assigning = Context.of(run, config)
-    for name in run.stage_names():
-        run_stage(assigning, pipeline.stage(name))
+    assigning = assign_images(context, settings(fresh, place / "store"))
     rows = assigning.run.table("assigned")[0].read("part-00000")
     assert {uri[0]: label for uri, label in zip(rows["uri"].to_pylist(), rows["cluster"].to_pylist(), strict=True)} == {
         uri[0]: label for uri, label in labels(context).items()
@@ -377,9 +373,7 @@ def test_prune_keeps_the_model_of_a_run_to_which_images_were_assigned(place: Pat
     context, _, _ = night(place)
     assert context.keeps
     new = settings(write_kinds(place / "new", range(30, 32)), place / "store")
-    assigned, _ = pipeline.request(pipeline.assignment_config(context.run, new), of_run=context.run.id)
-    for name in assigned.stage_names():
-        run_stage(Context.of(assigned, pipeline.assignment_config(context.run, new)), pipeline.stage(name))
+    assign_images(context, new)
     _, said, _ = night(place, ("train",))
     assert said["published"]
     for path in (place / "store").rglob("*"):

@@ -23,7 +23,7 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, EMBEDDINGS_TABLE
 from gsec_core.text import ENCODER
 
 from ..checkpoint import write_checkpoint
-from ..pictures import cluster, labels, settings, write_pictures
+from ..pictures import assign_images, cluster, labels, settings, write_pictures
 
 ABOVE = ["baseline", "prototypes", "describe"]
 BELOW = ["prepare", "duplicates", "train", "align", "publish", "hierarchy", "map", "lineage", "report"]
@@ -134,12 +134,8 @@ def test_a_killed_second_encoder_goes_on_where_it_was_and_encodes_only_new_image
 
 
 def test_images_to_assign_are_encoded_by_both_encoders(whole: Context, place: Path) -> None:
-    config = pipeline.assignment_config(whole.run, settings(place / "in", whole.run.files.url, corpus="again"))
-    run, _ = pipeline.request(config, of_run=whole.run.id)
-    assert run.request()["stages"] == ["encode", "encode2", "assign"]
-    context = Context.of(run, config)
-    for name in run.request()["stages"]:
-        run_stage(context, pipeline.stage(name))
+    context = assign_images(whole, settings(place / "in", whole.run.files.url, corpus="again"))
+    assert context.run.request()["stages"] == ["encode", "encode2", "assign"]
     theirs, ours = labels(whole), labels(context)
     assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8, "the head that assigns must agree with the consensus"
     features = prepare.features_of(whole, text.halves_of(whole, context, slice(0, 5)))
