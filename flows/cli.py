@@ -93,7 +93,7 @@ def run(
     from gsec_core.stages.describe import RETRY
 
     flags = {"source": source, "clusters": clusters, "store": store, "corpus": corpus, "pipeline": pipeline, "method": method}
-    settings = _config(config, set_, encoder, captioner, text, **flags)
+    settings = settings_of(config, set_, encoder, captioner, text, **flags)
     return _run(settings, [*(redo or []), *([RETRY] if retry_failed else [])], as_json)
 
 
@@ -127,16 +127,16 @@ def stage(
         raise Refused(f"gsec stage {name} {given[0]}: only stage describe takes this option.")
     if (run is None) == (config is None):
         raise Refused("gsec stage: give either --run ID or --config FILE.")
-    settings = _config(config, set_, store=store)
+    settings = settings_of(config, set_, store=store)
     if run is not None:
         _refuse_other_output(settings, "gsec stage --run", "Give others with --config.")
     from flows import commands
 
     if plan or export_batch or import_batch:
-        return commands.describe_offline(settings, run, export_batch, import_batch, _out(as_json))
+        return commands.describe_offline(settings, run, export_batch, import_batch, json_output(as_json))
     if name == "ingest":
-        return commands.run_ingest(settings, run, redo, _out(as_json))
-    return commands.run_one_stage(name, settings, run, redo, _out(as_json), retry_failed)
+        return commands.run_ingest(settings, run, redo, json_output(as_json))
+    return commands.run_one_stage(name, settings, run, redo, json_output(as_json), retry_failed)
 
 
 @app.command
@@ -149,7 +149,7 @@ def publish(
     """Publish a run that was held back, after you have looked at it, or go back to a run that was published before."""
     from flows import reports
 
-    return reports.publish(_config(store=store).store, run, _out(as_json))
+    return reports.publish(settings_of(store=store).store, run, json_output(as_json))
 
 
 @app.command
@@ -157,7 +157,7 @@ def status(*, store: StoreUrl = None, as_json: AsJson = False) -> int:
     """Show the corpora and runs of a store, and how far each run is. Reads only the store."""
     from flows import reports
 
-    return reports.status(_config(store=store).store, _out(as_json))
+    return reports.status(settings_of(store=store).store, json_output(as_json))
 
 
 @app.command
@@ -171,7 +171,7 @@ def doctor(
     verify: Annotated[bool, Parameter(negative="", help="Read every shard. Damaged shards are set aside, so that the next run makes them again.")] = False,
 ) -> int:
     """Check the environment, the store, the encoder, the captioner and Prefect, and say what to fix."""
-    settings = _config(config, set_, store=store, encoder=encoder, captioner=captioner)
+    settings = settings_of(config, set_, store=store, encoder=encoder, captioner=captioner)
     from flows import doctor as checks
 
     return checks.doctor(settings, verify)
@@ -187,7 +187,7 @@ def prune(
     """Delete tables and runs that are no longer needed, but nothing younger than a day, and no embeddings or descriptions of live images."""
     from flows import reports
 
-    return reports.prune(_config(store=store).store, keep_runs, dry_run)
+    return reports.prune(settings_of(store=store).store, keep_runs, dry_run)
 
 
 @app.command
@@ -203,10 +203,10 @@ def assign(
     """Assign new images to the clusters of a run. The run and its corpus do not change."""
     from flows import commands
 
-    settings = _config(settings=set_, source=source, store=store, corpus=corpus)
+    settings = settings_of(settings=set_, source=source, store=store, corpus=corpus)
     of_source = settings.ingest.model_copy(update={"image_column": IngestConfig().image_column})
     _refuse_other_output(settings.model_copy(update={"ingest": of_source}), "gsec assign", "Leave them out.")
-    return commands.assign(settings, run, _out(as_json))
+    return commands.assign(settings, run, json_output(as_json))
 
 
 @app.command
@@ -223,7 +223,7 @@ def evaluate(
     """Score a run and plain k-means against labels that you have: ACC, NMI and ARI. The labels do not influence the run."""
     from flows import reports
 
-    return reports.evaluate(_config(store=store).store, labels, column, run, _out(as_json))
+    return reports.evaluate(settings_of(store=store).store, labels, column, run, json_output(as_json))
 
 
 @app.command
@@ -240,7 +240,7 @@ def compare(
     """Compare runs on their common images: quality without labels, and how similar the runs are. Neighbours are those by the first run's encoder."""
     from flows import reports
 
-    return reports.compare(_config(store=store), runs, labels, column, to, _out(as_json))
+    return reports.compare(settings_of(store=store), runs, labels, column, to, json_output(as_json))
 
 
 @app.command
@@ -269,10 +269,10 @@ def export(
         raise Refused(f"{'--encoder' if encoder else '--groups'}: --format {format_} does not include this. Use --format tables.")
     from flows import reports
 
-    place = _config(store=store).store
+    place = settings_of(store=store).store
     if format_ != "tables":
-        return reports.export_as(place, to, format_, images, run, _out(as_json))
-    return reports.export(place, to, images, encoder, groups, run, _out(as_json))
+        return reports.export_as(place, to, format_, images, run, json_output(as_json))
+    return reports.export(place, to, images, encoder, groups, run, json_output(as_json))
 
 
 @app.command
@@ -289,7 +289,7 @@ def report(
     """Print where a run's report is, or write it into a folder."""
     from flows import reports
 
-    return reports.report(_config(store=store).store, to, run, _out(as_json))
+    return reports.report(settings_of(store=store).store, to, run, json_output(as_json))
 
 
 @app.command
@@ -297,7 +297,7 @@ def methods(*, as_json: AsJson = False) -> int:
     """List the methods: what each does, its paper, and the text sources that it can use."""
     from flows import reports
 
-    return reports.methods(_out(as_json))
+    return reports.methods(json_output(as_json))
 
 
 @app.command
@@ -318,7 +318,7 @@ def serve(
     """Serve all runs of a store to a browser, with their images and reports, and metrics to Prometheus. Read-only without --curate."""
     from flows.serve import server
 
-    return server.serve([_config(store=one).store for one in store or [None]], host, port, curate)
+    return server.serve([settings_of(store=one).store for one in store or [None]], host, port, curate)
 
 
 @app.command
@@ -335,12 +335,12 @@ def demo(
 
     store = str(directory / "store")
     if source is not None:
-        return _run(_config(source=source, clusters=clusters, store=store), [], as_json)
+        return _run(settings_of(source=source, clusters=clusters, store=store), [], as_json)
     if clusters is not None:
         raise Refused("--clusters: the number of clusters of the demo's own photographs is fixed. Give --clusters together with a SOURCE.")
     images = demonstration.make_photographs(directory / "images")
     terminal.err.print(f"{demonstration.CLUSTERS * demonstration.CROPS} crops of {demonstration.CLUSTERS} photographs are in {images}")
-    settings = _config(source=str(images), clusters=demonstration.CLUSTERS, store=store)
+    settings = settings_of(source=str(images), clusters=demonstration.CLUSTERS, store=store)
     return _run(settings, [], as_json, then=demonstration.show_scores)
 
 
@@ -355,20 +355,20 @@ app.command("deployments.commands:deploy", name="deploy", help="Deploy the pipel
 def _run(config: PipelineConfig, redo: list[str], as_json: bool, then: "Callable[[Context], None] | None" = None) -> int:
     from flows import commands
 
-    return commands.run(config, redo, _out(as_json), then)
+    return commands.run(config, redo, json_output(as_json), then)
 
 
 def _refuse_other_output(settings: PipelineConfig, command: str, remedy: str) -> None:
-    if output_settings(settings) != output_settings(_config()):
+    if output_settings(settings) != output_settings(settings_of()):
         raise Refused(f"{command}: settings that change the output are taken from the run. {remedy}")
 
 
-def _out(as_json: bool) -> Callable[[dict[str, Any]], None] | None:
+def json_output(as_json: bool) -> Callable[[dict[str, Any]], None] | None:
     """A function that prints a result as JSON; None if results are shown as text."""
     return (lambda result: print(json.dumps(result), flush=True)) if as_json else None
 
 
-def _config(
+def settings_of(
     file: Path | None = None,
     settings: list[str] | None = None,
     encoder: str | None = None,

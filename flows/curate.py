@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from flows.cli import AsJson, StoreUrl, _config, _out
+from flows.cli import AsJson, StoreUrl, json_output, settings_of
 from gsec_core.errors import Refused
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
@@ -119,7 +119,7 @@ def log(*, where: Where | None = None) -> int:
     context = _context(where)
     found, acts, pipeline = curated(context), log_of(context).read(), log_of(context).pipeline
     reasons = {one.act.number: one.why for one in found.open}
-    if out := _out(where.as_json):
+    if out := json_output(where.as_json):
         rows = [{**_told(act), "open": reasons.get(act.number), "undone_by": found.undone.get(act.number)} for act in acts]
         out({"pipeline": pipeline, "run_id": context.run.id, "acts": rows, "open": len(found.open)})
         return 0
@@ -154,7 +154,7 @@ def _add(kind: str, said: Said | None, **what: Any) -> int:
     if what.get("images"):
         what["images"] = _ids(context, what["images"])
     act = add(context, kind, who=_login() if said.who is None else said.who, why=said.why, **what)
-    if out := _out(said.as_json):
+    if out := json_output(said.as_json):
         out({"pipeline": log_of(context).pipeline, "run_id": context.run.id, **_told(act)})
     else:
         terminal.out.print(f"act {act.number} of pipeline {log_of(context).pipeline}: {in_words(act)}")
@@ -168,7 +168,7 @@ def _told(act: "Act") -> dict[str, Any]:
 
 def _context(where: Where) -> Context:
     """Context of the run that is curated: the named one, or the published one."""
-    store = Store.open(_config(store=where.store).store)
+    store = Store.open(settings_of(store=where.store).store)
     run = store.run(_published(store, where.pipeline) if where.run is None else where.run)
     context = Context.of(run, run.config())
     pipeline = pipeline_of(context.config, context.corpus.name)
