@@ -36,7 +36,7 @@ from gsec_core import GSEC
 from gsec_core.clustering import ensemble
 from gsec_core.clustering.ensemble import Ensemble
 from gsec_core.clustering.neighbors import NeighborIndex
-from gsec_core.devices import resolve, threads_of_torch, usable_cores
+from gsec_core.devices import resolve, thread_count, threads_of_torch, usable_cores
 from gsec_core.methods import BUILT_IN
 from gsec_core.methods.gsec import bilevel
 from gsec_core.methods.gsec.estimator import GSECPlan
@@ -189,7 +189,7 @@ def _encoding(report: Report, options: argparse.Namespace, device: str, model: s
     encoder = encode.loaded_encoder(config)
     opened = open_source(str(source))
     refs = [ImageRef(**row) for row in opened.list().to_pylist()]
-    workers, size = config.encode.workers or usable_cores(), config.encode.batch_size
+    workers, size = thread_count(config.encode.workers), config.encode.batch_size
     batches = -(-len(refs) // size)
     large_batches = -(-len(refs) // LARGE_BATCH)
 
