@@ -10,6 +10,7 @@ Training starts from the member that agrees with the consensus on most images: w
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +249,8 @@ def _restore(context: Context, enhancer: Enhancer, name: str) -> None:
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:
-    done = [0, *_checkpoints(context).values()]
-    return sum(at - before for name, before, at in zip(_checkpoints(context), done, done[1:], strict=False) if name in names)
+    steps = _checkpoints(context)
+    return sum(stop - start for name, (start, stop) in zip(steps, pairwise([0, *steps.values()]), strict=True) if name in names)
 
 
 STAGE = Stage(
