@@ -318,7 +318,7 @@ def serve(
     """Serve all runs of a store to a browser, with their images and reports, and metrics to Prometheus. Read-only without --curate."""
     from flows.serve import server
 
-    return server.serve([settings_of(store=one).store for one in store or [None]], host, port, curate)
+    return server.serve([settings_of(store=one).store for one in store or [settings_of().store]], host, port, curate)
 
 
 @app.command

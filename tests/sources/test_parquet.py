@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gsec_core.errors import Refused
-from gsec_core.sources import ImageRef, RejectedImage, open_source
+from gsec_core.sources import ImageRef, RejectedImage, open_source, parquet
 
 from .examples import Images, refs, write_parquet
 
@@ -33,13 +33,17 @@ def test_images_in_a_struct_with_bytes_of_any_layout_are_read(tmp_path: Path, im
     assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
 
 
-def test_a_row_group_with_more_bytes_than_fit_into_one_arrow_array_is_read(tmp_path: Path) -> None:
-    rows = pa.StructArray.from_arrays([pa.array([bytes([grey]) * 2**27 for grey in range(2)])], ["bytes"])
-    table = pa.table({"image": pa.chunked_array([rows] * 9)})  # 2.25 GiB, of which Parquet keeps the two different values
-    pq.write_table(table, tmp_path / "x.parquet", compression="zstd")
+def test_a_large_row_group_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow refuses to read more than 2 GiB of a struct's bytes at once."""
+    images = [bytes([grey]) * 1000 for grey in range(10)]
+    pq.write_table(pa.table({"image": [{"bytes": image} for image in images]}), tmp_path / "x.parquet")
     source = open_source(str(tmp_path / "x.parquet"))
-    assert pq.read_metadata(tmp_path / "x.parquet").num_row_groups == 1
-    assert [source.fetch(ref)[:2] for ref in refs(source)[-2:]] == [b"\0\0", b"\1\1"]
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 2500)
+    sizes = []
+    iter_batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda file, size, **which: sizes.append(size) or iter_batches(file, size, **which))
+    assert [source.fetch(ref) for ref in refs(source)] == images
+    assert sizes == [2]
 
 
 def test_images_in_a_column_of_fixed_size_are_read(tmp_path: Path) -> None:
