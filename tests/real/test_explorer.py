@@ -187,8 +187,21 @@ def test_arrow_keys_step_through_a_gallery_and_its_pages(browser: Browser, serve
         assert names[0] == names[4] != names[1] == names[3] != names[2]
         page.get_by_role("link", name=re.compile(rf"59 of {CROPS * len(SHOWN)}")).click()
         expect(page.locator(".images > li")).to_have_count(60)
+        page.wait_for_load_state()  # else the key may come before the script that listens to it
         page.keyboard.press("ArrowRight")
         expect(page.get_by_text("Page 2 of 2")).to_have_count(1)
+
+
+def test_arrow_keys_scroll_the_table_that_has_the_focus_and_leave_its_page_open(browser: Browser, served: Served) -> None:
+    with opened(browser, served, width=240) as page:
+        page.goto(f"{served.base}/images")
+        page.locator(".images a.shot").first.click()
+        page.wait_for_url(re.compile("at=1"))
+        before, table = page.url, page.get_by_role("region", name="Table of publications")
+        table.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.querySelector('.scroll').scrollLeft > 0")
+        assert page.url == before
 
 
 def test_the_tree_links_clusters_and_the_reports_table_can_be_cut_into_groups(browser: Browser, served: Served) -> None:

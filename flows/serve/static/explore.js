@@ -3,7 +3,7 @@
 (() => {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    if (event.target.closest("input, textarea, select, canvas, [contenteditable]")) return;
+    if (event.target.closest("input, textarea, select, canvas, .scroll, [contenteditable]")) return;
     const where = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
     const link = where && document.querySelector(`a[rel="${where}"]`);
     if (!link) return;
