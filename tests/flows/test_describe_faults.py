@@ -149,7 +149,7 @@ def test_plan_export_and_retry_failed_cover_exactly_the_remaining_or_failed_imag
     again = last_json(gsec_here(*place.stage(mllm, "--retry-failed")))
     assert (again["asked"], again["failed"], len(mllm.asked)) == (failed, 0, failed)
     assert again["run_id"] != place.run
-    assert "no description failed" in gsec_here(*place._replace(run=again["run_id"]).stage(mllm, "--retry-failed")).stderr
+    assert "no description has failed" in gsec_here(*place._replace(run=again["run_id"]).stage(mllm, "--retry-failed")).stderr
     [row] = last_json(gsec_here("status", "--store", str(place.store), "--json"))["descriptions"]
     assert (row["model"], row["answers"], row["failed"]) == ("tiny", IMAGES + failed, failed)
     assert (row["requests"], row["prompt_tokens"]) == (IMAGES + 2 * failed, 30 * (IMAGES + 2 * failed)), (
