@@ -366,8 +366,8 @@ class Collection:
         if sort == "name":
             order = pc.sort_indices(pa.table({"uri": columns.uris}), [("uri", "descending" if descending else "ascending")]).to_numpy().astype(np.int64)
         else:
-            values = self._places()[1] if sort == "date" else np.nan_to_num(getattr(columns, sort), nan=-np.inf)
-            order = np.argsort(-values if descending else values, kind="stable")
+            values = self._places()[1] if sort == "date" else getattr(columns, sort)
+            order = np.argsort(-values if descending else values, kind="stable")  # without a value last, either way
         rank = np.empty(len(order), np.int32)
         rank[order] = np.arange(len(order), dtype=np.int32)
         return order, rank

@@ -199,7 +199,8 @@ class Run:
             yield facts
         except BaseException as error:
             with suppress(OSError, Unreachable):  # on a full disk there is no end record, but the first error must be raised
-                self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "failed", "error": f"{type(error).__name__}: {error}", **facts})
+                said = ": ".join(filter(None, (type(error).__name__, str(error))))  # Ctrl-C says nothing
+                self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "failed", "error": said, **facts})
             raise
         self._create(f"attempt-{attempt}-end.json", {"at": now(), "outcome": "done", **facts})
 

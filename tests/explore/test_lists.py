@@ -45,6 +45,16 @@ def test_pages_of_a_list_make_up_the_sorted_list(second: Collection, sort: str, 
     assert everything(second, key=key, sort=sort, descending=descending) == [row for row in rows if row.key == key]
 
 
+@pytest.mark.parametrize("descending", [True, False])
+def test_images_without_a_value_are_last_in_either_order(second: Collection, descending: bool) -> None:
+    fresh = Collection(second.run)
+    columns = fresh._columns()
+    columns.outlier = np.where(np.arange(len(columns)) < 2, np.nan, columns.outlier).astype(np.float32)
+    values = [row.outlier for row in everything(fresh, sort="outlier", descending=descending)]
+    assert values[-2:] == [None, None]
+    assert values[:-2] == sorted(filter(None, values), reverse=descending)
+
+
 def test_a_list_by_date_says_which_date_it_uses(second: Collection, tmp_path: Path) -> None:
     assert second.images(sort="date").note == "Sorted by when the file was changed."
 

@@ -211,6 +211,13 @@ def test_a_failed_attempt_records_its_error(store: Store) -> None:
     assert (attempt["end"]["outcome"], attempt["end"]["error"]) == ("failed", "GsecError: the disk is full")
 
 
+def test_an_attempt_that_is_interrupted_records_it(store: Store) -> None:
+    run = request(store)
+    with pytest.raises(KeyboardInterrupt), run.attempt({}):
+        raise KeyboardInterrupt
+    assert [attempt["end"]["error"] for attempt in run.attempts()] == ["KeyboardInterrupt"]
+
+
 def test_an_attempt_under_way_has_no_end(store: Store) -> None:
     run = request(store)
     with run.attempt({}):

@@ -45,6 +45,7 @@ def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown:
     done(kind="hide", key=2)
     assert f'{shown.base}/clusters/2"' not in curator.get(f"{shown.base}/explore").text
     assert f'{shown.base}/clusters/2"' in curator.get(f"{shown.base}/explore?show=hidden").text
+    assert "On the map" not in curator.get(f"{shown.base}/clusters/2").text, "hidden images are not on the map"
     left = sum(row.size for row in shown.collection().clusters())
     assert title(curator.get(f"{shown.base}/explore").text) == f"{left} images in 2 clusters"
     assert not set(before[2].examples) & set(images_of(curator.get(f"{shown.base}/explore?view=tree").text))
