@@ -203,10 +203,13 @@ MOST_SHOWN = 40
 
 
 def _show(context: base.Context, summary: dict[str, Any]) -> None:
-    found = summary["cluster_rows"]
+    found, title = summary["cluster_rows"], f"clusters of run {context.run.id}"
+    if context.of_run:
+        found = sorted((row for row in found if row["assigned"]), key=lambda row: -row["assigned"])
+        title = f"images assigned to the clusters of run {context.of_run.run.id}"
     hidden = ("description", *(("key",) if all(row["cluster"] == row["key"] for row in found) else ()))
     rows = [{key: value for key, value in row.items() if key not in hidden} for row in found]
-    terminal.err.print(terminal.table(f"clusters of run {(context.of_run or context).run.id}", rows[:MOST_SHOWN]))
+    terminal.err.print(terminal.table(title, rows[:MOST_SHOWN]))
     if len(rows) > MOST_SHOWN:
         terminal.err.print(f"and {len(rows) - MOST_SHOWN:,} smaller clusters")
     if summary["labellings"]:

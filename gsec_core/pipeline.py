@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from gsec_core.captioners import captioner_model
 from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, recorded, with_runtime
@@ -464,7 +466,8 @@ def clusters(context: Context) -> Shards:
 def cluster_rows(context: Context) -> list[dict[str, Any]]:
     """The cluster table with keys and names, as one dictionary per row. With curation, names are the curated ones, with the model's in ``model_name``.
 
-    A cluster that people merged into another has the name of that one.
+    A cluster that people merged into another has the name of that one. If the run assigns images to the clusters of another, ``assigned`` is the number of its
+    images in each.
     """
     model = context.of_run or context
     names = model.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name", "description"]).to_pylist()
@@ -476,6 +479,9 @@ def cluster_rows(context: Context) -> list[dict[str, Any]]:
     if found is not None:
         now = [found.of_model(key) for key in keys]
         names = [{"name": one.name, "model_name": name["name"], "description": one.description} for one, name in zip(now, names, strict=True)]
+    if context.of_run is not None:
+        into = context.run.read_table(ASSIGNED_TABLE, ["cluster"])["cluster"].to_numpy()
+        names = [{**name, "assigned": count} for name, count in zip(names, np.bincount(into, minlength=len(names)).tolist(), strict=True)]
     return [
         {"cluster": row.pop("cluster"), "key": key, **name, **row}
         for row, key, name in zip(clusters(context).read("all").to_pylist(), keys, names, strict=True)

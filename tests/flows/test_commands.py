@@ -121,9 +121,13 @@ print("imported:", [name for name in ("torch", "prefect") if name in sys.modules
 def test_assign_labels_new_images_and_a_second_time_has_nothing_to_do(place: dict[str, str], tmp_path: Path) -> None:
     fresh = write_pictures(tmp_path / "new", range(15, 25))
     command = ["assign", fresh, "--run", place["run"][:8], "--store", place["store"], "--json"]
-    result = last_json(gsec_here(*command))
+    done = gsec_here(*command)
+    result = last_json(done)
     assert (result["images"], result["clusters"]) == (10, 3)
     found = ds.dataset(result["assignments"]).to_table()
+    shown = done.stderr.partition(f"images assigned to the clusters of run {place['run']}")[2].partition("\n\n")[0].splitlines()[3:]
+    filled = {int(row.split()[0]) for row in shown}
+    assert filled == set(found["cluster"].to_pylist()), "the table must show where the new images are"
     assert sorted(found["uri"].to_pylist()) == sorted(path.name for path in fresh.iterdir())
     assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters must be those of the run"
     assert "nothing to do" in gsec_here(*command).stderr
