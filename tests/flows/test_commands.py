@@ -125,8 +125,8 @@ def test_assign_labels_new_images_and_a_second_time_has_nothing_to_do(place: dic
     result = last_json(done)
     assert (result["images"], result["clusters"]) == (10, 3)
     found = ds.dataset(result["assignments"]).to_table()
-    shown = done.stderr.partition(f"images assigned to the clusters of run {place['run']}")[2].partition("\n\n")[0].splitlines()[3:]
-    filled = {int(row.split()[0]) for row in shown}
+    shown = done.stderr.partition(f"images assigned to the clusters of run {place['run']}")[2].partition("\n\n")[0]
+    filled = {int(cluster) for cluster in re.findall(r"^ *(\d+) ", shown, re.MULTILINE)}  # long names go on in a second line
     assert filled == set(found["cluster"].to_pylist()), "the table must show where the new images are"
     assert sorted(found["uri"].to_pylist()) == sorted(path.name for path in fresh.iterdir())
     assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters must be those of the run"
