@@ -180,9 +180,9 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
 def _watched() -> Iterator[None]:
     """Context manager in which flows can run; their progress is shown."""
     with orchestrator():
-        from tasks.progress import interruptible, watched
+        from tasks.progress import watched
 
-        with terminal.watcher() as watcher, watched(watcher), interruptible():
+        with terminal.watcher() as watcher, watched(watcher):
             yield
 
 

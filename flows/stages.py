@@ -45,7 +45,7 @@ def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
         if not names:
             continue
         progress.begin(stage.name, step.units(context, names), step.unit, there)
-        with engine.opened(config) as where:
+        with engine.opened(config) as where, progress.ended_by_signals():
             futures = where.submit(config, run_id, stage, number, base.slices(names, where.count(config, step)))
             for made in where.wait(futures, stage.name, config.hang_timeout + (config.describe.patience if stage is describe.STAGE else 0)):
                 base.add(sums, made)

@@ -14,7 +14,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
 from gsec_core.stages.base import Stage, Step
-from tasks import progress, watchdog
+from tasks import watchdog
 from tasks.slices import run_slice
 
 Sums = dict[str, float]
@@ -49,8 +49,7 @@ class Threads:
         return [run_slice.submit(config, run_id, stage.name, step, number, list(part)) for number, part in enumerate(parts, 1)]
 
     def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
-        with progress.ended_by_signals():
-            watchdog.wait(futures, stage, seconds)
+        watchdog.wait(futures, stage, seconds)
         return [future.result() for future in futures]
 
 

@@ -1,11 +1,9 @@
 """Report progress to watchers in this process, such as the terminal of a command, and to Prefect's dashboard."""
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Protocol
 
 from prefect import get_run_logger
@@ -72,27 +70,8 @@ _interrupted = threading.Event()
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Context manager in which Ctrl-C ends the slices of this process at their next progress report. A flow waits for its slices before it ends."""
-    _interrupted.clear()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        _interrupted.set()
-        signal.default_int_handler(number, frame)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Context manager for a wait for slices: if Ctrl-C or SIGTERM, for which Prefect raises an error in a flow, ends it, slices end too."""
+    """Context manager for slices at work: Ctrl-C, and SIGTERM, which Prefect turns into an error, end them too. A flow waits for its slices before it ends."""
     try:
         yield
     except (KeyboardInterrupt, TerminationSignal):

@@ -55,6 +55,13 @@ def test_ctrl_c_ends_a_run_and_its_prefect_server_at_once(working: subprocess.Po
     server.wait(10)
 
 
+def test_sigterm_ends_a_run_at_once(working: subprocess.Popen[bytes]) -> None:
+    [run, _] = psutil.Process(working.pid).children(recursive=True)
+    run.terminate()
+    said, _ = working.communicate(timeout=30)
+    assert b"400 of 400 images" not in said, "the run must not finish its slice first"
+
+
 def test_the_prefect_server_of_a_killed_run_ends(working: subprocess.Popen[bytes]) -> None:
     [run, server] = psutil.Process(working.pid).children(recursive=True)
     run.kill()
