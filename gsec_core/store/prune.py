@@ -183,9 +183,10 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], names: _Names, old
             if name not in listed:
                 yield _file(store, shards.path(name), "its images are in no kept generation", is_as_planned)
     if generations and not newest_is_lost:
+        live = corpus.live_rows(generations[-1]).select(["image_id", "shard"])
         for thumbnails in corpus.tables(THUMBNAILS_TABLE):
-            yield from _unless_damaged(_thumbnails_of_deleted(corpus, thumbnails, generations[-1], listed, is_as_planned))
-        yield from _unless_damaged(_captions_of_deleted(corpus, generations[-1], is_as_planned))
+            yield from _unless_damaged(_thumbnails_of_deleted(corpus, thumbnails, live, listed, is_as_planned))
+        yield from _unless_damaged(_captions_of_deleted(corpus, live, is_as_planned))
     yield from _merged(store, corpus.captions, oldest)
 
 
@@ -197,9 +198,8 @@ def _unless_damaged(found: Iterator[Deletion]) -> Iterator[Deletion]:
         _log.warning("%s. What is left of deleted images is kept, because this shard is damaged. `gsec doctor --verify` sets it aside.", error)
 
 
-def _thumbnails_of_deleted(corpus: Corpus, thumbnails: Shards, newest: Generation, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
-    """Remove the thumbnails of deleted images from a table, except where a live image has the same bytes."""
-    live = corpus.live_rows(newest).select(["image_id", "shard"])
+def _thumbnails_of_deleted(corpus: Corpus, thumbnails: Shards, live: pa.Table, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
+    """Remove the thumbnails of deleted images from a table, except where a ``live`` image has the same bytes."""
     embeddings = corpus.table(EMBEDDINGS_TABLE, thumbnails.directory.rpartition("/")[2])
     if not set(live["shard"].to_pylist()) <= embeddings.names():
         return  # some image is not encoded yet, and may have the same bytes as a deleted one
@@ -217,9 +217,9 @@ def _thumbnails_of_deleted(corpus: Corpus, thumbnails: Shards, newest: Generatio
             yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, partial(_without, "image_id", gone), still))
 
 
-def _captions_of_deleted(corpus: Corpus, newest: Generation, still: Callable[[], bool]) -> Iterator[Deletion]:
-    """Remove the descriptions of deleted images, except where a live image has the same bytes."""
-    alive = _live_contents(corpus, newest)
+def _captions_of_deleted(corpus: Corpus, live: pa.Table, still: Callable[[], bool]) -> Iterator[Deletion]:
+    """Remove the descriptions of deleted images, except where a ``live`` image has the same bytes."""
+    alive = _live_contents(corpus, live)
     if alive is None:
         return
     for name, captions in readable(corpus.captions):
@@ -257,12 +257,11 @@ def _mergings(store: Store, captions: Shards, oldest: datetime) -> Iterator[Dele
         yield Deletion(captions.directory, f"its {len(small)} small parts become one, and go a day later", partial(merge, captions, small))
 
 
-def _live_contents(corpus: Corpus, newest: Generation) -> pa.ChunkedArray | None:
-    """Content hashes of the live images; None if some are not encoded yet, because their hashes are unknown.
+def _live_contents(corpus: Corpus, live: pa.Table) -> pa.ChunkedArray | None:
+    """Content hashes of the ``live`` images; None if some are not encoded yet, because their hashes are unknown.
 
     For an image that could not be read last time, all content hashes that any encoder has ever recorded for it are included.
     """
-    live = corpus.live_rows(newest).select(["image_id", "shard"])
     live_shards = set(live["shard"].to_pylist())
     tables = [(embeddings, names) for embeddings in corpus.tables(EMBEDDINGS_TABLE) if (names := embeddings.names())]
     if not any(live_shards <= names for _, names in tables):
