@@ -9,8 +9,8 @@ failed statements are freed by the garbage collector, which runs in any thread. 
 with it the task that held the write lock, so that nothing moved for the minute that SQLite waits. Here the garbage collector runs in a
 thread of its own, which may wait.
 
-While the server is down, it misses heartbeats. At its next start it took flow runs for crashed whose heartbeats it had missed. Here automations
-wait the whole time for the next event.
+While the server is down it misses heartbeats, and at its next start it marked the flow runs that had sent them as crashed. Here every automation
+that waits for an event waits its whole time again.
 """
 
 import gc

@@ -134,7 +134,7 @@ class Spaces(NonlinearModels):
         n_spaces = len(self.members[0]["bias"])
         weights, bias = np.zeros((self.n_clusters, dimensions), np.float32), np.zeros(self.n_clusters, np.float32)
         for member, permutation in zip(self.members, permutations, strict=True):
-            # Rows of the joined features are shorter in each half, by the square root.
+            # In the joined features, the part of a row in each space is shorter by this square root.
             weights[permutation] += member["weights"] / np.float32(len(self) * n_spaces**0.5)
             bias[permutation] += member["bias"].mean(0) / np.float32(len(self))
         return weights, bias
