@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from gsec_core.config import AUTO
 from gsec_core.errors import BadShard
-from gsec_core.store import Corpus, Generation, Run, Shards, Store
+from gsec_core.store import Corpus, Run, Shards, Store
 from gsec_core.store.captions import PARTS, merge, readable
 from gsec_core.store.files import Files
 from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
