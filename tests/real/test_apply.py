@@ -1,6 +1,5 @@
 """The deployments, schedules, limits and automations that a stack file makes on a real Prefect server."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.workers.process import ProcessJobConfiguration
 
 from deployments import apply, config
@@ -107,7 +107,9 @@ def test_job_variables_of_the_dashboard_have_no_effect(client: SyncPrefectClient
     """The worker computes a run's environment and command from these variables, and must ignore them."""
     apply.apply(stack(tmp_path))
     given = {"env": {"GSEC_ROOTS": "/"}, "command": "touch x", "working_dir": "/", "stream_output": False}
-    taken = asyncio.run(ProcessJobConfiguration.from_template_and_values(client.read_work_pool(POOL).base_job_template, given))
+    # In a thread, as a browser of earlier tests runs an event loop in this one.
+    taken = run_coro_as_sync(ProcessJobConfiguration.from_template_and_values(client.read_work_pool(POOL).base_job_template, given))
+    assert taken is not None
     assert (taken.env, taken.command, taken.working_dir) == ({}, None, None)
 
 
