@@ -242,6 +242,19 @@ def overflow(page: Page) -> int:
     return pixels
 
 
+def mark_scrolled(box: Locator) -> None:
+    """Give an element the attribute ``data-scrolled`` as soon as it scrolls.
+
+    The pages forbid ``eval``, which Playwright's ``wait_for_function`` needs whenever it has to look twice.
+    """
+    box.evaluate(
+        """box => {
+            const target = box === document.documentElement ? document : box;
+            target.addEventListener("scroll", () => { box.dataset.scrolled = ""; }, { once: true });
+        }"""
+    )
+
+
 def _column(page: Page, heading: Locator) -> list[Any]:
     """The values by which the rows are sorted: numbers, or the ranks of words as Intl compares them; None for empty cells."""
     values: list[Any] = page.evaluate(

@@ -21,7 +21,7 @@ from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
 from ..pictures import cluster, settings
-from .browser import loaded, overflow
+from .browser import loaded, mark_scrolled, overflow
 
 TOKEN = "a long random text"
 
@@ -198,9 +198,10 @@ def test_arrow_keys_scroll_the_table_that_has_the_focus_and_leave_its_page_open(
         page.locator(".images a.shot").first.click()
         page.wait_for_url(re.compile("at=1"))
         before, table = page.url, page.get_by_role("region", name="Table of publications")
+        mark_scrolled(table)
         table.focus()
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("document.querySelector('.scroll').scrollLeft > 0")
+        expect(table).to_have_attribute("data-scrolled", "")
         assert page.url == before
 
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, expect
 from gsec_core.report.content import Content
 from gsec_core.report.pages import compared, pages
 from gsec_core.report.text import visible
-from tests.real.browser import check_report, coloured_point, drawn, loaded, opened, overflow, thumbnail_colours
+from tests.real.browser import check_report, coloured_point, drawn, loaded, mark_scrolled, opened, overflow, thumbnail_colours
 from tests.report.contents import HOSTILE, comparison, content, hostile, hostile_comparison
 
 
@@ -128,9 +128,11 @@ def test_a_page_can_be_scrolled_over_the_map(browser: Browser, few: Path) -> Non
     with opened(browser, few) as page:
         x, y = coloured_point(page)
         before = page.evaluate("window.scrollY")
+        mark_scrolled(page.locator("html"))
         page.mouse.move(x, y)
         page.mouse.wheel(0, 200)
-        page.wait_for_function("before => window.scrollY > before", arg=before)
+        expect(page.locator("html")).to_have_attribute("data-scrolled", "")
+        assert page.evaluate("window.scrollY") > before
 
 
 def test_choosing_pointing_at_or_searching_clusters_dims_the_others_on_the_map(browser: Browser, few: Path) -> None:
