@@ -6,7 +6,7 @@ INSTALL = tools/uv.py pip install $(if $(TORCH),--torch-backend $(TORCH))
 
 .PHONY: demo up down test test-real real-parts vllm-dev lint reference constraints clean
 
-# The main job on the embedded default: on photographs that ship with libraries, or on SOURCE=folder (CLUSTERS=number).
+# The main job on the embedded default: on images that come with installed programs, or on SOURCE=folder (CLUSTERS=number).
 demo: .venv/demo
 	$(BIN)/gsec demo $(SOURCE) $(if $(CLUSTERS),--clusters $(CLUSTERS))
 
@@ -41,6 +41,7 @@ real-parts: .venv-vllm/ready
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	[ -d /usr/share/tuxpaint/stamps ] || missing="$$missing tuxpaint-stamps-default"; \
 	if [ -n "$$missing" ]; then \
 		run=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 		$$run apt-get update -q && $$run apt-get install -y -q --no-install-recommends $$missing; \

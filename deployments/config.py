@@ -176,14 +176,12 @@ def load(file: Path | None, complete: bool = True) -> StackConfig:
 
 
 def demonstration() -> StackConfig:
-    """A stack with one pipeline, for photographs that ship with libraries. Writes them below the stack's home."""
+    """A stack with one pipeline, for the demonstration's images. Writes them below the stack's home."""
     from flows import demo
 
     stack = StackConfig()
     home = stack.home.absolute()
-    images = demo.make_photographs(home / "images")
-    settings = {"source": str(images), "store": str(home / "store"), "clusters": demo.CLUSTERS}
-    entry = PipelineEntry(settings=settings, cron="0 3 * * *")
+    entry = PipelineEntry(settings={**demo.prepare(home).settings, "store": str(home / "store")}, cron="0 3 * * *")
     return stack.model_copy(update={"pipelines": {"demo": entry}, "roots": (str(home),)})
 
 

@@ -329,7 +329,7 @@ def demo(
     directory: Annotated[Path, Parameter(name="--directory", help="Folder for the demo's images and its store.")] = Path("gsec-demo"),
     as_json: AsJson = False,
 ) -> int:
-    """Cluster photographs that come with scikit-image and scikit-learn, or your own SOURCE, with the built-in encoder and captioner."""
+    """Cluster images that come with installed programs, or your own SOURCE, with the built-in encoder and captioner."""
     from flows import demo as demonstration
     from flows import terminal
 
@@ -338,10 +338,9 @@ def demo(
         return _run(settings_of(source=source, clusters=clusters, store=store), [], as_json)
     if clusters is not None:
         raise Refused("--clusters: the number of clusters of the demo's own photographs is fixed. Give --clusters together with a SOURCE.")
-    images = demonstration.make_photographs(directory / "images")
-    terminal.err.print(f"{demonstration.CLUSTERS * demonstration.CROPS} crops of {demonstration.CLUSTERS} photographs are in {images}")
-    settings = settings_of(source=str(images), clusters=demonstration.CLUSTERS, store=store)
-    return _run(settings, [], as_json, then=demonstration.show_scores)
+    shown = demonstration.prepare(directory)
+    terminal.err.print(f"{shown.images}: {shown.settings['source']}")
+    return _run(settings_of(**shown.settings, store=store), [], as_json, then=lambda context: demonstration.show_scores(context, shown.remark))
 
 
 app.command("flows.curate:app", name="curate", help="Correct clusters: rename, merge, split, move, hide. Corrections apply to all later runs too.")

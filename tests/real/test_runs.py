@@ -35,8 +35,9 @@ def images(place: Path) -> Path:
     return place / "photographs.parquet"
 
 
-def test_every_interactive_part_of_the_demos_report_works(browser: Browser, place: Path) -> None:
+def test_the_demo_clusters_debians_stamps_and_every_interactive_part_of_its_report_works(browser: Browser, place: Path) -> None:
     result = last_json(gsec("demo", "--directory", place / "demo", "--json", home=place / "prefect", timeout=600))
+    assert (result["images"], result["rejected"], result["warnings"]) == (317, 0, [])
     check_report(browser, Path(result["report"]), clusters=result["clusters"])
 
 
