@@ -110,6 +110,10 @@ class OuterLayer(ABC):
     def neighbor_count(self, n: int) -> int:
         """Number of neighbours of each of ``n`` rows in each half."""
 
+    def prepared_by_clusters(self, n: int) -> bool:
+        """Whether `halves` or `neighbor_count` of ``n`` rows depend on the number of clusters, which is then part of their fingerprint."""
+        return False
+
     @abstractmethod
     def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
         """Fit the scaling of ``matrices``: image half and, where there is one, text half, (n, d) each. A mixture lists the halves of its methods in turn."""

@@ -166,7 +166,8 @@ def trains_further(context: Context) -> bool:
 
 def _inputs(context: Context) -> list[str]:
     continued = [context.run.stages()["refit"]["fingerprint"]] if context.continues else []
-    return [encode.STAGE.fingerprint(context), *text.fingerprints(context), usable(context).digest, *continued]
+    clusters = [f"clusters {context.config.n_clusters}"] if plan_of(context.config).prepared_by_clusters(usable(context).rows.num_rows) else []
+    return [encode.STAGE.fingerprint(context), *text.fingerprints(context), usable(context).digest, *continued, *clusters]
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:

@@ -145,6 +145,14 @@ def test_with_many_clusters_the_training_is_shorter(clusters: int, steps: int, i
     assert GSEC(clusters, preset="published").plan().preset.training.max_steps == 6000
 
 
+@pytest.mark.parametrize(
+    ("preset", "clusters", "rows", "count"),
+    [("default", 10, 10_000, 20), ("default", 10, 300, 7), ("default", 600, 9_000, 3), ("default", 500, 600, 1), ("published", 600, 1_000, 3)],
+)
+def test_small_clusters_have_few_neighbors(preset: str, clusters: int, rows: int, count: int) -> None:
+    assert GSEC(clusters, preset=preset).plan().neighbor_count(rows) == count
+
+
 def test_a_consensus_does_not_depend_on_the_numbering_of_its_clusters(fitted: GSEC) -> None:
     X, S, _ = blobs()
     plan = fitted.plan()

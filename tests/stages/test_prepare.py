@@ -98,6 +98,21 @@ def test_two_images_are_each_others_only_neighbor(tmp_path: Path) -> None:
         assert rows.tolist() == [[1], [0]]
 
 
+def test_runs_share_features_and_neighbors_unless_these_depend_on_the_number_of_clusters(tmp_path: Path) -> None:
+    """With more than 128 clusters there are more axes, and small clusters have fewer neighbours."""
+    source = write_pictures(tmp_path / "in", range(180))
+
+    def prepared(clusters: int) -> tuple[int, int, str]:
+        context = run_stages(settings(source, tmp_path / "store", clusters=clusters, text={"source": "none"}), encode.STAGE, prepare.STAGE)
+        return prepare.load_features(context).widths[0], prepare.load_neighbors(context).image.shape[1], prepare.STAGE.fingerprint(context)
+
+    two, three, many, more = (prepared(clusters) for clusters in (2, 3, 30, 150))
+    assert two == three
+    assert (two[0], many[0], more[0]) == (128, 128, 150)
+    assert (two[1], many[1], more[1]) == (4, 1, 1)
+    assert len({two[2], many[2], more[2]}) == 3
+
+
 def test_each_part_of_an_approximate_search_records_its_recall_and_the_stage_adds_none_up(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ class Preset:
     """Number of neighbours of a row in each half."""
     rows_per_neighbor: int
     """Least number of rows per neighbour: with few rows there are fewer neighbours, but at least one."""
+    cluster_rows_per_neighbor: int
+    """The same for the mean number of rows of a cluster: more neighbours than that are mostly of other clusters. 0: no limit."""
     n_members: int
     """Number of outer members."""
     smoothing: int
@@ -45,6 +47,7 @@ PRESETS = {
         weighs_halves=True,
         n_neighbors=20,
         rows_per_neighbor=40,
+        cluster_rows_per_neighbor=4,
         n_members=20,
         smoothing=3,
         training=Training(
@@ -77,6 +80,7 @@ PRESETS = {
         weighs_halves=False,
         n_neighbors=3,
         rows_per_neighbor=1,
+        cluster_rows_per_neighbor=0,
         n_members=1,
         smoothing=0,
         training=Training(
@@ -150,8 +154,19 @@ class GSECPlan(LinearMembers, OngoingPlan):
     def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
         if self.preset.components is None:
             return [standardising(matrix) for matrix in matrices]
-        growth = min(2.0, max(1.0, self.n_clusters / self.preset.components[0]))
-        return [principal(matrix, round(growth * axes)) for matrix, axes in zip(matrices, self.preset.components, strict=False)]
+        return [principal(matrix, round(self._growth * axes)) for matrix, axes in zip(matrices, self.preset.components, strict=False)]
+
+    @property
+    def _growth(self) -> float:
+        """By what factor the numbers of principal axes are larger because there are many clusters."""
+        return min(2.0, max(1.0, self.n_clusters / self.preset.components[0])) if self.preset.components else 1.0
+
+    def neighbor_count(self, n: int) -> int:
+        share = self.preset.cluster_rows_per_neighbor * self.n_clusters
+        return max(1, min(super().neighbor_count(n), n // share)) if share else super().neighbor_count(n)
+
+    def prepared_by_clusters(self, n: int) -> bool:
+        return self._growth > 1 or self.neighbor_count(n) < super().neighbor_count(n)
 
     def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
         found = []

@@ -101,6 +101,9 @@ class MixturePlan(OuterLayer):
     def neighbor_count(self, n: int) -> int:
         return max(plan.neighbor_count(n) for plan in self.parts)
 
+    def prepared_by_clusters(self, n: int) -> bool:
+        return any(plan.prepared_by_clusters(n) for plan in self.parts)
+
     def halves(self, matrices: Sequence[NDArray[Any]]) -> list[Half]:
         return [half for plan in self.parts for half in plan.halves(matrices)]
 
