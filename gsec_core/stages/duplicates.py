@@ -30,10 +30,10 @@ THRESHOLD = 0.95
 """Cosine threshold of every other encoder, not measured."""
 
 CANDIDATES = 20
-"""Number of neighbours that an image is compared with, where neighbours are searched here."""
+"""Number of neighbours that an image is compared with, at least. Where `prepare` found fewer, they are searched here."""
 
 FEW = 4096
-"""Up to this number of distinct images, the neighbours of `prepare` are not used, since it finds few among few images: they are searched here exactly."""
+"""Up to this number of distinct images, neighbours are searched here exactly."""
 
 MANY = 16_384
 """With more images than this without neighbours, an index is built and all distinct images are searched in it."""
@@ -114,7 +114,7 @@ def _candidates(context: Context, same_bytes: NDArray[np.int64], near: NDArray[n
     """Yield row numbers of distinct images, (m,), with the rows of their possible copies, (m, k), -1 for none; each image comes once."""
     distinct = np.flatnonzero(same_bytes == np.arange(len(same_bytes)))
     alone = np.arange(len(distinct)) if len(distinct) > 1 else np.empty(0, np.int64)
-    if len(distinct) > FEW and near is not None:
+    if len(distinct) > FEW and near is not None and near.shape[1] >= CANDIDATES:
         others = np.where(near[distinct] >= 0, same_bytes[near[distinct]], -1)
         found = ((others >= 0) & (others != distinct[:, None])).any(1)  # false for a new image, or if all neighbours are exact copies
         alone = np.flatnonzero(~found)
@@ -140,7 +140,7 @@ def _searched(context: Context, distinct: NDArray[np.int64], alone: NDArray[np.i
     count = neighbor_count(n, CANDIDATES)
     if n <= FEW or len(alone) <= MANY:
         return alone, neighbors_of(rows, n, alone, count, n_threads=threads)
-    return np.arange(n), NeighborIndex(rows, n, n_threads=threads).search(0, n, count)
+    return np.arange(n), NeighborIndex(rows, n, k=count, n_threads=threads).search(0, n, count)
 
 
 def load_duplicates(context: Context) -> pa.Table | None:

@@ -91,10 +91,11 @@ def context(place: Path, tmp_path: Path) -> Context:
 
 
 # Up to FEW images are all compared with each other. Otherwise each is compared with the neighbours that `prepare` has found, which is one each for so
-# few images; neighbours of images that have none, or of all, are searched in an index.
-@pytest.mark.parametrize(("few", "many"), [(4096, 16_384), (1, 16_384), (1, 0)])
-def test_planted_copies_are_found_and_the_largest_is_kept(context: Context, few: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+# few images, if these are enough; neighbours of images that have none, or of all, are searched in an index.
+@pytest.mark.parametrize(("few", "enough", "many"), [(4096, 20, 16_384), (1, 1, 16_384), (1, 20, 16_384), (1, 1, 0)])
+def test_planted_copies_are_found_and_the_largest_is_kept(context: Context, few: int, enough: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "FEW", few)
+    monkeypatch.setattr(duplicates, "CANDIDATES", enough)
     monkeypatch.setattr(duplicates, "MANY", many)
     run_stage(context, duplicates.STAGE)
     assert grouped(context) == {tuple(sorted(group, key=lambda uri: (uri != group[0], uri))) for group in _by_pixels(PLANTED)}
@@ -224,6 +225,7 @@ def test_a_run_that_keeps_its_model_reuses_its_neighbours_and_searches_only_thos
 ) -> None:
     """If the neighbours of the model's run are ``gone``, those of all images are searched."""
     monkeypatch.setattr(duplicates, "FEW", 1)
+    monkeypatch.setattr(duplicates, "CANDIDATES", 1)
     config, first = published
     folder = Path(str(config.source))
     write_copies(folder, "retina", "grass", "camera")
