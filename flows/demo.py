@@ -94,7 +94,7 @@ def _crops(images: Path) -> Demonstration:
         folder = images / Path(name).stem
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(CROPS):
-            image = _vary(photograph, random)
+            image = vary(photograph, random)
             path = folder / f"{number:02d}.jpg"
             if not path.exists():
                 image.save(path, quality=90)
@@ -117,7 +117,7 @@ def photographs() -> list[tuple[str, Image.Image]]:
     return [(name, Image.fromarray(array).convert("RGB")) for name, array in arrays]
 
 
-def _vary(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
+def vary(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
     """A random square crop of 35 to 80% of the shorter side, resized to 256 pixels, at random mirrored, brighter or darker."""
     side = int(min(photograph.size) * random.uniform(0.35, 0.8))
     left, top = (int(random.integers(0, length - side + 1)) for length in photograph.size)
