@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
 import xxhash
@@ -25,6 +25,8 @@ from gsec_core.errors import BadRecord, BadShard, GsecError, NotFound, Refused, 
 from gsec_core.explore import MOST_ROWS, ActRow, ClusterRow, Collection, DuplicateGroup, ImageDetail, ImageRow, Tree, act_row, polygon
 from gsec_core.explore.rows import documented
 from gsec_core.store import Run
+
+T = TypeVar("T")
 
 ROOT = "/api/v1"
 
@@ -329,8 +331,7 @@ def images(
     limit: Limit = 50,
 ) -> ImageList:
     """Images of a cluster, of a part of the map, or of the whole run."""
-    found = collection.images(cluster, sort, descending, None if within is None else polygon.parsed(within), hidden, offset, limit)
-    return _image_list(request, found)
+    return _part(ImageList, request, collection.images(cluster, sort, descending, None if within is None else polygon.parsed(within), hidden, offset, limit))
 
 
 @router.get("/runs/{run}/images/{id}", tags=["Images"])
@@ -368,8 +369,7 @@ def search(
     """The images nearest to words, or to an image of the run. Give either `q` or `like`."""
     if (q is None) == (like is None):
         raise Refused("search: give one of q and like.")
-    found = collection.by_words(q, offset, limit) if q is not None else collection.like(str(like), offset, limit)
-    return _image_list(request, found)
+    return _part(ImageList, request, collection.by_words(q, offset, limit) if q is not None else collection.like(str(like), offset, limit))
 
 
 _UPLOAD = {
@@ -416,8 +416,7 @@ def map_points(collection: Kept) -> Response:
 @router.get("/runs/{run}/duplicates", tags=["Images"])
 def duplicates(request: Request, collection: Kept, offset: Offset = 0, limit: Limit = 50) -> DuplicateList:
     """Groups of exact and near copies."""
-    found = collection.duplicates(offset, limit)
-    return DuplicateList(**vars(found), next=_next(request, offset, limit, found.total))
+    return _part(DuplicateList, request, collection.duplicates(offset, limit))
 
 
 @router.get("/runs/{run}/tree", tags=["Map and tree"])
@@ -439,8 +438,7 @@ async def body(request: Request, most: int) -> bytes:
 @router.get("/runs/{run}/curation", tags=["Curation"])
 def curation(request: Request, collection: Kept, offset: Offset = 0, limit: Limit = 50) -> ActList:
     """The curation log of the run's pipeline. For each act it says whether it could be applied to this run."""
-    found = collection.curation(offset, limit)
-    return ActList(**vars(found), next=_next(request, offset, limit, found.total))
+    return _part(ActList, request, collection.curation(offset, limit))
 
 
 _SAID = TypeAdapter(Said)
@@ -520,8 +518,9 @@ def _run_row(asked: Asked, run: Run, store: Known, published: set[str]) -> RunRo
     return RunRow(run.id, without_secrets(store.url), asked.corpus, asked.pipeline, asked.created, state, explorable, run.id in published, images, clusters)
 
 
-def _image_list(request: Request, page: Any) -> ImageList:
-    return ImageList(**vars(page), next=_next(request, page.offset, page.limit, page.total))
+def _part(kind: Callable[..., T], request: Request, found: Any) -> T:
+    """A part of a list as a collection returns it, with the address of the next part."""
+    return kind(**vars(found), next=_next(request, found.offset, found.limit, found.total))
 
 
 def _next(request: Request, offset: int, limit: int, total: int) -> str | None:
