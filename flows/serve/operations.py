@@ -56,8 +56,8 @@ def operations(described: Mapping[str, Any], root: str) -> list[Operation]:
             root + path,
             one["description"],
             tuple(_parameter(parameter) for parameter in one.get("parameters", ())),
-            _body(one.get("requestBody")),
-            _answer(one["responses"]["200"]["content"]),
+            _media(one["requestBody"]["content"]) if "requestBody" in one else None,
+            _media(one["responses"]["200"]["content"]),
             tuple(problem for problem in _problems(one) if problem not in known),
         )
         for path, methods in described["paths"].items()
@@ -86,16 +86,8 @@ def _parameter(one: Mapping[str, Any]) -> Parameter:
     return Parameter(one["name"], _kind(schema) + default, one.get("description", ""))
 
 
-def _body(one: Mapping[str, Any] | None) -> str | None:
-    return None if one is None else " or ".join(_media(kind, content) for kind, content in one["content"].items())
-
-
-def _answer(content: Mapping[str, Any]) -> str:
-    return " or ".join(_media(kind, one) for kind, one in content.items())
-
-
-def _media(kind: str, content: Mapping[str, Any]) -> str:
-    return _kind(content["schema"]) if kind == "application/json" else kind
+def _media(content: Mapping[str, Any]) -> str:
+    return " or ".join(_kind(one["schema"]) if kind == "application/json" else kind for kind, one in content.items())
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -106,13 +98,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
-        items = list(_items(schema))
-        return f"list of {items[0]}" if "prefixItems" not in schema else f"[{', '.join(items)}]"
+        if "prefixItems" in schema:
+            return f"[{', '.join(map(_kind, schema['prefixItems']))}]"
+        return f"list of {_kind(schema.get('items', {}))}"
     return {"integer": "whole number", "string": "text", "boolean": "true or false"}.get(str(schema.get("type")), str(schema.get("type", "anything")))
-
-
-def _items(schema: Mapping[str, Any]) -> Iterator[str]:
-    if "prefixItems" in schema:
-        yield from (_kind(one) for one in schema["prefixItems"])
-    else:
-        yield _kind(schema.get("items", {}))
