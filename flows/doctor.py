@@ -7,15 +7,14 @@ import importlib
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -98,11 +97,7 @@ def machine(config: PipelineConfig) -> str:
 
 
 def _memory() -> str:
-    try:
-        [kib] = re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-    except (OSError, ValueError):  # not Linux
-        return "free memory unknown"
-    free = int(kib) * 1024
+    free = psutil.virtual_memory().available
     if free < LEAST_FREE:
         raise GsecError(f"only {_gib(free)} of memory are free. End other programs, or use a larger machine.")
     return f"{_gib(free)} memory free"
