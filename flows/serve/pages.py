@@ -65,7 +65,8 @@ def has_tag(request: Request, tag: str) -> bool:
 @cache
 def _static() -> Mapping[str, bytes]:
     of_explorer = resources.files("flows.serve").joinpath("static")
-    return {"report.css": asset("report.css").encode(), **{name: of_explorer.joinpath(name).read_bytes() for name in ("explore.css", "explore.js", "map.js")}}
+    shared = {name: asset(name).encode() for name in ("report.css", "view.js")}
+    return shared | {name: of_explorer.joinpath(name).read_bytes() for name in ("explore.css", "explore.js", "map.js")}
 
 
 @cache

@@ -1,4 +1,4 @@
-// The map: every image a point, drawn by WebGL. Pointing, tapping or the arrow keys choose one; a lasso selects many.
+// The map: every image a point, drawn by WebGL. A lasso selects many. view.js moves the map and chooses a point.
 "use strict";
 (() => {
   const stage = document.getElementById("stage");
@@ -19,20 +19,23 @@
   const clusters = JSON.parse(document.getElementById("map-clusters").textContent);  // [key, name, "#rrggbb"], by their place in the points
   const { points: address, run } = stage.dataset;
 
-  const MARGIN = 24, REACH = 14, MOST_LABELS = 60, MOST_CORNERS = 80, WIDE = 256;
+  const REACH = 14, MOST_LABELS = 60, MOST_CORNERS = 80, WIDE = 256;
   const gl = canvas.getContext("webgl2", { antialias: false });
   if (!gl) {
     said.textContent = "This browser has no WebGL 2, so there is no map. The clusters are listed below.";
     return;
   }
 
-  let count = 0, xs, ys, of;  // places as whole numbers to 65535, and places of their clusters in the list
-  let bounds = { left: 0, right: 1, low: 0, high: 1 };
-  let view = { scale: 1, x: 0.5, y: 0.5 };  // zoom, and what lies in the middle
-  let width = 1, height = 1, density = 1, queued = false;
-  let current = -1, kept = false, stressed = -1;  // the chosen point; whether it stays when the pointer leaves; the cluster chosen from the list
-  let lasso = null, drawing = false;  // corners in the unit square
+  let xs, ys, of;  // places as whole numbers to 65535, and places of their clusters in the list
+  let stressed = -1;  // the cluster chosen from the list
+  let lasso = null;  // corners in the unit square
   const middles = [];
+  const bounds = { left: 0, right: 1, low: 0, high: 1 };
+  const places = { count: 0, bounds, x: (i) => xs[i] / 65535, y: (i) => ys[i] / 65535, hidden: (i) => of[i] >= clusters.length };
+  const view = mapView(canvas, stage, tip, places, {
+    draw, nearest, shown, tap, open, escape, dragged: () => show(-1, false), lasso: { begins, add, end },
+  });
+  const { left, top, leftOf, topOf, across, up, unit, redraw, show, reset } = view;
 
   // Drawing -----------------------------------------------------------------------------------------------------------
 
@@ -93,35 +96,25 @@
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, WIDE, high, 0, gl.RGBA, gl.UNSIGNED_BYTE, texels);
   }
 
-  const unit = () => Math.min((width - 2 * MARGIN) / (bounds.right - bounds.left), (height - 2 * MARGIN) / (bounds.high - bounds.low)) * view.scale;
-  const left = (x) => width / 2 + (x - view.x) * unit();
-  const top = (y) => height / 2 - (y - view.y) * unit();
-  const across = (pixel) => view.x + (pixel - width / 2) / unit();
-  const up = (pixel) => view.y - (pixel - height / 2) / unit();
-  const leftOf = (i) => left(xs[i] / 65535), topOf = (i) => top(ys[i] / 65535);
-  const diameter = () => Math.min(Math.max(700 / Math.sqrt(count), 1.4), 8) * Math.min(Math.sqrt(view.scale), 3);
+  const diameter = () => Math.min(Math.max(700 / Math.sqrt(places.count), 1.4), 8) * Math.min(Math.sqrt(view.scale), 3);
 
-  function redraw() {
-    if (queued || !points) return;
-    queued = true;
-    requestAnimationFrame(() => {
-      queued = false;
-      gl.viewport(0, 0, canvas.width, canvas.height);
-      gl.clearColor(0, 0, 0, 0);
-      gl.clear(gl.COLOR_BUFFER_BIT);
-      gl.uniform2f(uniforms.middle, view.x, view.y);
-      gl.uniform2f(uniforms.scale, 2 * unit() / width, 2 * unit() / height);
-      gl.uniform1f(uniforms.size, diameter() * density);
-      gl.drawArrays(gl.POINTS, 0, count);
-      if (lasso) line.setAttribute("points", lasso.map(([x, y]) => `${left(x)},${top(y)}`).join(" "));
-      label();
-      place();
-    });
+  function draw() {
+    if (!points) return;
+    gl.viewport(0, 0, canvas.width, canvas.height);
+    gl.clearColor(0, 0, 0, 0);
+    gl.clear(gl.COLOR_BUFFER_BIT);
+    gl.uniform2f(uniforms.middle, view.x, view.y);
+    gl.uniform2f(uniforms.scale, 2 * unit() / view.width, 2 * unit() / view.height);
+    gl.uniform1f(uniforms.size, diameter() * view.density);
+    gl.drawArrays(gl.POINTS, 0, places.count);
+    if (lasso) line.setAttribute("points", lasso.map(([x, y]) => `${left(x)},${top(y)}`).join(" "));
+    label();
+    place();
   }
 
   // Names stand in the middle of their clusters, those of many images first, as long as there is room.
   function label() {
-    const taken = [];
+    const { width, height } = view, taken = [];
     for (const { element, x, y, place, half } of middles) {
       const at = left(x), down = top(y);
       const there = taken.length < MOST_LABELS && at > 0 && down > 8 && at < width && down < height - 8 && (stressed < 0 || stressed === place)
@@ -142,7 +135,7 @@
 
   function read(buffer) {
     points = new Uint16Array(buffer);
-    count = points.length / 3;
+    const count = places.count = points.length / 3;
     [xs, ys, of] = [new Uint16Array(count), new Uint16Array(count), new Uint16Array(count)];
     side = Math.min(Math.max(Math.floor(Math.sqrt(count / 4)), 1), 512);
     starts = new Uint32Array(side * side + 1);
@@ -174,6 +167,7 @@
   }
 
   function nearest(x, y) {
+    if (!points) return -1;
     const far = REACH / unit(), [column, row] = [across(x), up(y)];
     const low = (value) => Math.max(0, Math.floor((value - far) * side)), high = (value) => Math.min(side - 1, Math.floor((value + far) * side));
     let best = -1, least = (far * 65535) ** 2;
@@ -192,9 +186,9 @@
     const box = (axis, pick) => pick(...corners.map((corner) => corner[axis]));
     const [x0, x1, y0, y1] = [box(0, Math.min), box(0, Math.max), box(1, Math.min), box(1, Math.max)];
     let found = 0;
-    for (let i = 0; i < count; i++) {
-      const x = xs[i] / 65535, y = ys[i] / 65535;
-      if (x < x0 || x > x1 || y < y0 || y > y1 || of[i] >= clusters.length) continue;
+    for (let i = 0; i < places.count; i++) {
+      const x = places.x(i), y = places.y(i);
+      if (x < x0 || x > x1 || y < y0 || y > y1 || places.hidden(i)) continue;
       let inside = false;
       for (let a = 0, b = corners.length - 1; a < corners.length; b = a++) {
         const [ax, ay] = corners[a], [bx, by] = corners[b];
@@ -217,7 +211,7 @@
         if (!answer.ok) throw new Error(`${answer.status} of ${answer.url}`);
         known.set(i, await answer.json());
       } catch (error) {
-        if (error.name !== "AbortError" && current === i) tipUri.textContent = "The server does not know this image.";
+        if (error.name !== "AbortError" && view.current === i) tipUri.textContent = "The server does not know this image.";
       }
     }
     return known.get(i);
@@ -226,7 +220,7 @@
   async function describe(i) {
     asking?.abort();
     asking = new AbortController();
-    if (!await ask(i, asking.signal) || current !== i) return;
+    if (!await ask(i, asking.signal) || view.current !== i) return;
     const { id, uri } = known.get(i);
     tipUri.textContent = uri;
     tipPicture.src = `${run}/images/${id}/thumbnail.jpg`;
@@ -234,13 +228,7 @@
   }
 
   let soon = 0;
-  function show(i, keep) {
-    kept = keep && i >= 0;
-    tip.classList.toggle("kept", kept);
-    if (i === current) return;
-    current = i;
-    stage.classList.toggle("over", i >= 0);
-    tip.hidden = i < 0;
+  function shown(i, keep) {
     clearTimeout(soon);
     if (i >= 0) {
       tipName.textContent = clusters[of[i]][1];
@@ -256,6 +244,7 @@
 
   const ring = document.getElementById("map-ring");
   function place() {
+    const { width, height, current } = view;
     ring.hidden = current < 0;
     if (current < 0) return;
     const x = leftOf(current), y = topOf(current), size = diameter() + 8;
@@ -267,42 +256,14 @@
     tip.style.top = Math.max(4, below + tip.offsetHeight + 4 > height && width < 2 * tip.offsetWidth ? y - 16 - tip.offsetHeight : Math.min(below, height - tip.offsetHeight - 4)) + "px";
   }
 
+  function tap(i, event) {
+    if (event.pointerType === "mouse" || (i === view.current && view.kept)) open(i);
+    else show(i, true);  // a finger asks first what it is
+  }
+
   async function open(i) {
     const image = i < 0 ? undefined : await ask(i);  // no other point that the pointer passes over ends this request
     if (image) window.location.assign(`${run}/images/${image.id}`);
-  }
-
-  // Moving ------------------------------------------------------------------------------------------------------------
-
-  function settle() {
-    view.scale = Math.min(Math.max(view.scale, 1), Math.max(60, Math.sqrt(count)));
-    const held = (value, low, high) => {
-      const middle = (low + high) / 2, free = (high - low) / 2 * (1 - 1 / view.scale);
-      return Math.min(Math.max(value, middle - free), middle + free);
-    };
-    view.x = held(view.x, bounds.left, bounds.right);
-    view.y = held(view.y, bounds.low, bounds.high);
-    stage.classList.toggle("zoomed", view.scale > 1);
-    redraw();
-  }
-
-  function zoom(factor, x = width / 2, y = height / 2) {
-    const [column, row] = [across(x), up(y)];
-    view.scale = Math.min(Math.max(view.scale * factor, 1), Math.max(60, Math.sqrt(count)));
-    view.x += column - across(x);
-    view.y += row - up(y);
-    settle();
-  }
-
-  function pan(x, y) {
-    view.x -= x / unit();
-    view.y += y / unit();
-    settle();
-  }
-
-  function reset() {
-    view = { scale: 1, x: (bounds.left + bounds.right) / 2, y: (bounds.low + bounds.high) / 2 };
-    settle();
   }
 
   // Selecting ---------------------------------------------------------------------------------------------------------
@@ -321,6 +282,25 @@
     redraw();
   }
 
+  const clipped = (corner) => corner.map((value) => Math.min(Math.max(value, -0.01), 1.01));
+
+  function begins(event, { x, y }) {
+    const drawing = event.shiftKey || lassoing();
+    if (drawing) lasso = [[across(x), up(y)]];
+    return drawing;
+  }
+
+  function add({ x, y }) {
+    lasso.push(clipped([across(x), up(y)]));
+    outline.removeAttribute("hidden");
+    redraw();
+  }
+
+  function end(drawn) {
+    arm(false);
+    select(drawn && lasso.length > 2 ? thinned(lasso) : null);
+  }
+
   function thinned(corners) {
     const every = Math.ceil(corners.length / MOST_CORNERS);
     return corners.filter((_, n) => n % every === 0);
@@ -332,104 +312,8 @@
     stage.classList.toggle("lassoing", on);
   }
   lassoButton.addEventListener("click", () => arm(!lassoing()));
-  inView.addEventListener("click", () => select([[across(0), up(0)], [across(width), up(0)], [across(width), up(height)], [across(0), up(height)]].map(
-    (corner) => corner.map((value) => Math.min(Math.max(value, -0.01), 1.01)))));
+  inView.addEventListener("click", () => select([[across(0), up(0)], [across(view.width), up(0)], [across(view.width), up(view.height)], [across(0), up(view.height)]].map(clipped)));
   selected.querySelector("button").addEventListener("click", () => select(null));
-
-  // Pointer -----------------------------------------------------------------------------------------------------------
-
-  const held = new Map();  // pointers that are down: where they were last
-  let moved = 0, apart = 0;
-  const at = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return { x: event.clientX - box.left, y: event.clientY - box.top };
-  };
-  const spread = () => {
-    const [a, b] = [...held.values()];
-    return Math.hypot(a.x - b.x, a.y - b.y);
-  };
-
-  canvas.addEventListener("pointerdown", (event) => {
-    if (event.button) return;  // a menu, or another tab: nothing of the map's
-    const here = at(event);
-    held.set(event.pointerId, here);
-    canvas.setPointerCapture(event.pointerId);
-    if (held.size === 1) {
-      moved = 0;
-      drawing = event.shiftKey || lassoing();
-      if (drawing) lasso = [[across(here.x), up(here.y)]];
-    }
-    if (held.size === 2) {
-      drawing = false;
-      apart = spread();
-    }
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    const here = at(event), before = held.get(event.pointerId);
-    if (!before) {
-      if (!kept && points) show(nearest(here.x, here.y), false);
-      return;
-    }
-    held.set(event.pointerId, here);
-    moved += Math.hypot(here.x - before.x, here.y - before.y);
-    if (held.size === 2) {
-      const now = spread(), [a, b] = [...held.values()];
-      zoom(now / (apart || now), (a.x + b.x) / 2, (a.y + b.y) / 2);
-      apart = now;
-    } else if (drawing) {
-      lasso.push([across(here.x), up(here.y)].map((value) => Math.min(Math.max(value, -0.01), 1.01)));
-      outline.removeAttribute("hidden");
-      redraw();
-    } else if (moved > 5) {
-      show(-1, false);
-      pan(here.x - before.x, here.y - before.y);
-    }
-  });
-  canvas.addEventListener("pointerup", (event) => {
-    const here = at(event);
-    if (!held.delete(event.pointerId) || held.size) return;
-    if (drawing) {
-      drawing = false;
-      arm(false);
-      select(moved > 5 && lasso.length > 2 ? thinned(lasso) : null);
-    } else if (moved <= 5 && points) {
-      const i = nearest(here.x, here.y);
-      if (event.pointerType === "mouse" || i === current && kept) open(i);  // a finger asks first what it is
-      else show(i, true);
-    }
-  });
-  canvas.addEventListener("pointercancel", (event) => held.delete(event.pointerId));
-  canvas.addEventListener("pointerleave", () => {
-    if (!kept && !held.size) show(-1, false);
-  });
-  canvas.addEventListener("wheel", (event) => {
-    const factor = Math.exp(-event.deltaY * (event.deltaMode === 1 ? 0.05 : 0.0015));
-    const wanted = event.ctrlKey || event.metaKey || document.activeElement === canvas;  // a page scrolled over the map goes on scrolling
-    if (!wanted || (factor < 1 && view.scale === 1)) return;
-    event.preventDefault();
-    const here = at(event);
-    zoom(factor, here.x, here.y);
-  }, { passive: false });
-
-  // Keys --------------------------------------------------------------------------------------------------------------
-
-  const AHEAD = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-  function step([dx, dy]) {
-    let best = -1, least = Infinity;
-    const [x0, y0] = current >= 0 ? [leftOf(current), topOf(current)] : [width / 2, height / 2];
-    for (let i = 0; i < count; i++) {
-      if (i === current || of[i] >= clusters.length) continue;
-      const x = leftOf(i) - x0, y = topOf(i) - y0;
-      const along = current >= 0 ? x * dx + y * dy : Math.hypot(x, y), aside = current >= 0 ? Math.abs(x * dy) + Math.abs(y * dx) : 0;
-      if (current >= 0 && (along < 0.5 || aside > 1.5 * along)) continue;
-      if (along + 2 * aside < least) [best, least] = [i, along + 2 * aside];
-    }
-    if (best < 0) return;
-    show(best, true);
-    const x = leftOf(best), y = topOf(best);
-    pan(Math.max(0, MARGIN - x) - Math.max(0, x - width + MARGIN), Math.max(0, MARGIN - y) - Math.max(0, y - height + MARGIN));
-  }
 
   function escape() {
     show(-1, false);
@@ -437,17 +321,6 @@
     select(null);
   }
 
-  const KEYS = { "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: reset, Enter: () => open(current), Escape: escape };
-  canvas.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !points) return;
-    if (AHEAD[event.key]) step(AHEAD[event.key]);
-    else if (KEYS[event.key]) KEYS[event.key]();
-    else return;
-    event.preventDefault();
-  });
-  for (const button of document.querySelectorAll("[data-zoom]")) {
-    button.addEventListener("click", { in: () => zoom(1.5), out: () => zoom(1 / 1.5), reset }[button.dataset.zoom]);
-  }
   function stress() {
     stressed = choice.value === "" ? -1 : Number(choice.value);
     if (points) colour();
@@ -463,12 +336,6 @@
 
   // Beginning ---------------------------------------------------------------------------------------------------------
 
-  function fit() {
-    density = window.devicePixelRatio || 1;
-    [width, height] = [canvas.clientWidth, canvas.clientHeight];
-    [canvas.width, canvas.height] = [Math.round(width * density), Math.round(height * density)];
-    redraw();
-  }
   canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   canvas.addEventListener("webglcontextrestored", () => {
     prepare();
@@ -486,11 +353,9 @@
       said.textContent = `The map cannot be drawn: ${error.message}. The clusters are listed below.`;
       return;
     }
-    said.textContent = `${count.toLocaleString("en")} images.`;
+    said.textContent = `${places.count.toLocaleString("en")} images.`;
     follow();
-    fit();
     reset();
-    new ResizeObserver(fit).observe(canvas);
     stage.dataset.ready = "";
   })();
 })();

@@ -1,4 +1,4 @@
-// The map: images as points on a canvas. Pointing, tapping or the arrow keys choose one; it says what it is.
+// The map: images as points on a canvas. The chosen one says what it is. view.js moves the map and chooses.
 "use strict";
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -15,7 +15,7 @@
   const sheets = document.querySelectorAll("img.sheet");
 
   const SIDE = 10000, COLUMNS = 16, A_SHEET = COLUMNS * COLUMNS;  // as the page was drawn
-  const MARGIN = 24, REACH = 16, DEEPEST = 60;
+  const REACH = 16;
   const count = data.x.length;
   const members = new Map();
   data.cluster.forEach((cluster, i) => members.has(cluster) ? members.get(cluster).push(i) : members.set(cluster, [i]));
@@ -23,61 +23,18 @@
   const nameOf = (cluster) => (data.clusters[cluster] || ["cluster " + cluster])[0];
   const colourOf = (cluster) => (data.clusters[cluster] || [, "#888888"])[1];
 
-  let width = 0, height = 0;
-  let view = { scale: 1, x: SIDE / 2, y: SIDE / 2 };  // zoom, and what lies in the middle
-  let current = -1, kept = false;  // the chosen point; whether it stays when the pointer leaves
   let hovered = null, chosen = null, found = null;  // clusters: under the pointer, picked from the list, matching the search
-  let queued = false;
 
-  // Places ------------------------------------------------------------------------------------------------------------
-
-  const span = (values) => Math.max(...values.map((value) => Math.abs(value - SIDE / 2)), SIDE / 100);
-  const reach = { x: span(data.x), y: span(data.y) };  // from the middle to the outermost point
-  const unit = () => Math.min((width / 2 - MARGIN) / reach.x, (height / 2 - MARGIN) / reach.y) * view.scale;  // pixels; equal on both axes
-  const left = (i) => width / 2 + (data.x[i] - view.x) * unit();
-  const top = (i) => height / 2 - (data.y[i] - view.y) * unit();
-
-  function zoom(factor, x = width / 2, y = height / 2) {
-    const before = unit();
-    view.scale = Math.min(Math.max(view.scale * factor, 1), DEEPEST);
-    const shift = 1 / before - 1 / unit();
-    view.x += (x - width / 2) * shift;
-    view.y -= (y - height / 2) * shift;
-    settle();
-  }
-
-  function pan(x, y) {
-    view.x -= x / unit();
-    view.y += y / unit();
-    settle();
-  }
-
-  function settle() {
-    for (const axis of ["x", "y"]) {
-      const free = reach[axis] * (1 - 1 / view.scale);
-      view[axis] = Math.min(Math.max(view[axis], SIDE / 2 - free), SIDE / 2 + free);
-    }
-    canvas.classList.toggle("zoomed", view.scale > 1);
-    redraw();
-  }
-
-  function reset() {
-    view = { scale: 1, x: SIDE / 2, y: SIDE / 2 };
-    settle();
-  }
+  const span = (values) => Math.max(...values.map((value) => Math.abs(value - SIDE / 2)), SIDE / 100);  // from the middle to the outermost point
+  const reach = { x: span(data.x), y: span(data.y) };
+  const bounds = { left: SIDE / 2 - reach.x, right: SIDE / 2 + reach.x, low: SIDE / 2 - reach.y, high: SIDE / 2 + reach.y };
+  const points = { count, bounds, x: (i) => data.x[i], y: (i) => data.y[i], hidden: () => false };
+  const view = mapView(canvas, canvas, tip, points, { draw, nearest, shown, tap: (i) => show(i, true), open, escape: () => show(-1, false) });
+  const { leftOf, topOf, redraw, show } = view;
 
   // Drawing -----------------------------------------------------------------------------------------------------------
 
-  function redraw() {
-    if (queued) return;
-    queued = true;
-    requestAnimationFrame(() => {
-      queued = false;
-      draw();
-    });
-  }
-
-  const stressed = () => hovered ?? (current >= 0 ? data.cluster[current] : null) ?? chosen;
+  const stressed = () => hovered ?? (view.current >= 0 ? data.cluster[view.current] : null) ?? chosen;
 
   function faded(cluster) {
     const one = stressed();
@@ -86,7 +43,7 @@
   }
 
   function draw() {
-    const density = window.devicePixelRatio || 1;
+    const { width, height, density, current } = view;
     pen.setTransform(density, 0, 0, density, 0, 0);
     pen.clearRect(0, 0, width, height);
     const radius = Math.min(Math.max(60 / Math.sqrt(count), 2.2), 5) * Math.min(Math.sqrt(view.scale), 2);
@@ -98,7 +55,7 @@
         pen.fillStyle = colourOf(cluster);
         pen.beginPath();
         for (const i of points) {
-          const x = left(i), y = top(i);
+          const x = leftOf(i), y = topOf(i);
           if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
           pen.moveTo(x + size, y);
           pen.arc(x, y, size, 0, 2 * Math.PI);
@@ -112,7 +69,7 @@
       pen.strokeStyle = getComputedStyle(canvas).color;
       pen.lineWidth = 2;
       pen.beginPath();
-      pen.arc(left(current), top(current), 1.4 * radius + 3, 0, 2 * Math.PI);
+      pen.arc(leftOf(current), topOf(current), 1.4 * radius + 3, 0, 2 * Math.PI);
       pen.stroke();
       place();
     }
@@ -120,6 +77,7 @@
 
   // Names stand in the middle of their clusters, those of many images first, as long as there is room.
   function label() {
+    const { width, height } = view;
     const style = getComputedStyle(canvas);
     const taken = [];
     pen.font = `600 12px ${style.fontFamily}`;
@@ -132,7 +90,7 @@
     for (const [cluster, points] of bySize) {
       if (faded(cluster)) continue;
       const middle = (of) => points.map(of).sort((a, b) => a - b)[points.length >> 1];
-      const x = middle(left), y = middle(top);
+      const x = middle(leftOf), y = middle(topOf);
       if (x < 0 || y < 0 || x > width || y > height) continue;
       const name = nameOf(cluster).length > 28 ? nameOf(cluster).slice(0, 27) + "…" : nameOf(cluster);
       const half = pen.measureText(name).width / 2 + 4;
@@ -150,19 +108,13 @@
   function nearest(x, y) {
     let best = -1, least = REACH * REACH;
     for (let i = 0; i < count; i++) {
-      const far = (left(i) - x) ** 2 + (top(i) - y) ** 2;
+      const far = (leftOf(i) - x) ** 2 + (topOf(i) - y) ** 2;
       if (far < least) [best, least] = [i, far];
     }
     return best;
   }
 
-  function show(i, keep) {
-    kept = keep && i >= 0;
-    tip.classList.toggle("kept", kept);
-    if (i === current) return;
-    current = i;
-    canvas.classList.toggle("over", i >= 0);
-    tip.hidden = i < 0;
+  function shown(i) {
     if (i >= 0) {
       const cluster = data.cluster[i];
       const confidence = data.confidence[i];
@@ -181,8 +133,7 @@
     const shown = tipPen.canvas;
     shown.hidden = !wide;
     if (!wide) return;
-    const grown = 96 / Math.max(wide, high);
-    const density = window.devicePixelRatio || 1;
+    const grown = 96 / Math.max(wide, high), { density } = view;
     shown.width = Math.round(wide * grown * density);
     shown.height = Math.round(high * grown * density);
     shown.style.width = Math.round(wide * grown) + "px";
@@ -190,14 +141,14 @@
     const sheet = sheets[Math.floor(i / A_SHEET)];
     const x = (i % COLUMNS) * data.tile, y = Math.floor(i % A_SHEET / COLUMNS) * data.tile;
     const paint = () => {
-      if (current === i) tipPen.drawImage(sheet, x, y, wide, high, 0, 0, shown.width, shown.height);
+      if (view.current === i) tipPen.drawImage(sheet, x, y, wide, high, 0, 0, shown.width, shown.height);
     };
     if (sheet.complete) paint();
     else sheet.addEventListener("load", paint, { once: true });
   }
 
   function place() {
-    const x = left(current), y = top(current);
+    const { width, height } = view, x = leftOf(view.current), y = topOf(view.current);
     const fitsRight = x + 14 + tip.offsetWidth <= width, fitsLeft = x - 14 - tip.offsetWidth >= 0;
     const outward = x > width / 2 ? fitsRight || !fitsLeft : !fitsLeft;  // away from the middle, where the most is hidden
     const across = outward ? x + 14 : x - 14 - tip.offsetWidth;
@@ -207,105 +158,16 @@
     tip.style.top = Math.max(4, Math.min(down, height - tip.offsetHeight - 4)) + "px";
   }
 
-  function open() {
-    const target = current >= 0 && targets[data.cluster[current]];
+  function open(i) {
+    const target = i >= 0 && targets[data.cluster[i]];
     if (target) window.location.assign(target);
   }
 
-  // Pointer -----------------------------------------------------------------------------------------------------------
-
-  const held = new Map();  // pointers that are down: where they were last
-  let moved = 0, apart = 0;
-  const at = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return { x: event.clientX - box.left - canvas.clientLeft, y: event.clientY - box.top - canvas.clientTop };
-  };
-  const spread = () => {
-    const [a, b] = [...held.values()];
-    return Math.hypot(a.x - b.x, a.y - b.y);
-  };
-
-  canvas.addEventListener("pointerdown", (event) => {
-    held.set(event.pointerId, at(event));
-    canvas.setPointerCapture(event.pointerId);
-    if (held.size === 1) moved = 0;
-    if (held.size === 2) apart = spread();
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    const here = at(event);
-    const before = held.get(event.pointerId);
-    if (!before) {
-      if (!kept) show(nearest(here.x, here.y), false);
-      return;
-    }
-    held.set(event.pointerId, here);
-    moved += Math.hypot(here.x - before.x, here.y - before.y);
-    if (held.size === 2) {
-      const now = spread();
-      const [a, b] = [...held.values()];
-      zoom(now / (apart || now), (a.x + b.x) / 2, (a.y + b.y) / 2);
-      apart = now;
-    } else if (moved > 5) {
-      pan(here.x - before.x, here.y - before.y);
-    }
-  });
-  canvas.addEventListener("pointerup", (event) => {
-    const here = at(event);
-    if (held.delete(event.pointerId) && held.size === 0 && moved <= 5) {
-      const i = nearest(here.x, here.y);
-      show(i, true);
-    }
-  });
-  canvas.addEventListener("pointercancel", (event) => held.delete(event.pointerId));
-  canvas.addEventListener("pointerleave", () => {
-    if (!kept && !held.size) show(-1, false);
-  });
-  canvas.addEventListener("wheel", (event) => {
-    const factor = Math.exp(-event.deltaY * (event.deltaMode === 1 ? 0.05 : 0.0015));
-    const wanted = event.ctrlKey || event.metaKey || document.activeElement === canvas;  // a page scrolled over the map goes on scrolling
-    if (!wanted || (factor < 1 && view.scale === 1)) return;
-    event.preventDefault();
-    const here = at(event);
-    zoom(factor, here.x, here.y);
-  }, { passive: false });
-
-  // Keys --------------------------------------------------------------------------------------------------------------
-
-  const AHEAD = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-  function step([dx, dy]) {
-    let best = -1, least = Infinity;
-    const start = current >= 0 ? { x: left(current), y: top(current) } : null;
-    for (let i = 0; i < count; i++) {
-      const x = left(i) - (start ? start.x : width / 2), y = top(i) - (start ? start.y : height / 2);
-      const along = start ? x * dx + y * dy : Math.hypot(x, y);
-      const aside = start ? Math.abs(x * dy) + Math.abs(y * dx) : 0;
-      if (start && (along < 0.5 || aside > 1.5 * along)) continue;
-      const far = along + 2 * aside;
-      if (i !== current && far < least) [best, least] = [i, far];
-    }
-    if (best < 0) return;
-    show(best, true);
-    const x = left(best), y = top(best);
-    pan(Math.max(0, MARGIN - x) - Math.max(0, x - width + MARGIN), Math.max(0, MARGIN - y) - Math.max(0, y - height + MARGIN));
-  }
-
-  const KEYS = { "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: reset, Enter: open, Escape: () => show(-1, false) };
-  canvas.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (AHEAD[event.key]) step(AHEAD[event.key]);
-    else if (KEYS[event.key]) KEYS[event.key]();
-    else return;
-    event.preventDefault();
-  });
   tip.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     show(-1, false);
     canvas.focus();
   });
-  for (const button of document.querySelectorAll("[data-zoom]")) {
-    button.addEventListener("click", { in: () => zoom(1.5), out: () => zoom(1 / 1.5), reset }[button.dataset.zoom]);
-  }
 
   // Clusters ----------------------------------------------------------------------------------------------------------
 
@@ -344,12 +206,6 @@
     if (event.target.closest?.(`a[href="${window.location.hash || "#"}"]`)) follow();  // the same place again
   });
 
-  new ResizeObserver(() => {
-    const density = window.devicePixelRatio || 1;
-    [width, height] = [canvas.clientWidth, canvas.clientHeight];
-    [canvas.width, canvas.height] = [Math.round(width * density), Math.round(height * density)];
-    draw();
-  }).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   follow();
 })();

@@ -124,6 +124,7 @@ def test_thumbnails_and_static_files_can_be_cached_by_the_browser(shown: Shown, 
         "/static/report.css",
         "/static/explore.js",
         "/static/map.js",
+        "/static/view.js",
         f"{shown.base}/map.bin",
     ):
         answer = client.get(path)
