@@ -12,9 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from gsec_core.report.colours import colour
-from gsec_core.report.pages import FILTERS, asset, policy_hash
-from gsec_core.report.text import prose, visible
+from gsec_core.report.pages import asset, policy_hash, templates
+from gsec_core.report.text import visible
 
 POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 """Content-Security-Policy of every answer that sets none of its own."""
@@ -71,20 +70,13 @@ def _static() -> Mapping[str, bytes]:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flows.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    environment = templates("flows.serve")
     environment.finalize = lambda value: visible(value) if type(value) is str else value  # no text hides or reorders others; style sheets are Markup
-    environment.filters |= FILTERS | {"percent": lambda value: "–" if value is None else f"{value:.1%}", "when": _when, "prose": prose}
-    environment.globals |= {"styles": [Markup(style) for style in _styles()], "colour": colour}
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.1%}"
+    environment.globals["styles"] = [Markup(style) for style in _styles()]
     return environment
 
 
 def _styles() -> tuple[str, str]:
     """The style sheet of the reports, and that of the front page."""
     return str(asset("report.css")), resources.files("flows.serve").joinpath("templates", "overview.css").read_text("utf-8")
-
-
-def _when(at: str) -> str:
-    """The time of a record (UTC), to the minute."""
-    return at[:16].replace("T", " ")

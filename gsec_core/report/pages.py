@@ -23,6 +23,8 @@ from gsec_core.report.pictures import Picture
 if TYPE_CHECKING:
     from gsec_core.results.compare import Comparison, Pair
 
+_PACKAGE = "gsec_core.report"
+
 MAX_BYTES = 20_000_000
 """Largest size of the index. The limits below ensure it: lists are bounded, texts are cut, and pictures shrink until they fit."""
 
@@ -66,24 +68,24 @@ def pages(content: Content) -> Iterator[tuple[str, bytes]]:
 
     Equal contents give equal bytes.
     """
-    templates = _templates()
+    environment = templates()
     listed = content.clusters[:MAX_LISTED]
     inline = len(content.clusters) <= MAX_INLINE
     galleries = _galleries(content)
     if not inline:
-        page = templates.get_template("cluster.html.j2")
+        page = environment.get_template("cluster.html.j2")
         for before, cluster, after in zip((None, *listed), listed, (*listed[1:], None), strict=False):
             roles = _with_pictures([galleries[cluster.cluster]])[0]
             yield _path(cluster.cluster), page.render(content=content, cluster=cluster, roles=roles, before=before, after=after).encode()
     inlined = _with_pictures([galleries[cluster.cluster] for cluster in listed]) if inline else []
-    index = templates.get_template("index.html.j2")
+    index = environment.get_template("index.html.j2")
     yield "index.html", index.render(**_index(content, listed, inline), galleries=list(zip(listed, inlined, strict=False))).encode()
 
 
 def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thumbnails: Mapping[bytes, bytes]) -> bytes:
     """The page of a comparison of runs. ``scores``: one row for each run, or empty; ``thumbnails``: available JPEGs by image id."""
     made = pictures.gallery([thumbnails.get(image.image_id) for image in comparison.differing], _GALLERY_BYTES)
-    page = _templates().get_template("compare.html.j2")
+    page = templates().get_template("compare.html.j2")
     rows = [{**row, **scored} for row, scored in zip(comparison.rows(), scores or [{}] * len(comparison.runs), strict=True)]
     differing = list(zip(comparison.differing, made, strict=True))
     return page.render(comparison=comparison, rows=rows, scores=scores, matches=_matches(comparison), differing=differing).encode()
@@ -172,7 +174,7 @@ def _map(content: Content, onmap: Sequence[Shown], sheets: pictures.Sheets) -> d
         "height": [height for _, height in sheets.sizes],
         "tile": sheets.tile,
         "clusters": {
-            str(cluster.cluster): [FILTERS["name"](cluster.name), colour(cluster.cluster)] for cluster in content.clusters if cluster.cluster in numbers
+            str(cluster.cluster): [_FILTERS["name"](cluster.name), colour(cluster.cluster)] for cluster in content.clusters if cluster.cluster in numbers
         },
     }
 
@@ -247,7 +249,7 @@ def _duration(seconds: object) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-FILTERS: dict[str, Callable[..., Any]] = {
+_FILTERS: dict[str, Callable[..., Any]] = {
     "name": lambda value: text.prose(value, _NAME) or "unnamed",
     "description": lambda value: text.prose(value, _DESCRIPTION),
     "whole": lambda value: text.prose(value, _WHOLE),
@@ -257,6 +259,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "short": lambda value: text.cut_middle(value, _SHORT),
     "file": lambda value: text.cut_middle(value.rstrip("/").rpartition("/")[2], _SHORT),
     "value": lambda value: "–" if value is None else text.cut(str(value), _VALUE),
+    "when": lambda value: value[:16].replace("T", " "),
+    "prose": text.prose,
     "finite": _finite,
     "figure": figure,
     "duration": _duration,
@@ -264,12 +268,13 @@ FILTERS: dict[str, Callable[..., Any]] = {
 """Filters of the templates; they cut each text to the length that its place allows."""
 
 
-def _templates() -> jinja2.Environment:
+def templates(package: str = _PACKAGE) -> jinja2.Environment:
+    """The templates of a package, with the filters and functions that all pages of gsec share."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gsec_core.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader(package), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    environment.filters |= FILTERS
+    environment.filters |= _FILTERS
     environment.globals |= {"colour": colour, "share": _share, "path": _path, "asset": asset, "digest": digest}
     return environment
 
@@ -291,4 +296,4 @@ def policy_hash(source: str) -> str:
 
 @cache
 def _source(name: str) -> str:
-    return resources.files("gsec_core.report").joinpath("templates", name).read_text("utf-8")
+    return resources.files(_PACKAGE).joinpath("templates", name).read_text("utf-8")
