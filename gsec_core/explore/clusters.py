@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from gsec_core.curation import Curated, Model, Named
 from gsec_core.explore.columns import Columns, to_arrow
 from gsec_core.explore.rows import ClusterRow
+from gsec_core.results.frames import clusters_of
 from gsec_core.store import Run
-from gsec_core.tables import CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, LINEAGE_TABLE
 
 EXAMPLES = 4
 
@@ -32,13 +31,9 @@ class Made:
 
 def made(run: Run) -> list[Made]:
     """The clusters of a run in the order of their numbers. Raises Refused if the run has no names or keys yet."""
-    keys = pl.DataFrame(run.read_table(LINEAGE_TABLE, ["cluster", "cluster_key"]))
-    names = pl.DataFrame(run.read_table(CLUSTER_NAMES_TABLE, ["cluster", "name", "description", "terms"]))
-    measures = pl.DataFrame(run.read_table(CLUSTERS_TABLE, ["cluster", "size", "cohesion", "stability"]))
-    table = keys.join(names, on="cluster").join(measures, on="cluster").sort("cluster")
     return [
         Made(row["cluster"], row["cluster_key"], row["name"], row["description"] or "", tuple(row["terms"]), row["size"], row["cohesion"], row["stability"])
-        for row in table.iter_rows(named=True)
+        for row in clusters_of(run).iter_rows(named=True)
     ]
 
 

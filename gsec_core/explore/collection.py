@@ -27,11 +27,12 @@ from gsec_core.explore.polygon import Polygon, inside
 from gsec_core.explore.rows import ActRow, Acts, ClusterRow, Duplicate, DuplicateGroup, Groups, ImageDetail, ImageRow, Page, Past, Tree
 from gsec_core.explore.tree import tree
 from gsec_core.explore.vectors import MOST_FOUND, Embeddings, Found, Vectors, release
+from gsec_core.results.frames import Frames
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context
 from gsec_core.store import Run, Shards
 from gsec_core.store.publications import pipeline_of
-from gsec_core.tables import EMBEDDINGS_TABLE, LAYOUT_TABLE, MAP_TABLE, REPRESENTATIVE_CAPTIONS_TABLE, THUMBNAILS_TABLE
+from gsec_core.tables import EMBEDDINGS_TABLE, LAYOUT_TABLE, MAP_TABLE, THUMBNAILS_TABLE
 
 if TYPE_CHECKING:
     from gsec_core.explore.second import Model
@@ -82,7 +83,7 @@ class Collection:
         self._model = Lazy(self._load_model)
         self._duplicates = Lazy(lambda: Duplicates(run, self._columns()))
         self._history = History(run.files, self.pipeline)
-        self._captions = Lazy(self._load_captions)
+        self._captions: Lazy[dict[bytes, str]] = Lazy(lambda: dict(Frames(self.context).descriptions.iter_rows()))
         self._orders = {order: Lazy(partial(self._sort, *order)) for order in product(SORTS, (True, False))}
 
     def __len__(self) -> int:
@@ -408,14 +409,6 @@ class Collection:
         for values, name in zip(points, ("x", "y"), strict=True):
             values[rows[rows >= 0]] = table[name].to_numpy()[rows >= 0]
         return points[0], points[1]
-
-    def _load_captions(self) -> Mapping[bytes, str]:
-        """Content hash -> description."""
-        try:
-            table = self.run.read_table(REPRESENTATIVE_CAPTIONS_TABLE, ["content_hash", "text"])
-        except Refused:  # text from elsewhere: nothing was described
-            return {}
-        return {hash: text for hash, text in zip(table["content_hash"].to_pylist(), table["text"].to_pylist(), strict=True) if text is not None}
 
     def _load_embeddings(self, stage: str) -> Embeddings:
         return Embeddings(self._encoded(EMBEDDINGS_TABLE, stage), self.context.generation.shard_names, self._columns(), self._places()[0])

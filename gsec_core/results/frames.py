@@ -67,9 +67,8 @@ class Frames:
 
     @cached_property
     def model_clusters(self) -> pl.DataFrame:
-        """One row for each cluster of the model, in the order of their numbers."""
-        keys, *more = (read(self._model, table) for table in (LINEAGE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE))
-        return functools.reduce(lambda left, right: left.join(right, on="cluster", maintain_order="left"), more, keys.select("cluster", "cluster_key"))
+        """`clusters_of` the run whose clusters the images are in."""
+        return clusters_of(self._model)
 
     @cached_property
     def assignments(self) -> pl.DataFrame:
@@ -195,6 +194,12 @@ class Frames:
     def _made(self) -> set[str]:
         """Names of the tables that the run made itself."""
         return {table for record in self.context.run.stages().values() for table in record["tables"]}
+
+
+def clusters_of(run: Run) -> pl.DataFrame:
+    """One row for each cluster of a run's own clusters, in the order of their numbers. Raises Refused if the run has no names or keys yet."""
+    keys, *more = (read(run, table) for table in (LINEAGE_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE))
+    return functools.reduce(lambda left, right: left.join(right, on="cluster", maintain_order="left"), more, keys.select("cluster", "cluster_key"))
 
 
 def read(run: Run, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
