@@ -237,7 +237,7 @@ class Explorer:
         given = request.query_params
         words, like = given.get("q"), given.get("like")
         if not words and like is None:
-            return pages.explorer("search", **self._empty(collection, request))
+            return self._without_listing(collection, request, "Search")
         listing = Listing(words=words or None, like=None if words else like)
         title = f"Images like “{prose(words, 120)}”" if words else "More like this"
         return self._gallery(
@@ -257,39 +257,32 @@ class Explorer:
         if not data:
             raise Refused("No file came with the search: choose an image.")
         found = collection.like_upload(data, 0, PER_PAGE)
-        values = self._empty(collection, request) | {
-            "title": f"Images like {prose(name, 120) or 'yours'}",
-            "total": len(found.rows),
-            "rows": found.rows,
-            "note": found.note,
-            "alike": True,
-            "clusters": collection.clusters(),
-        }
-        return pages.explorer("search", **values)
+        return self._without_listing(collection, request, f"Images like {prose(name, 120) or 'yours'}", found.rows, found.note)
 
-    def _empty(self, collection: Collection, request: Request) -> dict[str, Any]:
-        """Values of the search page before any search."""
+    def _without_listing(self, collection: Collection, request: Request, title: str, rows: Sequence[ImageRow] = (), note: str | None = None) -> Response:
+        """The search page before any search, or with images like one that was sent and not kept, so that there is no address of the result."""
         site = self.site(collection, request, "Search")
-        return {
-            "site": site,
-            "title": "Search",
-            "heading": None,
-            "words": "",
-            "like": None,
-            "listing": Listing(),
-            "alike": False,
-            "rows": (),
-            "total": 0,
-            "sorts": (),
-            "hiding": None,
-            "note": None,
-            "page": 1,
-            "last": 1,
-            "page_address": str,
-            "image_address": partial(_plain, site.base),
-            "clusters": (),
-            "empty": "Enter what to look for, or choose an image.",
-        }
+        return pages.explorer(
+            "search",
+            site=site,
+            title=title,
+            heading=None,
+            words="",
+            like=None,
+            listing=Listing(),
+            alike=True,
+            rows=rows,
+            total=len(rows),
+            sorts=(),
+            hiding=None,
+            note=note,
+            page=1,
+            last=1,
+            page_address=str,
+            image_address=partial(_plain, site.base),
+            clusters=collection.clusters(),
+            empty="Enter what to look for, or choose an image.",
+        )
 
     def _gallery(self, template: str, collection: Collection, request: Request, listing: Listing, page_of: str = "", **values: Any) -> Response:
         page = number("page", request.query_params.get("page", "1"))
