@@ -2,13 +2,16 @@
 
 import re
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request, expect, sync_playwright
+import uvicorn
+from playwright.sync_api import Browser, Dialog, Locator, Page, expect, sync_playwright
+from starlette.applications import Starlette
 
 from gsec_core.report.pages import MAX_INLINE, MAX_LISTED
 
@@ -24,50 +27,53 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@dataclass
-class _Watch:
-    """Collects what a page does that a report must not do."""
-
-    folder: str
-    wrongs: list[str] = field(default_factory=list)
-
-    def over(self, page: Page) -> None:
-        page.on("console", self._console)
-        page.on("pageerror", lambda error: self.wrongs.append(f"uncaught: {error}"))
-        page.on("dialog", self._dialog)
-        page.on("request", self._request)
-
-    def _console(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
-            self.wrongs.append(f"error on the console: {message.text}")
-
-    def _dialog(self, dialog: Dialog) -> None:
-        self.wrongs.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def _request(self, request: Request) -> None:
-        if not request.url.startswith(("data:", self.folder)):
-            self.wrongs.append(f"request: {request.url[:200]}")
+@contextmanager
+def serving(application: Starlette) -> Iterator[str]:
+    """A server of this process. Yields its URL."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(application, log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
 
 
 @contextmanager
-def opened(browser: Browser, path: Path, *, width: int = 1280, dark: bool = False, scripts: bool = True, touch: bool = False) -> Iterator[Page]:
-    """A page of a report. Fails at the end if it logged an error, opened a dialog, or requested anything outside the report's folder."""
+def watched(
+    browser: Browser, inside: str, *, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True, touch: bool = False
+) -> Iterator[Page]:
+    """A new page. Fails at the end if it logged an error, opened a dialog, or requested anything whose address does not begin with ``inside``."""
     context = browser.new_context(
-        viewport={"width": width, "height": 800},
+        viewport={"width": width, "height": height},
         color_scheme="dark" if dark else "light",
         java_script_enabled=scripts,
         has_touch=touch,
         reduced_motion="reduce",
     )
-    folder = path.resolve().parent
-    watch = _Watch((folder.parent if folder.name == "clusters" else folder).as_uri() + "/")
-    page = context.new_page()
-    watch.over(page)
-    page.goto(path.resolve().as_uri())
+    page, wrongs = context.new_page(), []
+
+    def dismiss(dialog: Dialog) -> None:
+        wrongs.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("console", lambda message: wrongs.append(f"error on the console: {message.text}") if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrongs.append(f"uncaught: {error}"))
+    page.on("dialog", dismiss)
+    page.on("request", lambda request: None if request.url.startswith(("data:", inside)) else wrongs.append(f"request: {request.url[:200]}"))
     yield page
     context.close()
-    assert not watch.wrongs, "\n".join(watch.wrongs)
+    assert not wrongs, "\n".join(wrongs)
+
+
+@contextmanager
+def opened(browser: Browser, path: Path, **window: Any) -> Iterator[Page]:
+    """A page of a report, which may request nothing outside the report's folder; see `watched`."""
+    path = path.resolve()
+    folder = path.parents[1] if path.parent.name == "clusters" else path.parent
+    with watched(browser, f"{folder.as_uri()}/", height=800, **window) as page:
+        page.goto(path.as_uri())
+        yield page
 
 
 def check_report(browser: Browser, index: Path, clusters: int) -> None:

@@ -1,17 +1,15 @@
 """The explorer in a real browser, on crops of the demo's photographs, used as a curator does."""
 
 import re
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from flows.demo import photographs
 from flows.serve.app import application
@@ -21,7 +19,7 @@ from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
 from ..pictures import cluster, settings
-from .browser import loaded, mark_scrolled, overflow
+from .browser import loaded, mark_scrolled, overflow, serving, watched
 
 TOKEN = "a long random text"
 
@@ -68,40 +66,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
 def served(config: PipelineConfig) -> Iterator[Served]:
     context, _, _ = cluster(config)
     assert pipeline.finish(context)["published"]
-    listening = socket.create_server(("127.0.0.1", 0))
-    app = application([Store.open(config.store)], TOKEN, curate=True, by_link=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", context)
-    server.should_exit = True
-    thread.join(30)
+    with serving(application([Store.open(config.store)], TOKEN, curate=True, by_link=True)) as url:
+        yield Served(url, context)
 
 
 @contextmanager
-def opened(browser: Browser, served: Served, *, width: int = 1280, dark: bool = False, scripts: bool = True, touch: bool = False) -> Iterator[Page]:
-    """A browser logged in by the link. Fails at the end if a page logged an error, opened a dialog, or requested anything elsewhere."""
-    context: BrowserContext = browser.new_context(
-        viewport={"width": width, "height": 900},
-        color_scheme="dark" if dark else "light",
-        reduced_motion="reduce",
-        java_script_enabled=scripts,
-        has_touch=touch,
-    )
-    page, wrongs = context.new_page(), []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            wrongs.append(message.text)
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: wrongs.append(str(error)))
-    page.on("dialog", lambda dialog: (wrongs.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: None if request.url.startswith(("data:", served.url)) else wrongs.append(request.url[:200]))
-    page.goto(f"{served.url}/?token={TOKEN}")
-    yield page
-    context.close()
-    assert not wrongs, "\n".join(wrongs)
+def opened(browser: Browser, served: Served, **window: Any) -> Iterator[Page]:
+    """A browser logged in by the link, which may request nothing elsewhere; see `watched`."""
+    with watched(browser, served.url, **window) as page:
+        page.goto(f"{served.url}/?token={TOKEN}")
+        yield page
 
 
 def cat(page: Page, served: Served) -> str:

@@ -1,16 +1,14 @@
 """The report server's pages in a real browser."""
 
 import re
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from flows.serve.app import application
 from gsec_core import pipeline
@@ -19,7 +17,7 @@ from gsec_core.store import Store
 
 from ..pictures import assign_images, cluster, settings, write_pictures
 from ..stages.steps import STAGES, run_stages
-from .browser import check_galleries, check_keys, check_pointing, check_search, check_sorting, coloured_point, overflow
+from .browser import check_galleries, check_keys, check_pointing, check_search, check_sorting, coloured_point, overflow, serving, watched
 
 NAME = "a-pipeline-with-a-long-name-as-people-give"
 
@@ -47,32 +45,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with pytest.raises(OSError, match="No space"), failed.run.attempt({"stage": "prototypes"}):
         raise OSError(ERROR.removeprefix("OSError: "))
     assign_images(context, settings(write_pictures(folder / "new", range(30, 34)), folder / "store"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application([Store.open(config.store)]), log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", context)
-    server.should_exit = True
-    thread.join(30)
+    with serving(application([Store.open(config.store)])) as url:
+        yield Served(url, context)
 
 
 @contextmanager
-def opened(browser: Browser, url: str, *, width: int = 1280, dark: bool = False) -> Iterator[Page]:
-    """A page as it is served. Fails at the end if it logged an error, or requested anything elsewhere."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce")
-    page, wrongs = context.new_page(), []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            wrongs.append(message.text)
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: wrongs.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(("data:", url)) else wrongs.append(request.url[:200]))
-    page.goto(url)
-    yield page
-    context.close()
-    assert not wrongs, "\n".join(wrongs)
+def opened(browser: Browser, url: str, **window: Any) -> Iterator[Page]:
+    """A page as it is served, which may request nothing elsewhere; see `watched`."""
+    with watched(browser, url, **window) as page:
+        page.goto(url)
+        yield page
 
 
 @pytest.mark.parametrize("dark", [False, True])
