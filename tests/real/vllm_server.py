@@ -2,9 +2,10 @@
 
 import os
 import signal
-import socket
 import subprocess
 from pathlib import Path
+
+from .services import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-vllm/bin/python"
@@ -18,7 +19,7 @@ class VllmServer:
 
     def __init__(self, folder: Path, key: str | None = None) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.log = folder / f"server-{self.port}.log"
         self._key = key
@@ -61,9 +62,3 @@ class VllmServer:
         arguments = [str(PYTHON), str(DEV), command, str(self.folder), "--port", str(self.port), *more]
         done = subprocess.run(arguments, capture_output=True, text=True, env=variables, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
