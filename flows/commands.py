@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from flows import terminal
 from flows.orchestrator import orchestrator
+from flows.terminal import Json
 from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, without_secrets
@@ -20,10 +21,8 @@ from gsec_core.store import Run, Store
 
 DONE, HELD = 0, 3
 
-Json = Callable[[dict[str, Any]], None]
 
-
-def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Callable[[base.Context], None] | None = None, of_run: str | None = None) -> int:
+def run(config: PipelineConfig, redo: list[str], as_json: Json, then: Callable[[base.Context], None] | None = None, of_run: str | None = None) -> int:
     """Run the whole pipeline; ``then`` is called with the context of the finished run. Returns the exit code."""
     started = time.monotonic()
     counting, summary = _done(config, redo, of_run)
@@ -45,7 +44,7 @@ def run(config: PipelineConfig, redo: list[str], as_json: Json | None, then: Cal
     return HELD if summary["held"] else DONE
 
 
-def assign(config: PipelineConfig, run_id: str, as_json: Json | None) -> int:
+def assign(config: PipelineConfig, run_id: str, as_json: Json) -> int:
     """Assign the images of the source in ``config`` to the clusters of a run. Returns the exit code."""
     of_run = Store.open(config.store).run(run_id)
     return run(pipeline.assignment_config(of_run, config), [], as_json, of_run=of_run.id)
@@ -70,7 +69,7 @@ JSON_KEYS = (
 )
 
 
-def run_ingest(config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None) -> int:
+def run_ingest(config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json) -> int:
     """List the images of the source in ``config``, or of the run ``run_id``. Returns the exit code."""
     of_run = counting = None
     if run_id is not None:
@@ -87,7 +86,7 @@ def run_ingest(config: PipelineConfig, run_id: str | None, redo: bool, as_json: 
     return DONE
 
 
-def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json | None, retry_failed: bool = False) -> int:
+def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: bool, as_json: Json, retry_failed: bool = False) -> int:
     """Do what is missing of a stage after ingest, in the run ``run_id`` or in the run that ``config`` requests. Returns the exit code."""
     with _damage_set_aside(config):
         found, failed = pipeline.run_for_stage(name, config, run_id, redo, retry_failed)
@@ -110,7 +109,7 @@ def _publish(context: base.Context) -> bool:
     return bool(said["held"])
 
 
-def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | None, import_: Path | None, as_json: Json | None) -> int:
+def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | None, import_: Path | None, as_json: Json) -> int:
     """The parts of describe that ask no server. Returns the exit code.
 
     With ``export``, write the remaining requests into this file; with ``import_``, read replies from this file; else estimate what is left to ask.

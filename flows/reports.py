@@ -3,13 +3,14 @@
 Status, export and prune import neither torch nor Prefect; evaluate and report import what they need.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows import terminal
+from flows.terminal import Json
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError, Refused
 from gsec_core.results import status as state
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
     from gsec_core.results.formats import Format
     from gsec_core.results.images import Images
 
-Json = Callable[[dict[str, Any]], None]
-
-
 _BELOW = ("acts", "open_acts", "error")
 """Columns that are printed below the table instead of in it."""
 
 
-def status(url: str, as_json: Json | None) -> int:
+def status(url: str, as_json: Json) -> int:
     """Print the corpora, publications, descriptions and runs of a store."""
     store = Store.open(url)
     corpora, published = state.corpora(store), state.published(store)
@@ -70,7 +68,7 @@ def status(url: str, as_json: Json | None) -> int:
     return 0
 
 
-def methods(as_json: Json | None) -> int:
+def methods(as_json: Json) -> int:
     """Print the methods that can train the members of the ensemble."""
     from gsec_core.methods import loaded
 
@@ -86,7 +84,7 @@ def methods(as_json: Json | None) -> int:
     return 0
 
 
-def publish(url: str, run_id: str, as_json: Json | None) -> int:
+def publish(url: str, run_id: str, as_json: Json) -> int:
     """Publish a finished run under its pipeline because the user asks for it."""
     from gsec_core import pipeline
     from gsec_core.results import publishing
@@ -104,7 +102,7 @@ def publish(url: str, run_id: str, as_json: Json | None) -> int:
     return 0
 
 
-def export(url: str, to: Path, images: "Images | None", encoder: bool, groups: int | None, run_id: str | None, as_json: Json | None) -> int:
+def export(url: str, to: Path, images: "Images | None", encoder: bool, groups: int | None, run_id: str | None, as_json: Json) -> int:
     """Export a run's result as tables, and optionally its images, encoder and groups."""
     from gsec_core.results import export as exporting
 
@@ -115,7 +113,7 @@ def export(url: str, to: Path, images: "Images | None", encoder: bool, groups: i
     return _written(context, to, written, then, as_json)
 
 
-def export_as(url: str, to: Path, format: "Format", images: "Images | None", run_id: str | None, as_json: Json | None) -> int:
+def export_as(url: str, to: Path, format: "Format", images: "Images | None", run_id: str | None, as_json: Json) -> int:
     """Export a run's result in the format of another library."""
     from gsec_core.results import formats
 
@@ -125,7 +123,7 @@ def export_as(url: str, to: Path, format: "Format", images: "Images | None", run
     return _written(context, to, written, f"to load it: {formats.load(format, to.resolve(), written)}", as_json)
 
 
-def _written(context: Context, to: Path, written: Mapping[str, int], then: str | None, as_json: Json | None) -> int:
+def _written(context: Context, to: Path, written: Mapping[str, int], then: str | None, as_json: Json) -> int:
     """Print the result of an export; ``then`` is a line that tells how to use it."""
     from gsec_core.results.export import ENCODER
     from gsec_core.results.images import IMAGES, LOST
@@ -146,7 +144,7 @@ def _written(context: Context, to: Path, written: Mapping[str, int], then: str |
     return 0
 
 
-def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) -> int:
+def report(url: str, to: Path | None, run_id: str | None, as_json: Json) -> int:
     """Print where a run's report is, or draw it again into the folder ``to``."""
     from gsec_core.report import collect, pages
     from gsec_core.results.files import make_folder
@@ -171,7 +169,7 @@ def report(url: str, to: Path | None, run_id: str | None, as_json: Json | None) 
     return 0
 
 
-def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Json | None) -> int:
+def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Json) -> int:
     """Print the scores of a run against a file of labels."""
     from gsec_core.results import quality
     from gsec_core.sources import keyed
@@ -196,7 +194,7 @@ def evaluate(url: str, labels: str, column: str, run_id: str | None, as_json: Js
     return 0
 
 
-def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, column: str, to: Path | None, as_json: Json | None) -> int:
+def compare(config: PipelineConfig, run_ids: Sequence[str], labels: str | None, column: str, to: Path | None, as_json: Json) -> int:
     """Compare runs; print the result, and draw it as a page into the folder ``to``."""
     from gsec_core.report import pages
     from gsec_core.results import compare as comparing

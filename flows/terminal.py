@@ -14,6 +14,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
+Json = Callable[[dict[str, Any]], None] | None
+"""A function that prints a result as JSON; None if results are shown as text."""
+
 WIDTH = 120
 """Columns of the output to a log or a pipe, which have no width of their own."""
 
