@@ -8,7 +8,6 @@ is gone. Each service writes to ``HOME/logs/NAME.log``.
 import hashlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -159,7 +158,7 @@ def stop(stack: StackConfig, name: str) -> bool:
     # Only the topmost processes get the signal: they end their children, as a worker ends its flows.
     for process in [process for process in family if _parent(process) not in family]:
         with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
     _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
     for lasting in left:
         with suppress(psutil.NoSuchProcess):

@@ -245,9 +245,7 @@ class _Teller:
         self._told.add.remote(sums)
 
 
-@cache
-def _set_up_logging() -> None:
-    setup_logging()
+_set_up_logging = cache(setup_logging)
 
 
 def _workers() -> list[dict[str, Any]]:
