@@ -106,12 +106,7 @@ class Known:
 
     def runs(self) -> tuple[list[tuple[Asked, Run]], list[str]]:
         """All runs, newest first, and a message for each run whose request cannot be read."""
-        found, wrong = [], []
-        for asked in each(self._asked_or_wrong, sorted(filter(RUN_ID.fullmatch, self._files.directories("runs")))):
-            if isinstance(asked, str):
-                wrong.append(asked)
-            elif asked is not None:
-                found.append(asked)
+        found, wrong = _readable(self._asked, sorted(filter(RUN_ID.fullmatch, self._files.directories("runs"))))
         return sorted(found, key=lambda pair: pair[0].created, reverse=True), wrong
 
     def find(self, id: str) -> Run | None:
@@ -188,16 +183,7 @@ class Known:
 
     def publications(self) -> tuple[list[Publication], list[str]]:
         """The newest publication of each pipeline, and a message for each pipeline whose publication cannot be read."""
-        found, wrong = [], []
-        for name in self._store.publications.pipelines():
-            try:
-                publication = self._publication(name)
-            except Damaged as error:
-                wrong.append(str(error))
-                continue
-            if publication is not None:
-                found.append(publication)
-        return found, wrong
+        return _readable(self._publication, self._store.publications.pipelines())
 
     def curation(self, pipeline: str) -> tuple[int, int | None]:
         """Number of acts in the curation log of a pipeline, and how many were open when an act was last added or a run finished (None if unknown).
@@ -228,14 +214,12 @@ class Known:
                 at=_time(newest.at),
             )
 
-    def _asked_or_wrong(self, name: str) -> tuple[Asked, Run] | str | None:
+    def _asked(self, name: str) -> tuple[Asked, Run] | None:
         run = Run(self._files, name)
         try:
             return self.asked(run), run
         except Refused:
             return None  # there is no request: the run is being pruned, or not written yet
-        except Damaged as error:
-            return str(error)
 
 
 def published_run(stores: Iterable[Known], pipeline: str) -> str | None:
@@ -245,13 +229,21 @@ def published_run(stores: Iterable[Known], pipeline: str) -> str | None:
 
 def curations(store: Known, publications: Iterable[Publication]) -> tuple[list[tuple[Publication, tuple[int, int | None]]], list[str]]:
     """Each publication with the counts of `Known.curation`, and a message for each curation log that cannot be read."""
-    found, wrong = [], []
-    for publication in publications:
+    return _readable(lambda publication: (publication, store.curation(publication.pipeline)), publications)
+
+
+def _readable(read: Callable[[T], R | None], items: Iterable[T]) -> tuple[list[R], list[str]]:
+    """What ``read`` finds for the items, in order, and a message for each item for which it raises Damaged."""
+
+    def found_or_wrong(item: T) -> R | Damaged | None:
         try:
-            found.append((publication, store.curation(publication.pipeline)))
+            return read(item)
         except Damaged as error:
-            wrong.append(str(error))
-    return found, wrong
+            return error
+
+    results = each(found_or_wrong, items)
+    found = [one for one in results if one is not None and not isinstance(one, Damaged)]
+    return found, [str(one) for one in results if isinstance(one, Damaged)]
 
 
 def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
