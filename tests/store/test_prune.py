@@ -41,12 +41,12 @@ def carry_out(tmp_path: Path, keep_runs: int) -> list[str]:
     return [deletion.path for deletion in prune.plan(Store.open(str(tmp_path / "store")), keep_runs) if deletion.carry_out()]
 
 
-def contexts(tmp_path: Path, source: Path, clusters: range) -> list[Context]:
-    return [cluster(settings(source, tmp_path / "store", clusters=count))[0] for count in clusters]
+def two_runs(tmp_path: Path, source: Path) -> list[Context]:
+    return [cluster(settings(source, tmp_path / "store", clusters=count))[0] for count in (2, 3)]
 
 
 def test_the_pages_of_a_report_are_deleted_with_its_run(tmp_path: Path, source: Path) -> None:
-    old, newest = contexts(tmp_path, source, range(2, 4))
+    old, newest = two_runs(tmp_path, source)
     directory = old.shards(report.STAGE, REPORT_TABLE).directory
     old.run.files.create(f"{directory}/clusters/00000.html", b"as of many clusters")
     leftover = tmp_path / "store" / newest.shards(report.STAGE, REPORT_TABLE).directory / "clusters" / ".tmp-x"
@@ -60,12 +60,13 @@ def test_the_pages_of_a_report_are_deleted_with_its_run(tmp_path: Path, source: 
 
 
 def test_nothing_younger_than_a_day_is_deleted(tmp_path: Path, source: Path) -> None:
-    contexts(tmp_path, source, range(2, 4))
+    for clusters in (2, 3):
+        make_up(settings(source, tmp_path / "store", clusters=clusters))
     assert prune.plan(Store.open(str(tmp_path / "store")), 1) == []
 
 
 def test_old_runs_are_deleted_with_their_tables_and_the_newest_are_kept(tmp_path: Path, source: Path) -> None:
-    old, newest = contexts(tmp_path, source, range(2, 4))
+    old, newest = two_runs(tmp_path, source)
     before = labels(newest)
     grow_old(tmp_path)
     carry_out(tmp_path, 1)
@@ -76,22 +77,6 @@ def test_old_runs_are_deleted_with_their_tables_and_the_newest_are_kept(tmp_path
     again, _, made = cluster(settings(source, tmp_path / "store", clusters=2))
     assert again.run.id == old.run.id
     assert made["encode"] == {}, "embeddings of live images must be kept"
-
-
-def test_plan_itself_deletes_nothing(tmp_path: Path, source: Path) -> None:
-    contexts(tmp_path, source, range(2, 4))
-    grow_old(tmp_path)
-    files = set((tmp_path / "store").rglob("*"))
-    assert prune.plan(Store.open(str(tmp_path / "store")), 1)
-    assert set((tmp_path / "store").rglob("*")) == files
-
-
-def test_an_unfinished_run_is_kept(tmp_path: Path, source: Path) -> None:
-    first, _ = contexts(tmp_path, source, range(2, 4))
-    next(Path(first.run.files.location(f"{first.corpus.name}/baseline/{first.run.stage('baseline')['fingerprint']}")).iterdir()).unlink()  # type: ignore[index]
-    grow_old(tmp_path)
-    carry_out(tmp_path, 1)
-    assert first.run.id in {run.id for run in Store.open(str(tmp_path / "store")).runs()}
 
 
 def test_deleted_images_lose_their_thumbnails_unless_a_live_one_has_the_same_bytes(tmp_path: Path, source: Path) -> None:
@@ -143,7 +128,7 @@ def test_unused_generations_and_leftover_temporary_files_are_deleted(tmp_path: P
 
 
 def test_shards_that_were_set_aside_are_never_deleted(tmp_path: Path, source: Path) -> None:
-    [context] = contexts(tmp_path, source, range(2, 3))
+    context = run_stages(settings(source, tmp_path / "store"), encode.STAGE)
     embeddings = context.shards(encode.STAGE, EMBEDDINGS_TABLE)
     name = context.generation.shard_names[0]
     Path(embeddings.location(name)).write_bytes(b"damaged")
@@ -335,6 +320,19 @@ def two(tmp_path: Path, source: Path) -> tuple[Context, Context]:
 
 def files(tmp_path: Path) -> set[Path]:
     return {path for path in (tmp_path / "store").rglob("*") if path.is_file()}
+
+
+def test_plan_itself_deletes_nothing(two: tuple[Context, Context], tmp_path: Path) -> None:
+    before = files(tmp_path)
+    assert prune.plan(Store.open(str(tmp_path / "store")), 1)
+    assert files(tmp_path) == before
+
+
+def test_an_unfinished_run_is_kept(two: tuple[Context, Context], tmp_path: Path) -> None:
+    old, newest = two
+    Path(table_of(old, "baseline").location("all")).unlink()
+    carry_out(tmp_path, 1)
+    assert kept(tmp_path) == {old.run.id, newest.run.id}
 
 
 def test_an_old_run_that_was_worked_on_within_a_day_is_kept_completely(two: tuple[Context, Context], tmp_path: Path) -> None:
