@@ -161,6 +161,14 @@ def test_a_tap_shows_an_image_and_keeps_it_with_a_link_to_its_gallery(browser: B
         page.wait_for_url(f"**/*{target}")
 
 
+def test_a_right_click_on_the_map_keeps_no_image(browser: Browser, few: Path) -> None:
+    """It opens the browser's menu, which is nothing of the map's."""
+    with opened(browser, few) as page:
+        page.mouse.click(*coloured_point(page), button="right")
+        page.mouse.move(1, 1)
+        expect(page.locator("#map-tip")).to_be_hidden()
+
+
 def test_the_page_of_a_cluster_links_to_its_highlight_on_the_map(browser: Browser, many: Path) -> None:
     with opened(browser, many.parent / "clusters" / "00007.html") as page:
         page.get_by_role("link", name="on the map").click()

@@ -2,9 +2,10 @@
 "use strict";
 
 // `box` gets classes that say how the view is; `tip` is shown while a point is chosen.
-// `points`: their `count`, the place `x(i)` and `y(i)` of each, with y upwards, the `bounds` of all places, and whether one is `hidden(i)`.
-// `does`: what each map does in its own way. It can `draw()`; find the point `nearest(x, y)` to a pixel, or -1; has `shown(i, keep)` when another point, or
-// none, is chosen; `tap(i, event)`; `open(i)`; `escape()`; and, if it likes, `dragged()`, and a `lasso` that `begins(event)`, can `add(x, y)` and has an `end(drawn)`.
+// `points`: their `count`, the place `x(i)`, `y(i)` of each, with y upwards, the `bounds` of all places, and whether one is `hidden(i)`.
+// `does`: what each map does in its own way. It can `draw()`, and find the point `nearest(x, y)` to a pixel, or -1. `shown(i, keep)` is called when another
+// point, or none, is chosen; `tap(i, event)`, `open(i)` and `escape()` for a click, Enter and Escape; `dragged()`, if there is one, when the map is dragged.
+// A `lasso`, if there is one, says whether it `begins(event, here)` instead of a move; then it gets each pixel by `add(here)`, and its `end(drawn)`.
 function mapView(canvas, box, tip, points, does) {
   const MARGIN = 24, DEEPEST = 60;
   const view = { width: 1, height: 1, density: 1, scale: 1, x: 0, y: 0, current: -1, kept: false, left, top, leftOf, topOf, across, up, unit, redraw, show, reset };
