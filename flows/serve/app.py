@@ -1,7 +1,5 @@
 """The application: access control, routes, and the headers of every answer."""
 
-import base64
-import binascii
 import hmac
 import ipaddress
 import logging
@@ -26,6 +24,7 @@ from starlette.routing import Mount, Route
 
 from flows.serve import api, metrics, operations, overview, pages
 from flows.serve.collections import Collections
+from flows.serve.curating import credentials
 from flows.serve.explorer import Explorer
 from flows.serve.known import Damaged, Known, published_run
 from gsec_core.config import PipelineConfig
@@ -140,7 +139,7 @@ def _refusal(token: str | None, request: Request) -> Response | None:
             return _refusal_of_other_pages(request)
         return PlainTextResponse(f"Without a token this server answers only to 127.0.0.1, [::1] and localhost. Set {TOKEN}, or send such a Host.\n", 421)
     name, value = _cookie(token)
-    if _has(token, request.headers.get("authorization", "")) or hmac.compare_digest(request.cookies.get(name, "").encode(), value.encode()):
+    if hmac.compare_digest(credentials(request)[1], os.fsencode(token)) or hmac.compare_digest(request.cookies.get(name, "").encode(), value.encode()):
         return _refusal_of_other_pages(request)
     challenge = {"WWW-Authenticate": 'Basic realm="gsec", charset="UTF-8"'}
     return PlainTextResponse("This needs the token: as a bearer token, or as a password with any user name.\n", 401, challenge)
@@ -182,19 +181,6 @@ def _host(header: str) -> str:
         return urlsplit(f"//{header}").hostname or ""
     except ValueError:
         return ""
-
-
-def _has(token: str, authorization: str) -> bool:
-    scheme, _, rest = authorization.partition(" ")
-    given = rest.strip(" ").encode("latin-1")  # the bytes that were sent
-    if scheme.lower() == "basic":
-        try:
-            given = base64.b64decode(given, validate=True).partition(b":")[2]
-        except binascii.Error:
-            return False
-    elif scheme.lower() != "bearer":
-        return False
-    return hmac.compare_digest(given, os.fsencode(token))
 
 
 def _front(stores: Sequence[Known], request: Request) -> Response:

@@ -41,14 +41,24 @@ class Forms:
         return hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self.token(run_id, who).encode())
 
 
+def credentials(request: Request) -> tuple[bytes, bytes]:
+    """The user name and the token that a request sends, by HTTP Basic or as a bearer token. Both are empty if it sends neither."""
+    scheme, _, rest = request.headers.get("authorization", "").partition(" ")
+    given = rest.strip(" ").encode("latin-1")  # the bytes that were sent
+    if scheme.lower() == "bearer":
+        return b"", given
+    try:
+        user, _, token = base64.b64decode(given if scheme.lower() == "basic" else b"", validate=True).partition(b":")
+    except binascii.Error:
+        return b"", b""
+    return user, token
+
+
 def who_asks(request: Request) -> str:
     """The user name that the browser sends with the token (HTTP Basic), else `NOBODY`."""
-    scheme, _, rest = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "basic":
-        return NOBODY
     try:
-        return base64.b64decode(rest.strip(), validate=True).partition(b":")[0].decode().strip() or NOBODY
-    except (binascii.Error, UnicodeDecodeError):
+        return credentials(request)[0].decode().strip() or NOBODY
+    except UnicodeDecodeError:
         return NOBODY
 
 

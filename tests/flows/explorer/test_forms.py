@@ -53,6 +53,11 @@ def test_a_form_with_only_an_origin_header_is_accepted(shown: Shown, curator: Te
     assert curator.post(f"{shown.base}/curation", data=form, headers={"Origin": "http://127.0.0.1:4280"}).status_code == 303
 
 
+def test_without_a_token_a_malformed_login_header_is_ignored(shown: Shown, client: TestClient) -> None:
+    for login in (b"Basic !", b"Basic \xe9", b"Basic /w==", b"Bearer \xe9", b"Digest x"):
+        check(client.get(f"{shown.base}/explore", headers={b"Authorization": login}))
+
+
 def test_without_the_token_no_page_and_no_form_is_served(shown: Shown) -> None:
     with served(shown, curate=True, user=None) as client:
         for path in ("/explore", "/clusters/0", "/images", "/map.bin"):
