@@ -26,7 +26,7 @@ from gsec_core.explore.lazy import Lazy
 from gsec_core.explore.polygon import Polygon, inside
 from gsec_core.explore.rows import ActRow, Acts, ClusterRow, Duplicate, DuplicateGroup, Groups, ImageDetail, ImageRow, Page, Past, Tree
 from gsec_core.explore.tree import tree
-from gsec_core.explore.vectors import MOST_FOUND, Embeddings, Found, Vectors, release
+from gsec_core.explore.vectors import MOST_FOUND, Embeddings, Vectors, release
 from gsec_core.results.frames import Frames
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context
@@ -160,7 +160,7 @@ class Collection:
         neighbors: list[ImageRow] = []
         second = None
         if found is not None and near is not None:
-            neighbors = self._found(view, near.search(found["embedding"], NEIGHBORS, self._out(view, row)))
+            neighbors = self._rows(view, *near.search(found["embedding"], NEIGHBORS, self._out(view, row)))
         if found is not None and model is not None:
             second = self._second(view, row, model, found)
         pending = not notes and (near is None or model is None)
@@ -298,13 +298,10 @@ class Collection:
             # Always the whole list: of images with equal cosines, as copies have, a search for fewer finds others, and pages would overlap.
             found = self._vectors(query.stage, query.column)().search(query.vector, total, out)
             part = slice(offset, offset + limit)
-            rows = self._found(view, Found(found.rows[part], found.cosines[part]))
+            rows = self._rows(view, found.rows[part], found.cosines[part])
             if found.cosines[0] < query.least:
                 note = f"Even the nearest images are not very similar, so they may show anything. {note}"
         return Page(tuple(rows), total, offset, limit, note)
-
-    def _found(self, view: View, found: Found) -> list[ImageRow]:
-        return self._rows(view, found.rows, found.cosines)
 
     @staticmethod
     def _out(view: View, row: int | None) -> NDArray[np.bool_]:
