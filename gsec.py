@@ -17,7 +17,8 @@ def main() -> None:
     try:
         check_packages()
     except Refused as error:
-        sys.exit(_refused(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     from flows.cli import main
 
     main()
@@ -33,11 +34,6 @@ def check_packages() -> None:
         found = Path(spec.origin).resolve()
         if found != home / name / "__init__.py":
             raise Refused(f"{found} hides gsec's own package {name}. Take its folder off PYTHONPATH, or install gsec into an environment of its own.")
-
-
-def _refused(error: Refused) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
 
 
 if __name__ == "__main__":
