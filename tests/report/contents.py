@@ -5,7 +5,6 @@ from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
-from sklearn.metrics import adjusted_rand_score
 
 from gsec_core.images.decode import thumbnail
 from gsec_core.report.content import Cluster, Content, Duplicate, Duplicates, Emerging, Node, Shown, Unusable
@@ -160,7 +159,7 @@ def comparison(runs: int = 3, clusters: int = 5, images: int = 400) -> tuple[Com
         ),
         images=pa.table({"image_id": ids, "uri": names, "content_hash": ids}),
         labels=labels,
-        ari=np.array([[adjusted_rand_score(one, other) for other in labels] for one in labels]),
+        ari=(labels[:, None] == labels).mean(2),  # a figure like it: of many runs the index takes seconds
         pairs=tuple(pairs),
         differ=len(apart),
         differing=tuple(shown),
