@@ -1,33 +1,54 @@
-"""The second half of a run's features (counterparts), from the text source that the settings name. Delegates to that source's module."""
+"""The second half of a run's features (counterparts), from the text source that the settings name."""
 
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gsec_core.clustering.features import Rows
 from gsec_core.config import PipelineConfig
-from gsec_core.stages import encode, fuse, nouns, second, vocabulary
+from gsec_core.stages import encode, fuse, nouns, vocabulary
 from gsec_core.stages.base import Context, Stage
-from gsec_core.stages.canonical import load_embeddings
+from gsec_core.stages.canonical import load_embeddings, load_second
 from gsec_core.store import Run
 from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
-_MODULES: dict[str, ModuleType] = {CAPTIONS: fuse, NOUNS: nouns, ENCODER: second}
-"""Each module has load_counterparts, counterparts_of, text_weight and weight_deserved."""
+SECOND_WEIGHT = 0.5
+"""Weight of a second encoder, the same as that of the first: without labels there is no telling which is better."""
 
 
-_STAGES: dict[str, tuple[Stage, ...]] = {CAPTIONS: (fuse.STAGE,), NOUNS: (vocabulary.STAGE, nouns.STAGE), ENCODER: (encode.SECOND,)}
+class _Source(NamedTuple):
+    """What a text source does; by default nothing. Counterparts are None if images have none of their own."""
 
-ALL_STAGES = tuple(stage for stages in _STAGES.values() for stage in stages)
+    stages: tuple[Stage, ...] = ()
+    """The stages that make counterparts, in the order they run; other stages read the tables of the last."""
+    load: Callable[[Context], NDArray[np.float16] | None] = lambda context: None
+    """Returns the counterparts of all images in canonical order, (n, dt)."""
+    of: Callable[[Context, Context, Rows], NDArray[np.float16] | None] = lambda context, images, rows: None
+    """Returns the counterparts (rows, dt), by the first run, of the given rows of the second run."""
+    weight: Callable[[Context], float] = lambda context: 0.0
+    """Returns the weight of the text half relative to the image half."""
+    weight_deserved: Callable[[Context], float] = lambda context: 0.0
+    """Returns that weight by the quality of the counterparts, regardless of the settings."""
+
+
+_SOURCES = {
+    CAPTIONS: _Source((fuse.STAGE,), fuse.load_counterparts, fuse.counterparts_of, fuse.text_weight, fuse.weight_deserved),
+    NOUNS: _Source((vocabulary.STAGE, nouns.STAGE), nouns.load_counterparts, nouns.counterparts_of, nouns.text_weight, nouns.weight_deserved),
+    ENCODER: _Source(
+        (encode.SECOND,), load_second, lambda context, images, rows: load_second(images)[rows], lambda context: SECOND_WEIGHT, lambda context: SECOND_WEIGHT
+    ),
+    NONE: _Source(),
+}
+
+ALL_STAGES = tuple(stage for source in _SOURCES.values() for stage in source.stages)
 """The stages of all text sources."""
 
 
 def stages(config: PipelineConfig) -> tuple[Stage, ...]:
     """The stages that make counterparts under these settings, in the order they run."""
-    module = _module(config)
-    return () if module is None else _STAGES[config.text_source]
+    return _SOURCES[config.text_source].stages
 
 
 def check(config: PipelineConfig) -> None:
@@ -43,8 +64,7 @@ def fingerprints(context: Context) -> list[str]:
 
 def halves(context: Context, X: NDArray[np.float16]) -> list[NDArray[Any]]:
     """``X`` (n, d), the embeddings of all images in canonical order, and their counterparts (n, dt) where there are any."""
-    module = _module(context.config)
-    return _halves(X, None if module is None else module.load_counterparts(context))
+    return _halves(X, _SOURCES[context.config.text_source].load(context))
 
 
 def has_counterparts(context: Context) -> bool:
@@ -55,8 +75,7 @@ def has_counterparts(context: Context) -> bool:
 
 def halves_of(context: Context, images: Context, rows: Rows) -> list[NDArray[Any]]:
     """Embeddings (rows, d) of the given rows of the run ``images``, and their counterparts (rows, dt) by the run ``context``, where there are any."""
-    module = _module(context.config)
-    return _halves(load_embeddings(images)[rows], None if module is None else module.counterparts_of(context, images, rows))
+    return _halves(load_embeddings(images)[rows], _SOURCES[context.config.text_source].of(context, images, rows))
 
 
 def halves_from(context: Context, X: NDArray[np.float16], joint: NDArray[np.float16], second: NDArray[np.float16] | None) -> list[NDArray[Any]]:
@@ -81,21 +100,14 @@ def nouns_of(context: Context) -> NDArray[np.float16] | None:
 def source_of(run: Run) -> str:
     """The text source of a run, found by its stages; works also if the package of the run's method is no longer installed."""
     names = run.request()["stages"]
-    return next((source for source, stages in _STAGES.items() if stages[-1].name in names), NONE)
+    return next((name for name, source in _SOURCES.items() if source.stages and source.stages[-1].name in names), NONE)
 
 
 def weight(context: Context) -> float:
     """Weight of the text half relative to the image half."""
-    module = _module(context.config)
-    return 0.0 if module is None else float(module.text_weight(context))
+    return _SOURCES[context.config.text_source].weight(context)
 
 
 def weight_deserved(context: Context) -> float:
     """The weight of the text half by the quality of the counterparts, regardless of the settings."""
-    module = _module(context.config)
-    return 0.0 if module is None else float(module.weight_deserved(context))
-
-
-def _module(config: PipelineConfig) -> ModuleType | None:
-    source = config.text_source
-    return None if source == NONE else _MODULES[source]
+    return _SOURCES[context.config.text_source].weight_deserved(context)

@@ -15,9 +15,9 @@ from gsec_core.encoders.open_clip import OpenClipEncoder
 from gsec_core.errors import Refused
 from gsec_core.results import compare, status
 from gsec_core.sources.base import RejectedImage
-from gsec_core.stages import encode, prepare, second, text
+from gsec_core.stages import encode, prepare, text
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
-from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.stages.canonical import load_embeddings, load_second, usable
 from gsec_core.store import Store, prune
 from gsec_core.tables import ASSIGNMENTS_TABLE, EMBEDDINGS_TABLE
 from gsec_core.text import ENCODER
@@ -55,14 +55,14 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
 def test_the_counterparts_are_the_embeddings_of_the_second_encoder(whole: Context, place: Path) -> None:
     encoder = load_encoder(clip(place), precision="fp32", device="cpu", threads=1)
     pixels = [encoder.preprocess(Image.open(place / "in" / uri).convert("RGB")) for uri in usable(whole).rows["uri"].to_pylist()]
-    np.testing.assert_allclose(second.load_counterparts(whole), encoder.encode_images(np.stack(pixels)).image, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(load_second(whole), encoder.encode_images(np.stack(pixels)).image, rtol=0, atol=2e-3)
     assert [half.shape[1] for half in text.halves(whole, load_embeddings(whole))] == [1280, 32]
     assert (text.weight(whole), text.source_of(whole.run), encode.encoders_of(whole.run)) == (0.5, "encoder", f"lite + {clip(place)}")
     assert whole.run.table(EMBEDDINGS_TABLE)[0] == whole.shards(encode.STAGE, EMBEDDINGS_TABLE), "the table of embeddings must be the first encoder's"
 
 
 def test_the_stages_give_the_same_result_as_the_estimator_with_two_spaces(whole: Context) -> None:
-    spaces = [np.array(load_embeddings(whole)), np.array(second.load_counterparts(whole))]
+    spaces = [np.array(load_embeddings(whole)), np.array(load_second(whole))]
     fitted = TURTLE(3, max_steps=20, n_members=2, device="cpu").fit(spaces)
     shards, names = whole.run.table(ASSIGNMENTS_TABLE)
     rows = shards.read(names[0])
@@ -165,7 +165,7 @@ def test_an_image_that_one_encoder_cannot_use_is_left_out_and_counted_once(place
     assert rows.keys() == {"broken.png", "small.png"}
     assert rows["small.png"] == "too small for this encoder"
     assert set(labels(context)) == {f"{seed:03d}.jpg" for seed in range(20)}
-    assert len(second.load_counterparts(context)) == 20
+    assert len(load_second(context)) == 20
     [row] = status.runs(Store.open(config.store))
     assert row["images"] == {"listed": 22, "ok": 20, "rejected": 2, "missing": 0, "damaged_shards": 0}
     alone, _, _ = cluster(config.model_copy(update={"text": config.text.model_copy(update={"source": "none", "encoder": None})}))
