@@ -28,8 +28,6 @@ Result = TypeVar("Result")
 State = Mapping[str, NDArray[Any]]
 """State of a training: arrays by name, with which it can resume with identical results."""
 
-_FROM_THE_START: Mapping[int, State] = MappingProxyType({})
-
 
 def seed_of(*numbers: int) -> int:
     """A seed of random numbers that depends on all of ``numbers``."""
@@ -133,7 +131,7 @@ class OuterLayer(ABC):
         neighbors: Neighbors,
         blocks: Sequence[int],
         progress: Callable[[int], None] = lambda steps: None,
-        states: Mapping[int, State] = _FROM_THE_START,
+        states: Mapping[int, State] = MappingProxyType({}),
         start: Sequence[Member] = (),
     ) -> Iterator[list[Member]]:
         """Train ``blocks`` and yield all members of each, in order, even beyond `n_members`; ``progress`` is called with the number of steps done since.
@@ -242,6 +240,14 @@ class Plan(OuterLayer):
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         """Train all members of a block, even beyond `n_members`; they depend on its number and the parameters alone. ``progress`` counts the steps."""
 
+    def finish(self, features: Features, neighbors: Neighbors, block: int, state: State | None, progress: Callable[[int], None]) -> list[Member]:
+        """As `train`, but from ``state``, one of a block's `checkpoints`; None: from the start."""
+        return self.train(features, neighbors, block, progress)
+
+    def further(self, features: Features, neighbors: Neighbors, block: int, members: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
+        """Train the ``members`` of a block further, with fewer steps and a smaller learning rate. Only for plans that `goes_on` says can do this."""
+        raise NotImplementedError(f"{type(self).__name__} cannot train members further")
+
     @property
     def abreast(self) -> int:
         """Number of blocks that are trained in parallel, given enough threads. It does not depend on `n_members`."""
@@ -286,11 +292,18 @@ class Plan(OuterLayer):
         neighbors: Neighbors,
         blocks: Sequence[int],
         progress: Callable[[int], None] = lambda steps: None,
-        states: Mapping[int, State] = _FROM_THE_START,
+        states: Mapping[int, State] = MappingProxyType({}),
         start: Sequence[Member] = (),
     ) -> Iterator[list[Member]]:
         """See `OuterLayer.trained`."""
-        return self.side_by_side(lambda block, told: self.train(features, neighbors, block, told), blocks, progress)
+
+        def members(block: int, told: Callable[[int], None]) -> list[Member]:
+            if start:
+                numbers = self.numbers(block)
+                return self.further(features, neighbors, block, start[numbers.start : numbers.stop], told)
+            return self.finish(features, neighbors, block, states.get(block), told)
+
+        return self.side_by_side(members, blocks, progress)
 
     def side_by_side(self, work: Callable[[Item, Callable[[int], None]], Result], items: Sequence[Item], progress: Callable[[int], None]) -> Iterator[Result]:
         """Yield the results of ``work`` for ``items`` of different blocks, in order; ``work`` gets an item and a callback for its steps.
@@ -320,44 +333,6 @@ class Plan(OuterLayer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OngoingPlan(Plan):
-    """A plan whose trained members can be trained further."""
-
-    @abstractmethod
-    def further_steps(self, n: int) -> int:
-        """Number of steps for training a block further on ``n`` rows."""
-
-    @abstractmethod
-    def further(self, features: Features, neighbors: Neighbors, block: int, members: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
-        """Train the ``members`` of a block further, with fewer steps and a smaller learning rate."""
-
-    @property
-    def goes_on(self) -> bool:
-        return True
-
-    def total_steps(self, n: int, blocks: Sequence[int], further: bool = False) -> int:
-        return self.further_steps(n) * len(blocks) if further else super().total_steps(n, blocks)
-
-    def trained(
-        self,
-        features: Features,
-        neighbors: Neighbors,
-        blocks: Sequence[int],
-        progress: Callable[[int], None] = lambda steps: None,
-        states: Mapping[int, State] = _FROM_THE_START,
-        start: Sequence[Member] = (),
-    ) -> Iterator[list[Member]]:
-        if not start:
-            return super().trained(features, neighbors, blocks, progress, states)
-
-        def further(block: int, told: Callable[[int], None]) -> list[Member]:
-            numbers = self.numbers(block)
-            return self.further(features, neighbors, block, start[numbers.start : numbers.stop], told)
-
-        return self.side_by_side(further, blocks, progress)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResumablePlan(Plan):
     """A plan whose training can resume from its `checkpoints`, with the same result."""
 
@@ -371,21 +346,10 @@ class ResumablePlan(Plan):
 
     @abstractmethod
     def finish(self, features: Features, neighbors: Neighbors, block: int, state: State | None, progress: Callable[[int], None]) -> list[Member]:
-        """Train a block from ``state`` (None: from the start) to the end. Returns its members."""
+        """See `Plan.finish`."""
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
         return self.finish(features, neighbors, block, None, progress)
-
-    def trained(
-        self,
-        features: Features,
-        neighbors: Neighbors,
-        blocks: Sequence[int],
-        progress: Callable[[int], None] = lambda steps: None,
-        states: Mapping[int, State] = _FROM_THE_START,
-        start: Sequence[Member] = (),
-    ) -> Iterator[list[Member]]:
-        return self.side_by_side(lambda block, told: self.finish(features, neighbors, block, states.get(block), told), blocks, progress)
 
     def advanced(self, features: Features, neighbors: Neighbors, legs: Sequence[Leg], progress: Callable[[int], None] = lambda steps: None) -> Iterator[State]:
         return self.side_by_side(lambda leg, told: self.advance(features, neighbors, leg, told), legs, progress)

@@ -16,7 +16,7 @@ from gsec_core.clustering.starts import MANY_CLUSTERS
 from gsec_core.devices import keep_freed_memory
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.gsec.bilevel import FURTHER_STEPS, Training, train_block
-from gsec_core.methods.plan import LinearMembers, OngoingPlan
+from gsec_core.methods.plan import LinearMembers, Plan
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ member is a large computation already, and smaller blocks keep all threads busy.
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSECPlan(LinearMembers, OngoingPlan):
+class GSECPlan(LinearMembers, Plan):
     """See `Plan`."""
 
     preset: Preset
@@ -145,8 +145,12 @@ class GSECPlan(LinearMembers, OngoingPlan):
     def steps(self, n: int) -> int:
         return self.preset.training.max_steps
 
-    def further_steps(self, n: int) -> int:
-        return FURTHER_STEPS
+    @property
+    def goes_on(self) -> bool:
+        return True
+
+    def total_steps(self, n: int, blocks: Sequence[int], further: bool = False) -> int:
+        return (FURTHER_STEPS if further else self.steps(n)) * len(blocks)
 
     def batch(self, n: int) -> int:
         return self.preset.training.batch(n, self.n_clusters)
@@ -183,14 +187,10 @@ class GSECPlan(LinearMembers, OngoingPlan):
         return Features(found, weights, [math.sqrt(weight) for weight in weights])
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
-        """See `Plan.train` and `bilevel.train_block`. Members do not depend on the size of the block."""
-        return self._trained(features, neighbors, block, (), progress)
+        return self.further(features, neighbors, block, (), progress)
 
     def further(self, features: Features, neighbors: Neighbors, block: int, members: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
-        """See `OngoingPlan.further` and `bilevel.train_block`."""
-        return self._trained(features, neighbors, block, members, progress)
-
-    def _trained(self, features: Features, neighbors: Neighbors, block: int, start: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
+        """See `Plan.further` and `bilevel.train_block`; without ``members`` trains from the start. Members do not depend on the size of the block."""
         if self.device == "cpu":
             keep_freed_memory()
         return train_block(
@@ -203,7 +203,7 @@ class GSECPlan(LinearMembers, OngoingPlan):
             block=block,
             device=self.device,
             progress=progress,
-            start=start,
+            start=members,
         )
 
 
