@@ -123,7 +123,7 @@ def set_bad_aside(config: PipelineConfig, error: BadShard, before: list[str]) ->
         raise GsecError(f"{sorted(again)[0]} was damaged, made again and is damaged again. Check the disk under the store.") from error
     store = Store.open(config.store)
     for path in error.paths:
-        shards, name = store.path_of(path)
+        shards, name = store.shard_at(path)
         shards.set_aside(name)
     slices.forget()  # tables in its cache may change
     return list(error.paths)

@@ -181,7 +181,7 @@ class Store:
                 f"or remove {self.files.location(self.publications.path(publication))}: what was published before counts then."
             )
 
-    def path_of(self, shard_path: str) -> tuple[Shards, str]:
-        """Split a shard's path, as a BadShard gives it, into the `Shards` of its directory and the shard's name."""
-        shards = Shards(self.files, shard_path.rpartition("/")[0])
-        return shards, shards.name_of(shard_path)
+    def shard_at(self, path: str) -> tuple[Shards, str]:
+        """The `Shards` that a shard with this path, as a BadShard gives it, belongs to, and the shard's name."""
+        shards = Shards(self.files, path.rpartition("/")[0])
+        return shards, shards.name_of(path)

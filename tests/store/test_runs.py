@@ -258,7 +258,7 @@ def test_the_corpora_of_a_store_are_those_bound_to_a_source_sorted_by_name(any_s
 
 def test_the_path_of_a_shard_leads_back_to_its_table_and_name(any_store: Store) -> None:
     table = any_store.corpus("birds").table("embeddings", "f" * 32)
-    assert any_store.path_of(table.path("00000")) == (table, "00000")
+    assert any_store.shard_at(table.path("00000")) == (table, "00000")
 
 
 def published(any_store: Store, number: int, run_id: str) -> Publication:
