@@ -22,7 +22,7 @@ from gsec_core.stages import before, encode, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
 from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, scratch_array, usable
 from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
-from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
 
 
@@ -53,9 +53,8 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     columns = [np.arange(len(members)), list(ensemble.permutations), agreement, list(overlaps)]
     weights = [np.arange(len(head.bias)), list(head.weights), head.bias]
     X = load_embeddings(context)
-    schema, centres = cluster_centres_schema(X.shape[1]), Centres.of(X, np.concatenate(labels), clusters)
-    places = [np.arange(clusters), to_column(centres.directions, schema.field("centre").type), centres.distance, centres.deviation]
-    tables = pa.table(columns, schema=ALIGNMENT), pa.table(weights, schema=HEAD), pa.table(places, schema=schema)
+    centres = make_table([np.arange(clusters), *Centres.of(X, np.concatenate(labels), clusters)], cluster_centres_schema(X.shape[1]))
+    tables = pa.table(columns, schema=ALIGNMENT), pa.table(weights, schema=HEAD), centres
     yield Finished("all", tables, {"members_digest": digest, "temperature": ensemble.temperature})
     load_consensus.keep(consensus, context)  # loading from the committed tables would give the same bits
 

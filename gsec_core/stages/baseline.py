@@ -7,7 +7,6 @@ committed before the first assignment, so that all parts of `baseline` have the 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
@@ -19,7 +18,7 @@ from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import all_images, assignment_table, check_enough, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, usable
-from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import BASELINE_CENTRES_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, centres_schema
 
 
@@ -33,8 +32,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     with config_context(assume_finite=True):  # the embeddings are finite; the check would allocate a flag for each value
         shares = iter(np.diff(np.linspace(0, len(X), config.n_init + 1).astype(int)).tolist())
         centres = estimator.fit(X, progress=lambda: progress(next(shares))).cluster_centers_
-    vectors = to_column(centres, centres_schema(X.shape[1]).field("centre").type)
-    yield Finished("all", (pa.table([np.arange(len(centres)), vectors], schema=centres_schema(X.shape[1])),), {})
+    yield Finished("all", (make_table([np.arange(len(centres)), centres], centres_schema(X.shape[1])),), {})
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:

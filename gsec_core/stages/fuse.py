@@ -21,7 +21,7 @@ from gsec_core.section import output_settings
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
 from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, rows_of_parts, usable
-from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import (
     CAPTION_EMBEDDINGS_TABLE,
     COUNTERPART_MODEL,
@@ -52,10 +52,8 @@ def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     counted = describe.counted_captions(context)
     texts = counted["text"].combine_chunks().dictionary_encode()  # equal ones are encoded once
     vectors = encode.loaded_encoder(context.config).encode_texts(texts.dictionary.to_pylist()).astype(np.float16)[texts.indices.to_numpy()]
-    schema = caption_embeddings_schema(vectors.shape[1])
-    embeddings = to_column(vectors, schema.field("embedding").type)
-    columns = [np.arange(len(vectors)), counted["prototype"], counted["band"], counted["text"], embeddings]
-    yield Finished("all", (pa.table(columns, schema=schema),), {"captions": len(vectors)})
+    columns = [np.arange(len(vectors)), counted["prototype"], counted["band"], counted["text"], vectors]
+    yield Finished("all", (make_table(columns, caption_embeddings_schema(vectors.shape[1])),), {"captions": len(vectors)})
 
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -128,9 +126,7 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         if load_model(context).kind == OWN:
             here = np.flatnonzero((rows.start <= described) & (described < rows.stop))
             vectors[described[here] - rows.start] = own[here]
-        schema = counterparts_schema(vectors.shape[1])
-        counterparts = to_column(vectors, schema.field("counterpart").type)
-        yield Finished(part.name, (pa.table([part.rows["image_id"], counterparts], schema=schema),), {})
+        yield Finished(part.name, (make_table([part.rows["image_id"], vectors], counterparts_schema(vectors.shape[1])),), {})
 
 
 def counterparts_of(context: Context, images: Context, rows: Rows, progress: Progress = silent) -> NDArray[np.float16]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
@@ -23,7 +22,7 @@ from gsec_core.section import output_settings
 from gsec_core.stages import encode, vocabulary
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
 from gsec_core.stages.canonical import all_images, check_enough, has_joint, load_joint, load_parts, parts, rows_of_parts, usable
-from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import (
     COUNTERPARTS_TABLE,
     SELECTED_NOUNS_TABLE,
@@ -47,8 +46,7 @@ def place(context: Context, names: Sequence[str], progress: Progress) -> Iterato
         else:
             centres = semantic_centres(X, _count(context), random_state=config.nouns.random_state, n_threads=config.threads)
     progress(len(X))
-    schema = centres_schema(X.shape[1])
-    yield Finished("all", (pa.table([np.arange(len(centres)), to_column(centres, schema.field("centre").type)], schema=schema),), {})
+    yield Finished("all", (make_table([np.arange(len(centres)), centres], centres_schema(X.shape[1])),), {})
 
 
 def select(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -62,10 +60,8 @@ def select(context: Context, names: Sequence[str], progress: Progress) -> Iterat
             f"text.vocabulary = {context.config.text.vocabulary}: only {len(found.noun)} of its {len(words):,} words tell the images apart, fewer than "
             f"clusters = {context.config.n_clusters}. Give more words, or ask for fewer clusters."
         )
-    schema = selected_nouns_schema(vectors.shape[1])
-    embeddings = to_column(vectors[found.noun], schema.field("embedding").type)
-    columns = [found.noun, [words[noun] for noun in found.noun], found.centre, found.rank, found.score, embeddings]
-    yield Finished("all", (pa.table(columns, schema=schema),), {"nouns": len(found.noun)})
+    columns = [found.noun, [words[noun] for noun in found.noun], found.centre, found.rank, found.score, vectors[found.noun]]
+    yield Finished("all", (make_table(columns, selected_nouns_schema(vectors.shape[1])),), {"nouns": len(found.noun)})
 
 
 def combine(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -73,9 +69,7 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
     joint = load_joint(context)
     for part in parts(context, names):
         found = _counterparts(context, joint[part.start : part.stop], progress)
-        schema = counterparts_schema(found.shape[1])
-        column = to_column(found, schema.field("counterpart").type)
-        yield Finished(part.name, (pa.table([part.rows["image_id"], column], schema=schema),), {})
+        yield Finished(part.name, (make_table([part.rows["image_id"], found], counterparts_schema(found.shape[1])),), {})
 
 
 def counterparts_of(context: Context, images: Context, rows: Rows) -> NDArray[np.float16] | None:

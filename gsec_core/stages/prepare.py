@@ -24,7 +24,7 @@ from gsec_core.section import output_settings
 from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, parts, read_parts, rows_of_parts, scratch_array, usable
-from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import CONTINUED, FEATURES, FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
 HALVES = ("image", "text")
@@ -87,8 +87,7 @@ def search(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     facts = {"recall": dict(zip(HALVES, recalls, strict=False))} if None not in recalls else {}
     schema = neighbors_schema(found[0][0].shape[1], len(halves))
     for part, *near in zip(wanted, *found, strict=True):
-        columns = [to_column(half, schema.field(1).type) for half in near]
-        yield Finished(part.name, (pa.table([part.rows["image_id"], *columns], schema=schema),), facts)
+        yield Finished(part.name, (make_table([part.rows["image_id"], *near], schema),), facts)
 
 
 def _neighbors(context: Context, half: int, wanted: Sequence[Part], progress: Progress) -> tuple[list[NDArray[np.int32]], float | None]:

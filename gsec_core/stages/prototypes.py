@@ -19,7 +19,7 @@ from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import all_images, check_enough, load_embeddings, usable
-from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import PROTOTYPES_TABLE, REPRESENTATIVES, REPRESENTATIVES_TABLE, prototypes_schema
 
 SAMPLE_PER_PROTOTYPE = 64
@@ -41,10 +41,9 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     with config_context(assume_finite=True):  # the embeddings are finite; the check would allocate a flag for each value
         estimator.fit(X)
     centres = estimator.cluster_centers_
-    schema = prototypes_schema(X.shape[1])
-    vectors = to_column(centres, schema.field("centre").type)
     progress(len(X))
-    yield Finished("all", (pa.table([np.arange(len(centres)), vectors, np.bincount(estimator.labels_, minlength=len(centres))], schema=schema),), {})
+    columns = [np.arange(len(centres)), centres, np.bincount(estimator.labels_, minlength=len(centres))]
+    yield Finished("all", (make_table(columns, prototypes_schema(X.shape[1])),), {})
 
 
 def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:

@@ -17,7 +17,7 @@ from gsec_core.encoders import check_texts, encoder_identity
 from gsec_core.errors import Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.store.arrays import to_column, to_matrix
+from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import VOCABULARY_TABLE, vocabulary_schema
 from gsec_core.text.vocabulary import PROMPT, PROMPTS, Vocabulary, check_prompts, load_vocabulary, prompted
 
@@ -60,9 +60,8 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
             raise Refused(
                 f"encode.encoder = {context.config.encode.encoder}: its vectors of texts are not finite. Use another encoder, or encode.precision = fp32."
             )
-        schema = vocabulary_schema(vectors.shape[1])
-        columns = [np.arange(first, first + len(here)), pa.array(here), to_column(vectors.astype(np.float16), schema.field("embedding").type)]
-        yield Finished(name, (pa.table(columns, schema=schema),), {"words": len(here)})
+        columns = [np.arange(first, first + len(here)), pa.array(here), vectors.astype(np.float16)]
+        yield Finished(name, (make_table(columns, vocabulary_schema(vectors.shape[1])),), {"words": len(here)})
 
 
 def embedded(encoder: Any, texts: Sequence[Sequence[str]]) -> NDArray[np.float32]:

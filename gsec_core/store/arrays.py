@@ -1,9 +1,19 @@
 """Matrices as columns of Arrow tables, and back."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+
+def make_table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    """As `pyarrow.table`, but a column of fixed size lists may also be a matrix (rows, length)."""
+    arrays = [
+        to_column(column, field.type) if isinstance(column, np.ndarray) and column.ndim == 2 else column for column, field in zip(columns, schema, strict=True)
+    ]
+    return pa.table(arrays, schema=schema)
 
 
 def to_column(matrix: NDArray[Any], kind: pa.DataType, mask: pa.Array | None = None) -> pa.FixedSizeListArray:
