@@ -11,9 +11,9 @@ the main thread. Every forward pass has the same batch shape, so that an embeddi
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import islice
@@ -40,21 +40,26 @@ from gsec_core.store.arrays import to_column
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
 
 
-class Prepared(NamedTuple):
-    """One image on its way to the encoder."""
+class Row(NamedTuple):
+    """One image on its way from the source to its row of `embeddings`, whose columns have the same names."""
 
     content_hash: bytes | None = None
     status: str = OK
     reason: str | None = None
     """Why the status is not ok; with status ok, a fault of the image that did not prevent its use, or None."""
     pixels: NDArray[np.generic] | None = None
-    """Input of the encoder; None if the image need not or cannot be encoded."""
+    """Input of the encoder; None if the image need not or cannot be encoded, or is encoded already."""
+    embedding: NDArray[np.float16] | None = None
+    """(dim,)."""
+    joint: NDArray[np.float16] | None = None
+    """(joint_dim,)."""
     thumbnail: bytes | None = None
     width: int | None = None
     height: int | None = None
     known: "Place | None" = None
     """Row in which the same bytes were encoded before."""
     size: int = 0
+    """Bytes that were read."""
 
 
 class Place(NamedTuple):
@@ -64,26 +69,28 @@ class Place(NamedTuple):
     row: int
 
 
-def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mapping[bytes, Place], ref: ImageRef) -> Prepared:
-    """Read, hash, decode and preprocess one image. Faults of the image are reported in the result, not raised.
+def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mapping[bytes, Place], ref: ImageRef | None) -> Row:
+    """Read, hash, decode and preprocess one image; None stands for one that is superseded. Faults of the image are reported in the result, not raised.
 
     Raises Unreachable if the source as a whole does not answer.
     """
+    if ref is None:
+        return Row(status=MISSING, reason="superseded before it was encoded")
     if ref.size_bytes > images.MAX_BYTES:
-        return Prepared(status=REJECTED, reason=f"larger than {images.MAX_BYTES // 2**30} gigabytes")
+        return Row(status=REJECTED, reason=f"larger than {images.MAX_BYTES // 2**30} gigabytes")
     try:
         data = fetch(source, ref)
     except MissingImage as error:
-        return Prepared(status=MISSING, reason=str(error))
+        return Row(status=MISSING, reason=str(error))
     except RejectedImage as error:
-        return Prepared(status=REJECTED, reason=str(error))
+        return Row(status=REJECTED, reason=str(error))
     content_hash = images.content_hash(data)
     if content_hash in known:
-        return Prepared(content_hash, known=known[content_hash], size=len(data))
+        return Row(content_hash, known=known[content_hash], size=len(data))
     try:
         # Twice the size that is needed: an image resized from this looks as if resized from the original.
         with images.opened(data, 2 * max(encoder.side, thumbnail_size)) as picture:
-            return Prepared(
+            return Row(
                 content_hash,
                 reason=picture.note,
                 pixels=encoder.preprocess(picture.image),
@@ -93,7 +100,7 @@ def prepare(source: Source, encoder: Encoder, thumbnail_size: int, known: Mappin
                 size=len(data),
             )
     except RejectedImage as error:
-        return Prepared(content_hash, REJECTED, str(error), size=len(data))
+        return Row(content_hash, REJECTED, str(error), size=len(data))
 
 
 def fetch(source: Source, ref: ImageRef) -> bytes:
@@ -109,22 +116,22 @@ def fetch(source: Source, ref: ImageRef) -> bytes:
 
 
 @dataclass
-class _Builder:
-    """Collects the rows of one shard."""
+class _Shard:
+    """A shard whose rows are being made."""
 
     name: str
     image_ids: list[bytes]
     refs: list[ImageRef | None]
     """None for a row that is superseded: a later generation has another row for the image, or deleted it."""
-    prepared: dict[int, Prepared] = field(default_factory=dict)
-    vectors: dict[int, tuple[NDArray[np.float16], NDArray[np.float16] | None]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    """Those of the first images; the others are not prepared yet."""
     waiting: int = 0
-    """Number of images that wait in a batch for the forward pass."""
+    """Number of rows that wait in a batch for the forward pass."""
     forward_seconds: float = 0.0
 
     @property
     def complete(self) -> bool:
-        return len(self.prepared) == len(self.refs) and not self.waiting
+        return len(self.rows) == len(self.refs) and not self.waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,123 +189,117 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
     _check_preprocessing(stage, embeddings, encoder)
     known = known_contents(embeddings, thumbnails, context.generation.number) if context.generation.number > 1 else {}
     damaged = embeddings.names_set_aside() | thumbnails.names_set_aside()
-    builders: deque[_Builder] = deque()
-    step = partial(prepare, source, encoder, config.thumbnail_size, known)
+    shards: deque[_Shard] = deque()
+    batch: list[tuple[_Shard, int]] = []
 
-    def queue() -> Iterator[_Queued]:
-        for builder in _builders(context, names):
-            builders.append(builder)
-            yield from ((builder, index, ref) for index, ref in enumerate(builder.refs))
+    def queue() -> Iterator[tuple[_Shard, ImageRef | None]]:
+        for shard in _shards(context, names):
+            shards.append(shard)
+            yield from ((shard, ref) for ref in shard.refs)
 
     def finish() -> Finished:
-        return _finish(stage, context.config, source, encoder, embeddings, thumbnails, builders.popleft(), damaged)
+        shard = shards.popleft()
+        _copy_known(embeddings, thumbnails, shard.rows)
+        if any(row.status == MISSING for row in shard.rows):
+            source.check()  # an unmounted disk or an expired key must not become missing images
+        if not config.accept_loss and shard.name in damaged:
+            _check_restored(stage, shard)
+        return _finished(shard, encoder)
 
-    batch: list[tuple[_Builder, int]] = []
     workers = thread_count(config.workers)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for (builder, index, ref), prepared in _in_order(pool, step, queue(), ahead=workers + 2 * config.batch_size):
-            builder.prepared[index] = prepared
+    step = partial(prepare, source, encoder, config.thumbnail_size, known)
+    with closing(_prepared(step, queue(), workers, ahead=workers + 2 * config.batch_size)) as prepared:
+        for shard, ref, row in prepared:
+            shard.rows.append(row)
             if ref is not None:
                 progress(1)
-            if prepared.pixels is not None:
-                batch.append((builder, index))
-                builder.waiting += 1
+            if row.pixels is not None:
+                batch.append((shard, len(shard.rows) - 1))
+                shard.waiting += 1
             if len(batch) == config.batch_size:
                 _forward(encoder, batch, config.batch_size)
-                batch = []
-            while builders and builders[0].complete:
+                batch.clear()
+            while shards and shards[0].complete:
                 yield finish()
     if batch:
         _forward(encoder, batch, config.batch_size)
-    while builders:
+    while shards:
         yield finish()
 
 
-_Queued = tuple[_Builder, int, ImageRef | None]
-
-
-def _in_order(pool: ThreadPoolExecutor, step: Callable[[ImageRef], Prepared], queue: Iterator[_Queued], ahead: int) -> Iterator[tuple[_Queued, Prepared]]:
-    """Yield every queued item with the result of ``step``, in order, while ``ahead`` of them are in progress."""
-    under_way: deque[tuple[_Queued, Future[Prepared]]] = deque()
-
-    def submit(count: int) -> None:
-        for item in islice(queue, count):
-            under_way.append((item, pool.submit(step, item[2]) if item[2] else pool.submit(_superseded)))
-
-    try:
-        submit(ahead)
-        while under_way:
-            item, future = under_way.popleft()
-            prepared = future.result()
-            submit(1)
-            yield item, prepared
-    finally:
-        for _, future in under_way:
-            future.cancel()
-
-
-def _superseded() -> Prepared:
-    return Prepared(status=MISSING, reason="superseded before it was encoded")
-
-
-def _builders(context: Context, names: Sequence[str]) -> Iterator[_Builder]:
+def _shards(context: Context, names: Sequence[str]) -> Iterator[_Shard]:
     live = context.live.filter(pc.is_in(context.live["shard"], pa.array(names)))
     alive = set(zip(live["shard"].to_pylist(), live["image_id"].to_pylist(), strict=True))
     for name, table in context.corpus.images.read_each(names):
         rows = [row for row in table.to_pylist() if not row["deleted"]]
         refs = [ImageRef(row["uri"], row["size_bytes"], row["version"]) if (name, row["image_id"]) in alive else None for row in rows]
-        yield _Builder(name, [row["image_id"] for row in rows], refs)
+        yield _Shard(name, [row["image_id"] for row in rows], refs)
 
 
-def _forward(encoder: Encoder, batch: Sequence[tuple[_Builder, int]], batch_size: int) -> None:
+def _prepared(
+    step: Callable[[ImageRef | None], Row], queue: Iterator[tuple[_Shard, ImageRef | None]], workers: int, ahead: int
+) -> Generator[tuple[_Shard, ImageRef | None, Row], None, None]:
+    """Yield every queued image with the result of ``step``, in order; ``ahead`` images are in progress, in ``workers`` threads."""
+    under_way: deque[tuple[_Shard, ImageRef | None, Future[Row]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            while True:
+                for shard, ref in islice(queue, ahead - len(under_way)):
+                    under_way.append((shard, ref, pool.submit(step, ref)))
+                if not under_way:
+                    return
+                shard, ref, future = under_way.popleft()
+                yield shard, ref, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _forward(encoder: Encoder, batch: Sequence[tuple[_Shard, int]], batch_size: int) -> None:
+    """Embed the rows with the given numbers, as one batch filled up to ``batch_size``."""
     started = time.monotonic()
-    pixels = [builder.prepared[index].pixels for builder, index in batch]
+    pixels = [shard.rows[number].pixels for shard, number in batch]
     stacked = np.stack([*pixels, *[np.zeros_like(pixels[0])] * (batch_size - len(batch))])  # type: ignore[list-item]
     image, joint = encoder.encode_images(stacked)
     seconds = (time.monotonic() - started) / len(batch)
-    for row, (builder, index) in enumerate(batch):
-        builder.vectors[index] = (image[row].astype(np.float16), None if joint is None else joint[row].astype(np.float16))
-        builder.prepared[index] = builder.prepared[index]._replace(pixels=None)
-        builder.waiting -= 1
-        builder.forward_seconds += seconds
+    for place, (shard, number) in enumerate(batch):
+        of_joint = None if joint is None else joint[place].astype(np.float16)
+        shard.rows[number] = shard.rows[number]._replace(pixels=None, embedding=image[place].astype(np.float16), joint=of_joint)
+        shard.waiting -= 1
+        shard.forward_seconds += seconds
 
 
-def _finish(
-    stage: Encoding, config: PipelineConfig, source: Source, encoder: Encoder, embeddings: Shards, thumbnails: Shards, builder: _Builder, damaged: Set[str]
-) -> Finished:
-    rows = [builder.prepared[index] for index in range(len(builder.refs))]
-    encoded = len(builder.vectors)
-    copied = _copy_known(embeddings, thumbnails, builder, rows)
-    if any(row.status == MISSING for row in rows):
-        source.check()  # an unmounted disk or an expired key must not become missing images
-    if not config.encode.accept_loss and builder.name in damaged:
-        _check_restored(stage, builder, rows)
-    schema = embeddings_schema(encoder.dim, encoder.joint_dim)
-    vectors = [builder.vectors.get(index) for index in range(len(rows))]
-    columns: dict[str, Any] = {
-        "image_id": builder.image_ids,
-        "content_hash": [row.content_hash for row in rows],
-        "embedding": _vectors([None if pair is None else pair[0] for pair in vectors], encoder.dim),
-        "width": [row.width for row in rows],
-        "height": [row.height for row in rows],
-        "status": [row.status for row in rows],
-        "reason": [row.reason for row in rows],
-    }
-    if encoder.joint_dim is not None:
-        columns["joint"] = _vectors([None if pair is None else pair[1] for pair in vectors], encoder.joint_dim)
-    table = pa.table({field.name: columns[field.name] for field in schema}, schema=schema)
-    shown = [index for index, row in enumerate(rows) if row.thumbnail is not None]
-    pictures = pa.table([[builder.image_ids[index] for index in shown], [rows[index].thumbnail for index in shown]], schema=THUMBNAILS)
+def _copy_known(embeddings: Shards, thumbnails: Shards, rows: list[Row]) -> None:
+    """Copy into ``rows`` the results of images whose bytes were encoded before."""
+    for name in sorted({row.known.shard for row in rows if row.known is not None}):
+        before, pictures = embeddings.read(name), thumbnails.read(name)
+        vectors = [column for column in ("embedding", "joint") if column in before.column_names]
+        picture_of = dict(zip(pictures["image_id"].to_pylist(), pictures["thumbnail"].to_pylist(), strict=True))
+        for number, row in enumerate(rows):
+            if row.known is None or row.known.shard != name:
+                continue
+            [was] = before.select(["image_id", "status", "reason", "width", "height"]).slice(row.known.row, 1).to_pylist()
+            copied = {column: before[column][row.known.row].values.to_numpy(zero_copy_only=False) for column in vectors if was["status"] == OK}
+            rows[number] = row._replace(thumbnail=picture_of.get(was.pop("image_id")), **was, **copied)
+
+
+def _finished(shard: _Shard, encoder: Encoder) -> Finished:
+    rows, schema = shard.rows, embeddings_schema(encoder.dim, encoder.joint_dim)
+    columns: list[Any] = [shard.image_ids]
+    for column in list(schema)[1:]:
+        values = [getattr(row, column.name) for row in rows]
+        columns.append(_vectors(values, column.type.list_size) if pa.types.is_fixed_size_list(column.type) else values)
+    shown = [(image_id, row.thumbnail) for image_id, row in zip(shard.image_ids, rows, strict=True) if row.thumbnail is not None]
     facts = {
         **{status: sum(row.status == status for row in rows) for status in (OK, REJECTED, MISSING)},
         "noted": sum(row.status == OK and row.reason is not None for row in rows),
-        "encoded": encoded,
-        "copied": copied,
+        "encoded": sum(row.embedding is not None and row.known is None for row in rows),
+        "copied": sum(row.known is not None for row in rows),
         "read_bytes": sum(row.size for row in rows),
-        "forward_seconds": round(builder.forward_seconds, 3),
+        "forward_seconds": round(shard.forward_seconds, 3),
         "preprocessing": dict(encoder.preprocessing),
     }
-    return Finished(builder.name, (table, pictures), facts)
+    pictures = pa.table([[image_id for image_id, _ in shown], [thumbnail for _, thumbnail in shown]], schema=THUMBNAILS)
+    return Finished(shard.name, (pa.table(columns, schema=schema), pictures), facts)
 
 
 def _vectors(values: Sequence[NDArray[np.float16] | None], length: int) -> pa.Array:
@@ -308,31 +309,6 @@ def _vectors(values: Sequence[NDArray[np.float16] | None], length: int) -> pa.Ar
             flat[index] = value
     mask = pa.array([value is None for value in values], pa.bool_())
     return to_column(flat, vector(length), mask)
-
-
-def _copy_known(embeddings: Shards, thumbnails: Shards, builder: _Builder, rows: list[Prepared]) -> int:
-    """Copy the results of images whose bytes were encoded before into ``builder`` and ``rows``. Returns their number."""
-    wanted = {index: row.known for index, row in enumerate(rows) if row.known is not None}
-    for shard in sorted({place.shard for place in wanted.values()}):
-        before = embeddings.read(shard)
-        pictures = thumbnails.read(shard)
-        picture_of = dict(zip(pictures["image_id"].to_pylist(), pictures["thumbnail"].to_pylist(), strict=True))
-        for index, place in wanted.items():
-            if place.shard != shard:
-                continue
-            [row] = before.slice(place.row, 1).drop_columns([n for n in before.column_names if n in ("embedding", "joint")]).to_pylist()
-            rows[index] = rows[index]._replace(
-                status=row["status"], reason=row["reason"], width=row["width"], height=row["height"], thumbnail=picture_of.get(row["image_id"])
-            )
-            if row["status"] == OK:
-                joint = _vector_at(before["joint"], place.row) if "joint" in before.column_names else None
-                builder.vectors[index] = (_vector_at(before["embedding"], place.row), joint)
-    return len(wanted)
-
-
-def _vector_at(column: pa.ChunkedArray, row: int) -> NDArray[np.float16]:
-    values: NDArray[np.float16] = column[row].values.to_numpy(zero_copy_only=False)
-    return values
 
 
 @once
@@ -359,11 +335,12 @@ def _check_preprocessing(stage: Encoding, embeddings: Shards, encoder: Encoder) 
             raise GsecError(f"{stage.name}: the encoder prepares images as {now}, the embeddings so far as {before}. Encode again with --redo {stage.name}.")
 
 
-def _check_restored(stage: Encoding, builder: _Builder, rows: Sequence[Prepared]) -> None:
-    gone = sum(row.status == MISSING and ref is not None for row, ref in zip(rows, builder.refs, strict=True))
+def _check_restored(stage: Encoding, shard: _Shard) -> None:
+    """Raises GsecError if an image of a damaged shard can no longer be read."""
+    gone = sum(row.status == MISSING and ref is not None for row, ref in zip(shard.rows, shard.refs, strict=True))
     if gone:
         raise GsecError(
-            f"{stage.name}: shard {builder.name} was damaged and {gone} of its images can no longer be read, so it cannot be restored completely. Run "
+            f"{stage.name}: shard {shard.name} was damaged and {gone} of its images can no longer be read, so it cannot be restored completely. Run "
             "gsec on the source again, so that it notices them, or continue without them: --set encode.accept_loss=true."
         )
 

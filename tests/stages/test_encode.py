@@ -253,6 +253,28 @@ def test_a_read_error_of_a_source_that_does_not_answer_is_raised_as_unreachable(
         encode.prepare(Flaky(99, answers=False), encoder, 96, {}, ImageRef("a.jpg", 1, "1"))
 
 
+def test_a_stage_that_is_ended_reads_no_further_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(30)), tmp_path / "store", encode={"workers": 1, "batch_size": 8})
+    context = Context.of(pipeline.request(config)[0], config)
+    begin(context, encode.STAGE)
+    source, fetched = context.open_source(), []
+
+    def fetch(ref: ImageRef) -> bytes:
+        fetched.append(ref)
+        return data(ref)
+
+    def end(count: int) -> None:
+        raise TimeoutError("the stage hangs")
+
+    data = source.fetch
+    monkeypatch.setattr(source, "fetch", fetch)
+    monkeypatch.setattr(context, "open_source", lambda: source)
+    [step] = encode.STAGE.steps
+    with pytest.raises(TimeoutError):
+        work(context, encode.STAGE, step, missing(context, encode.STAGE, step), end)
+    assert len(fetched) < 8, "images that were queued for decoding were read after the end"
+
+
 def test_a_damaged_shard_that_was_set_aside_is_not_read_as_data(tmp_path: Path) -> None:
     context, _, _ = cluster(settings(write_pictures(tmp_path / "in", range(10)), tmp_path / "store"))
     parts = context.shards(baseline.STAGE, BASELINE_TABLE)
