@@ -47,14 +47,14 @@ class NumberOfClusters(NamedTuple):
     """(m,): purity that all but a tenth of the clusters reach (0.1 quantile)."""
 
 
-def suggest_n_clusters(X: NDArray[Any], *, random_state: int = 0) -> NumberOfClusters:
+def suggest_n_clusters(X: NDArray[Any]) -> NumberOfClusters:
     """Suggest the number of clusters of images ``X`` (n, d), floats of any precision; may be a memory map.
 
     Above 5,000 images a random sample is used. Up to 200 clusters are tried, with at least 20 images each on average.
     The limits were chosen on synthetic clusters of known number and on the development sets, whose purity falls gradually.
     Raises ValueError if there are fewer than 40 images.
     """
-    sample = np.asarray(X[sample_rows(len(X), _SAMPLE_ROWS, random_state)])
+    sample = np.asarray(X[sample_rows(len(X), _SAMPLE_ROWS, 0)])
     counts = _counts(min(MOST, len(sample) // _ROWS_PER_CLUSTER))
     if not len(counts):
         raise ValueError(f"X has {len(X)} rows: too few to tell the number of clusters; there must be at least {2 * _ROWS_PER_CLUSTER}.")

@@ -76,12 +76,12 @@ def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_thread
     return kept
 
 
-def select_nouns(X: NDArray[Any], nouns: NDArray[Any], n_clusters: int, selection: NounSelection = DISTINCT, *, random_state: int = 0) -> Selection:
+def select_nouns(X: NDArray[Any], nouns: NDArray[Any], n_clusters: int, selection: NounSelection = DISTINCT) -> Selection:
     """Select from ``nouns`` (n_nouns, d) those that represent images ``X`` (n, d), which must be in the same space."""
     if selection.per_centre is None:
         return kept_nouns(nouns, unit_rows(nouns), selection)
     count = centre_count(len(X), n_clusters, selection.images_per_centre)
-    return kept_nouns(nouns, semantic_centres(X, count, random_state=random_state), selection)
+    return kept_nouns(nouns, semantic_centres(X, count, random_state=0), selection)
 
 
 def kept_nouns(nouns: NDArray[Any], centres: NDArray[np.float32], selection: NounSelection) -> Selection:

@@ -69,17 +69,16 @@ class Sureness(NamedTuple):
 
 
 class LowRank(nn.Module):
-    """Low-rank change of an attention block's queries and values: adds alpha / rank times up @ down to its weights (3 d, d); zero at first."""
+    """Low-rank change of an attention block's queries and values: adds ALPHA / RANK times up @ down to its weights (3 d, d); zero at first."""
 
-    def __init__(self, d: int, generator: torch.Generator, rank: int = RANK, alpha: float = ALPHA) -> None:
+    def __init__(self, d: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.down, self.up = nn.Parameter(torch.empty(2, rank, d)), nn.Parameter(torch.zeros(2, d, rank))
-        self.factor = alpha / rank
+        self.down, self.up = nn.Parameter(torch.empty(2, RANK, d)), nn.Parameter(torch.zeros(2, d, RANK))
         for down in self.down.data:
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
 
     def forward(self, weight: Tensor) -> Tensor:
-        queries, values = (self.factor * (self.up @ self.down)).to(weight.dtype)
+        queries, values = (ALPHA / RANK * (self.up @ self.down)).to(weight.dtype)
         return weight + torch.cat([queries, torch.zeros_like(queries), values])
 
 
