@@ -105,8 +105,7 @@ def _held_out_cosines(
     a description known from a copy would seem predicted. The descriptions of a single image have cosine 0.
     """
     found = np.zeros(len(T), np.float32)
-    rows = np.ascontiguousarray(images)
-    _, first, copies = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_index=True, return_inverse=True)
+    first, copies = distinct_rows(images)
     if len(first) < 2:
         return found
     copies = np.argsort(np.argsort(first))[copies]  # numbered in the order of the rows
@@ -116,6 +115,13 @@ def _held_out_cosines(
         directions = unit_rows(np.asarray(T[held], np.float32) - np.asarray(T[known], np.float32).mean(0))
         found[held] = (directions * unit_rows(predict(known, held))).sum(1)
     return found
+
+
+def distinct_rows(rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For ``rows`` (n, d) the number of the first of each set of equal ones, sorted by their bytes, (m,); and for each row the place of its set there, (n,)."""
+    rows = np.ascontiguousarray(rows)
+    _, first, place = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_index=True, return_inverse=True)
+    return first, place
 
 
 def best_predicted(cosines: Mapping[str, NDArray[np.float32]]) -> str:

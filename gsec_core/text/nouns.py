@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines, one_start, sample_rows, unit_rows
 from gsec_core.devices import thread_count
 from gsec_core.text import DISTINCT, NounSelection
-from gsec_core.text.fusion import nearest_counterparts, softmax_counterparts
+from gsec_core.text.fusion import distinct_rows, nearest_counterparts, softmax_counterparts
 
 MAX_LOST_WEIGHT = 1e-4
 """Largest total weight of the nouns that are left out of a counterpart."""
@@ -89,7 +89,7 @@ def kept_nouns(nouns: NDArray[Any], centres: NDArray[np.float32], selection: Nou
 
     Equal vectors count as one noun, and the order of the vocabulary does not matter. A centre to which no noun belongs keeps none.
     """
-    first = _distinct(nouns)
+    first, _ = distinct_rows(nouns)
     if selection.unlike:
         vectors = unit_rows(nouns[first])
         first = first[vectors @ unit_rows(vectors.mean(0, keepdims=True))[0] < 1 - selection.unlike]
@@ -128,7 +128,7 @@ def nearest_nouns(nouns: NDArray[Any], centres: NDArray[Any], count: int) -> NDA
 
     Equal vectors count as one noun, the first of them; the order of the vocabulary does not matter. If there are fewer nouns, all are returned.
     """
-    first, directions = _distinct(nouns), unit_rows(centres)
+    (first, _), directions = distinct_rows(nouns), unit_rows(centres)
     count = min(count, len(first))
     found, best = np.zeros((len(centres), count), np.int64), np.full((len(centres), count), -np.inf, np.float32)
     for start in range(0, len(first), _NOUN_ROWS):
@@ -168,11 +168,3 @@ def cluster_weights(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_cluster
     counts = np.bincount(labels, minlength=n_clusters)[:, None]
     means = np.where(counts > 0, sums / np.maximum(counts, 1) - sums.sum(0) / len(X), 0)
     return means.astype(np.float32)
-
-
-def _distinct(nouns: NDArray[Any]) -> NDArray[np.int64]:
-    """Number of the first of each set of equal vectors, sorted by the bytes of the vectors, so that the order of nouns does not matter."""
-    rows = np.ascontiguousarray(nouns)
-    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
-    found: NDArray[np.int64] = np.unique(keys, return_index=True)[1]
-    return found
