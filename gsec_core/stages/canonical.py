@@ -69,8 +69,8 @@ def usable(context: Context) -> Usable:
     for column in ("image_id", "content_hash", "status"):
         digest.update(b"\0".join(value.encode() if isinstance(value, str) else value or b"" for value in live[column].to_pylist()))
     rows = live.filter(pc.equal(live["status"], OK)).select(["image_id", "uri", "content_hash", "shard"])
-    duplicates = pl.DataFrame(rows.select(["content_hash"])).select(pl.col("content_hash").is_duplicated())["content_hash"]
-    return Usable(rows.append_column("is_duplicate", duplicates.to_arrow()), live.num_rows, digest.hexdigest())
+    duplicates = pl.Series(rows["content_hash"]).is_duplicated().to_arrow()
+    return Usable(rows.append_column("is_duplicate", duplicates), live.num_rows, digest.hexdigest())
 
 
 def check_enough(context: Context) -> None:

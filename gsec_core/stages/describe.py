@@ -16,7 +16,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -334,9 +333,8 @@ def counted_captions(context: Context) -> pa.Table:
 @once
 def described_rows(context: Context) -> NDArray[np.int64]:
     """The row of each description's image in canonical order, (M,)."""
-    places = pl.DataFrame(usable(context).rows.select(["image_id"])).with_row_index("place")
-    found = pl.DataFrame(counted_captions(context).select(["image_id"])).join(places, on="image_id", how="left", maintain_order="left")
-    rows: NDArray[np.int64] = found["place"].to_numpy().astype(np.int64)
+    images = usable(context).rows["image_id"].combine_chunks()
+    rows: NDArray[np.int64] = pc.index_in(counted_captions(context)["image_id"], value_set=images).to_numpy().astype(np.int64)
     return rows
 
 

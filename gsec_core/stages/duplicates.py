@@ -85,8 +85,7 @@ def _pixels(context: Context) -> NDArray[np.int64]:
 
 def _first_of_equal(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
     """For each row in canonical order, the number of the first row with the same content hash, (n,)."""
-    column = pl.Series(hashes)
-    starts = (column != column.shift()).fill_null(True).to_numpy()
+    starts = pl.Series(hashes).is_first_distinct().to_numpy()
     return np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
 
 

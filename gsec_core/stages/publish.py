@@ -110,8 +110,7 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
         progress(table.num_rows)
         yield Finished("all", (table,), {"shown": table.num_rows})
         return
-    hashes = pl.Series(rows["content_hash"])  # equal hashes are adjacent in canonical order
-    distinct = (hashes != hashes.shift()).fill_null(True).to_numpy()
+    distinct = pl.Series(rows["content_hash"]).is_first_distinct().to_numpy()
     described = pc.is_in(rows["content_hash"], describe.counted_captions(context)["content_hash"]).to_numpy()
     centrality = 1 - distances(X, labels, align.load_centres(context).directions)
     with threadpool_limits(thread_count(context.config.threads)):
