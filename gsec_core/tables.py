@@ -10,11 +10,16 @@ import pyarrow as pa
 
 def vector(length: int) -> pa.DataType:
     """A unit vector of ``length`` float16 values."""
-    return pa.list_(pa.field("element", pa.float16(), nullable=False), length)
+    return _list(pa.float16(), length)
 
 
 def _floats(length: int = -1) -> pa.DataType:
-    return pa.list_(pa.field("element", pa.float32(), nullable=False), length)
+    return _list(pa.float32(), length)
+
+
+def _list(of: pa.DataType, length: int = -1) -> pa.DataType:
+    """Lists of values that are not null, of any length or of the given one."""
+    return pa.list_(pa.field("element", of, nullable=False), length)
 
 
 def _column(name: str, type_: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
@@ -96,9 +101,11 @@ def centres_schema(dim: int) -> pa.Schema:
     )
 
 
+CLUSTER = _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments")
+
 CLUSTERS = pa.schema(
     [
-        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        CLUSTER,
         _column("size", pa.int64(), "number of images"),
         _column("cohesion", pa.float32(), "mean cosine of its images to its centre; null without images", nullable=True),
         _column(
@@ -138,9 +145,7 @@ DESCRIBED, FREE, FAILED = "described", "free", "failed"
 _ANSWER = [
     _column("text", pa.string(), "the description; null if status is failed or missing", nullable=True),
     _column("object", pa.string(), "the main object, if the reply has the form of the template", nullable=True),
-    _column(
-        "attributes", pa.list_(pa.field("element", pa.string(), nullable=False)), "attributes in the reply; empty if it does not have the form of the template"
-    ),
+    _column("attributes", _list(pa.string()), "attributes in the reply; empty if it does not have the form of the template"),
 ]
 _COST = [
     _column("requests", pa.int32(), "number of requests that got a reply; null if there was none", nullable=True),
@@ -261,7 +266,7 @@ FEATURES = pa.schema(
 
 def neighbors_schema(count: int, halves: int = 2) -> pa.Schema:
     """One row for each image; neighbours are row numbers in canonical order, the nearest first, without the image itself."""
-    kind = pa.list_(pa.field("element", pa.int32(), nullable=False), count)
+    kind = _list(pa.int32(), count)
     by_text = _column("text_neighbors", kind, "the nearest images in the text half, or by the second encoder")
     return pa.schema(
         [IMAGE_ID, _column("image_neighbors", kind, "the nearest images in the image half: their row numbers, the nearest first"), by_text][: 1 + halves]
@@ -280,6 +285,8 @@ DUPLICATES = pa.schema(
 )
 """One row for each image that has an exact or near copy, group by group, with the image to keep first."""
 
+MEMBER = _column("member", pa.int32(), "number of the member")
+
 _ARRAYS = {
     "weights": "weights of the member's last linear map, (clusters, dimensions of the features or of the hidden layer), row after row",
     "bias": "bias of this map, (clusters,)",
@@ -290,7 +297,7 @@ def members_schema(arrays: Iterable[str] = ("weights", "bias")) -> pa.Schema:
     """One row for each member, with the arrays of its method; by default those of linear members."""
     return pa.schema(
         [
-            _column("member", pa.int32(), "number of the member"),
+            MEMBER,
             *(_column(name, _floats(), _ARRAYS.get(name, "an array of the member's network, row after row")) for name in arrays),
             _column("steps", pa.int32(), "training steps until the member stopped"),
             _column("changed", pa.float32(), "share of a sample's labels that changed over the last 10 steps; 1 with fewer steps"),
@@ -301,12 +308,8 @@ def members_schema(arrays: Iterable[str] = ("weights", "bias")) -> pa.Schema:
 
 ALIGNMENT = pa.schema(
     [
-        _column("member", pa.int32(), "number of the member"),
-        _column(
-            "permutation",
-            pa.list_(pa.field("element", pa.int32(), nullable=False)),
-            "for each of the member's clusters, the number of the matching consensus cluster",
-        ),
+        MEMBER,
+        _column("permutation", _list(pa.int32()), "for each of the member's clusters, the number of the matching consensus cluster"),
         _column("agreement", pa.float32(), "share of images to which the member gives the same cluster as the consensus"),
         _column("overlap", _floats(), "for each consensus cluster, Jaccard overlap with the member's matching cluster: images in both, over images in either"),
     ]
@@ -317,7 +320,7 @@ CHECKPOINT = pa.schema(
     [
         _column("name", pa.string(), "name of an array that training needs to continue or, in `neighbor_index`, of a piece of the index"),
         _column("dtype", pa.string(), "NumPy's name of the type of the array's numbers"),
-        _column("shape", pa.list_(pa.field("element", pa.int64(), nullable=False)), "shape of the array"),
+        _column("shape", _list(pa.int64()), "shape of the array"),
         _column("values", pa.binary(), "bytes of the array, row after row"),
     ]
 )
@@ -325,7 +328,7 @@ CHECKPOINT = pa.schema(
 
 TRANSITIONS = pa.schema(
     [
-        _column("member", pa.int32(), "number of the member"),
+        MEMBER,
         _column("class", pa.int32(), "a class of the member's instance classifier"),
         _column("next_class", pa.int32(), "another class of this classifier"),
         _column("count", pa.int32(), "how often the predicted class of an image changed from `class` to `next_class`; pairs without changes have no row"),
@@ -333,7 +336,7 @@ TRANSITIONS = pa.schema(
 )
 INSTANCE_GROUPS = pa.schema(
     [
-        _column("member", pa.int32(), "number of the member"),
+        MEMBER,
         _column("class", pa.int32(), "class of the member's instance classifier that was trained on this image"),
         IMAGE_ID,
         _column("group", pa.int32(), "the member's cluster that this class became part of; the member learnt it as the label of the image"),
@@ -343,7 +346,7 @@ INSTANCE_GROUPS = pa.schema(
 
 ENHANCED_CLUSTERS = pa.schema(
     [
-        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        CLUSTER,
         _column("before", pa.int64(), "number of images that the consensus assigns to the cluster"),
         _column("after", pa.int64(), "number of images that the trained encoder and member assign to it"),
         _column("both", pa.int64(), "number of images that both assign to it"),
@@ -355,7 +358,7 @@ def cluster_centres_schema(dim: int) -> pa.Schema:
     """One row for each cluster."""
     return pa.schema(
         [
-            _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+            CLUSTER,
             _column("centre", _floats(dim), "unit vector in the space of the embeddings: mean direction of the cluster's images"),
             _column("distance", pa.float32(), "mean distance (1 - cosine) of the cluster's images to the centre"),
             _column("deviation", pa.float32(), "standard deviation of this distance"),
@@ -365,7 +368,7 @@ def cluster_centres_schema(dim: int) -> pa.Schema:
 
 HEAD = pa.schema(
     [
-        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        CLUSTER,
         _column("weights", _floats(), "weights of the head, a linear map that assigns images outside the run, (dimensions of the features,)"),
         _column("bias", pa.float32(), "bias of the head"),
     ]
@@ -373,14 +376,10 @@ HEAD = pa.schema(
 
 CLUSTER_NAMES = pa.schema(
     [
-        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        CLUSTER,
         _column("name", pa.string(), "name that no other cluster has"),
         _column("description", pa.string(), "one sentence; null if there is none", nullable=True),
-        _column(
-            "terms",
-            pa.list_(pa.field("element", pa.string(), nullable=False)),
-            "words or nouns that distinguish it from the other clusters, the most distinctive first",
-        ),
+        _column("terms", _list(pa.string()), "words or nouns that distinguish it from the other clusters, the most distinctive first"),
         _column("described", pa.int32(), "number of descriptions of its own images; if 0, the 3 descriptions nearest to its centre, if there are any, name it"),
         _column("namer", pa.string(), "what named it: terms, nouns, or the name of a language model"),
     ]
@@ -407,7 +406,7 @@ LAYOUT = pa.schema(
     [
         IMAGE_ID,
         URI,
-        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        CLUSTER,
         _column("role", pa.string(), "why it is shown: representative, most confident, least confident, sample, or new"),
         _column("x", pa.float32(), "place on the map, where only distances have a meaning"),
         _column("y", pa.float32(), "place on the map"),
@@ -428,17 +427,13 @@ _ORIGIN = pa.struct([pa.field("cluster_key", pa.int32(), nullable=False), pa.fie
 
 LINEAGE = pa.schema(
     [
-        _column("cluster", pa.int32(), "number of the cluster, as in the table of assignments"),
+        CLUSTER,
         _column("cluster_key", pa.int32(), "key that stays the same from run to run: that of the published cluster that it continues, or a new number"),
         _column("previous_cluster", pa.int32(), "number of the published cluster that it continues; null if it is new", nullable=True),
         _column("overlap", pa.float32(), "Jaccard overlap with that cluster, over the images that both runs have; null if it is new", nullable=True),
         _column("common", pa.int64(), "number of its images that the run published before has too, with the same bytes"),
         _column("moved", pa.float32(), "share of these images that had another key there; null if there are none", nullable=True),
-        _column(
-            "origins",
-            pa.list_(pa.field("element", _ORIGIN, nullable=False)),
-            "keys that these images had there, each with its share of them, the largest first",
-        ),
+        _column("origins", _list(_ORIGIN), "keys that these images had there, each with its share of them, the largest first"),
     ]
 )
 
@@ -460,11 +455,9 @@ REFIT = pa.schema(
         _column("confidence_before", pa.float64(), "as confidence, for images that the model was fitted on", nullable=True),
         _column("margin_before", pa.float64(), "as margin, for images that the model was fitted on", nullable=True),
         _column("scratch_moved", pa.float64(), "share of the images that the pipeline's last fit from scratch moved to another cluster", nullable=True),
-        _column("left_out", pa.list_(pa.field("element", pa.string(), nullable=False)), "stages that the run leaves out because the model is kept"),
+        _column("left_out", _list(pa.string()), "stages that the run leaves out because the model is kept"),
     ]
 )
-
-_OF_A_GROUP = pa.list_(pa.field("element", pa.binary(16), nullable=False))
 
 EMERGING = pa.schema(
     [
@@ -472,8 +465,8 @@ EMERGING = pa.schema(
         _column("size", pa.int64(), "number of images"),
         _column("cohesion", pa.float32(), "mean cosine of the images to their mean direction"),
         _column("cluster", pa.int32(), "cluster to which the published model assigns most of the images, or the new cluster that they become"),
-        _column("images", _OF_A_GROUP, "ids of the images, the most typical first"),
-        _column("like", pa.list_(pa.field("element", pa.string(), nullable=False)), "descriptions of the described images that are nearest to the group"),
+        _column("images", _list(pa.binary(16)), "ids of the images, the most typical first"),
+        _column("like", _list(pa.string()), "descriptions of the described images that are nearest to the group"),
     ]
 )
 
