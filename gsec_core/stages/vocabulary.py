@@ -45,11 +45,10 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     """Embed the words of the named shards."""
     words, prompts = words_of(context.config).words, prompts_of(context.config)
     encoder = encode.loaded_encoder(context.config)
-    for number, name in enumerate(_names(context)):
+    for name, numbers in _shards(context).items():
         if name not in names:
             continue
-        first = number * SHARD_WORDS
-        here = words[first : first + SHARD_WORDS]
+        here = words[numbers.start : numbers.stop]
         found = []
         for start in range(0, len(here), _BATCH_WORDS):
             batch = here[start : start + _BATCH_WORDS]
@@ -60,7 +59,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
             raise Refused(
                 f"encode.encoder = {context.config.encode.encoder}: its vectors of texts are not finite. Use another encoder, or encode.precision = fp32."
             )
-        columns = [np.arange(first, first + len(here)), pa.array(here), vectors.astype(np.float16)]
+        columns = [np.array(numbers), pa.array(here), vectors.astype(np.float16)]
         yield Finished(name, (make_table(columns, vocabulary_schema(vectors.shape[1])),), {"words": len(here)})
 
 
@@ -74,13 +73,15 @@ def embedded(encoder: Any, texts: Sequence[Sequence[str]]) -> NDArray[np.float32
 @once
 def load_words(context: Context) -> tuple[list[str], NDArray[np.float16]]:
     """All words and their vectors (words, joint_dim), in memory."""
-    tables = context.shards(STAGE, VOCABULARY_TABLE).read_all(_names(context), ["word", "embedding"])
+    tables = context.shards(STAGE, VOCABULARY_TABLE).read_all(_shards(context), ["word", "embedding"])
     words = [word for table in tables for word in table["word"].to_pylist()]
     return words, np.concatenate([to_matrix(table, "embedding") for table in tables])
 
 
-def _names(context: Context) -> list[str]:
-    return [f"words-{number:05d}" for number in range(-(-len(words_of(context.config).words) // SHARD_WORDS))]
+def _shards(context: Context) -> dict[str, range]:
+    """Names of the shards, each with the numbers of its words."""
+    total = len(words_of(context.config).words)
+    return {f"words-{number:05d}": range(first, min(first + SHARD_WORDS, total)) for number, first in enumerate(range(0, total, SHARD_WORDS))}
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
@@ -90,8 +91,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _words(context: Context, names: Sequence[str]) -> int:
-    total = len(words_of(context.config).words)
-    return sum(min(SHARD_WORDS, total - number * SHARD_WORDS) for number, name in enumerate(_names(context)) if name in names)
+    return sum(len(numbers) for name, numbers in _shards(context).items() if name in names)
 
 
 STAGE = Stage(
@@ -99,7 +99,7 @@ STAGE = Stage(
     version=1,
     settings=_settings,
     inputs=lambda context: [],
-    steps=(Step((VOCABULARY_TABLE,), work, _names, _words, busy=True, unit="words"),),
+    steps=(Step((VOCABULARY_TABLE,), work, lambda context: list(_shards(context)), _words, busy=True, unit="words"),),
     shared=True,
     on_device=True,
 )
