@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from gsec_core.captioners import Answer, Captioner, Cost, Subject, background, captioner_identity, captioner_model, load_captioner, template
 from gsec_core.config import DescribeConfig, PipelineConfig
 from gsec_core.errors import GsecError, Refused
-from gsec_core.images import decode as images
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages import prototypes
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.stages.canonical import usable
-from gsec_core.stages.encode import fetch
+from gsec_core.stages.encode import fetch_unchanged
 from gsec_core.store import Corpus
 from gsec_core.store.captions import CaptionsLog, Row
 from gsec_core.store.runs import now
@@ -154,13 +153,9 @@ def _read(source: Source, refs: Sequence[ImageRef], content_hash: bytes) -> byte
     reason = ""
     for ref in refs:
         try:
-            data = fetch(source, ref)
+            return fetch_unchanged(source, ref, content_hash)
         except (MissingImage, RejectedImage) as error:  # it was not rejected when it was encoded
             reason = str(error)
-        else:
-            if images.content_hash(data) == content_hash:
-                return data
-            reason = "changed since it was encoded"
     source.check()  # an unmounted disk or an expired key must not become missing images
     raise MissingImage(reason)
 

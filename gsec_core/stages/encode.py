@@ -115,6 +115,14 @@ def fetch(source: Source, ref: ImageRef) -> bytes:
     raise AssertionError("Retrying either returns or raises")
 
 
+def fetch_unchanged(source: Source, ref: ImageRef, content_hash: bytes) -> bytes:
+    """The bytes of an image that was encoded before. Raises as `fetch` does, and MissingImage if they have changed since."""
+    data = fetch(source, ref)
+    if images.content_hash(data) != content_hash:
+        raise MissingImage("changed since it was encoded")
+    return data
+
+
 @dataclass
 class _Shard:
     """A shard whose rows are being made."""

@@ -33,7 +33,7 @@ from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage
 from gsec_core.stages import align, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import assignment_table, parts, read_parts, rows_of_parts, usable
-from gsec_core.stages.encode import fetch
+from gsec_core.stages.encode import fetch_unchanged
 from gsec_core.tables import (
     ALIGNMENT_TABLE,
     ASSIGNMENTS_TABLE,
@@ -89,13 +89,10 @@ class Pictures:
 
     def __getitem__(self, number: int, /) -> Image.Image | None:
         try:
-            data = fetch(self._source, self._refs[number])
-            if images.content_hash(data) == self._hashes[number]:
-                return images.decode(data, 2 * self._side)
+            return images.decode(fetch_unchanged(self._source, self._refs[number], self._hashes[number]), 2 * self._side)
         except (MissingImage, RejectedImage):
-            pass
-        self.lost.add(number)
-        return None
+            self.lost.add(number)
+            return None
 
     def check(self) -> None:
         """Raises Unreachable if the source does not answer, GsecError if too many images are lost for the rest to be trained on."""
