@@ -69,12 +69,13 @@ def _batches(images: Iterator[ImageRef]) -> Iterator[pa.RecordBatch]:
 
 def no_images(url: str, paths: Iterable[str], skipped: Skipped) -> Refused:
     """The error for a folder without images. ``paths`` in it, relative to it, show whether the user meant container files."""
-    if skipped["linked_folders"]:
-        return Refused(f"Source {url} holds no image files, but {skipped['linked_folders']} links to folders: follow them with --set ingest.follow_links=true.")
+    links, excluded = skipped["linked_folders"], skipped["excluded"]  # before `paths` is read, which may walk the folder again and count again
+    if links:
+        return Refused(f"Source {url} holds no image files, but {links} links to folders: follow them with --set ingest.follow_links=true.")
     for path in paths:
         for ending in (".parquet", ".tar"):
             if path.lower().endswith(ending):
                 folder = "/".join([url.rstrip("/"), *path.split("/")[:-1]])
                 return Refused(f"Source {url} holds no image files but {ending} files: pass '{folder}/*{ending}'.")
-    excluded = f" Also, ingest.exclude leaves out {skipped['excluded']} files and folders of it." if skipped["excluded"] else ""
-    return Refused(f"Source {url} holds no image files: there must be files that end in {' '.join(_DECODED)}.{excluded}")
+    also = f" Also, ingest.exclude leaves out {excluded} files and folders of it." if excluded else ""
+    return Refused(f"Source {url} holds no image files: there must be files that end in {' '.join(_DECODED)}.{also}")

@@ -107,6 +107,12 @@ def test_files_that_match_the_users_globs_are_excluded(tmp_path: Path, exclude: 
             source.list()
 
 
+def test_the_error_without_images_counts_each_excluded_path_once(tmp_path: Path) -> None:
+    write_folder(tmp_path, dict.fromkeys(["@eaDir/a.jpg", "b/@eaDir/a.jpg", "b/c.txt"], b"x"))
+    with pytest.raises(Refused, match="leaves out 2 files and folders"):
+        open_source(str(tmp_path), exclude="@eaDir").list()
+
+
 def test_the_source_folder_may_be_a_link(tmp_path: Path, images: Images) -> None:
     write_folder(tmp_path / "real", images)
     (tmp_path / "link").symlink_to("real")
