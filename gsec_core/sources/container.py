@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import ImageRef, MissingImage
-from gsec_core.sources.listing import Choice, Skipped
+from gsec_core.sources.listing import Choice, Skipped, files_below
 from gsec_core.sources.storage import check_answers, fetch_errors, file_version, listing_errors, open_filesystem
 from gsec_core.sources.uris import inside, to_uri
 
@@ -81,7 +81,7 @@ class ContainerSource(ABC):
                     raise
             else:
                 if kind != "file":
-                    raise Refused(f"Source {self.url} is not a file but a {kind}: pass files, as in '{self.url}/*{self.suffix}'.")
+                    raise Refused(f"Source {self.url} is not a file but a {kind}: pass files, as in '{files_below(self.url, self.suffix)}'.")
                 return [self._path]
             found = self._fs.glob(self._path, detail=True)
             paths = sorted(path for path, info in found.items() if self._choice.takes(self._relative(path)) and self._is_file(path, info))

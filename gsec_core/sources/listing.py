@@ -1,6 +1,7 @@
 """Shared by the listings of all kinds of sources: which names are images, the table, and the error if there are no images."""
 
 import fnmatch
+import glob
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -33,8 +34,8 @@ class Choice:
     """Decides which paths of a source are listed (visible ones that match no glob of ``exclude``), and counts the excluded ones."""
 
     def __init__(self, exclude: str, skipped: Skipped) -> None:
-        globs = [glob.strip() for glob in exclude.split(",") if glob.strip()]
-        self._excluded = re.compile("|".join(fnmatch.translate(glob) for glob in globs)) if globs else None
+        globs = [pattern.strip() for pattern in exclude.split(",") if pattern.strip()]
+        self._excluded = re.compile("|".join(map(fnmatch.translate, globs))) if globs else None
         self._skipped = skipped
 
     def takes(self, path: str) -> bool:
@@ -72,10 +73,20 @@ def no_images(url: str, paths: Iterable[str], skipped: Skipped) -> Refused:
     links, excluded = skipped["linked_folders"], skipped["excluded"]  # before `paths` is read, which may walk the folder again and count again
     if links:
         return Refused(f"Source {url} holds no image files, but {links} links to folders: follow them with --set ingest.follow_links=true.")
+    folders: dict[str, set[str]] = {}  # of container files, by their ending as they spell it
     for path in paths:
         for ending in (".parquet", ".tar"):
             if path.lower().endswith(ending):
-                folder = "/".join([url.rstrip("/"), *path.split("/")[:-1]])
-                return Refused(f"Source {url} holds no image files but {ending} files: pass '{folder}/*{ending}'.")
+                folders.setdefault(path[-len(ending) :], set()).add(path.rpartition("/")[0])
+    if folders:
+        ending, holding = next(iter(folders.items()))
+        wanted = files_below(url, ending, holding.pop() if len(holding) == 1 else None)
+        return Refused(f"Source {url} holds no image files but {ending} files: pass '{wanted}'.")
     also = f" Also, ingest.exclude leaves out {excluded} files and folders of it." if excluded else ""
     return Refused(f"Source {url} holds no image files: there must be files that end in {' '.join(_DECODED)}.{also}")
+
+
+def files_below(url: str, ending: str, folder: str | None = None) -> str:
+    """A glob for the files with this ending in a folder of a source, or in all of its folders. Their names may contain characters that a glob interprets."""
+    below = "**" if folder is None else glob.escape(folder)
+    return f"{glob.escape(url.rstrip('/'))}/{below}{'/' if below else ''}*{ending}"

@@ -91,6 +91,19 @@ def test_a_folder_with_only_tar_or_parquet_files_is_refused_with_a_hint(place: s
         open_source(place).list()
 
 
+@pytest.mark.parametrize("folders", [[""], ["k=[1]*"], ["", "train", "test/a?b"]])
+@pytest.mark.parametrize("ending", [".parquet", ".PARQUET"])
+def test_the_hint_of_a_folder_without_images_finds_all_its_files(tmp_path: Path, images: Images, folders: list[str], ending: str) -> None:
+    root = tmp_path / "photos [2024]"
+    for number, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        write_parquet(root / folder / f"{number}{ending}", images)
+    with pytest.raises(Refused, match=r"pass '.*'\.$") as refused:
+        open_source(str(root)).list()
+    hint = str(refused.value).split("pass '")[1].removesuffix("'.")
+    assert open_source(hint).list().num_rows == len(images) * len(folders)
+
+
 def test_an_image_removed_after_the_listing_is_missing(place: str) -> None:
     for address in ("folder", "x.tar", "x.parquet"):
         source = open_source(f"{place}/{address}")
@@ -176,7 +189,7 @@ def test_a_named_pipe_is_refused_as_a_tar(tmp_path: Path) -> None:
 
 def test_a_folder_with_the_name_of_a_container_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").mkdir()
-    with pytest.raises(Refused, match=r"pass files, as in '.*x\.parquet/\*\.parquet'"):
+    with pytest.raises(Refused, match=r"pass files, as in '.*x\.parquet/\*\*/\*\.parquet'"):
         open_source(str(tmp_path / "x.parquet")).list()
 
 
