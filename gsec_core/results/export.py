@@ -14,14 +14,12 @@ from gsec_core.errors import Refused
 from gsec_core.results.files import appearing, make_folder, replacing
 from gsec_core.results.frames import Frames
 from gsec_core.results.images import IMAGES, LOST, Images, open_for, place_images
+from gsec_core.sources.keyed import FORMULA
 from gsec_core.stages.base import Context
 from gsec_core.stages.encode import encoders_of
 
 ENCODER = "encoder"
 """Folder of the encoder that the run has trained."""
-
-_FORMULA = r"^[\s\p{C}]*[=+\-@＝＋－＠]|^[\t\r\n]"
-"""Matches the beginning of cells that a spreadsheet would execute (OWASP, CSV injection)."""
 
 
 def export(context: Context, to: Path, images: Images | None = None, encoder: bool = False, groups: int | None = None) -> dict[str, int]:
@@ -74,7 +72,7 @@ def export(context: Context, to: Path, images: Images | None = None, encoder: bo
 
 def write_csv(table: pl.DataFrame, file: IO[bytes]) -> None:
     """Write a table as CSV. Texts are quoted, and those that a spreadsheet would take for a formula get a leading apostrophe."""
-    table.with_columns(pl.col(pl.String).str.replace(f"({_FORMULA})", "'$1")).write_csv(file, quote_style="non_numeric")
+    table.with_columns(pl.col(pl.String).str.replace(f"^({FORMULA})", "'$1")).write_csv(file, quote_style="non_numeric")
 
 
 def _json(frames: Frames) -> bytes:

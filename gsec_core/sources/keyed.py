@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import xxhash
@@ -25,6 +26,9 @@ from gsec_core.sources.parquet import leaf_of
 from gsec_core.sources.storage import file_version, open_filesystem
 
 _URI, _IMAGE = "uri", "image"
+
+FORMULA = r"[\s\p{Z}\p{C}]*[=+\-@＝＋－＠]|[\t\r\n]"
+"""Matches, at its beginning, the text of a cell that a spreadsheet would execute (OWASP, CSV injection). `gsec export` puts an apostrophe before it."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ def _read_csv(raw: IO[bytes]) -> _Read:
     # An empty cell is no value; a class may well be called "null" or "NA".
     converting = pa.csv.ConvertOptions(column_types={_URI: pa.string()}, strings_can_be_null=True, null_values=[""])
     table = pa.csv.read_csv(raw, parse_options=parsing, convert_options=converting)
+    if (place := table.schema.get_field_index(_URI)) >= 0:
+        table = table.set_column(place, _URI, pc.replace_substring_regex(table[_URI], f"^'({FORMULA})", r"\1"))
     return table.schema, table.to_batches()
 
 

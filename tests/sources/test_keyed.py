@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.images.decode import content_hash
+from gsec_core.results.export import write_csv
 from gsec_core.sources.keyed import file_digest, read_keyed
 
 SETTING = "--labels"
@@ -59,6 +61,13 @@ def test_a_csv_file_with_quotes_line_breaks_and_uris_of_digits(tmp_path: Path) -
         csv.writer(file).writerows(rows)
     assert read(str(tmp_path / "X.CSV")) == {"007": "a, b", "ü.jpg": 'the "best"\none'}
     assert read(str(tmp_path / "X.CSV"), "n") == {"007": 1, "ü.jpg": 2}
+
+
+def test_uris_of_an_exported_csv_file_are_read_without_the_apostrophe_before_a_formula(tmp_path: Path) -> None:
+    uris = ["+49 123.jpg", "-1.jpg", "@home/a.jpg", "=x.jpg", "\u00a0=y.jpg", "\t.jpg", "line\n=.jpg", "'tis.jpg", "a.jpg"]
+    with (tmp_path / "x.csv").open("wb") as file:
+        write_csv(pl.DataFrame({"uri": uris, "label": list(range(len(uris)))}), file)
+    assert read(str(tmp_path / "x.csv")) == {uri: number for number, uri in enumerate(uris)}
 
 
 def test_an_empty_cell_is_no_value_but_the_word_null_is(tmp_path: Path) -> None:
