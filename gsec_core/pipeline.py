@@ -111,8 +111,6 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     """Open source, corpus and store. Raises Refused for any setting at which a stage would fail, before anything is written, listed or loaded."""
     if config.source is None:
         raise Refused("source: give the place of the images: a folder, a Parquet file or glob, or WebDataset tars.")
-    if config.source.encode(errors="ignore").decode() != config.source:  # Prefect could not record it
-        raise Refused(f"source = {config.source!r}: the path is not UTF-8. Rename the folder, or give a link to it.")
     numbered = config.model_copy(update={"clusters": 2}) if config.clusters == AUTO else config
     identity(numbered, of_run)  # names of encoders, captioners and files
     checked_urls(config.describe.url)  # recorded with every attempt, even if the captioner uses no server

@@ -35,6 +35,10 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     values: Mapping[str, Any] = {}
     for _, more in given:
         values = _over(values, {**more, "text": {"source": more["text"]}} if isinstance(more.get("text"), str) else more)
+    for setting, text in _texts(values):
+        if text.encode(errors="ignore").decode() != text:  # the name of a file, with bytes that neither records nor Prefect can hold
+            shown = shortened(without_secrets(repr(text)), 80)
+            raise Refused(f"{setting} = {shown}{_origin(setting, given)}: it is not UTF-8. Rename the file or folder, or give a link to it.")
     try:
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
@@ -73,12 +77,26 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_the_users_words(error: ErrorDetails, given: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     setting = _setting(error["loc"], extra=error["type"] == "extra_forbidden")
-    origin = next((place for place, values in reversed(given) if _holds(values, setting)), "")
+    origin = _origin(setting, given)
     if error["type"] == "extra_forbidden":  # its value is not shown, since it may be a secret key
         near, there = _near(setting, 0.6), ", ".join(_siblings(setting))
         return f"{setting}{origin}: there is no such setting; {f'did you mean {near}?' if near else f'there are {there}.'}"
     value = without_secrets(json.dumps(error["input"], default=str, ensure_ascii=False))
     return f"{setting} = {shortened(value, 80)}{origin}: {_remedy(setting)}."
+
+
+def _origin(setting: str, given: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Where the value of a setting comes from, in words; empty for a flag."""
+    return next((place for place, values in reversed(given) if _holds(values, setting)), "")
+
+
+def _texts(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings that are texts, by full name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{section}{name}.")
+        elif isinstance(value, str):
+            yield section + name, value
 
 
 def _setting(place: Sequence[int | str], extra: bool) -> str:

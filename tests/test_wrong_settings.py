@@ -283,6 +283,16 @@ def test_a_settings_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "gsec.toml")
 
 
+@pytest.mark.parametrize("name", ["store", "scratch", "describe.captioner", "text.vocabulary"])
+def test_a_path_that_is_not_utf8_is_refused_with_this_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    section, _, last = name.rpartition(".")
+    with pytest.raises(Refused, match=rf"^{name} = 'file:caf\\udce9': it is not UTF-8\. Rename the file or folder"):
+        load_config(None, {section: {last: "file:caf\udce9"}} if section else {name: "file:caf\udce9"})
+    monkeypatch.setenv("GSEC_STORE", "caf\udce9")
+    with pytest.raises(Refused, match=r"^store = 'caf\\udce9' \(from GSEC_STORE\): it is not UTF-8"):
+        load_config()
+
+
 def test_a_tilde_in_a_settings_file_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "gsec.toml"

@@ -292,7 +292,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["run", "{folder}", "--corpus", "A b"], "a corpus's name has"),
         (["run", "{folder}", "--store", "/proc/nothing"], "cannot be written"),
         (["run"], "give the place of the images"),
-        (["run", "caf\udce9", "-k", "3"], "the path is not UTF-8"),
+        (["run", "caf\udce9", "-k", "3"], r"source = 'caf\udce9': it is not UTF-8. Rename the file or folder, or give a link to it."),
         (["run", "{folder}", "-k", "auto", "--redo", "tarin"], "there is no such stage"),
         (["prune", "--store", "{store}", "--keep-runs", "0"], "Must be >= 1"),
         (["run", "{folder}", "--captioner", "gpt"], "there is no such captioner"),
