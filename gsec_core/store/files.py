@@ -101,7 +101,10 @@ def open_files(url: str) -> Files:
     if not rest.strip("/") and protocol not in ("file", "memory"):
         raise Refused(f"--store {url}: it names no bucket; write {protocol}://BUCKET/FOLDER.")
     if protocol == "file":
-        return LocalFiles(os.path.abspath(url.removeprefix("file://")))
+        root = os.path.abspath(url.removeprefix("file://"))
+        if os.path.exists(root) and not os.path.isdir(root):
+            raise Refused(f"--store {url}: it is a file; give a folder.")
+        return LocalFiles(root)
     try:
         filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:

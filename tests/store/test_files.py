@@ -149,6 +149,13 @@ def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "a").read_bytes() == b"bytes"
 
 
+def test_a_file_is_refused_as_a_store(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    for url in (f"{tmp_path}/x", f"file://{tmp_path}/x"):
+        with pytest.raises(Refused, match=r"^--store .*/x: it is a file; give a folder\.$"):
+            open_files(url)
+
+
 def test_a_relative_folder_stays_the_same_after_the_working_directory_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = open_files("store")
