@@ -118,7 +118,8 @@ class Run:
     def check_stage(self, stage: str) -> None:
         """Raises Refused if the run does not have this stage.
 
-        Reasons: it keeps another run's model, only assigns images, only finds the number of clusters, or an older gsec made it.
+        Reasons: it keeps another run's model, only assigns images, only finds the number of clusters, its settings
+        need no such stage, or an older gsec made it.
         """
         stages = self.stage_names()
         if stage not in stages:
@@ -128,7 +129,7 @@ class Run:
                 raise Refused(
                     f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit again with --redo train."
                 )
-            hint = " An older gsec made it: the same gsec run again makes one with this stage."
+            hint = " Its settings need no such stage; or an older gsec made it, and the same gsec run again makes one with this stage."
             if request.get("of_run"):
                 hint = ""
             elif request["config"]["clusters"] == AUTO:

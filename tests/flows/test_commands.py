@@ -301,6 +301,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["assign", "{folder}", "--run", "{run}", "--store", "{store}"], "is the source of run"),
         (["assign", "{folder}", "--run", "{run}", "--store", "{store}", "--set", "gsec.tol=0.5"], "are taken from the run"),
         (["stage", "assign", "--run", "{run}", "--store", "{store}"], "has no stage assign"),
+        (["stage", "nouns", "--run", "{run}", "--store", "{store}"], "Its settings need no such stage"),
         (["assign", "{folder}", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["evaluate", "--labels", "nowhere.csv", "--store", "{store}"], "there is no file"),
         (["evaluate", "--labels", "x.csv", "--store", "{folder}"], "it holds no finished run"),
