@@ -40,6 +40,8 @@ def export(context: Context, to: Path, images: Images | None = None, encoder: bo
     source = open_for(context, images, to)
     if encoder and (to / ENCODER).exists():
         raise Refused(f"--encoder: {to / ENCODER} exists already, and a run may need it. Move it away, or name another folder.")
+    if encoder:
+        _check_encoder(context)
     grouped = None if groups is None else frames.groups(groups)
     make_folder(to)
     with replacing(to / "assignments.parquet") as file:
@@ -83,6 +85,13 @@ def _json(frames: Frames) -> bytes:
     if found is not None:
         more = {"model_clusters": frames.model_clusters.to_dicts(), "acts": found.acts, "open_acts": len(found.open)}
     return json.dumps({**about, "clusters": frames.clusters.to_dicts(), **more}, indent=1, ensure_ascii=False).encode()
+
+
+def _check_encoder(context: Context) -> None:
+    """Raises Refused if the run has no trained encoder to write, before anything is written."""
+    from gsec_core.stages import enhance
+
+    enhance.check_trained(context)
 
 
 def _write_encoder(context: Context, to: Path) -> int:

@@ -186,8 +186,8 @@ def remarks(context: Context) -> list[str]:
     return said
 
 
-def write_encoder(context: Context, folder: Path) -> None:
-    """Write the trained encoder into an existing empty folder. Raises Refused if the run has trained none, or one that lost clusters."""
+def check_trained(context: Context) -> None:
+    """Raises Refused if the run has trained no encoder, or one that lost clusters."""
     run = context.run
     if STAGE.name not in run.stage_names():
         can = " or ".join(f"--method {method.name} --set {method.name}.{method.enhanced_by}=true" for method in methods.loaded().values() if method.enhanced_by)
@@ -196,6 +196,11 @@ def write_encoder(context: Context, folder: Path) -> None:
         raise Refused(
             f"--encoder: with the encoder that run {run.id} has trained, {len(dead)} clusters keep less than a tenth of their images. Use the original one."
         )
+
+
+def write_encoder(context: Context, folder: Path) -> None:
+    """Write the trained encoder into an existing empty folder. Raises as `check_trained`."""
+    check_trained(context)
     encoder, enhancer = _adapted(context, "cpu")
     _restore(context, enhancer, list(_checkpoints(context))[-1])
     encoder.save(folder, enhancer.merged())

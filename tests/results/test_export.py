@@ -48,6 +48,12 @@ def test_exported_assignments_have_the_names_of_their_clusters_and_bad_files_are
     assert {row["uri"]: row["status"] for row in csv.DictReader((tmp_path / "out" / "unusable.csv").open(newline=""))} == {"bad.jpg": "rejected"}
 
 
+def test_an_encoder_that_the_run_has_not_trained_is_refused_before_anything_is_written(place: tuple[Path, Context], tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="has trained no encoder"):
+        export(place[1], tmp_path / "out", encoder=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_clusters_json_has_the_run_and_its_clusters(place: tuple[Path, Context], tmp_path: Path) -> None:
     export(place[1], tmp_path)
     found = json.loads((tmp_path / "clusters.json").read_text())
