@@ -197,7 +197,8 @@ def _ids(context: Context, named: Sequence[str]) -> list[str]:
 
     from gsec_core.stages.canonical import usable
 
-    rows = pl.DataFrame(usable(context).rows.select(["image_id", "uri"])).filter(pl.col("uri").is_in(named))
+    uris = [name.encode(errors="replace").decode() for name in named]  # no URI has the bytes of a file name that are not UTF-8
+    rows = pl.DataFrame(usable(context).rows.select(["image_id", "uri"])).filter(pl.col("uri").is_in(uris))
     ids = dict(rows.select("uri", pl.col("image_id").bin.encode("hex")).iter_rows())
     for name in named:
         if name not in ids and not _ID.fullmatch(name):
