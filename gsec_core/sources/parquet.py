@@ -75,7 +75,8 @@ class ParquetSource(ContainerSource):
                 batches = footer.metadata.row_group(group).total_byte_size // _BATCH_BYTES + 1
                 size = -(-footer.metadata.row_group(group).num_rows // batches)
                 read = file.iter_batches(size, row_groups=[group], columns=[footer.leaf], use_threads=False)
-                return pa.Table.from_batches(read).flatten().column(0)
+                images = pa.Table.from_batches(read).select([self._image_column])  # a flattened table may have a column `image.bytes` besides `image`
+                return images.flatten().column(0)
         except (OSError, ValueError, pa.ArrowException) as error:
             if is_damage(error):
                 return f"damaged Parquet row group: {str(error).strip()}"

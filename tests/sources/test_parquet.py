@@ -33,6 +33,13 @@ def test_images_in_a_struct_with_bytes_of_any_layout_are_read(tmp_path: Path, im
     assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
 
 
+def test_a_column_with_the_name_of_the_bytes_in_the_struct_is_not_read(tmp_path: Path, images: Images) -> None:
+    rows = [{"bytes": data, "path": name} for name, data in images.items()]
+    pq.write_table(pa.table({"image.bytes": [b"other"] * len(rows), "image": rows}), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert [source.fetch(ref) for ref in refs(source)] == list(images.values())
+
+
 def test_a_large_row_group_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrow refuses to read more than 2 GiB of a struct's bytes at once."""
     images = [bytes([grey]) * 1000 for grey in range(10)]
