@@ -53,9 +53,12 @@ def read_keyed(file: str, column: str, *, setting: str) -> Keyed:
     fs, path, url = _open(file, setting)
     values: dict[str | bytes, object] = {}
     with _in_the_users_words(url, setting), fs.open(path, "rb") as raw:
-        schema, batches = _read_csv(raw) if url.lower().endswith(".csv") else _read_parquet(raw, column)
+        csv = url.lower().endswith(".csv")
+        schema, batches = _read_csv(raw) if csv else _read_parquet(raw, column)
         if schema.get_field_index(column) < 0:
             raise Refused(f"{setting}: {url} has no column {json.dumps(column)}; it has {', '.join(schema.names)}.")
+        if csv and pa.types.is_binary(schema.field(column).type):  # Arrow reads texts in another encoding as bytes
+            raise Refused(f"{setting}: the column {json.dumps(column)} of {url} is not UTF-8: save the file in this encoding.")
         key = _key(schema)
         if key is None:
             raise Refused(f"{setting}: the rows of {url} name no images: it needs a column `uri`, as in `assignments`, or `image` with the encoded images.")

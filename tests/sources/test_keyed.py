@@ -70,6 +70,12 @@ def test_uris_of_an_exported_csv_file_are_read_without_the_apostrophe_before_a_f
     assert read(str(tmp_path / "x.csv")) == {uri: number for number, uri in enumerate(uris)}
 
 
+def test_a_csv_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("uri,label\na.jpg,café\nb.jpg,dog\n".encode("cp1252"))
+    with pytest.raises(Refused, match=r'^--labels: the column "label" of .*x\.csv is not UTF-8: save the file in this encoding\.$'):
+        read(str(tmp_path / "x.csv"))
+
+
 def test_an_empty_cell_is_no_value_but_the_word_null_is(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text('uri,label,n\na,,1\nb,"",\nc,null,3\n,dog,4\n')
     assert read(str(tmp_path / "x.csv")) == {"c": "null"}
