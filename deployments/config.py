@@ -157,7 +157,7 @@ def load(file: Path | None, complete: bool = True) -> StackConfig:
     if file is None:
         return demonstration() if complete else StackConfig()
     try:
-        given = tomllib.loads(file.read_text("utf-8"))
+        given = tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise Refused(f"--config {file}: it cannot be read ({error.strerror}). Give a TOML file of the stack.") from None
     except ValueError as error:

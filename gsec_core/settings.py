@@ -47,7 +47,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 def _from_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise Refused(f"--config {file}: it cannot be read ({error.strerror}). Give a TOML file of settings.") from None
     except ValueError as error:

@@ -283,6 +283,11 @@ def test_a_settings_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "gsec.toml")
 
 
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "gsec.toml").write_text("clusters = 7\n", encoding="utf-8-sig")
+    assert load_config(tmp_path / "gsec.toml").clusters == 7
+
+
 @pytest.mark.parametrize("name", ["store", "scratch", "describe.captioner", "text.vocabulary"])
 def test_a_path_that_is_not_utf8_is_refused_with_this_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     section, _, last = name.rpartition(".")

@@ -109,7 +109,7 @@ def load(config: DescribeConfig) -> Template:
     if config.criterion is not None:
         raise Refused(f"{setting}: its prompt says what to describe, and so does describe.criterion. Give only one of them.")
     try:
-        found = tomllib.loads(Path(config.template).read_text(encoding="utf-8"))
+        found = tomllib.loads(Path(config.template).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise Refused(f"{setting}: no TOML file can be read there ({error}).") from None
     if set(found) != {"prompt", "pattern"} or not all(isinstance(value, str) and value.strip() for value in found.values()):

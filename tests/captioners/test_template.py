@@ -170,6 +170,13 @@ def test_an_operators_own_template_parses_replies_by_the_groups_of_its_pattern(t
     assert (answer.object, answer.attributes, answer.status) == ("fried rice", ("peas", "egg", "spring onions"), DESCRIBED)
 
 
+def test_a_template_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    config = own(tmp_path)
+    before, file = load(config), tmp_path / "dishes.toml"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert load(config) == before
+
+
 @pytest.mark.parametrize(
     ("reply", "status"),
     [

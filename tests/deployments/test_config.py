@@ -38,6 +38,11 @@ def test_a_pipeline_has_its_settings_and_is_published_under_its_name(tmp_path: P
     assert stack.stores() == [f"{tmp_path}/store"]
 
 
+def test_a_stack_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text("port = 4300\n", encoding="utf-8-sig")
+    assert config.load(tmp_path / "stack.toml").port == 4300
+
+
 def test_roots_are_those_listed_and_the_places_that_pipelines_use(tmp_path: Path) -> None:
     stack = config.load(write(tmp_path, FILE))
     assert stack.all_roots() == ["s3://photos", f"{tmp_path}/images", f"{tmp_path}/store", "http://one:8000/v1", "http://two:8000/v1"]
