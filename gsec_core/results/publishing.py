@@ -140,8 +140,8 @@ def _suspicions(context: Context, summary: dict[str, Any]) -> list[str]:
     found, config = [], context.config
     if summary["rejected"] > config.max_rejects * summary["images"]:
         found.append(
-            f"{summary['rejected']} of {summary['images']} images were rejected, more than max_rejects = {config.max_rejects} allows; "
-            "the reasons are in the column `reason` of the embeddings."
+            f"{summary['rejected']} of {summary['images']} images were rejected, more than max_rejects = {config.max_rejects} allows: "
+            "see unusable.csv of gsec export."
         )
     if summary["missing"] > config.ingest.max_shrink * summary["images"]:
         found.append(

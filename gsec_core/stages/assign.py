@@ -52,7 +52,7 @@ def _inputs(context: Context) -> list[str]:
     aligned = model_of(context).run.fingerprint(align.STAGE.name)
     assert aligned is not None, "a complete stage has begun"
     if not usable(context).rows.num_rows:
-        raise Refused(f"gsec assign: none of {usable(context).live} images is usable; the reasons are in the column `reason` of the embeddings.")
+        raise Refused(f"gsec assign: none of {usable(context).live} images is usable ({encode.most_frequent_reasons(context)}).")
     return [*(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest, aligned]
 
 

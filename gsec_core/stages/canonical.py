@@ -77,7 +77,10 @@ def check_enough(context: Context) -> None:
     """Raises Refused if there are fewer usable images than clusters."""
     clusters, found = context.config.n_clusters, usable(context)
     if found.rows.num_rows < clusters:
-        raise Refused(f"clusters = {clusters}: only {found.rows.num_rows} of {found.live} images are usable. Ask for fewer clusters or give more images.")
+        raise Refused(
+            f"clusters = {clusters}: only {found.rows.num_rows} of {found.live} images are usable ({encode.most_frequent_reasons(context)}). "
+            "Ask for fewer clusters or give more images."
+        )
 
 
 def parts(context: Context, names: Sequence[str]) -> list[Part]:

@@ -39,6 +39,9 @@ from gsec_core.store import Run, Shards, fingerprint
 from gsec_core.store.arrays import to_column
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
 
+_MOST_REASONS = 3
+"""Maximal number of reasons why images are unusable that an error gives."""
+
 
 class Row(NamedTuple):
     """One image on its way from the source to its row of `embeddings`, whose columns have the same names."""
@@ -429,6 +432,11 @@ def reasons(context: Context) -> list[dict[str, Any]]:
         without.group_by("status", "reason").agg(pl.len().alias("images")).sort("images", "status", "reason", descending=[True, False, False]).to_dicts()
     )
     return rows
+
+
+def most_frequent_reasons(context: Context) -> str:
+    """The most frequent of the `reasons`, in words: before a run is finished, no export lists them."""
+    return "; ".join(f"{row['images']} {row['status']}: {row['reason']}" for row in reasons(context)[:_MOST_REASONS])
 
 
 def remarks(context: Context) -> list[str]:

@@ -150,6 +150,7 @@ def test_a_run_with_too_many_rejects_is_not_published(second_night: Night, tmp_p
     bad, found = night(config)
     assert (found["published"], found["held"]) == (False, True)
     assert "1 of 25 images were rejected" in found["warnings"][0]
+    assert found["warnings"][0].endswith("see unusable.csv of gsec export.")
     assert (bad.run.result() or {})["warnings"] == list(found["warnings"]), "the list of runs shows why"
     assert not found["moved_far"]
     assert f"gsec publish --run {bad.run.id}" in found["why_not"]

@@ -234,7 +234,7 @@ def test_assigning_with_another_encoder_than_the_runs_is_refused(whole: Context,
 def test_assigning_nothing_usable_is_refused(whole: Context, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "bad.jpg").write_text("no image")
-    with pytest.raises(Refused, match="none of 1 images is usable"):
+    with pytest.raises(Refused, match=r"none of 1 images is usable \(1 rejected: "):
         assigned(tmp_path / "new", whole, whole.run.files.url)
 
 

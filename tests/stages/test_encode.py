@@ -146,7 +146,8 @@ def test_fewer_usable_images_than_clusters_is_refused(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", range(3))
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(b"")
-    with pytest.raises(Refused, match="only 3 of 5 images are usable"):
+    (folder / "c.jpg").symlink_to("nowhere")
+    with pytest.raises(Refused, match=r"only 3 of 6 images are usable \(2 rejected: empty file; 1 missing: the file is gone\)\. Ask for fewer clusters"):
         cluster(settings(folder, tmp_path / "store", clusters=4))
 
 
