@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import Event
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -318,8 +319,15 @@ class Plan(OuterLayer):
         lanes = min(threads, self.abreast)
         share = threads // lanes
         told: SimpleQueue[int] = SimpleQueue()  # progress is called in the caller's thread
+        stopped = Event()
+
+        def tell(steps: int) -> None:
+            if stopped.is_set():  # otherwise Ctrl-C would wait for the end of the training
+                raise CancelledError
+            told.put(steps)
+
         with threads_of_torch(share), ThreadPoolExecutor(lanes, thread_name_prefix="train", initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            futures = [pool.submit(work, item, told.put) for item in items]
+            futures = [pool.submit(work, item, tell) for item in items]
             try:
                 for future in futures:
                     future.add_done_callback(lambda _: told.put(0))
@@ -327,6 +335,7 @@ class Plan(OuterLayer):
                         progress(told.get())
                     yield future.result()
             finally:
+                stopped.set()
                 pool.shutdown(cancel_futures=True)
         while not told.empty():
             progress(told.get())
