@@ -115,7 +115,8 @@ class Features:
 
     def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
         """Rows of one half, (rows, p)."""
-        picked = np.require(self.halves[number][rows], np.float32, ["C", "W"])  # torch does not accept read-only arrays
+        # Torch accepts neither read-only arrays nor negative strides. A view of one row may have these although numpy calls it contiguous: so copy views.
+        picked = np.require(self.halves[number][rows], np.float32, ["C", "W", "O"])
         return torch.from_numpy(picked).to(device)
 
     def joined(self, halves: Sequence[Tensor]) -> Tensor:

@@ -70,3 +70,11 @@ def test_a_wrong_parameter_is_an_error_that_names_it(method: Method) -> None:
         fitted(method, 10, X)
     with pytest.raises(ValueError, match="n_members = 0"):
         fitted(method, 3, X, n_members=0)
+
+
+@every_method
+def test_a_view_with_reversed_rows_or_of_one_row_is_used_as_its_copy(method: Method) -> None:
+    X = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+    found = fitted(method, 3, X[::-1])
+    assert np.array_equal(found.labels_, fitted(method, 3, X[::-1].copy()).labels_)
+    assert np.array_equal(found.predict(X[::-1][:1]), found.predict(X[-1:]))
