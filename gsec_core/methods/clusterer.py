@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -36,14 +37,22 @@ MOST_GRAM_BYTES = 2**33
 class Estimator(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """An estimator with helpers that check parameters."""
 
+    random_state: int
     device: str
 
     def check_positive(self, *names: str) -> None:
-        """Raises ValueError for a parameter in ``names`` that is not None and below 1."""
-        for name in names:
+        """Raises ValueError for a parameter in ``names`` that is neither None nor a whole number of at least 1.
+
+        Also for ``n_clusters`` = None, and for a ``random_state`` that is not a seed of at least 0.
+        """
+        for name, least in (*((name, 1) for name in names), ("random_state", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: it must be at least 1.")
+            if value is None and name not in ("n_clusters", "random_state"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} = {value!r}: it must be a whole number.")
+            if value < least:
+                raise ValueError(f"{name} = {value}: it must be at least {least}.")
 
     def resolved_device(self) -> str:
         """The device that `devices.resolve` chooses. Raises ValueError if it is not available."""

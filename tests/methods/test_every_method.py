@@ -1,5 +1,6 @@
 """What holds for every built-in method, and for a mixture of several: small and odd inputs, equal seeds, new rows."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,13 @@ def test_a_wrong_parameter_is_an_error_that_names_it(method: Method) -> None:
         fitted(method, 10, X)
     with pytest.raises(ValueError, match="n_members = 0"):
         fitted(method, 3, X, n_members=0)
+    for wrong in ({"random_state": None}, {"random_state": np.random.default_rng(0)}, {"random_state": -1}, {"n_members": 1.5}):
+        [(name, value)] = wrong.items()
+        with pytest.raises(ValueError, match=rf"{name} = {re.escape(repr(value))}: it must be"):
+            fitted(method, 3, X, **wrong)
+    for value in (2.5, None, "3"):
+        with pytest.raises(ValueError, match=rf"n_clusters = {re.escape(repr(value))}: it must be a whole number"):
+            method.load()(value, device="cpu", **QUICK[method.name]).plan()
 
 
 @every_method
