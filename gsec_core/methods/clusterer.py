@@ -79,6 +79,7 @@ class Clusterer(Estimator):
     halves_ : list of `features.Half`, the scaling of X and text
     nouns_ : int64 (n_selected,), indices of the selected nouns; None without nouns
     n_text_features_in_ : int or None
+    n_joint_features_in_ : int or None
     """
 
     n_clusters: int
@@ -127,11 +128,15 @@ class Clusterer(Estimator):
         """
         if text is not None and nouns is not None:
             raise ValueError("text and nouns: give only one of them.")
+        if joint is not None and nouns is None:
+            raise ValueError("joint: without nouns it has no use. Leave it out, or give nouns.")
         plan = self.plan()
         if plan.pixel_side:
             raise ValueError("pixels = True: fit gets embeddings, not images. Use gsec_core.methods.asd.pixels.ASDPixels, or a run.")
         self.nouns_: NDArray[np.int64] | None = None
+        self.n_joint_features_in_: int | None = None
         if nouns is not None:
+            self.n_joint_features_in_ = None if joint is None else np.shape(joint)[-1]
             joint = self._select(X, nouns, joint)
             text = self._counterparts(X, joint)
         elif self.NEEDS_NOUNS:
@@ -159,6 +164,9 @@ class Clusterer(Estimator):
     def predict_proba(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.float32]:
         """Posteriors by `head_`, (n_samples, n_clusters); arguments as of `predict`."""
         check_is_fitted(self)
+        width = None if joint is None else np.shape(joint)[-1]
+        if width != self.n_joint_features_in_:
+            raise ValueError(f"joint has {width} features, and {type(self).__name__} was fitted with {self.n_joint_features_in_}.")
         if self.nouns_ is not None:
             if text is not None:
                 raise ValueError("text: the estimator was fitted with nouns, which also give the texts of new rows. Leave it out.")

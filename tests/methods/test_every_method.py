@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.base import clone
 
 from gsec_core.methods import BUILT_IN, Method, find
 from gsec_core.methods.clusterer import Clusterer
@@ -86,3 +87,17 @@ def test_a_view_with_reversed_rows_or_of_one_row_is_used_as_its_copy(method: Met
     found = fitted(method, 3, X[::-1])
     assert np.array_equal(found.labels_, fitted(method, 3, X[::-1].copy()).labels_)
     assert np.array_equal(found.predict(X[::-1][:1]), found.predict(X[-1:]))
+
+
+@pytest.mark.parametrize("name", ["gsec", "seic", "sic"])
+def test_images_in_the_space_of_the_nouns_are_required_for_new_rows_if_and_only_if_the_fit_had_them(name: str) -> None:
+    random = np.random.default_rng(0)
+    X, nouns = random.standard_normal((60, 8)).astype(np.float32), random.standard_normal((40, 8)).astype(np.float32)
+    estimator = find(name).load()(3, device="cpu", **QUICK[name])
+    with_joint, without = (clone(estimator).fit(X, nouns=nouns, joint=joint) for joint in (X[::-1], None))
+    with pytest.raises(ValueError, match=r"^joint has None features, and \w+ was fitted with 8\."):
+        with_joint.predict(X)
+    with pytest.raises(ValueError, match=r"^joint has 8 features, and \w+ was fitted with None\."):
+        without.predict(X, joint=X)
+    with pytest.raises(ValueError, match=r"^joint: without nouns it has no use"):
+        clone(estimator).fit(X, text=X, joint=X)
