@@ -191,6 +191,8 @@ class Clusterer(Estimator):
         check_is_fitted(start)
         if (type(start), start.n_clusters, len(start.members_)) != (type(self), self.n_clusters, plan.n_members):
             raise ValueError("start: it has another class, or another number of clusters or members. Give only before.")
+        if (start.n_features_in_, start.n_text_features_in_) != (self.n_features_in_, self.n_text_features_in_):
+            raise ValueError("start: it was fitted on another number of features of X or text. Give only before.")
         return Start(had, start.members_, start.ensemble_.permutations)
 
     def _select(self, X: ArrayLike, nouns: ArrayLike, joint: ArrayLike | None) -> ArrayLike:

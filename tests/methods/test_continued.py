@@ -107,6 +107,9 @@ def test_a_fit_cannot_continue_one_of_another_class_or_number_of_members(night: 
         gsec(n_members=3).fit(X, start=fitted, before=before)
     with pytest.raises(ValueError, match="start: it has another class"):
         gsec().fit(X, start=_other(X), before=before)
+    for given in ({"X": X[:, :3]}, {"X": X, "text": X}):
+        with pytest.raises(ValueError, match="start: it was fitted on another number of features"):
+            gsec().fit(**given, start=fitted, before=before)
 
 
 def _other(X: NDArray[np.float32]) -> TACKMeans:
