@@ -66,6 +66,7 @@ def test_images_within_a_polygon_of_the_map_are_found(second: Collection) -> Non
     assert 0 < sum(inside) < len(inside)
     assert second.images(within=corners).total == sum(inside)
     assert second.images(within=[(-1, -1), (2, -1), (2, 2), (-1, 2)]).total == len(points)
+    assert second.images(within=[(0, 0), (1, 0), (1, 1), (0, 1)]).total == len(points), "points on the edges of the map lie in the whole map"
     for polygon in ([(0, 0), (1, 1)], [(0, 0), (1, 0), (float("nan"), 1)], [(0, 0)] * 1001):
         with pytest.raises(Refused, match="corners"):
             second.images(within=polygon)
