@@ -83,6 +83,7 @@ def test_two_spaces_together_show_classes_that_one_alone_hides() -> None:
     both = TURTLE(8, n_members=2, **SHORT).fit([X, other])
     assert accuracy(y, both.labels_) >= 0.95
     assert (both.predict(X, other) == both.labels_).mean() >= 0.98
+    assert np.array_equal(both.predict([X, other]), both.predict(X, other))
 
 
 def test_gamma_makes_the_sizes_of_clusters_similar() -> None:

@@ -243,14 +243,25 @@ class TURTLE(Clusterer):
 
     def fit(self, X: Any, y: object = None, *, text: Any = None, **others: Any) -> "TURTLE":
         """See `Clusterer.fit`. ``X`` may also be a list of two spaces, (n_samples, d) each; the second is then used as ``text``."""
-        if isinstance(X, list | tuple) and len(X) == 2 and np.ndim(X[0]) == 2:
-            if text is not None or others.get("nouns") is not None:
-                raise ValueError("X: it has two spaces; do not give text or nouns as well.")
-            X, text = X
+        X, text = _spaces(X, text, others.get("nouns"))
         return super().fit(X, text=text, **others)
+
+    def predict_proba(self, X: Any, text: Any = None, *, joint: Any = None) -> NDArray[np.float32]:
+        """See `Clusterer.predict_proba`. ``X`` may be a list of two spaces, as in `fit`."""
+        X, text = _spaces(X, text, joint)
+        return super().predict_proba(X, text, joint=joint)
 
     def plan(self) -> TURTLEPlan:
         self.check_positive("n_clusters", "n_members", "max_steps")
         if not self.gamma >= 0:
             raise ValueError(f"gamma = {self.gamma}: it must be at least 0.")
         return TURTLEPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps, gamma=self.gamma)
+
+
+def _spaces(X: Any, text: Any, nouns: Any) -> tuple[Any, Any]:
+    """``X`` and ``text``, from a list of two spaces if ``X`` is one. Raises ValueError if texts are given beside it."""
+    if not (isinstance(X, list | tuple) and len(X) == 2 and np.ndim(X[0]) == 2):
+        return X, text
+    if text is not None or nouns is not None:
+        raise ValueError("X: it has two spaces; do not give text or nouns as well.")
+    return X[0], X[1]
