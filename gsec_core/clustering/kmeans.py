@@ -1,6 +1,6 @@
 """Spherical k-means: Lloyd's algorithm on the unit sphere (Dhillon and Modha 2001), by faiss."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -98,14 +98,14 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             progress=progress,
         )
         self.cluster_centers_ = unit_rows(centres)
-        labels = self.predict(X)
+        labels = _nearest(cosines(X, self.cluster_centers_))
         order = np.argsort(-np.bincount(labels, minlength=self.n_clusters), kind="stable")
         self.cluster_centers_ = self.cluster_centers_[order]
         self.labels_ = np.argsort(order)[labels].astype(np.int32)
 
     def predict(self, X: ArrayLike) -> NDArray[np.int32]:
         """The nearest centre of each row of ``X`` (n_samples, n_features)."""
-        return np.concatenate([similarities.argmax(1) for similarities in self.similarities(X)]).astype(np.int32)
+        return _nearest(self.similarities(X))
 
     def similarities(self, X: ArrayLike) -> Iterator[NDArray[np.float32]]:
         """Cosines to all centres, (rows, n_clusters), block by block."""
@@ -180,6 +180,11 @@ def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[n
     """Cosines of the rows of ``X`` (n, d) to unit ``centres`` (k, d), block by block: (rows, k)."""
     for rows in row_blocks(len(X)):
         yield unit_rows(X[rows]) @ centres.T
+
+
+def _nearest(similarities: Iterable[NDArray[np.float32]]) -> NDArray[np.int32]:
+    """The column of the largest value of each row of the blocks."""
+    return np.concatenate([block.argmax(1) for block in similarities]).astype(np.int32)
 
 
 def unit_rows(X: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,7 +1,9 @@
 import threading
+import warnings
 
 import faiss
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
@@ -80,6 +82,14 @@ def test_clone_keeps_the_parameters() -> None:
 def test_the_estimator_passes_scikit_learns_checks(estimator: SphericalKMeans, check: object) -> None:
     assert callable(check)
     check(estimator)
+
+
+def test_a_frame_with_names_of_columns_is_fitted_without_a_warning() -> None:
+    X, _ = planted(100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = SphericalKMeans(3, n_init=1).fit(pl.from_numpy(X))
+    assert np.array_equal(fitted.labels_, SphericalKMeans(3, n_init=1).fit(X).labels_)
 
 
 def test_labels_do_not_depend_on_the_number_of_threads() -> None:
