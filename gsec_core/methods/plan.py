@@ -101,6 +101,11 @@ class OuterLayer(ABC):
         """Whether trained members can be trained further; otherwise a clustering is continued with new members."""
         return False
 
+    @property
+    def is_own_head(self) -> bool:
+        """Whether the only member, a linear map, is the head itself: without smoothing there is nothing else to predict."""
+        return False
+
     @abstractmethod
     def total_steps(self, n: int, blocks: Sequence[int], further: bool = False) -> int:
         """Largest number of steps, the units of progress, for training ``blocks`` on ``n`` rows, or for training them ``further``."""
@@ -205,6 +210,8 @@ class OuterLayer(ABC):
             ensemble = ensemble if start.members else ensemble.as_before(posteriors, start.before)
             posteriors.leaning(start.before)
         ensemble = ensemble.calibrated(consensus, random_state=self.random_state)
+        if self.is_own_head:
+            return ensemble, consensus, Head(*ensemble.models.head_start(ensemble.permutations, features.dimensions))
         rows = self.batch(len(features))
         return ensemble, consensus, ensemble.head(features, posteriors, batch_rows=rows, random_state=self.random_state, device=self.device)
 
@@ -411,6 +418,13 @@ class LinearMembers:
     """Mixin for plans whose members are linear maps of the features."""
 
     n_clusters: int
+    n_members: int
+    smoothing: int
+
+    @property
+    def is_own_head(self) -> bool:
+        """See `OuterLayer.is_own_head`."""
+        return self.n_members == 1 and not self.smoothing
 
     def shapes(self, widths: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
         """See `Plan.shapes`."""

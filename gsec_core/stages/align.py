@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gsec_core.clustering.centres import Centres
 from gsec_core.clustering.ensemble import Assigned, Consensus, Ensemble, Head, joined
+from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.errors import GsecError
 from gsec_core.methods.plan import Start
@@ -176,10 +177,15 @@ def _inputs(context: Context) -> list[str]:
     return [*theirs, *(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest]
 
 
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    plan = plan_of(config)
+    return {"n_members": plan.n_members, **({"head": "member"} if plan.is_own_head else {})}
+
+
 STAGE = Stage(
     name="align",
     version=3,
-    settings=lambda config: {"n_members": plan_of(config).n_members},
+    settings=_settings,
     inputs=_inputs,
     steps=(
         Step((ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE), align, units=all_images, whole=True),

@@ -18,6 +18,19 @@ def test_each_image_gets_the_cluster_of_its_nearest_name() -> None:
     assert np.array_equal(other.ensemble_.permutations[0][np.argsort(order)][y], other.labels_)
 
 
+def test_new_images_get_the_nearest_of_many_names() -> None:
+    random = np.random.default_rng(0)
+    gap, names, images = (random.standard_normal(shape) for shape in ((1, 128), (100, 128), (3000, 128)))
+    names = gap + 0.4 * names
+    X = 0.3 * names[np.arange(3000) % 100] + images
+    found = ZeroShot(100, device="cpu").fit(X[:2000], nouns=names)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True), names / np.linalg.norm(names, axis=1, keepdims=True)
+    cosines = (unit[0] @ unit[1].T)[:, np.argsort(found.ensemble_.permutations[0])]
+    assert np.array_equal(found.predict(X), cosines.argmax(1))
+    scaled = np.exp(100 * (cosines - cosines.max(1, keepdims=True)))
+    np.testing.assert_allclose(found.predict_proba(X), scaled / scaled.sum(1, keepdims=True), atol=1e-4)
+
+
 def test_images_in_another_space_are_compared_with_names_in_the_joint_space() -> None:
     X, nouns, y = planted()
     names = nouns[:80].reshape(8, 10, 64).mean(1)

@@ -61,7 +61,7 @@ class ZeroShot(Clusterer):
     n_members : int or None
         Number of members, which are all equal; None = 1.
     random_state : int
-        Seed of the mini-batches for distilling the head.
+        Seed of the mini-batches for distilling the head of several members; a single one is its own head.
     device : str
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
     """
