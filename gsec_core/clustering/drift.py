@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import hypergeom, norm
 
 from gsec_core.clustering.centres import Centres
 from gsec_core.clustering.kmeans import sample_rows
@@ -26,7 +27,7 @@ MORE_OUTLIERS, LESS_SURE = 0.05, 0.1
 """The model does not fit if the share of outliers grows, or mean confidence or margin falls, by more than this."""
 
 SURE = 4.0
-"""Number of standard errors by which such a difference must exceed chance."""
+"""Number of standard errors by which such a difference must exceed chance; for shares, the probability of chance that belongs to it."""
 
 MOST_NEIGHBORS, LEAST_NEIGHBORS, ROWS_PER_NEIGHBOR = 20, 5, 40
 """Number of neighbours of a new image among all images: one for every `ROWS_PER_NEIGHBOR` images, within the other two bounds."""
@@ -118,9 +119,16 @@ def _in_words(measure: Measure) -> str:
 
 def _measure(name: str, before: NDArray[Any], now: NDArray[Any], bound: float) -> Measure:
     change = (now.mean(dtype=np.float64) - before.mean(dtype=np.float64)) * np.sign(bound)
+    return Measure(name, float(before.mean()), float(now.mean()), bool(change > abs(bound) and _beyond_chance(before, now, change)))
+
+
+def _beyond_chance(before: NDArray[Any], now: NDArray[Any], change: float) -> bool:
+    if now.dtype == np.bool_:
+        # The exact probability of so many among the new ones (Fisher 1922): of few images the share is far from normal, and of a single one it is 0 or 1.
+        all_of_them, both = len(before) + len(now), int(before.sum() + now.sum())
+        return bool(hypergeom.sf(int(now.sum()) - 1, all_of_them, both, len(now)) < norm.sf(SURE))
     # A single new image has no variance: that of the old ones is used for both.
-    error = math.sqrt(before.var(dtype=np.float64) * (1 / len(before) + 1 / len(now)))
-    return Measure(name, float(before.mean()), float(now.mean()), bool(change > abs(bound) and change > SURE * error))
+    return change > SURE * math.sqrt(before.var(dtype=np.float64) * (1 / len(before) + 1 / len(now)))
 
 
 def together(rows: Callable[[Any], NDArray[Any]], is_new: NDArray[np.bool_], *, n_threads: int = 0) -> list[NDArray[np.int64]]:

@@ -63,9 +63,18 @@ def test_a_single_outlier_among_the_new_images_is_not_worse() -> None:
     centres = Centres.of(X, labels, 4)
     strange = said(unit_rows(np.random.default_rng(5).normal(size=(1, D))), np.zeros(1, np.int64), centres)
     assert strange.outlier[0] > drift.FAR_OUT
-    old = Said(*(np.repeat(values, 2) for values in said(X, labels, centres, np.bincount(labels))))
-    old.outlier[:40] = 9  # some of the old images are outliers too, so that one more is not significant
-    assert not any(measure.worse for measure in drift.compare(old, strange))
+    assert not any(measure.worse for measure in drift.compare(said(X, labels, centres, np.bincount(labels)), strange))
+
+
+def test_few_new_images_are_rarely_worse_by_chance() -> None:
+    random = np.random.default_rng(0)
+    old = Said(random.random(4096) + 1.04, np.full(4096, 0.9), np.full(4096, 0.8))
+    assert (old.outlier > drift.FAR_OUT).mean() == pytest.approx(0.04, abs=0.01)
+    for count in (1, 2, 3, 5, 10):
+        new = (Said(random.random(count) + 1.04, np.full(count, 0.9), np.full(count, 0.8)) for _ in range(1000))
+        assert not any(measure.worse for of_night in new for measure in drift.compare(old, of_night)), f"{count} images a night"
+    many = Said(np.full(5, 9.0), np.full(5, 0.9), np.full(5, 0.8))
+    assert drift.compare(old, many)[0].worse, "five outliers among five are no chance"
 
 
 @pytest.mark.parametrize(
