@@ -141,8 +141,8 @@ class FuseConfig(Section):
         None,
         ge=0,
         le=1,
-        description="Weight of the text half; the image half has the rest of 1. Default: .15 with `joint` or `tagger`; .5 with `own`; otherwise .15 to .5, "
-        "depending on how well held-out descriptions are predicted.",
+        description="Weight of the text half, in a method that weights the halves; the image half has the rest of 1. Default: .15 with `joint` or `tagger`; "
+        ".5 with `own`; otherwise .15 to .5, depending on how well held-out descriptions are predicted.",
     )
     tau: float = Field(0.005, gt=0, le=10, description="With `softmax`: temperature of the softmax that weights the descriptions.")
     max_lost_weight: float = Field(
