@@ -35,12 +35,25 @@ class Centres(NamedTuple):
         0 in a cluster whose images are all equally far from the centre. Give the clusters' ``sizes`` (n_clusters,) for images that the centres were
         computed from: each image is then compared with the centre of the other images, as new images are; otherwise it would seem closer than they do.
         """
-        beyond = distances(X, labels, self.directions) - self.distance[labels]
-        if sizes is not None:
-            lengths = sizes * (1 - self.distance)  # length of the sum of unit vectors: their mean has the length of their mean cosine to it
-            beyond = _without_itself(beyond + self.distance[labels], lengths[labels]) - self.distance[labels]
+        found = distances(X, labels, self.directions)
+        return self._scaled(found if sizes is None else _without_itself(found, self._lengths(sizes)[labels]), labels)
+
+    def outliers_if_joined(self, X: NDArray[Any], labels: NDArray[np.integer[Any]], sizes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `outliers`, for images that the centres were not computed from: each is compared with the centre that its cluster would have with it.
+
+        Only so are scores of new images comparable with those of the clusters' own images: in many dimensions an image is always nearer to a mean that it is
+        part of, much nearer if the cluster is small.
+        """
+        return self._scaled(_with_itself(distances(X, labels, self.directions), self._lengths(sizes)[labels]), labels)
+
+    def _lengths(self, sizes: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+        """Lengths of the clusters' sums of unit vectors, (n_clusters,): their mean has the length of their mean cosine to it."""
+        lengths: NDArray[np.floating[Any]] = sizes * (1 - self.distance)
+        return lengths
+
+    def _scaled(self, found: NDArray[np.float32], labels: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         deviation = self.deviation[labels]
-        return np.where(deviation > 1e-6, beyond / np.maximum(deviation, 1e-6), 0).astype(np.float32)
+        return np.where(deviation > 1e-6, (found - self.distance[labels]) / np.maximum(deviation, 1e-6), 0).astype(np.float32)
 
 
 def distances(X: NDArray[Any], labels: NDArray[np.integer[Any]], directions: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -56,6 +69,14 @@ def _without_itself(distance: NDArray[np.float32], length: NDArray[np.floating[A
     cosine = 1 - distance
     rest = np.sqrt(np.maximum(length**2 - 2 * length * cosine + 1, 1e-12))
     return np.where(length > 1.5, 1 - (length * cosine - 1) / rest, distance).astype(np.float32)
+
+
+def _with_itself(distance: NDArray[np.float32], length: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Distances (n,) of images to the centres that their clusters would have with them; ``length`` as in `_without_itself`, 0 for an empty cluster."""
+    cosine = 1 - distance
+    whole = np.sqrt(np.maximum(length**2 + 2 * length * cosine + 1, 1e-12))
+    joined: NDArray[np.float32] = (1 - (length * cosine + 1) / whole).astype(np.float32)
+    return joined
 
 
 def cluster_sums(X: NDArray[Any], labels: NDArray[np.integer[Any]], n_clusters: int) -> NDArray[np.float64]:

@@ -120,7 +120,8 @@ def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress
     if not found:
         return tuple(np.empty(0) for _ in range(5))
     whole = joined(found)
-    outliers = load_centres(model).outliers(load_embeddings(images)[rows], whole.labels)
+    sizes = model.shards(STAGE, CLUSTERS_TABLE).read("all", ["size"])["size"].to_numpy()
+    outliers = load_centres(model).outliers_if_joined(load_embeddings(images)[rows], whole.labels, sizes)
     return whole.labels, whole.confidence, whole.margin, whole.agreement, outliers
 
 

@@ -1,7 +1,7 @@
 """assign: assigns new images to the clusters of another run, which is not changed.
 
 Reads this corpus's `embeddings` (by the encoders of the other run) and, where members use pixels, `thumbnails`; and from the other run `counterpart_model`,
-`caption_embeddings`, `features`, `members`, `alignment`, `head` and `cluster_centres`; writes `assigned`, with the schema of `assignments`.
+`caption_embeddings`, `features`, `members`, `alignment`, `head`, `cluster_centres` and `clusters`; writes `assigned`, with the schema of `assignments`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ def _inputs(context: Context) -> list[str]:
 
 STAGE = Stage(
     name="assign",
-    version=2,
+    version=3,
     settings=lambda config: {},
     inputs=_inputs,
     steps=(Step((ASSIGNED_TABLE,), work, lambda context: usable(context).part_names, rows_of_parts, busy=True),),

@@ -65,6 +65,32 @@ def test_an_image_far_from_its_centre_has_a_high_outlier_score() -> None:
     assert (centres.directions[2] == 0).all(), "an empty cluster must have no direction"
 
 
+def test_new_images_of_small_clusters_have_scores_like_the_clusters_own() -> None:
+    random = np.random.default_rng(0)
+    kinds = np.eye(60)[np.arange(480) % 40]
+    X, labels = unit_rows(kinds + 0.15 * random.standard_normal((480, 60))), np.arange(480) % 40
+    centres, sizes = Centres.of(X[:240], labels[:240], 40), np.bincount(labels[:240])
+    own, apart, joined = (
+        centres.outliers(X[:240], labels[:240]),
+        *(scores(X[240:], labels[240:], *more) for scores, more in ((centres.outliers, ()), (centres.outliers_if_joined, (sizes,)))),
+    )
+    assert (own > 3).mean() < 0.01
+    assert (apart > 3).mean() > 0.2, "measured from centres without them, ordinary new images must seem far away, or this test would prove nothing"
+    assert (joined > 3).mean() < 0.1
+    assert (centres.outliers_if_joined(-X[240:], labels[240:], sizes) > 10).all(), "images that are like no cluster must still be outliers"
+
+
+def test_a_distance_with_the_image_itself_is_that_to_the_centre_of_all() -> None:
+    random = np.random.default_rng(3)
+    X, labels = unit_rows(random.standard_normal((12, 8)) + 1), np.repeat([0, 1], [4, 8])
+    new = unit_rows(random.standard_normal((6, 8)) + 0.5)
+    centres, theirs = Centres.of(X, labels, 2), np.array([0, 0, 0, 1, 1, 1])
+    found = centres.outliers_if_joined(new, theirs, np.bincount(labels))
+    for row, label in enumerate(theirs):
+        distance = 1 - new[row] @ unit_rows(X[labels == label].sum(0, keepdims=True) + new[row])[0]
+        assert found[row] == pytest.approx((distance - centres.distance[label]) / centres.deviation[label], abs=2e-3)
+
+
 def test_a_cluster_with_one_image_has_no_outlier() -> None:
     X = unit_rows(np.eye(3))
     labels = np.arange(3)
