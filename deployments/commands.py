@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from deployments import config
-from flows import terminal
+from flows import reach_directly, terminal
 
 StackFile = Annotated[
     Path | None, Parameter(name="--config", help="The stack file (docs/operations.md). Default: a stack with the demonstration, in ./gsec-stack.")
@@ -20,6 +20,7 @@ def up(*, stack: StackFile = None) -> int:
     A service that runs already is restarted only if its command or its environment has changed.
     """
     found = config.load(stack)
+    reach_directly(found.host)  # it may be another address of this machine
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     from deployments import apply, processes

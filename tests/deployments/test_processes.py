@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from deployments import commands, config, processes
+from deployments import apply, commands, config, processes
 from deployments.config import AUTH, RAY_TOKEN, PipelineEntry, RayEntry, StackConfig
 from deployments.processes import Service
 from flows.serve.app import TOKEN
@@ -192,6 +192,22 @@ def test_the_server_is_stopped_last_even_after_it_was_restarted(stack: StackConf
         processes.start(stack, service(stack, WAITS, name))
     processes.start(stack, service(stack, WAITS, "server", PREFECT_API_DATABASE_CONNECTION_URL="another"))
     assert processes.started(stack) == ["reports", "worker", "ray", "server"]
+
+
+def test_services_at_another_address_of_this_machine_are_asked_without_a_proxy(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as free:
+        port = free.getsockname()[1]
+    serves = f"import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.2')"
+    server = replace(service(stack, serves, "server"), is_ready=lambda since: processes._answers(f"http://127.0.0.2:{port}/"))
+    here = stack.model_copy(update={"host": "127.0.0.2", "port": port})
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "example.org,127.0.0.1")
+    monkeypatch.setattr(processes, "START_SECONDS", 5)
+    monkeypatch.setattr(config, "load", lambda file, complete=True: here)
+    monkeypatch.setattr(processes, "services", lambda stack, environment: [server])
+    monkeypatch.setattr(apply, "apply", lambda stack: [])
+    assert commands.up() == 0
 
 
 def test_gsec_up_without_a_secret_that_a_running_service_has_is_refused(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
