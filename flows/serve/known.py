@@ -26,7 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-_STAGE = re.compile(r"[a-z_]{1,40}")
+_STAGE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 FINISHED, DAMAGED = "finished", status.DAMAGED
 

@@ -14,7 +14,7 @@ from gsec_core import pipeline
 from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
 
-from .examples import Shown, figures, rows, served, worked_on
+from .examples import Shown, edited, figures, rows, served, worked_on
 
 
 def test_finished_runs_are_read_once_and_tables_never(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +39,15 @@ def test_finished_runs_are_read_once_and_tables_never(shown: Shown, monkeypatch:
         assert not [one for one in asked if one.startswith(("read runs", "open runs"))]
         for context in (shown.finished, shown.assigned):
             assert not [one for one in asked if context.run.id in one]
+
+
+def test_runs_of_all_stages_are_read(shown: Shown, copied: Path) -> None:
+    edited(copied / "runs" / shown.unfinished.run.id / "request.json", stages=[stage.name for stage in pipeline.ALL_STAGES])
+    with served(Store.open(str(copied))) as client:
+        page = client.get("/").text
+        assert "cannot be read" not in page
+        assert shown.unfinished.run.id[:12] in rows(page)
+        assert client.get(f"/api/v1/runs/{shown.unfinished.run.id}").status_code == 200
 
 
 def test_new_changed_and_removed_runs_are_seen(shown: Shown, copied: Path) -> None:
