@@ -412,6 +412,8 @@ def finish(context: Context) -> dict[str, Any]:
     if context.of_run is None:
         told = (*_FOUND, "published", "why_not", "warnings")
         context.run.finish({name: said[name] for name in told} | {"agreement": said["labellings"][0]["agreement"]})
+    else:
+        context.run.finish({name: said[name] for name in ("images", "rejected", "missing")})
     return said
 
 

@@ -75,9 +75,9 @@ class RunRow:
     published: bool
     """Whether its pipeline publishes it now."""
     images: int | None
-    """Number of images; null unless the run is finished and makes clusters."""
+    """Number of images; null unless the run is finished, and if it only finds the number of clusters."""
     clusters: int | None
-    """Number of clusters, as `images`."""
+    """Number of clusters; null unless the run is finished and makes clusters."""
 
 
 @documented

@@ -146,7 +146,7 @@ class Known:
             return state
 
     def result(self, run: Run) -> Result | None:
-        """The result of a run. None if it is not finished, only assigns or finds the number of clusters, or an older gsec made it."""
+        """The result of a run. None if it is not finished, finds the number of clusters, or an older gsec made it; if it only assigns, only images are set."""
         with _reading(f"the result of run {run.id}"):
             found = run.result()
             if found is None:

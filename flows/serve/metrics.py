@@ -117,7 +117,7 @@ def _of_runs(corpora: Sequence[_Corpus]) -> Iterator[Metric]:
         newest: dict[str, Result] = {}
         last: dict[str, str] = {}
         for told in corpus.runs:
-            if told.result is not None:
+            if told.result is not None and told.asked.makes_clusters:
                 newest.setdefault(told.asked.pipeline, told.result)
                 last[told.asked.pipeline] = max(told.result.at, last.get(told.asked.pipeline, ""))
         for pipeline, at in last.items():

@@ -114,7 +114,7 @@ def _line(asked: Asked, run: Run, store: Known, now: Mapping[str, Publication]) 
     report = asked.of_run or (run.id if drawn and "report" in asked.stages else None)
     begun = [(stage, done, planned) for stage, done, planned in progress if planned]
     since = now.get(asked.pipeline)
-    held = not published and result is not None and not result.published and (since is None or result.at > since.at)
+    held = asked.makes_clusters and not published and result is not None and not result.published and (since is None or result.at > since.at)
     return Line(
         store.url, run.id, asked, state, error and without_secrets(error), begun, result, published, held, report, state == FINISHED and asked.makes_clusters
     )

@@ -30,6 +30,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     new = pipeline.assignment_config(finished.run, settings(write_pictures(folder / "new", range(20, 24)), folder / "store"))
     run, _ = pipeline.request(new, of_run=finished.run.id)
     assigned = worked_on(Context.of(run, new), *run.request()["stages"])
+    pipeline.finish(assigned)
     counting = run_stages(config.model_copy(update={"clusters": "auto"}))
     return Shown(Store.open(config.store), finished, unfinished, failed, assigned, counting)
 

@@ -28,6 +28,8 @@ def test_the_front_page_shows_every_run_with_its_state(shown: Shown, client: Tes
     assert "href" not in unfinished
     assert 'class="state failed"' in failed
     assert "finished</span>" in assigned
+    assert '<td class="number">4' in assigned
+    assert "not published" not in assigned, "its images are assigned to published clusters; there is nothing to publish"
     assert f'href="{shown.report}"' in assigned
     assert f"assigns images to the clusters of {shown.finished.run.id[:12]}" in assigned
     assert "finds the number of clusters" in counting
