@@ -170,7 +170,7 @@ class Explorer:
         given = request.query_params.get(DONE)
         newest = () if given is None else collection.curation(0, _NEWEST).rows
         act = next((act for act in newest if str(act.number) == given), None)
-        if act is None:
+        if act is None or act.undone:  # an undone act is not news any more: the reader went back to the page, or loaded it again
             return None
         return Message(f"{in_words(act, _names(collection))}.", act.number if self._curate else None)
 

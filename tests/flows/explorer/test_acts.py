@@ -16,6 +16,15 @@ from gsec_core.store import Publications
 from .examples import HOSTILE, PER_PAGE, Shown, check, images_of, sent, served, title
 
 
+def test_a_page_that_told_of_an_act_tells_nothing_once_the_act_is_undone(shown: Shown, curator: TestClient) -> None:
+    """The back button loads the page again."""
+    told = sent(curator, shown, kind="rename", key=0, name="mine").headers["location"]
+    assert "Called cluster 0" in curator.get(told).text
+    undone = sent(curator, shown, kind="undo", number=1).headers["location"]
+    assert "Undid act 1" in curator.get(undone).text
+    assert "Called cluster 0" not in check(curator.get(told))
+
+
 def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown: Shown, curator: TestClient) -> None:
     before = {row.key: row for row in shown.collection().clusters()}
     some = [row.id for row in shown.collection().images(key=0, limit=2).rows]
