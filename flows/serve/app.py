@@ -26,7 +26,7 @@ from flows.serve import api, metrics, operations, overview, pages
 from flows.serve.collections import Collections
 from flows.serve.curating import credentials
 from flows.serve.explorer import Explorer
-from flows.serve.known import Damaged, Known, published_run
+from flows.serve.known import UNKNOWN, UNPUBLISHED, Damaged, Known, published_run
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadRecord, BadShard, GsecError, Refused, Unreachable, without_secrets
 from gsec_core.store import Run, Store
@@ -237,7 +237,7 @@ def _published(stores: Sequence[Known], request: Request) -> Response:
     """Permanent address of the report of the run that a pipeline publishes: a redirect to it."""
     run_id = published_run(stores, request.path_params["pipeline"])
     if run_id is None:
-        raise HTTPException(404)
+        raise HTTPException(404, UNPUBLISHED)
     return RedirectResponse(_report(run_id), 302)
 
 
@@ -292,4 +292,4 @@ def _find(stores: Sequence[Known], request: Request) -> tuple[Known, Run]:
         run = store.find(request.path_params["run"])
         if run is not None:
             return store, run
-    raise HTTPException(404)
+    raise HTTPException(404, UNKNOWN)

@@ -17,10 +17,10 @@ from flows.serve import pages
 from flows.serve.api import MOST_UPLOAD_BYTES
 from flows.serve.collections import Collections
 from flows.serve.curating import MOST_AT_ONCE, Forms, asked, in_words, place_after, said, who_asks
-from flows.serve.known import Known, published_run
+from flows.serve.known import UNPUBLISHED, Known, published_run
 from flows.serve.listing import PER_PAGE, Listing, number
 from gsec_core.clustering.hierarchy import walk
-from gsec_core.errors import NotFound, Refused
+from gsec_core.errors import Refused
 from gsec_core.explore import ClusterRow, Collection, ImageRow, Tree
 from gsec_core.report.colours import colour
 from gsec_core.report.text import prose, visible
@@ -137,14 +137,12 @@ class Explorer:
         """Answer from the collection of the request; if something is missing or invalid, with a page that says so."""
         try:
             collection = self._collections.open(request.path_params["run"])
-        except NotFound:
-            raise HTTPException(404) from None
         except Refused as error:
             return PlainTextResponse(f"{error}\n", 404)
         try:
             return answer(collection, request)
         except Refused as error:
-            return self.refused(collection, request, str(error), 404)
+            return self.refused(collection, request, str(error), 400 if request.method == "POST" else 404)
 
     def site(self, collection: Collection, request: Request, page: str) -> Site:
         """The values of a page's head."""
@@ -185,7 +183,7 @@ class Explorer:
         """Permanent address of the explorer of the run that a pipeline publishes: a redirect to it."""
         run_id = published_run(self._stores, request.path_params["pipeline"])
         if run_id is None:
-            raise HTTPException(404)
+            raise HTTPException(404, UNPUBLISHED)
         return RedirectResponse(f"/runs/{run_id}/explore", 302)
 
     def _clusters(self, collection: Collection, request: Request) -> Response:
@@ -429,12 +427,12 @@ class Explorer:
 
 
 def refuse_large(request: Request, most: int) -> None:
-    """Raises HTTPException if the body is larger than ``most`` bytes, or if its length is not given, as browsers do for a form."""
+    """Raises HTTPException with a sentence if the body is larger than ``most`` bytes, or if its length is not given, as browsers do for a form."""
     length = request.headers.get("content-length", "")
     if not length.isdigit() or "transfer-encoding" in request.headers:  # this header overrides Content-Length
-        raise HTTPException(411)
+        raise HTTPException(411, "The length of the request is missing, which browsers send with a form.")
     if int(length) > most:
-        raise HTTPException(413)
+        raise HTTPException(413, f"This is larger than {most // 2**20} MiB, the most that is accepted: send less.")
 
 
 def _names(collection: Collection) -> dict[int, str]:

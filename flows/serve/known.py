@@ -30,6 +30,12 @@ _STAGE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 FINISHED, DAMAGED = "finished", status.DAMAGED
 
+UNPUBLISHED = "No pipeline of this name publishes a run here. The front page shows those that do."
+"""The answer to a request for what a pipeline publishes if it publishes nothing."""
+
+UNKNOWN = "There is no such run here; it may have been pruned. The front page shows all runs."
+"""The answer to a request for a run that no store has."""
+
 _REQUEST = "request.json"
 
 SETTLED_SECONDS = 300.0

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from flows.serve import explorer
 from flows.serve.app import application
 from flows.serve.explorer import _steps
+from flows.serve.known import UNPUBLISHED
 from flows.serve.listing import Listing
 from gsec_core.curation import add
 from gsec_core.explore import collection
@@ -42,7 +43,8 @@ def test_every_page_answers_and_is_well_formed(shown: Shown, client: TestClient,
         assert 'method="post" action="' + shown.base + '/curation"' not in page, "without curation a page must not have its form"
         check(curator.get(shown.base + path))
     assert client.get("/explore/nightly").headers["location"] == f"{shown.base}/explore"
-    assert client.get("/explore/other").status_code == 404
+    unknown = client.get("/explore/other")
+    assert (unknown.status_code, unknown.text) == (404, UNPUBLISHED)
     front = client.get("/").text
     assert 'href="/explore/nightly"' in front
     assert f'href="{shown.base}/explore"' in front
@@ -108,7 +110,10 @@ def test_wrong_addresses_are_not_found(shown: Shown, client: TestClient) -> None
         check(client.get(shown.base + path), 404)
     for path in ("/explore?sort=x", "/explore?view=x", "/explore?show=x", "/points/99999", "/curation?page=2", "/duplicates?page=99", "/search?like=x"):
         check(client.get(shown.base + path), 404)
-    for path in (f"/runs/{'0' * 32}/explore", "/runs/x/explore", "/static/x", "/static/overview.css", f"{shown.base}/images/{'0' * 32}/thumbnail.jpg"):
+    for path in (f"/runs/{'0' * 32}/explore", "/runs/x/explore"):
+        gone = client.get(path)
+        assert (gone.status_code, "there is no such run here" in gone.text) == (404, True)
+    for path in ("/static/x", "/static/overview.css", f"{shown.base}/images/{'0' * 32}/thumbnail.jpg"):
         assert client.get(path).status_code == 404
 
 
@@ -155,9 +160,10 @@ def test_search_works_by_image_by_upload_and_by_words_and_refuses_bad_uploads(sh
     assert title(found) == "Images like mine.png"
     assert shown.collection().image(images_of(found)[0]).row.uri == "007.jpg"
     for files in ({"file": ("x.png", b"no image", "image/png")}, {"other": ("x.png", b"x", "image/png")}):
-        check(client.post(f"{shown.base}/search", files=files), 404)
+        assert title(check(client.post(f"{shown.base}/search", files=files), 400)) == "Not done"
     assert client.post(f"{shown.base}/search", content=iter([b"x"]), headers={"Content-Type": "multipart/form-data; boundary=x"}).status_code == 411
-    assert client.post(f"{shown.base}/search", headers={"Content-Length": str(10**9)}).status_code == 413
+    large = client.post(f"{shown.base}/search", headers={"Content-Length": str(10**9)})
+    assert (large.status_code, "larger than 20 MiB" in large.text) == (413, True)
     assert client.post(f"{shown.base}/search", content=b"x", headers={"Transfer-Encoding": "chunked", "Content-Length": "1"}).status_code == 411
     words = check(client.get(f"{shown.base}/search?q=a+red+disc+%3Cscript%3E"))
     assert len(images_of(words)) == PER_PAGE
