@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
 from gsec_core.report.content import Content
@@ -81,6 +82,15 @@ def test_a_comparison_shows_hostile_texts_as_texts_and_its_pictures(browser: Bro
             assert made.runs[1].method in shown
     for bad in HOSTILE[:7]:
         assert bad in shown
+
+
+def test_axe_finds_no_accessibility_fault_in_a_comparison(browser: Browser, tmp_path: Path) -> None:
+    made, thumbnails = comparison()
+    path = tmp_path / "compare.html"
+    path.write_bytes(compared(made, [], thumbnails))
+    with opened(browser, path) as page:
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        assert not [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found]
 
 
 def test_the_pages_policy_stops_a_foreign_script(browser: Browser, few: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from flows.serve.app import application
@@ -80,6 +81,17 @@ def test_the_front_page_fits_and_is_readable(browser: Browser, served: Served, w
                         assert box
                         assert box["x"] >= 0
                         assert box["x"] + box["width"] <= width, "a run and its state must be visible without scrolling sideways"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
+def test_axe_finds_no_accessibility_fault(browser: Browser, served: Served, width: int, dark: bool) -> None:
+    with opened(browser, served.url, width=width, dark=dark) as page:
+        for path in ("/", "/api/v1/", f"/runs/{served.finished.run.id}/report/index.html"):
+            page.goto(served.url + path)
+            for fold in page.locator("details:not([open]) > summary").all():
+                fold.click()
+            found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+            assert not [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found], path
 
 
 def test_links_of_the_front_page_lead_to_reports(browser: Browser, served: Served) -> None:
