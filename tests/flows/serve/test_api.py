@@ -109,6 +109,7 @@ def test_every_address_of_the_openapi_description_answers(shown: Shown, client: 
 
 def test_the_page_of_the_api_lists_every_operation_and_loads_nothing_from_the_network(client: TestClient) -> None:
     page = client.get(f"{api.ROOT}/")
+    assert "`" not in page.text, "the page is HTML, not Markdown"
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     for operation in operations.operations(api.described(), api.ROOT):
         assert f"<code>{operation.method} {operation.path}</code>" in page.text
