@@ -57,12 +57,17 @@ def principal(X: NDArray[Any], components: int) -> Half:
     sample = X[sample_rows(len(X), _SAMPLE_ROWS, 0)]
     mean = _mean(sample)
     centred = (block - mean.float() for block in _blocks(sample))
-    covariance = _total((block.T @ block).double() for block in centred) / len(sample)
+    few = 2 * len(sample) <= sample.shape[1]  # then decomposing the rows takes a small part of the time of decomposing the covariance
+    decomposed = torch.cat(list(centred)).double() if few else _total((block.T @ block).double() for block in centred) / len(sample)
     with threads_of_torch(1):  # threads would wait for each other in its many small steps
-        variances, axes = torch.linalg.eigh(covariance)
-    axes = axes.flip(1)[:, : min(components, len(X))]
+        if few:
+            _, deviations, axes = torch.linalg.svd(decomposed, full_matrices=False)
+            variances, axes = deviations.square() / len(sample), axes.T
+        else:
+            variances, axes = (part.flip(-1) for part in torch.linalg.eigh(decomposed))
+    axes = axes[:, : min(components, len(X))]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # the sign of an axis is arbitrary: make its largest entry positive
-    norm = float(variances.flip(0)[: axes.shape[1]].clamp(min=0).sum().sqrt())
+    norm = float(variances[: axes.shape[1]].clamp(min=0).sum().sqrt())
     scale = norm / RADIUS if norm > 1e-8 else 1.0
     return Half(mean.float().numpy(), axes.float().contiguous().numpy(), np.full(axes.shape[1], scale, np.float32))
 

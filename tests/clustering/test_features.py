@@ -27,8 +27,10 @@ def test_standardised_values_equal_scikit_learns_and_are_clipped() -> None:
     assert projected(far, standardising(X))[0, :-1] == pytest.approx(np.full(12, CLIP))
 
 
-def test_principal_axes_equal_scikit_learns_up_to_one_scale() -> None:
-    X = rows()
+@pytest.mark.parametrize(("n", "d"), [(500, 12), (20, 40)])
+def test_principal_axes_equal_scikit_learns_up_to_one_scale(n: int, d: int) -> None:
+    """For few rows they are computed in another way."""
+    X = rows(n, d)
     expected = PCA(5).fit_transform(X.astype(np.float64))
     found = projected(X, principal(X, 5))
     assert np.square(found).sum(1).mean() == pytest.approx(RADIUS**2, rel=1e-4)
