@@ -11,6 +11,7 @@ import pytest
 
 from flows import maintenance
 from gsec_core import pipeline
+from gsec_core.errors import GsecError
 from gsec_core.images.decode import content_hash
 from gsec_core.results import status
 from gsec_core.stages import encode, report
@@ -507,3 +508,19 @@ def test_files_that_were_not_deleted_are_not_reported_as_deleted(tmp_path: Path,
     monkeypatch.setattr(maintenance.artifacts, "show_deletions", lambda url, deletions, dry_run: shown.append(deletions))
     assert [maintenance.maintenance.fn([str(tmp_path)], dry_run=dry) for dry in (False, True)] == [1, 2]
     assert shown == [[("one", "old")], [("one", "old"), ("other", "needed by now")]]
+
+
+def test_a_damaged_store_does_not_keep_maintenance_from_pruning_the_others(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "damaged" / "published" / "photos" / "00000001.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("not JSON")
+    left = tmp_path / "store" / "photos" / "images" / ".tmp-part"
+    run_stages(settings(source, tmp_path / "store", corpus="photos"))
+    left.write_bytes(b"")
+    grow_old(tmp_path)
+    monkeypatch.setenv("GSEC_ROOTS", str(tmp_path))
+    monkeypatch.setattr(maintenance, "get_run_logger", lambda: logging.getLogger())
+    monkeypatch.setattr(maintenance.artifacts, "show_deletions", lambda url, deletions, dry_run: None)
+    with pytest.raises(GsecError, match=r"damaged: .*00000001\.json"):
+        maintenance.maintenance.fn([str(tmp_path / "damaged"), str(tmp_path / "store")])
+    assert not left.exists()
