@@ -1,6 +1,7 @@
-"""Assignments of the images in the published run, for runs that keep or continue its model."""
+"""The published run that a run continues: the assignments of its images, and the requests to redo stages that were answered by then."""
 
 from collections.abc import Sequence
+from itertools import dropwhile
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
-from gsec_core.store import Run
+from gsec_core.store import Run, Store
+from gsec_core.store.publications import pipeline_of
 from gsec_core.tables import ASSIGNMENTS_TABLE, EMERGING_TABLE
 
 
@@ -40,3 +42,16 @@ def previous(context: Context) -> Run:
     """The published run. Only for runs that keep or continue it."""
     assert context.previous is not None, "there is nothing to keep or to continue"
     return context.previous
+
+
+def answered(context: Context) -> dict[str, int]:
+    """The redo counters of the published run and of the runs that a user left for it: who went back from a redo does not want it again."""
+    run = previous(context)
+    done: dict[str, int] = dict(run.request()["redo"])
+    newest_first = Store(run.files).publications.newest_first(pipeline_of(context.config, context.corpus.name))
+    for publication in dropwhile(lambda publication: publication.run_id != run.id, newest_first):
+        if (earlier := Run(run.files, publication.run_id)).exists():  # it may have been pruned
+            done |= {stage: max(count, done.get(stage, 0)) for stage, count in earlier.request()["redo"].items()}
+        if publication.left is None:
+            break
+    return done

@@ -53,7 +53,7 @@ def renames(context: Context) -> bool:
     """Whether a run that keeps the published model names its clusters again: it has another namer, or ``--redo publish`` asks for that."""
     published = before.previous(context)
     ours, theirs = (namers.namer_identity(config) for config in (context.config, published.config()))
-    return ours != theirs or context.redo.get(STAGE.name, 0) > published.request()["redo"].get(STAGE.name, 0)
+    return ours != theirs or context.redo.get(STAGE.name, 0) > before.answered(context).get(STAGE.name, 0)
 
 
 def _named_by_nouns(context: Context) -> list[namers.Named]:

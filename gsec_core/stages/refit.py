@@ -147,7 +147,7 @@ def _why_another(context: Context, run: Run, source: Run) -> str | None:
     """Reason in words why this run cannot start from the published run's model, or None."""
     if NAME not in run.request()["stages"]:
         return f"run {run.id}, which is published, was made by an older gsec"
-    done = source.request()["redo"]
+    done = before.answered(context)
     more = [name for name, count in context.redo.items() if count > done.get(name, 0)]
     if again := [name for name in more if name in _ASKS_FOR_ANOTHER]:
         return f"it was requested: --redo {', '.join(again)}"

@@ -17,6 +17,7 @@ from gsec_core.stages.base import Context
 from gsec_core.store import Store, prune
 from gsec_core.store.files import Files, LocalFiles
 from gsec_core.store.publications import More, Publication, Publications
+from gsec_core.tables import FRESH
 
 from ..pictures import assign_images, cluster, labels, picture, settings, write_pictures
 from ..stages.steps import STAGES, run_stages
@@ -202,6 +203,22 @@ def test_a_held_run_can_be_published_by_hand_and_going_back_is_respected(second_
     after, found = night(config)
     assert found["published"], "a night with new images must continue from the run the user went back to"
     assert after.run.request()["previous"]["run_id"] == good.run.id
+
+
+def test_a_redo_that_a_user_went_back_from_is_not_done_again(second_night: Night) -> None:
+    folder, config = second_night
+    config = config.model_copy(update={"train": config.train.model_copy(update={"refit": "auto"})})
+    good, _ = night(config)
+    redone, found = night(config, ("train",))
+    assert (redone.decision["decision"], found["published"]) == (FRESH, True)
+    publishing.publish_by_hand(good, pipeline.summary(good))
+    for number in (8, 9):
+        write_groups(folder, range(number, number + 1))
+        after, found = night(config)
+        assert found["published"]
+        assert after.run.model().id == good.run.model().id, after.decision["why"]
+    write_groups(folder, range(10, 11))
+    assert night(config, ("train",))[0].decision["why"] == "it was requested: --redo train"
 
 
 def test_a_clustering_with_new_keys_that_a_user_went_back_from_is_held_too(second_night: Night, tmp_path: Path) -> None:
