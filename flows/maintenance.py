@@ -24,12 +24,12 @@ def maintenance(stores: list[str], keep_runs: int = prune.KEEP_RUNS, dry_run: bo
         try:
             deletions = [deletion for deletion in prune.plan(Store.open(url), keep_runs) if dry_run or deletion.carry_out()]
         except (GsecError, OSError) as error:  # one store that is damaged or does not answer must not keep the others from being pruned
-            failed.append(f"{url}: {error}")
-            get_run_logger().error("%s", without_secrets(failed[-1]))
+            failed.append(without_secrets(str(error)))
+            get_run_logger().error("%s", failed[-1])
             continue
         count += len(deletions)
         get_run_logger().info("%s: %d %s", url, len(deletions), "would be deleted" if dry_run else "deleted")
         artifacts.show_deletions(url, [(deletion.path, deletion.why) for deletion in deletions], dry_run)
     if failed:
-        raise GsecError(without_secrets("; ".join(failed)))
+        raise GsecError(" ".join(failed))
     return count
