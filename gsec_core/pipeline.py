@@ -278,10 +278,10 @@ def assignment_config(run: Run, config: PipelineConfig) -> PipelineConfig:
     """
     if config.source is None:
         raise Refused("gsec assign: give the place of the new images: a folder, a Parquet file or glob, or WebDataset tars.")
+    assign.check_model(Context.of(run, config))
     name = config.corpus or source_name(config.source)
     if name == run.request()["corpus"]:
         raise Refused(f"gsec assign: {config.source} is the source of run {run.id} itself. For its new images use gsec run, or give another --corpus.")
-    assign.check_model(Context.of(run, config))
     found = with_runtime(run.config(), config)
     column = {"image_column": config.ingest.image_column} if "image_column" in config.ingest.model_fields_set else {}  # the new source may have another
     ingest = found.ingest.model_copy(update=column)

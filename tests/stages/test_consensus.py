@@ -185,6 +185,14 @@ def test_a_single_new_image_can_be_assigned(whole: Context, tmp_path: Path) -> N
     assert len(found) == 1
 
 
+def test_a_run_that_only_assigns_is_refused_with_the_run_that_has_the_clusters(whole: Context, tmp_path: Path) -> None:
+    one, two = write_pictures(tmp_path / "one", range(60, 61)), write_pictures(tmp_path / "two", range(61, 62))
+    context, _ = assigned(one, whole, whole.run.files.url)
+    for source in (one, two):
+        with pytest.raises(Refused, match=f"assigns to those of run {whole.run.id}. Name that one"):
+            assigned(source, context, whole.run.files.url)
+
+
 def test_assigning_a_runs_own_source_is_refused(source: Path, whole: Context) -> None:
     with pytest.raises(Refused, match="is the source of run"):
         assigned(source, whole, whole.run.files.url)
