@@ -268,6 +268,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
 """Filters of the templates; they cut each text to the length that its place allows."""
 
 
+@cache
 def templates(package: str = _PACKAGE) -> jinja2.Environment:
     """The templates of a package, with the filters and functions that all pages of gsec share."""
     environment = jinja2.Environment(
