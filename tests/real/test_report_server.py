@@ -88,8 +88,7 @@ def test_axe_finds_no_accessibility_fault(browser: Browser, served: Served, widt
     with opened(browser, served.url, width=width, dark=dark) as page:
         for path in ("/", "/api/v1/", f"/runs/{served.finished.run.id}/report/index.html"):
             page.goto(served.url + path)
-            for fold in page.locator("details:not([open]) > summary").all():
-                fold.click()
+            page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")  # also folds inside closed ones
             found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
             assert not [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found], path
 
