@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -97,25 +98,26 @@ def test_status_prints_the_state_and_the_images_of_a_run(place: dict[str, str]) 
 
 
 def test_status_export_prune_and_curate_import_neither_torch_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
-    import subprocess
-
+    of_store = ["--store", str(place["store"])]
     export = ["export", "--to", str(tmp_path / "out"), "--images", "copies"]
     dataset = ["export", "--to", str(tmp_path / "dataset"), "--format", "huggingface"]
-    for command in (["status"], export, dataset, ["prune", "--dry-run"], ["curate", "star", "--cluster", "0", "--run", str(place["run"])]):
-        code = f"""
+    commands = [["status"], export, dataset, ["prune", "--dry-run"], ["curate", "star", "--cluster", "0", "--run", str(place["run"])]]
+    code = f"""
 import sys
 from flows.cli import main
 from gsec_core.results.status import verify
 from gsec_core.store import Store
-try:
-    main({[*command, "--store", str(place["store"])]!r})
-except SystemExit as exit:
-    assert not exit.code
-print("imported:", [name for name in ("torch", "prefect") if name in sys.modules])
+for command in {[[*command, *of_store] for command in commands]!r}:
+    try:
+        main(command)
+    except SystemExit as exit:
+        assert not exit.code
+    print("imported:", command[0], [name for name in ("torch", "prefect") if name in sys.modules])
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(home), check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == "imported: []"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(home), check=False)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("imported: ")]
+    assert said == [f"imported: {command[0]} []" for command in commands]
 
 
 def test_assign_labels_new_images_and_a_second_time_has_nothing_to_do(place: dict[str, str], tmp_path: Path) -> None:
