@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,11 @@ def write(folder: Path, kind: str, side: int, count: int) -> Path:
     return folder
 
 
-def peak_of(source: Path, workers: int) -> float:
-    """Peak memory in MiB of encoding in a process of its own."""
+def peaks_of(sources: Sequence[Path], workers: int) -> list[float]:
+    """Encode the sources one after the other in a process of its own. Returns its peak memory in MiB after each."""
     with tempfile.TemporaryDirectory() as store:
-        command = [sys.executable, "-m", "benchmarks.large_images", "--encode", str(source), "--store", store, "--workers", str(workers)]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        command = [sys.executable, "-m", "benchmarks.large_images", "--encode", *map(str, sources), "--store", store, "--workers", str(workers)]
+        return [float(line) for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()]
 
 
 def encode_all(source: str, store: str, workers: int) -> float:
@@ -63,23 +64,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=12_000)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--encode")
+    parser.add_argument("--encode", nargs="+")
     parser.add_argument("--store")
     parser.add_argument("--workers", type=int)
     args = parser.parse_args()
     if args.encode:
-        print(encode_all(args.encode, args.store, args.workers))
+        for source in args.encode:
+            print(encode_all(source, args.store, args.workers))
         return
     with tempfile.TemporaryDirectory() as folder:
         small = write(Path(folder) / "small", "JPEG", 500, 6)
-        floor = {workers: peak_of(small, workers) for workers in WORKERS}
+        floor = {workers: peaks_of([small], workers)[0] for workers in WORKERS}
         print("| files | workers | peak, MiB | above the floor |\n| --- | --- | --- | --- |")
         for workers in WORKERS:
             print(f"| small | {workers} | {floor[workers]:.0f} | |", flush=True)
         for number, kind in enumerate(args.kinds):
             large = write(Path(folder) / str(number), kind, args.side, 6)
             for workers in WORKERS:
-                peak = peak_of(large, workers)
+                [peak] = peaks_of([large], workers)
                 print(f"| {kind} | {workers} | {peak:.0f} | {peak - floor[workers]:.0f} |", flush=True)
 
 
