@@ -20,7 +20,7 @@ from ..command import SMALL, asking, gsec_here, last_json
 from ..disks import as_anyone, counted_disk
 from ..pictures import write_pictures
 
-GOOD = 200
+GOOD = 60
 
 
 class Place(NamedTuple):
@@ -34,7 +34,7 @@ class Place(NamedTuple):
     stderr: str
 
     def command(self, *more: str) -> list[str | Path]:
-        settings = ["encode.batch_size=32", "ingest.shard_rows=100", "baseline.n_init=2", "gsec.ensemble_size=4", "gsec.max_steps=20", "train.n_members=10"]
+        settings = ["encode.batch_size=32", "ingest.shard_rows=40", "baseline.n_init=2", "gsec.ensemble_size=4", "gsec.max_steps=20", "train.n_members=10"]
         return ["run", self.folder, "-k", "5", "--store", self.store, "--json", *(part for setting in settings for part in ("--set", setting)), *more]
 
     def embeddings(self) -> list[dict[str, Any]]:
