@@ -68,7 +68,7 @@ def pages(content: Content) -> Iterator[tuple[str, bytes]]:
 
     Equal contents give equal bytes.
     """
-    environment = templates()
+    environment = _templates()
     listed = content.clusters[:MAX_LISTED]
     inline = len(content.clusters) <= MAX_INLINE
     galleries = _galleries(content)
@@ -85,7 +85,7 @@ def pages(content: Content) -> Iterator[tuple[str, bytes]]:
 def compared(comparison: "Comparison", scores: Sequence[Mapping[str, Any]], thumbnails: Mapping[bytes, bytes]) -> bytes:
     """The page of a comparison of runs. ``scores``: one row for each run, or empty; ``thumbnails``: available JPEGs by image id."""
     made = pictures.gallery([thumbnails.get(image.image_id) for image in comparison.differing], _GALLERY_BYTES)
-    page = templates().get_template("compare.html.j2")
+    page = _templates().get_template("compare.html.j2")
     rows = [{**row, **scored} for row, scored in zip(comparison.rows(), scores or [{}] * len(comparison.runs), strict=True)]
     differing = list(zip(comparison.differing, made, strict=True))
     return page.render(comparison=comparison, rows=rows, scores=scores, matches=_matches(comparison), differing=differing).encode()
@@ -268,9 +268,8 @@ _FILTERS: dict[str, Callable[..., Any]] = {
 """Filters of the templates; they cut each text to the length that its place allows."""
 
 
-@cache
-def templates(package: str = _PACKAGE) -> jinja2.Environment:
-    """The templates of a package, with the filters and functions that all pages of gsec share."""
+def templates(package: str) -> jinja2.Environment:
+    """A new environment with the templates of a package, with the filters and functions that all pages of gsec share."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -278,6 +277,11 @@ def templates(package: str = _PACKAGE) -> jinja2.Environment:
     environment.filters |= _FILTERS
     environment.globals |= {"colour": colour, "share": _share, "path": _path, "asset": asset, "digest": digest}
     return environment
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return templates(_PACKAGE)
 
 
 def asset(name: str) -> Markup:
