@@ -1,6 +1,5 @@
 """What prune deletes, and what it never deletes."""
 
-import logging
 import os
 import shutil
 from collections import Counter
@@ -9,9 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flows import maintenance
 from gsec_core import pipeline
-from gsec_core.errors import GsecError
 from gsec_core.images.decode import content_hash
 from gsec_core.results import status
 from gsec_core.stages import encode, report
@@ -20,7 +17,6 @@ from gsec_core.store import Publication, Store, prune
 from gsec_core.store.captions import CaptionsLog
 from gsec_core.tables import EMBEDDINGS_TABLE, FREE, REPORT_TABLE, THUMBNAILS_TABLE
 
-from ..command import gsec_here
 from ..pictures import cluster, labels, settings, write_pictures
 from ..stages.steps import make_up, run_stages, table_of
 
@@ -493,34 +489,3 @@ def test_prune_reads_the_records_of_needed_files_once_per_directory(two: tuple[C
     assert all(deletion.carry_out() for deletion in deletions)
     assert asked["runs"] == 1 + len(stages), "once for the run, for its generation and for each of its tables except the embeddings, which both runs have"
     assert {asked[f"{newest.run.directory}/stage-{stage}.json"] for stage in stages} == {1}
-
-
-def test_files_that_were_not_deleted_are_not_reported_as_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [prune.Deletion("one", "old", lambda: True), prune.Deletion("other", "needed by now", lambda: False)]
-    monkeypatch.setattr(prune, "plan", lambda store, keep_runs: found)
-    said = gsec_here("prune", "--store", tmp_path).stdout
-    assert "1 files were deleted" in said
-    assert "other" not in said
-    assert "2 files would be deleted" in gsec_here("prune", "--dry-run", "--store", tmp_path).stdout
-    shown: list[object] = []
-    monkeypatch.setenv("GSEC_ROOTS", str(tmp_path))
-    monkeypatch.setattr(maintenance, "get_run_logger", lambda: logging.getLogger())
-    monkeypatch.setattr(maintenance.artifacts, "show_deletions", lambda url, deletions, dry_run: shown.append(deletions))
-    assert [maintenance.maintenance.fn([str(tmp_path)], dry_run=dry) for dry in (False, True)] == [1, 2]
-    assert shown == [[("one", "old")], [("one", "old"), ("other", "needed by now")]]
-
-
-def test_a_damaged_store_does_not_keep_maintenance_from_pruning_the_others(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = tmp_path / "damaged" / "published" / "photos" / "00000001.json"
-    record.parent.mkdir(parents=True)
-    record.write_text("not JSON")
-    left = tmp_path / "store" / "photos" / "images" / ".tmp-part"
-    run_stages(settings(source, tmp_path / "store", corpus="photos"))
-    left.write_bytes(b"")
-    grow_old(tmp_path)
-    monkeypatch.setenv("GSEC_ROOTS", str(tmp_path))
-    monkeypatch.setattr(maintenance, "get_run_logger", lambda: logging.getLogger())
-    monkeypatch.setattr(maintenance.artifacts, "show_deletions", lambda url, deletions, dry_run: None)
-    with pytest.raises(GsecError, match=r"damaged/published/photos/00000001\.json"):
-        maintenance.maintenance.fn([str(tmp_path / "damaged"), str(tmp_path / "store")])
-    assert not left.exists()
