@@ -1,6 +1,7 @@
 """The comparison of runs, checked with scikit-learn and with loops over the runs' own tables."""
 
 from itertools import combinations
+from math import fsum
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def seconds_of(run: Run, stage: str) -> float:
     """The seconds of a stage by the footers of its shards; shards made together have the same value, which counts once."""
     record = run.stages()[stage]
     tables = [(run.place(record).table(table, record["fingerprint"]), names) for table, names in record["tables"].items()]
-    return round(sum(seconds for _, seconds in {(name, table.facts(name)["seconds"]) for table, names in tables for name in names}), 1)
+    made = {(name, table.facts(name)["seconds"]) for table, names in tables for name in names}
+    return round(fsum(seconds for _, seconds in made), 1)  # exact: a sum in another order may round otherwise
 
 
 def test_purity_uses_exact_neighbours_by_the_first_runs_embeddings(found: Comparison, contexts: list[Context]) -> None:
