@@ -35,6 +35,15 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
+def published_steps(n: int, batch: int, epochs: int, smallest: int, largest: int) -> int:
+    """The steps of a paper's ``epochs`` of batches of ``batch`` rows on ``n`` images.
+
+    They are at least those on its smallest data set, of ``smallest`` steps, and at most those on its largest, of ``largest`` images: how long a
+    training takes to converge is a number of steps, which hardly depends on the number of images.
+    """
+    return max(epochs * (min(n, largest) // batch), smallest)
+
+
 class Leg(NamedTuple):
     """A part of a block's training."""
 

@@ -131,10 +131,11 @@ def test_running_cluster_sizes_follow_the_labels_and_have_a_floor() -> None:
 
 
 SCHEDULES = [(50_000, 10, (9600, 1024)), (5_000, 10, (800, 1024)), (300, 10, (800, 300)), (1_281_167, 1000, (32_000, 8000)), (90_000, 5000, (2000, 8192))]
+SCHEDULES += [(10**6, 100, (9600, 1024)), (10**7, 1000, (32_000, 8000))]
 
 
 @pytest.mark.parametrize(("n", "clusters", "expected"), SCHEDULES)
-def test_the_schedule_is_the_published_one_with_a_minimum_of_steps(n: int, clusters: int, expected: tuple[int, int]) -> None:
+def test_the_schedule_is_the_published_one_between_the_papers_smallest_and_largest_sets(n: int, clusters: int, expected: tuple[int, int]) -> None:
     assert schedule(n, clusters) == expected
     assert schedule(n, clusters, 7) == (7, expected[1])
 

@@ -109,6 +109,8 @@ def test_more_than_100_clusters_have_another_schedule_and_selection_of_nouns() -
     assert not SIC(100).plan().start_at_centres
     assert SIC(10).plan().steps(50_000) == 39_000
     assert SIC(10).plan().steps(300) == 3900
+    assert SIC(10).plan().steps(10**6) == 39_000
+    assert SIC(101).plan().steps(10**7) == SIC(101).plan().steps(1_281_167) == 31_200
 
 
 def test_wrong_parameters_are_errors_that_name_them() -> None:

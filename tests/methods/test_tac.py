@@ -94,10 +94,11 @@ def test_a_head_folded_into_plain_weights_gives_the_outputs_of_the_head_in_evalu
 
 
 SCHEDULES = [(50_000, 10, (1940, 512, 0.5)), (5_000, 10, (180, 512, 0.5)), (300, 10, (180, 300, 0.5)), (1_281_167, 1000, (15_600, 8192, 5.0))]
+SCHEDULES += [(10**6, 100, (1940, 512, 0.5)), (10**7, 1000, (15_600, 8192, 5.0))]
 
 
 @pytest.mark.parametrize(("n", "clusters", "expected"), SCHEDULES)
-def test_the_schedule_is_the_published_one_with_a_minimum_of_steps(n: int, clusters: int, expected: tuple[int, int, float]) -> None:
+def test_the_schedule_is_the_published_one_between_the_papers_smallest_and_largest_sets(n: int, clusters: int, expected: tuple[int, int, float]) -> None:
     assert schedule(n, clusters) == expected
 
 

@@ -8,10 +8,12 @@ from gsec_core.clustering.metrics import accuracy
 from gsec_core.methods.temi.estimator import N_HEADS, losses, pair_weights, schedule
 
 
-@pytest.mark.parametrize(
-    ("n", "clusters", "expected"), [(50_000, 10, (19_400, 512)), (5_000, 10, (7_200, 512)), (300, 10, (7_200, 300)), (1_281_167, 1000, (250_200, 1024))]
-)
-def test_the_schedule_is_the_published_one_with_a_minimum_of_steps(n: int, clusters: int, expected: tuple[int, int]) -> None:
+SCHEDULES = [(50_000, 10, (19_400, 512)), (5_000, 10, (7_200, 512)), (300, 10, (7_200, 300)), (1_281_167, 1000, (250_200, 1024))]
+SCHEDULES += [(10**6, 100, (19_400, 512)), (10**7, 1000, (250_200, 1024))]
+
+
+@pytest.mark.parametrize(("n", "clusters", "expected"), SCHEDULES)
+def test_the_schedule_is_the_published_one_between_the_papers_smallest_and_largest_sets(n: int, clusters: int, expected: tuple[int, int]) -> None:
     assert schedule(n, clusters) == expected
 
 

@@ -15,7 +15,7 @@ class SEICSettings(Section):
         ge=1,
         le=1_000_000,
         description="Training steps of a member. Default: 200 epochs as in the paper, in batches of 1,024 images (with more than 128 clusters, 8 images for "
-        "each cluster, at most 8,192), and at least 800 steps.",
+        "each cluster, at most 8,192), at least 800 steps, and at most those of 50,000 images (1,281,167 with more than 128 clusters).",
     )
     enhance: bool = Field(
         False,

@@ -22,12 +22,13 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors, published_steps
 from gsec_core.methods.seic import SELECTION
 from gsec_core.text import NounSelection
 
 EPOCHS, LEAST_STEPS = 200, 800
-"""The least number of steps is that of the smallest data set of the paper, whose epochs are meant for thousands of images."""
+MOST_ROWS, MOST_ROWS_OF_MANY = 50_000, 1_281_167
+"""See `published_steps`: the sets are STL-10, CIFAR and, with more clusters than a batch of 1,024 is meant for, ImageNet."""
 
 INSTANCES, CLUSTERS, CENTRES, BALANCE = 0.5, 1.0, 1.0, 2.0
 """Weights of the terms of the loss."""
@@ -61,8 +62,9 @@ def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
 
     With many clusters a batch has eight rows per cluster, up to 8,192, since most clusters would have no row in a smaller batch.
     """
-    batch = min(max(1024, min(8 * n_clusters, 8192)), n)
-    return Schedule(max_steps or max(EPOCHS * (n // batch), LEAST_STEPS), batch)
+    wanted = max(1024, min(8 * n_clusters, 8192))
+    batch, largest = min(wanted, n), MOST_ROWS if wanted == 1024 else MOST_ROWS_OF_MANY
+    return Schedule(max_steps or published_steps(n, batch, EPOCHS, LEAST_STEPS, largest), batch)
 
 
 def agreement(first: Tensor, second: Tensor, scale: Tensor | float) -> Tensor:
@@ -226,7 +228,7 @@ class SEIC(Clusterer):
         Outer members; None = 4; 1 = SEIC as published, without an outer layer.
     max_steps : int or None
         Steps of a member; None = the published 200 epochs of batches of 1,024 (with more than 128 clusters, eight rows per cluster, at most
-        8,192), and at least 800.
+        8,192), at least 800, and at most those of 50,000 images (1,281,167 with more than 128 clusters).
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str

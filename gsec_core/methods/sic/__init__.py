@@ -21,7 +21,8 @@ class SICSettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Training steps of a member. Default: 100 epochs in batches of 128 images (4,096 with more than 100 clusters), and at least 3,900 steps.",
+        description="Training steps of a member. Default: 100 epochs in batches of 128 images (4,096 with more than 100 clusters), at least 3,900 steps, and "
+        "at most those of 50,000 images (1,281,167 with more than 100 clusters).",
     )
     mapping: Mapping = Field(
         "adjusted",

@@ -24,7 +24,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import LinearMembers, Plan, Probe, UnitVectors
+from gsec_core.methods.plan import LinearMembers, Plan, Probe, UnitVectors, published_steps
 from gsec_core.methods.sic import MANY_CLUSTERS, Mapping, nouns
 from gsec_core.text import NounSelection
 
@@ -34,7 +34,6 @@ BLOCK_MEMBERS = 5
 
 WEIGHT_DECAY = 1e-4
 EPOCHS, LEAST_STEPS = 100, 3900
-"""The least number of steps is that of the smallest data set of the paper."""
 MAPPED_STEPS = 39
 """Least number of steps between two mappings: an epoch of that data set. In smaller sets an epoch is only a step or two."""
 
@@ -51,6 +50,9 @@ _LEAST = 1e-8
 class Schedule(NamedTuple):
     """How members are trained; the values are those published for CIFAR-10, and with many clusters those for ImageNet."""
 
+    most_rows: int
+    """Images of that data set; see `published_steps`."""
+
     n_neighbors: int
     batch: int
     learning_rate: float
@@ -65,8 +67,8 @@ class Schedule(NamedTuple):
 def schedule(n_clusters: int) -> Schedule:
     """The schedule for a number of clusters."""
     if n_clusters <= MANY_CLUSTERS:
-        return Schedule(20, 128, 1e-4, 5.0, 0.9, 30)
-    return Schedule(50, 4096, 3e-4, 1.0, 0.5, 20)
+        return Schedule(50_000, 20, 128, 1e-4, 5.0, 0.9, 30)
+    return Schedule(1_281_167, 50, 4096, 3e-4, 1.0, 0.5, 20)
 
 
 def loss(logits: Tensor, neighbors: Tensor, labels: Tensor, balance: float, beta: float) -> Tensor:
@@ -138,7 +140,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         return N_MEMBERS // BLOCK_MEMBERS
 
     def steps(self, n: int) -> int:
-        return self.max_steps or max(EPOCHS * (n // self.batch(n)), LEAST_STEPS)
+        return self.max_steps or published_steps(n, self.batch(n), EPOCHS, LEAST_STEPS, schedule(self.n_clusters).most_rows)
 
     def batch(self, n: int) -> int:
         return min(schedule(self.n_clusters).batch, n)
@@ -229,7 +231,8 @@ class SIC(Clusterer):
     n_members : int or None
         Outer members; None = 10; 1 = SIC as published, without an outer layer.
     max_steps : int or None
-        Steps of a member; None = the published 100 epochs of batches of 128 (4,096 with more than 100 clusters), and at least 3,900.
+        Steps of a member; None = the published 100 epochs of batches of 128 (4,096 with more than 100 clusters), at least 3,900, and at most
+        those of 50,000 images (1,281,167 with more than 100 clusters).
     mapping : str
         Where a cluster's nouns come from: ``adjusted``, near the most confident images of the head, updated every epoch; ``centres``, near the
         centres of k-means of the images, computed once; ``direct``, from k-means of the nouns themselves.

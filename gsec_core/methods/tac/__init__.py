@@ -15,7 +15,7 @@ class TACSettings(Section):
         ge=1,
         le=1_000_000,
         description="Training steps of a member. Default as in the paper: 20 epochs in batches of 512 images (with more than 100 clusters, 100 epochs in "
-        "batches of 8,192), and at least 180 steps.",
+        "batches of 8,192), at least 180 steps, and at most those of 50,000 images (1,281,167 with more than 100 clusters).",
     )
 
 

@@ -19,13 +19,14 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors, published_steps
 
 MANY_CLUSTERS = 100
 """With more clusters, the schedule is the one that the paper has for its data sets of many classes."""
 
 LEAST_STEPS = 180
-"""Number of steps on the smallest data set of the paper, whose epochs are meant for thousands of images."""
+MOST_ROWS, MOST_ROWS_OF_MANY = 50_000, 1_281_167
+"""See `published_steps`: the sets are STL-10, CIFAR and, with many clusters, ImageNet."""
 
 BALANCE = 5.0
 """Weight of the entropy of the mean label."""
@@ -49,9 +50,9 @@ class Schedule(NamedTuple):
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
     """The schedule for ``n`` images; ``max_steps`` replaces the published epochs."""
-    epochs, batch, temperature = (20, 512, 0.5) if n_clusters <= MANY_CLUSTERS else (100, 8192, 5.0)
+    epochs, batch, temperature, largest = (20, 512, 0.5, MOST_ROWS) if n_clusters <= MANY_CLUSTERS else (100, 8192, 5.0, MOST_ROWS_OF_MANY)
     batch = min(batch, n)
-    return Schedule(max_steps or max(epochs * (n // batch), LEAST_STEPS), batch, temperature)
+    return Schedule(max_steps or published_steps(n, batch, epochs, LEAST_STEPS, largest), batch, temperature)
 
 
 def cluster_agreement(first: Tensor, second: Tensor, temperature: float) -> Tensor:
@@ -194,7 +195,8 @@ class TAC(Clusterer):
     n_members : int or None
         Outer members; None = 10; 1 = TAC as published, without an outer layer.
     max_steps : int or None
-        Steps of a member; None = the published epochs (20 of batches of 512; with more than 100 clusters, 100 of 8,192), and at least 180.
+        Steps of a member; None = the published epochs (20 of batches of 512; with more than 100 clusters, 100 of 8,192), at least 180, and at
+        most those of 50,000 images (1,281,167 with more than 100 clusters).
     random_state : int
         Seed. Equal seeds, versions, processors and thread counts give equal labels.
     device : str

@@ -14,7 +14,8 @@ class TEMISettings(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="Training steps of the heads. Default: 200 epochs in batches of 512 images (1,024 with 1,000 clusters or more), and at least 7,200 steps.",
+        description="Training steps of the heads. Default: 200 epochs in batches of 512 images (1,024 with 1,000 clusters or more), at least 7,200 steps, and "
+        "at most those of 50,000 images (1,281,167 with 1,000 clusters or more).",
     )
     beta: float = Field(
         0.6,

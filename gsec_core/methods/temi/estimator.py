@@ -21,7 +21,7 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
+from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors, published_steps
 
 N_HEADS = 4
 """Number of heads that are trained together, as a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
@@ -38,7 +38,8 @@ WEIGHT_DECAY = 1e-4
 MANY_CLUSTERS = 1000
 """From this number of clusters the schedule is the one that the paper has for ImageNet."""
 EPOCHS, LEAST_STEPS = 200, 7200
-"""The least number of steps is that of the smallest data set of the paper."""
+MOST_ROWS, MOST_ROWS_OF_MANY = 50_000, 1_281_167
+"""See `published_steps`: the sets are STL-10, CIFAR and, with many clusters, ImageNet."""
 
 _LEAST = 1e-8
 
@@ -52,8 +53,9 @@ class Schedule(NamedTuple):
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
     """The schedule for ``n`` images; ``max_steps`` replaces the published epochs."""
-    batch = min(512 if n_clusters < MANY_CLUSTERS else 1024, n)
-    return Schedule(max_steps or max(EPOCHS * (n // batch), LEAST_STEPS), batch)
+    batch, largest = (512, MOST_ROWS) if n_clusters < MANY_CLUSTERS else (1024, MOST_ROWS_OF_MANY)
+    batch = min(batch, n)
+    return Schedule(max_steps or published_steps(n, batch, EPOCHS, LEAST_STEPS, largest), batch)
 
 
 def pair_weights(teachers: Tensor, teachers_of_neighbors: Tensor) -> Tensor:
@@ -208,7 +210,8 @@ class TEMI(Clusterer):
     n_members : int or None
         Outer members; None = 4, the heads of one training; 1 = TEMI as published, the head with the smallest loss.
     max_steps : int or None
-        Steps of the heads; None = the published epochs (200 of batches of 512; from 1,000 clusters, of 1,024), and at least 7,200.
+        Steps of the heads; None = the published epochs (200 of batches of 512; from 1,000 clusters, of 1,024), at least 7,200, and at most
+        those of 50,000 images (1,281,167 from 1,000 clusters).
     beta : float
         Exponent of the agreement, above .5. At 1 cluster sizes are free; smaller values make sizes more equal and labels softer.
     random_state : int
