@@ -21,7 +21,7 @@ from gsec_core.errors import GsecError
 from gsec_core.methods.plan import Start
 from gsec_core.stages import before, encode, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
-from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, scratch_array, usable
+from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, scratch_array, step_of_parts, usable
 from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
@@ -190,7 +190,7 @@ STAGE = Stage(
     inputs=_inputs,
     steps=(
         Step((ALIGNMENT_TABLE, HEAD_TABLE, CLUSTER_CENTRES_TABLE), align, units=all_images, whole=True),
-        Step((ASSIGNMENTS_TABLE,), assign, lambda context: usable(context).part_names, rows_of_parts, whole=True),
+        step_of_parts(ASSIGNMENTS_TABLE, assign, whole=True),
         Step((CLUSTERS_TABLE,), summarise, whole=True),
     ),
     on_device=True,

@@ -11,8 +11,8 @@ import numpy as np
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
 from gsec_core.stages import align, encode, lineage
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import assignment_table, parts, rows_of_parts, usable
+from gsec_core.stages.base import Context, Finished, Progress, Stage
+from gsec_core.stages.canonical import assignment_table, parts, step_of_parts, usable
 from gsec_core.tables import ASSIGNED_TABLE
 
 
@@ -51,7 +51,7 @@ def check_model(model: Context) -> None:
 def _inputs(context: Context) -> list[str]:
     aligned = model_of(context).run.fingerprint(align.STAGE.name)
     assert aligned is not None, "a complete stage has begun"
-    if not usable(context).rows.num_rows:
+    if not len(usable(context)):
         raise Refused(f"gsec assign: none of {usable(context).live} images is usable ({encode.most_frequent_reasons(context)}).")
     return [*(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest, aligned]
 
@@ -61,6 +61,6 @@ STAGE = Stage(
     version=3,
     settings=lambda config: {},
     inputs=_inputs,
-    steps=(Step((ASSIGNED_TABLE,), work, lambda context: usable(context).part_names, rows_of_parts, busy=True),),
+    steps=(step_of_parts(ASSIGNED_TABLE, work, busy=True),),
     on_device=True,
 )

@@ -17,7 +17,7 @@ from gsec_core.devices import thread_count
 from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import all_images, assignment_table, check_enough, cluster_table, load_embeddings, parts, read_parts, rows_of_parts, usable
+from gsec_core.stages.canonical import all_images, assignment_table, check_enough, cluster_table, load_embeddings, parts, read_parts, step_of_parts, usable
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import BASELINE_CENTRES_TABLE, BASELINE_CLUSTERS_TABLE, BASELINE_TABLE, centres_schema
 
@@ -76,7 +76,7 @@ STAGE = Stage(
     inputs=_inputs,
     steps=(
         Step((BASELINE_CENTRES_TABLE,), fit, units=all_images, whole=True),
-        Step((BASELINE_TABLE,), assign, lambda context: usable(context).part_names, rows_of_parts, whole=True),
+        step_of_parts(BASELINE_TABLE, assign, whole=True),
         Step((BASELINE_CLUSTERS_TABLE,), summarise, whole=True),
     ),
 )

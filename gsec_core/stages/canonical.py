@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import TemporaryFile, gettempdir
@@ -24,7 +24,7 @@ from gsec_core.devices import thread_count
 from gsec_core.errors import GsecError, Refused
 from gsec_core.images.decode import decode
 from gsec_core.stages import encode
-from gsec_core.stages.base import Context, Stage, once
+from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
 from gsec_core.store import Shards
 from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK, THUMBNAILS_TABLE
@@ -44,10 +44,9 @@ class Usable:
     digest: str
     """xxh3-128 over image_id, content_hash and status of all live rows."""
 
-    @property
-    def part_names(self) -> list[str]:
-        """Names of the shards of the tables in canonical order."""
-        return [f"part-{number:05d}" for number in range(-(-self.rows.num_rows // PART_ROWS))]
+    def __len__(self) -> int:
+        """Number of usable images."""
+        return int(self.rows.num_rows)
 
 
 class Part(NamedTuple):
@@ -76,17 +75,22 @@ def usable(context: Context) -> Usable:
 def check_enough(context: Context) -> None:
     """Raises Refused if there are fewer usable images than clusters."""
     clusters, found = context.config.n_clusters, usable(context)
-    if found.rows.num_rows < clusters:
+    if len(found) < clusters:
         raise Refused(
-            f"clusters = {clusters}: only {found.rows.num_rows} of {found.live} images are usable ({encode.most_frequent_reasons(context)}). "
+            f"clusters = {clusters}: only {len(found)} of {found.live} images are usable ({encode.most_frequent_reasons(context)}). "
             "Ask for fewer clusters or give more images."
         )
+
+
+def part_names(context: Context) -> list[str]:
+    """Names of the shards of the tables in canonical order."""
+    return [f"part-{number:05d}" for number in range(-(-len(usable(context)) // PART_ROWS))]
 
 
 def parts(context: Context, names: Sequence[str]) -> list[Part]:
     """The parts with the given names."""
     rows = usable(context).rows
-    starts = [(name, number * PART_ROWS) for number, name in enumerate(usable(context).part_names) if name in names]
+    starts = [(name, number * PART_ROWS) for number, name in enumerate(part_names(context)) if name in names]
     return [Part(name, start, min(start + PART_ROWS, rows.num_rows), rows.slice(start, PART_ROWS)) for name, start in starts]
 
 
@@ -95,9 +99,14 @@ def rows_of_parts(context: Context, names: Sequence[str]) -> int:
     return sum(part.rows.num_rows for part in parts(context, names))
 
 
+def step_of_parts(table: str, work: Callable[[Context, Sequence[str], Progress], Iterator[Finished]], *, whole: bool = False, busy: bool = False) -> Step:
+    """A step that makes one table in canonical order, part by part; ``whole`` and ``busy`` as in `Step`."""
+    return Step((table,), work, part_names, rows_of_parts, whole=whole, busy=busy)
+
+
 def all_images(context: Context, names: Sequence[str]) -> int:
     """Number of usable images, as units of progress of a step whose one shard takes them all."""
-    return int(usable(context).rows.num_rows)
+    return len(usable(context))
 
 
 @once
@@ -131,18 +140,18 @@ def has_joint(context: Context) -> bool:
 
 def read_parts(context: Context, stage: Stage, table: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A complete table in canonical order, or some columns of it."""
-    return pa.concat_tables(context.shards(stage, table).read_all(usable(context).part_names, columns))
+    return pa.concat_tables(context.shards(stage, table).read_all(part_names(context), columns))
 
 
 @once
 def load_parts(context: Context, shards: Shards, column: str) -> NDArray[np.float16]:
     """The vectors in a column of a complete table in canonical order, (n, length); a memory map as in `load_embeddings`."""
-    places = {part.name: slice(part.start, part.stop) for part in parts(context, usable(context).part_names)}
+    places = {part.name: slice(part.start, part.stop) for part in parts(context, part_names(context))}
     matrix: NDArray[np.float16] | None = None
     for name, table in shards.read_each(places, [column]):
         values = to_matrix(table, column)
         if matrix is None:
-            matrix = scratch_array(context.config, (usable(context).rows.num_rows, values.shape[1]), np.float16)
+            matrix = scratch_array(context.config, (len(usable(context)), values.shape[1]), np.float16)
         matrix[places[name]] = values
     assert matrix is not None, "a table has at least one part"
     return matrix

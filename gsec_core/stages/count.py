@@ -45,7 +45,7 @@ def counted(context: Context) -> int:
     shown = ", ".join(f"{row['clusters']}: {row['purity']:.2f} / {row['low']:.2f}" for row in rows[:: max(1, len(rows) // 8)])
     pure = [row for row in rows if row["purity"] >= PURE and row["low"] >= MOSTLY_PURE]
     if pure and pure[-1] is rows[-1]:
-        why = f"clusters are separated up to {rows[-1]['clusters']}, the most that {usable(context).rows.num_rows} images allow, and there may be more"
+        why = f"clusters are separated up to {rows[-1]['clusters']}, the most that {len(usable(context))} images allow, and there may be more"
     else:
         why = "no number stands out, because purity falls gradually with more clusters"
     raise Refused(f"clusters = auto: the images do not show how many clusters there are: {why} (purity, mean / low: {shown}). Give a number with --clusters.")

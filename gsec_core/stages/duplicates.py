@@ -20,7 +20,7 @@ from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.stages import encode, prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import all_images, by_shard, load_embeddings, load_thumbnails, usable
+from gsec_core.stages.canonical import all_images, by_shard, load_embeddings, load_thumbnails, part_names, usable
 from gsec_core.tables import DUPLICATES, DUPLICATES_TABLE, EMBEDDINGS_TABLE, NEIGHBORS_TABLE
 
 THRESHOLDS = {"lite": 0.87}
@@ -97,14 +97,13 @@ def _prepared(context: Context) -> NDArray[np.int32] | None:
     if not context.keeps:
         return prepare.load_neighbors(context).image
     model = context.model
-    theirs = usable(model)
-    if not set(theirs.part_names) <= model.shards(prepare.STAGE, NEIGHBORS_TABLE).names():
+    if not set(part_names(model)) <= model.shards(prepare.STAGE, NEIGHBORS_TABLE).names():
         return None
     near = prepare.load_neighbors(model).image
     here = pl.DataFrame(usable(context).rows.select(["content_hash"])).with_row_index("row").unique("content_hash", keep="first")
-    joined = pl.DataFrame(theirs.rows.select(["content_hash"])).join(here, on="content_hash", how="left", maintain_order="left")
+    joined = pl.DataFrame(usable(model).rows.select(["content_hash"])).join(here, on="content_hash", how="left", maintain_order="left")
     place = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
-    found = np.full((usable(context).rows.num_rows, near.shape[1]), -1, np.int32)
+    found = np.full((len(usable(context)), near.shape[1]), -1, np.int32)
     found[place[place >= 0]] = place[near[place >= 0]]
     return found
 

@@ -32,7 +32,7 @@ from gsec_core.methods.enhancer import Enhancer
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage
 from gsec_core.stages import align, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import assignment_table, parts, read_parts, rows_of_parts, usable
+from gsec_core.stages.canonical import assignment_table, part_names, parts, read_parts, step_of_parts, usable
 from gsec_core.stages.encode import fetch_unchanged
 from gsec_core.tables import (
     ALIGNMENT_TABLE,
@@ -170,7 +170,7 @@ def remarks(context: Context) -> list[str]:
     if STAGE.name not in context.run.stage_names():
         return []
     table, dead = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all"), _dead(context)
-    lost = sum(context.shards(STAGE, ENHANCED_TABLE).facts(part)["lost"] for part in usable(context).part_names)
+    lost = sum(context.shards(STAGE, ENHANCED_TABLE).facts(part)["lost"] for part in part_names(context))
     share = pc.sum(table["both"]).as_py() / pc.sum(table["before"]).as_py()
     learnt = f"The encoder has learnt from the clusters, and its labels now agree with them on {share:.1%} of the images"
     if dead:
@@ -242,7 +242,7 @@ def _member(context: Context) -> tuple[dict[str, NDArray[np.float32]], NDArray[n
 
 def _checkpoints(context: Context) -> dict[str, int]:
     """Names of the checkpoints, and the number of steps done at each."""
-    steps = methods.find(context.config.method).load_enhancer().steps(usable(context).rows.num_rows)
+    steps = methods.find(context.config.method).load_enhancer().steps(len(usable(context)))
     return {f"step-{at:09d}": at for at in (steps * number // CHECKPOINTS for number in range(1, CHECKPOINTS + 1)) if at}
 
 
@@ -262,7 +262,7 @@ STAGE = Stage(
     inputs=lambda context: [align.STAGE.fingerprint(context)],
     steps=(
         Step((ENHANCER_TABLE,), learn, lambda context: list(_checkpoints(context)), _steps, whole=True, unit="steps"),
-        Step((ENHANCED_TABLE,), label, lambda context: usable(context).part_names, rows_of_parts, busy=True),
+        step_of_parts(ENHANCED_TABLE, label, busy=True),
         Step((ENHANCED_CLUSTERS_TABLE,), compare, whole=True),
     ),
     on_device=True,

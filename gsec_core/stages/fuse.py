@@ -20,7 +20,7 @@ from gsec_core.devices import thread_count
 from gsec_core.section import output_settings
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
-from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import load_embeddings, load_joint, load_parts, parts, step_of_parts, usable
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import (
     CAPTION_EMBEDDINGS_TABLE,
@@ -186,7 +186,7 @@ STAGE = Stage(
     steps=(
         Step((CAPTION_EMBEDDINGS_TABLE,), embed, whole=True),
         Step((COUNTERPART_MODEL_TABLE,), fit, whole=True),
-        Step((COUNTERPARTS_TABLE,), combine, lambda context: usable(context).part_names, rows_of_parts, whole=True),
+        step_of_parts(COUNTERPARTS_TABLE, combine, whole=True),
     ),
     on_device=True,
 )

@@ -14,7 +14,7 @@ from gsec_core.config import PipelineConfig
 from gsec_core.naming import namers
 from gsec_core.stages import align, before, prepare, publish
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import usable
+from gsec_core.stages.canonical import part_names
 from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, HIERARCHY, HIERARCHY_TABLE
 
 
@@ -68,7 +68,7 @@ def _tree(context: Context, config: PipelineConfig, progress: Progress) -> pa.Ta
 
 def _co_association(context: Context) -> NDArray[np.float32]:
     """See `hierarchy.co_association`. Uses the first part of the images: canonical order is that of content hashes, so that they are a random sample."""
-    [first, *_] = usable(context).part_names
+    [first, *_] = part_names(context)
     labels = context.shards(align.STAGE, ASSIGNMENTS_TABLE).read(first, ["cluster"])["cluster"].to_numpy()
     said = align.load_ensemble(context).member_labels(prepare.load_features(context), prepare.plan_of(context.config).device, 0, len(labels))
     return hierarchy.co_association(labels, said, context.config.n_clusters)

@@ -15,8 +15,8 @@ from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.devices import thread_count
 from gsec_core.report import layout
 from gsec_core.stages import before, publish
-from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import load_embeddings, parts, rows_of_parts, usable
+from gsec_core.stages.base import Context, Finished, Progress, Stage, once
+from gsec_core.stages.canonical import load_embeddings, parts, step_of_parts, usable
 from gsec_core.tables import ASSIGNMENTS_TABLE, LAYOUT_TABLE, MAP, MAP_TABLE
 
 
@@ -49,7 +49,7 @@ def _ids(context: Context) -> pl.DataFrame:
 def _there(context: Context) -> NDArray[np.float32]:
     """The known places, (n, 2): those of the landmarks and, if the map is kept, those of its images; NaN for the others."""
     marks = _landmarks(context)
-    there = np.full((usable(context).rows.num_rows, 2), np.nan, np.float32)
+    there = np.full((len(usable(context)), 2), np.nan, np.float32)
     if context.keeps and _same_map(context, marks):
         was = pl.DataFrame(before.previous(context).read_table(MAP_TABLE))
         assigned = pl.DataFrame(before.previous(context).read_table(ASSIGNMENTS_TABLE, ["image_id", "content_hash"]))
@@ -72,5 +72,5 @@ STAGE = Stage(
     version=1,
     settings=lambda config: {},
     inputs=lambda context: [publish.STAGE.fingerprint(context)],
-    steps=(Step((MAP_TABLE,), work, lambda context: usable(context).part_names, rows_of_parts, busy=True),),
+    steps=(step_of_parts(MAP_TABLE, work, busy=True),),
 )

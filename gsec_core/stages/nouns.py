@@ -21,7 +21,7 @@ from gsec_core.errors import Refused
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, vocabulary
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
-from gsec_core.stages.canonical import all_images, check_enough, has_joint, load_joint, load_parts, parts, rows_of_parts, usable
+from gsec_core.stages.canonical import all_images, check_enough, has_joint, load_joint, load_parts, part_names, parts, rows_of_parts, usable
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import (
     COUNTERPARTS_TABLE,
@@ -127,7 +127,7 @@ def weight_deserved(context: Context) -> float:
 
 
 def _count(context: Context) -> int:
-    return centre_count(int(usable(context).rows.num_rows), context.config.n_clusters, selection_of(context.config).images_per_centre)
+    return centre_count(len(usable(context)), context.config.n_clusters, selection_of(context.config).images_per_centre)
 
 
 def selection_of(config: PipelineConfig) -> NounSelection:
@@ -162,7 +162,7 @@ def check(config: PipelineConfig) -> None:
 
 
 def _parts(context: Context) -> list[str]:
-    return [] if selection_of(context.config).tau is None else usable(context).part_names
+    return [] if selection_of(context.config).tau is None else part_names(context)
 
 
 STAGE = Stage(

@@ -23,7 +23,7 @@ from gsec_core.methods.plan import OuterLayer
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, parts, read_parts, rows_of_parts, scratch_array, usable
+from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, part_names, parts, read_parts, rows_of_parts, scratch_array, usable
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import CONTINUED, FEATURES, FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
@@ -113,7 +113,7 @@ def _built(context: Context, half: int) -> Built | None:
 def _indexed(context: Context) -> list[str]:
     """The halves whose index is stored. None where the index is exact, since it only copies the rows, and none for runs that an older gsec began."""
     record = context.run.stage(STAGE.name)
-    if usable(context).rows.num_rows < EXACT_ROWS or (record is not None and NEIGHBOR_INDEX_TABLE not in record["tables"]):
+    if len(usable(context)) < EXACT_ROWS or (record is not None and NEIGHBOR_INDEX_TABLE not in record["tables"]):
         return []
     return list(HALVES[: 2 if text.has_counterparts(context) else 1])
 
@@ -165,7 +165,7 @@ def trains_further(context: Context) -> bool:
 
 def _inputs(context: Context) -> list[str]:
     continued = [context.run.stages()["refit"]["fingerprint"]] if context.continues else []
-    clusters = [f"clusters {context.config.n_clusters}"] if plan_of(context.config).prepared_by_clusters(usable(context).rows.num_rows) else []
+    clusters = [f"clusters {context.config.n_clusters}"] if plan_of(context.config).prepared_by_clusters(len(usable(context))) else []
     return [encode.STAGE.fingerprint(context), *text.fingerprints(context), usable(context).digest, *continued, *clusters]
 
 
@@ -192,6 +192,6 @@ STAGE = Stage(
     steps=(
         Step((FEATURES_TABLE,), fit, whole=True),
         Step((NEIGHBOR_INDEX_TABLE,), index, _indexed, whole=True),
-        Step((NEIGHBORS_TABLE,), search, lambda context: usable(context).part_names, _units, busy=True, unit="neighbourhoods"),
+        Step((NEIGHBORS_TABLE,), search, part_names, _units, busy=True, unit="neighbourhoods"),
     ),
 )

@@ -64,7 +64,7 @@ def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterat
 
 def count(context: Context) -> int:
     """Number of micro-clusters of the run."""
-    return prototype_count(usable(context).rows.num_rows, context.config.n_clusters, context.config.prototypes.count)
+    return prototype_count(len(usable(context)), context.config.n_clusters, context.config.prototypes.count)
 
 
 def _inputs(context: Context) -> list[str]:

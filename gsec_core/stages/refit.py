@@ -71,7 +71,7 @@ class Decided:
 def decide(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Decide about the model, and find the groups of new images."""
     set_threads(context.config.threads)
-    n, found = int(usable(context).rows.num_rows), _decided(context)
+    n, found = len(usable(context)), _decided(context)
     grown = context.config.train.grow and found.decision == RENEWED
     row = {
         "decision": found.decision,

@@ -127,7 +127,7 @@ def _labelling_blocks(context: Context) -> list[str]:
 
 def _kept(context: Context) -> dict[int, Sequence[int]]:
     """For each block, the steps after which its state is stored."""
-    plan, n = plan_of(context.config), int(usable(context).rows.num_rows)
+    plan, n = plan_of(context.config), len(usable(context))
     return {block: plan.checkpoints(n, block) for block in plan.blocks}
 
 
@@ -156,7 +156,7 @@ def _steps(context: Context, names: Sequence[str]) -> int:
     """Number of training steps of the named blocks after their last checkpoints."""
     wanted = [block for name, block in _blocks(context).items() if name in names]
     done = sum(kept[-1] for block in wanted if (kept := _kept(context)[block]))
-    return plan_of(context.config).total_steps(int(usable(context).rows.num_rows), wanted, prepare.trains_further(context)) - done
+    return plan_of(context.config).total_steps(len(usable(context)), wanted, prepare.trains_further(context)) - done
 
 
 STAGE = Stage(

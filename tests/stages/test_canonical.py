@@ -140,7 +140,7 @@ def test_fewer_images_than_clusters_can_be_loaded_but_are_refused_for_clustering
     source = write_pictures(tmp_path / "in", range(3))
     (source / "broken.jpg").write_bytes(b"no image")
     context = run_stages(settings(source, tmp_path / "store", clusters=4), encode.STAGE)
-    assert canonical.usable(context).rows.num_rows == 3
+    assert len(canonical.usable(context)) == 3
     with pytest.raises(Refused, match="clusters = 4: only 3 of 4 images are usable"):
         canonical.check_enough(context)
 
@@ -149,7 +149,7 @@ def test_parts_cover_all_rows_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(canonical, "PART_ROWS", 8)
     context = encoded(tmp_path)
     rows = canonical.usable(context).rows
-    found = canonical.parts(context, canonical.usable(context).part_names)
+    found = canonical.parts(context, canonical.part_names(context))
     assert [(part.start, part.stop) for part in found] == [(0, 8), (8, 16), (16, 20)]
     assert [image for part in found for image in part.rows["image_id"].to_pylist()] == rows["image_id"].to_pylist()
     assert canonical.rows_of_parts(context, ["part-00000", "part-00002"]) == 12

@@ -8,7 +8,7 @@ import pytest
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import describe, encode, fuse, prototypes
 from gsec_core.stages.base import Context, run_stage
-from gsec_core.stages.canonical import load_embeddings, load_joint, usable
+from gsec_core.stages.canonical import load_embeddings, load_joint, part_names, usable
 from gsec_core.tables import CAPTION_EMBEDDINGS_TABLE, COUNTERPARTS_TABLE, DESCRIBED, FAILED, FREE, REPRESENTATIVES_TABLE
 from gsec_core.text.fusion import Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 
@@ -58,7 +58,7 @@ def test_softmax_counterparts_are_weighted_means_of_the_description_embeddings(s
     texts = fuse.load_captions(context)
     [expected] = softmax_counterparts(load_joint(context), texts, texts, 0.05)
     np.testing.assert_allclose(fuse.load_counterparts(context), expected, atol=1e-3)
-    table = pa.concat_tables(context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read_all(usable(context).part_names))
+    table = pa.concat_tables(context.shards(fuse.STAGE, COUNTERPARTS_TABLE).read_all(part_names(context)))
     assert table["image_id"].to_pylist() == usable(context).rows["image_id"].to_pylist()
 
 

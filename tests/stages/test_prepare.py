@@ -10,7 +10,7 @@ from gsec_core import pipeline
 from gsec_core.clustering.neighbors import NeighborIndex
 from gsec_core.stages import base, encode, fuse, prepare, prototypes
 from gsec_core.stages.base import Context, run_stage
-from gsec_core.stages.canonical import load_embeddings, usable
+from gsec_core.stages.canonical import load_embeddings, part_names, usable
 from gsec_core.tables import FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE
 
 from ..pictures import settings, write_pictures
@@ -75,7 +75,7 @@ def assert_nearest(context: Context, matrices: list[NDArray[np.float64]], count:
         similar = cosines(X)
         nearest = -np.sort(-similar, axis=1)[:, :count]
         np.testing.assert_allclose(np.take_along_axis(similar, rows, 1), nearest, atol=1e-3)
-    table = pa.concat_tables(context.shards(prepare.STAGE, NEIGHBORS_TABLE).read_all(usable(context).part_names))
+    table = pa.concat_tables(context.shards(prepare.STAGE, NEIGHBORS_TABLE).read_all(part_names(context)))
     assert table["image_id"].to_pylist() == usable(context).rows["image_id"].to_pylist()
 
 
@@ -120,7 +120,7 @@ def test_each_part_of_an_approximate_search_records_its_recall_and_the_stage_add
     monkeypatch.setattr("gsec_core.clustering.neighbors.EXACT_ROWS", 10)
     context = fused(source, tmp_path)
     assert "recall" not in run_stage(context, prepare.STAGE)
-    for name in usable(context).part_names:
+    for name in part_names(context):
         recall = context.shards(prepare.STAGE, NEIGHBORS_TABLE).facts(name)["recall"]
         assert set(recall) == {"image", "text"}
         assert all(0.5 < share <= 1 for share in recall.values())
@@ -143,7 +143,7 @@ def test_a_kept_index_finds_the_same_neighbors_as_one_built_in_memory(source: Pa
             run_stage(kept, prepare.STAGE)
         assert kept.shards(prepare.STAGE, NEIGHBOR_INDEX_TABLE).names() == {"image", "text"}
         assert_equal_neighbors(kept, built)
-        [removed, *_] = usable(built).part_names
+        [removed, *_] = part_names(built)
         neighbors = built.shards(prepare.STAGE, NEIGHBORS_TABLE)
         neighbors.files.remove(neighbors.path(removed))
         assert run_stage(built, prepare.STAGE)["shards"] == 1
@@ -151,7 +151,7 @@ def test_a_kept_index_finds_the_same_neighbors_as_one_built_in_memory(source: Pa
 
 
 def assert_equal_neighbors(one: Context, other: Context) -> None:
-    for name in usable(one).part_names:
+    for name in part_names(one):
         tables = [context.shards(prepare.STAGE, NEIGHBORS_TABLE) for context in (one, other)]
         assert tables[0].read(name).equals(tables[1].read(name))
         assert tables[0].facts(name)["recall"] == tables[1].facts(name)["recall"]
