@@ -177,7 +177,7 @@ def _published(first: Context) -> str:
     context = Context.of(pipeline.run_of(Store(first.run.files), first.corpus, config, first.generation.number), config)
     for stage in (encode.STAGE, prototypes.STAGE, describe.STAGE, fuse.STAGE):
         begin(context, stage)
-    captions = first.shards(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE).read("all")
+    captions = first.read(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE)
     context.shards(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE).commit("all", captions)
     return context.run.id
 

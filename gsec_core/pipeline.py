@@ -470,7 +470,7 @@ def cluster_rows(context: Context) -> list[dict[str, Any]]:
     images in each.
     """
     model = context.of_run or context
-    names = model.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name", "description"]).to_pylist()
+    names = model.read(publish.STAGE, CLUSTER_NAMES_TABLE, ["name", "description"]).to_pylist()
     keys = lineage.keys_of(model.run).tolist()
     try:
         found = curated_clusters(context)

@@ -134,8 +134,8 @@ def _question(config: DescribeConfig) -> str:
 
 def _clusters(context: Context, assignments: pl.DataFrame, found: Curated | None) -> Iterator[Cluster]:
     confidence = dict(assignments.group_by("cluster").agg(pl.col("confidence").mean()).iter_rows())
-    rows = context.shards(align.STAGE, CLUSTERS_TABLE).read("all").to_pylist()
-    names = context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all").to_pylist()
+    rows = context.read(align.STAGE, CLUSTERS_TABLE).to_pylist()
+    names = context.read(publish.STAGE, CLUSTER_NAMES_TABLE).to_pylist()
     for row, key, named in zip(rows, lineage.keys_of(context.run).tolist(), names, strict=True):
         now = None if found is None else found.of_model(key)
         yield Cluster(
@@ -155,9 +155,9 @@ def _clusters(context: Context, assignments: pl.DataFrame, found: Curated | None
 
 
 def _shown(context: Context, assignments: pl.DataFrame, hidden: Set[bytes]) -> Iterator[Shown]:
-    layout = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all")).select("image_id", "role", "x", "y")
+    layout = pl.DataFrame(context.read(publish.STAGE, LAYOUT_TABLE)).select("image_id", "role", "x", "y")
     layout = layout.filter(~pl.col("image_id").is_in(list(hidden)))
-    captions = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all", ["content_hash", "text"]).to_pylist()
+    captions = context.read(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE, ["content_hash", "text"]).to_pylist()
     caption_of = {row["content_hash"]: row["text"] for row in captions}
     thumbnail_of = dict(thumbnails(context, layout["image_id"]))
     for row in layout.join(assignments, on="image_id", maintain_order="left").iter_rows(named=True):

@@ -80,7 +80,7 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     elif kmeans["ARI to consensus"] >= NEARLY_EQUAL:
         said.append(f"The consensus is nearly the same as plain k-means (ARI {kmeans['ARI to consensus']:.3f}), and adds little to it.")
-    table = context.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["cluster", "stability"])
+    table = context.read(align.STAGE, CLUSTERS_TABLE, ["cluster", "stability"])
     unsure = [row["cluster"] for row in table.to_pylist() if row["stability"] is not None and row["stability"] < STABLE]
     if unsure:
         shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
@@ -102,7 +102,7 @@ def _of_pseudo_labels(context: Context) -> list[str]:
     within = np.average((changes["group"] == changes["group_next"]).to_numpy(), weights=changes["count"].to_numpy())
     of_a_label, of_all = (classes.group_by(keys).len()["len"].to_numpy().astype(float) for keys in (["member", "group"], ["member"]))
     chance = (of_a_label * (of_a_label - 1)).sum() / (of_all * (of_all - 1)).sum()
-    permutations = pl.DataFrame(context.shards(align.STAGE, ALIGNMENT_TABLE).read("all", ["member", "permutation"])).explode("permutation")
+    permutations = pl.DataFrame(context.read(align.STAGE, ALIGNMENT_TABLE, ["member", "permutation"])).explode("permutation")
     labels = groups.join(permutations.with_columns(group=pl.int_range(pl.len(), dtype=pl.Int32).over("member")), on=["member", "group"])
     now = read_parts(context, align.STAGE, ASSIGNMENTS_TABLE, ["image_id", "cluster"])
     ended = labels.join(pl.DataFrame(now), on="image_id")
@@ -135,7 +135,7 @@ def majorities(context: Context, label_of: Callable[[str, bytes], object]) -> li
         for row in counts.sort("len", "label", descending=[True, False]).unique("cluster", keep="first", maintain_order=True).iter_rows(named=True)
     }
     labelled = dict(counts.group_by("cluster").agg(pl.col("len").sum()).iter_rows())
-    names = context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all", ["name"])["name"].to_pylist()
+    names = context.read(publish.STAGE, CLUSTER_NAMES_TABLE, ["name"])["name"].to_pylist()
     return [
         {
             "cluster": cluster,
@@ -165,7 +165,7 @@ def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
         "k-means": (baseline.STAGE, BASELINE_TABLE, BASELINE_CLUSTERS_TABLE),
     }
     return [
-        (name, read_parts(context, stage, assignments), context.shards(stage, clusters).read("all"))
+        (name, read_parts(context, stage, assignments), context.read(stage, clusters))
         for name, (stage, assignments, clusters) in sources.items()
         if stage.name in context.run.stage_names()
     ]

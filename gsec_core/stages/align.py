@@ -84,7 +84,7 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
             progress(len(block.labels))
         whole = joined(found)
         outliers = load_centres(context).outliers(load_embeddings(context)[part.start : part.stop], whole.labels)
-        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement, outliers),), {})
+        yield Finished(part.name, (assignment_table(part, whole.labels, whole.confidence, whole.margin, whole.agreement, outliers),))
 
 
 def _labelled(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -120,7 +120,7 @@ def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress
     if not found:
         return tuple(np.empty(0) for _ in range(5))
     whole = joined(found)
-    sizes = model.shards(STAGE, CLUSTERS_TABLE).read("all", ["size"])["size"].to_numpy()
+    sizes = model.read(STAGE, CLUSTERS_TABLE, ["size"])["size"].to_numpy()
     outliers = load_centres(model).outliers_if_joined(load_embeddings(images)[rows], whole.labels, sizes)
     return whole.labels, whole.confidence, whole.margin, whole.agreement, outliers
 
@@ -140,7 +140,7 @@ def load_consensus(context: Context) -> Consensus:
 
 def load_head(context: Context) -> Head:
     """The head, which predicts the consensus for images outside the run."""
-    table = context.shards(STAGE, HEAD_TABLE).read("all")
+    table = context.read(STAGE, HEAD_TABLE)
     weights: NDArray[np.float32] = to_matrix(table, "weights")
     return Head(weights.copy(), table["bias"].to_numpy().copy())  # torch does not accept read-only arrays
 
@@ -148,7 +148,7 @@ def load_head(context: Context) -> Head:
 @once
 def load_centres(context: Context) -> Centres:
     """The centres of the consensus's clusters in the space of the embeddings."""
-    table = context.shards(STAGE, CLUSTER_CENTRES_TABLE).read("all")
+    table = context.read(STAGE, CLUSTER_CENTRES_TABLE)
     return Centres(to_matrix(table, "centre"), table["distance"].to_numpy(), table["deviation"].to_numpy())
 
 
@@ -167,8 +167,8 @@ def load_ensemble(context: Context) -> Ensemble:
 def summarise(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Make the table of clusters from the assignments, one row for each."""
     assignments = read_parts(context, STAGE, ASSIGNMENTS_TABLE)
-    overlaps = to_matrix(context.shards(STAGE, ALIGNMENT_TABLE).read("all"), "overlap")
-    yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.n_clusters, overlaps.mean(0)),), {})
+    overlaps = to_matrix(context.read(STAGE, ALIGNMENT_TABLE), "overlap")
+    yield Finished("all", (cluster_table(load_embeddings(context), assignments, context.config.n_clusters, overlaps.mean(0)),))
 
 
 def _inputs(context: Context) -> list[str]:

@@ -22,7 +22,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     model = model_of(context)
     for part in parts(context, names):
         found = align.predicted(model, context, np.arange(part.start, part.stop), progress)
-        yield Finished(part.name, (assignment_table(part, *found),), {})
+        yield Finished(part.name, (assignment_table(part, *found),))
 
 
 def model_of(context: Context) -> Context:

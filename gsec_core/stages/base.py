@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, update_wrapper
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar, TypeVarTuple
 
 import pyarrow as pa
@@ -66,7 +67,7 @@ class Finished(NamedTuple):
 
     name: str
     tables: tuple[pa.Table, ...]
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = MappingProxyType({})
     """Counters and timings for the footer; the number of rows is added without being given here."""
 
 
@@ -150,6 +151,10 @@ class Context:
             self.run.check_stage(stage.name)
             raise Refused(f"run {self.run.id} has no {table} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
         return self.run.place(record).table(table, record["fingerprint"])
+
+    def read(self, stage: "Stage", table: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a table that has one shard, or some columns of them. Raises as `shards` and `Shards.read` do."""
+        return self.shards(stage, table).read("all", columns)
 
 
 @dataclass(frozen=True)

@@ -32,19 +32,19 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     with config_context(assume_finite=True):  # the embeddings are finite; the check would allocate a flag for each value
         shares = iter(np.diff(np.linspace(0, len(X), config.n_init + 1).astype(int)).tolist())
         centres = estimator.fit(X, progress=lambda: progress(next(shares))).cluster_centers_
-    yield Finished("all", (make_table([np.arange(len(centres)), centres], centres_schema(X.shape[1])),), {})
+    yield Finished("all", (make_table([np.arange(len(centres)), centres], centres_schema(X.shape[1])),))
 
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Assign every image of the named parts to its nearest centre; agreement is null, as k-means has no members."""
-    centres = to_matrix(context.shards(STAGE, BASELINE_CENTRES_TABLE).read("all"), "centre")
+    centres = to_matrix(context.read(STAGE, BASELINE_CENTRES_TABLE), "centre")
     embeddings = load_embeddings(context)
     for part in parts(context, names):
         with threadpool_limits(thread_count(context.config.threads)):
             found = [_nearest_two(block) for block in cosines(embeddings[part.start : part.stop], centres)]
         labels, best, second = (np.concatenate(column) for column in zip(*found, strict=True))
         progress(len(labels))
-        yield Finished(part.name, (assignment_table(part, labels, best, best - second),), {})
+        yield Finished(part.name, (assignment_table(part, labels, best, best - second),))
 
 
 def _nearest_two(block: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
@@ -57,7 +57,7 @@ def summarise(context: Context, names: Sequence[str], progress: Progress) -> Ite
     """Make the table of clusters from the assignments, one row for each."""
     assignments = read_parts(context, STAGE, BASELINE_TABLE)
     table = cluster_table(load_embeddings(context), assignments, context.config.n_clusters)
-    yield Finished("all", (table,), {})
+    yield Finished("all", (table,))
 
 
 def _settings(config: PipelineConfig) -> dict[str, object]:

@@ -33,7 +33,7 @@ def count(context: Context, names: Sequence[str], progress: Progress) -> Iterato
 
 def load_counts(context: Context) -> pa.Table:
     """The table `cluster_counts`: purity for each number of clusters that was tried."""
-    return context.shards(STAGE, CLUSTER_COUNTS_TABLE).read("all")
+    return context.read(STAGE, CLUSTER_COUNTS_TABLE)
 
 
 def counted(context: Context) -> int:

@@ -132,7 +132,7 @@ def plan(context: Context) -> dict[str, Any]:
 
 
 def _representatives(context: Context) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()
+    rows: list[dict[str, Any]] = context.read(prototypes.STAGE, REPRESENTATIVES_TABLE).to_pylist()
     return rows
 
 
@@ -258,7 +258,7 @@ def spent(rows: Iterable[Row]) -> dict[str, float]:
 
 def told(context: Context) -> dict[str, float]:
     """Numbers of a run's descriptions by status, and their total cost, including those that earlier runs asked for."""
-    rows = context.shards(STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()
+    rows = context.read(STAGE, REPRESENTATIVE_CAPTIONS_TABLE).to_pylist()
     counts = Counter(row["status"] for row in rows)
     return {**{status: counts[status] for status in _STATUSES}, **spent({row["content_hash"]: row for row in rows}.values())}
 
@@ -321,7 +321,7 @@ def _units(context: Context, names: Sequence[str]) -> int:
 
 def counted_captions(context: Context) -> pa.Table:
     """The rows of `representative_captions` that hold a description, in order. The row number is the number of the description."""
-    captions = context.shards(STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all")
+    captions = context.read(STAGE, REPRESENTATIVE_CAPTIONS_TABLE)
     return captions.filter(pc.and_(pc.is_in(captions["status"], pa.array([DESCRIBED, FREE])), pc.is_valid(captions["text"])))
 
 

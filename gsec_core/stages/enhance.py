@@ -162,14 +162,14 @@ def compare(context: Context, names: Sequence[str], progress: Progress) -> Itera
     )
     clusters = context.config.n_clusters
     counts = [np.bincount(of, minlength=clusters) for of in (before, after, after[after == before])]
-    yield Finished("all", (pa.table([np.arange(clusters), *counts], schema=ENHANCED_CLUSTERS),), {})
+    yield Finished("all", (pa.table([np.arange(clusters), *counts], schema=ENHANCED_CLUSTERS),))
 
 
 def remarks(context: Context) -> list[str]:
     """Sentences about the outcome and what to do next; none for a run without this stage."""
     if STAGE.name not in context.run.stage_names():
         return []
-    table, dead = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all"), _dead(context)
+    table, dead = context.read(STAGE, ENHANCED_CLUSTERS_TABLE), _dead(context)
     lost = sum(context.shards(STAGE, ENHANCED_TABLE).facts(part)["lost"] for part in part_names(context))
     share = pc.sum(table["both"]).as_py() / pc.sum(table["before"]).as_py()
     learnt = f"The encoder has learnt from the clusters, and its labels now agree with them on {share:.1%} of the images"
@@ -208,7 +208,7 @@ def write_encoder(context: Context, folder: Path) -> None:
 
 def _dead(context: Context) -> list[int]:
     """Clusters that are dead after the training; see `DEAD`."""
-    table = context.shards(STAGE, ENHANCED_CLUSTERS_TABLE).read("all")
+    table = context.read(STAGE, ENHANCED_CLUSTERS_TABLE)
     before, both = (table[name].to_numpy() for name in ("before", "both"))
     found: list[int] = np.flatnonzero((before > 0) & (both < DEAD * before)).tolist()
     return found
@@ -234,7 +234,7 @@ def _adapted(context: Context, device: str) -> "tuple[Any, Enhancer]":
 
 def _member(context: Context) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int32]]:
     """The arrays of the member that agrees best with the consensus, and its permutation: the consensus's number of each of the member's clusters."""
-    table = context.shards(align.STAGE, ALIGNMENT_TABLE).read("all")
+    table = context.read(align.STAGE, ALIGNMENT_TABLE)
     best = int(table["agreement"].to_numpy().argmax())
     members, _ = train.load_members(context)
     return dict(members[best].parameters), np.array(table["permutation"][best].as_py(), np.int32)

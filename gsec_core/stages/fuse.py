@@ -75,7 +75,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
         "mean": ridge and ridge.mean,
         "weights": ridge and ridge.weights.ravel(),
     }
-    yield Finished("all", (pa.Table.from_pylist([model], COUNTERPART_MODEL),), {})
+    yield Finished("all", (pa.Table.from_pylist([model], COUNTERPART_MODEL),))
 
 
 def weight_deserved(context: Context) -> float:
@@ -109,7 +109,7 @@ def open_choices(config: PipelineConfig) -> tuple[tuple[str, ...], float | None]
 @once
 def load_model(context: Context) -> CounterpartModel:
     """The run's counterpart model."""
-    [row] = context.shards(STAGE, COUNTERPART_MODEL_TABLE).read("all").to_pylist()
+    [row] = context.read(STAGE, COUNTERPART_MODEL_TABLE).to_pylist()
     ridge = None
     if row["mean"] is not None:
         mean = np.array(row["mean"], np.float32)
@@ -126,7 +126,7 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
         if load_model(context).kind == OWN:
             here = np.flatnonzero((rows.start <= described) & (described < rows.stop))
             vectors[described[here] - rows.start] = own[here]
-        yield Finished(part.name, (make_table([part.rows["image_id"], vectors], counterparts_schema(vectors.shape[1])),), {})
+        yield Finished(part.name, (make_table([part.rows["image_id"], vectors], counterparts_schema(vectors.shape[1])),))
 
 
 def counterparts_of(context: Context, images: Context, rows: Rows, progress: Progress = silent) -> NDArray[np.float16]:
@@ -160,7 +160,7 @@ def counterparts_from(context: Context, X: NDArray[np.float16], joint: NDArray[n
 @once
 def load_captions(context: Context) -> NDArray[np.float16]:
     """The embeddings of the run's descriptions, (M, dt), in memory."""
-    return to_matrix(context.shards(STAGE, CAPTION_EMBEDDINGS_TABLE).read("all", ["embedding"]), "embedding")
+    return to_matrix(context.read(STAGE, CAPTION_EMBEDDINGS_TABLE, ["embedding"]), "embedding")
 
 
 def text_weight(context: Context) -> float:

@@ -21,19 +21,19 @@ from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, HIERARCHY, HIERA
 def arrange(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Build the tree over the clusters. With a kept model it is the tree of that model, with the current numbers of images."""
     if not context.keeps:
-        yield Finished("all", (_tree(context, context.config, progress),), {})
+        yield Finished("all", (_tree(context, context.config, progress),))
         return
     table = None if publish.renames(context) else _tree_before(context)
     if table is None:
         table = _tree(context.model, context.config, progress)
     sizes, merges = _sizes(context), list(zip(table["left"].to_pylist(), table["right"].to_pylist(), strict=True))
     images = pa.array([int(sizes[inside].sum()) for inside in hierarchy.leaves(merges, len(sizes))], pa.int64())
-    yield Finished("all", (table.set_column(HIERARCHY.get_field_index("size"), HIERARCHY.field("size"), images),), {})
+    yield Finished("all", (table.set_column(HIERARCHY.get_field_index("size"), HIERARCHY.field("size"), images),))
 
 
 def _sizes(context: Context) -> NDArray[np.int64]:
     """Images of each cluster, (clusters,)."""
-    sizes: NDArray[np.int64] = context.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["size"])["size"].to_numpy()
+    sizes: NDArray[np.int64] = context.read(align.STAGE, CLUSTERS_TABLE, ["size"])["size"].to_numpy()
     return sizes
 
 
@@ -76,7 +76,7 @@ def _co_association(context: Context) -> NDArray[np.float32]:
 
 def load_hierarchy(context: Context) -> pa.Table | None:
     """The tree of a run; None for runs of an older gsec without this stage."""
-    return context.shards(STAGE, HIERARCHY_TABLE).read("all") if STAGE.name in context.run.stage_names() else None
+    return context.read(STAGE, HIERARCHY_TABLE) if STAGE.name in context.run.stage_names() else None
 
 
 def _inputs(context: Context) -> list[str]:

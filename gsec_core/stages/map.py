@@ -37,7 +37,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 def _landmarks(context: Context) -> pl.DataFrame:
     """The images of `layout`: image_id, x, y, and the row of each in canonical order."""
-    shown = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all", ["image_id", "x", "y"]))
+    shown = pl.DataFrame(context.read(publish.STAGE, LAYOUT_TABLE, ["image_id", "x", "y"]))
     return shown.join(_ids(context), on="image_id", maintain_order="left")
 
 

@@ -46,13 +46,13 @@ def place(context: Context, names: Sequence[str], progress: Progress) -> Iterato
         else:
             centres = semantic_centres(X, _count(context), random_state=config.nouns.random_state, n_threads=config.threads)
     progress(len(X))
-    yield Finished("all", (make_table([np.arange(len(centres)), centres], centres_schema(X.shape[1])),), {})
+    yield Finished("all", (make_table([np.arange(len(centres)), centres], centres_schema(X.shape[1])),))
 
 
 def select(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Select the words to keep. Raises Refused if they are fewer than the clusters."""
     words, vectors = vocabulary.load_words(context)
-    centres = to_matrix(context.shards(STAGE, SEMANTIC_CENTRES_TABLE).read("all"), "centre")
+    centres = to_matrix(context.read(STAGE, SEMANTIC_CENTRES_TABLE), "centre")
     with threadpool_limits(thread_count(context.config.threads)):
         found = kept_nouns(vectors, centres, selection_of(context.config))
     if len(found.noun) < context.config.n_clusters:
@@ -69,7 +69,7 @@ def combine(context: Context, names: Sequence[str], progress: Progress) -> Itera
     joint = load_joint(context)
     for part in parts(context, names):
         found = _counterparts(context, joint[part.start : part.stop], progress)
-        yield Finished(part.name, (make_table([part.rows["image_id"], found], counterparts_schema(found.shape[1])),), {})
+        yield Finished(part.name, (make_table([part.rows["image_id"], found], counterparts_schema(found.shape[1])),))
 
 
 def counterparts_of(context: Context, images: Context, rows: Rows) -> NDArray[np.float16] | None:
@@ -97,7 +97,7 @@ def _counterparts(context: Context, joint: NDArray[np.float16], progress: Progre
 @once
 def load_nouns(context: Context) -> tuple[list[str], NDArray[np.float16]]:
     """The selected words, in the form for display, and their vectors (kept, joint_dim)."""
-    table = context.shards(STAGE, SELECTED_NOUNS_TABLE).read("all", ["word", "embedding"])
+    table = context.read(STAGE, SELECTED_NOUNS_TABLE, ["word", "embedding"])
     return [shown(word) for word in table["word"].to_pylist()], to_matrix(table, "embedding")
 
 

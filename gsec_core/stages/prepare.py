@@ -59,14 +59,14 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     """Fit the scaling of each half. Members that are trained further keep the scaling of their model."""
     set_threads(context.config.threads)
     if trains_further(context):
-        yield Finished("all", (context.model.shards(STAGE, FEATURES_TABLE).read("all"),), {})
+        yield Finished("all", (context.model.read(STAGE, FEATURES_TABLE),))
         return
     matrices = text.halves(context, load_embeddings(context))
     halves = plan_of(context.config).halves(matrices)
     names = list(HALVES[: len(matrices)]) * (len(halves) // len(matrices))
     bases = [None if half.basis is None else half.basis.ravel() for half in halves]
     columns: list[Any] = [names, [half.mean for half in halves], bases, [half.scale for half in halves]]
-    yield Finished("all", (pa.table(columns, schema=FEATURES),), {})
+    yield Finished("all", (pa.table(columns, schema=FEATURES),))
 
 
 def index(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -144,7 +144,7 @@ def pixels_of(context: Context, images: Context, rows: Rows = slice(None)) -> ND
 def load_halves(context: Context) -> list[Half]:
     """The scaling of each half; where several methods are mixed, the halves of one method after those of the other."""
     found = []
-    for row in context.shards(STAGE, FEATURES_TABLE).read("all").to_pylist():
+    for row in context.read(STAGE, FEATURES_TABLE).to_pylist():
         mean, scale = (np.array(row[name], np.float32) for name in ("mean", "scale"))
         basis = None if row["basis"] is None else np.array(row["basis"], np.float32).reshape(len(mean), len(scale))
         found.append(Half(mean, basis, scale))
@@ -180,7 +180,7 @@ def named(config: PipelineConfig) -> dict[str, str]:
 
 
 def _units(context: Context, names: Sequence[str]) -> int:
-    halves = context.shards(STAGE, FEATURES_TABLE).read("all", ["half"])["half"].unique()
+    halves = context.read(STAGE, FEATURES_TABLE, ["half"])["half"].unique()
     return len(halves) * rows_of_parts(context, names)
 
 

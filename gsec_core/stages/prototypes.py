@@ -43,12 +43,12 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     centres = estimator.cluster_centers_
     progress(len(X))
     columns = [np.arange(len(centres)), centres, np.bincount(estimator.labels_, minlength=len(centres))]
-    yield Finished("all", (make_table(columns, prototypes_schema(X.shape[1])),), {})
+    yield Finished("all", (make_table(columns, prototypes_schema(X.shape[1])),))
 
 
 def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Choose the images to be described."""
-    centres = to_matrix(context.shards(STAGE, PROTOTYPES_TABLE).read("all"), "centre")
+    centres = to_matrix(context.read(STAGE, PROTOTYPES_TABLE), "centre")
     labels, distances = [], []
     with threadpool_limits(thread_count(context.config.threads)):
         for block in cosines(load_embeddings(context), centres):
@@ -59,7 +59,7 @@ def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     found = representatives(distance, np.concatenate(labels), len(centres), context.config.prototypes.representatives or len(distance))
     images = usable(context).rows.take(found.row)
     columns = [found.prototype, found.band, images["image_id"], images["uri"], images["content_hash"], distance[found.row]]
-    yield Finished("all", (pa.table(columns, schema=REPRESENTATIVES),), {})
+    yield Finished("all", (pa.table(columns, schema=REPRESENTATIVES),))
 
 
 def count(context: Context) -> int:

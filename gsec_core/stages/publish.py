@@ -36,7 +36,7 @@ BORROWED = 3
 def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Give every cluster a name, a sentence and terms, from the descriptions of its images or from nouns. With a kept model they stay; see `renames`."""
     if context.keeps and not renames(context):
-        yield Finished("all", (before.previous(context).read_table(CLUSTER_NAMES_TABLE),), {})
+        yield Finished("all", (before.previous(context).read_table(CLUSTER_NAMES_TABLE),))
         return
     model = context.model if context.keeps else context
     said, own = descriptions(model)
@@ -46,7 +46,7 @@ def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     else:
         named = namers.load_namer(context.config).name(said, progress)
     columns = [np.arange(len(said)), *zip(*(found.name for found in named), strict=True), own, [found.namer for found in named]]
-    yield Finished("all", (pa.table([pa.array(column, field.type) for column, field in zip(columns, CLUSTER_NAMES, strict=True)], schema=CLUSTER_NAMES),), {})
+    yield Finished("all", (pa.table([pa.array(column, field.type) for column, field in zip(columns, CLUSTER_NAMES, strict=True)], schema=CLUSTER_NAMES),))
 
 
 def renames(context: Context) -> bool:

@@ -125,7 +125,7 @@ def _decided(context: Context) -> Decided:
         gone = int(pc.sum(pc.invert(pc.is_in(fitted, here))).as_py() or 0)
         if new.all():
             return Decided(FRESH, "none of the images that the model was fitted on is unchanged")
-        sizes = model.shards(align.STAGE, CLUSTERS_TABLE).read("all", ["size"])["size"].to_numpy()
+        sizes = model.read(align.STAGE, CLUSTERS_TABLE, ["size"])["size"].to_numpy()
         old, others = _said(context, model, np.flatnonzero(~new), sizes), _said(context, model, np.flatnonzero(new))
     except (BadShard, BadRecord, GsecError, FileNotFoundError) as error:
         why = f"the model of run {run.id}, which is published, cannot be read: {error}"

@@ -64,7 +64,7 @@ def advance(context: Context, names: Sequence[str], progress: Progress) -> Itera
             if _checkpoint(block, stop) in names
         ]
         for leg, state in zip(legs, plan.advanced(features, neighbors, legs, progress), strict=True):
-            yield Finished(_checkpoint(leg.block, leg.step), (to_table(state),), {})
+            yield Finished(_checkpoint(leg.block, leg.step), (to_table(state),))
 
 
 def tell_labels(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -80,7 +80,7 @@ def tell_labels(context: Context, names: Sequence[str], progress: Progress) -> I
             counts = found.transitions[before, after]
             transitions = [np.full(len(counts), member), before, after, counts]
             groups = [np.full(len(found.images), member), found.classes, ids.take(pa.array(found.images)), found.groups[found.classes]]
-            yield Finished(name, (pa.table(transitions, schema=TRANSITIONS), pa.table(groups, schema=INSTANCE_GROUPS)), {})
+            yield Finished(name, (pa.table(transitions, schema=TRANSITIONS), pa.table(groups, schema=INSTANCE_GROUPS)))
 
 
 def load_pseudo_labels(context: Context) -> tuple[pa.Table, pa.Table] | None:

@@ -138,7 +138,7 @@ def test_pseudo_labels_are_exported_by_consensus_cluster_and_a_remark_says_how_g
     written = export(whole, tmp_path)
     rows = list(csv.DictReader((tmp_path / "pseudo_labels.csv").open(newline="")))
     assert len(rows) == written["pseudo_labels.csv"] == sum(groups.num_rows for groups in shards(whole, INSTANCE_GROUPS_TABLE).values())
-    permutations = whole.shards(align.STAGE, ALIGNMENT_TABLE).read("all")["permutation"].to_pylist()
+    permutations = whole.read(align.STAGE, ALIGNMENT_TABLE)["permutation"].to_pylist()
     uris = {row["image_id"]: row["uri"] for row in usable(whole).rows.to_pylist()}
     groups = pa.concat_tables(shards(whole, INSTANCE_GROUPS_TABLE).values()).to_pylist()
     assert {(row["uri"], row["member"], row["cluster"]) for row in rows} == {

@@ -193,7 +193,7 @@ def test_the_stages_give_the_same_result_as_the_estimator(whole: Context) -> Non
     shards, [name] = whole.run.table(ASSIGNMENTS_TABLE)
     assert np.array_equal(shards.read(name)["cluster"].to_numpy(), fitted.labels_)
     assert shards.read(name)["confidence"].to_numpy() == pytest.approx(fitted.confidence_, abs=1e-5)
-    assert whole.shards(prepare.STAGE, FEATURES_TABLE).read("all")["half"].to_pylist() == ["image", "text"] * 2
+    assert whole.read(prepare.STAGE, FEATURES_TABLE)["half"].to_pylist() == ["image", "text"] * 2
 
 
 def test_images_are_assigned_by_a_mixture_and_the_report_names_its_methods(whole: Context, place: Path) -> None:

@@ -19,8 +19,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 
 def test_stability_is_the_mean_overlap_with_the_members_clusters(run: Context) -> None:
-    table = run.shards(align.STAGE, CLUSTERS_TABLE).read("all")
-    members = run.shards(align.STAGE, ALIGNMENT_TABLE).read("all")
+    table = run.read(align.STAGE, CLUSTERS_TABLE)
+    members = run.read(align.STAGE, ALIGNMENT_TABLE)
     overlaps = np.array(members["overlap"].to_pylist())
     np.testing.assert_allclose(table["stability"].to_numpy(), overlaps.mean(0), atol=1e-6)
     assert ((overlaps >= 0) & (overlaps <= 1)).all()
@@ -49,7 +49,7 @@ def test_a_remark_says_if_the_consensus_adds_nothing_over_k_means(run: Context, 
 
 
 def test_a_remark_names_the_clusters_on_which_the_members_do_not_agree(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    stability = run.shards(align.STAGE, CLUSTERS_TABLE).read("all")["stability"].to_numpy()
+    stability = run.read(align.STAGE, CLUSTERS_TABLE)["stability"].to_numpy()
     monkeypatch.setattr(quality, "STABLE", float(np.median(stability)))
     [said] = quality.remarks(run, [{"purity": 0.6}, {"purity": 0.5, "ARI to consensus": 0.1}])
     unsure = np.flatnonzero(stability < np.median(stability))

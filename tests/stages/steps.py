@@ -45,7 +45,7 @@ def table_of(context: Context, stage: str) -> Shards:
 
 def describe_with(context: Context, texts: Sequence[str | None] = WORDS, statuses: Sequence[str] = (DESCRIBED,)) -> None:
     """Finish stage describe after stage prototypes: the texts and statuses are given to the representatives in turn, over and over."""
-    rows = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")
+    rows = context.read(prototypes.STAGE, REPRESENTATIVES_TABLE)
     given = {
         **{name: rows[name] for name in ("prototype", "band", "image_id", "content_hash")},
         "text": [texts[number % len(texts)] for number in range(rows.num_rows)],

@@ -30,7 +30,7 @@ def test_the_cluster_table_agrees_with_the_assignments(tmp_path: Path) -> None:
     (source / "twin.jpg").write_bytes((source / "003.jpg").read_bytes())
     context, _, _ = cluster(settings(source, tmp_path / "store", clusters=3))
     assignments = context.shards(baseline.STAGE, BASELINE_TABLE).read("part-00000").to_pylist()
-    for row in context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all").to_pylist():
+    for row in context.read(baseline.STAGE, BASELINE_CLUSTERS_TABLE).to_pylist():
         members = [image for image in assignments if image["cluster"] == row["cluster"]]
         assert row["size"] == len(members)
         assert row["cohesion"] == pytest.approx(sum(image["confidence"] for image in members) / len(members), abs=0.02)

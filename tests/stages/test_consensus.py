@@ -108,7 +108,7 @@ def test_labels_depend_on_the_images_and_not_on_their_names_order_or_sharding(so
 def test_the_cluster_table_agrees_with_the_assignments(whole: Context) -> None:
     assignments = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000").to_pylist()
     sizes = []
-    for row in whole.shards(align.STAGE, CLUSTERS_TABLE).read("all").to_pylist():
+    for row in whole.read(align.STAGE, CLUSTERS_TABLE).to_pylist():
         images = [image for image in assignments if image["cluster"] == row["cluster"]]
         assert row["size"] == len(images)
         sizes.append(row["size"])
@@ -119,7 +119,7 @@ def test_the_cluster_table_agrees_with_the_assignments(whole: Context) -> None:
 
 
 def test_each_member_has_a_valid_permutation_and_its_agreement_fits_the_assignments(whole: Context) -> None:
-    rows = whole.shards(align.STAGE, ALIGNMENT_TABLE).read("all").to_pylist()
+    rows = whole.read(align.STAGE, ALIGNMENT_TABLE).to_pylist()
     assert [row["member"] for row in rows] == list(range(12))
     assert all(sorted(row["permutation"]) == [0, 1, 2] for row in rows)
     assignments = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
@@ -229,7 +229,7 @@ def test_more_members_only_add_blocks(source: Path, whole: Context) -> None:
     for count, trained in ((20, 0), (21, 1), (2, 0)):
         context, _, made = cluster(settings(source, whole.run.files.url, clusters=3, train={"n_members": count}))
         assert made["train"].get("shards", 0) == trained
-        assert context.shards(align.STAGE, ALIGNMENT_TABLE).read("all").num_rows == count
+        assert context.read(align.STAGE, ALIGNMENT_TABLE).num_rows == count
 
 
 def test_assigning_with_another_encoder_than_the_runs_is_refused(whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def write_copies(folder: Path, half: str, compressed: str, cropped: str) -> None
 
 
 def rows(context: Context) -> pl.DataFrame:
-    return pl.DataFrame(context.shards(duplicates.STAGE, DUPLICATES_TABLE).read("all"))
+    return pl.DataFrame(context.read(duplicates.STAGE, DUPLICATES_TABLE))
 
 
 def grouped(context: Context) -> set[tuple[str, ...]]:
@@ -110,7 +110,7 @@ def _by_pixels(planted: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
 
 def test_rows_are_sorted_by_group_and_mark_the_kept_and_the_exact_copies(context: Context) -> None:
     run_stage(context, duplicates.STAGE)
-    table = context.shards(duplicates.STAGE, DUPLICATES_TABLE).read("all")
+    table = context.read(duplicates.STAGE, DUPLICATES_TABLE)
     assert table.schema.equals(DUPLICATES)
     found = pl.DataFrame(table)
     assert found.equals(found.sort("group", "keep", "cosine", "uri", descending=[False, True, True, False]))

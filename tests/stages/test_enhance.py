@@ -131,7 +131,7 @@ def test_the_stage_comes_after_align_and_leaves_the_clusters_as_they_are(whole: 
 
 
 def test_stage_two_starts_from_the_member_with_the_most_agreement(whole: Context) -> None:
-    alignment = whole.shards(align.STAGE, ALIGNMENT_TABLE).read("all").to_pylist()
+    alignment = whole.read(align.STAGE, ALIGNMENT_TABLE).to_pylist()
     best = max(alignment, key=lambda row: row["agreement"])
     member, permutation = enhance._member(whole)
     assert permutation.tolist() == best["permutation"]
@@ -143,7 +143,7 @@ def test_labels_of_the_adapted_encoder_use_the_runs_cluster_numbers_and_are_comp
     rows = whole.shards(enhance.STAGE, ENHANCED_TABLE).read("part-00000")
     before = whole.shards(align.STAGE, ASSIGNMENTS_TABLE).read("part-00000")
     assert rows["image_id"] == before["image_id"]
-    counts = whole.shards(enhance.STAGE, ENHANCED_CLUSTERS_TABLE).read("all")
+    counts = whole.read(enhance.STAGE, ENHANCED_CLUSTERS_TABLE)
     assert sum(counts["after"].to_pylist()) == IMAGES
     agreed = np.mean(rows["cluster"].to_numpy() == before["cluster"].to_numpy())
     assert sum(counts["both"].to_pylist()) == round(agreed * IMAGES)

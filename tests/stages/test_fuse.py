@@ -28,7 +28,7 @@ def described(source: Path, tmp_path: Path, **more: object) -> Context:
 
 
 def captions(context: Context) -> pa.Table:
-    return context.shards(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE).read("all")
+    return context.read(fuse.STAGE, CAPTION_EMBEDDINGS_TABLE)
 
 
 def test_descriptions_in_either_form_are_embedded_and_failed_or_missing_ones_are_not(source: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_ridge_counterparts_are_predicted_by_a_fit_to_the_described_images(sourc
     context = described(source, tmp_path, fuse={"counterpart": "ridge"})
     describe_with(context)
     run_stage(context, fuse.STAGE)
-    representatives = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")["image_id"].to_pylist()
+    representatives = context.read(prototypes.STAGE, REPRESENTATIVES_TABLE)["image_id"].to_pylist()
     rows = [usable(context).rows["image_id"].to_pylist().index(image_id) for image_id in representatives]
     X = load_embeddings(context)
     [expected] = Ridge.fit(X, np.array(rows), fuse.load_captions(context)).counterparts(X)

@@ -56,7 +56,7 @@ def test_the_output_of_each_stage_is_the_recorded_output_of_its_version(tmp_path
         "encode": {"version": encode.STAGE.version, "rows": [_shown(uri, by_uri[uri]) for uri in ("red0.png", "green1.png", "blue3.png")]},
         "baseline": {
             "version": baseline.STAGE.version,
-            "sizes": context.shards(baseline.STAGE, BASELINE_CLUSTERS_TABLE).read("all")["size"].to_pylist(),
+            "sizes": context.read(baseline.STAGE, BASELINE_CLUSTERS_TABLE)["size"].to_pylist(),
         },
         "prototypes": {"version": prototypes.STAGE.version, "representatives": _representatives(context, uris)},
         "describe": {"version": describe.STAGE.version, "captions": _captions(context, uris)},
@@ -65,8 +65,8 @@ def test_the_output_of_each_stage_is_the_recorded_output_of_its_version(tmp_path
         "train": {"version": train.STAGE.version, "members": _members(config)},
         "align": {
             "version": align.STAGE.version,
-            "sizes": context.shards(align.STAGE, CLUSTERS_TABLE).read("all")["size"].to_pylist(),
-            "members": context.shards(align.STAGE, ALIGNMENT_TABLE).read("all").num_rows,
+            "sizes": context.read(align.STAGE, CLUSTERS_TABLE)["size"].to_pylist(),
+            "members": context.read(align.STAGE, ALIGNMENT_TABLE).num_rows,
         },
         "publish": {"version": publish.STAGE.version, "names": _names(context), "shown": _roles(context)},
     }
@@ -79,14 +79,14 @@ def test_the_output_of_each_stage_is_the_recorded_output_of_its_version(tmp_path
 
 
 def _representatives(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
-    rows = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()
+    rows = context.read(prototypes.STAGE, REPRESENTATIVES_TABLE).to_pylist()
     # Sorted, because two images are equally far from their centre.
     nearest = sorted((row["prototype"], round(row["distance"], 4), uris[row["image_id"]]) for row in rows)
     return [[prototype, row["band"], uri, distance] for row, (prototype, distance, uri) in zip(rows, nearest, strict=True)]
 
 
 def _captions(context: Context, uris: dict[bytes, str]) -> list[list[object]]:
-    rows = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()
+    rows = context.read(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).to_pylist()
     return [[uris[row["image_id"]], row["text"], row["object"], row["attributes"], row["status"], row["model"]] for row in rows[:3]]
 
 
@@ -96,12 +96,12 @@ def _counterparts(context: Context, uris: dict[bytes, str]) -> list[list[object]
 
 
 def _names(context: Context) -> list[list[object]]:
-    rows = context.shards(publish.STAGE, CLUSTER_NAMES_TABLE).read("all").to_pylist()
+    rows = context.read(publish.STAGE, CLUSTER_NAMES_TABLE).to_pylist()
     return [[row["name"], row["description"], row["terms"], row["described"], row["namer"]] for row in rows]
 
 
 def _roles(context: Context) -> list[str]:
-    roles: list[str] = context.shards(publish.STAGE, LAYOUT_TABLE).read("all")["role"].to_pylist()
+    roles: list[str] = context.read(publish.STAGE, LAYOUT_TABLE)["role"].to_pylist()
     return roles
 
 

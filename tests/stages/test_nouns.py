@@ -61,7 +61,7 @@ def test_every_word_has_a_vector_in_a_table_that_belongs_to_the_store_and_not_to
 
 
 def test_counterparts_are_made_of_the_selected_words(whole: Context) -> None:
-    rows = whole.shards(nouns.STAGE, SELECTED_NOUNS_TABLE).read("all").to_pylist()
+    rows = whole.read(nouns.STAGE, SELECTED_NOUNS_TABLE).to_pylist()
     assert 3 <= len(rows) <= len(WORDS)
     assert all(row["word"] == WORDS[row["noun"]] for row in rows)
     kept = np.array([row["embedding"] for row in rows], np.float16)
@@ -210,7 +210,7 @@ def test_the_stages_select_nouns_and_train_members_as_sic_and_seic_do(method: st
     context, _, _ = cluster(with_nouns(place, tmp_path, method=method, **{method: {"max_steps": 8}}))
     X, joint, words = np.array(load_embeddings(context)), np.array(load_joint(context)), vocabulary.load_words(context)[1]
     estimator = methods.find(method).load()(3, max_steps=8, n_members=3, device="cpu").fit(X, nouns=words, joint=joint)
-    kept = context.shards(nouns.STAGE, SELECTED_NOUNS_TABLE).read("all")["noun"].to_pylist()
+    kept = context.read(nouns.STAGE, SELECTED_NOUNS_TABLE)["noun"].to_pylist()
     assert sorted(kept) == sorted(estimator.nouns_.tolist())
     if method == "seic":
         stored = np.array(nouns.load_counterparts(context))

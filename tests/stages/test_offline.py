@@ -186,5 +186,5 @@ def test_an_export_for_a_captioner_that_sends_no_requests_is_refused(tmp_path: P
 def test_the_table_records_the_requests_and_tokens_of_each_answer(context: Context, tmp_path: Path) -> None:
     offline.import_(context, written(tmp_path / "out.jsonl", [replied(line) for line in exported(context, tmp_path / "batch.jsonl")]))
     run_stage(context, describe.STAGE)
-    rows = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()
+    rows = context.read(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).to_pylist()
     assert {(row["requests"], row["prompt_tokens"], row["completion_tokens"]) for row in rows} == {(1, 29, 75)}

@@ -60,7 +60,7 @@ def test_default_features_are_principal_axes_and_neighbors_are_nearest_in_them(s
     monkeypatch.setattr("gsec_core.stages.canonical.PART_ROWS", 8)
     context = fused(source, tmp_path)
     run_stage(context, prepare.STAGE)
-    assert context.shards(prepare.STAGE, FEATURES_TABLE).read("all")["half"].to_pylist() == ["image", "text"]
+    assert context.read(prepare.STAGE, FEATURES_TABLE)["half"].to_pylist() == ["image", "text"]
     features = prepare.load_features(context)
     assert features.weights == pytest.approx((0.85, 0.15)), "a tagger's descriptions have a small weight"
     for half, X in zip(features.halves, (load_embeddings(context), fuse.load_counterparts(context)), strict=True):

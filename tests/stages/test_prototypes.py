@@ -24,7 +24,7 @@ def run(config: PipelineConfig) -> Context:
 
 
 def rows(context: Context, table: str) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = context.shards(prototypes.STAGE, table).read("all").to_pylist()
+    found: list[dict[str, object]] = context.read(prototypes.STAGE, table).to_pylist()
     return found
 
 

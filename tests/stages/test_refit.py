@@ -120,7 +120,7 @@ def test_the_number_of_images_in_the_layout_does_not_grow_from_night_to_night(pl
     for number in (12, 13):
         write_kinds(place / "in", range(number, number + 1))
         context, _, _ = night(place)
-        shown = pl.DataFrame(context.shards(publish.STAGE, LAYOUT_TABLE).read("all"))
+        shown = pl.DataFrame(context.read(publish.STAGE, LAYOUT_TABLE))
         assert len(shown) == 38
         assert shown["image_id"].n_unique() == 38
         assert 2 <= (shown["role"] == layout.NEW).sum() <= 5

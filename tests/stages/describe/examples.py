@@ -72,7 +72,7 @@ def run(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, di
 
 
 def rows(context: Context) -> list[Row]:
-    found: list[Row] = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all").to_pylist()
+    found: list[Row] = context.read(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).to_pylist()
     return found
 
 

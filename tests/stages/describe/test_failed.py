@@ -84,7 +84,7 @@ def test_too_few_descriptions_stop_the_run_but_they_are_kept(place: Path, captio
 def test_one_description_is_enough_to_cover_a_micro_cluster(place: Path, captioner: Fake) -> None:
     config = config_of(place, min_coverage=1)
     context = run_stages(config, *BEFORE)
-    by_prototype = {row["prototype"]: row["uri"] for row in context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all").to_pylist()}
+    by_prototype = {row["prototype"]: row["uri"] for row in context.read(prototypes.STAGE, REPRESENTATIVES_TABLE).to_pylist()}
     assert len(by_prototype) < IMAGES, "or this test would prove nothing"
     refused = Answer(None, None, (), FAILED, "the model refuses")
     captioner.answer = lambda subject: Answer("text", None, (), FREE) if subject.uri in by_prototype.values() else refused
@@ -201,7 +201,7 @@ def test_descriptions_are_read_again_from_a_table_that_changed(place: Path) -> N
     for text in ("a disc", "a large disc"):
         file.write_text("uri,text\n" + "".join(f"{seed:03d}.jpg,{text} {seed}\n" for seed in range(IMAGES - 1)))
         context, made = run(config)
-        uris = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")["uri"].to_pylist()
+        uris = context.read(prototypes.STAGE, REPRESENTATIVES_TABLE)["uri"].to_pylist()
         expected = [f"{text} {int(uri[:3])}" if uri != f"{IMAGES - 1:03d}.jpg" else None for uri in uris]
         assert [row["text"] for row in rows(context)] == expected
         assert (made["asked"], made["free"], made["failed"]) == (IMAGES, IMAGES - 1, 1)

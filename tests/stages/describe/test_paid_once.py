@@ -44,7 +44,7 @@ def test_a_number_of_clusters_that_changes_the_prototypes_asks_for_new_represent
     before = set(captioner.asked)
     captioner.asked.clear()
     context, made = run(config_of(place, clusters=3, count=None, representatives=1))
-    wanted = set(context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")["uri"].to_pylist())
+    wanted = set(context.read(prototypes.STAGE, REPRESENTATIVES_TABLE)["uri"].to_pylist())
     assert (len(before), len(wanted)) == (6, 9)
     assert sorted(captioner.asked) == sorted(wanted - before)
     assert (made["asked"], made["known"]) == (len(wanted - before), len(wanted & before))

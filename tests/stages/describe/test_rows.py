@@ -17,9 +17,9 @@ from .examples import BEFORE, IMAGES, Fake, Install, config_of, fail_at, named, 
 
 def test_every_representative_has_a_row_in_the_same_order(place: Path, captioner: Fake) -> None:
     context, _ = run(config_of(place, representatives=2))
-    table = context.shards(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE).read("all")
+    table = context.read(describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE)
     assert table.schema.equals(REPRESENTATIVE_CAPTIONS)
-    representatives = context.shards(prototypes.STAGE, REPRESENTATIVES_TABLE).read("all")
+    representatives = context.read(prototypes.STAGE, REPRESENTATIVES_TABLE)
     for column in ("prototype", "band", "image_id", "content_hash"):
         assert table[column] == representatives[column]
     assert table["text"].to_pylist() == [named(uri) for uri in representatives["uri"].to_pylist()]
