@@ -368,7 +368,7 @@ def check_servers(context: Context) -> None:
     undecided = refit.STAGE.name in context.run.request()["stages"] and not context.decision
     if undecided and context.previous is not None:
         return
-    describes = describe.STAGE.name in context.run.stage_names()
+    describes = context.has(describe.STAGE)
     asks = namers.namer_of(context.config) not in (namers.TERMS, namers.NOUNS) and (describes or (context.keeps and publish.renames(context)))
     if asks and publish.STAGE.name not in {done.name for done, complete in begun(context) if complete}:
         namers.load_namer(context.config).check()

@@ -167,7 +167,7 @@ def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
     return [
         (name, read_parts(context, stage, assignments), context.read(stage, clusters))
         for name, (stage, assignments, clusters) in sources.items()
-        if stage.name in context.run.stage_names()
+        if context.has(stage)
     ]
 
 

@@ -146,7 +146,7 @@ class Context:
         """The shards of ``table`` of ``stage`` in this run. Raises Refused if the stage has not begun or is not a stage of the run."""
         record = self.run.stage(stage.name)
         if record is None:
-            if self.keeps and stage.name not in self.run.stage_names():
+            if self.keeps and not self.has(stage):
                 return self.model.shards(stage, table)
             self.run.check_stage(stage.name)
             raise Refused(f"run {self.run.id} has no {table} yet. Run stage {stage.name} first: gsec stage {stage.name} --run {self.run.id}.")
@@ -155,6 +155,10 @@ class Context:
     def read(self, stage: "Stage", table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a table that has one shard, or some columns of them. Raises as `shards` and `Shards.read` do."""
         return self.shards(stage, table).read("all", columns)
+
+    def has(self, stage: "Stage") -> bool:
+        """Whether the run has this stage itself; one that keeps the published model has fewer (see `Run.stage_names`)."""
+        return stage.name in self.run.stage_names()
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _searched(context: Context, distinct: NDArray[np.int64], alone: NDArray[np.i
 
 def load_duplicates(context: Context) -> pa.Table | None:
     """The table `duplicates` of a run; None for runs of an older gsec without this stage."""
-    return context.read(STAGE, DUPLICATES_TABLE) if STAGE.name in context.run.stage_names() else None
+    return context.read(STAGE, DUPLICATES_TABLE) if context.has(STAGE) else None
 
 
 def remarks(context: Context) -> list[str]:

@@ -167,7 +167,7 @@ def compare(context: Context, names: Sequence[str], progress: Progress) -> Itera
 
 def remarks(context: Context) -> list[str]:
     """Sentences about the outcome and what to do next; none for a run without this stage."""
-    if STAGE.name not in context.run.stage_names():
+    if not context.has(STAGE):
         return []
     table, dead = context.read(STAGE, ENHANCED_CLUSTERS_TABLE), _dead(context)
     lost = sum(context.shards(STAGE, ENHANCED_TABLE).facts(part)["lost"] for part in part_names(context))
@@ -188,13 +188,13 @@ def remarks(context: Context) -> list[str]:
 
 def check_trained(context: Context) -> None:
     """Raises Refused if the run has trained no encoder, or one that lost clusters."""
-    run = context.run
-    if STAGE.name not in run.stage_names():
+    run = context.run.id
+    if not context.has(STAGE):
         can = " or ".join(f"--method {method.name} --set {method.name}.{method.enhanced_by}=true" for method in methods.loaded().values() if method.enhanced_by)
-        raise Refused(f"--encoder: run {run.id} has trained no encoder. A run with {can} does.")
+        raise Refused(f"--encoder: run {run} has trained no encoder. A run with {can} does.")
     if dead := _dead(context):
         raise Refused(
-            f"--encoder: with the encoder that run {run.id} has trained, {len(dead)} clusters keep less than a tenth of their images. Use the original one."
+            f"--encoder: with the encoder that run {run} has trained, {len(dead)} clusters keep less than a tenth of their images. Use the original one."
         )
 
 

@@ -76,7 +76,7 @@ def _co_association(context: Context) -> NDArray[np.float32]:
 
 def load_hierarchy(context: Context) -> pa.Table | None:
     """The tree of a run; None for runs of an older gsec without this stage."""
-    return context.read(STAGE, HIERARCHY_TABLE) if STAGE.name in context.run.stage_names() else None
+    return context.read(STAGE, HIERARCHY_TABLE) if context.has(STAGE) else None
 
 
 def _inputs(context: Context) -> list[str]:

@@ -34,17 +34,12 @@ def index(context: Context) -> str:
     return shards.files.location(f"{shards.directory}/index.html")
 
 
+_SHOWN = (publish.STAGE, lineage.STAGE, hierarchy.STAGE, baseline.STAGE, duplicates.STAGE)
+
 STAGE = Stage(
     name="report",
     version=2,
     settings=lambda config: {},
-    inputs=lambda context: [
-        publish.STAGE.fingerprint(context),
-        lineage.STAGE.fingerprint(context),
-        *([hierarchy.STAGE.fingerprint(context)] if hierarchy.STAGE.name in context.run.stage_names() else []),
-        *([] if context.keeps else [baseline.STAGE.fingerprint(context)]),
-        *([duplicates.STAGE.fingerprint(context)] if duplicates.STAGE.name in context.run.stage_names() else []),
-        context.run.id,
-    ],
+    inputs=lambda context: [*(stage.fingerprint(context) for stage in _SHOWN if context.has(stage)), context.run.id],
     steps=(Step((REPORT_TABLE,), draw, whole=True),),
 )
