@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from benchmarks.memory import anonymous_mib, peak
 from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.report import layout
 
 BLOCK = 65_536
@@ -40,7 +39,7 @@ def main() -> None:
 
     def place() -> None:
         landmarks = unit_rows(X[rows])
-        with threadpool_limits(thread_count(options.threads)):
+        with native_threads(options.threads):
             for start in range(0, len(X), BLOCK):
                 block = X[start : start + BLOCK]
                 layout.beside(block, landmarks, points, layout.noise_of([random.bytes(16) for _ in block]))

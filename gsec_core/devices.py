@@ -1,4 +1,4 @@
-"""Device and number of threads of torch, and use of memory."""
+"""Device and number of threads of torch and other native libraries, and use of memory."""
 
 import ctypes
 import json
@@ -8,9 +8,11 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
 
 from gsec_core.errors import Refused
 
@@ -71,6 +73,12 @@ def _quota(folder: Path) -> Iterator[float]:
             quota, period = " ".join(file.read_text() for file in files).split()
             if quota not in ("max", "-1"):
                 yield int(quota) / int(period)
+
+
+def native_threads(threads: int) -> AbstractContextManager[Any]:
+    """Context manager that limits BLAS and OpenMP, which numpy and faiss use, to `thread_count` of the setting ``threads``."""
+    limits: AbstractContextManager[Any] = threadpool_limits(thread_count(threads))
+    return limits
 
 
 def set_threads(threads: int) -> None:

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads, thread_count
 
 BLOCK_ROWS = 16_384
 """Number of rows whose copies, or similarities to all centres, are in memory at once."""
@@ -81,7 +80,7 @@ class SphericalKMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         X = self._validated(X, reset=True)
         if not 1 <= self.n_clusters <= len(X):
             raise ValueError(f"n_clusters = {self.n_clusters}: there are {len(X)} samples, so it must be between 1 and {len(X)}.")
-        with threadpool_limits(thread_count(self.n_threads)):
+        with native_threads(self.n_threads):
             self._fit(X, progress)
         return self
 

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import row_blocks, sample_rows, unit_rows
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 
 N_NEIGHBORS = 3
 """Neighbours of an image in each half, as in Li et al. 2026, https://arxiv.org/abs/2605.12961."""
@@ -84,13 +83,13 @@ class NeighborIndex:
         self._rows = rows
         self._n = n
         self._k = neighbor_count(n, k)
-        self._threads = thread_count(n_threads)
+        self._threads = n_threads
         self._random_state = random_state
         self._width = rows(slice(0, 1)).shape[1]
         if built is not None:
             self._index, self.recall = _faiss().deserialize_index(built.data), built.recall
             return
-        with threadpool_limits(self._threads):
+        with native_threads(self._threads):
             self._index = self._approximate() if n >= EXACT_ROWS else self._exact()
             for block in row_blocks(self._n):
                 self._index.add(self._unit(block))
@@ -108,7 +107,7 @@ class NeighborIndex:
         """
         _check_count(self._n, k)
         found = np.empty((stop - start, k), np.int32)
-        with threadpool_limits(self._threads):
+        with native_threads(self._threads):
             for block in row_blocks(stop, start):
                 found[block.start - start : block.stop - start] = self._search(self._unit(block), np.arange(block.start, block.stop), k)
         return found
@@ -138,7 +137,7 @@ class NeighborIndex:
         """Set the number of probed lists to the smallest that has nearly the best recall. Returns its recall."""
         k, numbers = self._k, self._drawn(_RECALL_QUERIES)
         queries = self._unit_at(numbers)
-        with threadpool_limits(self._threads):
+        with native_threads(self._threads):
             found = np.hstack([self._probed(lists, queries, numbers, k) for lists in _PROBED_LISTS])
             similar = np.full(found.shape, -np.inf, np.float32)
             nearest = np.full((len(numbers), k), -np.inf, np.float32)
@@ -185,7 +184,7 @@ def neighbors_of(rows: Callable[[Any], NDArray[Any]], n: int, numbers: NDArray[n
 
     _check_count(n, k)
     blocks = (unit_rows(rows(block)) for block in row_blocks(n))
-    with threadpool_limits(thread_count(n_threads)):
+    with native_threads(n_threads):
         _, found = knn_ground_truth(unit_rows(rows(numbers)), blocks, k + 1, faiss.METRIC_INNER_PRODUCT, ngpu=0)  # type: ignore[no-untyped-call]
     return _without_itself(found, numbers)
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import config_context
-from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
@@ -40,7 +39,7 @@ def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     centres = to_matrix(context.read(STAGE, BASELINE_CENTRES_TABLE), "centre")
     embeddings = load_embeddings(context)
     for part in parts(context, names):
-        with threadpool_limits(thread_count(context.config.threads)):
+        with native_threads(context.config.threads):
             found = [_nearest_two(block) for block in cosines(embeddings[part.start : part.stop], centres)]
         labels, best, second = (np.concatenate(column) for column in zip(*found, strict=True))
         progress(len(labels))

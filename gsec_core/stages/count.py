@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.n_clusters import MOSTLY_PURE, PURE, suggest_n_clusters
-from gsec_core.devices import set_threads, thread_count
+from gsec_core.devices import native_threads, set_threads
 from gsec_core.errors import Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
@@ -22,7 +21,7 @@ from gsec_core.tables import CLUSTER_COUNTS, CLUSTER_COUNTS_TABLE
 def count(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Compute purity as a function of the number of clusters, and the number that it suggests."""
     set_threads(context.config.threads)
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         try:
             found = suggest_n_clusters(load_embeddings(context))
         except ValueError as error:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from gsec_core import methods
 from gsec_core.clustering.features import Rows
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.section import output_settings
 from gsec_core.stages import describe, encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
@@ -60,7 +59,7 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
     """Fit the model of the counterparts and their weight: as set or, where the settings leave it open, by held-out descriptions."""
     kinds, weight = open_choices(context.config)
     config, X, described, T = context.config.fuse, load_embeddings(context), describe.described_rows(context), load_captions(context)
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         measures = {
             RIDGE: lambda: ridge_cosines(X, described, T),
             SOFTMAX: lambda: softmax_cosines(load_joint(context)[described], T, config.tau, config.max_lost_weight),
@@ -144,7 +143,7 @@ def counterparts_from(context: Context, X: NDArray[np.float16], joint: NDArray[n
         progress(len(joint))
         return joint
     blocks = []
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         if model.kind == SOFTMAX:
             captions = load_captions(context)
             found = softmax_counterparts(joint, captions, captions, config.tau, config.max_lost_weight)

@@ -9,10 +9,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import unit_rows
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.report import layout
 from gsec_core.stages import before, publish
 from gsec_core.stages.base import Context, Finished, Progress, Stage, once
@@ -29,7 +28,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
         placed = there[part.start : part.stop].copy()
         missing = np.flatnonzero(np.isnan(placed[:, 0]))
         noise = layout.noise_of(part.rows["image_id"].take(missing).to_pylist())
-        with threadpool_limits(thread_count(context.config.threads)):
+        with native_threads(context.config.threads):
             placed[missing] = layout.beside(X[part.start + missing], landmarks, points, noise)
         progress(len(placed))
         yield Finished(part.name, (pa.table([part.rows["image_id"], placed[:, 0], placed[:, 1]], schema=MAP),), {"placed": len(missing)})

@@ -10,13 +10,12 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import config_context
-from threadpoolctl import threadpool_limits
 
 from gsec_core import methods
 from gsec_core.clustering.features import Rows
 from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.errors import Refused
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, vocabulary
@@ -40,7 +39,7 @@ from gsec_core.text.vocabulary import shown
 def place(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Compute the semantic centres from all usable images."""
     config, X = context.config, load_joint(context)
-    with config_context(assume_finite=True), threadpool_limits(thread_count(config.threads)):
+    with config_context(assume_finite=True), native_threads(config.threads):
         if selection_of(config).per_centre is None:
             centres = unit_rows(vocabulary.load_words(context)[1])
         else:
@@ -53,7 +52,7 @@ def select(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     """Select the words to keep. Raises Refused if they are fewer than the clusters."""
     words, vectors = vocabulary.load_words(context)
     centres = to_matrix(context.read(STAGE, SEMANTIC_CENTRES_TABLE), "centre")
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         found = kept_nouns(vectors, centres, selection_of(context.config))
     if len(found.noun) < context.config.n_clusters:
         raise Refused(
@@ -87,7 +86,7 @@ def counterparts_from(context: Context, joint: NDArray[np.float16]) -> NDArray[n
 def _counterparts(context: Context, joint: NDArray[np.float16], progress: Progress) -> NDArray[np.float16]:
     _, kept = load_nouns(context)
     found = []
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         for block in noun_counterparts(joint, kept, selection_of(context.config)):
             found.append(block.astype(np.float16))
             progress(len(block))

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 from sklearn import config_context
-from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines
 from gsec_core.clustering.prototypes import prototype_count, representatives
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.section import output_settings
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
@@ -50,7 +49,7 @@ def choose(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     """Choose the images to be described."""
     centres = to_matrix(context.read(STAGE, PROTOTYPES_TABLE), "centre")
     labels, distances = [], []
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         for block in cosines(load_embeddings(context), centres):
             labels.append(block.argmax(1))
             distances.append(1 - block.max(1))

@@ -11,11 +11,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.centres import distances
 from gsec_core.clustering.kmeans import sample_rows, unit_rows
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.naming import namers
 from gsec_core.naming.terms import Description
 from gsec_core.report import layout
@@ -66,7 +65,7 @@ def nouns_of_clusters(context: Context) -> tuple[Sequence[str], NDArray[np.float
     (words, kept), selection = nouns.load_nouns(context), nouns.selection_of(context.config)
     labels = read_parts(context, align.STAGE, ASSIGNMENTS_TABLE, ["cluster"])["cluster"].to_numpy()
     rows = sample_rows(len(labels), NAMING_ROWS, 0)
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         weights = cluster_weights(load_joint(context)[rows], labels[rows], context.config.n_clusters, kept, selection.tau or TAU)
     if selection.per_centre is None:  # each noun belongs to one cluster, and must outweigh all other words there
         weights[align.load_ensemble(context).permutations[0], np.arange(len(words))] += 2
@@ -113,7 +112,7 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     distinct = pl.Series(rows["content_hash"]).is_first_distinct().to_numpy()
     described = pc.is_in(rows["content_hash"], describe.counted_captions(context)["content_hash"]).to_numpy()
     centrality = 1 - distances(X, labels, align.load_centres(context).directions)
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         shown = layout.choose(labels, confidence, centrality, described, distinct, context.config.n_clusters)
         taken = shown["row"].to_numpy()
         points = layout.place(X[np.sort(taken)])[np.argsort(np.argsort(taken))]
@@ -144,7 +143,7 @@ def _laid_out_as_before(context: Context, X: NDArray[np.float16], labels: NDArra
     stayed = stayed.join(gone, on="row", how="anti", maintain_order="left")
     new = new.head(layout.MOST - len(stayed))
     landmarks = unit_rows(X[stayed["row"].to_numpy()])
-    with threadpool_limits(thread_count(context.config.threads)):
+    with native_threads(context.config.threads):
         points = layout.beside(X[new["row"].to_numpy()], landmarks, stayed.select("x", "y").to_numpy(), layout.noise_of(new["image_id"].to_list()))
     beside = new.with_columns(role=pl.lit(layout.NEW), x=pl.Series(points[:, 0]), y=pl.Series(points[:, 1]))
     shown = pl.concat([beside.select(LAYOUT.names), stayed.select(LAYOUT.names)]).sort("cluster", maintain_order=True)

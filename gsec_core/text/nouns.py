@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from threadpoolctl import threadpool_limits
 
 from gsec_core.clustering.kmeans import SphericalKMeans, cosines, one_start, sample_rows, unit_rows
-from gsec_core.devices import thread_count
+from gsec_core.devices import native_threads
 from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.fusion import distinct_rows, nearest_counterparts, softmax_counterparts
 
@@ -69,7 +68,7 @@ def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_thread
         centres, labels = parts.cluster_centers_, parts.labels_
     else:
         sample = unit_rows(X[sample_rows(len(X), _SAMPLE_PER_CENTRE * count, random_state)])
-        with threadpool_limits(thread_count(n_threads)):
+        with native_threads(n_threads):
             centres = unit_rows(one_start(sample, count, max_iter=10, seed=random_state, spherical=True)[0])
             labels = np.concatenate([block.argmax(1) for block in cosines(sample, centres)])
     kept: NDArray[np.float32] = centres[np.unique(labels)]
