@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     options = parser.parse_args()
     config = load_config(overrides={"encode": {"encoder": options.encoder, "precision": options.precision}})
-    encoder = encode.loaded_encoder(config)
+    encoder = encode.STAGE.load(config)
     encoder.encode_images(encoder.preprocess(Image.new("RGB", (64, 64)))[None])  # the first call initialises the encoder
     workers = usable_cores()
     directory = Path(tempfile.mkdtemp(prefix="gsec-encode-"))

@@ -186,7 +186,7 @@ def _encoding(report: Report, options: argparse.Namespace, device: str, model: s
 
     chosen = {"encoder": f"open_clip:local-dir:{checkpoint}", "precision": "bf16", "device": device}
     config = load_config(overrides={"source": str(source), "clusters": 2, "encode": chosen})
-    encoder = encode.loaded_encoder(config)
+    encoder = encode.STAGE.load(config)
     opened = open_source(str(source))
     refs = [ImageRef(**row) for row in opened.list().to_pylist()]
     workers, size = thread_count(config.encode.workers), config.encode.batch_size
@@ -243,7 +243,7 @@ def _encoding(report: Report, options: argparse.Namespace, device: str, model: s
         "prepare, one thread": 1 / _one_thread(report, model, config, opened, encoder, refs[:200]),
         "prepare, each with one thread of torch": len(refs) / seconds(lambda: prepare_all(initializer=torch.set_num_threads, initargs=(1,)), device),
     }
-    encode.loaded_encoder(config)  # sets torch's threads again
+    encode.STAGE.load(config)  # sets torch's threads again
     report.put(more, "encode", model, "more_per_second")
     report.say("Images/s beside: " + ", ".join(f"{name} {rate:.0f}" for name, rate in more.items()) + ".")
 

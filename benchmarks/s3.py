@@ -94,7 +94,7 @@ def make(config: PipelineConfig) -> None:
     context = Context.of(run, config)
     live, n = context.live, context.live.num_rows
     base.begin(context, encode.STAGE)
-    facts = {"preprocessing": dict(encode.loaded_encoder(config).preprocessing), MISSING: 0}
+    facts = {"preprocessing": dict(encode.STAGE.load(config).preprocessing), MISSING: 0}
     schema = embeddings_schema(DIMENSIONS, DIMENSIONS)
     vectors = np.full((config.ingest.shard_rows, DIMENSIONS), DIMENSIONS**-0.5, np.float16)
     for name, table in context.corpus.images.read_each(context.generation.shard_names):
@@ -216,7 +216,7 @@ def main() -> None:
         print(f"{options.images:,} images in {len(names):,} shards, {objects:,} objects, made in {time.monotonic() - started:.0f} s\n")
         print("| | delay | seconds | requests | MiB |\n| --- | --- | --- | --- | --- |")
         config = settings(directory, f"{bucket}/store", options)
-        encode.loaded_encoder(config)
+        encode.STAGE.load(config)
         for delay in (0.0, options.delay):
             proxy.delay = delay
             measure(config, proxy, names, options.nothing_new)

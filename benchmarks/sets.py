@@ -124,7 +124,7 @@ def cifar10(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     file = data / "cifar10-test.parquet"
     whole, context, _ = embedded(str(file), work, encoder, "cifar10")
     names = json.loads(pq.read_schema(file).metadata[b"class_names"])
-    said = encode.loaded_encoder(context.config).encode_texts([f"This image contains a {name}." for name in names])
+    said = encode.STAGE.load(context.config).encode_texts([f"This image contains a {name}." for name in names])
 
     def sentence_of(label: Any) -> NDArray[np.float32]:
         return said[int(label)]
@@ -144,7 +144,7 @@ def stamps(data: Path, work: Path, encoder: str) -> Iterator[Set]:
     sentence_of = keyed.read_keyed(str(file), "description", setting="description").lookup
     hashes = usable(context).rows["content_hash"].to_pylist()
     sentences = [str(sentence_of(uri, content_hash)) for uri, content_hash in zip(uris, hashes, strict=True)]
-    T = encode.loaded_encoder(context.config).encode_texts(sentences)
+    T = encode.STAGE.load(context.config).encode_texts(sentences)
     yield Set("stamps, no captions", whole.X, whole.joint, whole.truth, None)
     yield Set("stamps, human descriptions", whole.X, whole.joint, whole.truth, Described(np.arange(len(T)), T))
 

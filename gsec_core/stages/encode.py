@@ -361,11 +361,6 @@ def _load(identity: str, name: str, precision: str, device: str, threads: int) -
     return load_encoder(name, precision=precision, device=device, threads=threads)
 
 
-def loaded_encoder(config: PipelineConfig) -> Encoder:
-    """The encoder of setting `encode.encoder`; see `Encoding.load`."""
-    return STAGE.load(config)
-
-
 def _plan(context: Context) -> list[str]:
     return context.generation.shard_names
 

@@ -50,7 +50,7 @@ def embed(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     """Embed every description; stage describe guarantees at least one."""
     counted = describe.counted_captions(context)
     texts = counted["text"].combine_chunks().dictionary_encode()  # equal ones are encoded once
-    vectors = encode.loaded_encoder(context.config).encode_texts(texts.dictionary.to_pylist()).astype(np.float16)[texts.indices.to_numpy()]
+    vectors = encode.STAGE.load(context.config).encode_texts(texts.dictionary.to_pylist()).astype(np.float16)[texts.indices.to_numpy()]
     columns = [np.arange(len(vectors)), counted["prototype"], counted["band"], counted["text"], vectors]
     yield Finished("all", (make_table(columns, caption_embeddings_schema(vectors.shape[1])),), {"captions": len(vectors)})
 

@@ -44,7 +44,7 @@ def prompts_of(config: PipelineConfig) -> tuple[str, ...]:
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Embed the words of the named shards."""
     words, prompts = words_of(context.config).words, prompts_of(context.config)
-    encoder = encode.loaded_encoder(context.config)
+    encoder = encode.STAGE.load(context.config)
     for name, numbers in _shards(context).items():
         if name not in names:
             continue

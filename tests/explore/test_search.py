@@ -64,7 +64,7 @@ def test_an_upload_of_too_many_pixels_is_refused_by_its_header(first: Collection
 
 
 def test_a_search_by_words_ranks_images_by_the_encoders_text_embedding(second: Collection) -> None:
-    encoder = encode.loaded_encoder(second.context.config)
+    encoder = encode.STAGE.load(second.context.config)
     [vector] = vocabulary.embedded(encoder, [["a photo of a ping-pong ball"]])
     rows = usable(second.context).rows["uri"].to_pylist()
     cosines = load_joint(second.context).astype(np.float32) @ vector

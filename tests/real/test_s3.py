@@ -91,7 +91,7 @@ def test_the_number_of_requests_of_a_run_to_its_store_is_limited(tmp_path: Path,
     context = Context.of(run, config)
     base.begin(context, encode.STAGE)
     [step] = encode.STAGE.steps
-    encode.loaded_encoder(config)
+    encode.STAGE.load(config)
     assert context.live.num_rows == IMAGES
     proxy.count()
     names = base.missing(context, encode.STAGE, step)

@@ -78,7 +78,7 @@ def test_labels_do_not_depend_on_sharding_or_history(tmp_path: Path) -> None:
 def test_encoding_uses_the_threads_of_the_settings_even_if_torch_was_set_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder is loaded once per process, so its loading cannot set the threads here."""
     config = settings(write_pictures(tmp_path / "in", range(8)), tmp_path / "store")
-    loaded = encode.loaded_encoder(config)
+    loaded = encode.STAGE.load(config)
     seen = []
     real = type(loaded).encode_images
 
@@ -90,7 +90,7 @@ def test_encoding_uses_the_threads_of_the_settings_even_if_torch_was_set_otherwi
     torch.set_num_threads(2)
     run, _ = pipeline.request(config)
     run_stage(Context.of(run, config), encode.STAGE)
-    assert encode.loaded_encoder(config) is loaded
+    assert encode.STAGE.load(config) is loaded
     assert set(seen) == {config.threads}
 
 
@@ -243,13 +243,13 @@ class Flaky:
 @pytest.mark.parametrize(("source", "status"), [(Flaky(2), "rejected"), (Flaky(99), "missing")])
 def test_a_read_error_is_retried_and_then_makes_the_image_missing(source: Flaky, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
-    encoder = encode.loaded_encoder(settings("in", "store"))
+    encoder = encode.STAGE.load(settings("in", "store"))
     assert encode.prepare(source, encoder, 96, {}, ImageRef("a.jpg", 1, "1")).status == status
 
 
 def test_a_read_error_of_a_source_that_does_not_answer_is_raised_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
-    encoder = encode.loaded_encoder(settings("in", "store"))
+    encoder = encode.STAGE.load(settings("in", "store"))
     with pytest.raises(Unreachable, match="the disk is gone"):
         encode.prepare(Flaky(99, answers=False), encoder, 96, {}, ImageRef("a.jpg", 1, "1"))
 

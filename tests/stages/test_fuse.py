@@ -46,7 +46,7 @@ def test_every_description_gets_the_embedding_of_its_text_and_equal_texts_equal_
     texts = [WORDS[number] for number in (2, 0, 2, 2, 1, 0, 3, 4, 1, 0)]
     describe_with(context, texts)
     run_stage(context, fuse.STAGE)
-    np.testing.assert_allclose(fuse.load_captions(context), encode.loaded_encoder(context.config).encode_texts(texts), atol=1e-3)
+    np.testing.assert_allclose(fuse.load_captions(context), encode.STAGE.load(context.config).encode_texts(texts), atol=1e-3)
     np.testing.assert_array_equal(fuse.load_captions(context)[1], fuse.load_captions(context)[5])
 
 

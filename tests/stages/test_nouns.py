@@ -56,7 +56,7 @@ def test_every_word_has_a_vector_in_a_table_that_belongs_to_the_store_and_not_to
     assert words == WORDS
     assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)
     assert whole.shards(vocabulary.STAGE, VOCABULARY_TABLE).directory.startswith("vocabularies/")
-    said = vocabulary.encode.loaded_encoder(whole.config).encode_texts(["a photo of a wall", WORDS[8]])
+    said = vocabulary.encode.STAGE.load(whole.config).encode_texts(["a photo of a wall", WORDS[8]])
     assert vectors[[2, 8]] == pytest.approx(said, abs=1e-3), "a word goes into the prompt, a sentence does not"
 
 
@@ -197,7 +197,7 @@ def test_given_names_become_the_names_of_the_clusters_of_their_nearest_images(pl
     shards, parts = context.run.table(CLUSTER_NAMES_TABLE)
     named = {row["cluster"]: row["name"] for row in shards.read(parts[0]).to_pylist()}
     assert sorted(name.split(",")[0] for name in named.values()) == ["blue", "green", "red"]
-    encoder = vocabulary.encode.loaded_encoder(context.config)
+    encoder = vocabulary.encode.STAGE.load(context.config)
     texts = [encoder.encode_texts([f"a photo of a {word}" for word in words]).mean(0) for words in (["red", "scarlet"], ["green"], ["blue"])]
     nearest = (load_joint(context).astype(np.float32) @ (np.array(texts) / np.linalg.norm(texts, axis=1, keepdims=True)).T).argmax(1)
     assignments, parts = context.run.table(ASSIGNMENTS_TABLE)
