@@ -4,6 +4,7 @@ This module needs no orchestrator; `flows` combines the same parts into a DAG.
 """
 
 import platform
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -50,7 +51,7 @@ from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
 from gsec_core.store import Corpus, Run, Shards, Store
 from gsec_core.store.publications import check_pipeline, pipeline_of
-from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, OK, REJECTED
+from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, REJECTED
 
 _IN_ORDER: tuple[Stage, ...] = (
     encode.STAGE,
@@ -425,7 +426,7 @@ def summary(context: Context) -> dict[str, Any]:
     """Summary of a finished run: counts, locations of its tables, its clusters, and the consensus compared with k-means."""
     live = encode.encoded_rows(context)
     labellings = None if context.of_run else quality.without_labels(context)
-    counts = {status: live["status"].to_pylist().count(status) for status in (OK, REJECTED, MISSING)}
+    counts = Counter(live["status"].to_pylist())
     return {
         "images": live.num_rows,
         "rejected": counts[REJECTED],
