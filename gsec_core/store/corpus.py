@@ -198,8 +198,8 @@ def _digest(table: pa.Table, generation: int) -> str:
 
     Without the number, an image that vanished and is listed again unchanged would get a shard whose name exists already.
     """
-    columns = [[value.hex() if isinstance(value, bytes) else value for value in column] for column in table.to_pydict().values()]
-    return xxhash.xxh3_128_hexdigest(json.dumps([generation, columns]).encode())
+    columns = list(table.to_pydict().values())
+    return xxhash.xxh3_128_hexdigest(json.dumps([generation, columns], default=bytes.hex).encode())
 
 
 def _shards(record: dict[str, Any]) -> tuple[ImagesShard, ...]:
