@@ -73,7 +73,7 @@ def principal(X: NDArray[Any], components: int) -> Half:
 
 
 def project(X: NDArray[Any], half: Half) -> Iterator[NDArray[np.float32]]:
-    """The rows of ``X`` (n, d) scaled by ``half``, block by block: (rows, p)."""
+    """The rows of ``X`` (n, d) scaled by ``half``, (rows, p) for each of `row_blocks`."""
     mean, scale = torch.from_numpy(half.mean), torch.from_numpy(half.scale)
     basis = None if half.basis is None else torch.from_numpy(half.basis)
 

@@ -176,7 +176,7 @@ def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:
 
 
 def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Cosines of the rows of ``X`` (n, d) to unit ``centres`` (k, d), block by block: (rows, k)."""
+    """Cosines of the rows of ``X`` (n, d) to unit ``centres`` (k, d), (rows, k) for each of `row_blocks`."""
     for rows in row_blocks(len(X)):
         yield unit_rows(X[rows]) @ centres.T
 

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from PIL import ImageOps
 
 from gsec_core.clustering.centres import cluster_sums
-from gsec_core.clustering.kmeans import cosines, unit_rows
+from gsec_core.clustering.kmeans import cosines, row_blocks, unit_rows
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
 from gsec_core.errors import GsecError, Refused
@@ -286,9 +286,7 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
 def _nearest_other(centres: NDArray[np.float32]) -> NDArray[np.float32]:
     """The largest cosine of each centre to another centre, (n_clusters,), computed block by block."""
     found = []
-    start = 0
-    for block in cosines(centres, centres):
-        block[np.arange(len(block)), np.arange(start, start + len(block))] = -1
+    for rows, block in zip(row_blocks(len(centres)), cosines(centres, centres), strict=True):
+        block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = -1
         found.append(block.max(axis=1))
-        start += len(block)
     return np.concatenate(found)

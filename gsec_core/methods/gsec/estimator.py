@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsec_core.clustering.features import Features, Half, principal, project, standardising
+from gsec_core.clustering.kmeans import row_blocks
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
@@ -175,12 +176,10 @@ class GSECPlan(LinearMembers, Plan):
     def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> Features:
         found = []
         for matrix, half in zip(matrices, halves, strict=True):
-            rows = allocate((len(matrix), len(half.scale)), np.float32)
-            start = 0
-            for block in project(matrix, half):
-                rows[start : start + len(block)] = block
-                start += len(block)
-            found.append(rows)
+            scaled = allocate((len(matrix), len(half.scale)), np.float32)
+            for rows, block in zip(row_blocks(len(matrix)), project(matrix, half), strict=True):
+                scaled[rows] = block
+            found.append(scaled)
         if not self.preset.weighs_halves:
             return Features(found, [1 / len(found)] * len(found), [1.0] * len(found))
         weights = [1.0] if len(found) == 1 else [1 - text_weight, text_weight]
