@@ -58,6 +58,12 @@ class LinearModels:
         return weights, bias
 
 
+def random_maps(maps: int, outputs: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Weights (maps, outputs, d) and biases (maps, outputs), initialised as torch does: uniform within 1 / sqrt(d)."""
+    values = torch.empty(maps, outputs, d + 1).uniform_(-(d**-0.5), d**-0.5, generator=generator)
+    return values[..., :d].contiguous(), values[..., d].clone()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply several linear maps to one input as one matrix product: x (rows, d), weight (maps, outputs, d), bias (maps, outputs); (rows, maps, outputs)."""
     return torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(-1, *bias.shape)

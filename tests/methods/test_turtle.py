@@ -4,6 +4,7 @@ import torch
 from numpy.typing import NDArray
 
 from gsec_core import TURTLE
+from gsec_core.clustering.linear import random_maps
 from gsec_core.clustering.metrics import accuracy
 from gsec_core.methods.turtle.estimator import LEARNING_RATE, Linear, learned, loss
 
@@ -64,7 +65,7 @@ def test_a_classifier_without_any_training_step_gives_labels_no_gradient_that_ma
 def test_a_classifier_is_trained_as_by_torchs_adam() -> None:
     generator = torch.Generator().manual_seed(0)
     z, q = torch.randn(64, 6, generator=generator), torch.rand(64, 2, 3, generator=generator).softmax(2)
-    start = Linear.random(6, 2, 3, generator)
+    start = Linear(*random_maps(2, 3, 6, generator))
     found = learned(start, z, q, 7)
     for member in range(2):
         weight, bias = (part[member].clone().requires_grad_() for part in start)

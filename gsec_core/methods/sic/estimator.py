@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gsec_core.clustering.features import Features, Half, UnitFeatures
 from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
-from gsec_core.clustering.linear import BIAS, WEIGHTS, linear
+from gsec_core.clustering.linear import BIAS, WEIGHTS, linear, random_maps
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
@@ -185,9 +185,8 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         if self.start_at_centres:
             centres = torch.from_numpy(np.stack([self._centres(features.rows, len(features), seed) for seed in self._seeds(block)]))
             return 2 * SOFTNESS * centres, -SOFTNESS * centres.square().sum(2)
-        values = torch.empty(BLOCK_MEMBERS, self.n_clusters, d + 1)
-        values.uniform_(-(d**-0.5), d**-0.5, generator=torch.Generator().manual_seed(self.seed(block)))
-        return F.pad(values[..., :d], (0, features.dimensions - d)).contiguous(), values[..., d].clone()
+        weight, bias = random_maps(BLOCK_MEMBERS, self.n_clusters, d, torch.Generator().manual_seed(self.seed(block)))
+        return F.pad(weight, (0, features.dimensions - d)), bias
 
     def _fixed(self, features: Features, nouns: Tensor, block: int) -> Tensor:
         """Semantic centres (members, clusters, d) of the mappings `centres` and `direct`, which do not depend on the heads."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import RADIUS, Features, Rows
-from gsec_core.clustering.linear import linear
+from gsec_core.clustering.linear import linear, random_maps
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
@@ -49,12 +49,6 @@ class Linear(NamedTuple):
     """(members, n_clusters, d)."""
     bias: Tensor
     """(members, n_clusters)."""
-
-    @classmethod
-    def random(cls, d: int, members: int, n_clusters: int, generator: torch.Generator) -> "Linear":
-        """Initialise as torch does: uniform within 1 / sqrt(d)."""
-        values = torch.empty(members, n_clusters, d + 1).uniform_(-(d**-0.5), d**-0.5, generator=generator)
-        return cls(values[..., :d].contiguous(), values[..., d].clone())
 
     def __call__(self, z: Tensor) -> Tensor:
         """Logits (rows, members, n_clusters) of ``z`` (rows, d)."""
@@ -93,10 +87,10 @@ class _TaskEncoder(torch.nn.Module):
 
     def __init__(self, widths: Sequence[int], n_clusters: int, generator: torch.Generator) -> None:
         super().__init__()
-        starts = [Linear.random(d, BLOCK_MEMBERS, n_clusters, generator) for d in widths]
-        self.directions = torch.nn.ParameterList([start.weight for start in starts])
-        self.norms = torch.nn.ParameterList([start.weight.norm(dim=2, keepdim=True) for start in starts])
-        self.biases = torch.nn.ParameterList([start.bias for start in starts])
+        weights, biases = zip(*(random_maps(BLOCK_MEMBERS, n_clusters, d, generator) for d in widths), strict=True)
+        self.directions = torch.nn.ParameterList(weights)
+        self.norms = torch.nn.ParameterList([weight.norm(dim=2, keepdim=True) for weight in weights])
+        self.biases = torch.nn.ParameterList(biases)
 
     def maps(self) -> list[Linear]:
         """The linear maps of each space."""
@@ -182,7 +176,7 @@ class TURTLEPlan(UnitVectors, Plan):
             spaces = everything or self._spaces(features, np.sort(drawn.choice(n, rows, replace=False)))
             labels = encoder(spaces)
             q = torch.stack(labels).mean(0).detach()
-            cold = [Linear(*(part.to(self.device) for part in Linear.random(d, BLOCK_MEMBERS, self.n_clusters, generator))) for d in features.widths]
+            cold = [Linear(*(part.to(self.device) for part in random_maps(BLOCK_MEMBERS, self.n_clusters, d, generator))) for d in features.widths]
             predictions = [learned(start, z, q)(z) for start, z in zip(cold, spaces, strict=True)]
             found = loss(labels, predictions, self.gamma)
             optimizer.zero_grad()
