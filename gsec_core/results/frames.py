@@ -14,7 +14,7 @@ from gsec_core.curation import Curated, curated, log_of
 from gsec_core.errors import Refused
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context
-from gsec_core.stages.canonical import by_shard, usable
+from gsec_core.stages.canonical import usable_rows
 from gsec_core.store import Run, Store
 from gsec_core.tables import (
     ALIGNMENT_TABLE,
@@ -123,10 +123,7 @@ class Frames:
     @cached_property
     def sizes(self) -> pl.DataFrame:
         """One row for each usable image: image_id, width and height in pixels, as shown."""
-        found = []
-        wanted = by_shard(usable(self.context).rows)
-        for name, table in self.context.shards(encode.STAGE, EMBEDDINGS_TABLE).read_each(sorted(wanted), ["image_id", "width", "height"]):
-            found.append(pl.DataFrame(table).join(wanted[name].select("image_id"), on="image_id"))
+        found = [here.drop("position") for here in usable_rows(self.context, EMBEDDINGS_TABLE, ["image_id", "width", "height"])]
         return pl.concat([pl.DataFrame(schema={"image_id": pl.Binary, "width": pl.Int32, "height": pl.Int32}), *found])
 
     @cached_property

@@ -171,20 +171,27 @@ def load_thumbnails(context: Context, side: int) -> tuple[NDArray[np.uint8], int
 
     A memory map as in `load_embeddings`. Also returns the number of images without a thumbnail, whose pixels are zeros.
     """
-    thumbnails, rows = context.shards(encode.STAGE, THUMBNAILS_TABLE), usable(context).rows
-    wanted, found = by_shard(rows), 0
-    matrix = scratch_array(context.config, (rows.num_rows, side, side, 3), np.uint8)
+    matrix, found = scratch_array(context.config, (len(usable(context)), side, side, 3), np.uint8), 0
 
     def square(thumbnail: bytes) -> NDArray[np.uint8]:
         return np.asarray(ImageOps.fit(decode(thumbnail), (side, side)))
 
     with ThreadPoolExecutor(thread_count(context.config.threads), thread_name_prefix="decode") as pool:
-        for name, table in thumbnails.read_each(sorted(wanted)):
-            here = pl.DataFrame(table).join(wanted[name], on="image_id")
+        for here in usable_rows(context, THUMBNAILS_TABLE):
             for position, pixels in zip(here["position"], pool.map(square, here["thumbnail"]), strict=True):
                 matrix[position] = pixels
             found += len(here)
-    return matrix, rows.num_rows - found
+    return matrix, len(matrix) - found
+
+
+def usable_rows(context: Context, table: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield the usable images' rows of ``table`` of stage encode, shard by shard; column ``position`` is the place of each in canonical order.
+
+    ``columns`` must include image_id.
+    """
+    wanted = _by_shard(context)
+    for name, rows in context.shards(encode.STAGE, table).read_each(sorted(wanted), columns):
+        yield pl.DataFrame(rows).join(wanted[name], on="image_id")
 
 
 def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -197,17 +204,16 @@ def thumbnails(context: Context, image_ids: Iterable[bytes]) -> Iterator[tuple[b
         yield from zip(here["image_id"].to_pylist(), here["thumbnail"].to_pylist(), strict=True)
 
 
-def by_shard(rows: pa.Table) -> dict[Any, pl.DataFrame]:
-    """Image ids of `Usable.rows` and their positions in canonical order, grouped by shard."""
-    places = pl.DataFrame(rows.select(["image_id", "shard"])).with_row_index("position")
-    return {shard: frame for (shard,), frame in places.partition_by("shard", as_dict=True).items()}
+def _by_shard(context: Context) -> dict[Any, pl.DataFrame]:
+    """Image ids of the usable images and their positions in canonical order, by shard."""
+    places = pl.DataFrame(usable(context).rows.select(["image_id", "shard"])).with_row_index("position")
+    return {shard: frame for (shard,), frame in places.partition_by("shard", as_dict=True, include_key=False).items()}
 
 
 def _load_vectors(context: Context, stage: Stage, column: str) -> NDArray[np.float16]:
-    embeddings, rows = context.shards(stage, EMBEDDINGS_TABLE), usable(context).rows
-    wanted = by_shard(rows)
+    embeddings, wanted = context.shards(stage, EMBEDDINGS_TABLE), _by_shard(context)
     width = embeddings.read(context.generation.shard_names[0], [column]).schema.field(column).type.list_size  # the shard may have no rows
-    matrix = scratch_array(context.config, (rows.num_rows, width), np.float16)
+    matrix = scratch_array(context.config, (len(usable(context)), width), np.float16)
     for name, table in embeddings.read_each(sorted(wanted), ["image_id", column]):
         here = pl.DataFrame(table.select(["image_id"])).with_row_index("row").join(wanted[name], on="image_id")
         values = to_matrix(table, column)[here["row"].to_numpy()]

@@ -20,7 +20,7 @@ from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.stages import encode, prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import all_images, by_shard, load_embeddings, load_thumbnails, part_names, usable
+from gsec_core.stages.canonical import all_images, load_embeddings, load_thumbnails, part_names, usable, usable_rows
 from gsec_core.tables import DUPLICATES, DUPLICATES_TABLE, EMBEDDINGS_TABLE, NEIGHBORS_TABLE
 
 THRESHOLDS = {"lite": 0.87}
@@ -74,11 +74,8 @@ def _table(frame: pl.DataFrame) -> pa.Table:
 
 def _pixels(context: Context) -> NDArray[np.int64]:
     """Width by height of all usable images in canonical order, (n,)."""
-    rows = usable(context).rows
-    wanted = by_shard(rows)
-    found = np.zeros(rows.num_rows, np.int64)
-    for name, table in context.shards(encode.STAGE, EMBEDDINGS_TABLE).read_each(sorted(wanted), ["image_id", "width", "height"]):
-        here = pl.DataFrame(table).join(wanted[name], on="image_id")
+    found = np.zeros(len(usable(context)), np.int64)
+    for here in usable_rows(context, EMBEDDINGS_TABLE, ["image_id", "width", "height"]):
         found[here["position"].to_numpy()] = here["width"].to_numpy().astype(np.int64) * here["height"].to_numpy()
     return found
 
