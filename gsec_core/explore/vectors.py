@@ -1,9 +1,7 @@
 """Search in the embeddings of a run by cosine. faiss compresses them to one byte a value, in a temporary file that is mapped into memory."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from tempfile import mkstemp
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from gsec_core.devices import return_freed_memory, thread_count
 from gsec_core.errors import Refused
 from gsec_core.explore.cached import CachedShards
 from gsec_core.explore.columns import Columns, bytes16
+from gsec_core.stages.canonical import scratch_file
 from gsec_core.store import Shards
 from gsec_core.store.arrays import to_matrix
 
@@ -99,22 +98,22 @@ class Vectors:
             rows.append(some)
             vectors.append(values)
             if sum(map(len, rows)) >= _SEGMENT_ROWS:
-                self._add(rows, vectors, n, config.scratch)
+                self._add(rows, vectors, config)
                 rows, vectors = [], []
         if sum(map(len, rows)):
-            self._add(rows, vectors, n, config.scratch)
+            self._add(rows, vectors, config)
         del rows, vectors
         release()
 
-    def _add(self, rows: list[NDArray[np.int64]], vectors: list[NDArray[np.float16]], n: int, scratch: str | None) -> None:
+    def _add(self, rows: list[NDArray[np.int64]], vectors: list[NDArray[np.float16]], config: PipelineConfig) -> None:
         matrix = np.concatenate(vectors)
         faiss = _faiss()
-        kind = faiss.ScalarQuantizer.QT_fp16 if 2 * n * matrix.shape[1] <= _EXACT_BYTES else faiss.ScalarQuantizer.QT_8bit
+        kind = faiss.ScalarQuantizer.QT_fp16 if 2 * self._n * matrix.shape[1] <= _EXACT_BYTES else faiss.ScalarQuantizer.QT_8bit
         index = faiss.IndexScalarQuantizer(matrix.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         values = matrix.astype(np.float32)
         index.train(values)
         index.add(values)
-        self._segments.append((np.concatenate(rows), _mapped(faiss.serialize_index(index), scratch)))
+        self._segments.append((np.concatenate(rows), _mapped(faiss.serialize_index(index), config)))
 
     def search(self, query: NDArray[np.floating[Any]], count: int, out: NDArray[np.bool_]) -> Found:
         """The ``count`` images nearest to a vector (1, d), except those with ``out`` (n,) true."""
@@ -155,19 +154,13 @@ def _one(column: pa.ChunkedArray) -> NDArray[np.float16]:
     return values[None]
 
 
-def _mapped(data: NDArray[np.uint8], scratch: str | None) -> Any:
-    """Map a serialised faiss index from a temporary file that is unlinked at once. Raises Refused if no file can be made, OSError if the disk is full."""
+def _mapped(data: NDArray[np.uint8], config: PipelineConfig) -> Any:
+    """Map a serialised faiss index from a temporary file without a name. Raises as `scratch_file`, and OSError if the disk is full."""
     faiss = _faiss()
-    try:
-        number, path = mkstemp(dir=scratch, prefix="gsec-search-")
-    except OSError as error:
-        raise Refused(f"scratch = {scratch}: no file can be made there ({error.strerror}). Make the folder, or name another one.") from None
-    try:
-        with open(number, "wb") as file:
-            file.write(data.data)
-        return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-    finally:
-        os.unlink(path)
+    with scratch_file(config) as file:
+        file.write(data.data)
+        file.seek(0)
+        return faiss.read_index(f"/dev/fd/{file.fileno()}", faiss.IO_FLAG_MMAP_IFC)
 
 
 def _faiss() -> Any:

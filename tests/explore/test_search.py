@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -128,6 +129,17 @@ def test_a_quantised_index_finds_nearly_the_exact_results(monkeypatch: pytest.Mo
     assert not out[found.rows].any()
     assert len(set(found.rows) & set(wanted)) >= 95
     np.testing.assert_allclose(found.cosines, cosines[found.rows], atol=4e-3)
+
+
+def test_without_a_scratch_folder_the_message_names_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+
+    class Unit:
+        def vectors(self, column: str) -> list[tuple[np.ndarray, np.ndarray]]:
+            return [(np.arange(2), np.eye(2, dtype=np.float16))]
+
+    with pytest.raises(Refused, match='scratch = "/nowhere": no file can be made there'):
+        vectors.Vectors(Unit(), "embedding", 2, PipelineConfig())  # type: ignore[arg-type]
 
 
 def test_torch_is_not_imported_before_the_first_search(nights: Nights) -> None:
