@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -185,7 +185,7 @@ def compare(first: Context, others: Sequence[Run]) -> Comparison:
                 sizes=sizes[number],
                 left_out=counts[number] - len(common),
                 purity=purity(labels[number], near, rows)[1],
-                agreement=_mean(common[f"agreement {number}"]),
+                agreement=cast("float | None", common[f"agreement {number}"].mean()),
                 seconds=seconds[number],
             )
             for number, (run, config) in enumerate(zip(runs, configs, strict=True))
@@ -276,8 +276,3 @@ def _differing(images: pa.Table, labels: NDArray[np.int32], confidence: NDArray[
     shown = images.take(rows)
     columns = (shown["image_id"].to_pylist(), shown["uri"].to_pylist(), disagreement[rows].tolist(), labels[:, rows].T.tolist(), confidence[:, rows].T.tolist())
     return [Differing(id, uri, value, tuple(clusters), tuple(sure)) for id, uri, value, clusters, sure in zip(*columns, strict=True)]
-
-
-def _mean(values: pl.Series) -> float | None:
-    mean = values.mean()
-    return float(mean) if isinstance(mean, int | float) else None

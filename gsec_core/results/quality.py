@@ -40,8 +40,9 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
     weighted mean over the neighbours in the image half and in the text half, with the weight of `text.weight_deserved` for the text. A run that keeps the
     published model searches no neighbours and fits no k-means: its purity is None, and it has one row.
     """
-    consensus, *_ = found = labellings(context)
-    purities = [None] if context.keeps else _purities(context, [_clusters(assignments) for _, assignments, _ in found])
+    found = labellings(context)
+    labels = [assignments["cluster"].to_numpy() for _, assignments, _ in found]
+    purities = [None] if context.keeps else _purities(context, labels)
     return [
         {
             "labelling": name,
@@ -51,9 +52,9 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
             "agreement": _mean(clusters["agreement"], clusters["size"]),
             "largest": max(clusters["size"].to_pylist()),
             "smallest": min(clusters["size"].to_pylist()),
-            "ARI to consensus": float(adjusted_rand_score(_clusters(consensus[1]), _clusters(assignments))),
+            "ARI to consensus": float(adjusted_rand_score(labels[0], own)),
         }
-        for (name, assignments, clusters), pure in zip(found, purities, strict=True)
+        for (name, _, clusters), own, pure in zip(found, labels, purities, strict=True)
     ]
 
 
@@ -169,11 +170,6 @@ def labellings(context: Context) -> list[tuple[str, pa.Table, pa.Table]]:
         for name, (stage, assignments, clusters) in sources.items()
         if context.has(stage)
     ]
-
-
-def _clusters(assignments: pa.Table) -> NDArray[np.int32]:
-    found: NDArray[np.int32] = assignments["cluster"].to_numpy()
-    return found
 
 
 def _mean(values: pa.ChunkedArray, weights: pa.ChunkedArray | None = None) -> float | None:

@@ -40,7 +40,7 @@ def name(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     model = context.model if context.keeps else context
     said, own = descriptions(model)
     if namers.namer_of(context.config) == namers.NOUNS:
-        named = _named_by_nouns(model)
+        named = namers.by_nouns(*nouns_of_clusters(model))
         progress(len(named))
     else:
         named = namers.load_namer(context.config).name(said, progress)
@@ -53,11 +53,6 @@ def renames(context: Context) -> bool:
     published = before.previous(context)
     ours, theirs = (namers.namer_identity(config) for config in (context.config, published.config()))
     return ours != theirs or context.redo.get(STAGE.name, 0) > before.answered(context).get(STAGE.name, 0)
-
-
-def _named_by_nouns(context: Context) -> list[namers.Named]:
-    words, weights = nouns_of_clusters(context)
-    return namers.by_nouns(words, weights)
 
 
 def nouns_of_clusters(context: Context) -> tuple[Sequence[str], NDArray[np.float32]]:
