@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import add
 from typing import NamedTuple, Protocol
 
 from gsec_core.config import DescribeConfig
@@ -27,12 +28,8 @@ class Cost(NamedTuple):
     """Time from request to reply, summed over requests with a reply."""
 
     def plus(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.seconds + other.seconds,
-        )
+        """The cost of both answers together."""
+        return Cost(*map(add, self, other))
 
 
 class Answer(NamedTuple):

@@ -119,6 +119,7 @@ class Curated:
 
     @cached_property
     def by_key(self) -> Mapping[int, Cluster]:
+        """Key -> cluster, without merged ones."""
         return {cluster.key: cluster for cluster in self.clusters}
 
 

@@ -20,6 +20,7 @@ class Room:
 
     @contextmanager
     def taken(self, amount: int) -> Iterator[None]:
+        """Context manager that holds ``amount`` bytes of the budget. Waits until they are free."""
         amount = min(amount, self.total)
         with self._turn, self._freed:
             self._freed.wait_for(lambda: self._free >= amount)

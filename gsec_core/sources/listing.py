@@ -49,6 +49,7 @@ class Choice:
 
 
 def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as that of an image, in upper or lower case."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 

@@ -27,6 +27,7 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def stat_version(stat: os.stat_result) -> str:
+    """The version of a local file: its time of change in ns, and its size."""
     return f"{stat.st_mtime_ns}-{stat.st_size}"
 
 

@@ -134,6 +134,7 @@ class Context:
 
     @cached_property
     def redo(self) -> Mapping[str, int]:
+        """The redo counters of the run's request: stage -> count; see `Corpus.redo_counters`."""
         redo: dict[str, int] = self.run.request()["redo"]
         return redo
 
@@ -199,6 +200,7 @@ class Stage:
     """Whether it computes on a GPU where there is one."""
 
     def fingerprint(self, context: Context) -> str:
+        """Name of the folder of the stage's tables, see `runs.fingerprint`. Raises what ``inputs`` raises."""
         return fingerprint(self.name, self.version, self.settings(context.config), self.inputs(context), context.redo.get(self.name, 0))
 
 

@@ -175,11 +175,13 @@ class Commits:
         return max(0.0, self._committed + self._config.commit_seconds - time.monotonic())
 
     def add(self, row: Row) -> None:
+        """Buffer an answer, and commit if that is due."""
         self._rows.append(row)
         if len(self._rows) >= self._config.commit_rows or not self.patience:
             self.commit()
 
     def commit(self) -> None:
+        """Write the buffered answers, if there are any, as one shard of the log."""
         self._log.append(self._rows)
         self._rows = []
         self._committed = time.monotonic()

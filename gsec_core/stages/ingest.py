@@ -51,9 +51,11 @@ class Changes:
 
     @property
     def none(self) -> bool:
+        """Whether the source has not changed, and no shard of the image list is damaged."""
         return not self.added + self.changed + self.deleted + self.damaged
 
     def counts(self) -> dict[str, int]:
+        """The numbers for users and records, by name; a kind of `skipped` files under its own name."""
         return {"images": self.live, "added": self.added, "changed": self.changed, "deleted": self.deleted, "damaged_lists": self.damaged, **self.skipped}
 
 

@@ -41,6 +41,7 @@ class Store:
 
     @property
     def url(self) -> str:
+        """The folder or URL of the store, without a slash at its end."""
         return self.files.url
 
     def check_writable(self) -> None:

@@ -49,6 +49,7 @@ class Generation:
 
     @property
     def shard_names(self) -> list[str]:
+        """Names of the shards, oldest first."""
         return [shard.name for shard in self.shards]
 
 
@@ -64,6 +65,7 @@ class Corpus:
 
     @property
     def images(self) -> Shards:
+        """The table `images` of all generations."""
         return Shards(self.files, f"{self.name}/images")
 
     @property
@@ -90,6 +92,7 @@ class Corpus:
         return records.read(self.files, f"{self.name}/corpus.json", dict, "Remove this file: the next gsec run of its source writes it again.")
 
     def generation_numbers(self) -> list[int]:
+        """Numbers of the generations in the store, ascending, from one directory listing."""
         return sorted(int(name.removesuffix(".json")) for name in self.files.files(f"{self.name}/generations"))
 
     def generation(self, number: int | None = None) -> Generation:

@@ -60,7 +60,9 @@ class Files(Protocol):
         """Rename within one directory. No other process may use the name ``to``. Raises FileNotFoundError if ``path`` does not exist."""
         ...
 
-    def read(self, path: str) -> bytes: ...
+    def read(self, path: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError if there is none."""
+        ...
 
     def open(self, path: str) -> IO[bytes]:
         """Open a file for random reads."""
@@ -82,7 +84,9 @@ class Files(Protocol):
         """Remove a file, and its directory if that is then empty."""
         ...
 
-    def modified(self, path: str) -> datetime: ...
+    def modified(self, path: str) -> datetime:
+        """When a file was last changed, with a time zone. Raises FileNotFoundError if there is none."""
+        ...
 
     def location(self, path: str) -> str:
         """Full path or URL of ``path``, as a user would type it."""

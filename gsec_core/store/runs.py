@@ -38,6 +38,7 @@ class Run:
 
     @property
     def directory(self) -> str:
+        """Path of the run's records below the store."""
         return f"runs/{self.id}"
 
     def exists(self) -> bool:
