@@ -26,8 +26,8 @@ _PROBE_ROWS = 4096
 _HALVINGS = 40
 
 
-class Start(NamedTuple):
-    """A task encoder, i.e. a linear map to soft labels: softmax(z weight^T + bias)."""
+class LinearStart(NamedTuple):
+    """A linear map to soft labels, softmax(z weight^T + bias): the start of a task encoder, or a whole member of k-means."""
 
     weight: Tensor
     """(n_clusters, dimensions)."""
@@ -37,7 +37,7 @@ class Start(NamedTuple):
     """(n_clusters,): share of the rows in each cluster."""
 
 
-def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> list[Start]:
+def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> list[LinearStart]:
     """One k-means of the concatenated features (of a separate sample, where they are many) for each of ``seeds``, softened.
 
     The soft label of z is softmax over c of -k |z - v_c|^2, with centres v, and k such that the mean entropy is `ENTROPY`; the
@@ -59,7 +59,7 @@ def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> 
     return [softened(sample(seed), vectors, seed) for seed, vectors in zip(seeds, found, strict=True)]
 
 
-def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: int) -> Start:
+def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: int) -> LinearStart:
     """The softened form, see `kmeans_starts`, of ``centres`` (n_clusters, d) that k-means found in ``sample`` (n, d)."""
     n_clusters = len(centres)
     # By blocks: for many clusters all logits would take far more memory than the sample.
@@ -67,7 +67,7 @@ def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: in
     sizes = np.bincount(np.concatenate(labels), minlength=n_clusters) / len(sample)
     hardness = _hardness(torch.from_numpy(_linear(sample[sample_rows(len(sample), _PROBE_ROWS, seed)], centres)))
     squares = np.square(centres).sum(1)
-    return Start(torch.from_numpy(2 * hardness * centres), torch.from_numpy(-hardness * squares), torch.from_numpy(sizes.astype(np.float32)))
+    return LinearStart(torch.from_numpy(2 * hardness * centres), torch.from_numpy(-hardness * squares), torch.from_numpy(sizes.astype(np.float32)))
 
 
 def _linear(X: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -187,7 +187,7 @@ class Clusterer(Estimator):
         if had.shape != (n,) or had.min() < -1 or had.max() >= self.n_clusters:
             raise ValueError(f"before: give {n} numbers of clusters below n_clusters = {self.n_clusters}, or -1.")
         if start is None or not plan.goes_on:
-            return Start(had, (), np.empty((0, self.n_clusters), np.int32))
+            return Start(had)
         check_is_fitted(start)
         if (type(start), start.n_clusters, len(start.members_)) != (type(self), self.n_clusters, plan.n_members):
             raise ValueError("start: it has another class, or another number of clusters or members. Give only before.")

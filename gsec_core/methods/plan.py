@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event
 from types import MappingProxyType
@@ -73,10 +73,10 @@ class Start:
 
     before: NDArray[np.int32]
     """(n,): previous cluster of each row; -1 for a new row."""
-    members: Sequence[Member]
+    members: Sequence[Member] = ()
     """Members that are trained further; if empty, all members are trained from the beginning."""
-    permutations: NDArray[np.int32]
-    """(members, clusters): the consensus cluster of each cluster of each member."""
+    permutations: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    """(members, clusters): the consensus cluster of each cluster of each of ``members``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def _start(context: Context) -> Start | None:
     if not context.continues:
         return None
     if not trains_further(context):
-        return Start(before.labels_before(context), (), np.empty((0, context.config.n_clusters), np.int32))
+        return Start(before.labels_before(context))
     ensemble, (members, _) = load_ensemble(context.model), train.load_members(context.model)
     return Start(before.labels_before(context), members, ensemble.permutations)
 

@@ -28,7 +28,7 @@ from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.linear import BIAS, WEIGHTS, linear
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
-from gsec_core.clustering.starts import Start, kmeans_starts
+from gsec_core.clustering.starts import LinearStart, kmeans_starts
 from gsec_core.methods.gsec.batch_ensemble import BatchEnsembleHeads, uniform
 from gsec_core.methods.plan import PROBE_ROWS, PROBE_STEPS, seed_of
 
@@ -239,7 +239,7 @@ class _TaskEncoder(nn.Module):
     marginal: Tensor
     """(members, clusters): running mean of each member's labels."""
 
-    def __init__(self, starts: Sequence[Start]) -> None:
+    def __init__(self, starts: Sequence[LinearStart]) -> None:
         super().__init__()
         weights, biases, sizes = zip(*starts, strict=True)
         self.weight, self.bias = nn.Parameter(torch.stack(weights)), nn.Parameter(torch.stack(biases))
@@ -335,12 +335,12 @@ def _optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim
     return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def _as_trained(member: Member, rows: Tensor) -> Start:
+def _as_trained(member: Member, rows: Tensor) -> LinearStart:
     """A member as a start; the sizes are its mean soft label over ``rows`` (rows, dimensions)."""
     weight, bias = (torch.from_numpy(member.parameters[name].copy()) for name in (WEIGHTS, BIAS))
-    return Start(weight, bias, torch.addmm(bias, rows, weight.T).softmax(1).mean(0))
+    return LinearStart(weight, bias, torch.addmm(bias, rows, weight.T).softmax(1).mean(0))
 
 
-def _random_start(dimensions: int, n_clusters: int, generator: torch.Generator) -> Start:
+def _random_start(dimensions: int, n_clusters: int, generator: torch.Generator) -> LinearStart:
     weight, bias = uniform((n_clusters, dimensions), dimensions, generator), uniform((n_clusters,), dimensions, generator)
-    return Start(weight, bias, torch.full((n_clusters,), 1 / n_clusters))
+    return LinearStart(weight, bias, torch.full((n_clusters,), 1 / n_clusters))
