@@ -266,9 +266,8 @@ class _Watch:
         if self._labels is not None:
             self._changed = (labels != self._labels).float().mean(0).tolist()
         self._labels = labels
-        for number, member in enumerate(self.members(step, encoder, losses)):
-            if self._tol and member.changed <= self._tol:
-                self._settled[number] = member
+        if self._tol:
+            self._settled |= {number: member for number, member in enumerate(self.members(step, encoder, losses)) if member.changed <= self._tol}
         return len(self._settled) == len(self._changed)
 
     def members(self, step: int, encoder: _TaskEncoder, losses: Tensor) -> list[Member]:
