@@ -197,7 +197,8 @@ class Explorer:
         every = collection.clusters(hidden=True)
         shown = [row for row in every if SHOWS[now["show"]][1](row) and _is_called(row, now["find"])]
         shown.sort(key=SORTS_OF_CLUSTERS[now["sort"]][1])
-        page, last = _page(given.get("page", "1"), len(shown), PER_PAGE)
+        page = number("page", given.get("page", "1"))
+        last = _last(page, len(shown), PER_PAGE)
         site = self.site(collection, request, "Clusters")
 
         def address(**changes: str | int) -> str:
@@ -288,7 +289,7 @@ class Explorer:
         if page > 1 and not found.rows and DONE in request.query_params:  # the act moved or hid all images of the page
             page = max(1, -(-found.total // PER_PAGE))
             found = listing.part(collection, (page - 1) * PER_PAGE, PER_PAGE)
-        page, last = _page(str(page), found.total, PER_PAGE)
+        last = _last(page, found.total, PER_PAGE)
         site = self.site(collection, request, page_of)
 
         def image_address(row: ImageRow, place: int) -> str:
@@ -374,7 +375,7 @@ class Explorer:
     def _duplicates(self, collection: Collection, request: Request) -> Response:
         page = number("page", request.query_params.get("page", "1"))
         found = collection.duplicates(max(0, page - 1) * GROUPS_PER_PAGE, GROUPS_PER_PAGE)
-        page, last = _page(str(page), found.total, GROUPS_PER_PAGE)
+        last = _last(page, found.total, GROUPS_PER_PAGE)
         site = self.site(collection, request, "Duplicates")
         return pages.explorer(
             "duplicates",
@@ -395,7 +396,7 @@ class Explorer:
     def _log(self, collection: Collection, request: Request) -> Response:
         page = number("page", request.query_params.get("page", "1"))
         found = collection.curation(max(0, page - 1) * ACTS_PER_PAGE, ACTS_PER_PAGE)
-        page, last = _page(str(page), found.total, ACTS_PER_PAGE)
+        last = _last(page, found.total, ACTS_PER_PAGE)
         site, names = self.site(collection, request, "Curation log"), _names(collection)
         return pages.explorer(
             "curation",
@@ -458,12 +459,12 @@ def _is_called(row: ClusterRow, find: str) -> bool:
     return find.casefold() in row.name.casefold() or find.removeprefix("#") == str(row.key)
 
 
-def _page(text: str, total: int, size: int) -> tuple[int, int]:
-    """Parse a page number; returns it and the number of the last page. Raises Refused if there is no such page."""
-    page, last = number("page", text), max(1, -(-total // size))
+def _last(page: int, total: int, size: int) -> int:
+    """Number of the last page of ``total`` rows, ``size`` on each. Raises Refused if there is no page number ``page``."""
+    last = max(1, -(-total // size))
     if not 1 <= page <= last:
-        raise Refused(f"page = {text[:40]}: there are {last}.")
-    return page, last
+        raise Refused(f"page = {page}: there are {last}.")
+    return last
 
 
 @dataclass(frozen=True)
