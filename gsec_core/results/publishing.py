@@ -110,18 +110,12 @@ def _next(context: Context, newest: Publication | None, moved: float | None) -> 
         run_id=context.run.id,
         corpus=context.corpus.name,
         generation=context.generation.number,
-        assignments=_assignments(context),
+        assignments=context.run.fingerprint(align.STAGE.name),
         next_key=never_given,
         moved=moved,
         left=None,
         at=now(),
     )
-
-
-def _assignments(context: Context) -> str:
-    """Fingerprint of the run's assignments as the run recorded it. A newer gsec may compute another one."""
-    fingerprint: str = context.run.stages()[align.STAGE.name]["fingerprint"]
-    return fingerprint
 
 
 _OTHER_NOW = "another run was published after this one was requested, so this one does not continue its cluster keys. The same gsec run again continues them."
@@ -155,10 +149,11 @@ def _went_back(context: Context, newest: Publication | None) -> str | None:
     """A warning if a user went back from this clustering, in one step or several: then it must not be published again automatically."""
     if newest is None:
         return None
+    assignments = context.run.fingerprint(align.STAGE.name)
     for publication in Store(context.run.files).publications.newest_first(newest.pipeline):
-        if publication.left is None or publication.assignments == _assignments(context):
+        if publication.left is None or publication.assignments == assignments:
             return None
-        if publication.left == _assignments(context):
+        if publication.left == assignments:
             return f"A user went back from these clusters to run {publication.run_id}."
     return None
 

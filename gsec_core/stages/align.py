@@ -174,7 +174,7 @@ def summarise(context: Context, names: Sequence[str], progress: Progress) -> Ite
 def _inputs(context: Context) -> list[str]:
     if not context.keeps:
         return [train.STAGE.fingerprint(context)]
-    theirs = [run.stages()[STAGE.name]["fingerprint"] for run in (context.model.run, before.previous(context))]
+    theirs = [run.fingerprint(STAGE.name) for run in (context.model.run, before.previous(context))]
     return [*theirs, *(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest]
 
 

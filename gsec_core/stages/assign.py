@@ -50,7 +50,6 @@ def check_model(model: Context) -> None:
 
 def _inputs(context: Context) -> list[str]:
     aligned = model_of(context).run.fingerprint(align.STAGE.name)
-    assert aligned is not None, "a complete stage has begun"
     if not len(usable(context)):
         raise Refused(f"gsec assign: none of {usable(context).live} images is usable ({encode.most_frequent_reasons(context)}).")
     return [*(stage.fingerprint(context) for stage in encode.stages_of(context.run)), usable(context).digest, aligned]

@@ -155,10 +155,7 @@ def remarks(context: Context) -> list[str]:
 
 
 def _inputs(context: Context) -> list[str]:
-    if not context.keeps:
-        return [encode.STAGE.fingerprint(context), usable(context).digest, prepare.STAGE.fingerprint(context)]
-    prepared = context.model.run.fingerprint(prepare.STAGE.name)
-    assert prepared is not None, "a model that is kept is of a finished run"
+    prepared = context.model.run.fingerprint(prepare.STAGE.name) if context.keeps else prepare.STAGE.fingerprint(context)
     return [encode.STAGE.fingerprint(context), usable(context).digest, prepared]
 
 

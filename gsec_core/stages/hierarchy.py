@@ -39,9 +39,12 @@ def _sizes(context: Context) -> NDArray[np.int64]:
 
 def _tree_before(context: Context) -> pa.Table | None:
     """The tree of the published run; None if that run has no stage hierarchy."""
-    if STAGE.name not in before.previous(context).stage_names():
-        return None
-    return before.previous(context).read_table(HIERARCHY_TABLE)
+    return before.previous(context).read_table(HIERARCHY_TABLE) if _had_tree(context) else None
+
+
+def _had_tree(context: Context) -> bool:
+    """Whether the published run has this stage; one of an older gsec has not."""
+    return STAGE.name in before.previous(context).stage_names()
 
 
 def _tree(context: Context, config: PipelineConfig, progress: Progress) -> pa.Table:
@@ -80,8 +83,8 @@ def load_hierarchy(context: Context) -> pa.Table | None:
 
 
 def _inputs(context: Context) -> list[str]:
-    theirs = before.previous(context).fingerprint(STAGE.name) if context.keeps else None
-    return [publish.STAGE.fingerprint(context), *([] if theirs is None else [theirs])]
+    theirs = [before.previous(context).fingerprint(STAGE.name)] if context.keeps and _had_tree(context) else []
+    return [publish.STAGE.fingerprint(context), *theirs]
 
 
 STAGE = Stage(

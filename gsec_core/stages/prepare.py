@@ -164,7 +164,7 @@ def trains_further(context: Context) -> bool:
 
 
 def _inputs(context: Context) -> list[str]:
-    continued = [context.run.stages()["refit"]["fingerprint"]] if context.continues else []
+    continued = [context.run.fingerprint("refit")] if context.continues else []
     clusters = [f"clusters {context.config.n_clusters}"] if plan_of(context.config).prepared_by_clusters(len(usable(context))) else []
     return [encode.STAGE.fingerprint(context), *text.fingerprints(context), usable(context).digest, *continued, *clusters]
 

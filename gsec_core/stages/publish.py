@@ -146,7 +146,7 @@ def _laid_out_as_before(context: Context, X: NDArray[np.float16], labels: NDArra
 
 
 def _inputs(context: Context) -> list[str]:
-    theirs = [before.previous(context).stages()[STAGE.name]["fingerprint"]] if context.keeps else []
+    theirs = [before.previous(context).fingerprint(STAGE.name)] if context.keeps else []
     return [align.STAGE.fingerprint(context), *theirs]
 
 

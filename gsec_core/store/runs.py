@@ -107,10 +107,12 @@ class Run:
         except FileNotFoundError:
             return None
 
-    def fingerprint(self, stage: str) -> str | None:
-        """The fingerprint of a stage that has begun, or None."""
+    def fingerprint(self, stage: str) -> str:
+        """The fingerprint of a stage as the run recorded it; a newer gsec may compute another one. Raises Refused if the stage has not begun."""
         record = self.stage(stage)
-        return None if record is None else str(record["fingerprint"])
+        if record is None:
+            raise Refused(f"run {self.id} has not begun stage {stage}. Run it first: gsec stage {stage} --run {self.id}.")
+        return str(record["fingerprint"])
 
     def place(self, record: Mapping[str, Any]) -> Corpus:
         """The corpus that holds the tables of a record of `begin_stage`: the run's own, or the one of the shared tables."""
