@@ -223,12 +223,11 @@ class Explorer:
 
     def _cluster(self, collection: Collection, request: Request) -> Response:
         key = number("key", request.path_params["key"])
-        return self._gallery(
-            "cluster", collection, request, Listing.of({**request.query_params, "key": str(key)}), cluster=collection.cluster(key), heading="Images"
-        )
+        listing = replace(_listing(request), key=key)
+        return self._gallery("cluster", collection, request, listing, cluster=collection.cluster(key), heading="Images")
 
     def _images(self, collection: Collection, request: Request) -> Response:
-        listing = Listing.of({name: value for name, value in request.query_params.items() if name not in ("key", "q", "like")})
+        listing = _listing(request)
         title = "Images in the chosen part of the map" if listing.within else "All images"
         return self._gallery("images", collection, request, listing, title=title, heading=None, page_of="Images")
 
@@ -434,6 +433,11 @@ def refuse_large(request: Request, most: int) -> None:
         raise HTTPException(411, "The length of the request is missing, which browsers send with a form.")
     if int(length) > most:
         raise HTTPException(413, f"This is larger than {most // 2**20} MiB, the most that is accepted: send less.")
+
+
+def _listing(request: Request) -> Listing:
+    """Order and filters that the query of a request asks for; what else is listed, the path says."""
+    return Listing.of({name: value for name, value in request.query_params.items() if name not in ("key", "q", "like")})
 
 
 def _names(collection: Collection) -> dict[int, str]:

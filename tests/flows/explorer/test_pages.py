@@ -84,6 +84,12 @@ def test_a_gallery_has_every_image_once_and_an_images_page_links_its_neighbours(
             assert images_of(client.get(after[0]).text)[0] == seen[place]
 
 
+def test_a_clusters_page_lists_its_images_whatever_is_searched_for_in_its_query(shown: Shown, client: TestClient) -> None:
+    row = shown.collection().clusters()[-1]
+    address = f"{shown.base}/clusters/{row.key}"
+    assert images_of(client.get(f"{address}?like={row.examples[0]}").text) == images_of(client.get(address).text)
+
+
 def test_wrong_addresses_are_not_found(shown: Shown, client: TestClient) -> None:
     id = shown.collection().images(limit=1).rows[0].id
     for path in (
