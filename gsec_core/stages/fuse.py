@@ -162,11 +162,6 @@ def load_captions(context: Context) -> NDArray[np.float16]:
     return to_matrix(context.read(STAGE, CAPTION_EMBEDDINGS_TABLE, ["embedding"]), "embedding")
 
 
-def text_weight(context: Context) -> float:
-    """Weight of the counterparts relative to the images."""
-    return load_model(context).text_weight
-
-
 def load_counterparts(context: Context) -> NDArray[np.float16]:
     """The counterparts of all images in canonical order, (n, dt); a memory map as in `canonical.load_embeddings`."""
     return load_parts(context, context.shards(STAGE, COUNTERPARTS_TABLE), "counterpart")

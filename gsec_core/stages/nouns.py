@@ -31,7 +31,6 @@ from gsec_core.tables import (
     selected_nouns_schema,
 )
 from gsec_core.text import NounSelection
-from gsec_core.text.fusion import LEAST_WEIGHT
 from gsec_core.text.nouns import centre_count, kept_nouns, noun_counterparts, semantic_centres
 from gsec_core.text.vocabulary import shown
 
@@ -113,16 +112,6 @@ def load_counterparts(context: Context) -> NDArray[np.float16] | None:
 def has_counterparts(context: Context) -> bool:
     """Whether counterparts differ from the images. False if the method uses the nouns themselves and the embeddings are in the same space as the nouns."""
     return selection_of(context.config).tau is not None or has_joint(context)
-
-
-def text_weight(context: Context) -> float:
-    """Weight of the counterparts relative to the images."""
-    return context.config.nouns.weight
-
-
-def weight_deserved(context: Context) -> float:
-    """The least weight, since these counterparts are made from image embeddings alone."""
-    return LEAST_WEIGHT
 
 
 def _count(context: Context) -> int:

@@ -13,6 +13,7 @@ from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import load_embeddings, load_second
 from gsec_core.store import Run
 from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
+from gsec_core.text.fusion import LEAST_WEIGHT
 
 SECOND_WEIGHT = 0.5
 """Weight of a second encoder, the same as that of the first: without labels there is no telling which is better."""
@@ -34,10 +35,26 @@ class _Source(NamedTuple):
 
 
 _SOURCES = {
-    CAPTIONS: _Source((fuse.STAGE,), fuse.load_counterparts, fuse.counterparts_of, fuse.text_weight, fuse.weight_deserved),
-    NOUNS: _Source((vocabulary.STAGE, nouns.STAGE), nouns.load_counterparts, nouns.counterparts_of, nouns.text_weight, nouns.weight_deserved),
+    CAPTIONS: _Source(
+        stages=(fuse.STAGE,),
+        load=fuse.load_counterparts,
+        of=fuse.counterparts_of,
+        weight=lambda context: fuse.load_model(context).text_weight,
+        weight_deserved=fuse.weight_deserved,
+    ),
+    NOUNS: _Source(
+        stages=(vocabulary.STAGE, nouns.STAGE),
+        load=nouns.load_counterparts,
+        of=nouns.counterparts_of,
+        weight=lambda context: context.config.nouns.weight,
+        weight_deserved=lambda context: LEAST_WEIGHT,  # they are made from image embeddings alone
+    ),
     ENCODER: _Source(
-        (encode.SECOND,), load_second, lambda context, images, rows: load_second(images)[rows], lambda context: SECOND_WEIGHT, lambda context: SECOND_WEIGHT
+        stages=(encode.SECOND,),
+        load=load_second,
+        of=lambda context, images, rows: load_second(images)[rows],
+        weight=lambda context: SECOND_WEIGHT,
+        weight_deserved=lambda context: SECOND_WEIGHT,
     ),
     NONE: _Source(),
 }
