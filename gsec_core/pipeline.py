@@ -175,8 +175,9 @@ def _settled(place: Place, config: PipelineConfig, of_run: str | None) -> bool:
 
 
 def _wanted(place: Place, config: PipelineConfig, generation: int, of_run: str | None) -> Run:
-    """See `Store.wanted_run`."""
-    return place.store.wanted_run(place.corpus, generation, identity(config, of_run), _line(config, place.corpus, of_run))
+    """The run of these settings on a generation; it need not exist. See `Store.wanted_run`."""
+    corpus = place.corpus
+    return place.store.wanted_run(corpus, generation, identity(config, of_run), _line(config, corpus, of_run), corpus.redo_counters())[0]
 
 
 def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None, counting: str | None = None) -> Run:

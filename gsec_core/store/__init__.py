@@ -113,7 +113,7 @@ class Store:
         ``counting`` is the run that found the number of clusters, if the user gave none.
         """
         redo = corpus.redo_counters()
-        run, previous = self._wanted_run(corpus, generation, stages, pipeline, redo)
+        run, previous = self.wanted_run(corpus, generation, stages, pipeline, redo)
         record = {
             "config": config.model_dump(mode="json"),
             "corpus": corpus.name,
@@ -129,17 +129,13 @@ class Store:
         self.files.create(f"{run.directory}/request.json", records.to_json(record))
         return run
 
-    def wanted_run(self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None = None) -> Run:
-        """The run that `request_run` would create or find. Nothing is written, and the run need not exist."""
-        return self._wanted_run(corpus, generation, stages, pipeline, corpus.redo_counters())[0]
-
-    def _wanted_run(
+    def wanted_run(
         self, corpus: Corpus, generation: int, stages: Mapping[str, Any], pipeline: str | None, redo: Mapping[str, int]
     ) -> tuple[Run, dict[str, Any] | None]:
-        """The run, and the `Publication.previous` of the publication whose clusters it continues (None if it continues none).
+        """The run that `request_run` would create or find, and the `Publication.previous` of the publication whose clusters it continues, or None.
 
-        If the request is that of the published run itself, that run is returned, even if its directory was lost. Any other request is a
-        new run, which continues the published one.
+        Nothing is written, and the run need not exist. If the request is that of the published run itself, that run is returned, even if its directory was
+        lost. Any other request is a new run, which continues the published one.
         """
 
         def run_after(previous: Mapping[str, Any] | None) -> Run:
@@ -179,7 +175,7 @@ class Store:
             raise Refused(
                 f"pipeline = {publication.pipeline}: run {publication.run_id}, which is published, is no longer in {self.url}. "
                 "The gsec run that made it makes it again if its images are the same. Or publish another run with gsec publish --run ID, "
-                f"or remove {self.files.location(self.publications.path(publication))}: what was published before counts then."
+                f"or remove {self.files.location(self.publications.path(publication.pipeline, publication.number))}: what was published before counts then."
             )
 
     def shard_at(self, path: str) -> tuple[Shards, str]:

@@ -82,7 +82,7 @@ class Publications:
         The same run may already have this number: another worker published it, or the object store's reply to a first try was lost. That
         counts as success.
         """
-        created = self.files.create(self.path(publication), records.to_json(asdict(publication)))
+        created = self.files.create(self.path(publication.pipeline, publication.number), records.to_json(asdict(publication)))
         if not created and self.read(publication.pipeline, publication.number).run_id != publication.run_id:
             return False
         self.point(publication.pipeline, more)
@@ -120,14 +120,11 @@ class Publications:
     def read(self, pipeline: str, number: int) -> Publication:
         """One publication. Its file never changes. Raises FileNotFoundError, or BadRecord if it is damaged."""
         remedy = f"Remove this file: what was published before counts then. The next gsec run, or gsec publish --run ID, repairs {DIRECTORY}/{pipeline}.json."
-        return records.read(self.files, self._path(pipeline, number), lambda record: Publication(**record), remedy)
-
-    def path(self, publication: Publication) -> str:
-        """Path of a publication's record below the store."""
-        return self._path(publication.pipeline, publication.number)
+        return records.read(self.files, self.path(pipeline, number), lambda record: Publication(**record), remedy)
 
     @staticmethod
-    def _path(pipeline: str, number: int) -> str:
+    def path(pipeline: str, number: int) -> str:
+        """Path of a publication's record below the store."""
         return f"{DIRECTORY}/{pipeline}/{number:08d}.json"
 
 
