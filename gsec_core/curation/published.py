@@ -50,12 +50,11 @@ def _rows(found: Curated) -> list[dict[str, Any]]:
     ]
 
 
-def remark(curated: Mapping[str, Any] | None) -> str | None:
-    """A warning about the curation of the published clusters, given the field ``curated`` of the file. None if there is no problem."""
-    if not curated:
-        return None
+def remarks(store: Store, pipeline: str) -> list[str]:
+    """Warnings about the curation of the published clusters, by the file; none if there is no problem."""
+    curated = store.publications.pointer(pipeline).get("curated") or {}
     if curated.get("error"):
-        return f"The names are the model's own, as the curation log cannot be read: {curated['error']}"
+        return [f"The names are the model's own, as the curation log cannot be read: {curated['error']}"]
     if curated.get("open"):
-        return f"{curated['open']} of {curated['acts']} curation acts cannot be applied to these clusters: gsec curate log shows which, and why."
-    return None
+        return [f"{curated['open']} of {curated['acts']} curation acts cannot be applied to these clusters: gsec curate log shows which, and why."]
+    return []

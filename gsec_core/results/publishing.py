@@ -62,7 +62,7 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
     newest = published(store, context.config, context.corpus)
     if newest is not None and newest.run_id == run.id:
         curation.tell(store, newest.pipeline, context)
-        return Verdict(True, (*doubts, *news, *_curation(store, newest.pipeline)), held=False)
+        return Verdict(True, (*doubts, *news, *curation.remarks(store, newest.pipeline)), held=False)
     wide, obstacle = _moved_far(context, summary["moved"]), _obstacle(context, newest)
     warnings = (*doubts, *([wide] if wide else []), *news)
     if obstacle is None:
@@ -72,7 +72,7 @@ def publish(context: Context, summary: dict[str, Any]) -> Verdict:
             return Verdict(False, warnings, True, bool(wide), why_not=f"So it is not published. Look at it, then publish it with: gsec publish --run {run.id}")
         wanted = _next(context, newest, summary["moved"])
         if store.publications.add(wanted, partial(curation.additions, store, context)):
-            return Verdict(True, (*warnings, *_curation(store, wanted.pipeline)), False, bool(wide), replaces=True)
+            return Verdict(True, (*warnings, *curation.remarks(store, wanted.pipeline)), False, bool(wide), replaces=True)
         obstacle = _OTHER_NOW
     return Verdict(False, warnings, bool(doubts), bool(wide), why_not=f"It is not published: {obstacle}")
 
@@ -94,11 +94,6 @@ def publish_by_hand(context: Context, summary: dict[str, Any]) -> Publication:
     if not store.publications.add(wanted, partial(curation.additions, store, context)):
         raise Refused(f"--run {run.id}: {_OTHER_NOW}")
     return wanted
-
-
-def _curation(store: Store, pipeline: str) -> list[str]:
-    remark = curation.remark(store.publications.pointer(pipeline).get("curated"))
-    return [] if remark is None else [remark]
 
 
 def _next(context: Context, newest: Publication | None, moved: float | None) -> Publication:
