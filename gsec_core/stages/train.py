@@ -35,7 +35,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     plan = plan_of(context.config)
     features, neighbors = prepare.load_features(context), prepare.load_neighbors(context)
     halves = prepare.load_halves(context)
-    wanted = [(block, name) for name, block in _blocks(context).items() if name in names]
+    wanted = [(block, name) for name, block in blocks(context).items() if name in names]
     states = {block: _state(context, block, kept[-1]) for block, _ in wanted if (kept := _kept(context)[block])}
     start = load_members(context.model)[0] if prepare.trains_further(context) else []
     trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress, states, start)
@@ -71,7 +71,7 @@ def tell_labels(context: Context, names: Sequence[str], progress: Progress) -> I
     """Write the labels that members of the named blocks gave to their training sample themselves."""
     set_threads(context.config.threads)
     plan, ids = plan_of(context.config), usable(context).rows["image_id"].combine_chunks()
-    for name, block in _blocks(context).items():
+    for name, block in blocks(context).items():
         step = plan.labelled_at(block)
         if name in names and step is not None:
             found = plan.pseudo_labels(block, _state(context, block, step))
@@ -110,19 +110,15 @@ def _members(table: pa.Table, shapes: Mapping[str, tuple[int, ...]]) -> list[Mem
     return [Member({name: arrays[name][row].reshape(shape).copy() for name, shape in shapes.items()}, **fact) for row, fact in facts]
 
 
-def blocks(context: Context) -> list[str]:
-    """Names of the blocks."""
-    return list(_blocks(context))
-
-
-def _blocks(context: Context) -> dict[str, int]:
+def blocks(context: Context) -> dict[str, int]:
+    """Names and numbers of the blocks."""
     return {f"block-{block:04d}": block for block in plan_of(context.config).blocks}
 
 
 def _labelling_blocks(context: Context) -> list[str]:
     """Names of the blocks whose members learn from labels that they gave themselves."""
     plan = plan_of(context.config)
-    return [name for name, block in _blocks(context).items() if plan.labelled_at(block) is not None]
+    return [name for name, block in blocks(context).items() if plan.labelled_at(block) is not None]
 
 
 def _kept(context: Context) -> dict[int, Sequence[int]]:
@@ -154,7 +150,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 def _steps(context: Context, names: Sequence[str]) -> int:
     """Number of training steps of the named blocks after their last checkpoints."""
-    wanted = [block for name, block in _blocks(context).items() if name in names]
+    wanted = [block for name, block in blocks(context).items() if name in names]
     done = sum(kept[-1] for block in wanted if (kept := _kept(context)[block]))
     return plan_of(context.config).total_steps(len(usable(context)), wanted, prepare.trains_further(context)) - done
 
@@ -174,7 +170,7 @@ STAGE = Stage(
             unit="steps",
         ),
         Step((TRANSITIONS_TABLE, INSTANCE_GROUPS_TABLE), tell_labels, _labelling_blocks, whole=True),
-        Step((MEMBERS_TABLE,), work, blocks, _steps, busy=True, unit="steps"),
+        Step((MEMBERS_TABLE,), work, lambda context: list(blocks(context)), _steps, busy=True, unit="steps"),
     ),
     on_device=True,
 )
