@@ -381,7 +381,7 @@ def check_servers(context: Context) -> None:
         base.begin(context, needed)
         if not context.run.is_complete(needed.name):
             if needed is not describe.STAGE or describe.unanswered(context):
-                describe.check(context)
+                describe.loaded_captioner(context.config).check()
             return
 
 

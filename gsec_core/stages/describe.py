@@ -280,11 +280,6 @@ def _check_coverage(config: DescribeConfig, rows: Sequence[Mapping[str, Any]]) -
     )
 
 
-def check(context: Context) -> None:
-    """Raises Refused if the captioner cannot be asked."""
-    loaded_captioner(context.config).check()
-
-
 def loaded_captioner(config: PipelineConfig) -> Captioner:
     """The captioner of these settings, loaded once for each process."""
     return _load(json.dumps(captioner_identity(config.describe), sort_keys=True), config.describe, config.encode.device, config.threads)

@@ -66,7 +66,7 @@ def test_the_captioner_is_loaded_once_per_process(place: Path, monkeypatch: pyte
 def test_the_check_of_an_unreachable_captioner_is_refused_before_any_stage(place: Path, captioner: Fake) -> None:
     context = run_stages(config_of(place))
     with pytest.raises(Refused, match="nobody is there"):
-        describe.check(context)
+        describe.loaded_captioner(context.config).check()
 
 
 def test_a_captioner_that_a_run_needs_is_checked_before_its_first_stage_and_before_describe(place: Path, captioner: Fake) -> None:
