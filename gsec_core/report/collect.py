@@ -14,13 +14,12 @@ from gsec_core.errors import BadRecord
 from gsec_core.naming import namers
 from gsec_core.report.content import GROUPS, LINES, OF_A_GROUP, Cluster, Content, Duplicate, Duplicates, Emerging, Node, Shown, Unusable
 from gsec_core.results import quality, status
+from gsec_core.results.frames import clusters_of
 from gsec_core.stages import align, describe, duplicates, encode, hierarchy, lineage, publish, refit
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import read_parts, thumbnails
 from gsec_core.tables import (
     ASSIGNMENTS_TABLE,
-    CLUSTER_NAMES_TABLE,
-    CLUSTERS_TABLE,
     DESCRIBED,
     FAILED,
     FREE,
@@ -134,23 +133,16 @@ def _question(config: DescribeConfig) -> str:
 
 def _clusters(context: Context, assignments: pl.DataFrame, found: Curated | None) -> Iterator[Cluster]:
     confidence = dict(assignments.group_by("cluster").agg(pl.col("confidence").mean()).iter_rows())
-    rows = context.read(align.STAGE, CLUSTERS_TABLE).to_pylist()
-    names = context.read(publish.STAGE, CLUSTER_NAMES_TABLE).to_pylist()
-    for row, key, named in zip(rows, lineage.keys_of(context.run).tolist(), names, strict=True):
-        now = None if found is None else found.of_model(key)
+    for row in clusters_of(context.run).iter_rows(named=True):
+        now = None if found is None else found.of_model(row["cluster_key"])
         yield Cluster(
-            cluster=row["cluster"],
-            key=key,
-            name=named["name"] if now is None else now.name,
-            description=(named["description"] if now is None else now.description) or "",
-            terms=tuple(named["terms"]),
-            size=row["size"],
+            **{name: row[name] for name in ("cluster", "size", "cohesion", "separation", "agreement", "stability")},
+            key=row["cluster_key"],
+            name=row["name"] if now is None else now.name,
+            description=(row["description"] if now is None else now.description) or "",
+            terms=tuple(row["terms"]),
             confidence=confidence.get(row["cluster"]),
-            cohesion=row["cohesion"],
-            separation=row["separation"],
-            agreement=row["agreement"],
-            stability=row["stability"],
-            model_name=None if now is None or now.name == named["name"] else named["name"],
+            model_name=None if now is None or now.name == row["name"] else row["name"],
         )
 
 
