@@ -5,6 +5,7 @@ Reads the source's listing; writes `images` and a generation. No image is decode
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -164,11 +165,10 @@ def _any_readable(source: Source, images: pl.DataFrame) -> bool:
 
     def readable(ref: ImageRef) -> bool:
         try:
-            source.fetch(ref)
+            with suppress(RejectedImage):  # it could be reached this time
+                source.fetch(ref)
         except (MissingImage, OSError):
             return False
-        except RejectedImage:  # it could be reached this time
-            return True
         return True
 
     refs = list(map(ImageRef._make, images.select(ImageRef._fields).iter_rows()))
