@@ -63,9 +63,9 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
         return
     matrices = text.halves(context, load_embeddings(context))
     halves = plan_of(context.config).halves(matrices)
-    names = list(HALVES[: len(matrices)]) * (len(halves) // len(matrices))
+    called = list(HALVES[: len(matrices)]) * (len(halves) // len(matrices))
     bases = [None if half.basis is None else half.basis.ravel() for half in halves]
-    columns: list[Any] = [names, [half.mean for half in halves], bases, [half.scale for half in halves]]
+    columns: list[Any] = [called, [half.mean for half in halves], bases, [half.scale for half in halves]]
     yield Finished("all", (pa.table(columns, schema=FEATURES),))
 
 
