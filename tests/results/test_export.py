@@ -98,6 +98,13 @@ def test_a_second_export_replaces_tables_and_refuses_to_mix_images(place: tuple[
         export(place[1], tmp_path, "copies")
 
 
+@pytest.mark.parametrize("inside", [".", "more", "new/folder"])
+def test_images_are_not_exported_into_the_source_where_the_next_run_would_take_them_for_new_ones(place: tuple[Path, Context], inside: str) -> None:
+    with pytest.raises(Refused, match=r"^--to .*: it is in the source .*, and the next run would take the exported images for new ones"):
+        export(place[1], place[0] / inside, "links")
+    assert not [*place[0].rglob("assignments.*"), *place[0].rglob("images")]
+
+
 def test_images_of_a_parquet_file_are_copied_with_an_ending_and_cannot_be_linked(tmp_path: Path) -> None:
     images = {f"{seed}": png(picture(seed)) for seed in range(6)}
     source = write_parquet(tmp_path / "x.parquet", images)
