@@ -73,10 +73,12 @@ class Store:
     def run(self, id: str) -> Run:
         """Find a run by its id, by an unambiguous beginning of the id, or by ``published/PIPELINE``: the run that this pipeline publishes now.
 
-        Raises Refused if there is no such run, or more than one.
+        Raises Refused if the id is empty, or if there is no such run, or more than one.
         """
         if id.startswith(f"{PUBLISHED}/"):
             return self._published_run(id)
+        if not id:  # every id begins like this
+            raise Refused("--run: the id is empty. `gsec status` lists the runs.")
         found = [name for name in self.files.directories("runs") if name.startswith(id)]
         if len(found) != 1:
             problem = "there is no such run" if not found else f"{len(found)} runs begin like this"

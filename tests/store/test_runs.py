@@ -120,6 +120,12 @@ def test_the_id_of_a_missing_run_is_refused(any_store: Store) -> None:
         any_store.run("nothing")
 
 
+def test_an_empty_id_is_refused_although_the_only_run_begins_like_that(any_store: Store) -> None:
+    request(any_store)
+    with pytest.raises(Refused, match="--run: the id is empty"):
+        any_store.run("")
+
+
 def test_runs_are_listed_oldest_first(store: Store) -> None:
     for id, created in [("b", "2026-01-01"), ("c", "2026-01-02"), ("a", "2026-01-03")]:
         store.files.create(f"runs/{id}/request.json", f'{{"created": "{created}"}}'.encode())
