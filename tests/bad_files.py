@@ -24,6 +24,7 @@ OK = Outcome("ok")
 NO_END = Outcome("ok", "the end marker is missing, all pixels are there")
 NO_PROFILE = Outcome("ok", "the colour profile is damaged or of another colour space, and was ignored")
 NO_IMAGE = Outcome("rejected", "not an image in a known format, or one with a damaged header")
+HEIC = Outcome("rejected", "a HEIC image, which gsec cannot open: convert it, for example to JPEG")
 DAMAGED = Outcome("rejected", "truncated or damaged, or a variant that cannot be decoded")
 TOO_LARGE = Outcome("rejected", "larger than 178 megapixels")
 
@@ -37,7 +38,7 @@ def write_bad_files(folder: Path) -> dict[str, Outcome]:
         "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>', NO_IMAGE),
         "postscript.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", NO_IMAGE),
         "document.png": (encoded(photo(), "PDF"), NO_IMAGE),
-        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), NO_IMAGE),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), HEIC),
         "truncated.jpg": (halved(encoded(photo(), "JPEG")), DAMAGED),
         "truncated and filled.jpg": (halved(encoded(photo(), "JPEG")) + bytes(9000), DAMAGED),
         "truncated progressive.jpg": (halved(encoded(photo(), "JPEG", progressive=True)), DAMAGED),

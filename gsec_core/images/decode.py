@@ -24,6 +24,9 @@ MAX_BYTES = 2**31
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened, by Pillow's names. Its other readers are not used: they are rarely needed, and EPS would run Ghostscript on untrusted bytes."""
 
+_HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+"""Brands of HEIF files whose pictures are coded as HEVC. AVIF, which is opened, has other brands."""
+
 NO_END = "the end marker is missing, all pixels are there"
 NO_PROFILE = "the colour profile is damaged or of another colour space, and was ignored"
 
@@ -69,11 +72,11 @@ def opened(data: bytes, enough: int | None = None) -> Iterator[Picture]:
     """
     if not data:
         raise RejectedImage("empty file")
-    with _rejecting():
+    with _rejecting(data):
         needed = _needed(data, enough)
     try:
         with _ROOM.taken(needed):
-            with _rejecting():
+            with _rejecting(data):
                 picture = _picture(data, enough)
             yield picture
     finally:
@@ -82,19 +85,31 @@ def opened(data: bytes, enough: int | None = None) -> Iterator[Picture]:
 
 
 @contextmanager
-def _rejecting() -> Iterator[None]:
+def _rejecting(data: bytes) -> Iterator[None]:
     try:
         yield
     except (RejectedImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise RejectedImage(_TOO_LARGE) from error
-    except UnidentifiedImageError as error:
-        raise RejectedImage("not an image in a known format, or one with a damaged header") from error
     except Exception as error:
+        if known := _format_not_opened(data):
+            raise RejectedImage(f"a {known} image, which gsec cannot open: convert it, for example to JPEG") from error
+        if isinstance(error, UnidentifiedImageError):
+            raise RejectedImage("not an image in a known format, or one with a damaged header") from error
         # Pillow raises nearly anything on malformed data: OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, zlib.error...
         # Only Pillow runs in these blocks, so any error is caused by these bytes.
         raise RejectedImage("truncated or damaged, or a variant that cannot be decoded") from error
+
+
+def _format_not_opened(data: bytes) -> str | None:
+    """Name of a common format that is not opened, if these bytes begin like it."""
+    brands = data[8 : min(64, int.from_bytes(data[:4], "big"))] if data[4:8] == b"ftyp" else b""
+    if any(brands[at : at + 4] in _HEIF for at in range(0, len(brands), 4)):
+        return "HEIC"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "JPEG XL"
+    return None
 
 
 def content_hash(data: bytes) -> bytes:

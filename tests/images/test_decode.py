@@ -62,6 +62,26 @@ def test_files_that_cannot_be_used_are_rejected_with_a_reason(data: bytes, reaso
         decode(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafheic" + bytes(200), "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(200), "HEIC"),
+        (b"\xff\x0a" + bytes(200), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200), "JPEG XL"),
+    ],
+)
+def test_a_common_format_that_is_not_opened_is_rejected_by_its_name(data: bytes, name: str) -> None:
+    with pytest.raises(RejectedImage, match=f"^a {name} image, which gsec cannot open: convert it, for example to JPEG$"):
+        decode(data)
+
+
+def test_a_damaged_avif_is_not_taken_for_another_format() -> None:
+    data = encoded(Image.new("RGB", (32, 32)), "AVIF")
+    with pytest.raises(RejectedImage, match="damaged"):
+        decode(data[: len(data) // 2])
+
+
 def test_a_decompression_bomb_is_rejected_by_its_header_alone() -> None:
     tracemalloc.start()
     with pytest.raises(RejectedImage, match="megapixels"):
