@@ -133,8 +133,8 @@ class Run:
                     f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit again with --redo train."
                 )
             hint = " Its settings need no such stage; or an older gsec made it, and the same gsec run again makes one with this stage."
-            if request.get("of_run"):
-                hint = ""
+            if of_run := request.get("of_run"):
+                hint = f" It assigns images to the clusters of run {of_run}: name that run."
             elif request["config"]["clusters"] == AUTO:
                 hint = " It finds the number of clusters for another run: name that run, or give the number."
             raise Refused(f"run {self.id} has no stage {stage}; it has {', '.join(stages)}.{hint}")

@@ -191,6 +191,8 @@ def test_a_run_that_only_assigns_is_refused_with_the_run_that_has_the_clusters(w
     for source in (one, two):
         with pytest.raises(Refused, match=f"assigns to those of run {whole.run.id}. Name that one"):
             assigned(source, context, whole.run.files.url)
+    with pytest.raises(Refused, match=f"has no stage lineage; it has .* It assigns images to the clusters of run {whole.run.id}: name that run"):
+        context.run.check_stage("lineage")
 
 
 def test_assigning_a_runs_own_source_is_refused(source: Path, whole: Context) -> None:
