@@ -54,7 +54,7 @@ def read_keyed(file: str, column: str, *, setting: str) -> Keyed:
     values: dict[str | bytes, object] = {}
     with _in_the_users_words(url, setting), fs.open(path, "rb") as raw:
         csv = url.lower().endswith(".csv")
-        schema, batches = _read_csv(raw) if csv else _read_parquet(raw, column)
+        schema, batches = _read_csv(raw, column) if csv else _read_parquet(raw, column)
         if schema.get_field_index(column) < 0:
             raise Refused(f"{setting}: {url} has no column {json.dumps(column)}; it has {', '.join(schema.names)}.")
         if csv and pa.types.is_binary(schema.field(column).type):  # Arrow reads texts in another encoding as bytes
@@ -127,11 +127,17 @@ def _in_the_users_words(url: str, setting: str) -> Iterator[None]:
 _Read = tuple[pa.Schema, Iterable[pa.RecordBatch]]
 
 
-def _read_csv(raw: IO[bytes]) -> _Read:
+def _read_csv(raw: IO[bytes], column: str) -> _Read:
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
     # An empty cell is no value; a class may well be called "null" or "NA".
     converting = pa.csv.ConvertOptions(column_types={_URI: pa.string()}, strings_can_be_null=True, null_values=[""])
     table = pa.csv.read_csv(raw, parse_options=parsing, convert_options=converting)
+    if (place := table.schema.get_field_index(column)) >= 0 and pa.types.is_integer(table.schema.field(place).type):
+        raw.seek(0)
+        converting.column_types, converting.include_columns = {column: pa.string()}, [column]
+        texts = pa.csv.read_csv(raw, parse_options=parsing, convert_options=converting)[column]
+        if pc.any(pc.match_substring_regex(texts, r"^\s*[+-]?0\d")).as_py():  # 007 and 7 are different classes
+            table = table.set_column(place, column, texts)
     if (place := table.schema.get_field_index(_URI)) >= 0:
         table = table.set_column(place, _URI, pc.replace_substring_regex(table[_URI], f"^'({FORMULA})", r"\1"))
     return table.schema, table.to_batches()

@@ -63,6 +63,12 @@ def test_a_csv_file_with_quotes_line_breaks_and_uris_of_digits(tmp_path: Path) -
     assert read(str(tmp_path / "X.CSV"), "n") == {"007": 1, "ü.jpg": 2}
 
 
+def test_numbers_with_leading_zeros_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("uri,label,n\na,007,10\nb,7,0\nc,,-1\n")
+    assert read(str(tmp_path / "x.csv")) == {"a": "007", "b": "7"}
+    assert read(str(tmp_path / "x.csv"), "n") == {"a": 10, "b": 0, "c": -1}
+
+
 def test_uris_of_an_exported_csv_file_are_read_without_the_apostrophe_before_a_formula(tmp_path: Path) -> None:
     uris = ["+49 123.jpg", "-1.jpg", "@home/a.jpg", "=x.jpg", "\u00a0=y.jpg", "\t.jpg", "line\n=.jpg", "'tis.jpg", "a.jpg"]
     with (tmp_path / "x.csv").open("wb") as file:
