@@ -414,11 +414,17 @@ def _complain(what: str) -> None:
     print(f"error: {without_secrets(' '.join(what.splitlines()))}", file=sys.stderr)
 
 
+def _at_home(word: str) -> str:
+    """Expand the ~ of ``--to=~/sorted``, which shells leave as it is: a folder called ~ would be made."""
+    option, _, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~/") else word
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: every outcome becomes an exit code, every foreseen error one sentence."""
     _quiet_prefect()
     try:
-        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(list(map(_at_home, sys.argv[1:] if arguments is None else arguments)), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         _complain(f"{error} See gsec --help.")
         code = REFUSED

@@ -26,6 +26,10 @@ AUTO = "auto"
 """Value of settings that are to be found automatically: the number of clusters, or the Ray cluster of this machine."""
 
 
+_AT_HOME = AfterValidator(lambda value: value and re.sub(r"(^|(?<=:))~[^/:]*(?=/)", lambda home: expanduser(home[0]), value))
+"""Expands ~ at the beginning of a path, also after KIND: as in `table:~/captions.csv`, where shells leave it as it is."""
+
+
 class IngestConfig(Section):
     """How the source is listed."""
 
@@ -51,7 +55,9 @@ class IngestConfig(Section):
 class EncodeConfig(Section):
     """How images become embeddings."""
 
-    encoder: str = Field("lite", description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint.")
+    encoder: Annotated[str, _AT_HOME] = Field(
+        "lite", description="`lite`, or `open_clip:MODEL:PRETRAINED`; PRETRAINED is a tag or the path of a local checkpoint."
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the forward pass. `bf16` is faster if the hardware supports it.")
     batch_size: int = Field(64, ge=1, le=4096, description="Images in a forward pass; the last batch is padded.")
     thumbnail_size: int = Field(96, ge=16, le=96, description="Longest side of the stored thumbnails, in pixels.")
@@ -86,7 +92,7 @@ class PrototypesConfig(Section):
 class DescribeConfig(Section):
     """The captioner that describes the representatives, and the requests to it."""
 
-    captioner: str = Field(
+    captioner: Annotated[str, _AT_HOME] = Field(
         "tagger",
         description="What describes images: `tagger` (built in), `openai:MODEL` (on an OpenAI-compatible server, such as vLLM), or `table:FILE:COLUMN` (your "
         "own descriptions).",
@@ -96,7 +102,7 @@ class DescribeConfig(Section):
         description="With `openai`: the one aspect to describe, such as `the kind of place`. Default: the main object. Each criterion leads to a clustering "
         "of its own.",
     )
-    template: str | None = Field(
+    template: Annotated[str | None, _AT_HOME] = Field(
         None, description="With `openai`: a TOML file with your own `prompt` and `pattern`, in place of GSEC's sentence; see docs/describe.md."
     )
     image_size: int = Field(
@@ -158,10 +164,10 @@ class TextConfig(Section):
         description="`captions`: descriptions of a few images; `nouns`: the words of a vocabulary that tell the images apart; `encoder`: no text, but "
         "the embeddings of a second encoder; `none`: neither. Default: the first source that `gsec methods` lists for the method.",
     )
-    encoder: str | None = Field(
+    encoder: Annotated[str | None, _AT_HOME] = Field(
         None, description="With `encoder`: the second encoder. Takes the same values as encode.encoder, and uses the other settings of section encode too."
     )
-    vocabulary: str = Field(
+    vocabulary: Annotated[str, _AT_HOME] = Field(
         "wordnet",
         description="With `nouns`: `wordnet` (117,798 nouns of WordNet 3.0), `imagenet` (the names of ImageNet's classes), or `file:PATH`, a file with a word "
         "or a sentence on each line.",

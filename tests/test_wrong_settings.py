@@ -306,6 +306,25 @@ def test_a_tilde_in_a_settings_file_is_the_home_folder(tmp_path: Path, monkeypat
     assert (config.source, config.store, config.scratch) == (f"{tmp_path}/in", f"{tmp_path}/store", f"{tmp_path}/tmp")
 
 
+def test_a_tilde_after_a_colon_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(
+        overrides={
+            "encode": {"encoder": "open_clip:ViT-B-32:~/a.pt"},
+            "describe": {"captioner": "table:~/b.csv:~c", "template": "~/d.toml"},
+            "text": {"encoder": "open_clip:local-dir:~/e", "vocabulary": "file:~/f.txt"},
+        }
+    )
+    assert (config.encode.encoder, config.text.encoder) == ("open_clip:ViT-B-32:/home/me/a.pt", "open_clip:local-dir:/home/me/e")
+    assert (config.describe.captioner, config.describe.template) == ("table:/home/me/b.csv:~c", "/home/me/d.toml")
+    assert config.text.vocabulary == "file:/home/me/f.txt"
+
+
+def test_a_tilde_after_the_equals_sign_of_an_option_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert "--config /home/me/no.toml: it cannot be read" in refusal("run", "--config=~/no.toml", capsys=capsys)
+
+
 def test_flags_override_variables_which_override_the_file_which_overrides_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gsec.toml"
     file.write_text("clusters = 3\nthreads = 3\n[encode]\nbatch_size = 3\nworkers = 3\nthumbnail_size = 33\n")
