@@ -19,6 +19,17 @@ class NotFound(Refused):
     """There is nothing with the given name, key or id."""
 
 
+class Merged(NotFound):
+    """The cluster with the given key was merged into another one."""
+
+    def __init__(self, key: int, into: int) -> None:
+        super().__init__(key, into)  # unchanged, so that the exception can be unpickled in another process
+        self.into = into
+
+    def __str__(self) -> str:
+        return "cluster {} is part of cluster {} now.".format(*self.args)
+
+
 class BadShard(GsecError):
     """Committed shards whose bytes differ from what was written: a failed checksum, a truncated or foreign file."""
 

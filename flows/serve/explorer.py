@@ -20,7 +20,7 @@ from flows.serve.curating import MOST_AT_ONCE, Forms, asked, in_words, place_aft
 from flows.serve.known import UNPUBLISHED, Known, published_run
 from flows.serve.listing import PER_PAGE, Listing, number
 from gsec_core.clustering.hierarchy import walk
-from gsec_core.errors import Refused
+from gsec_core.errors import Merged, Refused
 from gsec_core.explore import ClusterRow, Collection, ImageRow, Tree
 from gsec_core.report.colours import colour
 from gsec_core.report.text import prose, visible
@@ -141,6 +141,8 @@ class Explorer:
             return PlainTextResponse(f"{error}\n", 404)
         try:
             return answer(collection, request)
+        except Merged as error:
+            return self.refused(collection, request, str(error), 404, f"/runs/{collection.run.id}/clusters/{error.into}", f"Cluster {error.into}")
         except Refused as error:
             return self.refused(collection, request, str(error), 400 if request.method == "POST" else 404)
 
@@ -172,10 +174,10 @@ class Explorer:
             return None
         return Message(f"{in_words(act, _names(collection))}.", act.number if self._curate else None)
 
-    def refused(self, collection: Collection, request: Request, why: str, status: int, back: str | None = None) -> Response:
-        """A page that tells why a request was refused."""
+    def refused(self, collection: Collection, request: Request, why: str, status: int, link: str | None = None, to: str = "Back") -> Response:
+        """A page that tells why a request was refused, with a link ``to`` another page if one is given."""
         title = "Not found" if status == 404 else "Not done"
-        return pages.explorer("refused", status, site=self.site(collection, request, ""), title=title, why=why, back=back)
+        return pages.explorer("refused", status, site=self.site(collection, request, ""), title=title, why=why, link=link, to=to)
 
     # Pages
 

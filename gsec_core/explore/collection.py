@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gsec_core.config import PipelineConfig
 from gsec_core.curation import Act, Log, replay
-from gsec_core.errors import BadRecord, BadShard, NotFound, Refused
+from gsec_core.errors import BadRecord, BadShard, Merged, NotFound, Refused
 from gsec_core.explore import clusters, queries
 from gsec_core.explore.cached import CachedShards
 from gsec_core.explore.clusters import View
@@ -284,7 +284,7 @@ class Collection:
     def _cluster(view: View, key: int) -> ClusterRow:
         if key not in view.by_key:
             if key in view.curated.into:
-                raise NotFound(f"cluster {key} is part of cluster {view.curated.into[key]} now.")
+                raise Merged(key, view.curated.into[key])
             raise NotFound(f"cluster {key}: the run has no cluster of this key.")
         return view.by_key[key]
 

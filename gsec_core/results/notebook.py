@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gsec_core.curation import log_of
-from gsec_core.errors import NotFound, Refused
+from gsec_core.errors import Merged, NotFound, Refused
 from gsec_core.images.decode import content_hash, decode
 from gsec_core.results.frames import Frames, find_run, read
 from gsec_core.settings import load_config
@@ -273,7 +273,7 @@ class OpenRun:
         if key not in clusters["cluster_key"]:
             found = self._frames.curation
             if found is not None and key in found.into:
-                raise NotFound(f"cluster {key} is part of cluster {found.into[key]} now.")
+                raise Merged(key, found.into[key])
             raise NotFound(f"cluster {key}: run {self.id} has no cluster of this key. run.clusters has all of them.")
         return key
 

@@ -65,7 +65,8 @@ def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown:
     page = done(kind="merge", key=1, to=2, page="/clusters/1")
     assert "Merged cluster 1 into cluster 2" in page
     assert title(page) == before[2].name, "the page must be that of the cluster it was merged into"
-    assert curator.get(f"{shown.base}/clusters/1").status_code == 404
+    merged = curator.get(f"{shown.base}/clusters/1")
+    assert (merged.status_code, f'<a href="{shown.base}/clusters/2">Cluster 2</a>' in merged.text) == (404, True)
     tree = check(curator.get(f"{shown.base}/explore?view=tree"))
     assert f'{shown.base}/clusters/1"' not in tree, "the tree must link to the cluster it was merged into"
     assert tree.count(f'{shown.base}/clusters/2"') == 2
