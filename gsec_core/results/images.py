@@ -72,7 +72,7 @@ def place_images(context: Context, source: Source, images: pl.DataFrame, to: Pat
     place = functools.partial(_link if links else _copy, source)
     placed = [pl.DataFrame(schema={"image_id": pl.Binary, "path": pl.String})]
     with appearing(to) as folder, ThreadPoolExecutor(thread_count(context.config.encode.workers), thread_name_prefix="export") as pool:
-        for rows in _in_turn(_named(_listed(context, images), digits)):
+        for rows in _in_turn(_named(listed(context, images), digits)):
             for name in rows["folder"].unique():
                 (folder / name).mkdir(exist_ok=True)
             paths = [folder / name / file for name, file in rows.select("folder", "file").iter_rows()]
@@ -98,13 +98,13 @@ def read_images(context: Context, source: Source, images: pl.DataFrame) -> Itera
     """
     read = functools.partial(_bytes, source)
     with ThreadPoolExecutor(thread_count(context.config.encode.workers), thread_name_prefix="export") as pool:
-        for rows in _in_turn(_listed(context, images)):
+        for rows in _in_turn(listed(context, images)):
             found = list(pool.map(read, _refs(rows), rows["content_hash"]))
             there = pl.Series([data is not None for data in found], dtype=pl.Boolean)
             yield rows.select(images.columns).filter(there), [data for data in found if data is not None]
 
 
-def _listed(context: Context, images: pl.DataFrame) -> pl.DataFrame:
+def listed(context: Context, images: pl.DataFrame) -> pl.DataFrame:
     """Add the columns of the source's listing: size_bytes and version."""
     return images.join(pl.DataFrame(context.live.select(["image_id", "size_bytes", "version"])), on="image_id", maintain_order="left")
 

@@ -19,6 +19,7 @@ from gsec_core.curation import log_of
 from gsec_core.errors import Merged, NotFound, Refused
 from gsec_core.images.decode import content_hash, decode
 from gsec_core.results.frames import Frames, find_run, read
+from gsec_core.results.images import listed
 from gsec_core.settings import load_config
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages.base import Context
@@ -203,12 +204,11 @@ class OpenRun:
 
         Raises NotFound if the run has no such image, or if the source no longer has it as it was clustered; Unreachable if the source does not answer.
         """
-        row = self.assignments.filter(pl.col("uri") == uri)
+        row = self._listed.filter(pl.col("uri") == uri)
         if not len(row):
             raise NotFound(f"{uri}: run {self.id} has no image of this URI. run.assignments has all of them.")
-        listed = pl.DataFrame(self._context.live.select(["image_id", *ImageRef._fields])).filter(pl.col("image_id") == row["image_id"][0])
         try:
-            data = fetch(self._source, ImageRef(*listed.select(ImageRef._fields).row(0)))
+            data = fetch(self._source, ImageRef(*row.select(ImageRef._fields).row(0)))
         except (MissingImage, RejectedImage) as error:
             raise NotFound(f"{uri}: the source no longer has it ({error}). run.thumbnails has a thumbnail of it.") from None
         if content_hash(data) != row["content_hash"][0]:
@@ -255,6 +255,10 @@ class OpenRun:
         said += [f"{count:,} {what}" for count, what in ((hidden, "hidden"), (unusable, "unusable")) if count]
         said += [f"method {html.escape(self._context.config.method)}", f"encoder {html.escape(encoders_of(self._context.run))}"]
         return f"<b>{html.escape(self.pipeline)}</b>{published}, run {self.id}<br>{', '.join(said)}"
+
+    @cached_property
+    def _listed(self) -> pl.DataFrame:
+        return listed(self._context, self.assignments.select("image_id", "uri", "content_hash"))
 
     @cached_property
     def _source(self) -> Source:
