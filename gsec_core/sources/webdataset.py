@@ -42,7 +42,8 @@ class TarSource(ContainerSource):
             with self._fs.open(path, "rb") as raw:
                 for part in count():
                     with tarfile.open(fileobj=raw, mode="r:", encoding="utf-8") as tar:
-                        for member in tar:
+                        while (member := tar.next()) is not None:
+                            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every member
                             yield part, member
                     # tarfile takes a damaged header for the end, but a complete tar ends with a block of zeros.
                     raw.seek(tar.offset)

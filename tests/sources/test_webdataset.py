@@ -1,5 +1,6 @@
 import gzip
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def test_of_members_with_equal_names_the_last_is_read(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "x.tar"))
     (ref,) = refs(source)
     assert source.fetch(ref) == b"newer"
+
+
+def test_listing_a_tar_keeps_a_few_hundred_bytes_of_a_member(tmp_path: Path) -> None:
+    source = open_source(write_tar(tmp_path / "x.tar", {f"{number:06d}.jpg": b"x" for number in range(2000)}))
+    source.list()  # imports what it needs
+    tracemalloc.start()
+    source.list()
+    assert tracemalloc.get_traced_memory()[1] / 2000 < 1000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("between", [0, 512, 10_240, 3 * 2**20])
