@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, validators
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError, validators
 
 from gsec_core.config import IngestConfig, PipelineConfig
 from gsec_core.errors import GsecError, Refused, without_secrets
@@ -425,6 +425,11 @@ def main(arguments: list[str] | None = None) -> None:
     _quiet_prefect()
     try:
         code = app(list(map(_at_home, sys.argv[1:] if arguments is None else arguments)), exit_on_error=False, print_error=False, result_action="return_value")
+    except UnusedCliTokensError as error:
+        first, *more = error.unused_tokens or [""]
+        others = f" and {len(more):,} more arguments are" if more else " is"
+        _complain(f"{first}{others} not expected. If the shell expanded a glob, put the glob in quotes, or name the folder. See gsec --help.")
+        code = REFUSED
     except CycloptsError as error:
         _complain(f"{error} See gsec --help.")
         code = REFUSED

@@ -64,6 +64,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
     "source": [
         ("", "give a folder, a .parquet file or a .tar file"),
         ("{here}/nowhere", "nowhere is not there: check the path"),
+        ("{here}/*.jpg", "A glob can only name .parquet or .tar files: for image files, give their folder."),
         ("{here}/a.tar.gz", "unpack it"),
         (f"http://me:{SECRET}@host/x", "copy it to a folder, or use one of"),
         ("a::s3://b/c", "give a plain path or URL"),
@@ -318,6 +319,12 @@ def test_a_tilde_after_a_colon_is_the_home_folder(monkeypatch: pytest.MonkeyPatc
     assert (config.encode.encoder, config.text.encoder) == ("open_clip:ViT-B-32:/home/me/a.pt", "open_clip:local-dir:/home/me/e")
     assert (config.describe.captioner, config.describe.template) == ("table:/home/me/b.csv:~c", "/home/me/d.toml")
     assert config.text.vocabulary == "file:/home/me/f.txt"
+
+
+def test_the_files_of_a_glob_that_the_shell_expanded_are_not_all_printed(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    said = refusal("run", *(f"{number}.jpg" for number in range(3000)), capsys=capsys)
+    assert said.startswith("1.jpg and 2,998 more arguments are not expected. If the shell expanded a glob, put the glob in quotes, or name the folder.")
+    assert refusal("status", "store", capsys=capsys).startswith("store is not expected.")
 
 
 def test_a_tilde_after_the_equals_sign_of_an_option_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path) -> None:

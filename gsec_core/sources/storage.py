@@ -61,7 +61,8 @@ def listing_errors(url: str) -> Iterator[None]:
     except GsecError:
         raise
     except FileNotFoundError as error:
-        raise Refused(f"Source {url} is not there: check the path, and that this user can see its disk or bucket.") from error
+        glob = " A glob can only name .parquet or .tar files: for image files, give their folder." if "*" in url else ""
+        raise Refused(f"Source {url} is not there: check the path, and that this user can see its disk or bucket.{glob}") from error
     except NotADirectoryError as error:
         raise Refused(f"Source {url} is a file of unknown kind: give a folder, .parquet or .tar files.") from error
     except PermissionError as error:
