@@ -12,11 +12,13 @@ from gsec_core.errors import Refused
 
 
 def make_folder(to: Path) -> None:
-    """Make the folder that a user named, unless it exists. Raises Refused if it cannot be made."""
+    """Make the folder that a user named, unless it exists. Raises Refused if it cannot be made, or not be written."""
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"--to {to}: no folder can be made there ({error.strerror}). Name another.") from None
+    if not os.access(to, os.W_OK):
+        raise Refused(f"--to {to}: this user cannot write there. Name another folder.")
 
 
 def is_below(path: Path, folder: str) -> bool:

@@ -20,6 +20,7 @@ from gsec_core.results.images import file_names, safe_name
 from gsec_core.stages.base import Context
 from gsec_core.tables import CLUSTER_NAMES_TABLE, HIERARCHY_TABLE
 
+from ..disks import as_anyone
 from ..pictures import cluster, picture, settings, write_pictures
 from ..sources.examples import write_parquet
 
@@ -46,6 +47,13 @@ def test_exported_assignments_have_the_names_of_their_clusters_and_bad_files_are
     assert [cell["uri"] for cell in cells] == exact["uri"].to_list()
     assert [bytes.fromhex(cell["image_id"]) for cell in cells] == exact["image_id"].to_list()
     assert {row["uri"]: row["status"] for row in csv.DictReader((tmp_path / "out" / "unusable.csv").open(newline=""))} == {"bad.jpg": "rejected"}
+
+
+def test_a_folder_that_this_user_cannot_write_is_refused(place: tuple[Path, Context], tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(Refused, match=r"^--to .*: this user cannot write there\. Name another folder"):
+        as_anyone(lambda: export(place[1], tmp_path))
+    tmp_path.chmod(0o755)
 
 
 def test_an_encoder_that_the_run_has_not_trained_is_refused_before_anything_is_written(place: tuple[Path, Context], tmp_path: Path) -> None:
