@@ -21,11 +21,6 @@ def make_folder(to: Path) -> None:
         raise Refused(f"--to {to}: this user cannot write there. Name another folder.")
 
 
-def is_below(path: Path, folder: str) -> bool:
-    """Whether a path is a folder or in it. Symbolic links are resolved."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Context manager for writing a file that replaces ``path`` when the block ends without an error."""

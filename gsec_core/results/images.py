@@ -16,7 +16,7 @@ from PIL import Image
 from gsec_core.devices import thread_count
 from gsec_core.errors import Refused
 from gsec_core.images.decode import FORMATS, content_hash
-from gsec_core.results.files import appearing, is_below
+from gsec_core.results.files import appearing
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.sources.folder import LocalFolder
 from gsec_core.sources.listing import is_image_name
@@ -48,14 +48,14 @@ _AT_ONCE, _BYTES_AT_ONCE = 256, 2**26
 def open_for(context: Context, images: Images | None, to: Path) -> Source | None:
     """Open the source, to place its images into ``to/images``; None if ``images`` is None.
 
-    Raises Refused if that folder exists, if it would be in the source, or if links are requested and the images are not local files.
+    Raises Refused if that folder exists, if the source would list it, or if links are requested and the images are not local files.
     """
     if images is None:
         return None
     if (to / IMAGES).exists():
         raise Refused(f"--images {images}: {to / IMAGES} exists already, and may belong to another run. Move it away, or name another folder.")
     source = context.open_source()
-    if isinstance(source, LocalFolder) and is_below(to, source.url):
+    if isinstance(source, LocalFolder) and source.lists(to / IMAGES / "x.jpg"):
         raise Refused(f"--to {to}: it is in the source {source.url}, and the next run would take the exported images for new ones. Name a folder outside it.")
     if images == "links" and not isinstance(source, LocalFolder):
         raise Refused(f"--images links: the images of {context.config.source} are not files on this machine. Use --images copies.")

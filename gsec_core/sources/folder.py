@@ -47,6 +47,11 @@ class LocalFolder:
             with open(path, "rb") as file:
                 return file.read()
 
+    def lists(self, path: str | os.PathLike[str]) -> bool:
+        """Whether ``list`` would list an image at this path, which need not exist: it is in the folder, and neither hidden nor excluded."""
+        relative = os.path.relpath(os.path.realpath(path), self._root)
+        return not relative.startswith("../") and self._choice.takes(relative)
+
     def check(self) -> None:
         try:
             with os.scandir(self.url) as entries:

@@ -16,7 +16,7 @@ from PIL import Image
 from gsec_core import pipeline
 from gsec_core.errors import GsecError, Refused
 from gsec_core.results.export import export, write_csv
-from gsec_core.results.images import file_names, safe_name
+from gsec_core.results.images import file_names, open_for, safe_name
 from gsec_core.stages.base import Context
 from gsec_core.tables import CLUSTER_NAMES_TABLE, HIERARCHY_TABLE
 
@@ -111,6 +111,8 @@ def test_images_are_not_exported_into_the_source_where_the_next_run_would_take_t
     with pytest.raises(Refused, match=r"^--to .*: it is in the source .*, and the next run would take the exported images for new ones"):
         export(place[1], place[0] / inside, "links")
     assert not [*place[0].rglob("assignments.*"), *place[0].rglob("images")]
+    for elsewhere in (place[0] / ".hidden", place[0] / "lost+found", Path(f"{place[0]}2")):
+        assert open_for(place[1], "links", elsewhere) is not None, "the next run does not list it"
 
 
 def test_images_of_a_parquet_file_are_copied_with_an_ending_and_cannot_be_linked(tmp_path: Path) -> None:
