@@ -49,8 +49,9 @@ from gsec_core.stages import (
 from gsec_core.stages.base import Context, Stage
 from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
-from gsec_core.store import Corpus, Run, Shards, Store
+from gsec_core.store import Corpus, Finished, Run, Shards, Store
 from gsec_core.store.publications import check_pipeline, pipeline_of
+from gsec_core.store.runs import now
 from gsec_core.tables import ASSIGNED_TABLE, ASSIGNMENTS_TABLE, CLUSTER_NAMES_TABLE, CLUSTERS_TABLE, EMBEDDINGS_TABLE, MISSING, REJECTED
 
 _IN_ORDER: tuple[Stage, ...] = (
@@ -397,7 +398,9 @@ def check_redo(names: Sequence[str], config: PipelineConfig, of_run: str | None 
 
 
 def finish(context: Context) -> dict[str, Any]:
-    """Finish a run: record its `summary` and publish it. Any process may do this, and repeat it. Returns the summary with the fields of `publishing.Verdict`.
+    """Finish a run: record its `summary`, publish it, and record for its pipeline that a run has finished, even if it was finished before.
+
+    Any process may do this, and repeat it. Returns the summary with the fields of `publishing.Verdict`.
 
     The first call records the result; later calls read the recorded result instead of computing it again, after reading all assignments as a check.
     Raises BadShard if these are damaged.
@@ -414,6 +417,8 @@ def finish(context: Context) -> dict[str, Any]:
     if context.of_run is None:
         told = (*_FOUND, "published", "why_not", "warnings")
         context.run.finish({name: said[name] for name in told} | {"agreement": said["labellings"][0]["agreement"]})
+        last = Finished(context.run.id, context.corpus.name, said["held"], now())
+        Store(context.run.files).publications.note_finished(pipeline_of(context.config, context.corpus.name), last)
     else:
         context.run.finish({name: said[name] for name in ("images", "rejected", "missing")})
     return said

@@ -17,7 +17,7 @@ from gsec_core.config import AUTO
 from gsec_core.curation.log import Log
 from gsec_core.errors import GsecError, Refused, Unreachable
 from gsec_core.results import status
-from gsec_core.store import CURATION, Publication, Run, Store
+from gsec_core.store import CURATION, Finished, Publication, Run, Store
 from gsec_core.store.corpus import NAME
 from gsec_core.store.files import Files
 from gsec_core.store.publications import DIRECTORY as PUBLISHED
@@ -191,6 +191,10 @@ class Known:
         """The newest publication of each pipeline, and a message for each pipeline whose publication cannot be read."""
         return _readable(self._publication, self._store.publications.pipelines())
 
+    def finished(self) -> tuple[list[tuple[str, Finished]], list[str]]:
+        """The run of each pipeline that finished last, and a message for each pipeline whose record cannot be read."""
+        return _readable(self._finished, self._store.publications.pipelines())
+
     def curation(self, pipeline: str) -> tuple[int, int | None]:
         """Number of acts in the curation log of a pipeline, and how many were open when an act was last added or a run finished (None if unknown).
 
@@ -219,6 +223,13 @@ class Known:
                 left=_optional(str, newest.left),
                 at=_time(newest.at),
             )
+
+    def _finished(self, pipeline: str) -> tuple[str, Finished] | None:
+        with _reading(f"when a run of pipeline {pipeline} last finished"):
+            last = self._store.publications.finished(pipeline)
+            if last is None:
+                return None
+            return pipeline, Finished(_matching(RUN_ID, last.run_id), _matching(NAME, last.corpus), bool(last.held), _time(last.at))
 
     def _asked(self, name: str) -> tuple[Asked, Run] | None:
         run = Run(self._files, name)

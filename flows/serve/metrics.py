@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from flows.serve.known import DAMAGED, FINISHED, Asked, Attempt, Damaged, Known, Result, curations, each
-from gsec_core.store import Publication, Run
+from gsec_core.store import Finished, Publication, Run
 from gsec_core.tables import MISSING, OK, REJECTED
 
 MOST_UNFINISHED = 10
@@ -72,19 +72,23 @@ class Stores(Collector):
         unreadable = GaugeMetricFamily("gsec_unreadable_records", "Requests of runs, publications and curation logs that cannot be read.", labels=["store"])
         corpora: list[_Corpus] = []
         published: list[tuple[str, Publication]] = []
+        finished: list[tuple[str, str, Finished]] = []
         curated: list[tuple[list[str], int, int | None]] = []
         for store in self._stores:
             runs, damaged = store.runs()
             publications, unclear = store.publications()
+            last, unclear_last = store.finished()
             logs, unclear_logs = curations(store, publications)
             curated += [([store.url, publication.pipeline, publication.corpus], *counts) for publication, counts in logs]
-            unreadable.add_metric([store.url], len(damaged) + len(unclear) + len(unclear_logs))
+            unreadable.add_metric([store.url], len(damaged) + len(unclear) + len(unclear_last) + len(unclear_logs))
             corpora += _corpora(store, runs)
             published += [(store.url, publication) for publication in publications]
+            finished += [(store.url, *one) for one in last]
         yield unreadable
         yield from _of_runs(corpora)
         yield from _of_work(corpora)
         yield from _of_publications(published)
+        yield from _of_last(finished, published)
         yield from _of_curation(curated)
 
 
@@ -106,22 +110,15 @@ def _of_runs(corpora: Sequence[_Corpus]) -> Iterator[Metric]:
     of = ["store", "corpus"]
     states = GaugeMetricFamily("gsec_runs", "Runs by state.", labels=[*of, "state"])
     images = GaugeMetricFamily("gsec_images", "Images of the newest finished run of a pipeline, by status.", labels=[*of, "pipeline", "status"])
-    finished = GaugeMetricFamily(
-        "gsec_last_finished_timestamp_seconds", "When a run of a pipeline was last finished, published or not.", labels=[*of, "pipeline"]
-    )
     done = GaugeMetricFamily("gsec_stage_shards_done", "Shards that are there, of the newest unfinished runs.", labels=[*of, "run", "stage"])
     planned = GaugeMetricFamily("gsec_stage_shards_planned", "Shards that there will be, of the newest unfinished runs.", labels=[*of, "run", "stage"])
     for corpus in corpora:
         for state, count in sorted(Counter(told.state for told in corpus.runs).items()):
             states.add_metric([*corpus.labels, state], count)
         newest: dict[str, Result] = {}
-        last: dict[str, str] = {}
         for told in corpus.runs:
             if told.result is not None and told.asked.makes_clusters:
                 newest.setdefault(told.asked.pipeline, told.result)
-                last[told.asked.pipeline] = max(told.result.at, last.get(told.asked.pipeline, ""))
-        for pipeline, at in last.items():
-            finished.add_metric([*corpus.labels, pipeline], datetime.fromisoformat(at).timestamp())
         for pipeline, result in newest.items():
             usable = result.images - result.rejected - result.missing
             for status, count in ((OK, usable), (REJECTED, result.rejected), (MISSING, result.missing)):
@@ -132,7 +129,7 @@ def _of_runs(corpora: Sequence[_Corpus]) -> Iterator[Metric]:
                 if all_of_them:
                     done.add_metric([*corpus.labels, run.id, stage], there)
                     planned.add_metric([*corpus.labels, run.id, stage], all_of_them)
-    yield from (states, images, finished, done, planned)
+    yield from (states, images, done, planned)
 
 
 def _progress(store: Known, run: Run) -> list[tuple[str, int, int]]:
@@ -178,6 +175,18 @@ def _of_publications(published: Sequence[tuple[str, Publication]]) -> Iterator[M
         if publication.moved is not None:
             moved.add_metric(of, publication.moved)
     yield from (at, number, moved)
+
+
+def _of_last(finished: Sequence[tuple[str, str, Finished]], published: Sequence[tuple[str, Publication]]) -> Iterator[Metric]:
+    labels = ["store", "pipeline", "corpus"]
+    at = GaugeMetricFamily("gsec_last_finished_timestamp_seconds", "When a run last finished, even if it was held back or found nothing new.", labels=labels)
+    held = GaugeMetricFamily("gsec_held", "1 if the run that finished last was held back and is still not published, else 0.", labels=labels)
+    current = {(url, publication.pipeline, publication.run_id) for url, publication in published}
+    for url, pipeline, last in finished:
+        of = [url, pipeline, last.corpus]
+        at.add_metric(of, datetime.fromisoformat(last.at).timestamp())
+        held.add_metric(of, last.held and (url, pipeline, last.run_id) not in current)
+    yield from (at, held)
 
 
 def _of_curation(curated: Sequence[tuple[list[str], int, int | None]]) -> Iterator[Metric]:

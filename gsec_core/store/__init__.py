@@ -16,11 +16,11 @@ from gsec_core.store import records
 from gsec_core.store.corpus import NAME, SHARED, Corpus, Generation
 from gsec_core.store.files import Files, open_files
 from gsec_core.store.publications import DIRECTORY as PUBLISHED
-from gsec_core.store.publications import Publication, Publications
+from gsec_core.store.publications import Finished, Publication, Publications
 from gsec_core.store.runs import Run, fingerprint, now, run_id
 from gsec_core.store.shards import Shards
 
-__all__ = ["Corpus", "Generation", "Publication", "Publications", "Run", "Shards", "Store", "fingerprint"]
+__all__ = ["Corpus", "Finished", "Generation", "Publication", "Publications", "Run", "Shards", "Store", "fingerprint"]
 
 CURATION = "curation"
 """Folder of the curation logs, which record what people said about clusters; see `gsec_core.curation.log`."""

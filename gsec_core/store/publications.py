@@ -1,8 +1,8 @@
 """Publications: a numbered chain for each pipeline, and the file ``published/PIPELINE.json``, from which other programs read the newest one.
 
 ``published/PIPELINE/NUMBER.json`` is created once: if two runs try to publish after the same publication, the first one wins and the
-other one notices. ``published/PIPELINE.json`` is the only record that is ever replaced. It holds the newest publication and additional
-fields about its curation (see `gsec_core.curation.published`).
+other one notices. Two records are replaced: ``published/PIPELINE.json`` holds the newest publication and additional fields about its
+curation (see `gsec_core.curation.published`), and ``published/PIPELINE/finished.json`` when a run of the pipeline last finished.
 """
 
 import json
@@ -47,6 +47,18 @@ class Publication:
     def previous(self) -> dict[str, Any]:
         """The fields that a run which continues this publication has in its request."""
         return {"run_id": self.run_id, "next_key": self.next_key}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run of a pipeline that finished last: it may have been published, held back, or have found nothing new."""
+
+    run_id: str
+    corpus: str
+    held: bool
+    """Whether it was held back because something about it is suspicious."""
+    at: str
+    """When it finished, or found that it is still up to date, in UTC."""
 
 
 More = Callable[[Publication, Mapping[str, Any]], Mapping[str, Any]]
@@ -112,6 +124,17 @@ class Publications:
             return {}
         return said if isinstance(said, dict) else {}
 
+    def note_finished(self, pipeline: str, run: Finished) -> None:
+        """Record that a run of the pipeline has finished."""
+        self.files.replace(self._finished(pipeline), records.to_json(asdict(run)))
+
+    def finished(self, pipeline: str) -> Finished | None:
+        """The run that finished last; None if only an older gsec has run the pipeline. Raises BadRecord if the record is damaged."""
+        try:
+            return records.read(self.files, self._finished(pipeline), lambda record: Finished(**record), "Remove this file: the next gsec run writes it.")
+        except FileNotFoundError:
+            return None
+
     def numbers(self, pipeline: str) -> list[int]:
         """Numbers of all publications of a pipeline, unordered, from one directory listing. Raises Refused as `newest` does."""
         check_pipeline(pipeline)
@@ -121,6 +144,10 @@ class Publications:
         """One publication. Its file never changes. Raises FileNotFoundError, or BadRecord if it is damaged."""
         remedy = f"Remove this file: what was published before counts then. The next gsec run, or gsec publish --run ID, repairs {DIRECTORY}/{pipeline}.json."
         return records.read(self.files, self.path(pipeline, number), lambda record: Publication(**record), remedy)
+
+    @staticmethod
+    def _finished(pipeline: str) -> str:
+        return f"{DIRECTORY}/{pipeline}/finished.json"
 
     @staticmethod
     def path(pipeline: str, number: int) -> str:

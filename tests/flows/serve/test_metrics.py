@@ -1,15 +1,20 @@
 """The metrics of the report server."""
 
+import shutil
 from collections import Counter
-from datetime import datetime
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from flows.serve import metrics
+from gsec_core import pipeline
+from gsec_core.stages.base import Context
+from gsec_core.store import Store
 
-from .examples import Shown, figures
+from .examples import Shown, figures, served
 
 
 def test_the_metrics_agree_with_the_store(shown: Shown, client: TestClient) -> None:
@@ -45,11 +50,34 @@ def test_the_metrics_agree_with_the_store(shown: Shown, client: TestClient) -> N
     assert ("gsec_stage_shards_planned", corpus, run.id, "train") not in found
     assert found["gsec_publications_total", corpus, "nightly"] == 1
     assert found["gsec_published_timestamp_seconds", corpus, "nightly"] > 1.7e9
-    result = shown.finished.run.result()
-    assert result
-    assert found["gsec_last_finished_timestamp_seconds", corpus, "nightly"] == datetime.fromisoformat(result["at"]).timestamp()
+    assert found["gsec_last_finished_timestamp_seconds", corpus, "nightly"] > 1.7e9
+    assert found["gsec_held", corpus, "nightly"] == 0
     assert found["gsec_caption_reply_seconds", corpus] == 0
     assert found["gsec_unreadable_records",] == 0
+
+
+def test_a_night_with_nothing_new_moves_the_time_of_the_last_finished_run_and_no_other(shown: Shown, tmp_path: Path) -> None:
+    store = Store.open(str(shutil.copytree(shown.folder, tmp_path / "store")))
+    corpus = shown.finished.corpus.name
+    with served(store) as client:
+        before = figures(client)
+        pipeline.finish(Context.of(store.run(shown.finished.run.id), shown.finished.config))
+        after = figures(client)
+    assert {key for key in after if after[key] != before[key]} == {("gsec_last_finished_timestamp_seconds", corpus, "nightly")}
+    assert after["gsec_last_finished_timestamp_seconds", corpus, "nightly"] > before["gsec_last_finished_timestamp_seconds", corpus, "nightly"]
+
+
+def test_a_run_that_was_held_back_counts_until_it_is_published(shown: Shown, tmp_path: Path) -> None:
+    store = Store.open(str(shutil.copytree(shown.folder, tmp_path / "store")))
+    corpus, last = shown.finished.corpus.name, store.publications.finished("nightly")
+    assert last is not None
+    with served(store) as client:
+        store.publications.note_finished("nightly", replace(last, run_id="0" * 32, held=True))
+        assert figures(client)["gsec_held", corpus, "nightly"] == 1
+        store.publications.note_finished("nightly", replace(last, held=True))
+        assert figures(client)["gsec_held", corpus, "nightly"] == 0
+        (tmp_path / "store/published/nightly/finished.json").write_text("{")
+        assert figures(client)["gsec_unreadable_records",] == 1
 
 
 def test_only_metrics_that_never_fall_are_counters(client: TestClient) -> None:
