@@ -17,7 +17,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flows import roots
-from flows.serve.app import is_loopback
+from flows.serve.access import is_loopback
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
 from gsec_core.settings import load_config

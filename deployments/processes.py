@@ -24,8 +24,7 @@ import psutil
 
 from deployments import config
 from deployments.config import AUTH, POOL, RAY_TOKEN, RayEntry, StackConfig
-from flows.serve.app import TOKEN
-from flows.serve.server import token_of
+from flows.serve.access import TOKEN, token_of
 from gsec_core.devices import usable_cores
 from gsec_core.errors import GsecError, Refused
 

@@ -1,16 +1,13 @@
-"""The application: access control, routes, and the headers of every answer."""
+"""The application: routes, and the headers of every answer."""
 
-import hmac
-import ipaddress
 import logging
 import math
-import os
 import re
 import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import xxhash
 from prometheus_client import CollectorRegistry, exposition
@@ -22,9 +19,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 
-from flows.serve import api, metrics, operations, overview, pages
+from flows.serve import access, api, metrics, operations, overview, pages
 from flows.serve.collections import Collections
-from flows.serve.curating import credentials
 from flows.serve.explorer import Explorer
 from flows.serve.known import UNKNOWN, UNPUBLISHED, Damaged, Known, published_run
 from gsec_core.config import PipelineConfig
@@ -33,9 +29,6 @@ from gsec_core.store import Run, Store
 from gsec_core.tables import REPORT_TABLE
 
 _log = logging.getLogger("gsec.serve")
-
-TOKEN = "GSEC_REPORTS_TOKEN"
-"""Environment variable with the token."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -94,22 +87,14 @@ def application(
     return server
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is a loopback address or `localhost`, which always mean this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 async def _guarded(token: str | None, by_link: bool, request: Request, answer: RequestResponseEndpoint) -> Response:
     """Middleware that checks access, converts errors to answers, adds headers, and logs a line, which never contains a query or a header."""
     began = time.monotonic()
     path: str = request.scope["path"]  # not request.url, which contains the Host header
     asked = f"{request.method} {quote(path)[:_LOGGED]}"
-    response = None if path == "/health" else _login(token, request) if by_link else None
+    response = None if path == "/health" else access.login(token, request) if by_link else None
     if response is None and path != "/health":
-        response = _refusal(token, request)
+        response = access.refusal(token, request)
     if response is None:
         try:
             response = await answer(request)
@@ -129,58 +114,6 @@ async def _guarded(token: str | None, by_link: bool, request: Request, answer: R
     response.headers.setdefault("Content-Security-Policy", pages.POLICY)
     _log.info("%s %d %.0f ms", asked, response.status_code, 1000 * (time.monotonic() - began))
     return response
-
-
-def _refusal(token: str | None, request: Request) -> Response | None:
-    """The answer that refuses a request, or None if the request is allowed."""
-    if token is None:
-        # Any page in a browser on this machine can send requests here. If its own host name resolved to this address, it could also read the answers.
-        if is_loopback(_host(request.headers.get("host", "localhost"))):
-            return _refusal_of_other_pages(request)
-        return PlainTextResponse(f"Without a token this server answers only to 127.0.0.1, [::1] and localhost. Set {TOKEN}, or send such a Host.\n", 421)
-    name, value = _cookie(token)
-    if hmac.compare_digest(credentials(request)[1], os.fsencode(token)) or hmac.compare_digest(request.cookies.get(name, "").encode(), value.encode()):
-        return _refusal_of_other_pages(request)
-    challenge = {"WWW-Authenticate": 'Basic realm="gsec", charset="UTF-8"'}
-    return PlainTextResponse("This needs the token: as a bearer token, or as a password with any user name.\n", 401, challenge)
-
-
-def _login(token: str | None, request: Request) -> Response | None:
-    """Answer to an address with the right ``?token=``: a redirect to the same path without a query that sets a cookie; else None."""
-    given = request.query_params.get("token")
-    if token is None or given is None or not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode("utf-8", "surrogateescape")):
-        return None
-    path = request.scope["path"]
-    response = RedirectResponse("/" if path.startswith("//") else quote(path), 303)
-    name, value = _cookie(token)
-    response.set_cookie(name, value, httponly=True, samesite="strict")
-    return response
-
-
-def _cookie(token: str) -> tuple[str, str]:
-    """Name and value of the cookie that stands for the token. The name depends on the token, because servers on all ports of a host share their cookies."""
-    value = hmac.digest(os.fsencode(token), b"cookie", "sha256").hex()
-    return f"gsec-{value[:8]}", value[8:]
-
-
-def _refusal_of_other_pages(request: Request) -> Response | None:
-    """Refuse a changing request that a page of another server made a browser send: the browser adds the login by itself. None if it is allowed.
-
-    Programs send no header that tells the origin, and are allowed.
-    """
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if request.method in ("GET", "HEAD", "OPTIONS"):
-        return None
-    if site == "same-origin" or (site is None and (origin is None or origin.partition("://")[2] == request.headers.get("host"))):
-        return None
-    return PlainTextResponse("This request came from a page of another server: nothing was done.\n", 403)
-
-
-def _host(header: str) -> str:
-    try:
-        return urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _front(stores: Sequence[Known], request: Request) -> Response:

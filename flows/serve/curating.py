@@ -1,7 +1,5 @@
-"""Forms that curate clusters: their tokens and users, the acts that they request, and acts in words."""
+"""Forms that curate clusters: their tokens, the acts that they request, and acts in words."""
 
-import base64
-import binascii
 import hmac
 import logging
 import re
@@ -10,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.datastructures import FormData
-from starlette.requests import Request
 
 from flows.serve.listing import Listing, number
 from gsec_core.curation import Act, Untold, add
@@ -21,9 +18,6 @@ _log = logging.getLogger("gsec.serve")
 
 MOST_AT_ONCE = 5_000
 """Maximal number of images in one act."""
-
-NOBODY = "browser"
-"""Author of an act if the browser sends no user name."""
 
 
 class Forms:
@@ -39,27 +33,6 @@ class Forms:
     def wrote(self, token: str, run_id: str, who: str) -> bool:
         """Whether this process wrote a form with this token for the run and the user."""
         return hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self.token(run_id, who).encode())
-
-
-def credentials(request: Request) -> tuple[bytes, bytes]:
-    """The user name and the token that a request sends, by HTTP Basic or as a bearer token. Both are empty if it sends neither."""
-    scheme, _, rest = request.headers.get("authorization", "").partition(" ")
-    given = rest.strip(" ").encode("latin-1")  # the bytes that were sent
-    if scheme.lower() == "bearer":
-        return b"", given
-    try:
-        user, _, token = base64.b64decode(given if scheme.lower() == "basic" else b"", validate=True).partition(b":")
-    except binascii.Error:
-        return b"", b""
-    return user, token
-
-
-def who_asks(request: Request) -> str:
-    """The user name that the browser sends with the token (HTTP Basic), else `NOBODY`."""
-    try:
-        return credentials(request)[0].decode().strip() or NOBODY
-    except UnicodeDecodeError:
-        return NOBODY
 
 
 def said(collection: Collection, **what: Any) -> Act:

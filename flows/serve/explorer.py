@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from flows.serve import pages
+from flows.serve.access import who_asks
 from flows.serve.api import MOST_UPLOAD_BYTES
 from flows.serve.collections import Collections
-from flows.serve.curating import MOST_AT_ONCE, Forms, asked, in_words, place_after, said, who_asks
+from flows.serve.curating import MOST_AT_ONCE, Forms, asked, in_words, place_after, said
 from flows.serve.known import UNPUBLISHED, Known, published_run
 from flows.serve.listing import PER_PAGE, Listing, number
 from gsec_core.clustering.hierarchy import walk

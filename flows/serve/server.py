@@ -5,13 +5,14 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pyarrow as pa
 import uvicorn
 
-from flows.serve.app import TOKEN, application, is_loopback
+from flows.serve.access import token_of
+from flows.serve.app import application
 from gsec_core.devices import share_memory
 from gsec_core.errors import Refused
 from gsec_core.settings import load_config
@@ -41,21 +42,6 @@ def serve(urls: Sequence[str], host: str, port: int, curate: bool = False) -> in
     with suppress(KeyboardInterrupt):  # uvicorn raises it after an orderly shutdown
         uvicorn.Server(config).run(sockets=[listening])
     return 0
-
-
-def token_of(environment: Mapping[str, str], host: str) -> str | None:
-    """The token that requests must send, from the environment; None if there is none.
-
-    Raises Refused if browsers cannot send the token, or if there is none and ``host`` can be reached from other machines.
-    """
-    token = environment.get(TOKEN)
-    if token == "":
-        raise Refused(f"{TOKEN}: it is empty. Give it a long random text, or unset it.")
-    if token is not None and token != token.strip():
-        raise Refused(f"{TOKEN}: it begins or ends with white space, which no browser sends. Remove the white space.")
-    if token is None and not is_loopback(host):
-        raise Refused(f"host = {host}: other machines are served only with a token. Set {TOKEN}, or leave host out.")
-    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:

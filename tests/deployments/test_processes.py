@@ -18,7 +18,7 @@ import pytest
 from deployments import apply, commands, config, processes
 from deployments.config import AUTH, RAY_TOKEN, PipelineEntry, RayEntry, StackConfig
 from deployments.processes import Service
-from flows.serve.app import TOKEN
+from flows.serve.access import TOKEN
 from gsec_core.errors import GsecError, Refused
 
 from ..command import wait

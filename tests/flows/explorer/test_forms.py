@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from flows.serve import curating, server
-from flows.serve.app import TOKEN, application
+from flows.serve import access, server
+from flows.serve.access import TOKEN
+from flows.serve.app import application
 from gsec_core.errors import Refused
 
 from .examples import ELSEWHERE, SECRET, Shown, check, sent, served
@@ -80,7 +81,7 @@ def test_a_link_with_the_token_logs_in(shown: Shown) -> None:
         assert SECRET not in cookie
         assert client.get(f"{shown.base}/explore").status_code == 200
         assert sent(client, shown, kind="star", key=0).status_code == 303
-        assert shown.log.read()[0].who == curating.NOBODY
+        assert shown.log.read()[0].who == access.NOBODY
         client.cookies.clear()
         client.cookies.set(cookie.partition("=")[0], "x")
         assert client.get(f"{shown.base}/explore").status_code == 401

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from flows.serve import server
-from flows.serve.app import TOKEN
+from flows.serve.access import TOKEN
 from gsec_core.errors import Refused
 
 from ...command import GSEC, environment, wait
