@@ -2,7 +2,7 @@
 
 Each started process is recorded in ``HOME/processes.json`` with its start time, so that another process with the same number is not
 taken for it. The process and its children have a mark in their environment, by which they are found if the parent or the record
-is gone. Each service writes to ``HOME/logs/NAME.log``.
+is gone. Each service writes to ``HOME/logs/NAME.log``, whose size the server bounds (see `logs`).
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import psutil
 
-from deployments import config
+from deployments import config, logs
 from deployments.config import AUTH, POOL, RAY_TOKEN, RayEntry, StackConfig
 from flows.serve.access import TOKEN, token_of
 from gsec_core.devices import usable_cores
@@ -80,7 +80,7 @@ def services(stack: StackConfig, environment: Mapping[str, str]) -> list[Service
     server = Service(
         "server",
         (*_PYTHON, "deployments.server", "--host", stack.host, "--port", str(stack.port)),
-        config.server_environment(stack, environment),
+        {**config.server_environment(stack, environment), logs.VARIABLE: str(stack.home.absolute() / "logs")},
         lambda since: _answers(f"{stack.url()}/health"),
     )
     worker = Service(
@@ -141,6 +141,7 @@ def start(stack: StackConfig, service: Service) -> bool:
         stop(stack, service.name)
     log = log_of(stack, service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
+    logs.bound(log.parent)  # now, and not while `_wait` looks for the service's first lines
     with log.open("ab") as output:
         before, since = output.tell(), time.time()
         environment = {**os.environ, **service.environment, MARK: _mark(stack, service.name)}

@@ -11,24 +11,33 @@ thread of its own, which may wait.
 
 While the server is down it misses heartbeats, and at its next start it marked the flow runs that had sent them as crashed. Here every automation
 that waits for an event waits its whole time again.
+
+In a stack of `gsec up` the server also bounds the logs of all services.
 """
 
 import gc
+import os
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from deployments import logs
 
 if TYPE_CHECKING:
     from prefect.server.utilities.messaging import MessageHandler
 
 SECONDS = 10
 """Seconds between two garbage collections. Each stops Python while it looks at all objects made since the start."""
+
+LOG_SECONDS = 10
+"""Seconds between two looks at the logs."""
 
 
 def main() -> None:
@@ -47,6 +56,8 @@ def main() -> None:
     vars(triggers).update(automations_session=automations_session, consumer=patient_consumer)
     gc.disable()
     threading.Thread(target=_collect, daemon=True).start()
+    if folder := os.environ.get(logs.VARIABLE):
+        threading.Thread(target=_bound, args=(Path(folder),), daemon=True).start()
     sys.argv[:1] = ["prefect", "server", "start"]
     app()
 
@@ -78,6 +89,12 @@ def _collect() -> None:
     while True:
         time.sleep(SECONDS)
         gc.collect()
+
+
+def _bound(folder: Path) -> None:
+    while True:
+        logs.bound(folder)
+        time.sleep(LOG_SECONDS)
 
 
 if __name__ == "__main__":
