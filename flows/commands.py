@@ -179,9 +179,9 @@ def _stage_flow(config: PipelineConfig, found: Run, name: str) -> dict[str, floa
 def _watched() -> Iterator[None]:
     """Context manager in which flows can run; their progress is shown."""
     with orchestrator():
-        from tasks.progress import watched
+        from tasks.progress import signals_kept, watched
 
-        with terminal.watcher() as watcher, watched(watcher):
+        with signals_kept(), terminal.watcher() as watcher, watched(watcher):
             yield
 
 

@@ -1,5 +1,8 @@
 """Report progress to watchers in this process, such as the terminal of a command, and to Prefect's dashboard."""
 
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +16,9 @@ from prefect.exceptions import TerminationSignal
 from gsec_core.stages.base import Progress, silent
 
 SECONDS_BETWEEN_UPDATES = 5.0
+
+SECONDS_OF_FINALIZERS = 0.1
+"""Seconds after which a signal is sent again whose error was ignored in a finalizer."""
 
 
 class Watcher(Protocol):
@@ -67,6 +73,29 @@ class Interrupted(BaseException):
 
 
 _interrupted = threading.Event()
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Context manager in which no Ctrl-C and no SIGTERM is lost.
+
+    Python raises their errors wherever the main thread is at that moment. In a finalizer, and garbage collections run many of them, an error is only
+    printed, and the run would go on. So the signal is sent again.
+    """
+    before = sys.unraisablehook
+
+    def ignored(what: Any) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt | TerminationSignal):
+            number = getattr(what.exc_value, "signal", signal.SIGINT)
+            threading.Timer(SECONDS_OF_FINALIZERS, os.kill, (os.getpid(), number)).start()
+        else:
+            before(what)
+
+    sys.unraisablehook = ignored
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prefect.exceptions import TerminationSignal
+from prefect.utilities.engine import capture_sigterm
 
 from flows.stages import run_flow
 from gsec_core import pipeline
@@ -18,7 +19,7 @@ from gsec_core.errors import GsecError
 from gsec_core.stages import base, baseline, encode
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
-from tasks import watchdog
+from tasks import progress, watchdog
 
 from ..command import asking, environment
 from ..pictures import settings, write_pictures
@@ -104,6 +105,26 @@ def test_sigterm_ends_a_slice_at_its_next_progress_report(server: str, tmp_path:
     monkeypatch.undo()
     with asking(server):
         assert run_flow(config, run.id, "encode")["encoded"] == 12, "what ended the slice is over"
+
+
+@pytest.mark.parametrize(("sent", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminationSignal)])
+def test_a_signal_during_a_finalizer_is_not_lost(sent: signal.Signals, error: type[BaseException]) -> None:
+    class Last:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), sent)
+            time.sleep(0)
+
+    def works() -> None:
+        with capture_sigterm(), progress.signals_kept():
+            Last()
+            time.sleep(20)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Prefect passes the signal on
+    try:
+        with pytest.raises(error):
+            works()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_slow_thread_that_finishes_after_all_does_not_end_the_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
