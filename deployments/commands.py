@@ -27,6 +27,7 @@ def up(*, stack: StackFile = None) -> int:
 
     told = config.worker_environment(found, os.environ)
     here = {PREFECT_API_URL: told["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: told.get("PREFECT_API_AUTH_STRING")}
+    processes.claim(found, stack)
     processes.check_secrets(found)
     processes.check_ports(found)
     services = processes.services(found, os.environ)

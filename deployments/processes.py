@@ -296,6 +296,19 @@ def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
     return asked.returncode == 0 and " node_" in asked.stdout
 
 
+def claim(stack: StackConfig, file: Path | None) -> None:
+    """Record that the stack's home belongs to this stack file; None is the demonstration.
+
+    Raises Refused if processes of another stack file run there, because they and their deployments would be replaced.
+    """
+    owner, ours = stack.home / "stack", "" if file is None else str(file.resolve())
+    theirs = owner.read_text() if owner.exists() else ""
+    if theirs not in ("", ours) and started(stack):
+        raise Refused(f"home = {stack.home}: the processes of {theirs} use it. Give this stack a home and ports of its own, or run gsec down first.")
+    stack.home.mkdir(parents=True, exist_ok=True)
+    owner.write_text(ours)
+
+
 def check_secrets(stack: StackConfig) -> None:
     """Raises Refused if a running service was started with a secret or a variable of `OUTSIDE` that is not set now.
 
