@@ -18,7 +18,7 @@ from gsec_core.stages.base import Context, add
 from gsec_core.stages.describe import RETRY
 from gsec_core.store import Store
 from gsec_core.store.publications import pipeline_of
-from tasks import artifacts, engine, slices
+from tasks import artifacts, engine, progress, slices
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
             pipeline.check_servers(context)
             done: list[str] = []
             while left := [stage for stage in context.run.stage_names() if stage not in done]:
+                progress.check_signals()
                 base.begin(context, pipeline.stage(left[0]))
                 complete = context.run.is_complete(left[0])  # a flow takes a second to start
                 add(made.setdefault(left[0], {}), _there(context, left[0]) if complete else run_flow(config, run_id, left[0]))

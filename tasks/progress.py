@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -74,13 +74,21 @@ class Interrupted(BaseException):
 
 _interrupted = threading.Event()
 
+_pressed = threading.Event()
+
+
+def check_signals() -> None:
+    """Raises KeyboardInterrupt if Ctrl-C was pressed within `signals_kept`."""
+    if _pressed.is_set():
+        raise KeyboardInterrupt
+
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
     """Context manager in which no Ctrl-C and no SIGTERM is lost.
 
     Python raises their errors wherever the main thread is at that moment. In a finalizer, and garbage collections run many of them, an error is only
-    printed, and the run would go on. So the signal is sent again.
+    printed, and the run would go on. So the signal is sent again. Prefect ignores Ctrl-C while it ends a completed flow; `check_signals` raises it after that.
     """
     before = sys.unraisablehook
 
@@ -91,11 +99,24 @@ def signals_kept() -> Iterator[None]:
         else:
             before(what)
 
+    def pressed(number: int, frame: object) -> NoReturn:
+        _pressed.set()
+        raise KeyboardInterrupt
+
+    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # shells start commands in the background without it
+    if listens:
+        signal.signal(signal.SIGINT, pressed)
     sys.unraisablehook = ignored
     try:
         yield
+    except Exception:
+        check_signals()  # Prefect may fail because of what it ignored
+        raise
     finally:
         sys.unraisablehook = before
+        if listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _pressed.clear()
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import pytest
 from prefect.exceptions import TerminationSignal
 from prefect.utilities.engine import capture_sigterm
 
-from flows.stages import run_flow
+from flows.pipeline import run_pipeline
+from flows.stages import FLOWS, run_flow
 from gsec_core import pipeline
 from gsec_core.errors import GsecError
 from gsec_core.stages import base, baseline, encode
@@ -125,6 +126,15 @@ def test_a_signal_during_a_finalizer_is_not_lost(sent: signal.Signals, error: ty
             works()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_at_the_end_of_a_stages_flow_ends_the_run(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store")
+    monkeypatch.setattr(FLOWS["encode"], "on_completion_hooks", [lambda flow, run, state: os.kill(os.getpid(), signal.SIGINT)])
+    with pytest.raises(KeyboardInterrupt), asking(server), progress.signals_kept():
+        run_pipeline(config)
+    [run] = Store.open(config.store).runs()
+    assert list(run.stages()) == ["encode"]
 
 
 def test_a_slow_thread_that_finishes_after_all_does_not_end_the_process(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
