@@ -5,12 +5,12 @@ and rare elsewhere.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
+import regex
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 VERSION = 1
@@ -22,7 +22,8 @@ TERMS = 8
 LONGEST_NAME = 80
 """Largest number of characters in a name."""
 
-_WORD = re.compile(r"[^\W_]+(?:[-'’.][^\W_]+)*")
+_LETTERS = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*"  # with marks, such as the vowels of Hindi and Thai
+_WORD = regex.compile(rf"{_LETTERS}(?:[-'’.]{_LETTERS})*")
 _STOP_WORDS = ENGLISH_STOP_WORDS | {"image", "images", "picture", "photo", "photograph", "contains", "characterised", "characterized", "shows"}
 _AFTER_HEAD = {"of", "with", "in", "on", "for", "from", "at", "and", "or"}
 """Words after which a noun phrase's head has ended: a loaf of bread is a loaf."""
@@ -199,7 +200,8 @@ def _listed(terms: Sequence[_Term]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text)
+    found: list[str] = _WORD.findall(text)
+    return found
 
 
 def _key(term: str) -> str:

@@ -1,5 +1,7 @@
 """Names of clusters made of the terms in their descriptions."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,16 @@ def test_free_text_gives_a_distinctive_word_as_name_and_a_typical_sentence_as_de
     coast, street = name_clusters(said)
     assert (coast.name, street.name) == ("lighthouse", "street")
     assert coast.description == "The lighthouse in fog"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("एक काली बिल्ली", "पुरानी बस"), ("แมวดำ", "รถบัส"), (unicodedata.normalize("NFD", "une école"), unicodedata.normalize("NFD", "un bâtiment"))],
+)
+def test_words_keep_their_vowel_signs_and_accents(one: str, other: str) -> None:
+    names = [name.name for name in name_clusters([[free(one)], [free(other)]])]
+    assert set(names[0].split()) <= set(one.split())
+    assert set(names[1].split()) <= set(other.split())
 
 
 def test_a_cluster_without_descriptions_is_named_by_its_number() -> None:
