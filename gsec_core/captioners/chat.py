@@ -19,7 +19,7 @@ BREAKS = 10
 """After this number of replies that were broken off, a request gives up."""
 
 FAULTS = 3
-"""If a server fails at a request this number of times, but answers a plain request each time, the request is to blame."""
+"""If servers fail at a request this number of times, each of them at least once, but answer a plain request each time, the request is to blame."""
 
 LOSSES = 2
 """If a request is lost this number of times among others, because the server is gone or silent, it is sent alone; if it is lost again, it is to blame."""
@@ -101,11 +101,12 @@ class Chat:
         GsecError if the servers were gone or busy for longer than ``describe.patience``, or broke off too many replies.
         """
         faults = losses = breaks = 0
+        failed_at: set[Server] = set()
         wait = waits()
         async with self._pool.round():
             while True:
                 alone = losses >= LOSSES
-                async with self._pool.place(alone=alone) as place:
+                async with self._pool.place(alone=alone, failed_at=failed_at) as place:
                     known = self._servers[place.server]
                     held: bool | None = None
                     try:
@@ -120,22 +121,28 @@ class Chat:
                     pause = 0.0
                     match meant.kind:
                         case Kind.DECLINED | Kind.FAULTY:
-                            # If it turned out just now whether the server enforces patterns, that may be why the request failed: send it the other way.
-                            if meant.kind == Kind.DECLINED and known.holds == held:
-                                raise Declined(str(meant))
                             faults += 1
-                            if faults == FAULTS:
-                                raise Declined(f"the server fails at this request, but not at others: {meant}")
+                            # If it turned out just now whether the server enforces patterns, that may be why the request failed: send it the other way.
+                            as_known = known.holds == held
+                            if as_known:
+                                failed_at.add(place.server)
+                            if not self._pool.others(failed_at):
+                                if as_known and meant.kind == Kind.DECLINED:
+                                    raise Declined(str(meant))
+                                if faults >= FAULTS:
+                                    raise Declined(f"the server fails at this request, but not at others: {meant}")
                             pause = next(wait)
                         case Kind.GONE | Kind.SILENT:
                             if meant.kind == Kind.GONE:
                                 self._pool.lost(place, meant)
                             self._pool.slower(place)
                             losses += meant.sent
+                            failed_at.add(place.server)
                             if meant.sent and alone:
                                 raise Declined(f"the server was silent or gone {losses} times during this request, finally when it was sent alone: {meant}")
                         case Kind.BROKEN_OFF:
                             breaks += 1
+                            failed_at.add(place.server)
                             if breaks == BREAKS:
                                 raise GsecError(f"{place.server.setting}: {meant} {breaks} times. {KEPT}")
                             self._pool.slower(place)

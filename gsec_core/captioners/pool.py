@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
@@ -49,6 +49,7 @@ class Pool:
         self._asking = 0
         self._revivers: set[asyncio.Task[None]] = set()
         self._last_loss = ""
+        self._answered_at = 0.0
 
     @asynccontextmanager
     async def round(self) -> AsyncIterator[None]:
@@ -66,14 +67,16 @@ class Pool:
                     reviver.cancel()
 
     @asynccontextmanager
-    async def place(self, *, alone: bool) -> AsyncIterator[Place]:
+    async def place(self, *, alone: bool, failed_at: Collection[Server] = ()) -> AsyncIterator[Place]:
         """Wait for a place at the server with the fewest requests; with ``alone``, at a server without others, for a request that may have brought one down.
+
+        A request that failed at some servers waits for one of the `others`, if there is one. A busy server comes last.
 
         Raises GsecError if no server is available for ``patience`` seconds, Refused if a server came back that cannot be used.
         """
         async with self._isolation if alone else nullcontext():
             try:
-                place = await self._entered(alone)
+                place = await self._entered(alone, failed_at)
                 try:
                     yield place
                 finally:
@@ -85,7 +88,7 @@ class Pool:
 
     def answered(self, place: Place) -> None:
         """Record that a request was answered."""
-        place.busy_since = None
+        place.busy_since, self._answered_at = None, time.monotonic()
         place.most = min(self._at_once, place.most + 1)
 
     def slower(self, place: Place) -> None:
@@ -93,9 +96,13 @@ class Pool:
         place.most = max(1, place.most // 2)
 
     def busy_for(self, place: Place) -> float:
-        """Record that the server is busy. Returns the seconds since it was first busy after its last answer."""
+        """Record that the server is busy. Returns the seconds for which it has been busy and no other server has answered."""
         place.busy_since = place.busy_since or time.monotonic()
-        return time.monotonic() - place.busy_since
+        return time.monotonic() - max(place.busy_since, self._answered_at)
+
+    def others(self, servers: Collection[Server]) -> list[Place]:
+        """The places at other servers than these, without those that are gone or busy."""
+        return [place for place in self._places if place.server not in servers and place.gone_since is None and place.busy_since is None]
 
     def lost(self, place: Place, why: Failure) -> None:
         """Record that the server is gone: it gets no requests until it is back."""
@@ -107,9 +114,9 @@ class Pool:
             self._revivers.add(reviver)
             reviver.add_done_callback(self._revivers.discard)
 
-    async def _entered(self, alone: bool) -> Place:
+    async def _entered(self, alone: bool, failed_at: Collection[Server]) -> Place:
         async with self._changed:
-            while (place := self._free(alone)) is None:
+            while (place := self._free(alone, failed_at)) is None:
                 left = self._patience_left()
                 if left is not None and left <= 0:
                     addresses = ",".join(place.server.url for place in self._places)
@@ -122,11 +129,12 @@ class Pool:
             place.under_way += 1
             return place
 
-    def _free(self, alone: bool) -> Place | None:
+    def _free(self, alone: bool, failed_at: Collection[Server]) -> Place | None:
         for place in self._places:
             if place.refusal is not None:
                 raise place.refusal
-        there = sorted((place for place in self._places if place.gone_since is None), key=lambda place: place.under_way)
+        there = (failed_at and self.others(failed_at)) or [place for place in self._places if place.gone_since is None]
+        there = sorted(there, key=lambda place: (place.busy_since is not None, place.under_way))
         if alone:  # keep other requests away from one server until it is empty
             kept = next((place for place in there if place.isolated), there[0] if there else None)
             self._isolate(kept)

@@ -23,6 +23,8 @@ transient      is busy (408, 409, 425, 429, 503, 529)                           
                                                                                    `describe.patience` without any server the stage ends,
                                                                                    exit code 1
 =============  ==================================================================  =========================================================
+
+With several servers, a request that fails at one goes to another. It is to blame only if every server that is neither gone nor busy fails at it.
 """
 
 import asyncio

@@ -266,6 +266,27 @@ class TestReplicas:
         answered = len(server.asked) + 3 + len(back.asked)
         assert answered == 200, "only requests under way at its death may be asked again"
 
+    @pytest.mark.parametrize("response", [error(500), error(400), Response(200, b"<html>"), reply("This image", finish="abort")])
+    def test_what_one_replica_cannot_describe_another_does(self, server: Server, other: Server, response: Response) -> None:
+        """The replica that fails is always free, since the other takes its time."""
+        other.answer = lambda request: reply() if request.is_plain else response
+        server.answer = lambda request: time.sleep(0.02) or reply()
+        answers = describe_all(captioner(other, server, concurrency=2, patience=30), [subject(uri=str(number)) for number in range(20)])
+        assert {answer.status for answer in answers} == {DESCRIBED}
+
+    def test_an_image_that_every_replica_declines_is_failed(self, server: Server, other: Server) -> None:
+        for replica in (server, other):
+            replica.says(error(400, "too many pixels"))
+        assert describe(captioner(server, other), subject())[3:5] == (FAILED, "400: too many pixels")
+        assert (len(server.asked), len(other.asked)) == (1, 1)
+
+    def test_a_replica_that_stays_busy_ends_nothing_while_another_answers(self, server: Server, other: Server) -> None:
+        other.answer = lambda request: reply() if request.is_plain else error(429)
+        server.answer = lambda request: time.sleep(0.1) or reply()
+        answers = describe_all(captioner(other, server, concurrency=1, patience=1), [subject(uri=str(number)) for number in range(15)])
+        assert {answer.status for answer in answers} == {DESCRIBED}
+        assert len(other.asked) > 1, "it must be tried again"
+
     def test_a_replica_that_does_not_accept_the_key_is_refused_at_once(self, server: Server, other: Server) -> None:
         other.answer = lambda request: error(401)
         with pytest.raises(Refused, match=rf"{other.port}.*does not accept"):
