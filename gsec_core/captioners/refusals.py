@@ -6,7 +6,12 @@ _ENGLISH = re.compile(
     r"\W*(?:unfortunately,? |regrettably,? |sorry,? (?:but )?|my apologies[,.]? (?:but )?)?"
     r"(?:i (?:cannot|can not|can't|could not|couldn't|won't|will not|must decline|do not feel comfortable|don't feel comfortable|apologi[sz]e)\b"
     r"|i(?:'m| am) (?:very |really |so )?(?:sorry|afraid|unable|not able|not comfortable)\b"
-    r"|as an? (?:ai|language model|virtual assistant)\b|(?:my )?apologies[,.!]|sorry[,.!]|(?:unable|not able) to\b)",
+    r"|as an? (?:[a-z-]+ ){0,2}(?:ai|language model|virtual assistant)\b|(?:my )?apologies[,.!]|sorry[,.!]|(?:unable|not able) to\b"
+    r"|i(?:'m| am) (?:just |only )?an? (?:[a-z-]+ ){0,2}(?:ai|language model)\b"
+    # These come from models to which the server does not pass the image on.
+    r"|i (?:do|did)(?: not|n't) (?:actually )?(?:see|have|receive)\b.{0,40}\bimages?\b|i(?:'m| am) not seeing\b|i(?:'d| would) be (?:happy|glad) to\b"
+    r"|(?:it (?:seems|appears|looks like)(?: that)? )?(?:there(?:'s| is| was) no image|no image (?:is|was|has been|provided|attached))\b"
+    r"|(?:could you )?please (?:provide|upload|share|attach|send)\b.{0,40}\bimages?\b)",
     re.IGNORECASE,
 )
 _OTHERS = re.compile(

@@ -68,6 +68,9 @@ _SENTENCE = re.compile(
     re.IGNORECASE,
 )
 
+_NOTHING = re.compile(r"\W*(?:(?:n/a|nan|none|null|undefined)\W*)?", re.IGNORECASE)
+"""Texts that programs write where there is none."""
+
 _GROUP = re.compile(r"\(\?P<\w+>")
 
 
@@ -167,7 +170,7 @@ def parse(reply: str) -> Answer:
 
 def _outside(text: str) -> Answer:
     """The answer for a reply outside the template: FREE, or FAILED."""
-    if not re.search(r"\w", text):
+    if _NOTHING.fullmatch(text):
         return failed("the description is empty")
     if is_refusal(text):
         return failed(f"the description is a refusal: {excerpt(text)}")

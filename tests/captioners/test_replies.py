@@ -166,6 +166,13 @@ REFUSALS = [
     "I'm sorry, but I can't help with that.",
     "As an AI language model, I cannot see images.",
     "Unable to process this image.",
+    "As a text-based AI model, I can't view images.",
+    "I'm just a language model.",
+    "I don't see an image attached. Could you share it?",
+    "It seems that no image was provided.",
+    "There is no image in your message.",
+    "Please upload the image that I should describe.",
+    "I'd be happy to describe the image, but I can't see it.",
 ]
 
 
@@ -194,6 +201,9 @@ def test_refusals_in_many_languages_are_failures(text: str) -> None:
         "Alsatian dog on a lawn.",
         "Perdonavano, a village on a hill.",
         "Unablemished fruit in a bowl.",
+        "No image editor, but a paint box.",
+        "There is no imagery on this white wall.",
+        "A sign: Please share the road.",
     ],
 )
 def test_descriptions_that_resemble_refusals_are_kept(text: str) -> None:
