@@ -101,11 +101,15 @@ def check_prompts(prompts: Sequence[str]) -> None:
 def prompted(word: str, prompts: Sequence[str]) -> list[str]:
     """The texts to encode for a word: each synonym in every prompt; a sentence is used as it is."""
     texts = []
-    for said in [synonym.strip() for synonym in word.split(SYNONYM) if synonym.strip()] or [word]:
+    for said in _synonyms(word):
         texts += [said] if len(said.split()) >= _SENTENCE_WORDS else [prompt.replace("{}", said) for prompt in prompts]
     return texts
 
 
 def shown(word: str) -> str:
     """The form of a word for display: the first of its synonyms."""
-    return word.partition(SYNONYM)[0].strip()
+    return _synonyms(word)[0]
+
+
+def _synonyms(word: str) -> list[str]:
+    return [synonym.strip() for synonym in word.split(SYNONYM) if synonym.strip()] or [word]

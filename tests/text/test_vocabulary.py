@@ -4,7 +4,7 @@ import pytest
 
 from gsec_core.errors import Refused
 from gsec_core.text import vocabulary
-from gsec_core.text.vocabulary import PROMPTS, check_prompts, load_vocabulary, prompted
+from gsec_core.text.vocabulary import PROMPTS, check_prompts, load_vocabulary, prompted, shown
 
 DEBIANS = Path("/usr/share/wordnet/data.noun")
 
@@ -65,3 +65,8 @@ def test_words_are_put_into_prompts_and_sentences_are_not() -> None:
     assert prompted("shoe", PROMPTS)[0] == "itap of a shoe."
     assert len(prompted("red shoe", PROMPTS)) == 7
     assert prompted("a red shoe on a white table", PROMPTS) == ["a red shoe on a white table"]
+
+
+def test_a_line_may_begin_with_a_separator_of_synonyms() -> None:
+    assert (shown("| cat | kitty |"), prompted("| cat | kitty |", ["a {}"])) == ("cat", ["a cat", "a kitty"])
+    assert (shown("|"), prompted("|", ["a {}"])) == ("|", ["a |"])
