@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 
@@ -61,6 +62,15 @@ def test_equal_seeds_give_equal_labels_and_a_member_does_not_depend_on_others(me
         assert np.array_equal(array, two.members_[0].parameters[name])
     other = fitted(method, 4, X, random_state=4)
     assert method.name in SEEDLESS or any(not np.array_equal(array, other.members_[0].parameters[name]) for name, array in two.members_[0].parameters.items())
+
+
+@every_method
+def test_a_fit_leaves_the_random_state_and_the_threads_of_the_process_as_they_are(method: Method) -> None:
+    before, drawn, threads = torch.get_rng_state(), np.random.get_state()[1], torch.get_num_threads()
+    fitted(method, 3, np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], drawn)
+    assert torch.get_num_threads() == threads
 
 
 @every_method

@@ -127,7 +127,8 @@ class _Side(nn.Module):
 
     def __init__(self, d: int, shared: int, n_clusters: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.projection, self.head = nn.Linear(d, shared), nn.Linear(shared, n_clusters)
+        # A layer that initialised itself would draw from torch's global generator, which belongs to the user.
+        self.projection, self.head = (nn.utils.skip_init(nn.Linear, *widths) for widths in ((d, shared), (shared, n_clusters)))
         for layer in (self.projection, self.head):
             nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
             nn.init.zeros_(layer.bias)
