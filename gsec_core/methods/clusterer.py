@@ -1,8 +1,9 @@
 """Base classes of the estimators of all methods: scikit-learn's conventions around a plan, see `plan`."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -54,10 +55,15 @@ class Estimator(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             if value < least:
                 raise ValueError(f"{name} = {value}: it must be at least {least}.")
 
+    def lies(self, name: str, least: float, most: float = math.inf) -> bool:
+        """Whether the parameter ``name`` is a number from ``least`` to ``most``."""
+        value = getattr(self, name)
+        return isinstance(value, Real) and bool(least <= value <= most)
+
     def resolved_device(self) -> str:
         """The device that `devices.resolve` chooses. Raises ValueError if it is not available."""
         try:
-            return resolve(self.device, "device")
+            return resolve(str(self.device), "device")  # a `torch.device` is called as its string is
         except Refused as error:
             raise ValueError(str(error)) from None
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from gsec_core import GSEC
 from gsec_core.methods import BUILT_IN, Method, find
 from gsec_core.methods.clusterer import Clusterer
 
@@ -111,3 +112,7 @@ def test_images_in_the_space_of_the_nouns_are_required_for_new_rows_if_and_only_
         without.predict(X, joint=X)
     with pytest.raises(ValueError, match=r"^joint: without nouns it has no use"):
         clone(estimator).fit(X, text=X, joint=X)
+
+
+def test_a_device_may_be_torchs() -> None:
+    assert GSEC(device=torch.device("cpu")).plan().device == "cpu"

@@ -111,7 +111,9 @@ def test_presets_set_the_documented_parameters_and_explicit_ones_override_them()
     [
         ({"preset": "fast"}, "preset = 'fast': there are default, published"),
         ({"text_weight": 2}, "text_weight = 2: it must be between 0 and 1"),
+        ({"text_weight": "0.5"}, "text_weight = '0.5': it must be between 0 and 1"),
         ({"tol": -1}, "tol = -1"),
+        ({"device": None}, 'device = "None": choose `auto`'),
         ({"n_members": 0}, "n_members = 0: it must be at least 1"),
         ({"n_clusters": 301}, "n_clusters = 301: n_samples = 300"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 
 from gsec_core import GSEC, SEIC, TAC, TEMI, Mixture, TACKMeans, ZeroShot, pipeline
 from gsec_core.clustering.metrics import accuracy
@@ -114,6 +115,9 @@ def test_parameters_of_parts_are_set_by_name_and_shared_parameters_by_the_mixtur
     [
         (Mixture(3), "estimators: 0 are given"),
         (Mixture(3, [("tac", TAC())]), "estimators: 1 are given. A mixture needs two or more"),
+        (Mixture(3, [GSEC(), TAC()]), "estimators: give a list of pairs of a name and an estimator"),
+        (Mixture(3, [("k-means", KMeans()), ("tac", TAC())]), "estimators: give a list of pairs"),
+        (Mixture(3, [("both", quick()), ("tac", TAC())]), "an estimator of a single method"),
         (Mixture(3, [("a", GSEC()), ("a", TAC())]), "Names provided are not unique"),
         (Mixture(3, [("tac", TAC(max_steps=0)), ("gsec", GSEC())]), "tac__max_steps = 0: it must be at least 1"),
         (Mixture(3, [("tac", TAC()), ("names", ZeroShot())]), "names takes a name for each cluster"),

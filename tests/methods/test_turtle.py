@@ -104,5 +104,7 @@ def test_wrong_parameters_are_errors_that_name_them() -> None:
     X, _, _ = planted(n=60)
     with pytest.raises(ValueError, match="X: it has two spaces; do not give text"):
         TURTLE(8).fit([X, X], text=X)
+    with pytest.raises(ValueError, match="X: it is a list of 3 matrices"):
+        TURTLE(8).fit([X, X, X])
     with pytest.raises(ValueError, match="gamma = -1"):
         TURTLE(8, gamma=-1).fit(X)

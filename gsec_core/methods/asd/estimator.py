@@ -325,7 +325,7 @@ class ASD(Clusterer):
             return ASDPlan(**shared, max_steps=self.max_steps or MAX_STEPS)
         from gsec_core.methods.asd import networks, pixels  # torchvision takes seconds to import
 
-        self.check_positive("width")
+        self.check_positive("depth", "side", "width")
         pixels.check_depth(self.depth)
         if not pixels.LEAST_SIDE <= self.side <= pixels.MOST_SIDE:
             raise ValueError(f"side = {self.side}: it must be {pixels.LEAST_SIDE} to {pixels.MOST_SIDE}.")

@@ -396,7 +396,7 @@ class ASDPixels(Estimator):
 
         Raises ValueError naming the parameter and its value, also if the checkpoint belongs to other images or parameters.
         """
-        self.check_positive("n_clusters", "max_steps", "width")
+        self.check_positive("n_clusters", "max_steps", "depth", "width")
         check_depth(self.depth)
         pixels = self._validated(images)
         if len(pixels) < max(2, self.n_clusters):

@@ -260,12 +260,12 @@ class GSEC(Clusterer):
         self.device = device
 
     def plan(self) -> GSECPlan:
-        if self.preset not in PRESETS:
+        if self.preset not in list(PRESETS):
             raise ValueError(f"preset = {self.preset!r}: there are {', '.join(PRESETS)}.")
-        if not 0 <= self.text_weight <= 1:
-            raise ValueError(f"text_weight = {self.text_weight}: it must be between 0 and 1.")
-        if self.tol is not None and not 0 <= self.tol < 1:
-            raise ValueError(f"tol = {self.tol}: it must be at least 0 and below 1.")
+        if not self.lies("text_weight", 0, 1):
+            raise ValueError(f"text_weight = {self.text_weight!r}: it must be between 0 and 1.")
+        if self.tol is not None and not (self.lies("tol", 0, 1) and self.tol < 1):
+            raise ValueError(f"tol = {self.tol!r}: it must be at least 0 and below 1.")
         self.check_positive("n_clusters", "n_members", "ensemble_size", "max_steps")
         preset = PRESETS[self.preset]
         training = _for_many(preset.training, self.n_clusters)

@@ -240,9 +240,11 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
 
     def plan(self) -> MixturePlan:
         self.check_positive("n_clusters", "n_members")
-        if not 0 <= self.text_weight <= 1:
-            raise ValueError(f"text_weight = {self.text_weight}: it must be between 0 and 1.")
+        if not self.lies("text_weight", 0, 1):
+            raise ValueError(f"text_weight = {self.text_weight!r}: it must be between 0 and 1.")
         device = self.resolved_device()
+        if not isinstance(self.estimators, Sequence) or not all(map(_is_part, self.estimators)):
+            raise ValueError("estimators: give a list of pairs of a name and an estimator of a single method, as [('gsec', GSEC()), ('tac', TAC())].")
         if len(self.estimators) < 2:
             raise ValueError(f"estimators: {len(self.estimators)} are given. A mixture needs two or more.")
         self._validate_names([name for name, _ in self.estimators])
@@ -275,3 +277,7 @@ class Mixture(Clusterer, _BaseComposition):  # type: ignore[misc]
             part.set_params(**{parameter: value for parameter, value in shared.items() if parameter in part.get_params(deep=False)})
             found.append((name, part))
         return found
+
+
+def _is_part(given: object) -> bool:
+    return isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], Clusterer) and not isinstance(given[1], Mixture)

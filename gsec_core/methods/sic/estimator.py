@@ -275,8 +275,8 @@ class SIC(Clusterer):
         self.check_positive("n_clusters", "n_members", "max_steps")
         if self.mapping not in get_args(Mapping):
             raise ValueError(f"mapping = {self.mapping!r}: give one of {', '.join(get_args(Mapping))}.")
-        if not self.beta >= 0:
-            raise ValueError(f"beta = {self.beta}: it must be at least 0.")
+        if not self.lies("beta", 0):
+            raise ValueError(f"beta = {self.beta!r}: it must be at least 0.")
         start_at_centres = self.n_clusters > MANY_CLUSTERS if self.start_at_centres is None else self.start_at_centres
         return SICPlan(
             **self.shared(N_MEMBERS),

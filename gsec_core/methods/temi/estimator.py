@@ -239,6 +239,6 @@ class TEMI(Clusterer):
 
     def plan(self) -> TEMIPlan:
         self.check_positive("n_clusters", "n_members", "max_steps")
-        if not 0.5 < self.beta <= 1:
-            raise ValueError(f"beta = {self.beta}: it must be above 0.5, where one label for all images would be as good as any, and at most 1.")
+        if not (self.lies("beta", 0.5, 1) and self.beta > 0.5):
+            raise ValueError(f"beta = {self.beta!r}: it must be above 0.5, where one label for all images would be as good as any, and at most 1.")
         return TEMIPlan(**self.shared(N_HEADS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps, beta=self.beta)

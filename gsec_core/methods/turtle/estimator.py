@@ -247,15 +247,17 @@ class TURTLE(Clusterer):
 
     def plan(self) -> TURTLEPlan:
         self.check_positive("n_clusters", "n_members", "max_steps")
-        if not self.gamma >= 0:
-            raise ValueError(f"gamma = {self.gamma}: it must be at least 0.")
+        if not self.lies("gamma", 0):
+            raise ValueError(f"gamma = {self.gamma!r}: it must be at least 0.")
         return TURTLEPlan(**self.shared(N_MEMBERS), n_neighbors=N_NEIGHBORS, max_steps=self.max_steps, gamma=self.gamma)
 
 
 def _spaces(X: Any, text: Any, nouns: Any) -> tuple[Any, Any]:
     """``X`` and ``text``, from a list of two spaces if ``X`` is one. Raises ValueError if texts are given beside it."""
-    if not (isinstance(X, list | tuple) and len(X) == 2 and np.ndim(X[0]) == 2):
+    if not (isinstance(X, list | tuple) and X and np.ndim(X[0]) == 2):
         return X, text
+    if len(X) != 2:
+        raise ValueError(f"X: it is a list of {len(X)} matrices. Give a matrix, or a list of two.")
     if text is not None or nouns is not None:
         raise ValueError("X: it has two spaces; do not give text or nouns as well.")
     return X[0], X[1]
