@@ -2,7 +2,6 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -139,16 +138,22 @@ class Clusterer(Estimator):
         plan = self.plan()
         if plan.pixel_side:
             raise ValueError("pixels = True: fit gets embeddings, not images. Use gsec_core.methods.asd.pixels.ASDPixels, or a run.")
-        self.nouns_: NDArray[np.int64] | None = None
-        self.n_joint_features_in_: int | None = None
-        if nouns is not None:
-            self.n_joint_features_in_ = None if joint is None else np.shape(joint)[-1]
-            joint = self._select(X, nouns, joint)
-            text = self._counterparts(X, joint)
-        elif self.NEEDS_NOUNS:
+        if nouns is None and self.NEEDS_NOUNS:
             raise ValueError(f"nouns: {type(self).__name__} needs images and nouns. Give nouns.")
-        matrices = self._validated(X, text, reset=True)
-        continued = self._start(plan, start, before, len(matrices[0]))
+        if nouns is None and text is None and self.NEEDS_TEXT:
+            raise ValueError(f"text, nouns: {type(self).__name__} needs images and texts. Give text or nouns.")
+        images: NDArray[Any] = validate_data(self, X, dtype=_FLOATS)
+        n = len(images)
+        if n < max(2, self.n_clusters):
+            raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {n} is too few. Give at least n_clusters samples, and at least two.")
+        placed, texts = _beside("joint", joint, n), _beside("text", text, n)
+        self.nouns_: NDArray[np.int64] | None = None
+        if nouns is not None:
+            self._select("X" if placed is None else "joint", images if placed is None else placed, nouns)
+            texts = self._counterparts(images, placed)
+        self.n_joint_features_in_, self.n_text_features_in_ = _width(placed), _width(texts)
+        matrices = [images] if texts is None else [images, texts]
+        continued = self._start(plan, start, before, n)
         with threads_of_torch(usable_cores()):  # torch respects CPU affinity, but not a CPU quota
             self.halves_: list[Half] = start.halves_ if start is not None and continued is not None and continued.members else plan.halves(matrices)
             features = plan.features(matrices, self.halves_, self.text_weight)
@@ -169,15 +174,16 @@ class Clusterer(Estimator):
 
     def predict_proba(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.float32]:
         """Posteriors by `head_`, (n_samples, n_clusters); arguments as of `predict`."""
-        check_is_fitted(self)
-        width = None if joint is None else np.shape(joint)[-1]
-        if width != self.n_joint_features_in_:
-            raise ValueError(f"joint has {width} features, and {type(self).__name__} was fitted with {self.n_joint_features_in_}.")
+        check_is_fitted(self, "head_")
+        images: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, reset=False)
+        placed, texts = _beside("joint", joint, len(images)), _beside("text", text, len(images))
+        self._check_width("joint", placed, self.n_joint_features_in_)
         if self.nouns_ is not None:
-            if text is not None:
+            if texts is not None:
                 raise ValueError("text: the estimator was fitted with nouns, which also give the texts of new rows. Leave it out.")
-            text = self._counterparts(X, X if joint is None else joint)
-        matrices, plan = self._validated(X, text, reset=False), self.plan()
+            texts = self._counterparts(images, placed)
+        self._check_width("text", texts, self.n_text_features_in_)
+        matrices, plan = [images] if texts is None else [images, texts], self.plan()
         features = plan.features(matrices, self.halves_, self.text_weight)
         blocks = self.ensemble_.blocks(0, len(features))
         found = in_threads(lambda rows: head_posteriors(self.head_, features, rows, plan.device).cpu().numpy(), blocks, plan.device)
@@ -189,39 +195,41 @@ class Clusterer(Estimator):
             if start is not None:
                 raise ValueError("start: give the earlier cluster of each sample as before.")
             return None
-        had = np.asarray(before, np.int32)
-        if had.shape != (n,) or had.min() < -1 or had.max() >= self.n_clusters:
+        given = check_array(before, ensure_2d=False, input_name="before")
+        if given.shape != (n,) or given.min() < -1 or given.max() >= self.n_clusters or (given != np.rint(given)).any():
             raise ValueError(f"before: give {n} numbers of clusters below n_clusters = {self.n_clusters}, or -1.")
+        had = given.astype(np.int32)
         if start is None or not plan.goes_on:
             return Start(had)
-        check_is_fitted(start)
+        check_is_fitted(start, "head_")
         if (type(start), start.n_clusters, len(start.members_)) != (type(self), self.n_clusters, plan.n_members):
             raise ValueError("start: it has another class, or another number of clusters or members. Give only before.")
         if (start.n_features_in_, start.n_text_features_in_) != (self.n_features_in_, self.n_text_features_in_):
             raise ValueError("start: it was fitted on another number of features of X or text. Give only before.")
         return Start(had, start.members_, start.ensemble_.permutations)
 
-    def _select(self, X: ArrayLike, nouns: ArrayLike, joint: ArrayLike | None) -> ArrayLike:
-        """Select nouns and store them. Returns the images in the space of the nouns."""
-        name, images = ("X", X) if joint is None else ("joint", joint)
-        matrix, vectors = (check_array(given, dtype=_FLOATS, input_name=called) for given, called in ((images, name), (nouns, "nouns")))
-        if matrix.shape[1] != vectors.shape[1]:
-            raise ValueError(f"nouns has {vectors.shape[1]} features and {name} has {matrix.shape[1]}: they must be in the same space.")
-        self._check_enough(len(matrix))
+    def _select(self, name: str, images: NDArray[Any], nouns: ArrayLike) -> None:
+        """Select and store nouns that represent ``images``, which must be in their space; ``name`` is the argument of `fit` that gave the images."""
+        vectors = check_array(nouns, dtype=_FLOATS, input_name="nouns")
+        if images.shape[1] != vectors.shape[1]:
+            raise ValueError(f"nouns has {vectors.shape[1]} features and {name} has {images.shape[1]}: they must be in the same space.")
         if self.noun_selection().per_centre is None and len(vectors) > self.n_clusters:
             raise ValueError(f"nouns: {len(vectors)} are given, and n_clusters = {self.n_clusters}. Give one for each cluster.")
-        self.nouns_ = select_nouns(matrix, vectors, self.n_clusters, self.noun_selection()).noun
+        self.nouns_ = select_nouns(images, vectors, self.n_clusters, self.noun_selection()).noun
         if len(self.nouns_) < self.n_clusters:
             raise ValueError(f"nouns: {len(self.nouns_)} of {len(vectors)} represent the images, fewer than n_clusters = {self.n_clusters}. Give more.")
         self._noun_vectors = vectors[self.nouns_]
-        return images
 
-    def _counterparts(self, X: ArrayLike, joint: ArrayLike) -> ArrayLike | None:
-        """Counterparts by the selected nouns; None if the images ``X`` themselves take their place."""
+    def _counterparts(self, images: NDArray[Any], joint: NDArray[Any] | None) -> NDArray[Any] | None:
+        """Counterparts by the selected nouns; for a method that has none, the images in the space of the nouns if that is another one."""
         selection = self.noun_selection()
         if selection.tau is None:
-            return None if joint is X else joint
-        return np.concatenate(list(noun_counterparts(np.asarray(joint), self._noun_vectors, selection)))
+            return joint
+        return np.concatenate(list(noun_counterparts(images if joint is None else joint, self._noun_vectors, selection)))
+
+    def _check_width(self, name: str, matrix: NDArray[Any] | None, fitted: int | None) -> None:
+        if _width(matrix) != fitted:
+            raise ValueError(f"{name} has {_width(matrix)} features, and {type(self).__name__} was fitted with {fitted}.")
 
     def member_count(self, default: int, methods: int = 1) -> int:
         """Number of outer members for each of ``methods`` methods: `n_members`, or else ``default``, but fewer with many clusters.
@@ -246,21 +254,16 @@ class Clusterer(Estimator):
             "device": self.resolved_device(),
         }
 
-    def _check_enough(self, n: int) -> None:
-        if n < max(2, self.n_clusters):
-            raise ValueError(f"n_clusters = {self.n_clusters}: n_samples = {n} is too few. Give at least n_clusters samples, and at least two.")
 
-    def _validated(self, X: ArrayLike, text: ArrayLike | None, *, reset: bool) -> Sequence[NDArray[Any]]:
-        images: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, reset=reset)
-        texts: NDArray[Any] | None = None if text is None else check_array(text, dtype=_FLOATS, input_name="text")
-        width = None if texts is None else texts.shape[1]
-        if texts is None and self.NEEDS_TEXT:
-            raise ValueError(f"text, nouns: {type(self).__name__} needs images and texts. Give text or nouns.")
-        if texts is not None and len(texts) != len(images):
-            raise ValueError(f"text has {len(texts)} rows and X has {len(images)}: give a counterpart for each sample.")
-        if reset:
-            self._check_enough(len(images))
-            self.n_text_features_in_ = width
-        elif width != self.n_text_features_in_:
-            raise ValueError(f"text has {width} features, and {type(self).__name__} was fitted with {self.n_text_features_in_}.")
-        return [images] if texts is None else [images, texts]
+def _beside(name: str, given: ArrayLike | None, n: int) -> NDArray[Any] | None:
+    """The argument ``name``, checked: a matrix with one row for each of ``n`` samples, or None."""
+    if given is None:
+        return None
+    matrix: NDArray[Any] = check_array(given, dtype=_FLOATS, input_name=name)
+    if len(matrix) != n:
+        raise ValueError(f"{name} has {len(matrix)} rows and X has {n}: give one for each sample.")
+    return matrix
+
+
+def _width(matrix: NDArray[Any] | None) -> int | None:
+    return None if matrix is None else matrix.shape[1]

@@ -89,6 +89,8 @@ def test_a_row_keeps_its_earlier_cluster_unless_another_is_more_probable_by_a_ma
         ({"before": np.zeros(3)}, "before: give 240 numbers of clusters below n_clusters = 4, or -1"),
         ({"before": np.full(240, 4)}, "before: give 240 numbers"),
         ({"before": np.full(240, -2)}, "before: give 240 numbers"),
+        ({"before": np.full(240, 0.5)}, "before: give 240 numbers"),
+        ({"before": np.full(240, np.nan)}, "Input before contains NaN"),
     ],
 )
 def test_wrong_arguments_of_a_continued_fit_are_errors(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 from gsec_core import GSEC
 from gsec_core.methods import BUILT_IN, Method, find
@@ -112,6 +113,23 @@ def test_images_in_the_space_of_the_nouns_are_required_for_new_rows_if_and_only_
         without.predict(X, joint=X)
     with pytest.raises(ValueError, match=r"^joint: without nouns it has no use"):
         clone(estimator).fit(X, text=X, joint=X)
+    with pytest.raises(ValueError, match=r"^joint has 9 rows and X has 60"):
+        with_joint.predict(X, joint=X[:9])
+    with pytest.raises(ValueError, match=r"^Input joint contains NaN"):
+        with_joint.predict(X, joint=np.full_like(X, np.nan))
+    with pytest.raises(ValueError, match=r"^X has 7 features, but \w+ is expecting 8"):
+        without.predict(X[:, :7])
+    with pytest.raises(ValueError, match=r"^Expected 2D array"):
+        without.predict(X[0])
+
+
+def test_an_estimator_whose_fit_failed_is_not_fitted() -> None:
+    X = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+    estimator = GSEC(3, device="cpu")
+    with pytest.raises(ValueError, match="text has 9 rows and X has 60"):
+        estimator.fit(X, text=X[:9])
+    with pytest.raises(NotFittedError):
+        estimator.predict(X)
 
 
 def test_a_device_may_be_torchs() -> None:
