@@ -192,12 +192,12 @@ class OpenRun:
         rows = self.assignments if hidden else self._frames.shown
         return rows.filter(pl.col("cluster_key") == self._key(cluster)).sort("confidence", descending=True, maintain_order=True)
 
-    def thumbnails(self, images: pl.DataFrame) -> list[Image.Image | None]:
+    def thumbnails(self, images: Any) -> list[Image.Image | None]:
         """Thumbnails of images from the store, at most 96 pixels wide and high; None for an image without one. Does not need the source.
 
-        ``images`` are rows of `assignments`, or of any frame with a column ``image_id``. Images of few clusters or shards are read fastest.
+        ``images`` are rows of `assignments`, or of any frame with a column ``image_id``, polars' or pandas'. Images of few clusters or shards are read fastest.
         """
-        return [None if data is None else Image.open(io.BytesIO(data)) for data in self._jpegs(images)]
+        return [None if data is None else Image.open(io.BytesIO(data)) for data in self._jpegs(pl.DataFrame(images))]
 
     def read(self, uri: str) -> bytes:
         """The bytes of an image's file, from its source. ``uri`` is as in `assignments`.
@@ -219,8 +219,9 @@ class OpenRun:
         """The picture of an image, from its source: 8-bit RGB, upright. Raises as `read` does."""
         return decode(self.read(uri))
 
-    def gallery(self, images: pl.DataFrame, most: int = 24) -> "Gallery":
+    def gallery(self, images: Any, most: int = 24) -> "Gallery":
         """A gallery of the thumbnails of the first ``most`` images, to display at the end of a cell. ``images`` are as for `thumbnails`."""
+        images = pl.DataFrame(images)
         shown = images.head(most)
         figures = "".join(_figure(row, jpeg) for row, jpeg in zip(shown.iter_rows(named=True), self._jpegs(shown), strict=True))
         more = f"<p>and {len(images) - len(shown):,} more</p>" if len(images) > len(shown) else ""

@@ -240,6 +240,7 @@ def test_a_gallery_shows_the_pictures_of_given_rows_up_to_a_limit(run: OpenRun) 
     assert len(shown.pictures) == 5
     assert "and 21 more" in shown.texts
     assert len(Shown(run.gallery(run.duplicates)._repr_html_()).pictures) == len(run.duplicates)
+    assert len(Shown(run.gallery(run.duplicates.to_pandas())._repr_html_()).pictures) == len(run.duplicates)
 
 
 def test_curation_is_seen_when_the_run_is_opened_again(copied: Context) -> None:
