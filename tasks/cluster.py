@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -123,7 +123,7 @@ class Cluster:
         return 1 if step.whole else config.max_slices
 
     def submit(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]]) -> list[PrefectFuture[Sums]]:
-        away = Away(self._told, slices.reads())
+        away = partial(Away, self._told, slices.reads())
         gpus = self._gpus if stage.on_device else 0
         # Without this, a slice that got no GPU would still use those of its node.
         device = {} if gpus else {"device": "cpu"}
@@ -135,7 +135,7 @@ class Cluster:
         }
         config = config.model_copy(update=of_a_slice)
         with remote_options(**self._options, num_gpus=gpus):
-            return [slices.run_slice.submit(config, run_id, stage.name, step, number, list(part), away) for number, part in enumerate(parts, 1)]
+            return [slices.run_slice.submit(config, run_id, stage.name, step, number, list(part), away(uuid4().hex)) for number, part in enumerate(parts, 1)]
 
     def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
         waiting = [cast(Any, future).wrapped_future for future in futures]
@@ -191,9 +191,15 @@ class _Told:
 
     def __init__(self) -> None:
         self._sums: Counter[str] = Counter()
+        self._of: dict[str, Counter[str]] = {}
 
-    def add(self, sums: Mapping[str, int]) -> None:
+    def begin(self, slice: str) -> None:
+        """A slice begins. What it has reported before is taken back, since its process died and it reports that again."""
+        self._sums.subtract(self._of.pop(slice, Counter[str]()))
+
+    def add(self, slice: str, sums: Mapping[str, int]) -> None:
         self._sums.update(sums)
+        self._of.setdefault(slice, Counter[str]()).update(sums)
 
     def take(self) -> dict[str, int]:
         sums, self._sums = dict(self._sums), Counter()
@@ -208,13 +214,16 @@ class Away:
     """The actor that collects progress."""
     reads: int
     """See `slices.reads`."""
+    slice: str
+    """A unique name of the slice."""
 
     @contextmanager
     def joined(self) -> Iterator[None]:
         """Context manager in which progress is reported to the actor, and logs go where the Prefect settings of the sender say."""
         _set_up_logging()  # again: at its import Prefect used the settings of this machine
         slices.follow(self.reads)
-        teller = _Teller(self.told)
+        self.told.begin.remote(self.slice)
+        teller = _Teller(self.told, self.slice)
         try:
             with progress.watched(teller):
                 yield
@@ -225,8 +234,8 @@ class Away:
 class _Teller:
     """A `progress.Watcher` that reports to an actor, at most a few times a second."""
 
-    def __init__(self, told: Any) -> None:
-        self._told, self._sums, self._clock = told, Counter[str](), watchdog.Clock()
+    def __init__(self, told: Any, slice: str) -> None:
+        self._told, self._slice, self._sums, self._clock = told, slice, Counter[str](), watchdog.Clock()
 
     def begin(self, stage: str, units: int, unit: str, there: int) -> None:
         """Nothing to do: the sender's process reports when a stage begins and ends."""
@@ -242,7 +251,7 @@ class _Teller:
     def tell(self) -> None:
         self._clock.move()
         sums, self._sums = dict(self._sums), Counter()
-        self._told.add.remote(sums)
+        self._told.add.remote(self._slice, sums)
 
 
 _set_up_logging = cache(setup_logging)

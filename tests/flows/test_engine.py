@@ -24,5 +24,21 @@ def test_an_open_engine_is_reused_inside_and_a_new_one_is_opened_afterwards() ->
         assert another is not outer
 
 
+def test_progress_of_a_slice_whose_process_died_is_taken_back_when_it_begins_again() -> None:
+    from tasks.cluster import _Told
+
+    told = _Told()
+    for slice, done in (("first", 8), ("second", 3)):
+        told.begin(slice)
+        told.add(slice, {"encode": done})
+    assert told.take() == {"encode": 11}
+    told.begin("second")  # the driver was told of its 3 images, which are encoded again
+    told.add("second", {"encode": 5})
+    told.add("second", {"encode": 3})
+    assert told.take() == {"encode": 5}, "19 images in all would be more than there are"
+    told.begin("second")
+    assert told.take() == {"encode": -8}
+
+
 def on(name: str) -> PipelineConfig:
     return PipelineConfig.model_validate({"engine": name})
