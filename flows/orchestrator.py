@@ -1,13 +1,14 @@
 """Prefect for a command: the server of Prefect's settings, or a temporary server, which is started here so that its errors are reported at once."""
 
 import atexit
+import fcntl
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from gsec_core.errors import Refused, shortened
@@ -105,16 +106,33 @@ def _start() -> str:
     if server.running:
         return server.api_url
     said: str | None = "address already in use"
-    for _ in range(_STARTS):
-        if said is not None and "address already in use" in said.lower():
-            server.port = server.find_available_port()
-            said = _begin(server)
+    with _alone():
+        for _ in range(_STARTS):
+            if said is not None and "address already in use" in said.lower():
+                server.port = server.find_available_port()
+                said = _begin(server)
     if said is None:
         return server.api_url
     raise Refused(
         f"Prefect's temporary server does not start: {_fault(said)}. Its database is prefect.db in PREFECT_HOME, or at "
         "PREFECT_API_DATABASE_CONNECTION_URL: if that is damaged, or from a newer Prefect, set PREFECT_HOME to another folder."
     )
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Context manager that waits while another command starts a server with the same PREFECT_HOME.
+
+    Servers create and migrate the database when they start, and two that do so at the same time end with errors.
+    """
+    from prefect.settings import PREFECT_HOME
+
+    lock = PREFECT_HOME.value() / "gsec.lock"
+    with ExitStack() as held:
+        with suppress(OSError):  # if the folder cannot be written to, the server says so; a file system without locks works too
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(lock.open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _begin(server: "SubprocessASGIServer") -> str | None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -111,6 +112,14 @@ def test_an_environment_in_which_prefect_does_not_start_is_refused(tmp_path: Pat
     done = ingest(tmp_path, **variables)
     assert re.search(sentence, refusal(done)), done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_commands_that_start_at_the_same_time_on_a_new_machine_make_its_database_one_after_the_other(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda name: ingest(tmp_path / name, PREFECT_HOME=str(tmp_path / "home")), "abc"))
+    assert [one.returncode for one in done] == [0] * 3, [one.stderr for one in done]
 
 
 def test_an_invalid_profiles_file_of_prefect_is_refused(tmp_path: Path) -> None:
