@@ -4,6 +4,9 @@ BIN := .venv/bin
 # Versions are those of constraints.txt. TORCH=cpu takes PyTorch's builds for CPUs, from PyTorch's own index.
 INSTALL = tools/uv.py pip install $(if $(TORCH),--torch-backend $(TORCH))
 
+# uv installs sources alone. Where this variable is set, as in many containers, every process would compile all of them again: 20 s for torch.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo up down test test-real real-parts vllm-dev lint reference constraints clean
 
 # The main job on the embedded default: on images that come with installed programs, or on SOURCE=folder (CLUSTERS=number).

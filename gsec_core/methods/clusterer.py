@@ -57,7 +57,7 @@ class Estimator(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def lies(self, name: str, least: float, most: float = math.inf) -> bool:
         """Whether the parameter ``name`` is a number from ``least`` to ``most``."""
         value = getattr(self, name)
-        return isinstance(value, Real) and bool(least <= value <= most)
+        return isinstance(value, Real) and least <= float(value) <= most
 
     def resolved_device(self) -> str:
         """The device that `devices.resolve` chooses. Raises ValueError if it is not available."""

@@ -128,7 +128,7 @@ class _Side(nn.Module):
     def __init__(self, d: int, shared: int, n_clusters: int, generator: torch.Generator) -> None:
         super().__init__()
         # A layer that initialised itself would draw from torch's global generator, which belongs to the user.
-        self.projection, self.head = (nn.utils.skip_init(nn.Linear, *widths) for widths in ((d, shared), (shared, n_clusters)))
+        self.projection, self.head = (nn.utils.skip_init(nn.Linear, *widths) for widths in ((d, shared), (shared, n_clusters)))  # type: ignore[no-untyped-call]
         for layer in (self.projection, self.head):
             nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
             nn.init.zeros_(layer.bias)

@@ -85,7 +85,7 @@ class _Head(nn.Module):
     def __init__(self, d: int, n_clusters: int, generator: torch.Generator) -> None:
         super().__init__()
         # A layer that initialised itself would draw from torch's global generator, which belongs to the user.
-        self.hidden, self.last = (nn.utils.skip_init(nn.Linear, d, outputs) for outputs in (d, n_clusters))
+        self.hidden, self.last = (nn.utils.skip_init(nn.Linear, d, outputs) for outputs in (d, n_clusters))  # type: ignore[no-untyped-call]
         self.norm = nn.BatchNorm1d(d)
         for layer in (self.hidden, self.last):
             nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
