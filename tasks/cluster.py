@@ -28,7 +28,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner
 from prefect_ray.context import remote_options
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
@@ -66,6 +66,7 @@ _GIB = 2**30
 _log = logging.getLogger("gsec_core.engine")  # below the library's logger: commands print its warnings, and deployed runs forward them to Prefect
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # Ray's default is to start a slice that was killed for lack of memory again forever
 
 
 @contextmanager
@@ -182,6 +183,11 @@ class _Runner(prefect_ray.RayTaskRunner):  # type: ignore[misc]
 def _faults(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
+    except OutOfMemoryError as error:
+        raise GsecError(
+            f"Ray ended a slice for lack of memory each time it was started ({_line(error)}). Set a larger ray.cpus, so that fewer slices share a node, "
+            "or use nodes with more memory. What was committed stays; a rerun continues, on any engine."
+        ) from error
     except kinds as error:
         raise GsecError(f"the Ray cluster failed ({_line(error)}). What was committed stays; a rerun continues, on any engine.") from error
 
@@ -305,6 +311,8 @@ def _check_node(name: str, ref: Any, store: Store, own: str) -> None:
     ours = version("gsec")
     try:
         why, theirs = ray.get(ref)
+    except OutOfMemoryError as error:
+        raise Refused(f"node {name} of the Ray cluster is short of memory ({_line(error)}). Free some, or remove it from the cluster.") from None
     except RayError as error:
         raise Refused(f"node {name} of the Ray cluster cannot run gsec {ours} ({_line(error)}). Install the same on all nodes.") from None
     if theirs != ours:
@@ -342,7 +350,7 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 def _line(error: object) -> str:
-    """The last line of an error, which may be the traceback of another process."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
+    """The last line of an error, which may be the traceback of another process; the first, if Ray ended a process for lack of memory."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[0 if isinstance(error, OutOfMemoryError) else -1]
     return shortened(text, 300).rstrip(".")

@@ -10,16 +10,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import polars as pl
 import pytest
+import ray
+from prefect_ray.task_runners import PrefectRayFuture
 from ray.cluster_utils import Cluster
 
 import gsec_core
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import Refused
+from gsec_core.errors import GsecError, Refused
 from gsec_core.store import Run, Store
 from tasks import engine
+from tasks.cluster import Cluster as RayEngine
 
 from ..command import GSEC, SMALL, environment, gsec, wait
 from ..kills import HEAD, add_node, assert_equal_tables, tables
@@ -56,6 +60,7 @@ def cluster(port: int) -> Iterator[Cluster]:
     """A Ray cluster whose head takes no slices. Tests add and remove nodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # as in `gsec up`
+        patch.setenv("RAY_task_oom_retries", "1")
         patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "120")  # a busy machine needs more than Ray's 30 s to start a client's process
         made = Cluster(initialize_head=True, head_node_args={**HEAD, "ray_client_server_port": port})
     yield made
@@ -150,6 +155,22 @@ def test_slices_that_hang_are_ended_with_an_error(source: Path, cluster: Cluster
     done = gsec("run", source, "--store", tmp_path / "store", *SPREAD, *address, home=source.parent / "home", check=1)
     assert "stage encode made no progress for 1 s (hang_timeout) and was ended" in done.stderr
     wait(lambda: not working(node), 60)
+
+
+def test_a_slice_that_is_ended_each_time_for_lack_of_memory_ends_the_run_with_what_to_do(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_memory_usage_threshold", "0.001")
+        add_node(cluster)
+    assert "of the Ray cluster is short of memory (" in refused(tmp_path / "store", {"address": cluster.address})
+    monkeypatch.setattr("tasks.cluster._check_nodes", lambda nodes, store: None)  # as if other programs had taken the memory after this check
+    config = PipelineConfig.model_validate({"store": str(tmp_path / "store"), "engine": "ray", "ray": {"address": cluster.address}})
+    with engine.opened(config) as where:
+        assert isinstance(where, RayEngine)
+        ref = ray.remote(**where._options)(lambda: time.sleep(PATIENCE)).remote()
+        with pytest.raises(GsecError, match=r"for lack of memory each time it was started \(.* low on memory.*\)\. Set a larger ray\.cpus"):
+            where.wait([PrefectRayFuture(uuid4(), ref)], "encode", PATIENCE)
 
 
 def working(node: Any) -> list[str]:
