@@ -94,7 +94,9 @@ def _connect(address: str | None) -> None:
         for attempt in Retrying(retry=retry_if_exception_type(ConnectionAbortedError), stop=stop_after_attempt(ATTEMPTS), reraise=True):
             with attempt:
                 ray.init(address, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - Ray raises errors of many kinds, for example Exception itself if a node does not start in time
+        if address is None:
+            raise Refused(f"engine = ray: no Ray cluster can be started on this machine ({_line(error)}). Try again, or use engine = threads.") from None
         raise Refused(
             f"ray.address = {address}: no Ray cluster can be used there ({_line(error)}). Start one of Ray {ray.__version__} on Python "
             f"{platform.python_version()}, or leave the setting out to use a cluster on this machine."

@@ -195,6 +195,13 @@ def test_resources_that_the_cluster_lacks_or_a_missing_cluster_are_refused(clust
     assert not (tmp_path / "store").exists(), "nothing may be written"
 
 
+def test_a_driver_without_the_clusters_token_is_refused(source: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("HOME", str(tmp_path))  # there may be a token in the user's own
+    done = gsec("run", source, "--store", tmp_path / "store", *SPREAD, "--set", f"ray.address={cluster.address}", home=source.parent / "home", check=2)
+    assert f"ray.address = {cluster.address}: no Ray cluster can be used there (Token authentication is enabled but no" in done.stderr
+
+
 @pytest.mark.parametrize(("hidden", "said"), [("store", "it does not see files written to"), ("package", "cannot run gsec")])
 def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(cluster: Cluster, tmp_path: Path, hidden: str, said: str) -> None:
     """The node runs in a mount namespace of its own, where an empty folder hides the store or the package."""
