@@ -76,6 +76,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         (f"http://me:{SECRET}@host/x", "must not contain credentials"),
         ("http://host/x", "a store is a folder or one of"),
         ("s3://", "names no bucket"),
+        ("s3:///store", "names no bucket"),
         (f"s3://me:{SECRET}@bucket", "give them in the environment"),
         ("a::b", "a store is a folder or one of"),
     ],

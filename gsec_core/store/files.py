@@ -102,8 +102,11 @@ def open_files(url: str) -> Files:
         raise Refused("--store: an address must not contain credentials, because it is recorded; give them in the environment.")
     if "::" in url or protocol not in PROTOCOLS:
         raise Refused(f"--store {url}: a store is a folder or one of {', '.join(p + '://' for p in PROTOCOLS)}.")
-    if not rest.strip("/") and protocol not in ("file", "memory"):
-        raise Refused(f"--store {url}: it names no bucket; write {protocol}://BUCKET/FOLDER.")
+    if protocol not in ("file", "memory"):
+        bucket, _, folder = rest.partition("/")
+        if not bucket:
+            raise Refused(f"--store {url}: it names no bucket; write {protocol}://BUCKET/FOLDER.")
+        url = f"{protocol}://{bucket}/{folder.lstrip('/')}"  # below BUCKET//FOLDER files could be written, but not listed
     if protocol == "file":
         root = os.path.abspath(url.removeprefix("file://"))
         if os.path.exists(root) and not os.path.isdir(root):

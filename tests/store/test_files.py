@@ -377,6 +377,13 @@ def s3(bucket: str) -> RemoteFiles:
     return made
 
 
+def test_the_folder_of_a_store_on_s3_may_follow_two_slashes(bucket: str) -> None:
+    made = open_files(f"{bucket}//store")
+    made.create("runs/1/request.json", b"{}")
+    assert made.directories("runs") == {"1"}
+    assert made.url == f"{bucket}/store", "both addresses must be one store"
+
+
 def test_listings_of_s3_are_never_cached(s3: RemoteFiles, bucket: str) -> None:
     """A run must see files that other processes have written."""
     s3.create("table/a", b"")
