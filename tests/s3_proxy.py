@@ -25,6 +25,8 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "host"
 
 _SLOW_DOWN = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
+_EXPIRED = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+
 
 class S3Proxy:
     """Passes requests on to a server.
@@ -40,6 +42,8 @@ class S3Proxy:
         """Share of the requests that are answered 503 SlowDown, half of them after they were carried out."""
         self.reset = reset
         """Share of the requests whose connection is reset, half of them after the request was carried out, so that its reply is lost."""
+        self.expired = False
+        """Whether all requests are answered 403 ExpiredToken."""
         self.counts: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -98,6 +102,8 @@ class S3Proxy:
                 resets = carried_out = True
         if self.delay:
             await asyncio.sleep(self.delay)
+        if self.expired:
+            return web.Response(status=403, body=None if request.method == "HEAD" else _EXPIRED, content_type="application/xml")
         answer = await self._pass_on(request, body) if carried_out or not (resets or throttles) else None
         if resets:
             self.failed[kind] += 1

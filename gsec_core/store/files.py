@@ -210,14 +210,16 @@ class LocalFiles:
 
 
 def _answering(method: Callable[Concatenate["RemoteFiles", P], T]) -> Callable[Concatenate["RemoteFiles", P], T]:
-    """Decorator that raises Unreachable for the errors that a driver of an object store raises if the store does not answer or refuses access."""
+    """Decorator that names the store in the errors of its driver: PermissionError if it refuses access, Unreachable if it does not answer."""
 
     @wraps(method)
     def asked(self: "RemoteFiles", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
-        except (OSError, GsecError):
+        except (FileNotFoundError, FileExistsError, GsecError):
             raise
+        except PermissionError as error:
+            raise PermissionError(f"store {self.url} refuses access ({error}). Are the credentials right, and not expired?") from error
         except Exception as error:
             raise Unreachable(f"store {self.url} does not answer: {type(error).__name__}: {error}") from error
 

@@ -38,6 +38,7 @@ def proxy(s3: tuple[str, S3Proxy]) -> Iterator[S3Proxy]:
     proxy.count()
     yield proxy
     proxy.delay = proxy.slow_down = proxy.reset = 0
+    proxy.expired = False
     proxy.losing.clear()
     proxy.failed.clear()
 
@@ -175,6 +176,14 @@ def test_a_write_whose_reply_was_lost_after_another_writers_file_does_not_count_
     proxy.losing["PUT"] = 0
     assert not files.create("generations/1.json", b"mine")
     assert files.read("generations/1.json") == b"another's"
+
+
+def test_an_error_for_expired_credentials_names_the_store_and_the_credentials(files: RemoteFiles, proxy: S3Proxy) -> None:
+    assert files.create("table/a", b"a")
+    proxy.expired = True
+    for use in (lambda: files.create("table/b", b"b"), lambda: files.read("table/a"), lambda: files.files("table")):
+        with pytest.raises(PermissionError, match=rf"^store {files.url} refuses access \(.*\)\. Are the credentials right, and not expired\?$"):
+            use()
 
 
 @pytest.mark.parametrize("lost", range(5))
