@@ -81,12 +81,18 @@ def remarks(context: Context, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     elif kmeans["ARI to consensus"] >= NEARLY_EQUAL:
         said.append(f"The consensus is nearly the same as plain k-means (ARI {kmeans['ARI to consensus']:.3f}), and adds little to it.")
-    table = context.read(align.STAGE, CLUSTERS_TABLE, ["cluster", "stability"])
-    unsure = [row["cluster"] for row in table.to_pylist() if row["stability"] is not None and row["stability"] < STABLE]
+    table = context.read(align.STAGE, CLUSTERS_TABLE, ["cluster", "size", "stability"]).to_pylist()
+    unsure = [row["cluster"] for row in table if row["stability"] is not None and row["stability"] < STABLE]
     if unsure:
-        shown = ", ".join(map(str, unsure[:MOST_NAMED])) + (", ..." if len(unsure) > MOST_NAMED else "")
-        said.append(f"The members do not agree on {len(unsure)} of the {table.num_rows} clusters (stability below {STABLE}): {shown}.")
+        said.append(f"The members do not agree on {len(unsure)} of the {len(table)} clusters (stability below {STABLE}): {_numbers(unsure)}.")
+    empty = [row["cluster"] for row in table if not row["size"]]
+    if empty:
+        said.append(f"{len(empty)} of the {len(table)} clusters {'has' if len(empty) == 1 else 'have'} no images: {_numbers(empty)}.")
     return said + ([] if context.keeps else _of_pseudo_labels(context)) + enhance.remarks(context)
+
+
+def _numbers(clusters: Sequence[int]) -> str:
+    return ", ".join(map(str, clusters[:MOST_NAMED])) + (", ..." if len(clusters) > MOST_NAMED else "")
 
 
 def _of_pseudo_labels(context: Context) -> list[str]:

@@ -1,12 +1,14 @@
 """The quality of a run measured without labels, and the remarks about it."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from gsec_core.results import quality
 from gsec_core.stages import align
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import load_embeddings
+from gsec_core.store import Shards
 from gsec_core.tables import ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTERS_TABLE
 
 from ..pictures import cluster, settings, write_pictures
@@ -55,6 +57,13 @@ def test_a_remark_names_the_clusters_on_which_the_members_do_not_agree(run: Cont
     unsure = np.flatnonzero(stability < np.median(stability))
     assert f"The members do not agree on {len(unsure)} of the 6 clusters" in said
     assert said.endswith(f": {', '.join(map(str, unsure))}.")
+
+
+def test_a_remark_names_the_clusters_without_images(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pa.table({"cluster": [0, 1, 2], "size": [40, 0, 0], "stability": [0.9, None, None]})
+    monkeypatch.setattr(Shards, "read", lambda shards, name, columns: found.select(columns))
+    said = quality.remarks(run, [{"purity": 0.6}, {"purity": 0.5, "ARI to consensus": 0.1}])
+    assert said == ["2 of the 3 clusters have no images: 1, 2."]
 
 
 def test_the_consensus_and_k_means_have_the_same_measures(run: Context) -> None:
