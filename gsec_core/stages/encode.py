@@ -438,7 +438,7 @@ def remarks(context: Context) -> list[str]:
     """One sentence for each kind of fault in images that are used all the same, with their number."""
     rows = pl.DataFrame(encoded_rows(context)).filter((pl.col("status") == OK) & pl.col("reason").is_not_null())
     counts = rows.group_by("reason").agg(pl.len()).sort("len", "reason", descending=[True, False])
-    return [f"Of {count} images that are used {reason}." for reason, count in counts.iter_rows()]
+    return [f"{count:,} {'image has' if count == 1 else 'images have'} a harmless fault: {reason}." for reason, count in counts.iter_rows()]
 
 
 def encoded_rows(context: Context) -> pa.Table:

@@ -309,8 +309,8 @@ def test_an_image_with_a_harmless_fault_is_used_with_a_note_and_counted(tmp_path
     assert rows["b.jpg"] == ("ok", NO_PROFILE)
     assert rows["cut.jpg"][0] == "rejected"
     assert (made["encode"]["noted"], made["encode"]["rejected"]) == (2, 1)
-    assert [one for one in pipeline.summary(context)["remarks"] if "that are used" in one] == [
-        f"Of 1 images that are used {note}." for note in (NO_PROFILE, NO_END)
+    assert [one for one in pipeline.summary(context)["remarks"] if "fault" in one] == [
+        f"1 image has a harmless fault: {note}." for note in (NO_PROFILE, NO_END)
     ]
 
 
