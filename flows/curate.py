@@ -128,8 +128,8 @@ def log(*, where: Where | None = None) -> int:
         if act.number in found.undone:
             state = f"  undone by {found.undone[act.number]}"
         why = f" ({act.why})" if act.why else ""
-        terminal.out.print(f"{act.number:>5}  {act.at[:19]}  {act.who}: {in_words(act)}{why}{state}")
-    terminal.out.print(f"{len(acts)} acts in pipeline {pipeline}, {len(found.open)} open in run {context.run.id}")
+        terminal.out.print(f"{act.number:>5}  {terminal.minute(act.at)}  {act.who}: {in_words(act)}{why}{state}")
+    terminal.out.print(f"{len(acts)} act{'' if len(acts) == 1 else 's'} in pipeline {pipeline}, {len(found.open)} open in run {context.run.id}")
     return 0
 
 

@@ -85,7 +85,7 @@ def in_words(act: ActRow, names: Mapping[int, str]) -> str:
     about = f"{act.image_count:,} image{'' if act.image_count == 1 else 's'}" if act.image_count else cluster(act.key)
     match act.kind:
         case "rename":
-            return f"Called cluster {act.key} “{act.text}”"
+            return f"Renamed cluster {act.key} to “{act.text}”"
         case "describe":
             return f"Described {about} as “{act.text}”"
         case "merge":

@@ -175,7 +175,8 @@ def _check_name(act: Act, state: State) -> None:
     """Raises Refused if another cluster has the name: then a merge may be meant, or it is a mistake."""
     for other in state.clusters.values():
         if other.key != act.key and _folded(other.name) == _folded(str(act.text)):
-            raise Refused(f"rename: cluster {other.key} is called {other.name} already. To make them one: gsec curate merge {other.key} {act.key}")
+            merge = f"gsec curate merge {other.key} {act.key}"
+            raise Refused(f"rename: cluster {other.key} is called {other.name} already. Give another name, or merge them: {merge}")
 
 
 def _check_shown(act: Act, state: State) -> None:

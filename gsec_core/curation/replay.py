@@ -321,8 +321,8 @@ class State:
                 changed += 1
             else:
                 rows.append(row)
-        found = {"are not in this run": gone, "hold other bytes now": changed}
-        why = ", and ".join(f"{count} of its {len(act.images)} images {what}" for what, count in found.items() if count)
+        found = ((gone, "is", "are", "not in this run (deleted or renamed)"), (changed, "has", "have", "other bytes now"))
+        why = ", and ".join(f"{count} of its {len(act.images)} images {one if count == 1 else many} {what}" for count, one, many, what in found if count)
         return np.asarray(rows, np.int64), f"{why}." if why else None
 
     def _new_group(self, rows: NDArray[np.int64]) -> int:

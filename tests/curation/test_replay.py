@@ -142,7 +142,7 @@ def test_a_split_by_another_encoder_is_open() -> None:
 
 def test_a_move_of_missing_or_changed_images_is_open_but_moves_the_others() -> None:
     found = replay(acts(act(MOVE, 3, images=images(0, 1, 2))), model(without=[0], changed=[1]))
-    assert why(found) == {1: "1 of its 3 images are not in this run, and 1 of its 3 images hold other bytes now."}
+    assert why(found) == {1: "1 of its 3 images is not in this run (deleted or renamed), and 1 of its 3 images has other bytes now."}
     assert found.keys[:2].tolist() == [1, 3]
     assert replay(acts(act(MOVE, 3, images=images(0, 1, 2))), model()).keys[:3].tolist() == [3, 3, 3]
 

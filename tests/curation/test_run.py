@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -195,7 +196,7 @@ def test_an_invalid_act_is_refused_in_one_sentence_and_not_logged(untouched: Con
 def test_a_name_that_another_cluster_has_is_refused_with_the_advice_to_merge(run: Context) -> None:
     say(run, "rename", key=0, text="Straße")
     say(run, "rename", key=0, text="straße", why="its own name is no other's")
-    with pytest.raises(Refused, match=r"cluster 0 is called straße already. To make them one: gsec curate merge 0 1"):
+    with pytest.raises(Refused, match=r"cluster 0 is called straße already. Give another name, or merge them: gsec curate merge 0 1"):
         say(run, "rename", key=1, text="STRASSE")
     say(run, "merge", key=0, keys=[1])
     with pytest.raises(Refused, match="cluster 1 is part of cluster 0 since act 3"):
@@ -387,7 +388,7 @@ def test_every_subcommand_of_curate_works(run: Context, tmp_path: Path) -> None:
     gsec_here("curate", "undo", "8", *store)
     gsec_here("curate", "merge", "0", "1", *store)
     lines = gsec_here("curate", "log", *store).stdout.splitlines()
-    assert lines[0].endswith('ann: rename 0 "airplanes" (they are)')
+    assert re.fullmatch(r' +1  \d{4}-\d\d-\d\d \d\d:\d\d UTC  ann: rename 0 "airplanes" \(they are\)', lines[0])
     assert lines[7].endswith("undone by 10")
     assert lines[8].endswith("OPEN: there is no cluster 1000000, as act 8, which makes it, is undone or open.")
     assert lines[-1] == f"11 acts in pipeline kinds, 1 open in run {run.run.id}"

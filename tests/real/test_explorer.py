@@ -106,7 +106,7 @@ def test_a_curator_can_search_rename_move_merge_and_undo_on_the_pages(browser: B
         page.locator(".acts summary").click()
         page.get_by_label("Name", exact=True).fill("<b>Chelsea</b>")
         page.get_by_role("button", name="Rename").click()
-        expect(page.get_by_role("status").first).to_contain_text("Called cluster")
+        expect(page.get_by_role("status").first).to_contain_text("Renamed cluster")
         expect(page.locator("h1")).to_have_text("<b>Chelsea</b>")
         page.reload()
         expect(page.locator("h1")).to_have_text("<b>Chelsea</b>")
