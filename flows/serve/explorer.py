@@ -198,6 +198,7 @@ class Explorer:
             "find": given.get("find", "").strip()[:100],
         }
         every = collection.clusters(hidden=True)
+        images = sum(row.size for row in every if not row.hidden)
         shown = [row for row in every if SHOWS[now["show"]][1](row) and _is_called(row, now["find"])]
         shown.sort(key=SORTS_OF_CLUSTERS[now["sort"]][1])
         page = number("page", given.get("page", "1"))
@@ -210,7 +211,8 @@ class Explorer:
         return pages.explorer(
             "clusters",
             site=site,
-            images=sum(row.size for row in every),
+            images=images,
+            left_out=len(collection) - images,
             every=sum(not row.hidden for row in every),
             rows=shown[(page - 1) * PER_PAGE : page * PER_PAGE],
             now=now | {"page": page},
@@ -226,8 +228,10 @@ class Explorer:
 
     def _cluster(self, collection: Collection, request: Request) -> Response:
         key = number("key", request.path_params["key"])
-        listing = replace(_listing(request), key=key)
-        return self._gallery("cluster", collection, request, listing, cluster=collection.cluster(key), heading="Images")
+        listing, cluster = replace(_listing(request), key=key), collection.cluster(key)
+        if cluster.hidden:  # its page shows its images, which are all hidden with it
+            return self._gallery("cluster", collection, request, replace(listing, hidden=True), cluster=cluster, heading="Images", hiding=None)
+        return self._gallery("cluster", collection, request, listing, cluster=cluster, heading="Images")
 
     def _images(self, collection: Collection, request: Request) -> Response:
         listing = _listing(request)

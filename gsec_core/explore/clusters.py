@@ -91,6 +91,7 @@ class View:
         for one in self.curated.clusters:
             number = at.get(one.key)
             size = 0 if number is None else int(sizes[number])
+            shown = size if one.hidden or number is None else int(visible[number])
             was = by_key.get(one.key)
             intact = was if was is not None and was.size == size and (number is None or same[number] == size) else None
             rows.append(
@@ -99,7 +100,7 @@ class View:
                     name=one.name,
                     description=one.description or "",
                     terms=() if was is None else was.terms,
-                    size=0 if number is None else int(visible[number]),
+                    size=shown,
                     confidence=None if number is None else float(means["confidence"][number]),
                     cohesion=intact.cohesion if intact else None,
                     agreement=None if number is None or not known else float(means["agreement"][number]),
@@ -107,7 +108,7 @@ class View:
                     curated=one.curated,
                     starred=one.starred,
                     hidden=one.hidden,
-                    examples=tuple(columns.hexes(self.images(one.key)[: min(EXAMPLES, size if one.hidden or number is None else int(visible[number]))])),
+                    examples=tuple(columns.hexes(self.images(one.key)[: min(EXAMPLES, shown)])),
                     merged=one.merged,
                 )
             )

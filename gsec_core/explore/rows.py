@@ -54,7 +54,7 @@ class ClusterRow:
     description: str
     terms: tuple[str, ...]
     size: int
-    """Number of images that are not hidden."""
+    """Number of images that are not hidden; of a hidden cluster, of all images."""
     confidence: float | None
     """Mean confidence of its images after curation, hidden images included; null if it has no images."""
     cohesion: float | None

@@ -353,7 +353,8 @@
       said.textContent = `The map cannot be drawn: ${error.message}. The clusters are listed below.`;
       return;
     }
-    said.textContent = `${places.count.toLocaleString("en")} images.`;
+    const drawn = of.filter((place) => place < clusters.length).length;
+    said.textContent = drawn === 1 ? "1 image." : `${drawn.toLocaleString("en")} images.`;
     follow();
     reset();
     stage.dataset.ready = "";

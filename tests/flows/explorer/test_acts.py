@@ -19,10 +19,10 @@ from .examples import HOSTILE, PER_PAGE, Shown, check, images_of, sent, served, 
 def test_a_page_that_told_of_an_act_tells_nothing_once_the_act_is_undone(shown: Shown, curator: TestClient) -> None:
     """The back button loads the page again."""
     told = sent(curator, shown, kind="rename", key=0, name="mine").headers["location"]
-    assert "Called cluster 0" in curator.get(told).text
+    assert "Renamed cluster 0" in curator.get(told).text
     undone = sent(curator, shown, kind="undo", number=1).headers["location"]
     assert "Undid act 1" in curator.get(undone).text
-    assert "Called cluster 0" not in check(curator.get(told))
+    assert "Renamed cluster 0" not in check(curator.get(told))
 
 
 def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown: Shown, curator: TestClient) -> None:
@@ -34,7 +34,7 @@ def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown:
         assert answer.status_code == 303, title(answer.text)
         return check(curator.get(answer.headers["location"]))
 
-    assert "Called cluster 0 “mine”" in done(kind="rename", key=0, name="mine", page="/clusters/0")
+    assert "Renamed cluster 0 to “mine”" in done(kind="rename", key=0, name="mine", page="/clusters/0")
     assert title(curator.get(f"{shown.base}/clusters/0").text) == "mine"
     assert "as words" in done(kind="describe", key=0, description="as words")
     assert "as words" in curator.get(f"{shown.base}/clusters/0").text
@@ -54,7 +54,11 @@ def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown:
     done(kind="hide", key=2)
     assert f'{shown.base}/clusters/2"' not in curator.get(f"{shown.base}/explore").text
     assert f'{shown.base}/clusters/2"' in curator.get(f"{shown.base}/explore?show=hidden").text
-    assert "On the map" not in curator.get(f"{shown.base}/clusters/2").text, "hidden images are not on the map"
+    assert f"{before[2].size} more images hidden" in curator.get(f"{shown.base}/explore").text
+    page = curator.get(f"{shown.base}/clusters/2").text
+    assert "On the map" not in page, "hidden images are not on the map"
+    assert len(images_of(page)) == min(PER_PAGE, before[2].size), "the page of a hidden cluster shows its images"
+    assert "leave out hidden images" not in page
     left = sum(row.size for row in shown.collection().clusters())
     assert title(curator.get(f"{shown.base}/explore").text) == f"{left} images in 2 clusters"
     assert not set(before[2].examples) & set(images_of(curator.get(f"{shown.base}/explore?view=tree").text))
