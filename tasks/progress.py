@@ -103,7 +103,8 @@ def signals_kept() -> Iterator[None]:
         _pressed.set()
         raise KeyboardInterrupt
 
-    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # shells start commands in the background without it
+    # Python takes handlers from its main thread alone, and shells start commands in the background without one.
+    listens = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if listens:
         signal.signal(signal.SIGINT, pressed)
     sys.unraisablehook = ignored
