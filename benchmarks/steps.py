@@ -18,6 +18,7 @@ from sklearn.preprocessing import normalize
 
 from gsec_core import SEIC, SIC, TAC, TEMI
 from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.methods.plan import CIFAR_ROWS
 
 DIMENSIONS, MODES, NOISE, WRONG = 256, 3, 0.085, 0.3
 
@@ -57,7 +58,7 @@ def main() -> None:
         texts: dict[str, Any] = {"nouns": nouns, "joint": S} if Estimator.NEEDS_NOUNS else {"text": S}
         plan = Estimator(options.clusters).plan()
         usual, one_epoch = plan.steps(options.rows), options.rows // plan.batch(options.rows)
-        epochs = usual // (50_000 // plan.batch(options.rows))
+        epochs = usual // (CIFAR_ROWS // plan.batch(options.rows))
         for steps in (usual, epochs * one_epoch):
             started = time.monotonic()
             fitted = Estimator(options.clusters, n_members=options.members, max_steps=steps).fit(X, **texts)

@@ -35,6 +35,10 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
+CIFAR_ROWS, IMAGENET_ROWS = 50_000, 1_281_167
+"""Images of the largest data set of the papers with few clusters, and of the one with many; see `published_steps`."""
+
+
 def published_steps(n: int, batch: int, epochs: int, smallest: int, largest: int) -> int:
     """The steps of a paper's ``epochs`` of batches of ``batch`` rows on ``n`` images.
 

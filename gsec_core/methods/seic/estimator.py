@@ -22,13 +22,12 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors, published_steps
+from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, NonlinearModels, Plan, Probe, UnitVectors, published_steps
 from gsec_core.methods.seic import SELECTION
 from gsec_core.text import NounSelection
 
 EPOCHS, LEAST_STEPS = 200, 800
-MOST_ROWS, MOST_ROWS_OF_MANY = 50_000, 1_281_167
-"""See `published_steps`: the sets are STL-10, CIFAR and, with more clusters than a batch of 1,024 is meant for, ImageNet."""
+"""The least number of steps is that of STL-10, the smallest data set of the paper."""
 
 INSTANCES, CLUSTERS, CENTRES, BALANCE = 0.5, 1.0, 1.0, 2.0
 """Weights of the terms of the loss."""
@@ -63,7 +62,7 @@ def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
     With many clusters a batch has eight rows per cluster, up to 8,192, since most clusters would have no row in a smaller batch.
     """
     wanted = max(1024, min(8 * n_clusters, 8192))
-    batch, largest = min(wanted, n), MOST_ROWS if wanted == 1024 else MOST_ROWS_OF_MANY
+    batch, largest = min(wanted, n), CIFAR_ROWS if wanted == 1024 else IMAGENET_ROWS
     return Schedule(max_steps or published_steps(n, batch, EPOCHS, LEAST_STEPS, largest), batch)
 
 

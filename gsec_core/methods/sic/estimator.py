@@ -24,7 +24,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import LinearMembers, Plan, Probe, UnitVectors, published_steps
+from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, LinearMembers, Plan, Probe, UnitVectors, published_steps
 from gsec_core.methods.sic import MANY_CLUSTERS, Mapping, nouns
 from gsec_core.text import NounSelection
 
@@ -34,6 +34,7 @@ BLOCK_MEMBERS = 5
 
 WEIGHT_DECAY = 1e-4
 EPOCHS, LEAST_STEPS = 100, 3900
+"""The least number of steps is that of STL-10, the smallest data set of the paper."""
 MAPPED_STEPS = 39
 """Least number of steps between two mappings: an epoch of that data set. In smaller sets an epoch is only a step or two."""
 
@@ -52,7 +53,6 @@ class Schedule(NamedTuple):
 
     most_rows: int
     """Images of that data set; see `published_steps`."""
-
     n_neighbors: int
     batch: int
     learning_rate: float
@@ -67,8 +67,8 @@ class Schedule(NamedTuple):
 def schedule(n_clusters: int) -> Schedule:
     """The schedule for a number of clusters."""
     if n_clusters <= MANY_CLUSTERS:
-        return Schedule(50_000, 20, 128, 1e-4, 5.0, 0.9, 30)
-    return Schedule(1_281_167, 50, 4096, 3e-4, 1.0, 0.5, 20)
+        return Schedule(CIFAR_ROWS, 20, 128, 1e-4, 5.0, 0.9, 30)
+    return Schedule(IMAGENET_ROWS, 50, 4096, 3e-4, 1.0, 0.5, 20)
 
 
 def loss(logits: Tensor, neighbors: Tensor, labels: Tensor, balance: float, beta: float) -> Tensor:

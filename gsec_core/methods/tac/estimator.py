@@ -19,14 +19,13 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors, published_steps
+from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, NonlinearModels, Plan, Probe, UnitVectors, published_steps
 
 MANY_CLUSTERS = 100
 """With more clusters, the schedule is the one that the paper has for its data sets of many classes."""
 
 LEAST_STEPS = 180
-MOST_ROWS, MOST_ROWS_OF_MANY = 50_000, 1_281_167
-"""See `published_steps`: the sets are STL-10, CIFAR and, with many clusters, ImageNet."""
+"""The least number of steps is that of STL-10, the smallest data set of the paper."""
 
 BALANCE = 5.0
 """Weight of the entropy of the mean label."""
@@ -50,7 +49,7 @@ class Schedule(NamedTuple):
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
     """The schedule for ``n`` images; ``max_steps`` replaces the published epochs."""
-    epochs, batch, temperature, largest = (20, 512, 0.5, MOST_ROWS) if n_clusters <= MANY_CLUSTERS else (100, 8192, 5.0, MOST_ROWS_OF_MANY)
+    epochs, batch, temperature, largest = (20, 512, 0.5, CIFAR_ROWS) if n_clusters <= MANY_CLUSTERS else (100, 8192, 5.0, IMAGENET_ROWS)
     batch = min(batch, n)
     return Schedule(max_steps or published_steps(n, batch, epochs, LEAST_STEPS, largest), batch, temperature)
 

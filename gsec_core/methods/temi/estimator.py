@@ -21,7 +21,7 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
-from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors, published_steps
+from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, NonlinearModels, Plan, Probe, UnitVectors, published_steps
 
 N_HEADS = 4
 """Number of heads that are trained together, as a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
@@ -38,8 +38,7 @@ WEIGHT_DECAY = 1e-4
 MANY_CLUSTERS = 1000
 """From this number of clusters the schedule is the one that the paper has for ImageNet."""
 EPOCHS, LEAST_STEPS = 200, 7200
-MOST_ROWS, MOST_ROWS_OF_MANY = 50_000, 1_281_167
-"""See `published_steps`: the sets are STL-10, CIFAR and, with many clusters, ImageNet."""
+"""The least number of steps is that of STL-10, the smallest data set of the paper."""
 
 _LEAST = 1e-8
 
@@ -53,7 +52,7 @@ class Schedule(NamedTuple):
 
 def schedule(n: int, n_clusters: int, max_steps: int | None = None) -> Schedule:
     """The schedule for ``n`` images; ``max_steps`` replaces the published epochs."""
-    batch, largest = (512, MOST_ROWS) if n_clusters < MANY_CLUSTERS else (1024, MOST_ROWS_OF_MANY)
+    batch, largest = (512, CIFAR_ROWS) if n_clusters < MANY_CLUSTERS else (1024, IMAGENET_ROWS)
     batch = min(batch, n)
     return Schedule(max_steps or published_steps(n, batch, EPOCHS, LEAST_STEPS, largest), batch)
 
