@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--methods", nargs="+", default=["tac", "sic"], choices=list(METHODS))
-    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--members", type=int, default=5, help="at least two, for the deviation")
     options = parser.parse_args()
     X, S, nouns, truth = planted(options.rows, options.clusters)
     found = SphericalKMeans(options.clusters, n_init=10, random_state=0).fit(X).labels_
