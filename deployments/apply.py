@@ -135,7 +135,10 @@ def _deployment(
 
 
 def automations(stack: StackConfig) -> Iterator[AutomationCore]:
-    """The automations of a stack. Without them, a flow run that is killed together with its worker would stay running or pending forever, and hold its slot."""
+    """The automations of a stack. Without them, a flow run that is killed together with its worker would stay running or pending forever, and hold its slot.
+
+    Those that restart runs do not expect the state that they set: Prefect may read its event before it removes the trigger that fired, and fire again.
+    """
     ends, taken = _events("Completed", "Failed", "Cancelled", "Crashed"), _events("Pending", "Submitting")
     alive = "prefect.flow-run.heartbeat"
     again = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="It is restarted, and continues.")
@@ -148,7 +151,7 @@ def automations(stack: StackConfig) -> Iterator[AutomationCore]:
     yield AutomationCore(
         name=TAKEN,
         description="A worker that is stopped after taking a run and before starting it leaves it pending.",
-        trigger=_silence(after=taken, expect={alive, *ends, *_events("Running", "Cancelling", "AwaitingRetry")}, within=BEGINS_WITHIN, tag=TAG),
+        trigger=_silence(after=taken, expect={alive, *ends, *_events("Running", "Cancelling")}, within=BEGINS_WITHIN, tag=TAG),
         actions=[again],
     )
     if stack.resume_crashed:
@@ -156,7 +159,7 @@ def automations(stack: StackConfig) -> Iterator[AutomationCore]:
         yield AutomationCore(
             name=RESUMED,
             description="What was committed stays, so a restarted run continues.",
-            trigger=_silence(after=_events("Crashed"), expect=_events("AwaitingRetry", "Scheduled"), within=SETTLES_WITHIN, tag=RESUMES, labels=begun),
+            trigger=_silence(after=_events("Crashed"), expect={*taken, *_events("Scheduled")}, within=SETTLES_WITHIN, tag=RESUMES, labels=begun),
             actions=[again],
         )
 
