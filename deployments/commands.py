@@ -27,9 +27,10 @@ def up(*, stack: StackFile = None) -> int:
 
     told = config.worker_environment(found, os.environ)
     here = {PREFECT_API_URL: told["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: told.get("PREFECT_API_AUTH_STRING")}
-    processes.claim(found, stack)
+    processes.check_home(found, stack)
     processes.check_secrets(found)
     processes.check_ports(found)
+    processes.claim(found, stack)
     services = processes.services(found, os.environ)
     for name in set(processes.started(found)) - {service.name for service in services}:
         processes.stop(found, name)

@@ -300,17 +300,22 @@ def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
     return asked.returncode == 0 and " node_" in asked.stdout
 
 
-def claim(stack: StackConfig, file: Path | None) -> None:
-    """Record that the stack's home belongs to this stack file; None is the demonstration.
-
-    Raises Refused if processes of another stack file run there, because they and their deployments would be replaced.
-    """
-    owner, ours = stack.home / "stack", "" if file is None else str(file.resolve())
+def check_home(stack: StackConfig, file: Path | None) -> None:
+    """Raises Refused if processes of another stack file run in the stack's home, because they and their deployments would be replaced."""
+    owner = stack.home / "stack"
     theirs = owner.read_text() if owner.exists() else ""
-    if theirs not in ("", ours) and started(stack):
+    if theirs not in ("", _name_of(file)) and started(stack):
         raise Refused(f"home = {stack.home}: the processes of {theirs} use it. Give this stack a home and ports of its own, or run gsec down first.")
+
+
+def claim(stack: StackConfig, file: Path | None) -> None:
+    """Record that the stack's home belongs to this stack file; None is the demonstration."""
     stack.home.mkdir(parents=True, exist_ok=True)
-    owner.write_text(ours)
+    (stack.home / "stack").write_text(_name_of(file))
+
+
+def _name_of(file: Path | None) -> str:
+    return "" if file is None else str(file.resolve())
 
 
 def check_secrets(stack: StackConfig) -> None:

@@ -147,13 +147,14 @@ def test_a_service_of_another_stack_is_left_alone(stack: StackConfig, tmp_path: 
 def test_a_second_stack_file_cannot_take_over_the_home_of_running_processes(stack: StackConfig, tmp_path: Path) -> None:
     processes.claim(stack, None)
     processes.start(stack, service(stack, WAITS))
-    processes.claim(stack, tmp_path / "one.toml")  # in place of the demonstration
+    processes.check_home(stack, tmp_path / "one.toml")  # in place of the demonstration
     processes.claim(stack, tmp_path / "one.toml")
+    processes.check_home(stack, tmp_path / "one.toml")
     for other in (tmp_path / "two.toml", None):
         with pytest.raises(Refused, match=r"the processes of .*one\.toml use it"):
-            processes.claim(stack, other)
+            processes.check_home(stack, other)
     processes.stop(stack, "worker")
-    processes.claim(stack, tmp_path / "two.toml")
+    processes.check_home(stack, tmp_path / "two.toml")
 
 
 def test_another_process_that_got_the_number_of_an_ended_service_is_left_alone(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
