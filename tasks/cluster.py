@@ -43,8 +43,11 @@ from tasks.engine import Sums
 ANSWER = 25.0
 """Seconds that a cluster may take to answer."""
 
-LOOK = 60.0
-"""Seconds that the nodes may take to start a process and to check the store; a busy node needs half of them."""
+SLOW = 30.0
+"""Seconds without an answer of a node after which a warning says so."""
+
+LOOK = 240.0
+"""Seconds that the nodes may take to start a process and to check the store. Ray reports a node that is gone within 30; a very busy one needs over 60."""
 
 ALONE = 5.0
 """Seconds without progress after which the driver looks whether any node is left."""
@@ -298,7 +301,11 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
             .remote(store.url, mark, own, api): own
             for own, node in marks.items()
         }
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK)
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=SLOW)
+        if silent:
+            names = ", ".join(_name(marks[asked[ref]]) for ref in silent)
+            _log.warning("waiting for up to %.0f s for a process to start on %s", LOOK, names)
+            answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK - SLOW)
         for ref in silent:
             raise Refused(f"node {_name(marks[asked[ref]])} of the Ray cluster did not answer in {LOOK:.0f} s. Repair it, or remove it from the cluster.")
         for ref in answered:

@@ -1,6 +1,7 @@
 """The pipeline on the nodes of a real Ray cluster, with nodes that are killed."""
 
 import os
+import platform
 import re
 import shlex
 import signal
@@ -203,7 +204,9 @@ def test_a_driver_without_the_clusters_token_is_refused(source: Path, cluster: C
 
 
 @pytest.mark.parametrize(("hidden", "said"), [("store", "it does not see files written to"), ("package", "cannot run gsec")])
-def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(cluster: Cluster, tmp_path: Path, hidden: str, said: str) -> None:
+def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(
+    cluster: Cluster, tmp_path: Path, hidden: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The node runs in a mount namespace of its own, where an empty folder hides the store or the package."""
     (tmp_path / "store").mkdir()
     folder = tmp_path / "store" if hidden == "store" else Path(gsec_core.__file__).parent
@@ -213,7 +216,9 @@ def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(cluster: Clus
         node = subprocess.Popen(["unshare", "--mount", "sh", "-c", begin], stdout=output, stderr=output, start_new_session=True)
     try:
         wait(lambda: len(ray_nodes(cluster)) > there, PATIENCE, tmp_path / "node.log")
+        monkeypatch.setattr("tasks.cluster.SLOW", 0.001)
         assert said in refused(tmp_path / "store", {"address": cluster.address})
+        assert f"for a process to start on {platform.node()} (" in caplog.text
         assert not list((tmp_path / "store").rglob("*.*")), "no probe file may be left"
     finally:
         os.killpg(node.pid, signal.SIGTERM)
