@@ -133,12 +133,12 @@ def test_separated_blobs_are_found(text: bool, training: Training) -> None:
 def test_a_member_whose_labels_settle_stops_before_the_last_step() -> None:
     features, neighbors, _ = blobs()
     told: list[int] = []
-    whole = replace(SHORT, max_steps=200, block_size=4)
+    whole = replace(SHORT, max_steps=100, block_size=4)
     members = train(features, neighbors, replace(whole, tol=1e-3), progress=told.append)
-    assert sum(told) == max(member.steps for member in members) < 200
+    assert sum(told) == max(member.steps for member in members) < 100
     assert all(member.changed <= 1e-3 for member in members)
     for member, never in zip(members, train(features, neighbors, whole), strict=True):
-        assert never.steps == 200
+        assert never.steps == 100
         assert member.steps % 10 == 0
 
 
