@@ -1,4 +1,4 @@
-"""Fixtures with one browser and one vLLM server for all tests."""
+"""Fixtures with one browser and one vLLM server for all tests, and a Prefect server for each file that needs one."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
+from ..orchestrator import prefect_server
 from .browser import chromium
 from .vllm_server import PYTHON, VllmServer
 
@@ -14,6 +15,13 @@ from .vllm_server import PYTHON, VllmServer
 def browser() -> Iterator[Browser]:
     with chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its automations look every second whether an event is missing."""
+    with prefect_server(tmp_path_factory.mktemp("prefect-server"), PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY="PT1S") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

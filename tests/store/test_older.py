@@ -11,17 +11,21 @@ from gsec_core.results import publishing, status
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
 
-from ..command import asking, gsec_here
-from ..stages.test_golden import write_colours
+from ..command import gsec_here
+
+
+def older_run(folder: Path) -> Context:
+    """The one run of the older store, which is unpacked in a folder."""
+    with tarfile.open(Path(__file__).parent / "store-0.1.tgz") as archive:
+        archive.extractall(folder, filter="data")
+    store = Store.open(str(folder / "store"))
+    [run] = store.runs()
+    return Context.of(run, run.config())
 
 
 @pytest.fixture
 def older(tmp_path: Path) -> Context:
-    with tarfile.open(Path(__file__).parent / "store-0.1.tgz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    store = Store.open(str(tmp_path / "store"))
-    [run] = store.runs()
-    return Context.of(run, run.config())
+    return older_run(tmp_path)
 
 
 def test_settings_of_an_older_run_keep_their_values_under_their_new_names(older: Context) -> None:
@@ -59,15 +63,3 @@ def test_status_publish_report_and_export_work_on_an_older_store(older: Context,
     gsec_here("report", "--to", tmp_path / "report", *store)
     gsec_here("export", "--to", tmp_path / "export", *store)
     assert "binder" in (tmp_path / "export" / "clusters.csv").read_text()
-
-
-def test_new_images_are_assigned_to_the_clusters_of_an_older_run(older: Context, server: str, tmp_path: Path) -> None:
-    new = write_colours(tmp_path / "new")
-    with asking(server):
-        gsec_here("assign", new, "--run", older.run.id, "--store", older.run.files.url)
-    assigned = next(run for run in Store(older.run.files).runs() if run.request().get("of_run"))
-    context = Context.of(assigned, assigned.config())
-    rows = pipeline.assignments(context).read_all(context.run.table("assigned")[1])
-    theirs = {uri: cluster for table in rows for uri, cluster in zip(table["uri"].to_pylist(), table["cluster"].to_pylist(), strict=True)}
-    assert len({frozenset(uri for uri in theirs if theirs[uri] == cluster) for cluster in range(3)}) == 3
-    assert all(len({cluster for uri, cluster in theirs.items() if uri.startswith(colour)}) == 1 for colour in ("red", "green", "blue"))
