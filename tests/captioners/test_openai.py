@@ -125,7 +125,7 @@ def test_a_missing_image_is_an_error_for_the_caller(server: Server) -> None:
 
 def test_as_many_requests_are_under_way_as_the_setting_says_while_more_images_are_prepared(server: Server) -> None:
     together = threading.Barrier(4)
-    server.answer = lambda request: reply() if request.is_plain or together.wait(10) >= 0 else error(500)
+    server.answer = lambda request: reply() if request.is_plain or together.wait(60) >= 0 else error(500)
     asking = captioner(server, concurrency=4)
     assert asking.concurrency == 8
     assert {answer.status for answer in describe_all(asking, [subject(uri=str(number)) for number in range(24)])} == {DESCRIBED}

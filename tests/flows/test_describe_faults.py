@@ -77,7 +77,7 @@ def place(tmp_path: Path) -> Place:
 def test_after_a_kill_only_uncommitted_descriptions_are_asked_again(place: Place, mllm: Server, server: str) -> None:
     environs = {**environment(place.store.parent), "PREFECT_API_URL": server}
     with subprocess.Popen([*GSEC, *place.stage(mllm)], env=environs, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        wait(lambda: len(mllm.asked) >= IMAGES // 2 or process.poll() is not None, 120, pause=0.01)
+        wait(lambda: len(mllm.asked) >= IMAGES // 2 or process.poll() is not None, 300, pause=0.01)
         os.kill(process.pid, signal.SIGKILL)
     asked, committed = len(mllm.asked), place.statuses.total()
     assert IMAGES // 2 <= asked < IMAGES, "the process was killed too late for this test to prove anything"

@@ -111,7 +111,7 @@ def test_without_a_terminal_lines_are_printed_on_time(capsys: pytest.CaptureFixt
     monkeypatch.setattr(terminal.Lines, "SECONDS", 0.0)
     with terminal.watcher() as watcher:
         watcher.begin("encode", 2, "images", 0)
-        deadline = terminal.time.monotonic() + 20
+        deadline = terminal.time.monotonic() + 60
         while "0 of 2 images" not in (said := capsys.readouterr().err) and terminal.time.monotonic() < deadline:
             terminal.time.sleep(0.1)
     assert "0 of 2 images" in said

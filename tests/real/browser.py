@@ -36,7 +36,7 @@ def serving(application: Starlette) -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
-    thread.join(30)
+    thread.join(60)
 
 
 @contextmanager

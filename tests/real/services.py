@@ -50,7 +50,7 @@ def running(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
             process.wait(30)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def redis(folder: Path, options: Sequence[str] = ("--appendonly", "yes")) -> Ite
         yield port
 
 
-def wait(done: Callable[[], bool], what: str, log: Path | None = None, seconds: float = 60) -> None:
+def wait(done: Callable[[], bool], what: str, log: Path | None = None, seconds: float = 120) -> None:
     """Wait until ``done``; after ``seconds`` raise an AssertionError with the end of the log."""
     end = time.monotonic() + seconds
     while not done():

@@ -54,9 +54,9 @@ def test_lost_and_crashed_pipeline_runs_are_restarted_a_limited_number_of_times(
     report(client, once, Pending(), Running(), Crashed())  # a single stage that a user started, who watches it
     for _ in range(apply.MOST_BEGINNINGS):
         report(client, crashing, Pending(), Running(), Crashed())
-        wait(lambda: state_of(client, crashing) == "AwaitingRetry", 60)
+        wait(lambda: state_of(client, crashing) == "AwaitingRetry", 120)
     report(client, crashing, Pending(), Running(), Crashed())
-    wait(lambda: state_of(client, taken) == "AwaitingRetry", 60)
+    wait(lambda: state_of(client, taken) == "AwaitingRetry", 120)
     deadline = time.monotonic() + 2 * LEAST.total_seconds()
     while time.monotonic() < deadline:
         assert [state_of(client, run) for run in (crashing, broken, once)] == ["Crashed"] * 3

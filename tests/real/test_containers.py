@@ -72,7 +72,7 @@ class Stack:
         headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.ports['server']}/api{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read().decode()
             return json.loads(text) if "json" in answer.headers["Content-Type"] else text
 
@@ -104,7 +104,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def server(stack: Stack) -> Iterator[Stack]:
     log = stack.folder / "server.log"
     with running(stack.command("server"), log, stack.environment("server")) as process:
-        wait(lambda: process.poll() is not None or stack.healthy("server", stack.ports["server"]), "Prefect to be healthy", log, 120)
+        wait(lambda: process.poll() is not None or stack.healthy("server", stack.ports["server"]), "Prefect to be healthy", log, 300)
         assert process.poll() is None, log.read_text()
         yield stack
         text = log.read_text()
@@ -115,7 +115,7 @@ def test_the_server_requires_the_password_everywhere_except_at_its_health(server
     for path in ("/metrics", "/admin/settings", "/work_pools/gsec"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             server.api(path, password="another")
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports['server']}/api/health", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports['server']}/api/health", timeout=60) as answer:
         assert answer.status == 200
 
 
@@ -127,7 +127,7 @@ def test_the_server_has_the_settings_of_the_compose_file(server: Stack) -> None:
     assert settings["events"]["causal_ordering"] == "prefect_redis.ordering"
     assert settings["concurrency"]["lease_storage"] == "prefect_redis.lease_storage"
     assert settings["services"]["db_vacuum"]["enabled"] is True
-    page = urllib.request.urlopen(f"http://127.0.0.1:{server.ports['server']}/ui-settings", timeout=10)
+    page = urllib.request.urlopen(f"http://127.0.0.1:{server.ports['server']}/ui-settings", timeout=60)
     shown = json.load(page)
     assert (shown["api_url"], shown["auth"]) == ("http://127.0.0.1:4200/api", "BASIC")
 
@@ -144,7 +144,7 @@ def test_a_worker_comes_online_in_the_pool(server: Stack) -> None:
     server.api("/work_pools/", {"name": "gsec", "type": "process"})
     log, port = server.folder / "worker.log", free_port()
     with running(server.command("worker"), log, {**server.environment("worker"), "PREFECT_WORKER_WEBSERVER_PORT": str(port)}):
-        wait(lambda: [one["status"] for one in server.api("/work_pools/gsec/workers/filter", {})] == ["ONLINE"], "a worker online", log, 90)
+        wait(lambda: [one["status"] for one in server.api("/work_pools/gsec/workers/filter", {})] == ["ONLINE"], "a worker online", log, 300)
         wait(lambda: server.healthy("worker", port), "the worker to be healthy", log)
 
 
@@ -159,11 +159,11 @@ def test_the_reports_are_served_only_with_the_token(stack: Stack) -> None:
     port, log = free_port(), stack.folder / "reports.log"
     there = Stack(stack.folder, {**stack.places, "/store": str(stack.folder / "store")}, ports={"reports": port})
     with running(there.command("reports"), log, there.environment("reports")):
-        wait(lambda: there.healthy("reports", port), "the reports to be healthy", log, 60)
+        wait(lambda: there.healthy("reports", port), "the reports to be healthy", log)
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
         request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {there.secret('reports_token')}"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert b"gsec_runs" in answer.read()
 
 
@@ -201,5 +201,5 @@ def test_the_bucket_is_made_and_a_second_run_of_its_service_succeeds(stack: Stac
         there = Stack(stack.folder, {**stack.places, "s3:8333": f"{host}:{port}"})
         there.run("bucket")
         there.run("bucket")
-        with urllib.request.urlopen(f"http://{host}:{port}/moto-api/data.json", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{host}:{port}/moto-api/data.json", timeout=60) as answer:
             assert "gsec" in json.dumps(json.load(answer)["s3"])

@@ -25,7 +25,7 @@ def test_descriptions_with_markup_are_shown_as_text_on_the_dashboard(browser: Br
     page.on("request", lambda request: wrongs.append(request.url) if request.url.endswith(("x.png", "/x")) else None)
     page.goto(f"{server.removesuffix('/api')}/artifacts/artifact/{table['id']}")
     for text in said:
-        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=60_000)
     expect(page.locator("td img, td a")).to_have_count(0)
     assert not wrongs
     page.close()

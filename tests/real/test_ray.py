@@ -111,7 +111,7 @@ def test_after_kills_of_nodes_and_of_the_driver_a_run_on_threads_finishes_with_e
         node = add_node(cluster)
     run = begun(process, store, "align")
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+    process.wait(120)
     assert not run.is_complete("report"), (tmp_path / "log").read_text()
     done = gsec("run", source, "--store", store, *SMALL, *CLUSTERS, home=source.parent / "home")
     assert f"run {run.id}" in done.stderr, "it must be the same run on another engine"
@@ -145,8 +145,8 @@ def test_a_run_without_a_node_says_so_and_ends_its_slices_when_it_is_ended(sourc
     node = add_node(cluster)
     wait(lambda: bool(working(node)), PATIENCE, tmp_path / "log")
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    wait(lambda: not working(node), 60)
+    process.wait(120)
+    wait(lambda: not working(node), 120)
 
 
 def test_slices_that_hang_are_ended_with_an_error(source: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_slices_that_hang_are_ended_with_an_error(source: Path, cluster: Cluster
     address = ("--set", f"ray.address={cluster.address}", "--set", "hang_timeout=1")
     done = gsec("run", source, "--store", tmp_path / "store", *SPREAD, *address, home=source.parent / "home", check=1)
     assert "stage encode made no progress for 1 s (hang_timeout) and was ended" in done.stderr
-    wait(lambda: not working(node), 60)
+    wait(lambda: not working(node), 120)
 
 
 def test_a_slice_that_is_ended_each_time_for_lack_of_memory_ends_the_run_with_what_to_do(
@@ -222,8 +222,8 @@ def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(
         assert not list((tmp_path / "store").rglob("*.*")), "no probe file may be left"
     finally:
         os.killpg(node.pid, signal.SIGTERM)
-        node.wait(30)
-        wait(lambda: len(ray_nodes(cluster)) == there, 60)
+        node.wait(120)
+        wait(lambda: len(ray_nodes(cluster)) == there, 120)
 
 
 def ray_nodes(cluster: Cluster) -> list[Any]:

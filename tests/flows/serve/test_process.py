@@ -55,7 +55,7 @@ def test_the_process_serves_logs_no_secrets_and_ends_on_sigterm(shown: Shown, tm
     command = [*GSEC, "serve", "--store", shown.store.url, "--port", "0"]
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env={**environment(tmp_path), TOKEN: SECRET}) as process:
         try:
-            wait(lambda: "startup complete" in log.read_text(), 60, log, pause=0.2)
+            wait(lambda: "startup complete" in log.read_text(), 300, log, pause=0.2)
             url = re.findall(r"http://127\.0\.0\.1:\d+", log.read_text())[0]
             assert httpx.get(f"{url}/?private=1", headers={"Authorization": f"Bearer {SECRET}"}).is_success
             assert httpx.get(f"{url}/?private=1", headers={"Authorization": basic("me", SECRET)}).is_success
@@ -68,7 +68,7 @@ def test_the_process_serves_logs_no_secrets_and_ends_on_sigterm(shown: Shown, tm
             assert raw.split()[1] in (b"400", b"401")
         finally:
             os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
     text = log.read_text()
     assert "GET / 200" in text
     assert "GET /line%0Aforged%1B%5B31m 401" in text
@@ -82,6 +82,6 @@ def test_the_process_serves_logs_no_secrets_and_ends_on_sigterm(shown: Shown, tm
 def asked_raw(url: str, request: bytes) -> bytes:
     """The answer to bytes that no client library would send."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))

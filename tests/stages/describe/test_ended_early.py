@@ -44,7 +44,7 @@ def test_no_more_requests_are_sent_to_a_server_that_was_lost(place: Path, instal
     def first(number: int, subject: Subject) -> None:
         if number == 1:
             raise Unreachable("lost")
-        assert given_up.wait(10)
+        assert given_up.wait(60)
 
     captioner = install(Fake(concurrency=3, first=first))
     unfinished(config_of(place), Unreachable)
@@ -56,10 +56,10 @@ def test_answers_to_requests_under_way_are_awaited_and_kept(place: Path, install
 
     def first(number: int, subject: Subject) -> None:
         if number <= 4:
-            together.wait(10)
+            together.wait(60)
         if number >= 4:
             raise Unreachable("lost")
-        assert given_up.wait(10)
+        assert given_up.wait(60)
 
     asked = install(Fake(concurrency=4, first=first)).asked
     context = unfinished(config_of(place), Unreachable)
@@ -123,7 +123,7 @@ def test_answers_are_committed_after_commit_seconds_even_if_they_are_few(place: 
 
     def first(number: int, subject: Subject) -> None:
         if number == 3:
-            waited.append(committed.wait(10))
+            waited.append(committed.wait(60))
 
     monkeypatch.setattr(CaptionsLog, "append", commit)
     captioner.first = first

@@ -25,7 +25,7 @@ def test_repeating_a_run_asks_for_no_description(place: Path, captioner: Fake) -
 
 def test_concurrent_requests_ask_about_every_image_once(place: Path, install: Install) -> None:
     together = threading.Barrier(4)
-    captioner = install(Fake(concurrency=4, first=lambda number, subject: together.wait(10) and None))
+    captioner = install(Fake(concurrency=4, first=lambda number, subject: together.wait(60) and None))
     context, made = run(config_of(place))
     assert sorted(captioner.asked) == sorted(path.name for path in (place / "in").iterdir())
     assert made["asked"] == made["described"] == in_log(context) == IMAGES
