@@ -121,8 +121,8 @@ class Features:
     def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
         """Rows of one half, (rows, p)."""
         # Torch accepts neither read-only arrays nor negative strides. A view of one row may have these although numpy calls it contiguous: so copy views.
-        picked = np.require(self.halves[number][rows], np.float32, ["C", "W", "O"])
-        return torch.from_numpy(picked).to(device)
+        picked = np.require(self.halves[number][rows], requirements=["C", "W", "O"])
+        return torch.from_numpy(picked).to(device, torch.float32)
 
     def joined(self, halves: Sequence[Tensor]) -> Tensor:
         """Concatenate the rows of all halves, each times its scale: (rows, dimensions)."""
@@ -147,7 +147,8 @@ class UnitFeatures(Features):
         super().__init__(halves, weights, [RADIUS * math.sqrt(weight) for weight in weights])
 
     def half(self, number: int, rows: Rows, device: str = "cpu") -> Tensor:
-        return torch.nn.functional.normalize(super().half(number, rows, device), dim=1)
+        found = super().half(number, rows, device)  # a copy: in place, since new memory for large batches takes longer than the arithmetic
+        return found.div_(found.norm(dim=1, keepdim=True).clamp_(min=1e-12))
 
 
 def _mean(X: NDArray[Any]) -> Tensor:
