@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from gsec_core import TURTLE
 from gsec_core.clustering.linear import random_maps
 from gsec_core.clustering.metrics import accuracy
-from gsec_core.methods.turtle.estimator import LEARNING_RATE, Linear, learned, loss
+from gsec_core.methods.turtle.estimator import LEARNING_RATE, learned, loss
 
 from ..planted import planted
 
@@ -39,8 +39,8 @@ def test_the_outer_loss_and_its_gradient_equal_those_of_a_loop_over_images() -> 
     tensors = [torch.tensor(weight, requires_grad=True) for weight in theta]
     labels = [(torch.tensor(z) @ weight.T).softmax(1) for z, weight in zip(spaces, tensors, strict=True)]
     other = [torch.rand(200, 5, dtype=torch.float64).softmax(1) for _ in spaces]
-    both = [torch.stack([one, two], 1) for one, two in zip(labels, other, strict=True)]
-    found = loss(both, [torch.tensor(z @ head.T)[:, None].expand(-1, 2, -1) for z, head in zip(spaces, heads, strict=True)], 10.0)
+    both = [torch.stack([one.T, two.T]) for one, two in zip(labels, other, strict=True)]
+    found = loss(both, [torch.tensor(head @ z.T).expand(2, -1, -1) for z, head in zip(spaces, heads, strict=True)], 10.0)
     found[0].backward()  # type: ignore[no-untyped-call]
     assert float(found[0].detach()) == pytest.approx(by_loops(theta, heads, spaces, 10.0), rel=1e-10), (
         "the loss of a member must not depend on the other member"
@@ -56,26 +56,26 @@ def test_the_outer_loss_and_its_gradient_equal_those_of_a_loop_over_images() -> 
 
 
 def test_a_classifier_without_any_training_step_gives_labels_no_gradient_that_matters() -> None:
-    labels = torch.rand(50, 1, 4, dtype=torch.float64).softmax(2).requires_grad_()
-    loss([labels], [torch.zeros(50, 1, 4, dtype=torch.float64)], 0.0).sum().backward()  # type: ignore[no-untyped-call]
+    labels = torch.rand(1, 4, 50, dtype=torch.float64).softmax(1).requires_grad_()
+    loss([labels], [torch.zeros(1, 4, 50, dtype=torch.float64)], 0.0).sum().backward()  # type: ignore[no-untyped-call]
     assert labels.grad is not None
-    assert torch.allclose(labels.grad, labels.grad[..., :1].expand(-1, 1, 4)), "the gradient is equal for all clusters, so a softmax would not change"
+    assert torch.allclose(labels.grad, labels.grad[:, :1].expand(1, 4, -1)), "the gradient is equal for all clusters, so a softmax would not change"
 
 
 def test_a_classifier_is_trained_as_by_torchs_adam() -> None:
     generator = torch.Generator().manual_seed(0)
-    z, q = torch.randn(64, 6, generator=generator), torch.rand(64, 2, 3, generator=generator).softmax(2)
-    start = Linear(*random_maps(2, 3, 6, generator))
-    found = learned(start, z, q, 7)
+    z, q = torch.randn(64, 6, generator=generator), torch.rand(2, 3, 64, generator=generator).softmax(1)
+    weights, biases = random_maps(2, 3, 6, generator)
+    found = learned(torch.cat([weights, biases[..., None]], 2), torch.nn.functional.pad(z, (0, 1), value=1.0), q, 7)
     for member in range(2):
-        weight, bias = (part[member].clone().requires_grad_() for part in start)
+        weight, bias = (part[member].clone().requires_grad_() for part in (weights, biases))
         optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
         for _ in range(7):
             optimizer.zero_grad()
-            (-(q[:, member] * torch.nn.functional.linear(z, weight, bias).log_softmax(1)).sum(1).mean()).backward()  # type: ignore[no-untyped-call]
+            (-(q[member].T * torch.nn.functional.linear(z, weight, bias).log_softmax(1)).sum(1).mean()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        torch.testing.assert_close(found.weight[member], weight.detach())
-        torch.testing.assert_close(found.bias[member], bias.detach())
+        torch.testing.assert_close(found[member, :, :-1], weight.detach())
+        torch.testing.assert_close(found[member, :, -1], bias.detach())
 
 
 def test_two_spaces_together_show_classes_that_one_alone_hides() -> None:

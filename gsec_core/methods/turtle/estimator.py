@@ -9,7 +9,7 @@ The last state is used. The paper chooses among learning rates by how well the l
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import RADIUS, Features, Rows
-from gsec_core.clustering.linear import linear, random_maps
+from gsec_core.clustering.linear import random_maps
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
@@ -40,45 +40,44 @@ SCALE = RADIUS
 """Norm of a row in each space, for which the learning rates are meant."""
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
+_READ_ROWS = 2048
+"""Rows that are read at once."""
 
 
-class Linear(NamedTuple):
-    """Linear maps from a space to logits, one for each member."""
+def linear(maps: Tensor, z: Tensor) -> Tensor:
+    """Logits (members, n_clusters, rows) by ``maps`` (members, n_clusters, d + 1), whose last column is the bias, of ``z`` (rows, d + 1), see `_Reader`.
 
-    weight: Tensor
-    """(members, n_clusters, d)."""
-    bias: Tensor
-    """(members, n_clusters)."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Logits (rows, members, n_clusters) of ``z`` (rows, d)."""
-        return linear(z, self.weight, self.bias)
+    Rows are last, since with few clusters torch takes longer for a softmax over the last dimension than for the matrix product.
+    """
+    return (maps.flatten(0, 1) @ z.T).view(*maps.shape[:2], -1)
 
 
 @torch.no_grad()
-def learned(start: Linear, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Linear:
-    """Train classifiers of ``z`` (rows, d) from ``start``: ``steps`` of Adam on the cross-entropy with labels ``q`` (rows, members, n_clusters)."""
-    weight, bias = start.weight.clone(), start.bias.clone()
-    state = [(values, torch.zeros_like(values), torch.zeros_like(values)) for values in (weight, bias)]
+def learned(start: Tensor, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Tensor:
+    """Train classifiers of ``z`` (rows, d + 1) from ``start``: ``steps`` of Adam on the cross-entropy with labels ``q`` (members, n_clusters, rows).
+
+    Classifiers are maps as of `linear`. Their logits must be small, as they are after few steps from a random start: no maximum is subtracted.
+    """
+    maps, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for step in range(1, steps + 1):
-        error = linear(z, weight, bias).softmax(2).sub_(q).div_(len(z))
-        rate, correction = LEARNING_RATE / (1 - _BETAS[0] ** step), (1 - _BETAS[1] ** step) ** 0.5
-        gradients = (error.flatten(1).T @ z).view_as(weight), error.sum(0)
-        for (values, mean, square), gradient in zip(state, gradients, strict=True):
-            mean.lerp_(gradient, 1 - _BETAS[0])
-            square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-            values.addcdiv_(mean, square.sqrt().div_(correction).add_(_EPS), value=-rate)
-    return Linear(weight, bias)
+        error = linear(maps, z).exp_()
+        error.div_(error.sum(1, keepdim=True)).sub_(q)
+        gradient = (error.flatten(0, 1) @ z).view_as(maps).div_(len(z))
+        mean.lerp_(gradient, 1 - _BETAS[0])
+        square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+        scale = square.sqrt().div_((1 - _BETAS[1] ** step) ** 0.5).add_(_EPS)
+        maps.addcdiv_(mean, scale, value=-LEARNING_RATE / (1 - _BETAS[0] ** step))
+    return maps
 
 
 def loss(labels: Sequence[Tensor], predictions: Sequence[Tensor], gamma: float) -> Tensor:
     """TURTLE's outer loss (members,), from the labels of a mini-batch and the classifiers' logits, in each space.
 
-    All arrays are (rows, members, n_clusters).
+    All arrays are (members, n_clusters, rows).
     """
     q = torch.stack(list(labels)).mean(0)
-    predicted = torch.stack([-(q * logits.log_softmax(2)).sum(2).mean(0) for logits in predictions]).sum(0)
-    sizes = torch.stack([part.mean(0) for part in labels])
+    predicted = torch.stack([-(q * logits.log_softmax(1)).sum(1).mean(1) for logits in predictions]).sum(0)
+    sizes = torch.stack([part.mean(2) for part in labels])
     return predicted + gamma * torch.xlogy(sizes, sizes).sum((0, 2))
 
 
@@ -90,15 +89,31 @@ class _TaskEncoder(torch.nn.Module):
         weights, biases = zip(*(random_maps(BLOCK_MEMBERS, n_clusters, d, generator) for d in widths), strict=True)
         self.directions = torch.nn.ParameterList(weights)
         self.norms = torch.nn.ParameterList([weight.norm(dim=2, keepdim=True) for weight in weights])
-        self.biases = torch.nn.ParameterList(biases)
+        self.biases = torch.nn.ParameterList([bias[..., None] for bias in biases])
 
-    def maps(self) -> list[Linear]:
-        """The linear maps of each space."""
+    def maps(self) -> list[Tensor]:
+        """The maps of each space, as of `linear`."""
         parts = zip(self.directions, self.norms, self.biases, strict=True)
-        return [Linear(norm * torch.nn.functional.normalize(direction, dim=2), bias) for direction, norm, bias in parts]
+        return [torch.cat([norm * torch.nn.functional.normalize(direction, dim=2), bias], 2) for direction, norm, bias in parts]
 
     def forward(self, spaces: Sequence[Tensor]) -> list[Tensor]:
-        return [found(z).softmax(2) for found, z in zip(self.maps(), spaces, strict=True)]
+        """Labels (members, n_clusters, rows) in each space."""
+        return [linear(maps, z).softmax(1) for maps, z in zip(self.maps(), spaces, strict=True)]
+
+
+class _Reader:
+    """Reads rows of the features: (rows, d + 1) in each space, with norm `SCALE` and a last column of ones. Each reading overwrites the one before."""
+
+    def __init__(self, features: Features, rows: int, device: str) -> None:
+        self._features, self._device = features, device
+        self._read = [torch.ones(rows, d + 1, device=device) for d in features.widths]
+
+    def __call__(self, rows: NDArray[np.int64]) -> list[Tensor]:
+        for number, z in enumerate(self._read):
+            for start in range(0, len(rows), _READ_ROWS):
+                part = self._features.half(number, rows[start : start + _READ_ROWS], self._device)
+                torch.mul(part, SCALE, out=z[start : start + len(part), :-1])
+        return self._read
 
 
 @dataclass(frozen=True)
@@ -162,22 +177,25 @@ class TURTLEPlan(UnitVectors, Plan):
         return Spaces([member.parameters for member in members])
 
     def train(self, features: Features, neighbors: Neighbors, block: int, progress: Callable[[int], None] = lambda steps: None) -> list[Member]:
-        n, rows = len(features), self.batch(len(features))
+        n, batch = len(features), self.batch(len(features))
         generator = torch.Generator().manual_seed(self.seed(block))
         encoder = _TaskEncoder(features.widths, self.n_clusters, generator).to(self.device)
         optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=_BETAS, eps=_EPS, fused=True)
-        probed = self._spaces(features, self.probed_rows(n))
-        probe = Probe(self.max_steps, lambda: torch.stack(encoder(probed)).mean(0).argmax(2))
-        everything = self._spaces(features, slice(0, n)) if rows == n else None
+        probed_rows = self.probed_rows(n)
+        probed = _Reader(features, len(probed_rows), self.device)(probed_rows)
+        probe = Probe(self.max_steps, lambda: torch.stack(encoder(probed)).mean(0).argmax(1).T)
+        read = _Reader(features, batch, self.device)
+        spaces = read(np.arange(batch))
         last = torch.zeros(BLOCK_MEMBERS)
         for step in range(self.max_steps):
             probe.look(step)
-            drawn = np.random.default_rng([self.random_state, block, step])
-            spaces = everything or self._spaces(features, np.sort(drawn.choice(n, rows, replace=False)))
+            if batch < n:
+                spaces = read(np.sort(np.random.default_rng([self.random_state, block, step]).choice(n, batch, replace=False)))
             labels = encoder(spaces)
             q = torch.stack(labels).mean(0).detach()
-            cold = [Linear(*(part.to(self.device) for part in random_maps(BLOCK_MEMBERS, self.n_clusters, d, generator))) for d in features.widths]
-            predictions = [learned(start, z, q)(z) for start, z in zip(cold, spaces, strict=True)]
+            starts = (random_maps(BLOCK_MEMBERS, self.n_clusters, d, generator) for d in features.widths)
+            cold = [torch.cat([weight, bias[..., None]], 2).to(self.device) for weight, bias in starts]
+            predictions = [linear(learned(start, z, q), z) for start, z in zip(cold, spaces, strict=True)]
             found = loss(labels, predictions, self.gamma)
             optimizer.zero_grad()
             found.sum().backward()  # type: ignore[no-untyped-call]
@@ -186,13 +204,10 @@ class TURTLEPlan(UnitVectors, Plan):
             progress(1)
         with torch.no_grad():
             maps = encoder.maps()
-            weights = torch.cat([found.weight for found in maps], 2).cpu().numpy()
-            bias = torch.stack([found.bias for found in maps], 1).cpu().numpy()
+            weights = torch.cat([found[..., :-1] for found in maps], 2).cpu().numpy()
+            bias = torch.stack([found[..., -1] for found in maps], 1).cpu().numpy()
         parts = zip(weights, bias, probe.changed(), last.tolist(), strict=True)
         return [Member({"weights": w.copy(), "bias": b.copy()}, self.max_steps, float(moved), value) for w, b, moved, value in parts]
-
-    def _spaces(self, features: Features, rows: Rows) -> list[Tensor]:
-        return [SCALE * features.half(number, rows, self.device) for number in range(len(features.halves))]
 
 
 class TURTLE(Clusterer):
