@@ -7,7 +7,7 @@ from gsec_core import SIC
 from gsec_core.clustering.features import UnitFeatures
 from gsec_core.clustering.metrics import accuracy
 from gsec_core.methods.sic import estimator as module
-from gsec_core.methods.sic.estimator import loss, mean_directions, semantic_centres, surest_rows
+from gsec_core.methods.sic.estimator import losses, mean_directions, semantic_centres, surest_rows
 from gsec_core.text import NounSelection
 
 from ..planted import planted
@@ -32,23 +32,30 @@ def by_loops(z: NDArray, near: NDArray, labels: NDArray, balance: float, beta: f
 def test_the_loss_and_its_gradient_equal_those_of_a_loop_over_images() -> None:
     random = np.random.default_rng(0)
     z, near, labels = random.standard_normal((200, 2, 5)), random.standard_normal((200, 2, 5)), random.integers(5, size=(200, 2))
-    tensor = torch.tensor(z, requires_grad=True)
-    found = loss(tensor, torch.tensor(near), torch.tensor(labels), 5.0, 0.1)
+    found, gradient = losses(torch.tensor(z), torch.tensor(near), torch.tensor(labels), 5.0, 0.1)
     assert found.tolist() == pytest.approx([by_loops(z[:, m], near[:, m], labels[:, m], 5.0, 0.1) for m in range(2)], rel=1e-10)
-    found.sum().backward()  # type: ignore[no-untyped-call]
-    assert tensor.grad is not None
-    for i, m, c in [(0, 0, 1), (57, 1, 4), (199, 0, 0)]:
-        above, below = z.copy(), z.copy()
-        above[i, m, c] += 1e-5
-        below[i, m, c] -= 1e-5
-        slope = (by_loops(above[:, m], near[:, m], labels[:, m], 5.0, 0.1) - by_loops(below[:, m], near[:, m], labels[:, m], 5.0, 0.1)) / 2e-5
-        assert float(tensor.grad[i, m, c]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+    both = np.concatenate([z, near])
+    for i, m, c in [(0, 0, 1), (57, 1, 4), (199, 0, 0), (200, 0, 2), (399, 1, 3)]:
+        values = []
+        for moved in (1e-5, -1e-5):
+            at = both.copy()
+            at[i, m, c] += moved
+            values.append(by_loops(at[:200, m], at[200:, m], labels[:, m], 5.0, 0.1))
+        assert float(gradient[i, m, c]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-9)
+
+
+def test_an_image_and_a_neighbour_that_are_certain_of_different_labels_have_a_finite_gradient() -> None:
+    z = 1000 * torch.eye(4, dtype=torch.float64)[[0, 1, 2, 0]][:, None]
+    found, gradient = losses(z, z.roll(1, 0), torch.tensor([[0], [1], [2], [1]]), 5.0, 1.0)
+    assert bool(found.isfinite().all()), "one cluster is empty, and the label of the last image is certain to be wrong"
+    assert bool(gradient.isfinite().all())
+    assert gradient[3, 0].tolist() == pytest.approx([0.25, -0.25, 0, 0])
 
 
 def test_the_loss_of_balanced_labels_that_agree_is_minus_five_log_k() -> None:
     labels = torch.arange(200)[:, None] % 10
     z = 1000 * torch.nn.functional.one_hot(labels, 10).double()
-    assert float(loss(z, z, labels, 5.0, 0.1)) == pytest.approx(-11.512925, abs=1e-5)
+    assert float(losses(z, z, labels, 5.0, 0.1)[0]) == pytest.approx(-11.512925, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8192])

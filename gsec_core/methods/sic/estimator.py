@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsec_core.clustering.features import Features, Half, UnitFeatures
+from gsec_core.clustering.features import RADIUS, Features, Half, Rows, UnitFeatures
 from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
 from gsec_core.clustering.linear import BIAS, WEIGHTS, linear, random_maps
 from gsec_core.clustering.members import Member
@@ -71,14 +71,26 @@ def schedule(n_clusters: int) -> Schedule:
     return Schedule(IMAGENET_ROWS, 50, 4096, 3e-4, 1.0, 0.5, 20)
 
 
-def loss(logits: Tensor, neighbors: Tensor, labels: Tensor, balance: float, beta: float) -> Tensor:
-    """SIC's loss (members,), from logits (rows, members, clusters) of images and of a neighbour of each, and ``labels`` (rows, members) by nouns."""
+def losses(logits: Tensor, neighbors: Tensor, labels: Tensor, balance: float, beta: float) -> tuple[Tensor, Tensor]:
+    """SIC's loss (members,), and its gradient for ``logits`` and then for ``neighbors`` (2 rows, members, clusters).
+
+    ``logits`` and ``neighbors`` (rows, members, clusters) are those of images and of a neighbour of each, ``labels`` (rows, members) are given by nouns.
+    """
     p, q = logits.softmax(2), neighbors.softmax(2)
-    consistency = -(p * q).sum(2).clamp(min=_LEAST).log().mean(0)
+    both = p * q
+    agreement = both.sum(2, keepdim=True)
+    counts = agreement >= _LEAST  # where the logarithm is clamped, it has no gradient
+    agreement.clamp_(min=_LEAST)
     sizes = p.mean(0)
-    entropy = -torch.xlogy(sizes, sizes).sum(1)
-    pseudo = F.cross_entropy(logits.permute(0, 2, 1), labels, reduction="none").mean(0)
-    return consistency - balance * entropy + beta * pseudo
+    log_sizes = sizes.clamp(min=_LEAST).log()
+    own = labels[..., None]
+    unlike = agreement.log().add_(p.gather(2, own).clamp_(min=_LEAST).log_(), alpha=beta).mean(0)[:, 0]
+    found = balance * (sizes * log_sizes).sum(1) - unlike
+    uneven = log_sizes - (p * log_sizes).sum(2, keepdim=True)
+    both.mul_(counts / agreement)
+    of_images = (balance * uneven + beta + counts).mul_(p).sub_(both).scatter_add_(2, own, torch.full_like(own, -beta, dtype=p.dtype))
+    of_neighbors = (q * counts).sub_(both)
+    return found, torch.cat([of_images, of_neighbors]).div_(len(p))
 
 
 @torch.no_grad()
@@ -156,9 +168,9 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         how, joint = schedule(self.n_clusters), len(features.halves) - 1
         assert features.nouns is not None, "there are nouns"
         vectors = F.normalize(torch.from_numpy(features.nouns.astype(np.float32)).to(self.device), dim=1)
-        weight, bias = (part.to(self.device).requires_grad_() for part in self._starts(features, block))
+        weight, bias = (part.to(self.device) for part in self._starts(features, block))
         optimizer = torch.optim.Adam([weight, bias], lr=how.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-        probed, last = features.rows(self.probed_rows(n), self.device), torch.zeros(BLOCK_MEMBERS)
+        probed, last = self._images(features, self.probed_rows(n)), torch.zeros(BLOCK_MEMBERS)
         probe = Probe(steps, lambda: linear(probed, weight, bias).argmax(2))
         centres = self._fixed(features, vectors, block) if self.mapping != "adjusted" else None
         for step, rows in enumerate(self.mini_batches(n, block, steps)):
@@ -168,25 +180,29 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
             assert centres is not None
             random = np.random.default_rng([self.random_state, block, step, 1])
             near = np.column_stack([rows, neighbors.image[rows]])[np.arange(batch), random.integers(neighbors.image.shape[1] + 1, size=batch)]
-            labels = linear(features.half(joint, rows, self.device), centres, torch.zeros(centres.shape[:2], device=self.device)).argmax(2)
-            logits, others = (linear(features.rows(picked, self.device), weight, bias) for picked in (rows, near))
-            found = loss(logits, others, labels, how.balance, self.beta)
-            optimizer.zero_grad()
-            found.sum().backward()  # type: ignore[no-untyped-call]
+            x = self._images(features, np.concatenate([rows, near]))
+            described = features.half(joint, rows, self.device) if joint else x[:batch]
+            labels = (described @ centres.flatten(0, 1).T).view(batch, BLOCK_MEMBERS, -1).argmax(2)
+            logits, others = torch.split(linear(x, weight, bias), batch)
+            last, gradient = losses(logits, others, labels, how.balance, self.beta)
+            weight.grad, bias.grad = (gradient.flatten(1).T @ x).view_as(weight), gradient.sum(0)
             optimizer.step()
-            last = found.detach()
             progress(1)
-        arrays = (weight.detach().cpu().numpy(), bias.detach().cpu().numpy(), probe.changed(), last.tolist())
+        joined = F.pad(weight, (0, features.dimensions - weight.shape[2]))  # labels depend on the image half only
+        arrays = (joined.cpu().numpy(), bias.cpu().numpy(), probe.changed(), last.tolist())
         return [Member({WEIGHTS: w.copy(), BIAS: b.copy()}, steps, float(moved), value) for w, b, moved, value in zip(*arrays, strict=True)]
 
+    def _images(self, features: Features, rows: Rows) -> Tensor:
+        """The image half of rows, (rows, d)."""
+        return features.half(0, rows, self.device).mul_(RADIUS)
+
     def _starts(self, features: Features, block: int) -> tuple[Tensor, Tensor]:
-        """Initial weights (members, clusters, dimensions), 0 outside the image half, and bias (members, clusters)."""
-        d = features.widths[0]
+        """Initial weights (members, clusters, d) of the image half, and bias (members, clusters)."""
         if self.start_at_centres:
-            centres = torch.from_numpy(np.stack([self._centres(features.rows, len(features), seed) for seed in self._seeds(block)]))
+            found = [self._centres(lambda rows: self._images(features, rows).cpu(), len(features), seed) for seed in self._seeds(block)]
+            centres = torch.from_numpy(np.stack(found))
             return 2 * SOFTNESS * centres, -SOFTNESS * centres.square().sum(2)
-        weight, bias = random_maps(BLOCK_MEMBERS, self.n_clusters, d, torch.Generator().manual_seed(self.seed(block)))
-        return F.pad(weight, (0, features.dimensions - d)), bias
+        return random_maps(BLOCK_MEMBERS, self.n_clusters, features.widths[0], torch.Generator().manual_seed(self.seed(block)))
 
     def _fixed(self, features: Features, nouns: Tensor, block: int) -> Tensor:
         """Semantic centres (members, clusters, d) of the mappings `centres` and `direct`, which do not depend on the heads."""
@@ -212,7 +228,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         """Semantic centres (members, clusters, d) from the most confident images of the current heads."""
         n, how = len(features), schedule(self.n_clusters)
         count = max(1, int(how.surest * (n // self.n_clusters)))
-        rows = surest_rows(lambda rows: linear(features.rows(rows, self.device), weight, bias).flatten(1), n, count)
+        rows = surest_rows(lambda rows: linear(self._images(features, rows), weight, bias).flatten(1), n, count)
         directions = mean_directions(features, len(features.halves) - 1, rows, self.device)
         return semantic_centres(directions, nouns, how.nearest).view(BLOCK_MEMBERS, self.n_clusters, -1)
 
