@@ -75,6 +75,7 @@ METHODS: dict[str, Callable[[Case, int], Any]] = {
     "sic": lambda case, seed: SIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint),
     "seic": lambda case, seed: SEIC(case.n_clusters, random_state=seed).fit(case.X, nouns=case.nouns, joint=case.joint),
     "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X),
+    "turtle, 1200 steps": lambda case, seed: TURTLE(case.n_clusters, max_steps=1200, random_state=seed).fit(case.X),
     "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X),
     "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X),
     "asd, nouns": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X, text=case.S),
