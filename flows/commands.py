@@ -213,7 +213,8 @@ def _show(context: base.Context, summary: dict[str, Any]) -> None:
         terminal.err.print(f"and {len(rows) - MOST_SHOWN:,} smaller clusters")
     if summary["labellings"]:
         labellings = [{column: row.get(column) for column in quality.COLUMNS} for row in summary["labellings"]]  # a record is sorted by key
-        terminal.err.print(terminal.table("the consensus beside plain k-means on the image embeddings", labellings))
+        beside = " beside plain k-means on the image embeddings" if len(labellings) > 1 else ""
+        terminal.err.print(terminal.table(f"the consensus{beside}", labellings))
     for remark in summary["remarks"]:
         terminal.err.print(f"note: {remark}")
 

@@ -126,7 +126,7 @@ class Content:
     confidences: tuple[int, ...]
     """Histogram of confidence: numbers of images in equal bins between 0 and 1."""
     labellings: tuple[Mapping[str, Any], ...]
-    """The consensus beside plain k-means; see `quality.without_labels`."""
+    """The consensus, and beside it plain k-means if the run fits a model; see `quality.without_labels`."""
     remarks: tuple[str, ...]
     """Remarks on the result in plain words; see `quality.remarks`."""
     reasons: tuple[tuple[str, str, int], ...]

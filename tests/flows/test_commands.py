@@ -432,6 +432,7 @@ def test_a_second_run_with_new_images_says_that_the_model_is_kept(tmp_path: Path
     second = last_json(done)
     assert second["decision"] == "The published model is kept: 2 new images fit as well as the old ones."
     assert second["decision"] in done.stderr
+    assert "the consensus\n" in done.stderr, "a run that keeps the model has no k-means to show"
     assert (second["moved"], second["published"], second["images"]) == (0.0, True, 22)
     assert "model: kept: 2 new images fit as well as the old ones" in gsec_here("status", "--store", tmp_path / "store").stdout
     refused = gsec_here("stage", "train", "--run", second["run_id"], "--store", tmp_path / "store", check=2).stderr

@@ -113,6 +113,8 @@ def test_a_model_that_fits_is_kept_and_labels_the_new_images(place: Path) -> Non
     page = Path(said["report"]).read_text()
     assert "The published model is kept: 6 new images fit as well as the old ones." in page
     assert "new since the model was fitted" in page, "new images must have a gallery"
+    assert "beside plain k-means" not in page, "this run computes no k-means"
+    assert "beside plain k-means" in Path(before_["report"]).read_text()
 
 
 def test_the_number_of_images_in_the_layout_does_not_grow_from_night_to_night(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
