@@ -228,7 +228,7 @@ def evaluate(
 
 @app.command
 def compare(
-    *runs: Annotated[str, Parameter(help="Two or more finished runs of one corpus: their ids, or the beginnings of their ids.")],
+    *runs: Annotated[str, Parameter(help="Two or more finished runs of one corpus: ids, beginnings of ids, or published/PIPELINE.")],
     labels: Annotated[str | None, Parameter(help="A file with labels, as for `gsec evaluate`, to show ACC, NMI and ARI too.")] = None,
     column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
     to: Annotated[

@@ -25,6 +25,9 @@ Images = Annotated[str, Parameter(help="Images: their URIs as in the table of as
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
+_OF_BOTH = ("hide", "show", "star", "unstar")
+"""Acts on images, or on a cluster."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _add(kind: str, said: Said | None, **what: Any) -> int:
     said = said or Said()
     context = _context(said)
     if what.get("images"):
-        what["images"] = _ids(context, what["images"])
+        what["images"] = _ids(context, kind, what["images"])
     act = add(context, kind, who=_login() if said.who is None else said.who, why=said.why, **what)
     if out := json_output(said.as_json):
         out({"pipeline": log_of(context).pipeline, "run_id": context.run.id, **_told(act)})
@@ -191,7 +194,7 @@ def _published(store: Store, pipeline: str | None) -> str:
     return newest.run_id
 
 
-def _ids(context: Context, named: Sequence[str]) -> list[str]:
+def _ids(context: Context, kind: str, named: Sequence[str]) -> list[str]:
     """Convert URIs or ids of images to image ids (hex digits). Raises Refused for a URI that no usable image has."""
     import polars as pl
 
@@ -202,6 +205,8 @@ def _ids(context: Context, named: Sequence[str]) -> list[str]:
     ids = dict(rows.select("uri", pl.col("image_id").bin.encode("hex")).iter_rows())
     for name in named:
         if name not in ids and not _ID.fullmatch(name):
+            if kind in _OF_BOTH and name.isdecimal():
+                raise Refused(f"{name}: run {context.run.id} has no usable image of this URI. If you mean cluster {name}, write: --cluster {name}")
             raise Refused(f"{name}: run {context.run.id} has no usable image of this URI. Give it as in the table of assignments, or the image's id.")
     return [ids.get(name, name) for name in named]
 

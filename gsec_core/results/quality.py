@@ -161,7 +161,8 @@ def truth_of(assignments: pa.Table, label_of: Callable[[str, bytes], object]) ->
     labels = [label_of(uri, content_hash) for uri, content_hash in keys]
     known = np.array([label is not None for label in labels])
     if not known.any():
-        raise Refused(f"--labels: none of the {len(known)} images has a label there. Are its URIs the ones in the assignments?")
+        example = f", such as {assignments['uri'][0]}" if len(known) else ""
+        raise Refused(f"--labels: none of the {len(known)} images has a label there. If it has a column uri, write URIs as in the assignments{example}.")
     return np.array([str(label) for label in labels if label is not None], np.str_), known
 
 

@@ -405,6 +405,8 @@ def test_invalid_curate_commands_are_refused_with_exit_code_2(run: Context, tmp_
         ("rename", "zero", "birds"): "zero",
         ("merge",): "merge: it takes two or more clusters' keys",
         ("hide", "nothing.jpg"): f"nothing.jpg: run {run.run.id} has no usable image of this URI",
+        ("hide", "2"): "2: run " + run.run.id + " has no usable image of this URI. If you mean cluster 2, write: --cluster 2",
+        ("move", "0", "2"): "Give it as in the table of assignments",
         ("hide", "caf\udce9.jpg"): "caf\udce9.jpg: run ",
         ("hide",): "hide: it takes a cluster's key or images",
         ("log", "--pipeline", "other"): "--pipeline other:",
