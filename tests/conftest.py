@@ -1,4 +1,4 @@
-"""Fixtures with a real S3 server."""
+"""A real S3 server, and settings of hypothesis: an example may take as long as the machine needs."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -6,7 +6,11 @@ from uuid import uuid4
 import boto3
 import pytest
 import s3fs
+from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
+
+settings.register_profile("gsec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gsec")
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def assert_undone(found: NDArray[np.integer], planted: NDArray[np.integer]) -> N
     assert len({tuple(permutation[place]) for permutation, place in zip(found, planted, strict=True)}) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.integers(1, 7), st.sampled_from([0.0, 0.3]))
 def test_planted_permutations_are_undone(seed: int, clusters: int, members: int, noise: float) -> None:
     random = np.random.default_rng(seed)

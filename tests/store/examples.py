@@ -15,7 +15,6 @@ def reproducible(max_examples: int, steps: int = 50) -> settings:
         stateful_step_count=steps,
         derandomize=True,
         database=None,
-        deadline=None,
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
