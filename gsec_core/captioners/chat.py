@@ -102,6 +102,7 @@ class Chat:
         """
         faults = losses = breaks = 0
         failed_at: set[Server] = set()
+        declined = ""
         wait = waits()
         async with self._pool.round():
             while True:
@@ -126,9 +127,10 @@ class Chat:
                             as_known = known.holds == held
                             if as_known:
                                 failed_at.add(place.server)
+                                declined = str(meant) if meant.kind == Kind.DECLINED else declined
                             if not self._pool.others(failed_at):
                                 if as_known and meant.kind == Kind.DECLINED:
-                                    raise Declined(str(meant))
+                                    raise Declined(declined)
                                 if faults >= FAULTS:
                                     raise Declined(f"the server fails at this request, but not at others: {meant}")
                             pause = next(wait)
@@ -149,6 +151,8 @@ class Chat:
                             pause = next(wait)
                         case Kind.BUSY:
                             self._pool.slower(place)
+                            if declined and not self._pool.others(failed_at):
+                                raise Declined(declined)
                             pause = self._pause(place, meant, next(wait))
                     await asyncio.sleep(pause)  # keeps its place meanwhile, so that the server gets fewer requests
 
@@ -240,6 +244,8 @@ class Chat:
         if status in (401, 403):
             what = "the key in" if self._has_key else "requests without a key; put it into"
             return Refused(f"{setting}: the server does not accept {what} {KEY} ({failure}).")
+        if status == 402:
+            return Refused(f"{setting}: the server wants to be paid ({failure}). Add credit to the account of the key in {KEY}.")
         if status == 404:
             return Refused(
                 f"{setting}: the server has no model {self.model}, or there is no OpenAI API at this address, which usually ends in /v1 ({failure})."

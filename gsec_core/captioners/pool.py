@@ -101,8 +101,10 @@ class Pool:
         return time.monotonic() - max(place.busy_since, self._answered_at)
 
     def others(self, servers: Collection[Server]) -> list[Place]:
-        """The places at other servers than these, without those that are gone or busy."""
-        return [place for place in self._places if place.server not in servers and place.gone_since is None and place.busy_since is None]
+        """The places at other servers than these, without those that are gone, or busy for ``patience`` seconds."""
+        now = time.monotonic()
+        there = [place for place in self._places if place.server not in servers and place.gone_since is None]
+        return [place for place in there if place.busy_since is None or now - place.busy_since < self._patience]
 
     def lost(self, place: Place, why: Failure) -> None:
         """Record that the server is gone: it gets no requests until it is back."""

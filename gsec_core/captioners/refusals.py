@@ -2,16 +2,32 @@
 
 import re
 
+_NO_IMAGE = (
+    r"(?:error:? )?(?:it (?:seems|appears|looks like)(?: that)? )?"
+    r"(?:(?:no|the|this|your) )?(?:(?:attached|provided|requested|uploaded) )?(?:image|picture|photo)(?: you (?:attached|provided|sent|shared|uploaded))? "
+    r"(?:(?:appears to be|seems to be|has been|can|could|did|is|was) )?(?:not |cannot |failed to )?(?:be |been )?"
+    r"(?:available|displayed|found|load(?:ed)?|missing|opened|processed|provided|unavailable|upload(?:ed)?|viewed|visible)(?: to me)?(?:[.!]|\Z)"
+    r"|(?:error|failed) (?:loading|opening|processing|to (?:load|open|process)) (?:the |this |your )?(?:image|picture|photo)\b"
+)
+"""Sentences that say only that there is no image. They must end there: there are signs with these words, and images of what is missing."""
+
 _ENGLISH = re.compile(
-    r"\W*(?:unfortunately,? |regrettably,? |sorry,? (?:but )?|my apologies[,.]? (?:but )?)?"
-    r"(?:i (?:cannot|can not|can't|could not|couldn't|won't|will not|must decline|do not feel comfortable|don't feel comfortable|apologi[sz]e)\b"
-    r"|i(?:'m| am) (?:very |really |so )?(?:sorry|afraid|unable|not able|not comfortable)\b"
-    r"|as an? (?:[a-z-]+ ){0,2}(?:ai|language model|virtual assistant)\b|(?:my )?apologies[,.!]|sorry[,.!]|(?:unable|not able) to\b"
+    r"\W*(?:(?:sure|certainly|of course|hello|hi)(?: there)?[,.!] ?)?"
+    r"(?:unfortunately,? |regrettably,? |(?:(?:i|we)(?:'m| am|'re| are) )?sorry,? (?:but )?|my apologies[,.]? (?:but )?)?"
+    r"(?:(?:i|we) (?:cannot|can not|can't|could not|couldn't|won't|will not|(?:must|have to) (?:decline|refuse)|do not feel comfortable|don't feel comfortable"
+    r"|apologi[sz]e)\b"
+    r"|(?:i(?:'m| am)|we(?:'re| are)) (?:very |really |so )?(?:sorry|afraid|unable|not able|not allowed|not comfortable)\b"
+    r"|as an? (?:[a-z-]+ ){0,2}(?:ai|language model|virtual assistant)\b|(?:my )?apologies[,.!]|sorry(?:[,.!]|\Z)"
+    r"|(?:unable|not able) to\b|(?:cannot|can't) (?:describe|determine|help|identify|process|see|view)\b"
     r"|i(?:'m| am) (?:just |only )?an? (?:[a-z-]+ ){0,2}(?:ai|language model)\b"
-    # These come from models to which the server does not pass the image on.
-    r"|i (?:do|did)(?: not|n't) (?:actually )?(?:see|have|receive)\b.{0,40}\bimages?\b|i(?:'m| am) not seeing\b|i(?:'d| would) be (?:happy|glad) to\b"
+    r"|(?:this|the|your) (?:content|prompt|request) (?:(?:may|might|appears to|seems to|was|is|has been) ){0,2}(?:violate|blocked|declined|flagged|rejected)"
+    # These come from models to which the server does not pass the image on, and from servers that cannot load it.
+    r"|i (?:do|did)(?: not|n't) (?:actually )?(?:see|have|receive)\b.{0,40}\bimages?\b|i have no image\b|i(?:'m| am) not seeing\b"
+    r"|i(?:'d| would) be (?:happy|glad) to\b|how (?:can|may) i (?:assist|help)\b"
     r"|(?:it (?:seems|appears|looks like)(?: that)? )?(?:there(?:'s| is| was) no image|no image (?:is|was|has been|provided|attached))\b"
-    r"|(?:could you )?please (?:provide|upload|share|attach|send)\b.{0,40}\bimages?\b)",
+    r"|(?:it (?:seems|appears|looks like)(?: that)? )?you (?:have not|haven't|did not|didn't) (?:actually )?(?:attach|include|provide|send|sent|share|upload)"
+    r"|(?:(?:could|can) you )?please (?:provide|upload|share|attach|send)\b.{0,40}\bimages?\b"
+    rf"|{_NO_IMAGE})",
     re.IGNORECASE,
 )
 _OTHERS = re.compile(

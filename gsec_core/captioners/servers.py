@@ -11,7 +11,8 @@ this image     declines it (400, 413, 422), and answers about a plain picture   
                is silent or gone twice when it is asked among others, and once     a final answer
                more when it is asked alone
 configuration  does not take the key (401, 403), has no such model or address      the stage ends at once, nothing is logged, exit code 2
-               (404), sends on elsewhere, takes no such requests (other 4xx)
+               (404), sends on elsewhere, wants to be paid (402), takes no
+               such requests (other 4xx)
                declines the plain picture too
 transient      is busy (408, 409, 425, 429, 503, 529)                              less at once, and again after waits that grow; after
                                                                                    `describe.patience` without any answer the stage ends,
@@ -24,17 +25,19 @@ transient      is busy (408, 409, 425, 429, 503, 529)                           
                                                                                    exit code 1
 =============  ==================================================================  =========================================================
 
-With several servers, a request that fails at one goes to another. It is to blame only if every server that is neither gone nor busy fails at it.
+With several servers, a request that fails at one goes to another. It is to blame only if every server fails at it that is not gone, nor busy for
+`describe.patience`.
 """
 
 import asyncio
 import os
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from gsec_core.captioners.template import excerpt
@@ -49,6 +52,12 @@ KEY = "GSEC_CAPTIONER_KEY"
 
 NO_KEY = "none"
 """Placeholder, since the client requires a key even if the server does not."""
+
+_UNSUPPORTED = re.compile(r"unsupported (?:parameter|value): '(max_tokens|temperature)'", re.IGNORECASE)
+"""OpenAI's words about parameters that its newer models do not take. Proxies repeat the words, but not the error's fields."""
+
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""Errors in reading a body of another form, which the client does not validate."""
 
 _CONNECT = 10
 """Seconds to wait for a connection; after that the server counts as gone or silent."""
@@ -93,7 +102,7 @@ DECLINING = {status for status, kind in KINDS.items() if kind == Kind.DECLINED}
 class Failure(Exception):
     """A request was not answered."""
 
-    def __init__(self, kind: Kind, said: str, status: int | None = None, retry_after: float = 0.0, sent: bool = True) -> None:
+    def __init__(self, kind: Kind, said: str, status: int | None = None, retry_after: float = 0.0, sent: bool = True, unsupported: str | None = None) -> None:
         super().__init__(said)
         self.kind = kind
         self.sent = sent
@@ -101,6 +110,8 @@ class Failure(Exception):
         self.status = status
         self.retry_after = retry_after
         """Number of seconds that the server asks the client to wait."""
+        self.unsupported = unsupported
+        """Name of a parameter that the model does not take."""
 
 
 class Reply(NamedTuple):
@@ -110,7 +121,7 @@ class Reply(NamedTuple):
     finish: str | None
     """Finish reason: ``stop``, ``length`` if the reply was cut, or ``content_filter``, for instance."""
     reasoned: bool
-    """Whether the reply contains reasoning in a separate field."""
+    """Whether the reply contains reasoning in a separate field, or its reasoning was counted but is not shown."""
     refusal: str | None
     prompt_tokens: int
     completion_tokens: int
@@ -138,9 +149,28 @@ class Server:
         # Environment variables for OpenAI's own service (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) must not be sent to this server.
         self._client.organization = self._client.project = None
         self._client._custom_headers = {}
+        self._unsupported: set[str] = set()
 
     async def complete(self, body: dict[str, Any]) -> Reply:
-        """Send one request, without retries; ``body`` is that of the API. Raises Failure."""
+        """Send one request, without retries; ``body`` is that of the API. Raises Failure.
+
+        Newer models of OpenAI take ``max_completion_tokens`` instead of ``max_tokens``, and no temperature. If the server says so, the request is sent
+        again as it wants, and so are all later ones.
+        """
+        while True:
+            sent = self._supported(body)
+            try:
+                return await self._complete(sent)
+            except Failure as failure:
+                if failure.unsupported is None or failure.unsupported not in sent:
+                    raise
+                self._unsupported.add(failure.unsupported)
+
+    def _supported(self, body: dict[str, Any]) -> dict[str, Any]:
+        sent = {name: value for name, value in body.items() if name not in self._unsupported}
+        return sent | {"max_completion_tokens": body["max_tokens"]} if "max_tokens" in self._unsupported else sent
+
+    async def _complete(self, body: dict[str, Any]) -> Reply:
         started = time.monotonic()
         async with self._failing_in_our_words():
             completion = await self._client.chat.completions.create(**body)
@@ -184,8 +214,10 @@ class Server:
         except openai.APIStatusError as error:
             status = error.status_code
             kind = KINDS.get(status, Kind.SETTINGS if status < 500 else Kind.GONE)
-            raise Failure(kind, self._said(error), status, _seconds(error.response.headers.get("retry-after", ""))) from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError, RecursionError):  # the client does not validate the form of a body
+            unsupported = _UNSUPPORTED.search(str(error.body))
+            retry_after = _seconds(error.response.headers.get("retry-after", ""))
+            raise Failure(kind, self._said(error), status, retry_after, unsupported=unsupported[1].lower() if unsupported else None) from None
+        except (openai.OpenAIError, *_MALFORMED):
             raise Failure(Kind.FAULTY, "its reply is not of OpenAI's API") from None
 
     def _said(self, error: "openai.APIStatusError") -> str:
@@ -201,11 +233,13 @@ class Server:
 
 
 def reply_of(body: object) -> Reply:
-    """Read a reply from a server's JSON, with duration 0. Raises ValueError or LookupError if it is not a reply or was broken off."""
+    """Read a reply from a server's JSON, with duration 0. Raises ValueError if it is not a reply or was broken off."""
     from openai.types.chat import ChatCompletion
 
-    completion = ChatCompletion.model_validate(body)
-    reply = _reply(completion, 0.0)
+    try:
+        reply = _reply(ChatCompletion.construct(**cast(Any, body)), 0.0)
+    except _MALFORMED as error:
+        raise ValueError("not of OpenAI's API") from error
     if _is_broken_off(reply):
         raise ValueError(reply.finish)
     return reply
@@ -220,14 +254,27 @@ def _reply(completion: "ChatCompletion", seconds: float) -> Reply:
     choice, usage = completion.choices[0], completion.usage
     refusal = choice.message.refusal
     return Reply(
-        text=str(choice.message.content or ""),
+        text=_text(choice.message.content),
         finish=choice.finish_reason,
-        reasoned=any((choice.message.model_extra or {}).get(name) for name in ("reasoning_content", "reasoning")),
+        reasoned=_reasoning_tokens(usage) > 0 or any((choice.message.model_extra or {}).get(name) for name in ("reasoning_content", "reasoning")),
         refusal=excerpt(str(refusal)) if refusal else None,
         prompt_tokens=_count(usage and usage.prompt_tokens),
         completion_tokens=_count(usage and usage.completion_tokens),
         seconds=seconds,
     )
+
+
+def _text(content: object) -> str:
+    """The text of a message's content, which some servers send in parts. Raises TypeError for another form."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content if part["type"] == "text")
+    if not isinstance(content, str | None):
+        raise TypeError(type(content))
+    return content or ""
+
+
+def _reasoning_tokens(usage: object) -> int:
+    return _count(getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", 0))
 
 
 def _count(said: object) -> int:

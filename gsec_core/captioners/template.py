@@ -68,7 +68,7 @@ _SENTENCE = re.compile(
     re.IGNORECASE,
 )
 
-_NOTHING = re.compile(r"\W*(?:(?:n/a|nan|none|null|undefined)\W*)?", re.IGNORECASE)
+_NOTHING = re.compile(r"\W*(?:(?:n/a|nan|none|null|undefined|unknown|error|not applicable|(?:no )?image)\W*)?", re.IGNORECASE)
 """Texts that programs write where there is none."""
 
 _GROUP = re.compile(r"\(\?P<\w+>")

@@ -158,7 +158,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 def _answer(captioner: OpenAICaptioner, body: object) -> Answer | None:
     try:
         return captioner.read(reply_of(body))
-    except (ValueError, LookupError):  # a body of another form
+    except ValueError:  # a body of another form
         return None
 
 

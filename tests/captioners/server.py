@@ -68,7 +68,7 @@ def error(status: int, message: str = "as told") -> Response:
 GONE = Response(0, b"")
 
 
-def reply(text: str | None = GOOD, finish: str = "stop", refusal: str | None = None, prompt_tokens: object = 30) -> Response:
+def reply(text: object = GOOD, finish: str = "stop", refusal: str | None = None, prompt_tokens: object = 30) -> Response:
     message = {"role": "assistant", "content": text, "refusal": refusal}
     return as_json(
         {

@@ -17,7 +17,7 @@ from gsec_core.sources.base import MissingImage
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
 from .examples import GOOD, describe, describe_all, encoded, png, subject
-from .server import Response, Server, captioner, error, reply
+from .server import Request, Response, Server, captioner, error, reply
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -132,6 +132,33 @@ def test_as_many_requests_are_under_way_as_the_setting_says_while_more_images_ar
     assert server.most_at_once == 4
 
 
+class TestUnsupportedParameters:
+    """Newer models of OpenAI decline `max_tokens` and `temperature`, one after the other."""
+
+    @pytest.mark.parametrize("said", ["{}", "litellm.BadRequestError: OpenAIException - {}"])
+    def test_parameters_that_a_model_does_not_take_are_replaced_or_left_out(self, server: Server, said: str) -> None:
+        def answer(request: Request) -> Response:
+            if "max_tokens" in request.body:
+                words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            elif "temperature" in request.body:
+                words = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+            else:
+                return reply()
+            return error(400, said.format(words))
+
+        server.answer = answer
+        asking = captioner(server)
+        asking.check()
+        first, second = describe_all(asking, [subject(uri="a"), subject(uri="b")])
+        assert (first.status, second.status) == (DESCRIBED, DESCRIBED)
+        assert [request.body.get("max_completion_tokens") for request in server.asked] == [96, 96], "images must not be sent twice"
+
+    def test_a_model_that_goes_on_declining_is_refused(self, server: Server) -> None:
+        server.answer = lambda request: error(400, "Unsupported parameter: 'max_tokens' is not supported with this model.")
+        with pytest.raises(Refused, match=r"declines every request \(400: Unsupported parameter: 'max_tokens'"):
+            captioner(server).check()
+
+
 class TestPattern:
     """Whether the server enforces the pattern of the template is found out by a trial request."""
 
@@ -214,6 +241,10 @@ class TestReplies:
         server.says(response)
         assert describe(captioner(server), subject())[:5] == Answer(None, None, (), FAILED, reason)[:5]
         assert len(server.asked) == 2
+
+    def test_a_reply_in_parts_is_read(self, server: Server) -> None:
+        server.says(reply([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}]))
+        assert describe(captioner(server), subject()).text == GOOD
 
     def test_a_sentence_that_was_cut_counts_as_free_text(self, server: Server) -> None:
         server.says(reply(GOOD[:-9], finish="length"))

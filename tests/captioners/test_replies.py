@@ -1,7 +1,9 @@
 """Reading a reply that has more in it than the description, or that has none."""
 
+import json
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from gsec_core.captioners import template
@@ -10,7 +12,7 @@ from gsec_core.captioners.replies import is_only_reasoning, said
 from gsec_core.errors import GsecError, Refused
 from gsec_core.tables import DESCRIBED, FAILED, FREE
 
-from .examples import GOOD, describe, subject
+from .examples import GOOD, STAMPS, describe, subject
 from .server import Server, as_json, captioner, reply
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -105,6 +107,14 @@ def test_a_server_that_accepts_the_pattern_but_only_reasons_is_refused_too(serve
         captioner(server).check()
 
 
+def test_a_server_that_does_not_show_its_reasoning_but_counts_it_is_refused_too(server: Server) -> None:
+    body = json.loads(reply("", "length").body)
+    body["usage"]["completion_tokens_details"] = {"reasoning_tokens": 96}
+    server.answer = lambda request: as_json(body)
+    with pytest.raises(Refused, match=r"answers with reasoning only.*raise describe.max_tokens = 96"):
+        captioner(server).check()
+
+
 def test_an_image_with_only_reasoning_as_reply_is_failed(server: Server) -> None:
     server.says(reasoned(None, "length"))
     answer = describe(captioner(server), subject())
@@ -173,6 +183,20 @@ REFUSALS = [
     "There is no image in your message.",
     "Please upload the image that I should describe.",
     "I'd be happy to describe the image, but I can't see it.",
+    "Sure! Please provide the image.",
+    "Hello! How can I help you today?",
+    "It looks like you haven't attached an image.",
+    "I am not allowed to describe this image.",
+    "We are sorry, but we cannot help with that.",
+    "Cannot describe this image.",
+    "Sorry",
+    "This request violates our usage policies.",
+    "Image not found.",
+    "No image found",
+    "The image you uploaded could not be loaded.",
+    "The image is not visible to me.",
+    "It seems the image is missing.",
+    "Error loading image.",
 ]
 
 
@@ -204,11 +228,28 @@ def test_refusals_in_many_languages_are_failures(text: str) -> None:
         "No image editor, but a paint box.",
         "There is no imagery on this white wall.",
         "A sign: Please share the road.",
+        "Image not found sign on a brick wall.",
+        "The image is missing its lower half, and shows a bus.",
+        "The photo found on the desk shows a bus.",
+        "This image displayed on a screen is of a bus.",
+        "Images of buses.",
+        "Error message on a computer screen.",
+        "Unknown soldier's tomb.",
+        "Can opener on a table.",
+        "Your request desk in a library.",
+        "Hello Kitty doll with a bow.",
     ],
 )
 def test_descriptions_that_resemble_refusals_are_kept(text: str) -> None:
     assert not is_refusal(text)
     assert template.parse(text).status == FREE
+
+
+@pytest.mark.skipif(not STAMPS.exists(), reason=f"{STAMPS} is absent")
+def test_no_description_by_a_person_is_a_refusal() -> None:
+    descriptions = pq.read_table(STAMPS, columns=["description"])["description"].to_pylist()
+    assert len(descriptions) == 317
+    assert {template.parse(text).status for text in descriptions} == {FREE}
 
 
 def reasoned(text: str | None, finish: str, field: str = "reasoning_content") -> Any:

@@ -36,7 +36,10 @@ class TestErrors:
         with pytest.raises(Refused, match=r"declines every request \(400: At most 0"):
             describe(asking, subject())
 
-    @pytest.mark.parametrize(("status", "words"), [(401, "GSEC_CAPTIONER_KEY"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "not accept such")])
+    @pytest.mark.parametrize(
+        ("status", "words"),
+        [(401, "GSEC_CAPTIONER_KEY"), (402, "wants to be paid"), (403, "GSEC_CAPTIONER_KEY"), (404, "no model tiny"), (405, "not accept such")],
+    )
     def test_a_wrong_key_address_or_model_is_refused_at_once(self, server: Server, status: int, words: str) -> None:
         server.says(error(status))
         with pytest.raises(Refused, match=rf"^describe\.url = .*{words}"):
@@ -286,6 +289,18 @@ class TestReplicas:
         answers = describe_all(captioner(other, server, concurrency=1, patience=1), [subject(uri=str(number)) for number in range(15)])
         assert {answer.status for answer in answers} == {DESCRIBED}
         assert len(other.asked) > 1, "it must be tried again"
+
+    def test_what_one_replica_declines_waits_for_a_busy_one(self, server: Server, other: Server) -> None:
+        server.says(error(400, "too many pixels"))
+        other.says(error(429), error(429), error(429), GOOD)
+        answers = describe_all(captioner(server, other, patience=30), [subject(uri=str(number)) for number in range(6)])
+        assert {answer.status for answer in answers} == {DESCRIBED}
+
+    def test_what_one_replica_declines_is_failed_if_the_other_stays_busy(self, server: Server, other: Server) -> None:
+        server.says(error(400, "too many pixels"))
+        other.says(error(429))
+        answers = describe_all(captioner(server, other, patience=0.5), [subject(uri=str(number)) for number in range(6)])
+        assert {answer[3:5] for answer in answers} == {(FAILED, "400: too many pixels")}
 
     def test_a_replica_that_does_not_accept_the_key_is_refused_at_once(self, server: Server, other: Server) -> None:
         other.answer = lambda request: error(401)

@@ -91,6 +91,8 @@ def test_a_reply_outside_the_template_is_kept_as_free_text(reply: str) -> None:
         (" \n\0 ** ", "empty"),
         ("N/A", "empty"),
         ("*None*.", "empty"),
+        ("[image]", "empty"),
+        ("Unknown.", "empty"),
         ("I'm sorry, but I can't help with that.", "refusal: I'm sorry, but I can't help with that."),
         ("I’m unable to see\nimages.", "refusal: I’m unable to see images."),
         ("Sorry, I cannot do this.", "refusal"),
