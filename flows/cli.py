@@ -8,12 +8,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError, validators
+from cyclopts import App, CycloptsError, Parameter, Token, UnusedCliTokensError, validators
 
 from gsec_core.config import IngestConfig, PipelineConfig
 from gsec_core.errors import GsecError, Refused, without_secrets
@@ -32,6 +32,15 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` handles it
 )
+
+
+def _folder(kind: object, tokens: Sequence[Token]) -> Path:
+    """Convert the value of an option to a folder. Raises Refused if it is empty, which `Path` takes for the current folder."""
+    [token] = tokens
+    if not token.value:
+        raise Refused(f"{token.keyword}: it is empty. Name a folder; the current one is `.`.")
+    return Path(token.value)
+
 
 Source = Annotated[str, Parameter(help="A folder, a Parquet file or glob, or WebDataset tars; local or remote.")]
 Clusters = Annotated[str | None, Parameter(name=["--clusters", "-k"], help="Number of clusters, or `auto`: gsec finds it from the images. Default: 10.")]
@@ -232,7 +241,10 @@ def compare(
     labels: Annotated[str | None, Parameter(help="A file with labels, as for `gsec evaluate`, to show ACC, NMI and ARI too.")] = None,
     column: Annotated[str, Parameter(help="The column with the labels.")] = "label",
     to: Annotated[
-        Path | None, Parameter(help="Folder in which to write compare.html: the same figures, matched clusters, and the images on which the runs differ.")
+        Path | None,
+        Parameter(
+            converter=_folder, help="Folder in which to write compare.html: the same figures, matched clusters, and the images on which the runs differ."
+        ),
     ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
@@ -246,7 +258,7 @@ def compare(
 @app.command
 def export(
     *,
-    to: Annotated[Path, Parameter(help="Folder to write into, new or existing. Files of an earlier export are replaced.")],
+    to: Annotated[Path, Parameter(converter=_folder, help="Folder to write into, new or existing. Files of an earlier export are replaced.")],
     format_: Annotated[
         Literal["tables", "huggingface", "fiftyone", "coco", "embedding-atlas"],
         Parameter(name="--format", help="What to write: tables, or files that another library loads."),
@@ -281,7 +293,10 @@ def report(
     run: FinishedRun = None,
     to: Annotated[
         Path | None,
-        Parameter(help="Folder in which to write the report, drawn again from the run's tables. Default: only print where the report is in the store."),
+        Parameter(
+            converter=_folder,
+            help="Folder in which to write the report, drawn again from the run's tables. Default: only print where the report is in the store.",
+        ),
     ] = None,
     store: StoreUrl = None,
     as_json: AsJson = False,
@@ -326,7 +341,7 @@ def demo(
     source: Source | None = None,
     *,
     clusters: Clusters = None,
-    directory: Annotated[Path, Parameter(name="--directory", help="Folder for the demo's images and its store.")] = Path("gsec-demo"),
+    directory: Annotated[Path, Parameter(name="--directory", converter=_folder, help="Folder for the demo's images and its store.")] = Path("gsec-demo"),
     as_json: AsJson = False,
 ) -> int:
     """Cluster images that come with installed programs, or your own SOURCE, with the built-in encoder and captioner."""

@@ -13,7 +13,7 @@ import polars.selectors as cs
 from gsec_core.errors import Refused
 from gsec_core.results.files import appearing, make_folder, replacing
 from gsec_core.results.frames import Frames
-from gsec_core.results.images import IMAGES, LOST, Images, open_for, place_images
+from gsec_core.results.images import IMAGES, LOST, Images, check_outside, open_for, place_images
 from gsec_core.sources.keyed import FORMULA
 from gsec_core.stages.base import Context
 from gsec_core.stages.encode import encoders_of
@@ -37,6 +37,7 @@ def export(context: Context, to: Path, images: Images | None = None, encoder: bo
     """
     frames = Frames(context)
     assignments, clusters = frames.assignments, frames.clusters
+    check_outside(context, to, "assignments.parquet")
     source = open_for(context, images, to)
     if encoder and (to / ENCODER).exists():
         raise Refused(f"--encoder: {to / ENCODER} exists already, and a run may need it. Move it away, or name another folder.")

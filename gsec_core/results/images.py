@@ -18,6 +18,7 @@ from gsec_core.errors import Refused
 from gsec_core.images.decode import FORMATS, content_hash
 from gsec_core.results.files import appearing
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
+from gsec_core.sources.container import ContainerSource
 from gsec_core.sources.folder import LocalFolder
 from gsec_core.sources.listing import is_image_name
 from gsec_core.sources.uris import inside
@@ -55,12 +56,24 @@ def open_for(context: Context, images: Images | None, to: Path) -> Source | None
     if (to / IMAGES).exists():
         raise Refused(f"--images {images}: {to / IMAGES} exists already, and may belong to another run. Move it away, or name another folder.")
     source = context.open_source()
-    if isinstance(source, LocalFolder) and source.lists(to / IMAGES / "x.jpg"):
-        raise Refused(f"--to {to}: it is in the source {source.url}, and the next run would take the exported images for new ones. Name a folder outside it.")
+    if isinstance(source, LocalFolder):
+        _check_outside(source, to, IMAGES, "x.jpg")
     if images == "links" and not isinstance(source, LocalFolder):
         raise Refused(f"--images links: the images of {context.config.source} are not files on this machine. Use --images copies.")
     source.check()
     return source
+
+
+def check_outside(context: Context, to: Path, file: str) -> None:
+    """Raises Refused if the source of a run, if it consists of container files, would read the ``file`` that is to be written into the folder ``to``."""
+    source = context.open_source()
+    if isinstance(source, ContainerSource):
+        _check_outside(source, to, file)
+
+
+def _check_outside(source: LocalFolder | ContainerSource, to: Path, *path: str) -> None:
+    if source.lists(to.joinpath(*path)):
+        raise Refused(f"--to {to}: it is in the source {source.url}, and the next run would read what is exported. Name a folder outside it.")
 
 
 def place_images(context: Context, source: Source, images: pl.DataFrame, to: Path, links: bool) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """Sources of container files, each of which holds many images: one such file, or a glob of them. Each subclass reads one kind of file."""
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from gsec_core.errors import Refused, Unreachable
 from gsec_core.sources.base import ImageRef, MissingImage
@@ -47,6 +50,13 @@ class ContainerSource(ABC):
         container, _, member = ref.uri.partition("#")
         with fetch_errors():
             return self._fetch_member(f"{self._root}/{inside(container)}", member, ref)
+
+    def lists(self, path: str | os.PathLike[str]) -> bool:
+        """Whether ``list`` would read a local file at this path, which need not exist."""
+        if not isinstance(self._fs, LocalFileSystem):
+            return False
+        relative = os.path.relpath(os.path.realpath(path), os.path.realpath(self._root or "/"))
+        return re.fullmatch(glob_translate(self._relative(self._path)), relative) is not None and self._choice.takes(relative)
 
     def check(self) -> None:
         check_answers(self._fs, (self._root or "/") if self._is_glob else self._path, self.url)

@@ -314,6 +314,7 @@ def test_redo_of_a_stage_makes_a_new_run(place: dict[str, str]) -> None:
         (["stage", "encode"], "give either --run ID or --config FILE"),
         (["stage", "encode", "--run", "ffff", "--store", "{store}"], "there is no such run"),
         (["stage", "encode", "--run", "{run}", "--store", "{store}", "--set", "clusters=5"], "are taken from the run"),
+        (["export", "--to", "", "--store", "{store}"], "--to: it is empty"),
         (["run", "--bogus"], "Unknown option"),
     ],
 )

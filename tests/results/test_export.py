@@ -108,7 +108,7 @@ def test_a_second_export_replaces_tables_and_refuses_to_mix_images(place: tuple[
 
 @pytest.mark.parametrize("inside", [".", "more", "new/folder"])
 def test_images_are_not_exported_into_the_source_where_the_next_run_would_take_them_for_new_ones(place: tuple[Path, Context], inside: str) -> None:
-    with pytest.raises(Refused, match=r"^--to .*: it is in the source .*, and the next run would take the exported images for new ones"):
+    with pytest.raises(Refused, match=r"^--to .*: it is in the source .*, and the next run would read what is exported"):
         export(place[1], place[0] / inside, "links")
     assert not [*place[0].rglob("assignments.*"), *place[0].rglob("images")]
     for elsewhere in (place[0] / ".hidden", place[0] / "lost+found", Path(f"{place[0]}2")):
@@ -126,6 +126,19 @@ def test_images_of_a_parquet_file_are_copied_with_an_ending_and_cannot_be_linked
     files = list((tmp_path / "out" / "images").glob("*/*"))
     assert sorted(path.read_bytes() for path in files) == sorted(images.values())
     assert all(path.suffix == ".png" for path in files)
+
+
+@pytest.mark.parametrize(("source", "to"), [("*.parquet", "."), ("**/*.parquet", "out"), ("assignments.parquet", ".")])
+def test_tables_are_not_exported_into_a_source_of_parquet_files(tmp_path: Path, source: str, to: str) -> None:
+    write_parquet(tmp_path / "assignments.parquet", {f"{seed}": png(picture(seed)) for seed in range(6)})
+    before = (tmp_path / "assignments.parquet").read_bytes()
+    (tmp_path / "linked").symlink_to(tmp_path)
+    context, _, _ = cluster(settings(tmp_path / source, tmp_path / "store"))
+    for folder in (tmp_path / to, tmp_path / "linked" / to):
+        with pytest.raises(Refused, match=r"^--to .*: it is in the source .*, and the next run would read what is exported"):
+            export(context, folder)
+    assert (tmp_path / "assignments.parquet").read_bytes() == before
+    export(context, tmp_path / ".hidden")
 
 
 def test_a_target_that_is_a_file_is_refused(place: tuple[Path, Context], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from gsec_core.results.files import make_folder, replacing
 from gsec_core.results.formats.labelled import FACTS, Labelled
-from gsec_core.results.images import Images
+from gsec_core.results.images import Images, check_outside
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
@@ -30,6 +30,8 @@ def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[st
 
     Everything is read from the store (the pictures are its thumbnails), so the source may be gone.
     """
+    for name in (TABLE, LABELS):
+        check_outside(labelled.frames.context, to, name)
     rows, points = _rows(labelled), labelled.frames.points
     make_folder(to)
     with replacing(to / TABLE) as file:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from gsec_core.errors import Refused
 from gsec_core.results.files import appearing, make_folder, replacing
 from gsec_core.results.formats.labelled import FACTS, Labelled
-from gsec_core.results.images import LOST, Images, read_images
+from gsec_core.results.images import LOST, Images, check_outside, read_images
 
 DATA, CARD = "data", "README.md"
 
@@ -50,6 +50,7 @@ def write(labelled: Labelled, to: Path, images: Images | None = None) -> dict[st
     """Write ``data/train-*.parquet`` and ``README.md``; see `formats.write`."""
     if (to / DATA).exists():
         raise Refused(f"--to {to}: {to / DATA} exists already, and may belong to another run. Move it away, or name another folder.")
+    check_outside(labelled.frames.context, to / DATA, "train-00000-of-00001.parquet")
     source = labelled.frames.context.open_source()
     source.check()
     make_folder(to)
