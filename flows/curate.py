@@ -205,9 +205,10 @@ def _ids(context: Context, kind: str, named: Sequence[str]) -> list[str]:
     ids = dict(rows.select("uri", pl.col("image_id").bin.encode("hex")).iter_rows())
     for name in named:
         if name not in ids and not _ID.fullmatch(name):
+            missing = f'image "{name}": run {context.run.id} has no usable image of this URI.'
             if kind in _OF_BOTH and name.isdecimal():
-                raise Refused(f"{name}: run {context.run.id} has no usable image of this URI. If you mean cluster {name}, write: --cluster {name}")
-            raise Refused(f"{name}: run {context.run.id} has no usable image of this URI. Give it as in the table of assignments, or the image's id.")
+                raise Refused(f"{missing} If you mean cluster {name}, write: --cluster {name}")
+            raise Refused(f"{missing} Give it as in the table of assignments, or give its id.")
     return [ids.get(name, name) for name in named]
 
 

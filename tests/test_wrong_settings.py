@@ -75,6 +75,7 @@ NONSENSE: dict[str, list[tuple[str, str]]] = {
         ("{here}/file/store", "Choose another store"),
         (f"http://me:{SECRET}@host/x", "must not contain credentials"),
         ("http://host/x", "a store is a folder or one of"),
+        (f"s3://bucket/store?key={SECRET}", "must not contain a question mark"),
         ("s3://", "names no bucket"),
         ("s3:///store", "names no bucket"),
         (f"s3://me:{SECRET}@bucket", "give them in the environment"),

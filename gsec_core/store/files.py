@@ -98,7 +98,9 @@ def open_files(url: str) -> Files:
     protocol, separator, rest = url.partition("://")
     if not separator:
         protocol, rest = "file", url
-    if protocol != "file" and ("?" in rest or "@" in rest.partition("/")[0]):
+    if protocol != "file" and "?" in rest:
+        raise Refused("--store: an address must not contain a question mark: what follows it is recorded, and may be secret. Leave it out.")
+    if protocol != "file" and "@" in rest.partition("/")[0]:
         raise Refused("--store: an address must not contain credentials, because it is recorded; give them in the environment.")
     if "::" in url or protocol not in PROTOCOLS:
         raise Refused(f"--store {url}: a store is a folder or one of {', '.join(p + '://' for p in PROTOCOLS)}.")
@@ -258,7 +260,7 @@ class RemoteFiles:
     def _is(self, path: str, data: bytes) -> bool:
         """Whether the file has these bytes. If it did not exist before our write, it is ours then: only the reply was lost, and the driver retried."""
         try:
-            return self.read(path) == data
+            return bool(self._filesystem.cat_file(self._path(path)) == data)  # not by `read`, so that an error names the store once
         except FileNotFoundError:
             return False
 

@@ -456,6 +456,14 @@ def test_a_refused_put_is_not_taken_for_a_lost_race(s3: RemoteFiles, monkeypatch
         s3.create("table/a", b"bytes")
 
 
+def test_the_error_of_a_refused_read_after_a_lost_race_names_the_store_once(s3: RemoteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3._filesystem, "pipe_file", raising(s3_error("PreconditionFailed")))
+    monkeypatch.setattr(s3._filesystem, "cat_file", raising(s3_error("AccessDenied")))
+    with pytest.raises(PermissionError) as refused:
+        s3.create("table/a", b"loser")
+    assert str(refused.value).count("refuses access") == 1
+
+
 def test_a_store_in_a_missing_bucket_is_refused(bucket: str) -> None:
     with pytest.raises(Refused, match="cannot be written"):
         Store.open(f"{bucket}-missing").check_writable()
