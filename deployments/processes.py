@@ -301,11 +301,19 @@ def _has_nodes(ray: RayEntry, environment: Mapping[str, str]) -> bool:
 
 
 def check_home(stack: StackConfig, file: Path | None) -> None:
-    """Raises Refused if processes of another stack file run in the stack's home, because they and their deployments would be replaced."""
+    """Raises Refused if processes of another stack file run in the stack's home, because they and their deployments would be replaced.
+
+    The demonstration (None) is also refused the home of a stopped stack: usually --config was forgotten.
+    """
     owner = stack.home / "stack"
     theirs = owner.read_text() if owner.exists() else ""
     if theirs not in ("", _name_of(file)) and started(stack):
         raise Refused(f"home = {stack.home}: the processes of {theirs} use it. Give this stack a home and ports of its own, or run gsec down first.")
+    if file is None and theirs and Path(theirs).exists():
+        raise Refused(
+            f"home = {stack.home}: it belongs to {theirs}, whose deployments the demonstration would replace. Name that file with --config, or start "
+            "the demonstration in another folder."
+        )
 
 
 def claim(stack: StackConfig, file: Path | None) -> None:

@@ -157,6 +157,17 @@ def test_a_second_stack_file_cannot_take_over_the_home_of_running_processes(stac
     processes.check_home(stack, tmp_path / "two.toml")
 
 
+def test_the_demonstration_does_not_take_over_the_home_of_a_stopped_stack(stack: StackConfig, tmp_path: Path) -> None:
+    file = tmp_path / "one.toml"
+    file.touch()
+    processes.claim(stack, file)
+    with pytest.raises(Refused, match=r"it belongs to .*one\.toml, whose deployments the demonstration would replace\. Name that file with --config"):
+        processes.check_home(stack, None)
+    processes.check_home(stack, tmp_path / "two.toml")
+    file.unlink()
+    processes.check_home(stack, None)
+
+
 def test_another_process_that_got_the_number_of_an_ended_service_is_left_alone(stack: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.start(stack, service(stack, WAITS))
     ours = process(stack)
