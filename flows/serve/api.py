@@ -18,10 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from flows.serve import curating, pages
-from flows.serve.collections import Collections, Unfinished
+from flows.serve import curating, errors, pages
+from flows.serve.collections import Collections
 from flows.serve.known import DAMAGED, FINISHED, Asked, Damaged, Known, Result
-from gsec_core.errors import BadRecord, BadShard, GsecError, NotFound, Refused, without_secrets
+from gsec_core.errors import NotFound, Refused, without_secrets
 from gsec_core.explore import MOST_ROWS, ActRow, ClusterRow, Collection, DuplicateGroup, ImageDetail, ImageRow, Tree, act_row, polygon
 from gsec_core.explore.rows import documented
 from gsec_core.store import Run
@@ -191,30 +191,11 @@ class _Route(APIRoute):
             except (HTTPException, RequestValidationError):
                 raise
             except Exception as error:  # noqa: BLE001 - all errors end here; unforeseen ones are logged with their traceback
-                return problem(*_said(request, error))
+                return problem(*await run_in_threadpool(errors.answer, request, error, _serving(request).collections))
             response.headers.update(request.state.kept)
             return response
 
         return handler
-
-
-def _said(request: Request, error: Exception) -> tuple[int, str]:
-    if isinstance(error, NotFound):
-        return 404, str(error)
-    if isinstance(error, Unfinished):
-        return 409, str(error)
-    if isinstance(error, Refused):
-        return 400, str(error)
-    asked = f"{request.method} {quote(request.scope['path'])[:200]}"
-    if not isinstance(error, GsecError | OSError):
-        _log.error("%s", asked, exc_info=error)
-        return 500, "A fault in gsec; the server's log says more."
-    _log.error("%s: %s", asked, without_secrets(str(error)))
-    if isinstance(error, BadRecord):
-        return 500, "A record in the store is damaged; the server's log says which, and what to do."
-    if isinstance(error, Damaged | BadShard):
-        return 500, "A table or record of this run is damaged; the server's log says which. gsec doctor --verify and the next gsec run mend it."
-    return 503, f"The store cannot be read: {type(error).__name__}. The server's log says more."
 
 
 def problem(status: int, sentence: str, challenge: str | None = None) -> JSONResponse:

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from urllib.parse import quote
 
 import xxhash
 from prometheus_client import CollectorRegistry, exposition
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -19,12 +19,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 
-from flows.serve import access, api, metrics, operations, overview, pages
+from flows.serve import access, api, errors, metrics, operations, overview, pages
 from flows.serve.collections import Collections
 from flows.serve.explorer import Explorer
-from flows.serve.known import UNKNOWN, UNPUBLISHED, Damaged, Known, published_run
+from flows.serve.known import UNPUBLISHED, Known, published_run
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import BadRecord, BadShard, GsecError, Refused, Unreachable, without_secrets
+from gsec_core.errors import BadShard, GsecError, Refused, Unreachable, without_secrets
 from gsec_core.store import Run, Store
 from gsec_core.tables import REPORT_TABLE
 
@@ -53,9 +53,6 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,5}")
 _HEALTH_SECONDS = 5
 """Seconds for which an answer of /health is reused: requests to it need no token, and must not cause more requests to the stores."""
 
-_LOGGED = 200
-"""Maximal number of characters of a path in the log."""
-
 
 def application(
     stores: Sequence[Store], token: str | None = None, config: PipelineConfig | None = None, curate: bool = False, by_link: bool = False
@@ -76,43 +73,36 @@ def application(
         Route("/health", partial(_Health().answer, known)),
         Route("/metrics", partial(_metrics, known)),
         Route("/published/{pipeline}", partial(_published, known)),
-        Route("/runs/{run}", partial(_run, known)),
-        Route("/runs/{run}/report/{page:path}", partial(_page, known)),
+        Route("/runs/{run}", partial(_run, collections)),
+        Route("/runs/{run}/report/{page:path}", partial(_page, collections)),
         *Explorer(known, collections, curate).routes(),
         Route(f"{api.ROOT}/", partial(_operations, known)),
         Mount(api.ROOT, api.application(known, collections, curate)),
     ]
-    server = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token, by_link))])
+    server = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, collections, token, by_link))])
     server.router.redirect_slashes = False  # such a redirect would lead to the host in the request's Host header
     return server
 
 
-async def _guarded(token: str | None, by_link: bool, request: Request, answer: RequestResponseEndpoint) -> Response:
+async def _guarded(collections: Collections, token: str | None, by_link: bool, request: Request, answer: RequestResponseEndpoint) -> Response:
     """Middleware that checks access, converts errors to answers, adds headers, and logs a line, which never contains a query or a header."""
     began = time.monotonic()
     path: str = request.scope["path"]  # not request.url, which contains the Host header
-    asked = f"{request.method} {quote(path)[:_LOGGED]}"
     response = None if path == "/health" else access.login(token, request) if by_link else None
     if response is None and path != "/health":
         response = access.refusal(token, request)
     if response is None:
         try:
             response = await answer(request)
-        except (Damaged, BadShard, BadRecord) as error:
-            _log.error("%s: %s", asked, without_secrets(str(error)))
-            response = PlainTextResponse("A table or record of this run is damaged; the server's log says which.\n", 500)
-        except (GsecError, OSError) as error:
-            _log.error("%s: %s", asked, without_secrets(str(error)))
-            response = PlainTextResponse(f"The store cannot be read: {type(error).__name__}. The server's log says more.\n", 503)
-        except Exception:  # noqa: BLE001 - unforeseen errors end here; the traceback is logged
-            _log.exception("%s", asked)
-            response = PlainTextResponse("A fault in gsec; the server's log says more.\n", 500)
+        except Exception as error:  # noqa: BLE001 - all errors end here; unforeseen ones are logged with their traceback
+            status, sentence = await run_in_threadpool(errors.answer, request, error, collections)
+            response = PlainTextResponse(f"{without_secrets(sentence)}\n", status)
     if path.startswith(f"{api.ROOT}/") and isinstance(response, PlainTextResponse):  # an error of this function, in the JSON form of the API
         response = api.problem(response.status_code, bytes(response.body).decode().strip(), response.headers.get("www-authenticate"))
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Content-Security-Policy", pages.POLICY)
-    _log.info("%s %d %.0f ms", asked, response.status_code, 1000 * (time.monotonic() - began))
+    _log.info("%s %d %.0f ms", errors.asked(request), response.status_code, 1000 * (time.monotonic() - began))
     return response
 
 
@@ -174,8 +164,8 @@ def _published(stores: Sequence[Known], request: Request) -> Response:
     return RedirectResponse(_report(run_id), 302)
 
 
-def _run(stores: Sequence[Known], request: Request) -> Response:
-    store, run = _find(stores, request)
+def _run(collections: Collections, request: Request) -> Response:
+    store, run = collections.find(request.path_params["run"])
     return RedirectResponse(_report(store.asked(run).of_run or run.id), 302)
 
 
@@ -183,18 +173,19 @@ def _report(run_id: str) -> str:
     return f"/runs/{run_id}/report/index.html"
 
 
-def _page(stores: Sequence[Known], request: Request) -> Response:
+def _page(collections: Collections, request: Request) -> Response:
     """A page of a report, if the report's table lists it and the digest of its bytes is right."""
     page: str = request.path_params["page"]
     if not _PAGE.fullmatch(page):
         raise HTTPException(404)
-    store, run = _find(stores, request)
+    store, run = collections.find(request.path_params["run"])
     if "report" not in store.asked(run).stages:
         raise HTTPException(404)
     try:
         shards, names = run.table(REPORT_TABLE)
         digests = {row["page"]: row["digest"] for row in shards.read(names[0]).to_pylist()}
     except (Refused, FileNotFoundError):
+        collections.check_there(run.id)
         return PlainTextResponse(f"Run {run.id} has no report yet.\n", 404)
     except Unreachable:
         raise
@@ -210,6 +201,7 @@ def _page(stores: Sequence[Known], request: Request) -> Response:
     try:
         data = shards.files.read(f"{shards.directory}/{page}")
     except FileNotFoundError:
+        collections.check_there(run.id)
         data = b""
     if xxhash.xxh3_128_digest(data) != digests[page]:
         return _damaged(run)
@@ -218,11 +210,3 @@ def _page(stores: Sequence[Known], request: Request) -> Response:
 
 def _damaged(run: Run) -> Response:
     return PlainTextResponse(f"The report of run {run.id} is damaged. gsec doctor --verify and the next gsec run make it again.\n", 500)
-
-
-def _find(stores: Sequence[Known], request: Request) -> tuple[Known, Run]:
-    for store in stores:
-        run = store.find(request.path_params["run"])
-        if run is not None:
-            return store, run
-    raise HTTPException(404, UNKNOWN)

@@ -35,7 +35,13 @@ class Collections:
             run = store.find(run_id)
             if run is not None:
                 return store, run
-        raise NotFound(f"run {run_id[:40]}: there is no such run here. A run's id is 32 hex digits.")
+        raise NotFound(f"run {run_id[:40]}: there is no such run here; it may have been pruned. A run's id is 32 hex digits.")
+
+    def check_there(self, run_id: str) -> None:
+        """Raises NotFound if a run is gone, which the cached records do not tell. Drops the records of all runs that are gone."""
+        for store in self._stores:
+            store.drop_gone()
+        self.find(run_id)
 
     def open(self, run_id: str) -> Collection:
         """Open a finished run, or return its open collection. Raises NotFound, `Unfinished`, and as `Known.state` does."""

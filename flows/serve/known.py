@@ -33,9 +33,6 @@ FINISHED, DAMAGED = "finished", status.DAMAGED
 UNPUBLISHED = "No pipeline of this name publishes a run here. The front page shows those that do."
 """The answer to a request for what a pipeline publishes if it publishes nothing."""
 
-UNKNOWN = "There is no such run here; it may have been pruned. The front page shows all runs."
-"""The answer to a request for a run that no store has."""
-
 _REQUEST = "request.json"
 
 SETTLED_SECONDS = 300.0
@@ -109,6 +106,10 @@ class Known:
     def check(self) -> None:
         """Raises if the store cannot be listed. Always asks the store, without a cache."""
         self._files.directories("")
+
+    def drop_gone(self) -> None:
+        """Drop the cached records of runs that are gone. Always asks the store."""
+        self._files.directories("runs")
 
     def runs(self) -> tuple[list[tuple[Asked, Run]], list[str]]:
         """All runs, newest first, and a message for each run whose request cannot be read."""

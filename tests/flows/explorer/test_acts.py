@@ -162,7 +162,7 @@ def test_a_damaged_log_is_an_error_of_the_explorer_but_reports_are_still_served(
     (Path(shown.store.url) / "curation" / "nightly" / "00000001.json").write_text("{")
     with served(shown) as client:
         answer = client.get(f"{shown.base}/explore")
-        assert (answer.status_code, answer.text) == (500, "A table or record of this run is damaged; the server's log says which.\n")
+        assert (answer.status_code, answer.text) == (500, "A record in the store is damaged; the server's log says which, and what to do.\n")
         assert "00000001.json" in caplog.text
         assert client.get("/").status_code == client.get(f"{shown.base}/report/index.html").status_code == 200
 

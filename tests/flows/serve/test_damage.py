@@ -97,6 +97,18 @@ def test_a_damaged_publication_is_reported_and_all_else_is_served(shown: Shown, 
         assert client.get("/published/nightly").status_code == 404
 
 
+def test_the_open_pages_of_a_run_that_is_pruned_say_that_it_is_gone(shown: Shown, copied: Path) -> None:
+    run = shown.finished.run
+    with served(Store.open(str(copied))) as client:
+        assert client.get(f"/runs/{run.id}/explore").status_code == 200
+        assert client.get(f"/runs/{run.id}/report/index.html").status_code == 200
+        shutil.rmtree(copied / "runs" / run.id)
+        shutil.rmtree(copied / shown.finished.corpus.name)
+        pages = ("report/index.html", "images", "map.bin", "duplicates", "explore")
+        answers = [client.get(f"{root}/{page}") for root, page in [(f"/runs/{run.id}", page) for page in pages] + [(f"/api/v1/runs/{run.id}", "images")]]
+    assert [(answer.status_code, "there is no such run here" in answer.text) for answer in answers] == [(404, True)] * len(answers)
+
+
 def test_a_published_run_that_is_missing_is_not_found_and_all_else_is_served(shown: Shown, copied: Path) -> None:
     shutil.rmtree(copied / "runs" / shown.finished.run.id)
     with served(Store.open(str(copied))) as client:
