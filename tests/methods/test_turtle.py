@@ -62,6 +62,13 @@ def test_a_classifier_without_any_training_step_gives_labels_no_gradient_that_ma
     assert torch.allclose(labels.grad, labels.grad[:, :1].expand(1, 4, -1)), "the gradient is equal for all clusters, so a softmax would not change"
 
 
+def test_a_cluster_that_has_died_out_leaves_the_gradient_finite() -> None:
+    logits = torch.tensor([0.0, 1.0, -1000.0]).repeat(6, 1).T[None].clone().requires_grad_()
+    loss([logits.softmax(1)], [torch.zeros(1, 3, 6)], 0.0).sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
 def test_a_classifier_is_trained_as_by_torchs_adam() -> None:
     generator = torch.Generator().manual_seed(0)
     z, q = torch.randn(64, 6, generator=generator), torch.rand(2, 3, 64, generator=generator).softmax(1)

@@ -39,7 +39,7 @@ LEARNING_RATE = 1e-3
 SCALE = RADIUS
 """Norm of a row in each space, for which the learning rates are meant."""
 
-_BETAS, _EPS = (0.9, 0.999), 1e-8
+_BETAS, _EPS, _LEAST = (0.9, 0.999), 1e-8, 1e-8
 _READ_ROWS = 2048
 """Rows that are read at once."""
 
@@ -78,7 +78,7 @@ def loss(labels: Sequence[Tensor], predictions: Sequence[Tensor], gamma: float) 
     q = torch.stack(list(labels)).mean(0)
     predicted = torch.stack([-(q * logits.log_softmax(1)).sum(1).mean(1) for logits in predictions]).sum(0)
     sizes = torch.stack([part.mean(2) for part in labels])
-    return predicted + gamma * torch.xlogy(sizes, sizes).sum((0, 2))
+    return predicted + gamma * (sizes * sizes.clamp(min=_LEAST).log()).sum((0, 2))
 
 
 class _TaskEncoder(torch.nn.Module):
