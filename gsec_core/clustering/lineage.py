@@ -22,7 +22,7 @@ class Lineage(NamedTuple):
     previous: NDArray[np.int32]
     """The older cluster with the same key; -1 if the key is new."""
     overlap: NDArray[np.float32]
-    """Jaccard overlap with that older cluster, over the images that both clusterings have; NaN without one."""
+    """Jaccard overlap with that older cluster, over the images that both clusterings have; NaN without one, or without such images."""
     common: NDArray[np.int64]
     """Number of images that the older clustering has too."""
     moved: NDArray[np.int64]
@@ -35,11 +35,14 @@ def first(clusters: int) -> Lineage:
     return Lineage(np.arange(clusters, dtype=np.int32), np.full(clusters, -1, np.int32), np.full(clusters, np.nan, np.float32), nothing, nothing)
 
 
-def inherit(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32], next_key: int) -> Lineage:
+def inherit(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32], next_key: int, *, same_numbers: bool = False) -> Lineage:
     """Find the keys of the clusters of a new clustering.
 
     ``shared`` has columns ``previous``, ``cluster`` and ``images``, the number of images in both, for pairs that share any. ``keys`` (older clusters,)
     are those of the older clusters. Clusters that inherit no key get new ones in order, starting at ``next_key``.
+
+    ``same_numbers`` says that a model was trained further, so that a cluster is the older one of its number: it keeps the key even if all images of the
+    older one are gone, and it has none of the images that both clusterings have.
     """
     older, newer, images = (shared[name].to_numpy() for name in ("previous", "cluster", "images"))
     of_older, of_newer = np.bincount(older, images, len(keys)), np.bincount(newer, images, clusters)
@@ -49,6 +52,10 @@ def inherit(shared: pl.DataFrame, clusters: int, keys: NDArray[np.int32], next_k
     same = matched[newer] == older
     found, overlap = np.full(clusters, -1, np.int32), np.full(clusters, np.nan, np.float32)
     found[newer[same]], overlap[newer[same]] = older[same], overlaps[same]
+    if same_numbers:
+        number = np.arange(min(clusters, len(keys)))
+        kept = number[(of_newer[number] == 0) & (of_older[number] == 0)]
+        found[kept] = kept
     new = found < 0
     given = np.empty(clusters, np.int32)
     given[~new] = keys[found[~new]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gsec_core.clustering import lineage
 from gsec_core.clustering.lineage import Lineage
-from gsec_core.stages import align
+from gsec_core.stages import align, prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import read_parts
 from gsec_core.store import Run
@@ -28,7 +28,11 @@ def trace(context: Context, names: Sequence[str], progress: Progress) -> Iterato
         found, shared, keys = lineage.first(clusters), pl.DataFrame(schema={"cluster": pl.Int32, "previous": pl.Int32, "images": pl.Int64}), None
     else:
         shared, keys = _shared(context, context.previous), keys_of(context.previous)
-        found = _kept(shared, keys) if context.keeps else lineage.inherit(shared, clusters, keys, context.run.request()["previous"]["next_key"])
+        if context.keeps:
+            found = _kept(shared, keys)
+        else:
+            next_key, further = context.run.request()["previous"]["next_key"], prepare.trains_further(context)
+            found = lineage.inherit(shared, clusters, keys, next_key, same_numbers=further)
     yield Finished("all", (_table(found, _origins(shared, clusters, keys)),), {"common": int(found.common.sum()), "moved": int(found.moved.sum())})
 
 
@@ -93,7 +97,7 @@ def _inputs(context: Context) -> list[str]:
 
 STAGE = Stage(
     name="lineage",
-    version=1,
+    version=2,
     settings=lambda config: {},
     inputs=_inputs,
     steps=(Step((LINEAGE_TABLE,), trace, whole=True),),

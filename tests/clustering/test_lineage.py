@@ -69,6 +69,15 @@ def test_clusters_without_common_images_get_new_keys() -> None:
     assert found.common.tolist() == [0, 0]
 
 
+def test_a_cluster_of_a_model_trained_further_keeps_its_key_although_all_its_images_are_gone() -> None:
+    table = shared([[50, 0, 0, 10], [0, 0, 0, 0], [0, 0, 0, 60], [0, 0, 0, 0]])
+    found = lineage.inherit(table, 4, np.array([3, 5, 6, 8], np.int32), 9, same_numbers=True)
+    assert found.keys.tolist() == [3, 5, 9, 6], "cluster 2 is new, because the images of the older cluster 2 are in cluster 3"
+    assert found.previous.tolist() == [0, 1, -1, 2]
+    assert np.isnan(found.overlap[1])
+    assert lineage.inherit(table, 4, np.array([3, 5, 6, 8], np.int32), 9).keys.tolist() == [3, 9, 10, 6], "other models do not keep the numbers of clusters"
+
+
 def test_the_matching_of_clusters_is_optimal_and_not_greedy() -> None:
     """Taking the largest overlap first would leave the second cluster without a key."""
     found = inherit([[50, 40], [48, 0]], keys=[0, 1], next_key=2)
