@@ -29,7 +29,7 @@ from gsec_core.tables import (
     caption_embeddings_schema,
     counterparts_schema,
 )
-from gsec_core.text.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
+from gsec_core.text.fusion import LEAST_WEIGHT, MOST_WEIGHT, Ridge, all_equal, best_predicted, ridge_cosines, softmax_cosines, softmax_counterparts, weight_by
 
 RIDGE, SOFTMAX, JOINT, OWN = "ridge", "softmax", "joint", "own"
 
@@ -66,6 +66,8 @@ def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[
         }
         cosines = {kind: measures[kind]() for kind in kinds if kind in measures}
         kind = best_predicted(cosines) if cosines else kinds[0]
+        if kind in (RIDGE, OWN) and all_equal(T):  # they tell nothing about an image
+            kind, cosines, weight = JOINT, {}, LEAST_WEIGHT if config.text_weight is None else weight
         ridge = Ridge.fit(X, described, T) if kind in (RIDGE, OWN) else None
     model = {
         "kind": kind,
@@ -174,7 +176,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="fuse",
-    version=3,
+    version=4,
     settings=_settings,
     inputs=lambda context: [encode.STAGE.fingerprint(context), describe.STAGE.fingerprint(context), usable(context).digest],
     steps=(

@@ -49,10 +49,12 @@ class Ridge:
         described : (M,) the row of ``X`` that each row of ``T`` describes
         T : (M, dt) descriptions
 
-        Raises ValueError if there is no description.
+        Raises ValueError if there is no description, or if all are equal: every counterpart would be 0.
         """
         if not len(T):
             raise ValueError("T has no rows: without descriptions there are no counterparts.")
+        if all_equal(T):
+            raise ValueError(f"T: all {len(T)} descriptions are equal, so they do not tell images apart. Give different ones, or no text.")
         mean = _mean(X)
         return cls(mean, _ridge_weights(unit_rows(X[described] - mean), T))
 
@@ -60,6 +62,11 @@ class Ridge:
         """Counterparts of the rows of ``X`` (n, d), block by block: unit vectors (rows, dt)."""
         for rows in row_blocks(len(X)):
             yield unit_rows(unit_rows(X[rows] - self.mean) @ self.weights)
+
+
+def all_equal(T: NDArray[Any]) -> bool:
+    """Whether all rows of ``T`` (M, dt) are equal."""
+    return len(distinct_rows(np.asarray(T))[0]) == 1
 
 
 def _mean(X: NDArray[Any]) -> NDArray[np.float32]:

@@ -88,6 +88,17 @@ def test_own_counterparts_are_an_images_own_description_and_a_prediction_for_the
     np.testing.assert_allclose(found[others], fuse.counterparts_of(context, context, slice(None))[others], atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["ridge", "own"])
+def test_equal_descriptions_tell_nothing_so_that_counterparts_are_joint_vectors_of_little_weight(kind: str, source: Path, tmp_path: Path) -> None:
+    representatives = {"representatives": 0} if kind == "own" else {}
+    config = settings(source, tmp_path / "store", prototypes={"count": 2, **representatives}, fuse={"counterpart": kind})
+    context = run_stages(config, encode.STAGE, prototypes.STAGE)
+    describe_with(context, ["This image contains an object."])
+    run_stage(context, fuse.STAGE)
+    assert (fuse.load_model(context).kind, fuse.load_model(context).text_weight) == ("joint", 0.15)
+    np.testing.assert_array_equal(fuse.load_counterparts(context), load_joint(context))
+
+
 def test_joint_counterparts_are_the_joint_vectors_of_the_images(source: Path, tmp_path: Path) -> None:
     context = described(source, tmp_path)
     describe_with(context)

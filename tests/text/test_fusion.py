@@ -155,6 +155,14 @@ def test_ridge_without_a_description_is_an_error() -> None:
         Ridge.fit(np.ones((2, 3)), np.empty(0, np.int64), np.empty((0, 3)))
 
 
+@pytest.mark.parametrize("described", [1, 5])
+def test_ridge_with_equal_descriptions_is_an_error(described: int) -> None:
+    """All counterparts would be zero vectors, although unit vectors are promised."""
+    X = np.random.default_rng(0).standard_normal((9, 4))
+    with pytest.raises(ValueError, match=f"T: all {described} descriptions are equal"):
+        Ridge.fit(X, np.arange(described), np.ones((described, 3)))
+
+
 def said_of_three(right: float, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Descriptions of ``images`` (n, d) of three kinds, right with probability ``right``; and each image's kind in the space of texts."""
     random = np.random.default_rng(1)
