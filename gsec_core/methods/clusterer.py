@@ -228,8 +228,14 @@ class Clusterer(Estimator):
         return np.concatenate(list(noun_counterparts(images if joint is None else joint, self._noun_vectors, selection)))
 
     def _check_width(self, name: str, matrix: NDArray[Any] | None, fitted: int | None) -> None:
-        if _width(matrix) != fitted:
-            raise ValueError(f"{name} has {_width(matrix)} features, and {type(self).__name__} was fitted with {fitted}.")
+        width, called = _width(matrix), type(self).__name__
+        if width == fitted:
+            return
+        if width is None:
+            raise ValueError(f"{name}: {called} was fitted with {name} of {fitted} features. Give it for new samples, too.")
+        if fitted is None:
+            raise ValueError(f"{name}: {called} was fitted without it. Leave it out.")
+        raise ValueError(f"{name} has {width} features, and {called} was fitted with {fitted}.")
 
     def member_count(self, default: int, methods: int = 1) -> int:
         """Number of outer members for each of ``methods`` methods: `n_members`, or else ``default``, but fewer with many clusters.

@@ -266,8 +266,8 @@ class Plan(OuterLayer):
         return self.train(features, neighbors, block, progress)
 
     def further(self, features: Features, neighbors: Neighbors, block: int, members: Sequence[Member], progress: Callable[[int], None]) -> list[Member]:
-        """Train the ``members`` of a block further, with fewer steps and a smaller learning rate. Only for plans that `goes_on` says can do this."""
-        raise NotImplementedError(f"{type(self).__name__} cannot train members further")
+        """Train the ``members`` of a block further, with fewer steps and a smaller learning rate. Raises NotImplementedError unless `goes_on`."""
+        raise NotImplementedError(f"{type(self).__name__}: goes_on is False, so its members cannot be trained further. Train new ones.")
 
     @property
     def abreast(self) -> int:

@@ -117,3 +117,11 @@ def test_a_fit_cannot_continue_one_of_another_class_or_number_of_members(night: 
 def _other(X: NDArray[np.float32]) -> TACKMeans:
     found: TACKMeans = TACKMeans(K, n_members=5).fit(X, text=X)
     return found
+
+
+def test_members_of_a_method_that_cannot_train_them_further_say_so() -> None:
+    X, _ = blobs([20] * K, seed=0)
+    plan = TACKMeans(K, n_members=1, device="cpu").plan()
+    features = plan.features([X, X], plan.halves([X, X]), 0.5)
+    with pytest.raises(NotImplementedError, match="TACKMeansPlan: goes_on is False"):
+        plan.further(features, plan.neighbors(features), 0, [], lambda steps: None)

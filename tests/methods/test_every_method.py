@@ -107,9 +107,9 @@ def test_images_in_the_space_of_the_nouns_are_required_for_new_rows_if_and_only_
     X, nouns = random.standard_normal((60, 8)).astype(np.float32), random.standard_normal((40, 8)).astype(np.float32)
     estimator = find(name).load()(3, device="cpu", **QUICK[name])
     with_joint, without = (clone(estimator).fit(X, nouns=nouns, joint=joint) for joint in (X[::-1], None))
-    with pytest.raises(ValueError, match=r"^joint has None features, and \w+ was fitted with 8\."):
+    with pytest.raises(ValueError, match=r"^joint: \w+ was fitted with joint of 8 features\. Give it for new samples, too\."):
         with_joint.predict(X)
-    with pytest.raises(ValueError, match=r"^joint has 8 features, and \w+ was fitted with None\."):
+    with pytest.raises(ValueError, match=r"^joint: \w+ was fitted without it\. Leave it out\."):
         without.predict(X, joint=X)
     with pytest.raises(ValueError, match=r"^joint: without nouns it has no use"):
         clone(estimator).fit(X, text=X, joint=X)

@@ -93,8 +93,13 @@ def test_without_text_the_image_half_is_clustered_alone() -> None:
     X, _, truth = blobs()
     estimator = GSEC(4, **SMALL).fit(X)
     assert adjusted_rand_score(truth, estimator.labels_) > 0.8
-    with pytest.raises(ValueError, match="text has 12 features, and GSEC was fitted with None"):
+    with pytest.raises(ValueError, match=r"text: GSEC was fitted without it\. Leave it out\."):
         estimator.predict(X, blobs()[1])
+
+
+def test_new_samples_without_the_text_that_the_fit_had_are_an_error_that_asks_for_it(fitted: GSEC) -> None:
+    with pytest.raises(ValueError, match=r"^text: GSEC was fitted with text of 12 features\. Give it for new samples, too\."):
+        fitted.predict(blobs()[0])
 
 
 def test_presets_set_the_documented_parameters_and_explicit_ones_override_them() -> None:
