@@ -18,6 +18,7 @@ from gsec_core.clustering.features import Features, Rows
 from gsec_core.clustering.kmeans import sample_rows
 from gsec_core.clustering.lineage import match
 from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.clustering.refill import Division, refill
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
 from gsec_core.devices import in_threads, threads_of_torch
 
@@ -33,6 +34,8 @@ _LOG_TEMPERATURES = (-3.0, 3.0)
 _HEAD_STEPS = 200
 _HEAD_BATCH_ROWS = 1024
 _HEAD_LR = 0.01
+_HEAD_MARGIN = 5.0
+"""Difference of the logits of a refilled and a divided cluster, at the mean of each, with which the head starts."""
 
 _SMALL_PRODUCT = 2**27
 """A training step of the head with at most this many multiplications runs in one thread: several would wait longer than they work."""
@@ -98,6 +101,8 @@ class Consensus(NamedTuple):
     posteriors: Posteriors
     labels: NDArray[np.int32]
     """(n, members): each member's cluster of each row, in its own numbers."""
+    divided: list[Division]
+    """The clusters that were divided, because others had no rows."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,19 @@ class Ensemble:
         return replace(ensemble, permutations=align(co_assignment(posteriors)))
 
     def consensus(
-        self, features: Features, neighbors: Neighbors, rounds: int, device: str, allocate: Allocate, before: NDArray[np.int32] | None = None
+        self,
+        features: Features,
+        neighbors: Neighbors,
+        rounds: int,
+        device: str,
+        allocate: Allocate,
+        *,
+        refilled: bool = False,
+        before: NDArray[np.int32] | None = None,
     ) -> Consensus:
         """Mean aligned posteriors of all rows, smoothed ``rounds`` times over the neighbours, at the ensemble's temperature.
 
-        ``before``: see `Posteriors.leaning`.
+        ``refilled``: whether empty clusters get images, see `refill.refill`. ``before``: see `Posteriors.leaning`.
         """
         # The rounding of sums depends on the order of the clusters. Until the end the order is that of the first member, whatever their final numbers: an
         # interrupted run that finds its clusters numbered already must round as an uninterrupted one.
@@ -141,8 +154,10 @@ class Ensemble:
 
         for _ in in_threads(look, self.blocks(0, len(features)), device):
             pass
-        smoothed = smooth(found, neighbors.halves, features.weights, rounds, allocate).renamed(names)
-        return Consensus((smoothed if before is None else smoothed.leaning(before)).sharpened(self.temperature), labels)
+        smoothed = smooth(found, neighbors.halves, features.weights, rounds, allocate)
+        divided = refill(smoothed, labels, neighbors.halves, features.weights) if refilled else []
+        smoothed.renamed(names)
+        return Consensus((smoothed if before is None else smoothed.leaning(before)).sharpened(self.temperature), labels, divided)
 
     def by_size(self, consensus: Posteriors) -> "Ensemble":
         """A copy with clusters numbered by size in ``consensus``, which is renumbered in place."""
@@ -177,11 +192,14 @@ class Ensemble:
         if len(self.models) < 2:
             return self
         posteriors = consensus.posteriors
-        rows = sample_rows(len(posteriors.values), _SAMPLE_ROWS, random_state)
+        # Members do not know the clusters that were refilled: neither the rows of these nor votes for their numbers count.
+        refilled = np.concatenate([np.empty(0, np.int64), *(division.part for division in consensus.divided)])
+        numbers = np.unique(posteriors.labels_of(refilled))
+        rows = np.setdiff1d(sample_rows(len(posteriors.values), _SAMPLE_ROWS, random_state), refilled)
         values, clusters = np.maximum(posteriors.values[rows], np.finfo(np.float32).tiny), posteriors.clusters[rows]
         votes = np.zeros_like(values)
         for said in member_labels(consensus.labels[rows], self.permutations).T:
-            votes += clusters == said[:, None]
+            votes += (clusters == said[:, None]) & ~np.isin(said, numbers)[:, None]
         logs = np.log(values)
 
         def loss(log_temperature: float) -> float:
@@ -192,15 +210,23 @@ class Ensemble:
         posteriors.sharpened(temperature)
         return replace(self, temperature=temperature)
 
-    def head(self, features: Features, consensus: Posteriors, *, batch_rows: int, random_state: int, device: str) -> Head:
+    def head(self, features: Features, consensus: Consensus, *, batch_rows: int, random_state: int, device: str) -> Head:
         """Distil ``consensus`` into a head (Hinton et al. 2015), which starts from `Models.head_start`."""
         rows_a_step = min(len(features), max(batch_rows, _HEAD_BATCH_ROWS))
         small = rows_a_step * features.dimensions * self.models.n_clusters <= _SMALL_PRODUCT
         with threads_of_torch(1 if small else torch.get_num_threads()):
             return self._distilled(features, consensus, rows_a_step, random_state, device)
 
-    def _distilled(self, features: Features, consensus: Posteriors, rows_a_step: int, random_state: int, device: str) -> Head:
+    def _distilled(self, features: Features, found: Consensus, rows_a_step: int, random_state: int, device: str) -> Head:
+        consensus = found.posteriors
         weights, bias = self.models.head_start(self.permutations, features.dimensions)
+        for division in found.divided:
+            [new], [old] = (consensus.labels_of(rows[:1]) for rows in division)
+            # A refilled cluster starts as a copy of the divided one, apart from the direction in which the two differ.
+            means = [features.rows(rows[sample_rows(len(rows), _HEAD_BATCH_ROWS, random_state)]).numpy().mean(0) for rows in division]
+            direction = (means[0] - means[1]) / max(float(np.square(means[0] - means[1]).sum()), 1e-12)
+            weights[new] = weights[old] + 2 * _HEAD_MARGIN * direction
+            bias[new] = bias[old] - _HEAD_MARGIN * float(direction @ (means[0] + means[1]))
         weight, offset = (torch.from_numpy(part).to(device).requires_grad_() for part in (weights, bias))
         optimizer = torch.optim.Adam([weight, offset], fused=True)
         for step in range(_HEAD_STEPS):

@@ -70,6 +70,10 @@ class Posteriors:
         np.put_along_axis(values, place, 0, 1)  # what is left, if anything, is the second best
         return labels[:, 0], best[:, 0], best[:, 0] - values.max(1)
 
+    def labels_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The cluster with the largest posterior of the rows with the given numbers."""
+        return np.take_along_axis(self.clusters[rows], self.values[rows].argmax(1)[:, None], 1)[:, 0]
+
     def leaning(self, before: NDArray[np.int32]) -> "Posteriors":
         """In place, favour the cluster that each row had ``before`` (n,), -1 for none: the row keeps it unless another one is larger by a margin.
 
@@ -101,6 +105,22 @@ class Posteriors:
             self.clusters[rows] = np.take_along_axis(clusters, order, 1)
             self.values[rows] = np.take_along_axis(self.values[rows], order, 1)
         return self
+
+    def moved(self, rows: NDArray[np.int64], one: int, other: int) -> "Posteriors":
+        """In place, make the posteriors of cluster ``one`` those of ``other`` in the rows with the given numbers; ``other`` has posterior 0 in all others."""
+        for block in row_blocks(len(self.values)):
+            values = np.where(self.clusters[block] == other, np.float32(0), self.values[block])
+            self.values[block] = values / values.sum(1, keepdims=True)
+        names = np.arange(self.n_clusters, dtype=np.int32)
+        names[[one, other]] = other, one
+        self._rename(rows, names)
+        return self
+
+    def _rename(self, rows: slice | NDArray[np.int64], names: NDArray[np.int32]) -> None:
+        clusters = names[self.clusters[rows]]
+        order = np.argsort(clusters, axis=1)
+        self.clusters[rows] = np.take_along_axis(clusters, order, 1)
+        self.values[rows] = np.take_along_axis(self.values[rows], order, 1)
 
 
 def smooth(posteriors: Posteriors, neighbors: Sequence[NDArray[np.int32]], weights: Sequence[float], rounds: int, allocate: Allocate) -> Posteriors:

@@ -1,6 +1,7 @@
 """Base classes of the estimators of all methods: scikit-learn's conventions around a plan, see `plan`."""
 
 import math
+import warnings
 from abc import abstractmethod
 from numbers import Integral, Real
 from typing import Any, Self
@@ -165,6 +166,9 @@ class Clusterer(Estimator):
         self.labels_, self.confidence_, self.margin_, self.agreement_ = found.labels, found.confidence, found.margin, found.agreement
         self.member_labels_ = np.ascontiguousarray(found.member_labels.T)
         self.member_agreement_ = (self.member_labels_ == self.labels_).mean(1, dtype=np.float32)
+        empty = self.n_clusters - len(np.unique(self.labels_))
+        if empty:
+            warnings.warn(f"n_clusters = {self.n_clusters}: {empty} of the clusters got no samples. Fewer clusters may fit these better.", stacklevel=2)
         return self
 
     def predict(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.int32]:

@@ -215,7 +215,7 @@ class OuterLayer(ABC):
             ensemble = Ensemble(self.models(members), start.permutations)
         else:
             ensemble = Ensemble.aligned(self.models(members), features, random_state=self.random_state, device=self.device)
-        consensus = self.consensus(features, neighbors, ensemble, allocate)
+        consensus = self.consensus(features, neighbors, ensemble, allocate, from_scratch=start is None)
         posteriors = consensus.posteriors
         if start is None:
             ensemble = ensemble.by_size(posteriors)
@@ -226,13 +226,20 @@ class OuterLayer(ABC):
         if self.is_own_head:
             return ensemble, consensus, Head(*ensemble.models.head_start(ensemble.permutations, features.dimensions))
         rows = self.batch(len(features))
-        return ensemble, consensus, ensemble.head(features, posteriors, batch_rows=rows, random_state=self.random_state, device=self.device)
+        return ensemble, consensus, ensemble.head(features, consensus, batch_rows=rows, random_state=self.random_state, device=self.device)
 
     def consensus(
-        self, features: Features, neighbors: Neighbors, ensemble: Ensemble, allocate: Allocate = np.empty, before: NDArray[np.int32] | None = None
+        self,
+        features: Features,
+        neighbors: Neighbors,
+        ensemble: Ensemble,
+        allocate: Allocate = np.empty,
+        *,
+        from_scratch: bool = True,
+        before: NDArray[np.int32] | None = None,
     ) -> Consensus:
-        """See `Ensemble.consensus`."""
-        return ensemble.consensus(features, neighbors, self.smoothing, self.device, allocate, before)
+        """See `Ensemble.consensus`. A clustering that continues another one may have empty clusters, as clusters keep their meaning."""
+        return ensemble.consensus(features, neighbors, self.smoothing, self.device, allocate, refilled=from_scratch, before=before)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,8 @@ def load_consensus(context: Context) -> Consensus:
         load_neighbors(context),
         load_ensemble(context),
         partial(scratch_array, context.config),
-        before.labels_before(context) if context.continues else None,
+        from_scratch=not context.continues,
+        before=before.labels_before(context) if context.continues else None,
     )
 
 
@@ -185,7 +186,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="align",
-    version=3,
+    version=4,
     settings=_settings,
     inputs=_inputs,
     steps=(
