@@ -186,7 +186,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="align",
-    version=4,
+    version=3,
     settings=_settings,
     inputs=_inputs,
     steps=(

@@ -176,7 +176,7 @@ def _settings(config: PipelineConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="fuse",
-    version=4,
+    version=3,
     settings=_settings,
     inputs=lambda context: [encode.STAGE.fingerprint(context), describe.STAGE.fingerprint(context), usable(context).digest],
     steps=(

@@ -97,7 +97,7 @@ def _inputs(context: Context) -> list[str]:
 
 STAGE = Stage(
     name="lineage",
-    version=2,
+    version=1,
     settings=lambda config: {},
     inputs=_inputs,
     steps=(Step((LINEAGE_TABLE,), trace, whole=True),),
