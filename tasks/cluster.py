@@ -7,7 +7,6 @@ Ray may therefore lose a node, or run a slice twice: the first valid shard count
 import logging
 import os
 import platform
-import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import grpc
 import httpx
 import prefect_ray
 import ray
@@ -28,7 +28,13 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner
 from prefect_ray.context import remote_options
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType
+from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
+from ray.exceptions import AuthenticationError, GetTimeoutError, OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
@@ -91,9 +97,8 @@ def _connect(address: str | None) -> None:
         if address is None:
             ray.init("local", num_cpus=usable_cores(), object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
             return
-        if address != AUTO:  # checked first, because Ray would try for minutes
-            place = urlsplit(address if "://" in address else f"//{address}")
-            socket.create_connection((place.hostname, place.port), ANSWER).close()
+        if address != AUTO:
+            _check_answer(address)
         for attempt in Retrying(retry=retry_if_exception_type(ConnectionAbortedError), stop=stop_after_attempt(ATTEMPTS), reraise=True):
             with attempt:
                 ray.init(address, **quiet)
@@ -104,6 +109,21 @@ def _connect(address: str | None) -> None:
             f"ray.address = {address}: no Ray cluster can be used there ({_line(error)}). Start one of Ray {ray.__version__} on Python "
             f"{platform.python_version()}, or leave the setting out to use a cluster on this machine."
         ) from None
+
+
+def _check_answer(address: str) -> None:
+    """Raises ConnectionError if no Ray cluster answers at the address. Ray itself would try for minutes, also if another program answers."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    with init_grpc_channel(place.netloc, GLOBAL_GRPC_OPTIONS) as channel:
+        try:
+            if place.scheme:
+                RayletDriverStub(channel).ClusterInfo(ClusterInfoRequest(type=ClusterInfoType.PING), timeout=ANSWER)
+            else:
+                NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER)
+        except grpc.RpcError as error:
+            raise ConnectionError(cast(grpc.Call, error).details()) from None
+        except AuthenticationError:
+            return  # `ray.init` raises it with a shorter message
 
 
 class Cluster:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -193,6 +195,18 @@ def working(node: Any) -> list[str]:
 def test_resources_that_the_cluster_lacks_or_a_missing_cluster_are_refused(cluster: Cluster, tmp_path: Path, asked: dict[str, Any], said: str) -> None:
     add_node(cluster)
     assert said in refused(tmp_path / "store", {"address": cluster.address, **asked})
+    assert not (tmp_path / "store").exists(), "nothing may be written"
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_at_which_another_program_answers_is_refused_within_half_a_minute(tmp_path: Path, scheme: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        began = time.monotonic()
+        said = refused(tmp_path / "store", {"address": f"{scheme}127.0.0.1:{server.server_port}"})
+        server.shutdown()
+    assert "no Ray cluster can be used there (failed to connect" in said
+    assert time.monotonic() - began < 30
     assert not (tmp_path / "store").exists(), "nothing may be written"
 
 
