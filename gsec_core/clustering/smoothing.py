@@ -100,10 +100,7 @@ class Posteriors:
     def renamed(self, names: NDArray[np.int32]) -> "Posteriors":
         """In place, renumber cluster c as ``names[c]``."""
         for rows in row_blocks(len(self.values)):
-            clusters = names[self.clusters[rows]]
-            order = np.argsort(clusters, axis=1)
-            self.clusters[rows] = np.take_along_axis(clusters, order, 1)
-            self.values[rows] = np.take_along_axis(self.values[rows], order, 1)
+            self._rename(rows, names)
         return self
 
     def moved(self, rows: NDArray[np.int64], one: int, other: int) -> "Posteriors":
