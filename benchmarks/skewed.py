@@ -68,7 +68,7 @@ def main() -> None:
         for name in labels[0]:
             scores = 100 * np.array([score(truth, found[name]) for (_, truth), found in zip(sets, labels, strict=True)])
             empty = sum(clusters - len(np.unique(found[name])) for found in labels)
-            cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(scores.mean(0), scores.std(0), strict=True)]
+            cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(scores.mean(0), scores.std(0, ddof=1), strict=True)]
             print(f"| {distance:g} | {name} | {empty} | {' | '.join(cells)} |", flush=True)
 
 
