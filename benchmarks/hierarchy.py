@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from benchmarks.systems import kept
 from gsec_core.clustering import hierarchy
-from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
+from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 
 MEMBERS = 4
 VEHICLES = (0, 1, 8, 9)

@@ -23,8 +23,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre
 from PIL import Image
 
 from flows.demo import photographs
-from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
+from gsec_core.clustering.kmeans import unit_rows
 from gsec_core.clustering.metrics import score
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.devices import usable_cores
 from gsec_core.encoders import lite
 

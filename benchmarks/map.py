@@ -14,7 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.memory import anonymous_mib, peak
-from gsec_core.clustering.kmeans import SphericalKMeans, unit_rows
+from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.devices import native_threads
 from gsec_core.report import layout
 

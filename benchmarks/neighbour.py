@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.encode import write_photographs
 from gsec_core import GSEC, pipeline
-from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.settings import load_config
 from gsec_core.stages.base import Context, run_stage
 

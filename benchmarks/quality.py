@@ -31,8 +31,9 @@ from benchmarks.memory import peak
 from benchmarks.sets import SOURCES, TAU, Set
 from gsec_core import GSEC
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import SphericalKMeans, lloyd, sample_rows, sample_size
+from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
 from gsec_core.clustering.metrics import accuracy, bias_variance, score
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.gsec import bilevel
 from gsec_core.text.fusion import softmax_counterparts
 

@@ -21,8 +21,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gsec_core import pipeline
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.prototypes import prototype_count, representatives
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.settings import load_config
 from gsec_core.sources import keyed
 from gsec_core.stages import encode

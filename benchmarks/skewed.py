@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from gsec_core import GSEC
 from gsec_core.clustering.ensemble import Consensus
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import score
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.gsec.estimator import GSECPlan
 
 DIMENSIONS = 64

@@ -19,8 +19,8 @@ from PIL import Image
 
 from flows.demo import vary
 from gsec_core import GSEC
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import score
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.encoders import load_encoder
 from gsec_core.encoders.base import Encoder
 from gsec_core.methods.gsec.estimator import GSECPlan

@@ -17,7 +17,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.preprocessing import normalize
 
 from gsec_core import SEIC, SIC, TAC, TEMI
-from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.plan import CIFAR_ROWS
 
 DIMENSIONS, MODES, NOISE, WRONG = 256, 3, 0.085, 0.3

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from benchmarks.memory import peak
 from benchmarks.sets import SOURCES
 from gsec_core import ASD, GSEC, SEIC, SIC, TAC, TEMI, TURTLE, Mixture, TACKMeans, ZeroShot
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import score
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.config import NounsConfig
 from gsec_core.encoders import load_encoder
 from gsec_core.methods.clusterer import Clusterer

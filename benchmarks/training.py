@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.memory import peak
 from gsec_core import methods
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.sic.estimator import MAPPED_STEPS
 
 DIMENSIONS = 512

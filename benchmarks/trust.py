@@ -26,8 +26,8 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.sets import SOURCES, Set, all_wrong
 from gsec_core import GSEC
 from gsec_core.clustering.centres import Centres
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import accuracy, purity
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.results.quality import STABLE
 from gsec_core.text.fusion import MOST_WEIGHT
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
-from gsec_core.clustering.features import Features, Rows
-from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.kmeans import Rows, sample_rows
 from gsec_core.clustering.lineage import match
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.refill import Division, refill

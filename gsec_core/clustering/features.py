@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsec_core.clustering.kmeans import row_blocks, sample_rows
+from gsec_core.clustering.kmeans import Rows, row_blocks, sample_rows
 from gsec_core.devices import in_threads, threads_of_torch
 
 CLIP = 10.0
@@ -22,8 +22,6 @@ RADIUS = 10.0
 
 _SAMPLE_ROWS = 65_536
 """Number of rows that principal axes are fitted on."""
-
-Rows = slice | NDArray[np.int64]
 
 
 class Half(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsec_core.clustering.features import Features, Rows
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.members import Member
 
 WEIGHTS, BIAS = "weights", "bias"

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import one_start, row_blocks, sample_rows, sample_size, side_by_side
+from gsec_core.clustering.kmeans import MANY_CLUSTERS, one_start, row_blocks, sample_rows, sample_size, side_by_side
 
 MAX_ITER, MAX_ITER_OF_MANY = 50, 10
 """Iterations of k-means, and those for more than `MANY_CLUSTERS`, where training moves the centres further than more iterations would."""
-
-MANY_CLUSTERS = 512
 
 _ROWS_OF_MANY = 32
 """Rows per cluster that k-means is fitted on where there are many clusters; each start draws its own sample."""

@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from gsec_core.clustering.kmeans import SphericalKMeans, sample_rows, sample_size
+from gsec_core.clustering.kmeans import sample_rows, sample_size
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.curation import published
 from gsec_core.curation.log import DESCRIBE, FIRST_NEW, NEEDS, RENAME, SHOW, SPLIT, UNDO, Act, Image, packed
 from gsec_core.curation.replay import Model, State, nearest, undoings

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import config_context
 
-from gsec_core.clustering.kmeans import SphericalKMeans, cosines
+from gsec_core.clustering.kmeans import cosines
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import native_threads
 from gsec_core.section import output_settings

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gsec_core import methods
-from gsec_core.clustering.features import Rows
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import native_threads
 from gsec_core.section import output_settings

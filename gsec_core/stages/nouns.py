@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from sklearn import config_context
 
 from gsec_core import methods
-from gsec_core.clustering.features import Rows
-from gsec_core.clustering.kmeans import unit_rows
+from gsec_core.clustering.kmeans import Rows, unit_rows
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import native_threads
 from gsec_core.errors import Refused

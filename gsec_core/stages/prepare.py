@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from gsec_core import methods
 from gsec_core.checkpoints import to_state, to_table
-from gsec_core.clustering.features import Features, Half, Rows
+from gsec_core.clustering.features import Features, Half
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.neighbors import EXACT_ROWS, Built, Neighbors
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads

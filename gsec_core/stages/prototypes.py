@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from sklearn import config_context
 
-from gsec_core.clustering.kmeans import SphericalKMeans, cosines
+from gsec_core.clustering.kmeans import cosines
 from gsec_core.clustering.prototypes import prototype_count, representatives
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.devices import native_threads
 from gsec_core.section import output_settings
 from gsec_core.stages import encode

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gsec_core.clustering.features import Rows
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import encode, fuse, nouns, vocabulary
 from gsec_core.stages.base import Context, Stage

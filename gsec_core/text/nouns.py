@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from gsec_core.clustering.kmeans import SphericalKMeans, cosines, one_start, sample_rows, unit_rows
+from gsec_core.clustering.kmeans import cosines, one_start, sample_rows, unit_rows
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.devices import native_threads
 from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.fusion import distinct_rows, nearest_counterparts, softmax_counterparts

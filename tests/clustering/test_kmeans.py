@@ -9,7 +9,8 @@ from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from gsec_core.clustering.kmeans import SphericalKMeans, lloyd, unit_rows
+from gsec_core.clustering.kmeans import lloyd, unit_rows
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 
 
 def planted(count: int = 600, clusters: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

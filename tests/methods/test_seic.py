@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gsec_core import SEIC
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import accuracy
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.seic import estimator
 from gsec_core.methods.seic.estimator import agreement, balance, centre_agreement, cluster_agreement, followed, loss, schedule
 from gsec_core.text.fusion import nearest_counterparts

@@ -6,8 +6,8 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 
 from gsec_core import GSEC, TAC, TACKMeans
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import accuracy
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.tac.estimator import _Head, cluster_agreement, loss, schedule
 from gsec_core.text.nouns import noun_counterparts, select_nouns

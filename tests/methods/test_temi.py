@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from gsec_core import TEMI
-from gsec_core.clustering.kmeans import SphericalKMeans
 from gsec_core.clustering.metrics import accuracy
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.temi.estimator import N_HEADS, losses, pair_weights, schedule
 
 SCHEDULES = [(50_000, 10, (19_400, 512)), (5_000, 10, (7_200, 512)), (300, 10, (7_200, 300)), (1_281_167, 1000, (250_200, 1024))]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.stages import baseline
 from gsec_core.stages.base import run_stage
 from gsec_core.tables import BASELINE_CLUSTERS_TABLE, BASELINE_TABLE

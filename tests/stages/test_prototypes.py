@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gsec_core.clustering.kmeans import SphericalKMeans
+from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.config import PipelineConfig
 from gsec_core.stages import encode, prototypes
 from gsec_core.stages.base import Context, run_stage

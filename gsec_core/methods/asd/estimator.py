@@ -25,8 +25,8 @@ from sklearn.cluster import SpectralClustering
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsec_core.clustering.features import RADIUS, Features, Rows
-from gsec_core.clustering.kmeans import sample_rows
+from gsec_core.clustering.features import RADIUS, Features
+from gsec_core.clustering.kmeans import Rows, sample_rows
 from gsec_core.clustering.linear import BIAS, WEIGHTS
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsec_core.clustering.features import Features, Half, principal, project, standardising
-from gsec_core.clustering.kmeans import row_blocks
+from gsec_core.clustering.kmeans import MANY_CLUSTERS, row_blocks
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
-from gsec_core.clustering.starts import MANY_CLUSTERS
 from gsec_core.devices import keep_freed_memory
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.gsec.bilevel import FURTHER_STEPS, Training, train_block

@@ -19,7 +19,8 @@ from sklearn.utils.metaestimators import _BaseComposition
 from torch import Tensor
 
 from gsec_core.clustering.ensemble import Models
-from gsec_core.clustering.features import Features, Half, Rows, UnitFeatures
+from gsec_core.clustering.features import Features, Half, UnitFeatures
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsec_core.clustering.features import RADIUS, Features, Half, Rows, UnitFeatures
-from gsec_core.clustering.kmeans import lloyd, sample_rows, sample_size
+from gsec_core.clustering.features import RADIUS, Features, Half, UnitFeatures
+from gsec_core.clustering.kmeans import Rows, lloyd, sample_rows, sample_size
 from gsec_core.clustering.linear import BIAS, WEIGHTS, linear, random_maps
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gsec_core.clustering.features import Features, Rows
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer

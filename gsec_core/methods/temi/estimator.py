@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsec_core.clustering.features import Features, Rows
+from gsec_core.clustering.features import Features
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsec_core.clustering.features import RADIUS, Features, Rows
+from gsec_core.clustering.features import RADIUS, Features
+from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.linear import random_maps
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
