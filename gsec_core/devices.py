@@ -22,17 +22,25 @@ Result = TypeVar("Result")
 
 def resolve(device: str, setting: str) -> str:
     """The device for torch: ``auto`` becomes cuda if available, else cpu. Raises Refused naming ``setting`` if there is no such device."""
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise Refused(f"{setting} = {json.dumps(device)}: choose `auto`, `cpu`, `cuda` or `cuda:N`.")
+    if device == "cpu":
+        return device
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if match is None:
-        raise Refused(f"{setting} = {json.dumps(device)}: choose `auto`, `cpu`, `cuda` or `cuda:N`.")
     gpus = torch.cuda.device_count()
-    if device != "cpu" and int(match[1] or 0) >= gpus:
+    if int(match[1] or 0) >= gpus:
         raise Refused(f"{setting} = {json.dumps(device)}: torch finds {gpus} GPUs here; `auto` uses the CPU if there is none.")
     return device
+
+
+def check(device: str, setting: str) -> None:
+    """Raises Refused as `resolve`. Does not import torch for ``auto`` and ``cpu``, which are available everywhere."""
+    if device != "auto":
+        resolve(device, setting)
 
 
 def thread_count(threads: int) -> int:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from gsec_core import devices
 from gsec_core.captioners import captioner_model
 from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, recorded, with_runtime
 from gsec_core.curation.run import curated_clusters
-from gsec_core.devices import resolve
 from gsec_core.errors import BadRecord, BadShard, Refused
 from gsec_core.naming import namers
 from gsec_core.results import publishing, quality
@@ -107,6 +107,8 @@ class Place:
     source: Source
     embeddings: tuple[Shards, ...]
     """Embedding tables of the request's encoders in the corpus."""
+    settled: bool
+    """Whether the run of the request on the newest generation is finished and could read every image, so that only changes of the source remain to do."""
 
 
 def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
@@ -119,9 +121,9 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     vocabulary.words_of(config)  # even without nouns, since every setting that names nothing is an error
     vocabulary.prompts_of(config)
     config.ray.check()
-    resolve(config.encode.device, "encode.device")
+    devices.check(config.encode.device, "encode.device")
+    devices.check(config.train.device, "train.device")
     text.check(config)
-    prepare.plan_of(numbered)
     if of_run is None:
         enhance.check(config)
     scratch_file(config).close()
@@ -138,7 +140,10 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
         if not encoded.names():  # an encoder with embeddings exists; checking takes seconds
             encoding.check(config)
         embeddings.append(encoded)
-    return Place(store, corpus, source, tuple(embeddings))
+    settled = _settled(store, corpus, config, of_run)
+    if not settled or config.clusters == AUTO:  # a finished run with clusters has a plan, which it takes torch to make again
+        prepare.plan_of(numbered)
+    return Place(store, corpus, source, tuple(embeddings), settled)
 
 
 def request(
@@ -155,8 +160,7 @@ def request(
     check_redo(redo, config, of_run)
     if counting is not None:
         place.store.run(counting).check_stage(count.STAGE.name)
-    settled = _settled(place, config, of_run)
-    generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run), settled=settled)
+    generation, changes = ingest(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run), settled=place.settled)
     for name in redo:
         if name == describe.RETRY:
             describe.retry(place.corpus, config.describe, asked_by)
@@ -165,20 +169,16 @@ def request(
     return run_of(place.store, place.corpus, config, generation.number, of_run, counting), changes
 
 
-def _settled(place: Place, config: PipelineConfig, of_run: str | None) -> bool:
-    """Whether the run of this request on the newest generation is finished and could read every image, so that only changes of the source remain to do.
-
-    Reads only records and listings, so that a rerun without changes reads no shard, however large the corpus is.
-    """
-    run = _wanted(place, config, place.corpus.generation().number, of_run)
+def _settled(store: Store, corpus: Corpus, config: PipelineConfig, of_run: str | None) -> bool:
+    """See `Place.settled`. Reads only records and listings, so that a rerun without changes reads no shard, however large the corpus is."""
+    run = _wanted(store, corpus, config, corpus.generation().number, of_run)
     found = run.result()
     return found is not None and not found["missing"] and run.is_finished()
 
 
-def _wanted(place: Place, config: PipelineConfig, generation: int, of_run: str | None) -> Run:
+def _wanted(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None) -> Run:
     """The run of these settings on a generation; it need not exist. See `Store.wanted_run`."""
-    corpus = place.corpus
-    return place.store.wanted_run(corpus, generation, identity(config, of_run), _line(config, corpus, of_run), corpus.redo_counters())[0]
+    return store.wanted_run(corpus, generation, identity(config, of_run), _line(config, corpus, of_run), corpus.redo_counters())[0]
 
 
 def run_of(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None = None, counting: str | None = None) -> Run:
@@ -215,11 +215,10 @@ def nothing_to_do(config: PipelineConfig, redo: Sequence[str] = (), of_run: str 
     """
     place = open_place(config, of_run)
     check_redo(redo, config, of_run)
-    settled = _settled(place, config, of_run)
-    changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run), settled=settled)
-    run = _wanted(place, config, changes.base.number, of_run)
+    changes = compare(place.corpus, place.source, config.ingest, place.embeddings, at_least=_at_least(config, of_run), settled=place.settled)
+    run = _wanted(place.store, place.corpus, config, changes.base.number, of_run)
     again = [name for name in redo if name != describe.RETRY or describe.any_failed(place.corpus, config.describe)]
-    return run if changes.none and not again and run.exists() and (settled or run.is_finished()) else None
+    return run if changes.none and not again and run.exists() and (place.settled or run.is_finished()) else None
 
 
 def split_redo(redo: Sequence[str], config: PipelineConfig) -> tuple[list[str], list[str]]:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import hypergeom, norm
 
 from gsec_core.clustering.centres import Centres
 from gsec_core.clustering.kmeans import sample_rows
@@ -124,6 +123,8 @@ def _measure(name: str, before: NDArray[Any], now: NDArray[Any], bound: float) -
 
 def _beyond_chance(before: NDArray[Any], now: NDArray[Any], change: float) -> bool:
     if now.dtype == np.bool_:
+        from scipy.stats import hypergeom, norm
+
         # The exact probability of so many among the new ones (Fisher 1922): of few images the share is far from normal, and of a single one it is 0 or 1.
         all_of_them, both = len(before) + len(now), int(before.sum() + now.sum())
         return bool(hypergeom.sf(int(now.sum()) - 1, all_of_them, both, len(now)) < norm.sf(SURE))

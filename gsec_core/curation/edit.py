@@ -9,7 +9,6 @@ from functools import cache
 import numpy as np
 
 from gsec_core.clustering.kmeans import sample_rows, sample_size
-from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.curation import published
 from gsec_core.curation.log import DESCRIBE, FIRST_NEW, NEEDS, RENAME, SHOW, SPLIT, UNDO, Act, Image, packed
 from gsec_core.curation.replay import Model, State, nearest, undoings
@@ -196,6 +195,8 @@ def _divider(context: Context, model: Model, parts: int) -> Divide:
 
     @cache
     def divide(cluster: int, rows: bytes) -> str:
+        from gsec_core.clustering.spherical_kmeans import SphericalKMeans
+
         of = np.frombuffer(rows, np.int64)
         if len(of) < parts:
             raise Refused(f"split: cluster {cluster} has {len(of)} images, fewer than {parts} parts.")

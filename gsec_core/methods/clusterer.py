@@ -15,6 +15,7 @@ from gsec_core.clustering.ensemble import head_posteriors, joined
 from gsec_core.clustering.features import Half
 from gsec_core.devices import in_threads, resolve, threads_of_torch, usable_cores
 from gsec_core.errors import Refused
+from gsec_core.methods.method import default_members
 from gsec_core.methods.plan import OuterLayer, Start
 from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.nouns import noun_counterparts, select_nouns
@@ -27,9 +28,6 @@ ROWS_PER_NEIGHBOR = 40
 
 SMOOTHING = 3
 """Rounds of smoothing the consensus over neighbours."""
-
-MEMBERS_TIMES_CLUSTERS = 10_000
-"""With many clusters there are fewer members by default: members times clusters do not exceed this number."""
 
 MOST_GRAM_BYTES = 2**33
 """Limit of memory for the products of all members' posteriors: enough for members times clusters = 32,768."""
@@ -246,7 +244,7 @@ class Clusterer(Estimator):
 
         Raises ValueError if aligning so many would take too much memory.
         """
-        n_members = self.n_members or min(default, max(1, MEMBERS_TIMES_CLUSTERS // (methods * self.n_clusters)))
+        n_members = self.n_members or default_members(default, self.n_clusters, methods)
         gram_bytes = 8 * (methods * n_members * self.n_clusters) ** 2
         if gram_bytes > MOST_GRAM_BYTES:
             raise ValueError(f"n_members = {n_members}: aligning them in {self.n_clusters} clusters would take {gram_bytes / 2**30:.0f} GiB. Ask for fewer.")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from gsec_core.methods.clusterer import Clusterer
     from gsec_core.methods.enhancer import Enhancer
 
+MEMBERS_TIMES_CLUSTERS = 10_000
+"""With many clusters there are fewer members by default: members times clusters do not exceed this number."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -31,6 +34,10 @@ class Method:
     """Section of the settings with the parameters of the estimator, under the same names."""
     estimator: str
     """``module:class`` of a `Clusterer`, imported when it is used."""
+    n_members: Callable[[Any], int]
+    """Default number of outer members, for its settings; with many clusters there are fewer, see `member_count`."""
+    revision: Callable[[Any, int], int] = lambda settings, n_clusters: 1
+    """Part of the fingerprint: larger than 1 if an earlier version trained other members with the same settings and number of clusters."""
     as_published: Callable[[Any], bool] = lambda settings: False
     """Whether the settings request counterparts as the paper makes them from descriptions."""
     nouns: Callable[[int], NounSelection] = lambda n_clusters: DISTINCT
@@ -51,6 +58,10 @@ class Method:
         """The estimator's class."""
         found: Callable[..., Clusterer] = _imported(self.estimator)
         return found
+
+    def member_count(self, settings: Section, n_clusters: int, asked: int | None = None) -> int:
+        """Number of outer members, as in the estimator's plan: ``asked``, or else the default."""
+        return asked or default_members(self.n_members(settings), n_clusters)
 
     def section(self, config: object) -> Section:
         """The section of this method in the settings of a pipeline."""
@@ -74,6 +85,11 @@ class Method:
     def preparation(self, settings: Section) -> Mapping[str, Any]:
         """The settings that change features or neighbours, for fingerprints."""
         return {name: value for name, value in output_settings(settings).items() if name in self.prepared_by}
+
+
+def default_members(n_members: int, n_clusters: int, methods: int = 1) -> int:
+    """Default number of outer members for each of ``methods`` methods: ``n_members``, but fewer with many clusters."""
+    return min(n_members, max(1, MEMBERS_TIMES_CLUSTERS // (methods * n_clusters)))
 
 
 def _imported(path: str) -> Any:

@@ -105,11 +105,6 @@ class OuterLayer(ABC):
         """Numbers of the members in a block, among all members."""
 
     @property
-    def revision(self) -> int:
-        """Part of the fingerprint: larger than 1 if an earlier version of gsec trained other members with the same settings."""
-        return 1
-
-    @property
     def goes_on(self) -> bool:
         """Whether trained members can be trained further; otherwise a clustering is continued with new members."""
         return False

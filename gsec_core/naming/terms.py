@@ -7,11 +7,11 @@ and rare elsewhere.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain, pairwise
 from typing import NamedTuple
 
 import regex
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 VERSION = 1
 """Increased when equal descriptions give other names."""
@@ -24,7 +24,8 @@ LONGEST_NAME = 80
 
 _LETTERS = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*"  # with marks, such as the vowels of Hindi and Thai
 _WORD = regex.compile(rf"{_LETTERS}(?:[-'’.]{_LETTERS})*")
-_STOP_WORDS = ENGLISH_STOP_WORDS | {"image", "images", "picture", "photo", "photograph", "contains", "characterised", "characterized", "shows"}
+_STOP_WORDS = {"image", "images", "picture", "photo", "photograph", "contains", "characterised", "characterized", "shows"}
+"""Words of descriptions that tell nothing, besides the stop words of English."""
 _AFTER_HEAD = {"of", "with", "in", "on", "for", "from", "at", "and", "or"}
 """Words after which a noun phrase's head has ended: a loaf of bread is a loaf."""
 
@@ -191,7 +192,14 @@ def _words_and_pairs(description: Description) -> list[str]:
 
 
 def _tells(term: str) -> bool:
-    return len(term) > 1 and term.lower() not in _STOP_WORDS
+    return len(term) > 1 and term.lower() not in _stop_words()
+
+
+@cache
+def _stop_words() -> frozenset[str]:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return frozenset(ENGLISH_STOP_WORDS | _STOP_WORDS)
 
 
 def _listed(terms: Sequence[_Term]) -> str:

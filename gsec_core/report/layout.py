@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gsec_core.clustering.kmeans import row_blocks, unit_rows
+from gsec_core.devices import native_threads
 
 MOST = 5_000
 """Largest number of images in a report."""
@@ -65,10 +66,10 @@ def choose(
     return everything.sort("cluster", "order").select("row", "cluster", "role")
 
 
-def place(X: NDArray[Any]) -> NDArray[np.float32]:
+def place(X: NDArray[Any], n_threads: int = 0) -> NDArray[np.float32]:
     """Place rows (n, d) as points (n, 2) in the unit square by t-SNE on principal components, which keeps neighbours together.
 
-    Equal rows on the same machine give equal points.
+    Equal rows and thread counts (0 = one a core) on the same machine give equal points.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -77,9 +78,10 @@ def place(X: NDArray[Any]) -> NDArray[np.float32]:
     components = min(_COMPONENTS, *rows.shape)
     if components < 2 or not np.ptp(rows, axis=0).any():  # t-SNE would crash on equal rows, whose spread is zero
         return np.full((len(rows), 2), 0.5, np.float32)
-    reduced = PCA(components, random_state=_SEED).fit_transform(rows)
-    if len(rows) > 10:
-        reduced = TSNE(perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3), random_state=_SEED, init="pca").fit_transform(reduced)
+    with native_threads(n_threads):
+        reduced = PCA(components, random_state=_SEED).fit_transform(rows)
+        if len(rows) > 10:
+            reduced = TSNE(perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3), random_state=_SEED, init="pca").fit_transform(reduced)
     points = reduced[:, :2]
     low, span = points.min(0), np.ptp(points, axis=0).max() or 1.0
     placed: NDArray[np.float32] = ((points - low) / span).astype(np.float32)

@@ -7,10 +7,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.metrics import adjusted_rand_score
 
 from gsec_core.clustering.kmeans import sample_rows
-from gsec_core.clustering.metrics import purity, score
 from gsec_core.errors import Refused
 from gsec_core.stages import align, baseline, enhance, prepare, publish, refit, text, train
 from gsec_core.stages.base import Context
@@ -40,6 +38,8 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
     weighted mean over the neighbours in the image half and in the text half, with the weight of `text.weight_deserved` for the text. A run that keeps the
     published model searches no neighbours and fits no k-means: its purity is None, and it has one row.
     """
+    from sklearn.metrics import adjusted_rand_score
+
     found = labellings(context)
     labels = [assignments["cluster"].to_numpy() for _, assignments, _ in found]
     purities = [None] if context.keeps else _purities(context, labels)
@@ -60,6 +60,8 @@ def without_labels(context: Context) -> list[dict[str, Any]]:
 
 def _purities(context: Context, labellings: Sequence[NDArray[np.int32]]) -> list[float]:
     """Purity of each labelling."""
+    from gsec_core.clustering.metrics import purity
+
     neighbors, weight = prepare.load_neighbors(context).halves, text.weight_deserved(context)
     rows, weights = sample_rows(len(neighbors[0]), PURITY_ROWS, 0), [1 - weight, weight][: len(neighbors)]
     near = [half[rows] for half in neighbors]
@@ -125,6 +127,8 @@ def with_labels(context: Context, label_of: Callable[[str, bytes], object]) -> l
 
     ``label_of`` returns the label for a URI and a content hash, or None if there is none. Raises Refused if no image has a label.
     """
+    from gsec_core.clustering.metrics import score
+
     found = labellings(context)
     truth, known = truth_of(found[0][1], label_of)
     counts = {"images": int(known.sum()), "unlabelled": int((~known).sum())}

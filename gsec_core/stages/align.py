@@ -7,24 +7,27 @@ first assignment, so that all parts have the same labelling.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gsec_core import methods
 from gsec_core.clustering.centres import Centres
-from gsec_core.clustering.ensemble import Assigned, Consensus, Ensemble, Head, joined
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.errors import GsecError
-from gsec_core.methods.plan import Start
 from gsec_core.stages import before, encode, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
 from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, scratch_array, step_of_parts, usable
 from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
+
+if TYPE_CHECKING:
+    from gsec_core.clustering.ensemble import Assigned, Consensus, Ensemble, Head
+    from gsec_core.methods.plan import Start
 
 
 def align(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -60,10 +63,12 @@ def align(context: Context, names: Sequence[str], progress: Progress) -> Iterato
     load_consensus.keep(consensus, context)  # loading from the committed tables would give the same bits
 
 
-def _start(context: Context) -> Start | None:
+def _start(context: Context) -> "Start | None":
     """The labels, and members with their permutations, that the fit continues; None for a fit from scratch."""
     if not context.continues:
         return None
+    from gsec_core.methods.plan import Start
+
     if not trains_further(context):
         return Start(before.labels_before(context))
     ensemble, (members, _) = load_ensemble(context.model), train.load_members(context.model)
@@ -72,6 +77,8 @@ def _start(context: Context) -> Start | None:
 
 def assign(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Assign every image of the named parts to a cluster by the consensus."""
+    from gsec_core.clustering.ensemble import joined
+
     set_threads(context.config.threads)
     if context.keeps:
         yield from _labelled(context, names, progress)
@@ -110,6 +117,8 @@ def _labelled(context: Context, names: Sequence[str], progress: Progress) -> Ite
 
 def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress: Progress = silent) -> tuple[NDArray[Any], ...]:
     """Predict images that a run's model was not fitted on, block by block. Returns cluster, confidence, margin, agreement and outlier, (rows,) each."""
+    from gsec_core.clustering.ensemble import joined
+
     ensemble, head, device = load_ensemble(model), load_head(model), plan_of(model.config).device
     found: list[Assigned] = []
     for block in ensemble.blocks(0, len(rows)):
@@ -126,7 +135,7 @@ def predicted(model: Context, images: Context, rows: NDArray[np.int64], progress
 
 
 @once
-def load_consensus(context: Context) -> Consensus:
+def load_consensus(context: Context) -> "Consensus":
     """The smoothed posteriors of all images in canonical order, and the members' labels; memory maps as in `canonical.load_embeddings`."""
     set_threads(context.config.threads)
     return plan_of(context.config).consensus(
@@ -139,8 +148,10 @@ def load_consensus(context: Context) -> Consensus:
     )
 
 
-def load_head(context: Context) -> Head:
+def load_head(context: Context) -> "Head":
     """The head, which predicts the consensus for images outside the run."""
+    from gsec_core.clustering.ensemble import Head
+
     table = context.read(STAGE, HEAD_TABLE)
     weights: NDArray[np.float32] = to_matrix(table, "weights")
     return Head(weights.copy(), table["bias"].to_numpy().copy())  # torch does not accept read-only arrays
@@ -153,8 +164,10 @@ def load_centres(context: Context) -> Centres:
     return Centres(to_matrix(table, "centre"), table["distance"].to_numpy(), table["deviation"].to_numpy())
 
 
-def load_ensemble(context: Context) -> Ensemble:
+def load_ensemble(context: Context) -> "Ensemble":
     """The members of the run, aligned. Raises GsecError if they are not those that were aligned."""
+    from gsec_core.clustering.ensemble import Ensemble
+
     alignment = context.shards(STAGE, ALIGNMENT_TABLE)
     facts = alignment.facts("all")
     members, digest = train.load_members(context)
@@ -180,8 +193,8 @@ def _inputs(context: Context) -> list[str]:
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    plan = plan_of(config)
-    return {"n_members": plan.n_members, **({"head": "member"} if plan.is_own_head else {})}
+    n_members = methods.find(config.method).member_count(config.of_method, config.n_clusters, config.train.n_members)
+    return {"n_members": n_members, **({"head": "member"} if n_members == 1 and plan_of(config).is_own_head else {})}  # a plan imports torch
 
 
 STAGE = Stage(

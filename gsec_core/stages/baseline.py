@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import config_context
 
 from gsec_core.clustering.kmeans import cosines
-from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import native_threads
 from gsec_core.section import output_settings
@@ -24,6 +22,10 @@ from gsec_core.tables import BASELINE_CENTRES_TABLE, BASELINE_CLUSTERS_TABLE, BA
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Fit the centres on all usable images."""
+    from sklearn import config_context
+
+    from gsec_core.clustering.spherical_kmeans import SphericalKMeans
+
     config = context.config.baseline
     X = load_embeddings(context)
     estimator = SphericalKMeans(

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from gsec_core.clustering.n_clusters import MOSTLY_PURE, PURE, suggest_n_clusters
 from gsec_core.devices import native_threads, set_threads
 from gsec_core.errors import Refused
 from gsec_core.stages import encode
@@ -20,6 +19,8 @@ from gsec_core.tables import CLUSTER_COUNTS, CLUSTER_COUNTS_TABLE
 
 def count(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Compute purity as a function of the number of clusters, and the number that it suggests."""
+    from gsec_core.clustering.n_clusters import suggest_n_clusters
+
     set_threads(context.config.threads)
     with native_threads(context.config.threads):
         try:
@@ -41,6 +42,8 @@ def counted(context: Context) -> int:
     for row in rows:
         if row["suggested"]:
             return int(row["clusters"])
+    from gsec_core.clustering.n_clusters import MOSTLY_PURE, PURE
+
     shown = ", ".join(f"{row['clusters']}: {row['purity']:.2f} / {row['low']:.2f}" for row in rows[:: max(1, len(rows) // 8)])
     pure = [row for row in rows if row["purity"] >= PURE and row["low"] >= MOSTLY_PURE]
     if pure and pure[-1] is rows[-1]:

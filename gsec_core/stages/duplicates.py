@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gsec_core.clustering.duplicates import SIDE, Likeness, grouped
-from gsec_core.clustering.features import project
 from gsec_core.clustering.neighbors import NeighborIndex, neighbor_count, neighbors_of
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import set_threads
@@ -125,6 +124,8 @@ def _searched(context: Context, distinct: NDArray[np.int64], alone: NDArray[np.i
 
     Returns positions (m,) and those of the neighbours (m, k), in ``distinct``.
     """
+    from gsec_core.clustering.features import project
+
     X, n, threads = load_embeddings(context), len(distinct), context.config.threads
     half = prepare.load_halves(context.model if context.keeps else context)[0]
 

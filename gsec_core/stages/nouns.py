@@ -9,7 +9,6 @@ from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import config_context
 
 from gsec_core import methods
 from gsec_core.clustering.kmeans import Rows, unit_rows
@@ -36,6 +35,8 @@ from gsec_core.text.vocabulary import shown
 
 def place(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Compute the semantic centres from all usable images."""
+    from sklearn import config_context
+
     config, X = context.config, load_joint(context)
     with config_context(assume_finite=True), native_threads(config.threads):
         if selection_of(config).per_centre is None:

@@ -6,7 +6,7 @@ the index is approximate and therefore slow to build) and `neighbors` (one row f
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from gsec_core import methods
 from gsec_core.checkpoints import to_state, to_table
-from gsec_core.clustering.features import Features, Half
 from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.neighbors import EXACT_ROWS, Built, Neighbors
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
 from gsec_core.errors import Refused
-from gsec_core.methods.plan import OuterLayer
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
@@ -28,13 +26,17 @@ from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, part_
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import CONTINUED, FEATURES, FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE, neighbors_schema
 
+if TYPE_CHECKING:
+    from gsec_core.clustering.features import Features, Half
+    from gsec_core.methods.plan import OuterLayer
+
 HALVES = ("image", "text")
 """Names of the halves of the features; the second exists only where there is text."""
 
 _CHUNK_BYTES = 2**26
 
 
-def plan_of(config: PipelineConfig) -> OuterLayer:
+def plan_of(config: PipelineConfig) -> "OuterLayer":
     """The plan of the estimator that the settings describe. Raises Refused naming the invalid setting."""
     method = methods.find(config.method)
     try:
@@ -120,7 +122,7 @@ def _indexed(context: Context) -> list[str]:
 
 
 @once
-def load_features(context: Context) -> Features:
+def load_features(context: Context) -> "Features":
     """The features of all images for training, in canonical order; memory maps as in `canonical.load_embeddings`."""
     set_threads(context.config.threads)
     halves = text.halves(context, load_embeddings(context))
@@ -130,7 +132,7 @@ def load_features(context: Context) -> Features:
     return features
 
 
-def features_of(context: Context, halves: Sequence[NDArray[Any]], allocate: Any = np.empty) -> Features:
+def features_of(context: Context, halves: Sequence[NDArray[Any]], allocate: Any = np.empty) -> "Features":
     """Features, in the run's scaling, of the given halves: embeddings (n, d) and, where there is text, counterparts (n, dt)."""
     return plan_of(context.config).features(halves, load_halves(context), text.weight(context), allocate)
 
@@ -142,8 +144,10 @@ def pixels_of(context: Context, images: Context, rows: Rows = slice(None)) -> ND
 
 
 @once
-def load_halves(context: Context) -> list[Half]:
+def load_halves(context: Context) -> "list[Half]":
     """The scaling of each half; where several methods are mixed, the halves of one method after those of the other."""
+    from gsec_core.clustering.features import Half
+
     found = []
     for row in context.read(STAGE, FEATURES_TABLE).to_pylist():
         mean, scale = (np.array(row[name], np.float32) for name in ("mean", "scale"))

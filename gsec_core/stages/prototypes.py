@@ -9,11 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from sklearn import config_context
 
 from gsec_core.clustering.kmeans import cosines
 from gsec_core.clustering.prototypes import prototype_count, representatives
-from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.devices import native_threads
 from gsec_core.section import output_settings
 from gsec_core.stages import encode
@@ -28,6 +26,10 @@ SAMPLE_PER_PROTOTYPE = 64
 
 def fit(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Fit the micro-clusters on the usable images."""
+    from sklearn import config_context
+
+    from gsec_core.clustering.spherical_kmeans import SphericalKMeans
+
     config = context.config.prototypes
     X = load_embeddings(context)
     estimator = SphericalKMeans(

@@ -107,10 +107,9 @@ def lay_out(context: Context, names: Sequence[str], progress: Progress) -> Itera
     distinct = pl.Series(rows["content_hash"]).is_first_distinct().to_numpy()
     described = pc.is_in(rows["content_hash"], describe.counted_captions(context)["content_hash"]).to_numpy()
     centrality = 1 - distances(X, labels, align.load_centres(context).directions)
-    with native_threads(context.config.threads):
-        shown = layout.choose(labels, confidence, centrality, described, distinct, context.config.n_clusters)
-        taken = shown["row"].to_numpy()
-        points = layout.place(X[np.sort(taken)])[np.argsort(np.argsort(taken))]
+    shown = layout.choose(labels, confidence, centrality, described, distinct, context.config.n_clusters)
+    taken = shown["row"].to_numpy()
+    points = layout.place(X[np.sort(taken)], context.config.threads)[np.argsort(np.argsort(taken))]
     progress(len(shown))
     images = rows.take(taken)
     columns = [images["image_id"], images["uri"], shown["cluster"], shown["role"], points[:, 0], points[:, 1]]

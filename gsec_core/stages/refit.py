@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from gsec_core.clustering import drift
 from gsec_core.clustering.drift import Measure, Said
-from gsec_core.clustering.ensemble import head_posteriors
 from gsec_core.clustering.kmeans import sample_rows, unit_rows
 from gsec_core.config import PipelineConfig, recorded
 from gsec_core.devices import set_threads
@@ -201,6 +200,8 @@ def _hashes(source: Run) -> pa.Array:
 
 def _said(context: Context, model: Context, rows: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> Said:
     """Predictions of a model's head for a sample of the given rows. ``sizes`` of its clusters are given if the model was fitted on these rows."""
+    from gsec_core.clustering.ensemble import head_posteriors
+
     if not len(rows):
         return Said(*(np.empty(0, np.float32) for _ in range(3)))
     rows = rows[sample_rows(len(rows), LOOKED_AT, 0)]

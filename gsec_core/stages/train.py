@@ -9,7 +9,7 @@ learn from labels that they gave to a sample themselves, `transitions` and `inst
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,15 @@ from gsec_core.checkpoints import to_state, to_table
 from gsec_core.clustering.members import Member
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import set_threads
-from gsec_core.methods.plan import Leg, State
 from gsec_core.stages import prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import usable
 from gsec_core.stages.prepare import plan_of
 from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import CHECKPOINTS_TABLE, INSTANCE_GROUPS, INSTANCE_GROUPS_TABLE, MEMBERS_TABLE, TRANSITIONS, TRANSITIONS_TABLE, members_schema
+
+if TYPE_CHECKING:
+    from gsec_core.methods.plan import State
 
 
 def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -53,6 +55,8 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
 
 def advance(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Make the named checkpoints, each from the one before it; all blocks train up to their first checkpoint, then all up to their second, and so on."""
+    from gsec_core.methods.plan import Leg
+
     set_threads(context.config.threads)
     plan, features, neighbors = plan_of(context.config), prepare.load_features(context), prepare.load_neighbors(context)
     parts = {block: list(zip([None, *steps], steps, strict=False)) for block, steps in _kept(context).items()}
@@ -136,16 +140,17 @@ def _checkpoints(context: Context) -> dict[str, int]:
     return {_checkpoint(block, stop): stop - start for block, steps in _kept(context).items() for start, stop in pairwise([0, *steps])}
 
 
-def _state(context: Context, block: int, step: int) -> State:
+def _state(context: Context, block: int, step: int) -> "State":
     return to_state(context.shards(STAGE, CHECKPOINTS_TABLE).read(_checkpoint(block, step)))
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
     settings = prepare.of_members(config)
     del settings["n_members"]
-    revision = plan_of(config).revision
+    method = methods.find(config.method)
+    revision = method.revision(config.of_method, config.n_clusters)
     revised = {} if revision == 1 else {"revision": revision}
-    return {"clusters": config.n_clusters, **revised, **prepare.named(config), **settings, **methods.find(config.method).parameters(config.of_method)}
+    return {"clusters": config.n_clusters, **revised, **prepare.named(config), **settings, **method.parameters(config.of_method)}
 
 
 def _steps(context: Context, names: Sequence[str]) -> int:

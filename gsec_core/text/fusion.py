@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve
 from scipy.sparse import csr_array
-from sklearn.model_selection import KFold
 
 from gsec_core.clustering.kmeans import row_blocks, unit_rows
 
@@ -111,6 +110,8 @@ def _held_out_cosines(
     ``predict`` gets the row numbers of the known and of the held-out descriptions. Copies, which are equal rows of ``images`` (M, d), are held out together:
     a description known from a copy would seem predicted. The descriptions of a single image have cosine 0.
     """
+    from sklearn.model_selection import KFold
+
     found = np.zeros(len(T), np.float32)
     first, copies = distinct_rows(images)
     if len(first) < 2:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from gsec_core.clustering.kmeans import cosines, one_start, sample_rows, unit_rows
-from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.devices import native_threads
 from gsec_core.text import DISTINCT, NounSelection
 from gsec_core.text.fusion import distinct_rows, nearest_counterparts, softmax_counterparts
@@ -65,6 +64,8 @@ def centre_count(n: int, n_clusters: int, images_per_centre: int | None) -> int:
 def semantic_centres(X: NDArray[Any], count: int, *, random_state: int, n_threads: int = 0) -> NDArray[np.float32]:
     """Unit centres (count, d) of images ``X`` (n, d) by spherical k-means; fewer if some parts have no images."""
     if count <= _MANY_CENTRES:
+        from gsec_core.clustering.spherical_kmeans import SphericalKMeans
+
         parts = SphericalKMeans(count, n_init=10, max_iter=300, random_state=random_state, n_threads=n_threads).fit(X)
         centres, labels = parts.cluster_centers_, parts.labels_
     else:

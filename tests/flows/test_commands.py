@@ -97,7 +97,7 @@ def test_status_prints_the_state_and_the_images_of_a_run(place: dict[str, str]) 
     assert place["run"] in gsec_here("status", "--store", place["store"]).stdout
 
 
-def test_status_export_prune_and_curate_import_neither_torch_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_status_export_prune_and_curate_import_neither_torch_nor_scikit_learn_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
     of_store = ["--store", str(place["store"])]
     export = ["export", "--to", str(tmp_path / "out"), "--images", "copies"]
     dataset = ["export", "--to", str(tmp_path / "dataset"), "--format", "huggingface"]
@@ -112,7 +112,7 @@ for command in {[[*command, *of_store] for command in commands]!r}:
         main(command)
     except SystemExit as exit:
         assert not exit.code
-    print("imported:", command[0], [name for name in ("torch", "prefect") if name in sys.modules])
+    print("imported:", command[0], [name for name in ("torch", "sklearn", "prefect") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(home), check=False)
     assert done.returncode == 0, done.stderr

@@ -76,6 +76,15 @@ def test_a_fit_leaves_the_random_state_and_the_threads_of_the_process_as_they_ar
 
 
 @every_method
+@pytest.mark.parametrize("asked", [None, 3])
+@pytest.mark.parametrize("n_clusters", [2, 700, 3000])
+def test_the_method_knows_the_number_of_members_without_its_estimator(method: Method, n_clusters: int, asked: int | None) -> None:
+    settings = method.Settings()
+    plan = method.load()(n_clusters, n_members=asked, device="cpu", **method.parameters(settings)).plan()
+    assert method.member_count(settings, n_clusters, asked) == plan.n_members
+
+
+@every_method
 def test_a_wrong_parameter_is_an_error_that_names_it(method: Method) -> None:
     X = np.ones((9, 4), np.float32)
     with pytest.raises(ValueError, match="n_clusters = 0"):

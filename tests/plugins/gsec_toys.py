@@ -32,6 +32,7 @@ METHOD = Method(
     texts=(NONE, CAPTIONS),
     Settings=ToySettings,
     estimator="gsec_toys_method:Toy",
+    n_members=lambda settings: 3,
 )
 
 

@@ -6,6 +6,9 @@ from gsec_core.methods.method import Method
 from gsec_core.section import Section
 from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
+N_MEMBERS = 4
+"""A member takes seconds for ten clusters, and minutes for hundreds."""
+
 
 class ASDSettings(Section):
     """Parameters of the estimator `gsec_core.ASD`."""
@@ -42,4 +45,5 @@ METHOD = Method(
     texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=ASDSettings,
     estimator="gsec_core.methods.asd.estimator:ASD",
+    n_members=lambda settings: N_MEMBERS,
 )

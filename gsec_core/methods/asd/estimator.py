@@ -30,11 +30,9 @@ from gsec_core.clustering.kmeans import Rows, sample_rows
 from gsec_core.clustering.linear import BIAS, WEIGHTS
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
+from gsec_core.methods.asd import N_MEMBERS
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import Leg, LinearMembers, Probe, PseudoLabels, ResumablePlan, State, UnitVectors
-
-N_MEMBERS = 4
-"""A member takes seconds for ten clusters, and minutes for hundreds."""
 
 MAX_STEPS = 1600
 

@@ -4,9 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from gsec_core.clustering.kmeans import MANY_CLUSTERS
 from gsec_core.methods.method import Method
 from gsec_core.section import Section
 from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
+
+N_MEMBERS = {"default": 20, "published": 1}
+"""Outer members of each preset."""
 
 
 class GSECSettings(Section):
@@ -36,6 +40,8 @@ METHOD = Method(
     texts=(CAPTIONS, NOUNS, ENCODER, NONE),
     Settings=GSECSettings,
     estimator="gsec_core.methods.gsec.estimator:GSEC",
+    n_members=lambda settings: N_MEMBERS[settings.preset],
+    revision=lambda settings, n_clusters: 2 if settings.preset == "default" and n_clusters > MANY_CLUSTERS else 1,  # the training became shorter
     as_published=lambda settings: settings.preset == "published",
     prepared_by=("preset",),
 )

@@ -15,6 +15,7 @@ from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.devices import keep_freed_memory
 from gsec_core.methods.clusterer import Clusterer
+from gsec_core.methods.gsec import N_MEMBERS
 from gsec_core.methods.gsec.bilevel import FURTHER_STEPS, Training, train_block
 from gsec_core.methods.plan import LinearMembers, Plan
 
@@ -48,7 +49,7 @@ PRESETS = {
         n_neighbors=20,
         rows_per_neighbor=40,
         cluster_rows_per_neighbor=4,
-        n_members=20,
+        n_members=N_MEMBERS["default"],
         smoothing=3,
         training=Training(
             block_size=10,
@@ -81,7 +82,7 @@ PRESETS = {
         n_neighbors=3,
         rows_per_neighbor=1,
         cluster_rows_per_neighbor=0,
-        n_members=1,
+        n_members=N_MEMBERS["published"],
         smoothing=0,
         training=Training(
             block_size=1,
@@ -133,10 +134,6 @@ class GSECPlan(LinearMembers, Plan):
     @property
     def block_size(self) -> int:
         return self.preset.training.block_size
-
-    @property
-    def revision(self) -> int:
-        return 2 if self.preset.training.from_kmeans and self.n_clusters > MANY_CLUSTERS else 1  # the training became shorter
 
     @property
     def abreast(self) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import create_model
 
 from gsec_core.errors import Refused
-from gsec_core.methods.method import Method
+from gsec_core.methods.method import Method, default_members
 from gsec_core.section import Section
 from gsec_core.text import NOUNS, NounSelection
 
@@ -37,6 +37,10 @@ class MethodMixture(Method):
             return Mixture(n_clusters, estimators=estimators, **parameters)
 
         return made
+
+    def member_count(self, settings: Section, n_clusters: int, asked: int | None = None) -> int:
+        """Number of outer members of all parts; ``asked`` is the number for each of them."""
+        return len(self.parts) * (asked or default_members(self.n_members(settings), n_clusters, len(self.parts)))
 
     def section(self, config: object) -> Section:
         sections = {part.name: part.section(config) for part in self.parts}
@@ -91,6 +95,8 @@ def mixed(parts: Sequence[Method]) -> Method:
         texts=texts,
         Settings=create_model("MixtureSettings", __base__=Section, **sections),
         estimator=ESTIMATOR,
+        n_members=lambda settings: min(part.n_members(getattr(settings, part.name)) for part in parts),
+        revision=lambda settings, n_clusters: max(part.revision(getattr(settings, part.name), n_clusters) for part in parts),
         as_published=lambda settings: any(part.as_published(getattr(settings, part.name)) for part in parts),
         nouns=nouns,
         parts=tuple(parts),

@@ -84,10 +84,6 @@ class MixturePlan(OuterLayer):
     parts: tuple[OuterLayer, ...]
 
     @property
-    def revision(self) -> int:
-        return max(part.revision for part in self.parts)
-
-    @property
     def blocks(self) -> list[int]:
         return [block * len(self.parts) + part for part, plan in enumerate(self.parts) for block in plan.blocks]
 

@@ -6,6 +6,8 @@ from gsec_core.methods.method import Method
 from gsec_core.section import Section
 from gsec_core.text import CAPTIONS, ENCODER, NOUNS, NounSelection
 
+N_MEMBERS = 4
+
 
 class SEICSettings(Section):
     """Parameters of the estimator `gsec_core.SEIC`, and a switch for its stage two."""
@@ -35,6 +37,7 @@ METHOD = Method(
     texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=SEICSettings,
     estimator="gsec_core.methods.seic.estimator:SEIC",
+    n_members=lambda settings: N_MEMBERS,
     nouns=lambda n_clusters: SELECTION,
     enhancer="gsec_core.methods.seic.enhance:Enhancer",
     enhanced_by="enhance",

@@ -24,7 +24,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, NonlinearModels, Plan, Probe, UnitVectors, published_steps
-from gsec_core.methods.seic import SELECTION
+from gsec_core.methods.seic import N_MEMBERS, SELECTION
 from gsec_core.text import NounSelection
 
 EPOCHS, LEAST_STEPS = 200, 800
@@ -44,7 +44,6 @@ SIZES_MOMENTUM, LEAST_SIZE, LARGEST_WEIGHT = 0.9, 0.01, 5.0
 
 LEARNING_RATE = 5e-3
 
-N_MEMBERS = 4
 N_NEIGHBORS = 50
 
 _LEAST = 1e-8

@@ -13,6 +13,8 @@ MANY_CLUSTERS = 100
 
 Mapping = Literal["adjusted", "centres", "direct"]
 
+N_MEMBERS = 10
+
 
 class SICSettings(Section):
     """Parameters of the estimator `gsec_core.SIC`."""
@@ -50,5 +52,6 @@ METHOD = Method(
     texts=(NOUNS,),
     Settings=SICSettings,
     estimator="gsec_core.methods.sic.estimator:SIC",
+    n_members=lambda settings: N_MEMBERS,
     nouns=nouns,
 )

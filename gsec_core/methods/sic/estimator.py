@@ -25,10 +25,9 @@ from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.smoothing import Allocate
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, LinearMembers, Plan, Probe, UnitVectors, published_steps
-from gsec_core.methods.sic import MANY_CLUSTERS, Mapping, nouns
+from gsec_core.methods.sic import MANY_CLUSTERS, N_MEMBERS, Mapping, nouns
 from gsec_core.text import NounSelection
 
-N_MEMBERS = 10
 BLOCK_MEMBERS = 5
 """Number of heads that are trained together, which combines their small matrix products into one."""
 

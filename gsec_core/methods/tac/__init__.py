@@ -6,6 +6,8 @@ from gsec_core.methods.method import Method
 from gsec_core.section import Section
 from gsec_core.text import CAPTIONS, ENCODER, NOUNS
 
+N_MEMBERS = 10
+
 
 class TACSettings(Section):
     """Parameters of the estimator `gsec_core.TAC`."""
@@ -33,6 +35,7 @@ METHOD = Method(
     texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=TACSettings,
     estimator="gsec_core.methods.tac.estimator:TAC",
+    n_members=lambda settings: N_MEMBERS,
 )
 
 WITHOUT_TRAINING = Method(
@@ -43,4 +46,5 @@ WITHOUT_TRAINING = Method(
     texts=(NOUNS, CAPTIONS, ENCODER),
     Settings=TACKMeansSettings,
     estimator="gsec_core.methods.tac.kmeans:TACKMeans",
+    n_members=lambda settings: N_MEMBERS,
 )

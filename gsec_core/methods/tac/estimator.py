@@ -21,6 +21,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, NonlinearModels, Plan, Probe, UnitVectors, published_steps
+from gsec_core.methods.tac import N_MEMBERS
 
 MANY_CLUSTERS = 100
 """With more clusters, the schedule is the one that the paper has for its data sets of many classes."""
@@ -31,7 +32,6 @@ LEAST_STEPS = 180
 BALANCE = 5.0
 """Weight of the entropy of the mean label."""
 
-N_MEMBERS = 10
 N_NEIGHBORS = 50
 
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.99)

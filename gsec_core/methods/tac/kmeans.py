@@ -14,7 +14,8 @@ from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.starts import softened
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import LinearMembers, Plan, UnitVectors
-from gsec_core.methods.tac.estimator import N_MEMBERS, N_NEIGHBORS
+from gsec_core.methods.tac import N_MEMBERS
+from gsec_core.methods.tac.estimator import N_NEIGHBORS
 
 MAX_ITER = 300
 BATCH_ROWS = 1024

@@ -6,6 +6,9 @@ from gsec_core.methods.method import Method
 from gsec_core.section import Section
 from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
+N_HEADS = 4
+"""Number of heads that are trained together, as a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
+
 
 class TEMISettings(Section):
     """Parameters of the estimator `gsec_core.TEMI`."""
@@ -33,4 +36,5 @@ METHOD = Method(
     texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=TEMISettings,
     estimator="gsec_core.methods.temi.estimator:TEMI",
+    n_members=lambda settings: N_HEADS,
 )

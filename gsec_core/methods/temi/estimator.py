@@ -23,9 +23,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import CIFAR_ROWS, IMAGENET_ROWS, NonlinearModels, Plan, Probe, UnitVectors, published_steps
-
-N_HEADS = 4
-"""Number of heads that are trained together, as a block of members. The paper has 50, its code 16; on two cores each takes minutes."""
+from gsec_core.methods.temi import N_HEADS
 
 N_NEIGHBORS = 50
 

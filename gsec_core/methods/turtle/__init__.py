@@ -6,6 +6,9 @@ from gsec_core.methods.method import Method
 from gsec_core.section import Section
 from gsec_core.text import CAPTIONS, ENCODER, NONE, NOUNS
 
+N_MEMBERS = 4
+"""Few, since each member takes minutes."""
+
 
 class TURTLESettings(Section):
     """Parameters of the estimator `gsec_core.TURTLE`."""
@@ -22,4 +25,5 @@ METHOD = Method(
     texts=(NONE, NOUNS, CAPTIONS, ENCODER),
     Settings=TURTLESettings,
     estimator="gsec_core.methods.turtle.estimator:TURTLE",
+    n_members=lambda settings: N_MEMBERS,
 )

@@ -23,9 +23,7 @@ from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.plan import NonlinearModels, Plan, Probe, UnitVectors
-
-N_MEMBERS = 4
-"""Few, since each member takes minutes."""
+from gsec_core.methods.turtle import N_MEMBERS
 
 BLOCK_MEMBERS = 2
 """Number of members that are trained together, so that each matrix product reads the batch only once."""

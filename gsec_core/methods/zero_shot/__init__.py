@@ -17,5 +17,6 @@ METHOD = Method(
     texts=(NOUNS,),
     Settings=ZeroShotSettings,
     estimator="gsec_core.methods.zero_shot.estimator:ZeroShot",
+    n_members=lambda settings: 1,
     nouns=lambda n_clusters: NounSelection(),
 )
