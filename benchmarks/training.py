@@ -1,4 +1,4 @@
-"""Time of training on many rows, method by method, compared with one k-means of as many clusters.
+"""Time of training on many rows, method by method, compared with two k-means of as many clusters: gsec's own, and scikit-learn's.
 
     python -m benchmarks.training --rows 100000 1000000 --clusters 100
     python -m benchmarks.training --rows 1000000 --clusters 10 --methods asd --whole
@@ -6,8 +6,9 @@
 The embeddings are made up: 512 dimensions in half precision in a file, and the same for a second half. The neighbours are random, because no measured
 figure depends on them. Every method trains its first block of members in a process of its own, for `--steps` steps, of which the first three are left
 out. Printed: the steps of its schedule for this number of rows, seconds a step, and the time of the whole schedule, in seconds and as a multiple of
-k-means. This time is steps times seconds, and is measured only with `--whole`. SIC looks nouns up before some steps: the time of that is its first step
-minus a common one, and is added as often as it happens. MiB is the peak of RssAnon above that before the features were opened.
+each k-means. This time is steps times seconds, and is measured only with `--whole`. SIC looks nouns up before some steps: the time of that is its first
+step minus a common one, and is added as often as it happens. MiB is the peak of RssAnon above that before the features were opened. Both k-means have one
+start: gsec's learns from a sample and labels all rows, scikit-learn's `KMeans` has its default settings and learns from all rows, as float32.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.cluster import KMeans
 
 from benchmarks.memory import peak
 from gsec_core import methods
@@ -100,8 +102,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.methods[0], options.one, options.clusters, steps, options.device)))
         return
-    print("| rows | method | members of a block | steps | seconds a step | seconds in all | times k-means | MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| rows | method | members of a block | steps | seconds a step | seconds in all | times k-means | times scikit-learn's | MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="gsec-training-") as temporary:
             folder = Path(temporary)
@@ -109,13 +111,20 @@ def main() -> None:
             started = time.monotonic()
             SphericalKMeans(options.clusters, n_init=1, random_state=0).fit(np.load(folder / "half-0.npy", mmap_mode="r"))
             kmeans = time.monotonic() - started
-            print(f"| {rows:,} | k-means, one start |  |  |  | {kmeans:.1f} | 1 |  |", flush=True)
+            every = np.load(folder / "half-0.npy").astype(np.float32)
+            started = time.monotonic()
+            peer = KMeans(options.clusters, n_init=1, random_state=0).fit(every)
+            beside = time.monotonic() - started
+            del every
+            print(f"| {rows:,} | k-means, one start |  |  |  | {kmeans:.1f} | 1 | {kmeans / beside:.2f} |  |")
+            print(f"| {rows:,} | scikit-learn's KMeans, one start |  | {peer.n_iter_} |  | {beside:.1f} | {beside / kmeans:.1f} | 1 |  |", flush=True)
             for name in options.methods:
                 command = [sys.executable, "-m", "benchmarks.training", "--one", temporary, "--methods", name, "--clusters", str(options.clusters)]
                 command += ["--steps", str(options.steps), "--device", options.device, *(["--whole"] if options.whole else [])]
                 found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
                 about = "" if found["measured"] else "about "
-                cells = (f"{found['step']:.3f}", f"{about}{found['whole']:,.0f}", f"{found['whole'] / kmeans:.0f}", f"{found['MiB']:.0f}")
+                times = (f"{found['whole'] / kmeans:.1f}", f"{found['whole'] / beside:.1f}")
+                cells = (f"{found['step']:.3f}", f"{about}{found['whole']:,.0f}", *times, f"{found['MiB']:.0f}")
                 print(f"| {rows:,} | {name} | {found['members']} | {found['steps']:,} | {' | '.join(cells)} |", flush=True)
 
 
