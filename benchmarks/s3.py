@@ -33,6 +33,7 @@ from PIL import Image
 
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
+from gsec_core.results import finishing
 from gsec_core.settings import load_config
 from gsec_core.stages import align, base, encode, lineage, publish, refit
 from gsec_core.stages.base import Context
@@ -140,7 +141,7 @@ def make(config: PipelineConfig) -> None:
     context.shards(lineage.STAGE, LINEAGE_TABLE).commit("all", traced, {"moved": 0, "common": 0})
     nothing = {"decision": None, "moved": None, "labellings": [{"labelling": "consensus", "agreement": 1.0}], "remarks": [], "descriptions": None}
     run.finish({"images": n, "rejected": 0, "missing": 0, "clusters": CLUSTERS_MADE, **nothing})
-    assert pipeline.finish(Context.of(run, config))["published"]
+    assert finishing.finish(Context.of(run, config))["published"]
 
 
 def _assignments(rows: pa.Table) -> pa.Table:
@@ -179,7 +180,7 @@ def measure(config: PipelineConfig, proxy: S3Proxy, names: Sequence[str], only: 
         run = pipeline.nothing_to_do(config)
     assert run is not None
     with counted(proxy, "the result again"):
-        assert pipeline.finish(Context.of(run, config))["published"]
+        assert finishing.finish(Context.of(run, config))["published"]
     [step] = encode.STAGE.steps
     context = Context.of(run, config)
     with counted(proxy, "encode, listing"):

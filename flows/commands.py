@@ -15,7 +15,7 @@ from flows.terminal import Json
 from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig, with_runtime
 from gsec_core.errors import BadShard, GsecError, without_secrets
-from gsec_core.results import publishing, quality
+from gsec_core.results import finishing, publishing, quality
 from gsec_core.stages import base, count, describe, offline, publish, report
 from gsec_core.store import Run, Store
 
@@ -104,7 +104,7 @@ def run_one_stage(name: str, config: PipelineConfig, run_id: str | None, redo: b
 
 def _publish(context: base.Context) -> bool:
     """Finish and publish a run whose stages were done one by one. Returns whether it was held back."""
-    said = pipeline.finish(context)
+    said = finishing.finish(context)
     terminal.warn(publishing.told(said))
     return bool(said["held"])
 
@@ -133,7 +133,7 @@ def describe_offline(config: PipelineConfig, run_id: str | None, export: Path | 
 
 
 def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[Run | None, dict[str, Any] | None]:
-    """The run that found the number of clusters, if there is one, and the summary of `pipeline.finish`, or None if something is left to do.
+    """The run that found the number of clusters, if there is one, and the summary of `finishing.finish`, or None if something is left to do.
 
     A damaged shard counts as something to do, because the flow repairs it.
     """
@@ -148,7 +148,7 @@ def _done(config: PipelineConfig, redo: list[str], of_run: str | None) -> tuple[
                 finished = counting and pipeline.nothing_to_do(pipeline.numbered_by(counting, config), later)
         else:
             finished = pipeline.nothing_to_do(config, redo, of_run)
-        return counting, pipeline.finish(base.Context.of(finished, config)) if finished is not None else None
+        return counting, finishing.finish(base.Context.of(finished, config)) if finished is not None else None
     except BadShard:
         return counting, None
 

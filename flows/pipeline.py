@@ -13,6 +13,7 @@ from flows.stages import completed, run_flow
 from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.errors import BadShard, GsecError
+from gsec_core.results import finishing
 from gsec_core.stages import assign, base, encode, refit
 from gsec_core.stages.base import Context, add
 from gsec_core.stages.describe import RETRY
@@ -29,7 +30,7 @@ Redo = Annotated[str, Field(json_schema_extra={"enum": [*(stage.name for stage i
 def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run: str | None = None) -> State[dict[str, Any]]:
     """Bring the corpus up to date with its source, do what is missing of every stage, and publish the clustering if nothing about it is suspicious.
 
-    The result is that of `pipeline.finish`, with ``changes`` (what ingest found), ``made`` (stage -> sums of `run_stage`),
+    The result is that of `finishing.finish`, with ``changes`` (what ingest found), ``made`` (stage -> sums of `run_stage`),
     ``set_aside`` (damaged shards that were made again) and ``counting`` (id of the run that found the number of clusters).
 
     Args:
@@ -55,7 +56,7 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
             again = later
         run_id, changes = ingest(config, again, of_run, counting)
         found.append(changes)
-        summary = all_stages(config, run_id, made, set_aside, pipeline.finish)
+        summary = all_stages(config, run_id, made, set_aside, finishing.finish)
         summary |= {"changes": found[0], "made": made, "set_aside": set_aside, "counting": counting}
         context = slices.context(config, run_id)
         if of_run is None:  # at once: if the process is killed before this, its rerun finds the run published already and reports no news

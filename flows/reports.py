@@ -13,6 +13,7 @@ from flows import terminal
 from flows.terminal import Json
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, GsecError, Refused
+from gsec_core.results import finishing
 from gsec_core.results import status as state
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
@@ -86,7 +87,6 @@ def methods(as_json: Json) -> int:
 
 def publish(url: str, run_id: str, as_json: Json) -> int:
     """Publish a finished run under its pipeline because the user asks for it."""
-    from gsec_core import pipeline
     from gsec_core.results import publishing
 
     context = _context(url, run_id)
@@ -94,7 +94,7 @@ def publish(url: str, run_id: str, as_json: Json) -> int:
     if not context.run.is_finished():
         raise Refused(f"--run {run_id}: it is not finished. The same gsec run again finishes it.")
     with _mended_by_a_run():
-        made = publishing.publish_by_hand(context, pipeline.summary(context))
+        made = publishing.publish_by_hand(context, finishing.summary(context))
     if as_json:
         as_json(asdict(made))
     else:

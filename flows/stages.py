@@ -17,7 +17,7 @@ from prefect.states import Completed
 from flows import roots
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig, with_runtime
-from gsec_core.results import publishing
+from gsec_core.results import finishing, publishing
 from gsec_core.stages import base, describe, report
 from gsec_core.stages.base import Stage
 from gsec_core.store.publications import pipeline_of
@@ -89,7 +89,7 @@ HELD = "CompletedNotPublished"
 
 
 def completed(summary: Mapping[str, Any], data: T) -> State[T]:
-    """Final state of a flow that has finished a run; ``summary`` is that of `pipeline.finish`."""
+    """Final state of a flow that has finished a run; ``summary`` is that of `finishing.finish`."""
     return Completed(name=HELD, message=" ".join(publishing.told(summary)), data=data) if summary["held"] else Completed(data=data)
 
 
@@ -103,7 +103,7 @@ def _alone(stage: Stage, config: PipelineConfig, run_id: str | None, redo: bool)
     if stage is not report.STAGE:
         return sums
     context = slices.context(config, found.id)
-    summary = pipeline.finish(context)
+    summary = finishing.finish(context)
     artifacts.tell(summary, pipeline_of(context.config, context.corpus.name))
     return completed(summary, sums)
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
+from gsec_core.results import finishing
 from gsec_core.settings import load_config
 from gsec_core.stages import refit
 from gsec_core.stages.base import Context, run_stage
@@ -85,7 +86,7 @@ def labels(context: Context) -> dict[str, int]:
     """URI -> cluster, read from the run's tables."""
     import pyarrow.dataset as ds
 
-    table = ds.dataset(pipeline.summary(context)["assignments"]).to_table()
+    table = ds.dataset(finishing.summary(context)["assignments"]).to_table()
     uris = table["uri"].to_pylist()
     assert len(uris) == len(set(uris)), "an image has two rows"
     return dict(zip(uris, table["cluster"].to_pylist(), strict=True))

@@ -6,6 +6,7 @@ import pytest
 
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
+from gsec_core.results import finishing
 from gsec_core.stages.base import Context
 from gsec_core.stages.describe import RETRY
 
@@ -21,7 +22,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
 @pytest.fixture(scope="module")
 def finished(config: PipelineConfig) -> Context:
     context, _, _ = cluster(config)
-    pipeline.finish(context)
+    finishing.finish(context)
     return context
 
 

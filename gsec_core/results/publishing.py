@@ -52,7 +52,7 @@ def published(store: Store, config: PipelineConfig, corpus: Corpus) -> Publicati
 
 
 def publish(context: Context, summary: dict[str, Any]) -> Verdict:
-    """Publish a finished run unless something speaks against it, which the verdict then tells. ``summary`` is that of `pipeline.summary`."""
+    """Publish a finished run unless something speaks against it, which the verdict then tells. ``summary`` is that of `finishing.summary`."""
     doubts = list(_suspicions(context, summary))
     if context.of_run is not None:
         return Verdict(False, tuple(doubts), bool(doubts))

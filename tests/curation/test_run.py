@@ -14,14 +14,13 @@ import pytest
 
 from flows import doctor
 from flows.serve import known, metrics, overview
-from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.curation import Curated, add, curated, log_of
 from gsec_core.curation import published as telling
 from gsec_core.curation.log import FIRST_NEW
 from gsec_core.errors import BadRecord, GsecError, Refused
 from gsec_core.report import collect, pages
-from gsec_core.results import publishing, status
+from gsec_core.results import finishing, publishing, status
 from gsec_core.results.export import export
 from gsec_core.stages.base import Context
 from gsec_core.stages.canonical import usable
@@ -117,7 +116,7 @@ def test_an_act_about_a_missing_cluster_is_reported_as_open_and_applies_again_la
     assert f"{len(gone)} of 3 curation acts cannot be applied" in found["warnings"][-1]
     assert pointer(context)["curated"]["open"] == len(gone)
     assert all(names(now)[key] == f"name {key}" for key in set(range(GROUPS)) - gone)
-    publishing.publish_by_hand(run, pipeline.summary(run))
+    publishing.publish_by_hand(run, finishing.summary(run))
     assert pointer(run)["curated"]["open"] == 0
     assert {row["key"]: row["name"] for row in pointer(run)["clusters"]} == {key: f"name {key}" for key in range(GROUPS)}
 
@@ -245,7 +244,7 @@ def test_a_pointer_not_updated_because_of_a_kill_is_updated_by_the_next_finish(r
         with pytest.raises(KeyboardInterrupt):
             say(run, "rename", key=0, text="airplanes")
     assert pointer(run)["curated"]["acts"] == 0
-    assert pipeline.finish(run)["published"], "a night without changes must succeed"
+    assert finishing.finish(run)["published"], "a night without changes must succeed"
     assert pointer(run)["curated"]["acts"] == 1
     assert "airplanes" in [row["name"] for row in pointer(run)["clusters"]]
 
@@ -284,7 +283,7 @@ def test_a_damaged_log_does_not_stop_the_nightly_run_and_is_reported_everywhere(
     assert [line for line in overview.overview([shown]).wrong if str(path) in line]
     assert "gsec_unreadable_records" in [family.name for family in metrics.Stores([shown]).collect()]
     path.write_bytes(whole)
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     assert pointer(context)["curated"]["error"] is None
     assert ", 1 acts of curation, " in doctor.store(context.config)
 
@@ -366,7 +365,7 @@ def test_assigned_images_get_the_curated_clusters(run: Context, tmp_path: Path) 
     say(run, "split", key=1, parts=2)
     say(run, "hide", images=ids(run)[:1])
     context = assign_images(run, settings(write_groups(tmp_path / "new", range(3)), tmp_path / "store"))
-    found = pipeline.finish(context)
+    found = finishing.finish(context)
     assert {row["key"]: row["name"] for row in found["cluster_rows"]}[0] == "airplanes"
     now = curated(context)
     assert (len(now.keys), names(now)[0], now.open, now.acts) == (9, "airplanes", (), 3)

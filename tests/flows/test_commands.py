@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
-from gsec_core import pipeline
 from gsec_core.errors import GsecError
+from gsec_core.results import finishing
 from gsec_core.results.status import verify
 from gsec_core.store import Store
 
@@ -207,7 +207,7 @@ def test_export_in_the_format_of_a_library_prints_how_to_load_it_and_refuses_oth
 def test_commands_accept_published_and_the_pipelines_name_as_a_run(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(6)), tmp_path / "store", pipeline="nightly", max_rejects=1)
     context, _, _ = cluster(config)
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     of_run = ["--run", "published/nightly", "--store", tmp_path / "store"]
     assert last_json(gsec_here("export", "--to", tmp_path / "out", *of_run, "--json"))["run_id"] == context.run.id
     assert last_json(gsec_here("report", *of_run, "--json"))["run_id"] == context.run.id

@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
 
 from flows.pipeline import run_pipeline
-from gsec_core import pipeline
+from gsec_core.results import finishing
 from gsec_core.results.export import export
 from gsec_core.sources.uris import to_uri
 from gsec_core.stages.base import Context
@@ -61,7 +61,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, server: str) -> Hostile:
 
 
 def test_the_report_shows_hostile_texts_escaped(hostile: Hostile) -> None:
-    page = Path(pipeline.summary(hostile.context)["report"]).read_text()
+    page = Path(finishing.summary(hostile.context)["report"]).read_text()
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gsec_core import pipeline
+from gsec_core.results import finishing
 
 from ..command import environment
 from ..pictures import cluster, settings, write_pictures
@@ -31,7 +31,7 @@ def test_importing_flows_commands_and_the_server_imports_no_package_that_compute
 def test_a_flow_run_with_nothing_to_do_imports_no_package_that_computes(server: str, tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store", train={"refit": "auto"})
     context, *_ = cluster(config)
-    pipeline.finish(context)
+    finishing.finish(context)
     code = f"""
 from flows.pipeline import run_pipeline
 from gsec_core.config import PipelineConfig

@@ -23,6 +23,7 @@ from gsec_core.methods.asd import networks, pixels
 from gsec_core.methods.asd.estimator import ASDPlan
 from gsec_core.methods.plan import Leg
 from gsec_core.report.collect import collect
+from gsec_core.results import finishing
 from gsec_core.results.export import export
 from gsec_core.stages import align, encode, prepare, train
 from gsec_core.stages.base import Context, begin, missing, run_stage
@@ -94,7 +95,7 @@ def test_the_tables_have_the_schemas_of_the_reference(whole: Context) -> None:
     assert sorted(shards(whole, CHECKPOINTS_TABLE)) == [f"block-000{block}-step-00000{step:02d}" for block in (0, 1) for step in (8, 12, 16)]
     for table in TABLES[:3]:
         assert {found.schema for found in shards(whole, table).values()} == {schemas()[table].remove_metadata()}
-    assert pipeline.summary(whole)["clusters"] == CLUSTERS
+    assert finishing.summary(whole)["clusters"] == CLUSTERS
     assert len(labels(whole)) == IMAGES
 
 

@@ -18,6 +18,7 @@ from gsec_core.methods.clusterer import Clusterer
 from gsec_core.methods.mixture import mixed
 from gsec_core.methods.mixture.estimator import MixedFeatures, MixturePlan
 from gsec_core.methods.tac import estimator as tac
+from gsec_core.results import finishing
 from gsec_core.settings import load_config
 from gsec_core.stages import nouns, prepare, train
 from gsec_core.stages.base import Context
@@ -204,7 +205,7 @@ def test_images_are_assigned_by_a_mixture_and_the_report_names_its_methods(whole
     context = assign_images(whole, settings(place / "in", whole.run.files.url, corpus="again"))
     theirs, ours = labels(whole), labels(context)
     assert np.mean([ours[uri] == theirs[uri] for uri in ours]) >= 0.8
-    page = Path(pipeline.summary(whole)["report"]).read_text()
+    page = Path(finishing.summary(whole)["report"]).read_text()
     assert "gsec,tac, text: nouns" in page
 
 

@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from flows.demo import photographs
 from flows.serve.app import application
-from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
+from gsec_core.results import finishing
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
@@ -65,7 +65,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
 @pytest.fixture(scope="module")
 def served(config: PipelineConfig) -> Iterator[Served]:
     context, _, _ = cluster(config)
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     with serving(application([Store.open(config.store)], TOKEN, curate=True, by_link=True)) as url:
         yield Served(url, context)
 
@@ -318,7 +318,7 @@ def test_after_the_next_nightly_run_the_curated_name_is_still_shown(browser: Bro
         key = cat(page, served)
         crops(Path(str(config.source)), range(CROPS, CROPS + 3))
         context, _, _ = cluster(config)
-        assert pipeline.finish(context)["published"]
+        assert finishing.finish(context)["published"]
         assert context.run.id != served.context.run.id
         page.goto(f"{served.url}/explore/photos")
         expect(page.locator("h1")).to_contain_text(f"{(CROPS + 3) * len(SHOWN)} images")

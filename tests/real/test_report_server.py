@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from flows.serve.app import application
-from gsec_core import pipeline
+from gsec_core.results import finishing
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
@@ -40,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (images / "bad.jpg").write_text("no image")
     config = settings(images, folder / "store", pipeline=NAME, clusters=3, max_rejects=1)
     context, _, _ = cluster(config)
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     run_stages(config.model_copy(update={"clusters": 4}), *STAGES[:2])
     failed = run_stages(config.model_copy(update={"clusters": 5}), *STAGES[:2])
     with pytest.raises(OSError, match="No space"), failed.run.attempt({"stage": "prototypes"}):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from gsec_core import pipeline
+from gsec_core.results import finishing
 from gsec_core.stages import base, encode
 from gsec_core.stages.base import Context
 from gsec_core.store import Shards
@@ -67,7 +68,7 @@ def clustered(s3: tuple[str, S3Proxy], tmp_path_factory: pytest.TempPathFactory)
     source = write_pictures(tmp_path_factory.mktemp("s3") / "in", range(IMAGES))
     proxy.slow_down, proxy.reset = 0.01, 0.005
     context, _, made = cluster(settings(source, f"{url}/faults", clusters=3))
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     assert made["encode"]["encoded"] == IMAGES
     assert sum(proxy.failed.values()) > 5
     proxy.slow_down = proxy.reset = 0
@@ -108,7 +109,7 @@ def test_a_night_without_changes_reads_no_shard_of_the_corpus(clustered: Context
     proxy.paths.clear()
     run = pipeline.nothing_to_do(clustered.config)
     assert run is not None
-    assert pipeline.finish(Context.of(run, clustered.config))["published"]
+    assert finishing.finish(Context.of(run, clustered.config))["published"]
     lists = proxy.count()["LIST"]
     tables = sum(len(record["tables"]) for record in run.stages().values())
     assert lists <= 2 * tables + 10, "each table once or twice, and the folders of the run, the generations and the publications"

@@ -11,7 +11,7 @@ import pytest
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
-from gsec_core.results import publishing, status
+from gsec_core.results import finishing, publishing, status
 from gsec_core.stages import align
 from gsec_core.stages.base import Context
 from gsec_core.store import Store, prune
@@ -40,7 +40,7 @@ def write_groups(folder: Path, numbers: range) -> Path:
 def night(config: PipelineConfig, redo: tuple[str, ...] = ()) -> tuple[Context, dict[str, Any]]:
     """Do a whole nightly run. Returns its context and its summary."""
     context, _, _ = cluster(config, redo)
-    return context, pipeline.finish(context)
+    return context, finishing.finish(context)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_same_request_is_found_again_and_published_only_once(tmp_path: Path)
     again = pipeline.nothing_to_do(config)
     assert again is not None
     assert again.id == context.run.id
-    said, points = pipeline.finish(Context.of(again, config)), pointer(tmp_path / "store", context.corpus.name)
+    said, points = finishing.finish(Context.of(again, config)), pointer(tmp_path / "store", context.corpus.name)
     assert said["published"]
     assert said["assignments"] == str(tmp_path / "store" / points["corpus"] / "assignments" / points["assignments"]), (
         "the published record must lead to the rows"
@@ -159,7 +159,7 @@ def test_a_run_with_too_many_rejects_is_not_published(second_night: Night, tmp_p
     assert pointer(tmp_path / "store", "kinds")["run_id"] == good.run.id
     allowed = pipeline.nothing_to_do(config)
     assert allowed is not None, "the run must be finished"
-    assert pipeline.finish(Context.of(allowed, settings(folder, config.store, clusters=GROUPS, pipeline="kinds", max_rejects=1)))["published"]
+    assert finishing.finish(Context.of(allowed, settings(folder, config.store, clusters=GROUPS, pipeline="kinds", max_rejects=1)))["published"]
 
 
 def moving(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
@@ -179,7 +179,7 @@ def test_a_run_that_moved_many_images_is_held_unless_its_settings_changed(second
     assert (found["published"], found["held"], found["moved_far"]) == (True, False, True)
     assert "40.0% of the images" in found["warnings"][0]
     with pytest.raises(Refused, match="another run was published after this one was requested"):
-        publishing.publish_by_hand(far, pipeline.summary(far))
+        publishing.publish_by_hand(far, finishing.summary(far))
     assert pointer(tmp_path / "store", "kinds")["run_id"] == other.run.id
 
 
@@ -190,9 +190,9 @@ def test_a_held_run_can_be_published_by_hand_and_going_back_is_respected(second_
     moving(monkeypatch, 0.4)
     far, found = night(config)
     assert found["held"]
-    assert publishing.publish_by_hand(far, pipeline.summary(far)).number == 2
+    assert publishing.publish_by_hand(far, finishing.summary(far)).number == 2
     assert pointer(tmp_path / "store", "kinds")["run_id"] == far.run.id
-    back = publishing.publish_by_hand(good, pipeline.summary(good))
+    back = publishing.publish_by_hand(good, finishing.summary(good))
     assert (back.number, back.run_id, back.generation, back.moved) == (3, good.run.id, 1, None)
     moving(monkeypatch, 0.0)
     again, found = night(config)
@@ -211,7 +211,7 @@ def test_a_redo_that_a_user_went_back_from_is_not_done_again(second_night: Night
     good, _ = night(config)
     redone, found = night(config, ("train",))
     assert (redone.decision["decision"], found["published"]) == (FRESH, True)
-    publishing.publish_by_hand(good, pipeline.summary(good))
+    publishing.publish_by_hand(good, finishing.summary(good))
     for number in (8, 9):
         write_groups(folder, range(number, number + 1))
         after, found = night(config)
@@ -228,11 +228,11 @@ def test_a_clustering_with_new_keys_that_a_user_went_back_from_is_held_too(secon
     good, _ = night(config)
     wrong, found = night(more)
     assert found["published"]
-    publishing.publish_by_hand(good, pipeline.summary(good))
+    publishing.publish_by_hand(good, finishing.summary(good))
     again, found = night(more)
     assert again.run.id != wrong.run.id
     assert (found["published"], found["held"]) == (False, True)
-    assert publishing.publish_by_hand(again, pipeline.summary(again)).left is None
+    assert publishing.publish_by_hand(again, finishing.summary(again)).left is None
 
 
 def test_after_going_back_two_steps_the_clustering_left_is_held(second_night: Night, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_after_going_back_two_steps_the_clustering_left_is_held(second_night: Ni
     wrong, found = night(config)
     assert found["published"]
     for context in (second, first):
-        publishing.publish_by_hand(context, pipeline.summary(context))
+        publishing.publish_by_hand(context, finishing.summary(context))
     again, found = night(config)
     assert labels(again) == labels(wrong)
     assert (found["published"], found["held"]) == (False, True)
@@ -260,7 +260,7 @@ def test_after_an_upgrade_going_back_leads_to_the_rows_that_were_published(secon
     _, found = night(config)
     assert found["published"]
     assert pointer(tmp_path / "store", "kinds")["assignments"] != published
-    publishing.publish_by_hand(old, pipeline.summary(old))
+    publishing.publish_by_hand(old, finishing.summary(old))
     assert pointer(tmp_path / "store", "kinds")["assignments"] == published
 
 
@@ -270,7 +270,7 @@ def test_a_number_of_clusters_found_by_auto_does_not_count_as_a_changed_setting(
 
     def counted(clusters: int, counting: str | None) -> dict[str, Any]:
         context, _, _ = cluster(settings(folder, tmp_path / "store", clusters=clusters, pipeline="kinds"), counting=counting)
-        return pipeline.finish(context)
+        return finishing.finish(context)
 
     asked, _ = pipeline.request(settings(folder, tmp_path / "store", clusters="auto"))
     assert counted(2, asked.id)["published"], "the first run is published"
@@ -302,11 +302,11 @@ def test_a_run_that_two_workers_finish_is_published_once_and_both_report_success
     def slow(self: Publications, publication: Publication, more: More) -> bool:
         with monkeypatch.context() as patched:
             patched.setattr(Publications, "add", add)
-            assert pipeline.finish(context)["replaces"]
+            assert finishing.finish(context)["replaces"]
         return add(self, publication, more)
 
     monkeypatch.setattr(Publications, "add", slow)
-    said = pipeline.finish(context)
+    said = finishing.finish(context)
     assert (said["published"], said["why_not"]) == (True, None)
     assert [made.run_id for made in Store.open(config.store).publications.newest_first("kinds")] == [context.run.id]
 
@@ -335,8 +335,8 @@ def test_a_night_without_changes_publishes_nothing(tmp_path: Path) -> None:
 def test_the_second_of_two_runs_that_continue_one_clustering_does_not_replace_the_first(second_night: Night, tmp_path: Path) -> None:
     folder, _ = second_night
     one, other = (cluster(settings(folder, tmp_path / "store", clusters=GROUPS + more, pipeline="kinds"))[0] for more in (1, 2))
-    assert pipeline.finish(one)["published"]
-    late = pipeline.finish(other)
+    assert finishing.finish(one)["published"]
+    late = finishing.finish(other)
     assert (late["published"], late["held"]) == (False, False)
     assert "another run was published after this one was requested" in late["why_not"]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == one.run.id
@@ -351,8 +351,8 @@ def test_an_older_generation_does_not_replace_a_newer_one(tmp_path: Path) -> Non
     old, _, _ = cluster(settings(folder, store, clusters=GROUPS, pipeline="kinds"))
     write_groups(folder, range(8, 10))
     new, _, _ = cluster(settings(folder, store, clusters=GROUPS, pipeline="kinds"))
-    assert pipeline.finish(new)["published"]
-    late = pipeline.finish(old)
+    assert finishing.finish(new)["published"]
+    late = finishing.finish(old)
     assert not late["published"]
     assert pointer(store, "kinds")["run_id"] == new.run.id
 
@@ -383,7 +383,7 @@ def test_a_run_that_assigns_is_not_published(second_night: Night, tmp_path: Path
     model, _ = night(config)
     before = pointer(tmp_path / "store", "kinds")
     context = assign_images(model, settings(write_pictures(tmp_path / "new", range(4)), tmp_path / "store"))
-    said = pipeline.finish(context)
+    said = finishing.finish(context)
     assert (said["images"], said["published"], said["held"]) == (4, False, False)
     assert pointer(tmp_path / "store", "kinds") == before
 
@@ -394,10 +394,10 @@ def test_a_pointer_missing_after_a_kill_is_written_by_the_next_finish(tmp_path: 
     with monkeypatch.context() as patched:
         patched.setattr(LocalFiles, "replace", lambda self, path, data: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            pipeline.finish(context)
+            finishing.finish(context)
     assert [made.run_id for made in Store.open(config.store).publications.newest_first("kinds")] == [context.run.id]
     assert not (tmp_path / "store" / "published" / "kinds.json").exists()
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     assert pointer(tmp_path / "store", "kinds")["run_id"] == context.run.id
 
 

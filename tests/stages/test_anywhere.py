@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from gsec_core import pipeline
+from gsec_core.results import finishing
 from gsec_core.stages import encode
 from gsec_core.tables import EMBEDDINGS_TABLE
 
@@ -24,7 +25,7 @@ def test_a_run_with_images_and_store_on_s3_gives_the_labels_of_a_local_run(tmp_p
     assert made["encode"]["encoded"] == 20
     name = here.generation.shard_names[0]
     assert there.generation.shard_names[0] != name, "the versions of S3 objects differ from those of files, so shards have other names"
-    summary = pipeline.summary(there)
+    summary = finishing.summary(there)
     with fsspec.filesystem("s3").open(f"{summary['assignments']}/part-00000.parquet") as file:
         import pyarrow.parquet as pq
 

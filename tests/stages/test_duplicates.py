@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from gsec_core import pipeline
 from gsec_core.clustering.duplicates import Likeness
 from gsec_core.config import PipelineConfig
+from gsec_core.results import finishing
 from gsec_core.results.export import export
 from gsec_core.stages import duplicates, encode, prepare
 from gsec_core.stages.base import Context, run_stage
@@ -200,13 +200,13 @@ def published(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pi
     shutil.copytree(place / "in", folder / "in")
     config = settings(folder / "in", folder / "store", text={"source": "none"}, train={"refit": "never", "n_members": 2}, gsec={"max_steps": 5})
     context, _, _ = cluster(config)
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     return config, context
 
 
 def test_copies_appear_in_the_remarks_the_report_and_the_export(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
     context = published[1]
-    said = pipeline.finish(context)
+    said = finishing.finish(context)
     assert "5 images are copies of 4 others, 2 exact and 3 near copies: see duplicates.csv of gsec export." in said["remarks"]
     page = Path(said["report"]).read_text()
     assert "The 4 largest groups" in page
@@ -256,7 +256,7 @@ def test_a_run_that_keeps_its_model_reuses_its_neighbours_and_searches_only_thos
     }
     distinct = len({path.read_bytes() for path in folder.iterdir()})
     assert searched[0] == distinct if gone else 4 <= searched[0] < distinct
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
 
 
 def test_a_run_that_only_assigns_does_not_look_for_copies(published: tuple[PipelineConfig, Context], tmp_path: Path) -> None:
@@ -264,5 +264,5 @@ def test_a_run_that_only_assigns_does_not_look_for_copies(published: tuple[Pipel
     write_photographs(tmp_path / "new")
     assigning = assign_images(first, settings(tmp_path / "new", config.store))
     assert "duplicates.csv" not in export(assigning, tmp_path / "out")
-    assert not [remark for remark in pipeline.summary(assigning)["remarks"] if "copies" in remark]
+    assert not [remark for remark in finishing.summary(assigning)["remarks"] if "copies" in remark]
     assert np.isin(["encode", "assign"], assigning.run.stage_names()).all()

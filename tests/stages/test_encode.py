@@ -18,6 +18,7 @@ from gsec_core.encoders import encoder_identity
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
 from gsec_core.images.decode import NO_END, NO_PROFILE
 from gsec_core.images.room import Room
+from gsec_core.results import finishing
 from gsec_core.sources.base import ImageRef
 from gsec_core.stages import baseline, encode
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
@@ -104,9 +105,9 @@ def test_bad_images_become_rejected_rows_with_a_reason(tmp_path: Path) -> None:
     assert set(rows) == {"text.jpg", "empty.png", "cut.jpg"}
     assert all(row["reason"] for row in rows.values())
     assert made["encode"]["rejected"] == 3
-    summary = pipeline.summary(context)
+    summary = finishing.summary(context)
     assert (summary["images"], summary["rejected"], len(labels(context))) == (13, 3, 10)
-    assert "max_rejects" in pipeline.finish(context)["warnings"][0]
+    assert "max_rejects" in finishing.finish(context)["warnings"][0]
 
 
 def test_embeddings_are_unit_vectors_and_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_a_damaged_shard_that_was_set_aside_is_not_read_as_data(tmp_path: Path) 
     flip_a_byte(parts.location("part-00000"))
     assert parts.set_aside("part-00000")
     run_stage(context, baseline.STAGE)
-    assert pq.read_table(pipeline.summary(context)["assignments"]).num_rows == 10
+    assert pq.read_table(finishing.summary(context)["assignments"]).num_rows == 10
     assert parts.read("part-00000") == good, "it must be made again from the same centres"
 
 
@@ -309,7 +310,7 @@ def test_an_image_with_a_harmless_fault_is_used_with_a_note_and_counted(tmp_path
     assert rows["b.jpg"] == ("ok", NO_PROFILE)
     assert rows["cut.jpg"][0] == "rejected"
     assert (made["encode"]["noted"], made["encode"]["rejected"]) == (2, 1)
-    assert [one for one in pipeline.summary(context)["remarks"] if "fault" in one] == [
+    assert [one for one in finishing.summary(context)["remarks"] if "fault" in one] == [
         f"1 image has a harmless fault: {note}." for note in (NO_PROFILE, NO_END)
     ]
 

@@ -20,6 +20,7 @@ from gsec_core.encoders import load_encoder
 from gsec_core.errors import GsecError, Refused
 from gsec_core.methods.seic import enhance as method
 from gsec_core.report.collect import collect
+from gsec_core.results import finishing
 from gsec_core.results.export import export
 from gsec_core.stages import align, enhance, train
 from gsec_core.stages.base import Context, begin, missing, run_stage
@@ -150,7 +151,7 @@ def test_labels_of_the_adapted_encoder_use_the_runs_cluster_numbers_and_are_comp
     assert agreed > 0.6
     [said] = enhance.remarks(whole)
     assert f"agree with them on {agreed:.1%} of the images. To cluster with it: gsec export --encoder --run {whole.run.id}" in said
-    assert said in pipeline.summary(whole)["remarks"]
+    assert said in finishing.summary(whole)["remarks"]
 
 
 def test_the_tables_of_stage_two_have_the_schemas_of_the_reference(whole: Context) -> None:
@@ -279,7 +280,7 @@ def test_if_clusters_died_the_run_says_so_and_its_encoder_cannot_be_exported(who
     copy.shards(enhance.STAGE, ENHANCED_CLUSTERS_TABLE).replace("all", died, {})
     [said] = enhance.remarks(copy)
     assert "on 81.2% of the images, but 1 of the 3 clusters keep less than a tenth of their images: 2. The run's clusters are unchanged" in said
-    assert said in pipeline.finish(copy)["remarks"]
+    assert said in finishing.finish(copy)["remarks"]
     assert said in collect(copy).remarks
     with pytest.raises(Refused, match=r"with the encoder .*, 1 clusters keep less than a tenth"):
         export(copy, tmp_path / "out", encoder=True)

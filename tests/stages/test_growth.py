@@ -8,6 +8,7 @@ import pytest
 
 from gsec_core import pipeline
 from gsec_core.errors import GsecError, Refused
+from gsec_core.results import finishing
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, begin, missing, work
 from gsec_core.store import Store
@@ -54,7 +55,7 @@ def test_a_renamed_or_touched_image_is_copied_in_the_store_and_not_encoded_again
 def test_clusters_keep_their_keys_if_all_images_are_renamed(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     context, _, _ = cluster(settings(source, tmp_path / "store"))
-    pipeline.finish(context)
+    finishing.finish(context)
     for path in sorted(source.iterdir()):
         path.rename(source / f"new-{path.name}")
     _, _, made = cluster(settings(source, tmp_path / "store", ingest={"max_shrink": 1}))
@@ -133,7 +134,7 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_next_run(tmp_path
 def test_a_damaged_image_list_is_written_again(tmp_path: Path) -> None:
     config = settings(write_pictures(tmp_path / "in", range(20)), tmp_path / "store")
     before, _, _ = cluster(config)
-    pipeline.finish(before)
+    finishing.finish(before)
     lost = before.corpus.images.location(before.generation.shard_names[0])
     Path(lost).write_bytes(b"not a shard")
     assert getattr(pipeline.nothing_to_do(config), "id", None) == before.run.id, "without changes of the source, the image list is not read"

@@ -12,6 +12,7 @@ from PIL import Image
 from gsec_core import pipeline
 from gsec_core.errors import Refused
 from gsec_core.report.collect import collect
+from gsec_core.results import finishing
 from gsec_core.results.status import verify
 from gsec_core.stages import base, publish, report
 from gsec_core.stages.base import Context
@@ -122,7 +123,7 @@ def test_a_run_whose_naming_server_does_not_answer_is_refused_before_it_encodes(
 
 def test_the_report_shows_the_names_the_rejected_image_and_the_duplicate_of_the_tables(place: Path) -> None:
     context, _ = run(place)
-    index = Path(pipeline.summary(context)["report"])
+    index = Path(finishing.summary(context)["report"])
     text = index.read_text()
     assert [row["page"] for row in rows(context, REPORT_TABLE)] == ["index.html"]
     for name in (str(row["name"]) for row in rows(context, CLUSTER_NAMES_TABLE)):

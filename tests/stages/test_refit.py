@@ -16,7 +16,7 @@ from gsec_core import pipeline
 from gsec_core.clustering import drift
 from gsec_core.config import PipelineConfig
 from gsec_core.report import layout
-from gsec_core.results import export, publishing, status
+from gsec_core.results import export, finishing, publishing, status
 from gsec_core.stages import align, base, before, prepare, publish, refit, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Run, Store, prune
@@ -54,7 +54,7 @@ def night(place: Path, redo: tuple[str, ...] = (), **more: Any) -> tuple[Context
     train = {"refit": "auto", **more.pop("train", {})}
     config = settings(place / "in", place / "store", clusters=more.pop("clusters", KINDS), train=train, **more)
     context, _, made = cluster(config, redo)
-    return context, pipeline.finish(context), [name for name, sums in made.items() if sums]
+    return context, finishing.finish(context), [name for name, sums in made.items() if sums]
 
 
 def keys(context: Context, said: dict[str, Any]) -> dict[str, int]:
@@ -405,7 +405,7 @@ def test_with_clusters_auto_a_nightly_run_keeps_the_number_that_was_found(place:
     curve = pa.Table.from_pylist([{"clusters": KINDS, "purity": 1.0, "low": 1.0, "suggested": True}], CLUSTER_COUNTS)
     Context.of(counting, auto).shards(pipeline.stage("count"), CLUSTER_COUNTS_TABLE).commit("all", curve)
     context, _, _ = cluster(found, counting=counting.id)
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     mine = auto.model_copy(update={"pipeline": "auto"})
     config, by = pipeline.numbered_before(mine, []) or pytest.fail("it is known")
     assert (config.clusters, config.train.grow, by) == (KINDS, True, counting.id)

@@ -13,7 +13,7 @@ from gsec_core.config import PipelineConfig
 from gsec_core.encoders import load_encoder
 from gsec_core.encoders.open_clip import OpenClipEncoder
 from gsec_core.errors import Refused
-from gsec_core.results import compare, status
+from gsec_core.results import compare, finishing, status
 from gsec_core.sources.base import RejectedImage
 from gsec_core.stages import encode, prepare, text
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
@@ -96,7 +96,7 @@ def test_every_method_that_accepts_a_second_encoder_clusters_by_two_encoders(met
     context, _, made = cluster(config)
     assert made["encode2"] == {}, "the store already has the second encoder's embeddings"
     assert len(prepare.load_halves(context)) == 2
-    assert sum(row["size"] for row in pipeline.cluster_rows(context)) == 24
+    assert sum(row["size"] for row in finishing.cluster_rows(context)) == 24
 
 
 def test_each_encoder_can_be_redone_alone(place: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_image_that_one_encoder_cannot_use_is_left_out_and_counted_once(place
     config = with_second(place, tmp_path / "store").model_copy(update={"source": str(source), "max_rejects": 0.5})
     context, _, made = cluster(config)
     assert (made["encode"]["rejected"], made["encode2"]["rejected"]) == (1, 2)
-    said = pipeline.summary(context)
+    said = finishing.summary(context)
     assert (said["images"], said["rejected"]) == (22, 2)
     rows = {row["uri"]: row["reason"] for row in encode.encoded_rows(context).to_pylist() if row["status"] != "ok"}
     assert rows.keys() == {"broken.png", "small.png"}

@@ -7,7 +7,7 @@ import pytest
 
 from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
-from gsec_core.results import publishing, status
+from gsec_core.results import finishing, publishing, status
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Store
 
@@ -46,7 +46,7 @@ def test_the_same_request_finds_the_older_run_with_all_its_tables(older: Context
 
 
 def test_an_older_run_can_be_summarised_and_is_still_published(older: Context) -> None:
-    said = pipeline.finish(older)
+    said = finishing.finish(older)
     assert (said["images"], said["clusters"], said["published"]) == (12, 3, True)
     assert sorted(row["size"] for row in said["cluster_rows"]) == [4, 4, 4]
     assert [row["key"] for row in said["cluster_rows"]] == [0, 1, 2]

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from flows.serve import explorer
-from gsec_core import pipeline
+from gsec_core.results import finishing
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
@@ -21,7 +21,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Context:
     picture(99).save(images / HOSTILE)
     picture(3).save(images / "copy.jpg", quality=90)
     context, _, _ = cluster(settings(images, folder / "store", pipeline="nightly", clusters=3))
-    assert pipeline.finish(context)["published"]
+    assert finishing.finish(context)["published"]
     return context
 
 

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gsec_core import pipeline
+from gsec_core.results import finishing
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
@@ -22,7 +23,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     config = settings(images, folder / "store", pipeline="nightly", max_rejects=1)
     run, _ = pipeline.request(config)
     finished = worked_on(Context.of(run, config), *run.request()["stages"])
-    assert pipeline.finish(finished)["published"]
+    assert finishing.finish(finished)["published"]
     unfinished = worked_on(run_stages(config.model_copy(update={"clusters": 3})), "encode", "baseline")
     failed = run_stages(config.model_copy(update={"clusters": 4}))
     with pytest.raises(OSError, match="No space"), failed.run.attempt({"stage": "train"}):
@@ -30,7 +31,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     new = pipeline.assignment_config(finished.run, settings(write_pictures(folder / "new", range(20, 24)), folder / "store"))
     run, _ = pipeline.request(new, of_run=finished.run.id)
     assigned = worked_on(Context.of(run, new), *run.request()["stages"])
-    pipeline.finish(assigned)
+    finishing.finish(assigned)
     counting = run_stages(config.model_copy(update={"clusters": "auto"}))
     return Shown(Store.open(config.store), finished, unfinished, failed, assigned, counting)
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from flows.serve import metrics
-from gsec_core import pipeline
+from gsec_core.results import finishing
 from gsec_core.stages.base import Context
 from gsec_core.store import Store
 
@@ -61,7 +61,7 @@ def test_a_night_with_nothing_new_moves_the_time_of_the_last_finished_run_and_no
     corpus = shown.finished.corpus.name
     with served(store) as client:
         before = figures(client)
-        pipeline.finish(Context.of(store.run(shown.finished.run.id), shown.finished.config))
+        finishing.finish(Context.of(store.run(shown.finished.run.id), shown.finished.config))
         after = figures(client)
     assert {key for key in after if after[key] != before[key]} == {("gsec_last_finished_timestamp_seconds", corpus, "nightly")}
     assert after["gsec_last_finished_timestamp_seconds", corpus, "nightly"] > before["gsec_last_finished_timestamp_seconds", corpus, "nightly"]

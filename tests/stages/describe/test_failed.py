@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gsec_core import pipeline
 from gsec_core.captioners.base import Answer, Cost
 from gsec_core.errors import BadShard, GsecError, Refused, Unreachable
+from gsec_core.results import finishing
 from gsec_core.stages import describe, encode, prototypes
 from gsec_core.stages.base import Context, begin, missing, run_stage, work
 from gsec_core.tables import FAILED, FREE, MISSING, REPRESENTATIVE_CAPTIONS_TABLE, REPRESENTATIVES_TABLE
@@ -124,7 +124,7 @@ def test_a_retry_asks_failed_descriptions_again_even_if_the_published_model_fits
     config = config_of(place)
     config = config.model_copy(update={"train": config.train.model_copy(update={"refit": "auto"})})
     captioner.answer = lambda subject: Answer(None, None, (), FAILED, "busy") if subject.uri == "003.jpg" else Answer("text", None, (), FREE)
-    assert pipeline.finish(cluster(config)[0])["published"]
+    assert finishing.finish(cluster(config)[0])["published"]
     captioner.asked.clear()
     captioner.answer = lambda subject: Answer("better", None, (), FREE)
     context, _, _ = cluster(config, (describe.RETRY,))
