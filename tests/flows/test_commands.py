@@ -97,11 +97,12 @@ def test_status_prints_the_state_and_the_images_of_a_run(place: dict[str, str]) 
     assert place["run"] in gsec_here("status", "--store", place["store"]).stdout
 
 
-def test_status_export_prune_and_curate_import_neither_torch_nor_scikit_learn_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
+def test_commands_that_compute_nothing_import_neither_torch_nor_scikit_learn_nor_prefect(place: dict[str, str], home: Path, tmp_path: Path) -> None:
     of_store = ["--store", str(place["store"])]
     export = ["export", "--to", str(tmp_path / "out"), "--images", "copies"]
     dataset = ["export", "--to", str(tmp_path / "dataset"), "--format", "huggingface"]
-    commands = [["status"], export, dataset, ["prune", "--dry-run"], ["curate", "star", "--cluster", "0", "--run", str(place["run"])]]
+    again = ["run", str(place["folder"]), "-k", "3", "--set", "max_rejects=0.1", *SMALL]
+    commands = [["status"], again, export, dataset, ["prune", "--dry-run"], ["curate", "star", "--cluster", "0", "--run", str(place["run"])]]
     code = f"""
 import sys
 from flows.cli import main

@@ -11,7 +11,7 @@ from gsec_core.results import finishing
 from ..command import environment
 from ..pictures import cluster, settings, write_pictures
 
-COMPUTE = ("torch", "sklearn", "scipy.stats", "pandas", "faiss", "onnxruntime")
+COMPUTE = ("torch", "sklearn", "scipy.stats", "faiss", "onnxruntime")
 """Packages that are imported when a stage has work; torch and scikit-learn take longer than all the rest."""
 
 
