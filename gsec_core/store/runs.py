@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -35,6 +35,8 @@ class Run:
 
     files: Files
     id: str
+    _read: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Records that were read, by name. No record ever changes, and a run asks for its request hundreds of times."""
 
     @property
     def directory(self) -> str:
@@ -231,10 +233,13 @@ class Run:
 
     def _load(self, name: str) -> dict[str, Any]:
         """Raises BadRecord, or FileNotFoundError if there is no such record."""
+        if name in self._read:
+            return self._read[name]
         # A directory without a request is not a run. Any other record is not needed, or the next run writes the same again.
         gone = f"the directory {self.files.location(self.directory)}" if name == "request.json" else "this file"
         remedy = f"Remove {gone}: the tables of the run stay, and the same gsec run makes it again."
-        return records.read(self.files, f"{self.directory}/{name}", dict, remedy)
+        self._read[name] = records.read(self.files, f"{self.directory}/{name}", dict, remedy)
+        return self._read[name]
 
 
 def run_id(stages: Mapping[str, Any], corpus: str, generation: int, redo: Mapping[str, int], pipeline: str | None, previous: Mapping[str, Any] | None) -> str:

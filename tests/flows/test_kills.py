@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..command import GSEC, SMALL, environment
-from ..kills import prove_at
+from ..command import GSEC, SMALL, asking, environment, gsec_here, last_json
+from ..kills import assert_equal_tables, attempt, labels, tables
 from ..pictures import write_pictures
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "grey", "orange")
@@ -22,7 +22,18 @@ def test_a_run_killed_in_train_and_align_ends_with_the_labels_of_an_undisturbed_
     (tmp_path / "words.txt").write_text("\n".join(f"{size} {colour} disc" for size in ("small", "large") for colour in COLOURS))
     tac = ["method=tac", "tac.max_steps=40", "train.n_members=4", f"text.vocabulary=file:{tmp_path / 'words.txt'}"]
     given = [part for setting in tac for part in ("--set", setting)]
-    prove_at(source, ["train", "align"], seed=2, settings=["-k", "5", *SMALL, *given], directory=tmp_path)
+
+    def command(store: str) -> list[str]:
+        return ["run", str(source), "--store", str(tmp_path / store), "--json", "-k", "5", *SMALL, *given]
+
+    with asking(server):
+        undisturbed = last_json(gsec_here(*command("undisturbed")))
+    for stage, group in (("train", False), ("align", True)):
+        assert attempt(command("killed"), tmp_path / "home", 0.3, group, kill_at=stage).killed, f"stage {stage} was over before the kill"
+    with asking(server):
+        ended = last_json(gsec_here(*command("killed")))
+    assert labels(ended) == labels(undisturbed)
+    assert_equal_tables(tmp_path / "killed", tables(tmp_path / "undisturbed"))
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_without_sure_predictions_the_loss_is_that_of_the_labelled_sample_alone(
 def test_asd_finds_planted_clusters_by_the_transitions_between_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     X, _, y = planted(b=0.4)
     assert sample_size(len(X), 8) == 96
-    fitted = ASD(8, n_members=3, max_steps=1000, device="cpu").fit(X)
+    fitted = ASD(8, n_members=3, max_steps=500, device="cpu").fit(X)
     assert np.mean([accuracy(y, labels) for labels in fitted.member_labels_]) >= 0.8
     assert accuracy(y, fitted.labels_) >= 0.95, "the consensus is better, as members err on different images"
     assert (fitted.predict(X) == fitted.labels_).mean() >= 0.98
@@ -142,7 +142,7 @@ def test_asd_finds_planted_clusters_by_the_transitions_between_classes(monkeypat
         return grouped(np.random.default_rng(0).permutation(transitions.ravel()).reshape(transitions.shape), n_clusters)
 
     monkeypatch.setattr(estimator, "grouped", shuffled)
-    without = ASD(8, n_members=2, max_steps=1000, device="cpu").fit(X)
+    without = ASD(8, n_members=2, max_steps=500, device="cpu").fit(X)
     assert np.mean([accuracy(y, labels) for labels in without.member_labels_]) <= 0.5
 
 

@@ -190,7 +190,7 @@ def test_asd_finds_classes_of_images_that_k_means_on_pixels_does_not(monkeypatch
     images, truth = shapes(360), np.arange(360) % CLASSES
     known, new = images[:300], images[300:]
     assert accuracy(truth[:300], KMeans(CLASSES, n_init=5, random_state=0).fit_predict(known.reshape(300, -1).astype(float))) <= 0.45
-    fitted = ASDPixels(CLASSES, max_steps=400, random_state=1, **TINY).fit(known)
+    fitted = ASDPixels(CLASSES, max_steps=320, random_state=1, **TINY).fit(known)
     assert accuracy(truth[:300], fitted.labels_) >= 0.7
     assert accuracy(truth[300:], fitted.predict(new)) >= 0.65
     assert np.array_equal(fitted.predict(known), fitted.labels_)

@@ -68,7 +68,7 @@ def test_each_members_logits_are_those_of_its_method_on_the_methods_features() -
 
 def test_one_method_that_fails_hardly_harms_the_consensus() -> None:
     X, words, y = planted(n=600)
-    estimators = [("gsec", GSEC(ensemble_size=4)), ("tac", TAC(max_steps=120)), ("temi", TEMI(max_steps=30))]
+    estimators = [("gsec", GSEC(ensemble_size=4)), ("tac", TAC(max_steps=120)), ("temi", TEMI(max_steps=15))]
     fitted = Mixture(8, estimators, n_members=2, device="cpu").fit(X, nouns=words)
     alone = [accuracy(y, said) for said in fitted.member_labels_]
     assert min(alone[0::3] + alone[1::3]) >= 0.95

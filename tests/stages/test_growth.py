@@ -14,7 +14,7 @@ from gsec_core.stages.base import Context, begin, missing, work
 from gsec_core.store import Store
 from gsec_core.tables import THUMBNAILS_TABLE
 
-from ..pictures import cluster, labels, picture, settings, write_pictures
+from ..pictures import cluster, encoded, labels, picture, settings, write_pictures
 from .steps import STAGES
 
 
@@ -31,7 +31,7 @@ def test_a_second_run_without_changes_does_nothing(tmp_path: Path) -> None:
 def test_after_a_change_of_the_source_only_new_and_changed_images_are_encoded(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     config = settings(source, tmp_path / "store")
-    cluster(config)
+    encoded(config)
     write_pictures(source, [20, 21])
     picture(99).save(source / "003.jpg")
     (source / "007.jpg").unlink()
@@ -65,9 +65,9 @@ def test_clusters_keep_their_keys_if_all_images_are_renamed(tmp_path: Path) -> N
 def test_a_run_works_if_the_first_shard_of_the_image_list_has_only_deletions(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(20))
     config = settings(source, tmp_path / "store", ingest={"shard_rows": 2048})
-    cluster(config)
+    encoded(config)
     (source / "000.jpg").unlink()
-    context, _, _ = cluster(config)
+    context, _, _ = encoded(config)
     Path(context.corpus.images.location(context.generation.shard_names[0])).write_bytes(b"damaged")
     context, _, _ = cluster(config, ("train",))  # lists the lost images again, in a later shard
     first = context.corpus.images.read(context.generation.shard_names[0])
@@ -97,22 +97,22 @@ def test_a_run_killed_in_encode_before_more_changes_of_the_source_is_followed_by
 def test_an_emptied_or_vanished_source_is_refused_and_no_image_counts_as_deleted(tmp_path: Path, unmount: object) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
-    context, _, _ = cluster(config)
+    context, _, _ = encoded(config)
     assert callable(unmount)
     unmount(source)
     with pytest.raises(Refused):
-        cluster(config)
+        pipeline.request(config)
     assert context.corpus.generation().number == 1
 
 
 def test_a_source_that_lost_too_many_images_is_refused_until_max_shrink_allows_it(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
-    cluster(settings(source, tmp_path / "store"))
+    encoded(settings(source, tmp_path / "store"))
     for seed in range(3):
         (source / f"{seed:03d}.jpg").unlink()
     with pytest.raises(Refused, match=r"3 of its 10 images have vanished.*ingest.max_shrink"):
-        cluster(settings(source, tmp_path / "store"))
-    _, changes, _ = cluster(settings(source, tmp_path / "store", ingest={"max_shrink": 1}))
+        pipeline.request(settings(source, tmp_path / "store"))
+    _, changes = pipeline.request(settings(source, tmp_path / "store", ingest={"max_shrink": 1}))
     assert changes.deleted == 3
 
 
@@ -147,14 +147,14 @@ def test_a_damaged_image_list_is_written_again(tmp_path: Path) -> None:
 
 
 def test_a_corpus_name_cannot_be_used_for_another_source(tmp_path: Path) -> None:
-    cluster(settings(write_pictures(tmp_path / "in", range(4)), tmp_path / "store", corpus="mine"))
+    pipeline.request(settings(write_pictures(tmp_path / "in", range(4)), tmp_path / "store", corpus="mine"))
     with pytest.raises(Refused, match="corpus mine belongs to"):
-        cluster(settings(write_pictures(tmp_path / "other", range(4)), tmp_path / "store", corpus="mine"))
+        pipeline.request(settings(write_pictures(tmp_path / "other", range(4)), tmp_path / "store", corpus="mine"))
 
 
 def test_runs_of_two_corpora_can_be_in_one_store(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        cluster(settings(write_pictures(tmp_path / name, range(4)), tmp_path / "store"))
+        encoded(settings(write_pictures(tmp_path / name, range(4)), tmp_path / "store"))
     store = Store.open(str(tmp_path / "store"))
     assert [corpus.name.rpartition("-")[0] for corpus in store.corpora()] == ["one", "two"]
     assert len(store.runs()) == 2
@@ -163,9 +163,9 @@ def test_runs_of_two_corpora_can_be_in_one_store(tmp_path: Path) -> None:
 def test_a_shard_whose_second_table_is_missing_is_encoded_again(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
-    cluster(config)
+    encoded(config)
     write_pictures(source, range(10, 14))
-    context, _, _ = cluster(config)
+    context, _, _ = encoded(config)
     Path(context.shards(encode.STAGE, THUMBNAILS_TABLE).location(context.generation.shard_names[-1])).unlink()
     again, _, made = cluster(config)
     assert made["encode"]["encoded"] == 4
@@ -175,13 +175,13 @@ def test_a_shard_whose_second_table_is_missing_is_encoded_again(tmp_path: Path) 
 def test_a_deleted_image_that_returns_after_its_thumbnail_was_pruned_gets_a_new_thumbnail(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "in", range(10))
     config = settings(source, tmp_path / "store")
-    context, _, _ = cluster(config)
+    context, _, _ = encoded(config)
     thumbnails = context.shards(encode.STAGE, THUMBNAILS_TABLE)
     os.rename(source / "003.jpg", tmp_path / "away.jpg")
-    cluster(config)
+    encoded(config)
     name = context.generation.shard_names[0]
     thumbnails.replace(name, thumbnails.read(name).slice(0, 0), thumbnails.facts(name))  # as prune does, but for all thumbnails
     os.rename(tmp_path / "away.jpg", source / "003.jpg")
-    again, _, made = cluster(config)
-    assert made["encode"]["encoded"] == 1
+    again, _, made = encoded(config)
+    assert made["encoded"] == 1
     assert thumbnails.read(again.generation.shard_names[-1]).num_rows == 1
