@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -36,16 +37,17 @@ def test_a_run_killed_in_train_and_align_ends_with_the_labels_of_an_undisturbed_
     assert_equal_tables(tmp_path / "killed", tables(tmp_path / "undisturbed"))
 
 
-@pytest.fixture
-def working(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run that is encoding, on a terminal that passes on what is typed, with a temporary Prefect server.
+@contextmanager
+def working(folder: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that is encoding, on a terminal that passes on what is typed, with a temporary Prefect server unless a variable in ``more`` names another.
 
     The command begins with ``exec``, because some shells would stay as a process of their own.
     """
-    source = write_pictures(tmp_path / "in", range(400))
-    command = "exec " + shlex.join([*GSEC, "run", str(source), "-k", "3", "--store", str(tmp_path / "store"), *SMALL, "--set", "max_slices=1"])
+    source = write_pictures(folder / "in", range(400))
+    command = "exec " + shlex.join([*GSEC, "run", str(source), "-k", "3", "--store", str(folder / "store"), *SMALL, "--set", "max_slices=1"])
     words = ["script", "-qefc", command, "/dev/null"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(tmp_path / "home")) as process:
+    env = {**environment(folder / "home"), **more}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) as process:
         assert process.stdout is not None
         said = b""
         while not re.search(rb"\b[1-9]\d* of 400 images", said):
@@ -55,25 +57,28 @@ def working(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_ctrl_c_ends_a_run_and_its_prefect_server_at_once(working: subprocess.Popen[bytes]) -> None:
-    [_, server] = psutil.Process(working.pid).children(recursive=True)
-    assert "create_app" in " ".join(server.cmdline())
-    said, _ = working.communicate(b"\x03", timeout=120)
-    assert working.returncode == 130
-    assert b"interrupted. What was committed stays; a rerun continues." in said
-    assert b"Traceback" not in said
-    assert b"400 of 400 images" not in said, "the run must not finish its slice first"
-    server.wait(120)
+def test_ctrl_c_ends_a_run_and_its_prefect_server_at_once(tmp_path: Path) -> None:
+    with working(tmp_path) as terminal:
+        [_, server] = psutil.Process(terminal.pid).children(recursive=True)
+        assert "create_app" in " ".join(server.cmdline())
+        said, _ = terminal.communicate(b"\x03", timeout=120)
+        assert terminal.returncode == 130
+        assert b"interrupted. What was committed stays; a rerun continues." in said
+        assert b"Traceback" not in said
+        assert b"400 of 400 images" not in said, "the run must not finish its slice first"
+        server.wait(120)
 
 
-def test_sigterm_ends_a_run_at_once(working: subprocess.Popen[bytes]) -> None:
-    [run, _] = psutil.Process(working.pid).children(recursive=True)
-    run.terminate()
-    said, _ = working.communicate(timeout=120)
-    assert b"400 of 400 images" not in said, "the run must not finish its slice first"
+def test_sigterm_ends_a_run_at_once(tmp_path: Path, server: str) -> None:
+    with working(tmp_path, PREFECT_API_URL=server) as terminal:
+        [run] = psutil.Process(terminal.pid).children(recursive=True)
+        run.terminate()
+        said, _ = terminal.communicate(timeout=120)
+        assert b"400 of 400 images" not in said, "the run must not finish its slice first"
 
 
-def test_the_prefect_server_of_a_killed_run_ends(working: subprocess.Popen[bytes]) -> None:
-    [run, server] = psutil.Process(working.pid).children(recursive=True)
-    run.kill()
-    server.wait(120)
+def test_the_prefect_server_of_a_killed_run_ends(tmp_path: Path) -> None:
+    with working(tmp_path) as terminal:
+        [run, server] = psutil.Process(terminal.pid).children(recursive=True)
+        run.kill()
+        server.wait(120)

@@ -44,7 +44,7 @@ def clip(place: Path) -> str:
 
 def with_second(place: Path, store: Path, **more: object) -> PipelineConfig:
     own = {"method": "turtle", "clusters": 3, "text": {"source": "encoder", "encoder": clip(place)}, "train": {"n_members": 2}}
-    return settings(place / "in", store, **{**own, "turtle": {"max_steps": 20}, "temi": {"max_steps": 20}, "tac": {"max_steps": 12}, **more})
+    return settings(place / "in", store, **{**own, "turtle": {"max_steps": 20}, "temi": {"max_steps": 5}, "tac": {"max_steps": 12}, **more})
 
 
 @pytest.fixture(scope="module")

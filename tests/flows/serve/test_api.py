@@ -349,24 +349,20 @@ def test_names_given_by_people_are_stored_and_returned_as_plain_text(shown: Show
     assert get(curating, log["next"])["rows"][0]["number"] == len(names) - 2
 
 
-@pytest.mark.parametrize(
-    ("said", "why"),
-    [
+def test_invalid_acts_are_refused_and_not_logged(shown: Shown, curating: TestClient) -> None:
+    for said, why in (
         ({"kind": "rename", "who": "me", "key": 77, "text": "x"}, "no cluster 77"),
         ({"kind": "rename", "who": "me", "key": 1}, "empty"),
         ({"kind": "rename", "who": "me", "key": 1, "text": "x" * 300}, "300 characters"),
-        ({"kind": "rename", "who": "me", "key": 1, "text": "a\u202eb"}, "U\\+202E"),
+        ({"kind": "rename", "who": "me", "key": 1, "text": "a\u202eb"}, "U+202E"),
         ({"kind": "paint", "who": "me"}, "kind"),
         ({"kind": "star", "key": 1}, "who"),
         ({"kind": "star", "who": "me", "key": "<b>"}, "key"),
         ({"kind": "move", "who": "me", "key": 1, "images": ["0" * 32]}, "this run has no such image"),
         ({"kind": "undo", "who": "me", "undoes": 9}, "no act 9"),
         ([], "body"),
-    ],
-)
-def test_an_invalid_act_is_refused_and_not_logged(shown: Shown, curating: TestClient, said: object, why: str) -> None:
-    sentence = error(curating, "POST", shown.address("/curation"), 400, json=said)
-    assert why.replace("\\", "") in sentence
+    ):
+        assert why in error(curating, "POST", shown.address("/curation"), 400, json=said)
     assert get(curating, shown.address("/curation"))["total"] == 0
 
 
