@@ -7,7 +7,7 @@ import pytest
 
 from gsec_core.errors import BadRecord
 from gsec_core.stages.base import Context
-from gsec_core.store import Publication, Store
+from gsec_core.store import Publication, Run, Store
 
 from .command import gsec_here, last_json
 from .pictures import settings, write_pictures
@@ -34,7 +34,7 @@ def test_the_error_of_a_damaged_run_record_names_the_file_and_a_remedy_that_work
     path = place / "runs" / run.id / f"{record}.json"
     path.write_bytes(torn)
     with pytest.raises(BadRecord) as raised:
-        run.is_finished()
+        Run(run.files, run.id).is_finished()  # as a new process finds it
     said = str(raised.value)
     assert said.startswith(f"{path}: it is not what gsec writes (")
     if record == "request":
