@@ -11,6 +11,7 @@ from gsec_core.errors import NotFound, Refused
 from gsec_core.explore import Collection
 from gsec_core.stages import hierarchy
 from gsec_core.stages.canonical import usable
+from gsec_core.store import Run
 from gsec_core.tables import HIERARCHY, MAP_TABLE
 
 from .examples import everything, placed
@@ -114,7 +115,7 @@ def with_table(found: Collection, name: str, rows: pa.Table) -> Collection:
     told["tables"][name] = ["all"]
     record.write_text(json.dumps(told))
     found.context.corpus.table(name, told["fingerprint"]).replace("all", rows, {})
-    return Collection(found.run, found.context.config)
+    return Collection(Run(found.run.files, found.run.id), found.context.config)  # opened anew, as it has read the old record
 
 
 def test_the_map_has_every_image_at_its_place_in_the_table(copied: Collection) -> None:
