@@ -22,10 +22,9 @@ from gsec_core.stages import base, describe, report
 from gsec_core.stages.base import Stage
 from gsec_core.store.publications import pipeline_of
 from tasks import artifacts, engine, progress, slices, watchdog
+from tasks.slices import Sums
 
 T = TypeVar("T")
-
-Sums = dict[str, float]
 
 DESCRIBERS = "gsec-describe"
 """Global concurrency limit on the stages describe that run at once in all pipelines, because they share the servers."""
@@ -49,8 +48,8 @@ def run_stage(config: PipelineConfig, run_id: str, stage: Stage) -> Sums:
             continue
         progress.begin(stage.name, step.units(context, names), step.unit, there)
         with engine.opened(config) as where, progress.ended_by_signals():
-            futures = where.submit(config, run_id, stage, number, base.slices(names, where.count(config, step)))
-            for made in where.wait(futures, stage.name, config.hang_timeout + (config.describe.patience if stage is describe.STAGE else 0)):
+            seconds = config.hang_timeout + (config.describe.patience if stage is describe.STAGE else 0)
+            for made in where.run(config, run_id, stage, number, base.slices(names, where.count(config, step)), seconds):
                 base.add(sums, made)
     if sums["shards"]:
         sums["seconds"] = round(time.monotonic() - started, 1)

@@ -1,5 +1,6 @@
-"""The engine that runs slices on the nodes of a Ray cluster, each as a Prefect task, by `prefect_ray`.
+"""The engine that runs slices on the nodes of a Ray cluster.
 
+The Prefect task of a slice is in a thread of this process. It sends the work to a node and waits, so that nodes need no Prefect server.
 Rows never pass through Ray. A slice gets the names of its shards, reads its input from the store and commits there, as a thread does.
 Ray may therefore lose a node, or run a slice twice: the first valid shard counts.
 """
@@ -7,44 +8,51 @@ Ray may therefore lose a node, or run a slice twice: the first valid shard count
 import logging
 import os
 import platform
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
+from threading import Event, Lock
 from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import grpc
-import httpx
-import prefect_ray
 import ray
-from prefect.events.worker import EventsWorker
-from prefect.futures import PrefectFuture
-from prefect.logging.configuration import setup_logging
-from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL
-from prefect.task_runners import TaskRunner
-from prefect_ray.context import remote_options
+from prefect.runtime import flow_run, task_run
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType
 from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
-from ray.exceptions import AuthenticationError, GetTimeoutError, OutOfMemoryError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    AuthenticationError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, wait_exponential
 
+from gsec_core import pipeline
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import usable_cores
 from gsec_core.errors import GsecError, Refused, Unreachable, shortened
-from gsec_core.stages.base import Stage, Step
+from gsec_core.stages.base import Progress, Stage, Step
 from gsec_core.store import Store
 from tasks import progress, slices, watchdog
-from tasks.engine import Sums
+from tasks.slices import Sums
 
 ANSWER = 25.0
 """Seconds that a cluster may take to answer."""
@@ -64,18 +72,22 @@ RETRIES = 5
 OBJECT_STORE = 100 * 2**20
 """Bytes of the object store of a cluster on this machine. Objects are only names of shards and counts."""
 
+PAUSE = 20.0
+"""The longest pause, in seconds, before a slice is started again. A node that is short of memory may have more a little later."""
+
 FLUSH = 5.0
-"""Seconds that a slice waits at its end for its messages to reach Prefect."""
+"""Seconds that a slice waits at its end for its messages to arrive."""
 
 ATTEMPTS = 3
 """How often to connect to a `ray://` address. Ray forks a process for each driver there, and now and then it dies at its start."""
 
 _GIB = 2**30
 
+_LIBRARY = "gsec_core"
+
 _log = logging.getLogger("gsec_core.engine")  # below the library's logger: commands print its warnings, and deployed runs forward them to Prefect
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # Ray's default is to start a slice that was killed for lack of memory again forever
 
 
 @contextmanager
@@ -133,24 +145,53 @@ class Cluster:
         nodes = _workers()
         wanted = config.ray
         self.cpus = wanted.cpus or min((int(node["Resources"]["CPU"]) for node in nodes), default=1)
-        self._options: dict[str, Any] = {"num_cpus": self.cpus, "max_retries": RETRIES, "max_calls": 0, "scheduling_strategy": "SPREAD"}
+        # Slices are started again here and not by Ray (`max_retries`), which would start one that was ended for lack of memory again forever.
+        options: dict[str, Any] = {"name": "slice", "num_cpus": self.cpus, "max_retries": 0, "max_calls": 0, "scheduling_strategy": "SPREAD"}
         if wanted.memory:
-            self._options["memory"] = int(wanted.memory * _GIB)
+            options["memory"] = int(wanted.memory * _GIB)
         self._gpus = wanted.gpus
         _check_room(nodes, {"CPU": self.cpus, "GPU": wanted.gpus, "memory": wanted.memory * _GIB})
         _check_nodes(nodes, Store.open(config.store))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._told: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Told).options(scheduling_strategy=here).remote()
+        self._take: Any = None
+        self._worked: Any = ray.remote(**options)(_worked)
+        self._inboxes: dict[str, SimpleQueue[Message]] = {}
+        self._ended = Event()
 
     def runner(self, config: PipelineConfig) -> TaskRunner[Any]:
-        return _Runner()  # uses the open connection
+        return ThreadPoolTaskRunner(max_workers=config.max_slices)  # threads only wait for nodes
 
     def count(self, config: PipelineConfig, step: Step) -> int:
         return 1 if step.whole else config.max_slices
 
-    def submit(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]]) -> list[PrefectFuture[Sums]]:
-        away = partial(Away, self._told, slices.reads())
-        gpus = self._gpus if stage.on_device else 0
+    def run(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]], seconds: float) -> list[Sums]:
+        heard = watchdog.Clock()
+        warned = False
+
+        def look(clock: watchdog.Clock) -> None:
+            nonlocal warned
+            if heard.idle() < watchdog.POLL / 2:
+                return
+            heard.move()
+            self._hear()
+            if not warned and clock.idle() > ALONE and not _workers():
+                _log.warning("no node of the Ray cluster is left. Stage %s waits for one to join.", stage.name)
+                warned = True
+
+        try:
+            futures = slices.submit(self._make, config, run_id, stage, step, parts)
+            with _faults():
+                watchdog.wait(futures, stage.name, seconds, look)
+                self._hear()
+        except BaseException:
+            self._end()  # the flow waits for its tasks
+            raise
+        return [future.result() for future in futures]
+
+    def _make(self, config: PipelineConfig, run_id: str, stage: str, step: int, names: list[str], advance: Progress) -> tuple[Sums, str]:
+        """A `slices.Maker` that makes the shards on a node. A slice whose node or process is lost is started again."""
+        gpus = self._gpus if pipeline.stage(stage).on_device else 0
         # Without this, a slice that got no GPU would still use those of its node.
         device = {} if gpus else {"device": "cpu"}
         of_a_slice = {
@@ -159,133 +200,159 @@ class Cluster:
             "encode": config.encode.model_copy(update={"workers": config.encode.workers or self.cpus, **device}),
             "train": config.train.model_copy(update=device),
         }
-        config = config.model_copy(update=of_a_slice)
-        with remote_options(**self._options, num_gpus=gpus):
-            return [slices.run_slice.submit(config, run_id, stage.name, step, number, list(part), away(uuid4().hex)) for number, part in enumerate(parts, 1)]
+        work = partial(self._worked.options(num_gpus=gpus).remote, config.model_copy(update=of_a_slice), run_id, stage, step, names)
+        attempts = Retrying(
+            retry=retry_if_exception_type((WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)),
+            stop=stop_after_attempt(1 + RETRIES),
+            wait=wait_exponential(max=PAUSE),
+            sleep=sleep_using_event(self._ended),
+            reraise=True,
+        )
+        with _faults():
+            return attempts(self._attempt, work, advance)
 
-    def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
-        waiting = [cast(Any, future).wrapped_future for future in futures]
-        warned = False
-        with _faults(RayError, ConnectionError), watchdog.clock(stage) as clock:
-            while waiting:
-                done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=watchdog.POLL)
-                self._hear()
-                if done:
-                    clock.move()
-                if not warned and clock.idle() > ALONE and not _workers():
-                    _log.warning("no node of the Ray cluster is left. Stage %s waits for one to join.", stage)
-                    warned = True
-                if clock.idle() > seconds:
-                    for ref in waiting:
-                        ray.cancel(ref, force=True)
-                    raise GsecError(watchdog.hung(stage, seconds))
-        with _faults(RayError):  # not ConnectionError, which a slice may raise itself, for example for the store
-            return [future.result() for future in futures]
+    def _attempt(self, work: Callable[["Sender"], Any], advance: Progress) -> tuple[Sums, str]:
+        """Start a slice on a node, and report its progress until it is done."""
+        sender = Sender(self._told, uuid4().hex, slices.reads(), logging.getLogger(_LIBRARY).getEffectiveLevel(), flow_run.id, task_run.id)
+        inbox = self._inboxes[sender.slice] = SimpleQueue()
+        done = 0
+        try:
+            if self._ended.is_set():  # only now, because `_end` does not see an inbox that is made later
+                raise progress.Interrupted
+            ref = work(sender)
+            ref.future().add_done_callback(inbox.put)
+            try:
+                while isinstance(message := inbox.get(), int):
+                    advance(message - done)
+                    done = message
+                if message is None:
+                    raise progress.Interrupted
+            except BaseException:
+                ray.cancel(ref, force=True)
+                raise
+        finally:
+            del self._inboxes[sender.slice]
+        sums, node, total = message.result()
+        advance(total - done)
+        return sums, node
 
     def _hear(self) -> None:
-        """Tell the watchers of this process the progress that slices have reported."""
+        """Handle what slices on the nodes have told since the last call."""
+        if self._take is None:
+            self._take = self._told.take.remote()
+        if not ray.wait([self._take], timeout=watchdog.POLL)[0]:
+            return  # a busy machine; the answer is not lost, but handled by the next call
+        told, self._take = self._take, None
         try:
-            sums = ray.get(self._told.take.remote(), timeout=watchdog.POLL)
-        except (GetTimeoutError, ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
+            messages = ray.get(told)
+        except (ActorDiedError, ActorUnavailableError):
             return  # Ray restarts the actor; a progress bar that lags must not fail the work
-        for stage, by in sums.items():
-            progress.advance(stage, by)
+        for slice, message in messages:
+            inbox = self._inboxes.get(slice)
+            if isinstance(message, logging.LogRecord):
+                logging.getLogger(message.name).handle(message)
+            elif inbox is not None:
+                inbox.put(message)
+
+    def _end(self) -> None:
+        """End all slices, and let no other begin."""
+        self._ended.set()
+        for inbox in list(self._inboxes.values()):
+            inbox.put(None)
 
 
-class _Runner(prefect_ray.RayTaskRunner):  # type: ignore[misc]
-    """Ray's task runner, which waits for messages to Prefect at the end of a task: its process may end then, and they would be lost."""
-
-    @staticmethod
-    def _run_prefect_task(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return prefect_ray.RayTaskRunner._run_prefect_task(*args, **kwargs)
-        finally:
-            EventsWorker.drain_all(timeout=FLUSH, at_exit=False)
-            APILogHandler().flush()
+Message = int | Future[tuple[Sums, str, int]] | None
+"""What the thread of a slice receives: how many units are done so far, at last the future that holds the result; None ends the slice."""
 
 
 @contextmanager
-def _faults(*kinds: type[Exception]) -> Iterator[None]:
+def _faults() -> Iterator[None]:
+    """Context manager that raises the error of a slice as the slice raised it, and turns those of Ray into a GsecError."""
     try:
         yield
+    except RayTaskError as error:
+        raise error.cause from error
     except OutOfMemoryError as error:
         raise GsecError(
             f"Ray ended a slice for lack of memory each time it was started ({_line(error)}). Set a larger ray.cpus, so that fewer slices share a node, "
             "or use nodes with more memory. What was committed stays; a rerun continues, on any engine."
         ) from error
-    except kinds as error:
+    except (RayError, ConnectionError) as error:
         raise GsecError(f"the Ray cluster failed ({_line(error)}). What was committed stays; a rerun continues, on any engine.") from error
 
 
 class _Told:
-    """Actor that adds up the progress that slices report until the driver takes it."""
+    """Actor that keeps what slices tell until the driver takes it: the units done so far, and log records."""
 
     def __init__(self) -> None:
-        self._sums: Counter[str] = Counter()
-        self._of: dict[str, Counter[str]] = {}
+        self._messages: list[tuple[str, int | logging.LogRecord]] = []
 
-    def begin(self, slice: str) -> None:
-        """A slice begins. What it has reported before is taken back, since its process died and it reports that again."""
-        self._sums.subtract(self._of.pop(slice, Counter[str]()))
+    def add(self, slice: str, message: int | logging.LogRecord) -> None:
+        self._messages.append((slice, message))
 
-    def add(self, slice: str, sums: Mapping[str, int]) -> None:
-        self._sums.update(sums)
-        self._of.setdefault(slice, Counter[str]()).update(sums)
-
-    def take(self) -> dict[str, int]:
-        sums, self._sums = dict(self._sums), Counter()
-        return sums
+    def take(self) -> list[tuple[str, int | logging.LogRecord]]:
+        messages, self._messages = self._messages, []
+        return messages
 
 
 @dataclass(frozen=True)
-class Away:
-    """The sender of a slice (see `slices.Sender`), for a slice in another process."""
+class Sender:
+    """The task that sends a slice to a node."""
 
     told: Any
-    """The actor that collects progress."""
+    """The actor that takes messages to it."""
+    slice: str
+    """A unique name of this attempt to make the slice."""
     reads: int
     """See `slices.reads`."""
-    slice: str
-    """A unique name of the slice."""
-
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Context manager in which progress is reported to the actor, and logs go where the Prefect settings of the sender say."""
-        _set_up_logging()  # again: at its import Prefect used the settings of this machine
-        slices.follow(self.reads)
-        self.told.begin.remote(self.slice)
-        teller = _Teller(self.told, self.slice)
-        try:
-            with progress.watched(teller):
-                yield
-        finally:
-            teller.tell()
+    level: int
+    """The level of log records that it wants."""
+    flow_run_id: str | None
+    task_run_id: str | None
 
 
-class _Teller:
-    """A `progress.Watcher` that reports to an actor, at most a few times a second."""
-
-    def __init__(self, told: Any, slice: str) -> None:
-        self._told, self._slice, self._sums, self._clock = told, slice, Counter[str](), watchdog.Clock()
-
-    def begin(self, stage: str, units: int, unit: str, there: int) -> None:
-        """Nothing to do: the sender's process reports when a stage begins and ends."""
-
-    def end(self, stage: str, sums: Mapping[str, float]) -> None:
-        """See `begin`."""
-
-    def advance(self, stage: str, by: int) -> None:
-        self._sums[stage] += by
-        if self._clock.idle() > watchdog.POLL / 2:
-            self.tell()
-
-    def tell(self) -> None:
-        self._clock.move()
-        sums, self._sums = dict(self._sums), Counter()
-        self._told.add.remote(self._slice, sums)
+def _worked(config: PipelineConfig, run_id: str, stage: str, step: int, names: list[str], sender: Sender) -> tuple[Sums, str, int]:
+    """Runs on a node. Makes a slice and returns what `slices.make` does, and how many units were done."""
+    slices.follow(sender.reads)
+    library, teller = logging.getLogger(_LIBRARY), _Teller(sender)
+    library.setLevel(sender.level)
+    library.addHandler(teller)
+    try:
+        return *slices.make(config, run_id, stage, step, names, teller.advance), teller.done
+    finally:
+        library.removeHandler(teller)
+        teller.wait()
 
 
-_set_up_logging = cache(setup_logging)
+class _Teller(QueueHandler):
+    """Tells the sender of a slice its log records at once, and its progress at most a few times a second."""
+
+    def __init__(self, sender: Sender) -> None:
+        super().__init__(SimpleQueue())
+        self.setFormatter(logging.Formatter(f"{platform.node()}: %(message)s"))
+        self._sender, self._clock, self._counts = sender, watchdog.Clock(), Lock()
+        self._sent: Any = None
+        self.done = 0
+
+    def advance(self, by: int) -> None:
+        with self._counts:
+            self.done += by
+            if self._clock.idle() > watchdog.POLL / 2:
+                self._clock.move()
+                self._tell(self.done)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        # With these, Prefect shows the record as one of the task.
+        record.flow_run_id, record.task_run_id = self._sender.flow_run_id, self._sender.task_run_id
+        self._tell(record)
+
+    def wait(self) -> None:
+        """Wait until the messages have arrived, since the process may end before they are sent."""
+        if self._sent is not None:
+            ray.wait([self._sent], timeout=FLUSH)
+
+    def _tell(self, message: int | logging.LogRecord) -> None:
+        self._sent = self._sender.told.add.remote(self._sender.slice, message)
 
 
 def _workers() -> list[dict[str, Any]]:
@@ -311,14 +378,13 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
     """Check that every node sees files that this process writes to the store, and vice versa. Raises Refused with the name of a node that does not."""
     mark = f"runs/.probe-{uuid4().hex}"
     marks = {f"{mark}-{number}": node for number, node in enumerate(nodes)}
-    api = PREFECT_API_URL.value()
     store.check_writable()
     store.files.create(mark, b"gsec")
     try:
         asked = {
             ray.remote(num_cpus=0, max_retries=0)(_looked)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            .remote(store.url, mark, own, api): own
+            .remote(store.url, mark, own): own
             for own, node in marks.items()
         }
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=SLOW)
@@ -355,7 +421,7 @@ def _check_node(name: str, ref: Any, store: Store, own: str) -> None:
         raise Refused(f"node {name} of the Ray cluster: {why}.")
 
 
-def _looked(url: str, mark: str, own: str, api: str | None) -> tuple[str | None, str]:
+def _looked(url: str, mark: str, own: str) -> tuple[str | None, str]:
     """Runs on a node. Returns why the node cannot work (None if it can), and its version of gsec."""
     why = None
     try:
@@ -366,11 +432,6 @@ def _looked(url: str, mark: str, own: str, api: str | None) -> tuple[str | None,
         why = f"it does not see files written to {url}. Use a folder that all nodes share, or a bucket"
     except (OSError, Unreachable, Refused) as error:
         why = f"it cannot use the store {url} ({_line(error)}). Give it the permissions and credentials that this machine has"
-    try:
-        if api and why is None:
-            httpx.get(f"{api}/health", timeout=10).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = f"Prefect's server does not answer it at {api} ({_line(error)}). Set PREFECT_API_URL to an address that all nodes reach"
     return why, version("gsec")
 
 

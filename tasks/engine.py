@@ -8,32 +8,29 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import Refused
 from gsec_core.stages.base import Stage, Step
-from tasks import watchdog
-from tasks.slices import run_slice
-
-Sums = dict[str, float]
+from tasks import slices, watchdog
+from tasks.slices import Sums
 
 
 class Engine(Protocol):
-    """Runs slices, and tells into how many a step is cut."""
+    """Runs slices, and tells into how many a step is cut. The Prefect task of each slice is in a thread of this process."""
 
     def runner(self, config: PipelineConfig) -> TaskRunner[Any]:
-        """The task runner for a flow that submits slices."""
+        """The task runner for a flow that calls `run`."""
 
     def count(self, config: PipelineConfig, step: Step) -> int:
         """Maximal number of slices that a step is cut into."""
 
-    def submit(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]]) -> list[PrefectFuture[Sums]]:
-        """Submit a task for each item of ``parts``, the names of the slice's shards. Must be called in a flow with the task runner of `runner`."""
+    def run(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]], seconds: float) -> list[Sums]:
+        """Run a slice for each item of ``parts``, the names of the slice's shards, and return their sums. Must be called in a flow with the runner of `runner`.
 
-    def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
-        """The sums of the tasks. Raises GsecError if the stage makes no progress for this many ``seconds``, and the error of a slice."""
+        Raises GsecError if the stage makes no progress for this many ``seconds``, and the error of a slice.
+        """
 
 
 class Threads:
@@ -45,11 +42,9 @@ class Threads:
     def count(self, config: PipelineConfig, step: Step) -> int:
         return 1 if step.whole or step.busy else config.max_slices
 
-    def submit(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]]) -> list[PrefectFuture[Sums]]:
-        return [run_slice.submit(config, run_id, stage.name, step, number, list(part)) for number, part in enumerate(parts, 1)]
-
-    def wait(self, futures: Sequence[PrefectFuture[Sums]], stage: str, seconds: float) -> list[Sums]:
-        watchdog.wait(futures, stage, seconds)
+    def run(self, config: PipelineConfig, run_id: str, stage: Stage, step: int, parts: Sequence[Sequence[str]], seconds: float) -> list[Sums]:
+        futures = slices.submit(slices.make, config, run_id, stage, step, parts)
+        watchdog.wait(futures, stage.name, seconds)
         return [future.result() for future in futures]
 
 

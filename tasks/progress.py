@@ -1,5 +1,6 @@
 """Report progress to watchers in this process, such as the terminal of a command, and to Prefect's dashboard."""
 
+import math
 import os
 import signal
 import sys
@@ -69,7 +70,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 class Interrupted(BaseException):
-    """Raised in a slice at its next progress report after Ctrl-C or SIGTERM."""
+    """Raised in a slice that is to end: after Ctrl-C or SIGTERM at its next progress report, on Ray at once."""
 
 
 _interrupted = threading.Event()
@@ -136,19 +137,24 @@ def calm() -> None:
 
 
 @contextmanager
-def of_slice(stage: str, number: int, units: int, unit: str, there: int = 0) -> Iterator[Progress]:
-    """Context manager with a Progress for the library, which updates the slice's progress artifact and tells the watchers.
+def of_slice(stage: str, number: int, units: int, unit: str) -> Iterator[Progress]:
+    """Context manager with a Progress for the library, which shows the slice's progress as an artifact from its first report on, and tells the watchers.
 
-    ``there`` is the number of units that the slice did before it failed and was retried. If the slice fails, its reported progress is taken back.
+    If the slice fails, its reported progress is taken back.
     """
-    if there:
-        advance(stage, there)
     if not units:
         yield silent
         return
-    artifact = shown(create_progress_artifact, 0.0, key=f"{stage}-{number}", description=f"{stage}, slice {number}: {units} {unit}")
+    artifact: Any = None
     lock = threading.Lock()
-    done, shown_at = 0, time.monotonic()
+    done, shown_at = 0, -math.inf
+
+    def show(percent: float) -> None:
+        nonlocal artifact
+        if artifact is None:
+            artifact = shown(create_progress_artifact, percent, key=f"{stage}-{number}", description=f"{stage}, slice {number}: {units} {unit}")
+        else:
+            shown(update_progress_artifact, artifact, progress=percent)
 
     def told(by: int) -> None:
         nonlocal done, shown_at
@@ -160,14 +166,14 @@ def of_slice(stage: str, number: int, units: int, unit: str, there: int = 0) -> 
             if time.monotonic() - shown_at < SECONDS_BETWEEN_UPDATES:
                 return
             shown_at = time.monotonic()
-        shown(update_progress_artifact, artifact, progress=min(100.0, 100 * done / units))
+        show(min(100.0, 100 * done / units))
 
     try:
         yield told
     except BaseException:
-        advance(stage, -done - there)
+        advance(stage, -done)
         raise
-    shown(update_progress_artifact, artifact, progress=100.0)
+    show(100.0)
 
 
 def shown(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
@@ -76,22 +76,22 @@ def clock(stage: str) -> Iterator[Clock]:
         yield found
 
 
-def hung(stage: str, seconds: float) -> str:
-    """The error message of a stage that is ended because it hangs."""
-    return f"stage {stage} made no progress for {seconds:,.0f} s (hang_timeout) and was ended. What was committed stays; a rerun continues."
+def wait(futures: Sequence[PrefectFuture[Any]], stage: str, seconds: float, look: Callable[[Clock], None] = lambda clock: None) -> None:
+    """Wait until all futures are done or cancelled (see `MOST_FAILED`), and call ``look`` at least every `POLL` seconds, with the clock of the stage.
 
-
-def wait(futures: Sequence[PrefectFuture[Any]], stage: str, seconds: float) -> None:
-    """Wait until all futures are done or cancelled (see `MOST_FAILED`). Raises GsecError if the stage makes no progress for this many ``seconds``."""
+    Raises GsecError if the stage makes no progress for this many ``seconds``.
+    """
     waiting: list[Future[State[Any]]] = [cast(Any, future).wrapped_future for future in futures]
     failed = 0
     with clock(stage) as moved:
         for number, future in enumerate(waiting, 1):
             while not wait_for([future], POLL).done:
+                look(moved)
                 if moved.idle() > seconds:
-                    why = hung(stage, seconds)
+                    why = f"stage {stage} made no progress for {seconds:,.0f} s (hang_timeout) and was ended. What was committed stays; a rerun continues."
                     _end_soon(why)
                     raise GsecError(why)
+            look(moved)
             failed = 0 if future.cancelled() or future.result().is_completed() else failed + 1
             if failed == MOST_FAILED:
                 for later in waiting[number:]:
