@@ -116,7 +116,6 @@ def _head(stack: StackConfig, ray: RayEntry, environment: Mapping[str, str]) -> 
         **config.worker_environment(stack, environment),
         "RAY_USAGE_STATS_ENABLED": "0",
         "GRPC_ENABLE_FORK_SUPPORT": "0",  # with it, processes that Ray forks for drivers die at their start now and then
-        "RAY_task_oom_retries": "5",  # for drivers at a ray:// address, as `tasks.cluster` sets it for others
     }
     return Service(
         "ray",

@@ -57,7 +57,7 @@ def orchestrator() -> Iterator[None]:
         yield
         return
     # A temporary server needs no heartbeats, and every flow would wait up to a second at its end for the thread that sends them. The address is
-    # set so that tasks in other processes find this server instead of starting their own.
+    # set so that no client of Prefect starts a server of its own.
     with temporary_settings({PREFECT_API_URL: _start(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 

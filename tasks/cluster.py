@@ -138,6 +138,10 @@ def _check_answer(address: str) -> None:
             return  # `ray.init` raises it with a shorter message
 
 
+Message = int | Future[tuple[Sums, str, int]] | None
+"""What the thread of a slice receives: how many units are done so far, at last the future that holds the result; None ends the slice."""
+
+
 class Cluster:
     """The engine (see `tasks.engine.Engine`) on a Ray cluster."""
 
@@ -201,6 +205,14 @@ class Cluster:
             "train": config.train.model_copy(update=device),
         }
         work = partial(self._worked.options(num_gpus=gpus).remote, config.model_copy(update=of_a_slice), run_id, stage, step, names)
+        done = 0
+
+        def report(units: int) -> None:
+            nonlocal done
+            if units != done:
+                advance(units - done)
+                done = units
+
         attempts = Retrying(
             retry=retry_if_exception_type((WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)),
             stop=stop_after_attempt(1 + RETRIES),
@@ -209,22 +221,21 @@ class Cluster:
             reraise=True,
         )
         with _faults():
-            return attempts(self._attempt, work, advance)
+            return attempts(self._attempt, work, report)
 
-    def _attempt(self, work: Callable[["Sender"], Any], advance: Progress) -> tuple[Sums, str]:
-        """Start a slice on a node, and report its progress until it is done."""
+    def _attempt(self, work: Callable[["Sender"], Any], report: Callable[[int], None]) -> tuple[Sums, str]:
+        """Start a slice on a node, and report how many units are done until it ends."""
         sender = Sender(self._told, uuid4().hex, slices.reads(), logging.getLogger(_LIBRARY).getEffectiveLevel(), flow_run.id, task_run.id)
         inbox = self._inboxes[sender.slice] = SimpleQueue()
-        done = 0
         try:
             if self._ended.is_set():  # only now, because `_end` does not see an inbox that is made later
                 raise progress.Interrupted
+            report(0)  # takes back what an attempt that was lost had reported
             ref = work(sender)
             ref.future().add_done_callback(inbox.put)
             try:
                 while isinstance(message := inbox.get(), int):
-                    advance(message - done)
-                    done = message
+                    report(message)
                 if message is None:
                     raise progress.Interrupted
             except BaseException:
@@ -232,8 +243,8 @@ class Cluster:
                 raise
         finally:
             del self._inboxes[sender.slice]
-        sums, node, total = message.result()
-        advance(total - done)
+        sums, node, units = message.result()
+        report(units)
         return sums, node
 
     def _hear(self) -> None:
@@ -259,10 +270,6 @@ class Cluster:
         self._ended.set()
         for inbox in list(self._inboxes.values()):
             inbox.put(None)
-
-
-Message = int | Future[tuple[Sums, str, int]] | None
-"""What the thread of a slice receives: how many units are done so far, at last the future that holds the result; None ends the slice."""
 
 
 @contextmanager

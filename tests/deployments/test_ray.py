@@ -106,7 +106,7 @@ class TestKubernetes:
 
 
 class TestEnvironment:
-    def test_the_example_environment_has_every_variable_that_nodes_need(self) -> None:
+    def test_the_example_environment_has_every_variable_that_nodes_and_drivers_need(self) -> None:
         assert {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "GSEC_CAPTIONER_KEY"} <= set(ENVIRONMENT)
         assert ENVIRONMENT["RAY_AUTH_MODE"] == "token"
         assert urlsplit(ENVIRONMENT["PREFECT_API_URL"]).hostname == CLUSTER["provider"]["head_ip"]

@@ -83,11 +83,13 @@ def test_sigterm_ends_a_slice_at_its_next_progress_report(server: str, tmp_path:
     run, _ = pipeline.request(config)
     began = threading.Event()
 
-    def works(context: Context, stage: base.Stage, step: base.Step, names: list[str], progress: base.Progress) -> dict[str, float]:
+    def works(context: Context, stage: base.Stage, step: base.Step, names: list[str], advance: base.Progress) -> dict[str, float]:
+        while not progress._watchers:  # in `watchdog.wait`; a signal while the executor starts its thread would leave a thread for which nobody waits
+            time.sleep(0.01)
         began.set()
         for _ in range(6000):
             time.sleep(0.1)
-            progress(0)
+            advance(0)
         return {"shards": 0}
 
     monkeypatch.setattr(base, "work", works)

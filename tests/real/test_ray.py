@@ -4,33 +4,36 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from uuid import uuid4
 
 import polars as pl
 import pytest
-import ray
-from prefect_ray.task_runners import PrefectRayFuture
+from prefect import flow
 from ray.cluster_utils import Cluster
 
 import gsec_core
+from gsec_core import pipeline
 from gsec_core.config import PipelineConfig
 from gsec_core.errors import GsecError, Refused
+from gsec_core.stages import encode
 from gsec_core.store import Run, Store
-from tasks import engine
+from tasks import engine, progress, slices
 from tasks.cluster import Cluster as RayEngine
+from tasks.cluster import Sender
 
-from ..command import GSEC, SMALL, environment, gsec, wait
+from ..command import GSEC, SMALL, asking, environment, gsec, wait
 from ..kills import HEAD, add_node, assert_equal_tables, tables
-from ..pictures import write_pictures
+from ..pictures import settings, write_pictures
 from .services import free_port
 
 IMAGES = 60
@@ -63,7 +66,6 @@ def cluster(port: int) -> Iterator[Cluster]:
     """A Ray cluster whose head takes no slices. Tests add and remove nodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # as in `gsec up`
-        patch.setenv("RAY_task_oom_retries", "1")
         patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "120")  # a busy machine needs more than Ray's 30 s to start a client's process
         made = Cluster(initialize_head=True, head_node_args={**HEAD, "ray_client_server_port": port})
     yield made
@@ -138,6 +140,33 @@ def test_nodes_share_the_work_with_equal_tables_and_report_their_progress(
     assert re.search(rf"\b([1-9]|[1-5]\d) of {IMAGES} images", log.read_text()), "slices on nodes must move the command's progress bar"
 
 
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_warning_and_an_error_on_a_node_are_as_on_threads(
+    source: Path, by_threads: dict[str, pl.DataFrame], cluster: Cluster, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """The node has a damaged ONNX Runtime, of which the library warns. The error is that of a damaged shard, which the run then makes again."""
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('damaged')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        add_node(cluster)
+    store = shutil.copytree(source.parent / "threads", tmp_path / "store")
+    shard = next(store.glob("in-*/embeddings/*/[!_]*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    monkeypatch.setenv("PREFECT_LOGGING_EXTRA_LOGGERS", "gsec_core")  # as for deployed runs
+    address = ("--set", f"ray.address={f'{scheme}127.0.0.1:{port}' if scheme else cluster.address}")
+    done = gsec("run", source, "--store", store, *SMALL, "--set", "engine=ray", "--clusters", "4", *address, home=tmp_path / "home")
+    warning = f"{platform.node()}: lite: ONNX Runtime cannot be used"
+    assert done.stderr.count(warning) == 1
+    assert f"damaged, set aside and made again: {shard.relative_to(store)}" in done.stderr
+    with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
+        others = database.execute("select name, state_name from task_run where state_name != 'Completed' order by name").fetchall()
+        logged = database.execute("select task_run.name from log join task_run on log.task_run_id = task_run.id where message like ?", (f"{warning}%",))
+        assert logged.fetchall() == [("encode-1",)]
+    assert others == [("gsec-refit-0", "Failed"), ("refit-1", "Failed")], "the slice that read the damaged shard, and its stage"
+
+
 def test_a_run_without_a_node_says_so_and_ends_its_slices_when_it_is_ended(source: Path, cluster: Cluster, tmp_path: Path) -> None:
     node = add_node(cluster)
     process = started(source, tmp_path / "store", cluster.address, tmp_path / "log")
@@ -168,12 +197,53 @@ def test_a_slice_that_is_ended_each_time_for_lack_of_memory_ends_the_run_with_wh
         add_node(cluster)
     assert "of the Ray cluster is short of memory (" in refused(tmp_path / "store", {"address": cluster.address})
     monkeypatch.setattr("tasks.cluster._check_nodes", lambda nodes, store: None)  # as if other programs had taken the memory after this check
+    monkeypatch.setattr("tasks.cluster._worked", lambda *arguments: time.sleep(PATIENCE))
+    monkeypatch.setattr("tasks.cluster.RETRIES", 1)
     config = PipelineConfig.model_validate({"store": str(tmp_path / "store"), "engine": "ray", "ray": {"address": cluster.address}})
     with engine.opened(config) as where:
         assert isinstance(where, RayEngine)
-        ref = ray.remote(**where._options)(lambda: time.sleep(PATIENCE)).remote()
         with pytest.raises(GsecError, match=r"for lack of memory each time it was started \(.* low on memory.*\)\. Set a larger ray\.cpus"):
-            where.wait([PrefectRayFuture(uuid4(), ref)], "encode", PATIENCE)
+            where._make(config, "", "encode", 0, [], lambda by: None)
+
+
+def test_progress_of_a_slice_whose_process_died_is_taken_back(
+    source: Path, cluster: Cluster, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_node(cluster)
+    seen = tmp_path / "seen"
+
+    class Watcher:
+        def __init__(self) -> None:
+            self.told: list[int] = []
+
+        def begin(self, stage: str, units: int, unit: str, there: int) -> None: ...
+
+        def end(self, stage: str, sums: Mapping[str, float]) -> None: ...
+
+        def advance(self, stage: str, by: int) -> None:
+            self.told.append(by)
+            seen.touch()
+
+    def dies_once(config: PipelineConfig, run_id: str, stage: str, step: int, names: list[str], sender: Sender) -> tuple[dict[str, float], str, int]:
+        if not seen.exists():
+            sender.told.add.remote(sender.slice, 8)
+            while not seen.exists():
+                time.sleep(0.05)
+            os._exit(1)
+        return {"shards": 1}, "node", 5
+
+    monkeypatch.setattr("tasks.cluster._worked", dies_once)
+    config = settings(source, tmp_path / "store", engine="ray", ray={"address": cluster.address})
+    run, _ = pipeline.request(config)
+    watcher = Watcher()
+    with asking(server), engine.opened(config) as where, progress.watched(watcher):
+
+        @flow
+        def one_slice() -> list[dict[str, float]]:
+            return where.run(config, run.id, encode.STAGE, 0, [encode.STAGE.steps[0].plan(slices.context(config, run.id))], PATIENCE)
+
+        assert one_slice.with_options(task_runner=where.runner(config))() == [{"shards": 1}]
+    assert [by for by in watcher.told if by] == [8, -8, 5]
 
 
 def working(node: Any) -> list[str]:
