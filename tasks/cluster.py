@@ -231,16 +231,11 @@ class Cluster:
             if self._ended.is_set():  # only now, because `_end` does not see an inbox that is made later
                 raise progress.Interrupted
             report(0)  # takes back what an attempt that was lost had reported
-            ref = work(sender)
-            ref.future().add_done_callback(inbox.put)
-            try:
-                while isinstance(message := inbox.get(), int):
-                    report(message)
-                if message is None:
-                    raise progress.Interrupted
-            except BaseException:
-                ray.cancel(ref, force=True)
-                raise
+            work(sender).future().add_done_callback(inbox.put)
+            while isinstance(message := inbox.get(), int):
+                report(message)
+            if message is None:
+                raise progress.Interrupted
         finally:
             del self._inboxes[sender.slice]
         sums, node, units = message.result()
@@ -266,7 +261,7 @@ class Cluster:
                 inbox.put(message)
 
     def _end(self) -> None:
-        """End all slices, and let no other begin."""
+        """Wait for no slice any more, and let no other begin. Ray ends those on the nodes when the connection is closed, which comes next."""
         self._ended.set()
         for inbox in list(self._inboxes.values()):
             inbox.put(None)
