@@ -72,7 +72,7 @@ QUICK = {"GSEC_THREADS": "1", "GSEC_BASELINE__N_INIT": "2", "GSEC_TRAIN__N_MEMBE
 
 def gsec(programs: Path, folder: Path, *words: str | Path) -> str:
     told = variables(PREFECT_HOME=folder / "prefect", HF_HUB_OFFLINE="1", **QUICK)
-    done = subprocess.run([programs / "gsec", *words], cwd=folder, env=told, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run([programs / "gsec", *words], cwd=folder, env=told, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
