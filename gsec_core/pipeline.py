@@ -125,6 +125,9 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
     source = open_images(config.source, config.ingest)
     corpus = store.corpus(config.corpus or source_name(config.source))
     check_pipeline(pipeline_of(config, corpus.name))
+    settled = _settled(store, corpus, config, of_run)
+    if not settled or config.clusters == AUTO:  # a finished run with clusters has a plan, which it takes torch to make again
+        prepare.plan_of(numbered)
     store.check_writable()
     if of_run is None:
         publishing.published(store, config, corpus)
@@ -134,9 +137,6 @@ def open_place(config: PipelineConfig, of_run: str | None = None) -> Place:
         if not encoded.names():  # an encoder with embeddings exists; checking takes seconds
             encoding.check(config)
         embeddings.append(encoded)
-    settled = _settled(store, corpus, config, of_run)
-    if not settled or config.clusters == AUTO:  # a finished run with clusters has a plan, which it takes torch to make again
-        prepare.plan_of(numbered)
     return Place(store, corpus, source, tuple(embeddings), settled)
 
 

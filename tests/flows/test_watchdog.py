@@ -6,11 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture
 from prefect.utilities.engine import capture_sigterm
 
 from flows.pipeline import run_pipeline
@@ -22,7 +25,7 @@ from gsec_core.stages.base import Context
 from gsec_core.store import Store
 from tasks import progress, watchdog
 
-from ..command import asking, environment
+from ..command import asking, environment, wait
 from ..pictures import settings, write_pictures
 from ..stages.steps import run_stages
 
@@ -67,15 +70,24 @@ def test_slices_that_have_not_begun_are_cancelled_after_three_in_a_row_have_fail
     config = settings(write_pictures(tmp_path / "in", range(12)), tmp_path / "store", ingest={"shard_rows": 1})
     run, _ = pipeline.request(config)
     begun = []
+    futures: list[PrefectFuture[Any]] = []
+    waits = watchdog.wait
+
+    def wait_for(found: Sequence[PrefectFuture[Any]], stage: str, seconds: float) -> None:
+        futures.extend(found)
+        waits(found, stage, seconds)
 
     def fails(context: Context, stage: base.Stage, step: base.Step, names: list[str], progress: base.Progress) -> dict[str, float]:
         begun.append(names)
-        raise GsecError(f"number {len(begun)}")
+        if len(begun) > watchdog.MOST_FAILED:
+            wait(lambda: bool(futures) and cast(Any, futures[-1]).wrapped_future.cancelled(), 60)
+        raise GsecError("the disk is full")
 
+    monkeypatch.setattr(watchdog, "wait", wait_for)
     monkeypatch.setattr(base, "work", fails)
-    with asking(server), pytest.raises(GsecError, match="number 1"):
+    with asking(server), pytest.raises(GsecError, match="the disk is full"):
         run_flow(config, run.id, "encode")
-    assert watchdog.MOST_FAILED <= len(begun) < 12  # a few more may begin before the others are cancelled
+    assert watchdog.MOST_FAILED <= len(begun) <= watchdog.MOST_FAILED + config.max_workers  # those that had begun go on
 
 
 def test_sigterm_ends_a_slice_at_its_next_progress_report(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
