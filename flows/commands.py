@@ -221,7 +221,10 @@ def _show(context: base.Context, summary: dict[str, Any]) -> None:
 
 def _show_places(context: base.Context, summary: dict[str, Any]) -> None:
     assigned = summary["images"] - summary["rejected"] - summary["missing"]
-    counts = f"{assigned} images in {summary['clusters']} clusters, {summary['rejected']} rejected, {summary['missing']} missing"
+    clusters = f"{summary['clusters']} clusters"
+    if context.of_run:
+        clusters = f"{sum(row['assigned'] > 0 for row in summary['cluster_rows'])} of {clusters}"
+    counts = f"{assigned} images in {clusters}, {summary['rejected']} rejected, {summary['missing']} missing"
     terminal.err.print(f"\n{counts}; {terminal.duration(summary['seconds'])}")
     for name in ("assignments", "cluster_table", "report"):
         if summary[name]:

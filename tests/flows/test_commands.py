@@ -131,6 +131,7 @@ def test_assign_labels_new_images_and_a_second_time_has_nothing_to_do(place: dic
     shown = done.stderr.partition(f"images assigned to the clusters of run {place['run']}")[2].partition("\n\n")[0]
     filled = {int(cluster) for cluster in re.findall(r"^ *(\d+) ", shown, re.MULTILINE)}  # long names go on in a second line
     assert filled == set(found["cluster"].to_pylist()), "the table must show where the new images are"
+    assert f"10 images in {len(filled)} of 3 clusters, 0 rejected" in done.stderr
     assert sorted(found["uri"].to_pylist()) == sorted(path.name for path in fresh.iterdir())
     assert result["cluster_table"] == json.loads(place["json"])["cluster_table"], "the clusters must be those of the run"
     assert "nothing to do" in gsec_here(*command).stderr
