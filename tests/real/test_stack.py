@@ -126,17 +126,20 @@ def test_running_the_last_stage_alone_publishes_if_allowed_and_sends_events(stac
     assert published(stack, "alone")["run_id"] == context.run.id
 
 
-def made_by_the_worker(stack: Stack, run_id: str) -> set[tuple[str, str]]:
-    """The stages and shards that the worker's log, which includes that of its flows, says were made."""
+def made(stack: Stack, run_id: str) -> list[dict[str, Any]]:
+    """The lines about shards of a run in the worker's log, which includes that of its flows."""
     lines = [json.loads(line) for line in (stack.folder / "home" / "logs" / "worker.log").read_text().splitlines() if line.startswith("{")]
-    return {(line["stage"], line["shard"]) for line in lines if line.get("run") == run_id and line["name"] == "gsec_core.stages.base"}
+    return [line for line in lines if line.get("run") == run_id and line["name"] == "gsec_core.stages.base"]
+
+
+def planned(run: Run) -> set[tuple[str, str]]:
+    """The stages and shards of a run."""
+    return {(stage, shard) for stage, record in run.stages().items() for shards in record["tables"].values() for shard in shards}
 
 
 def test_the_workers_log_has_run_stage_and_shard_of_everything_that_was_made(stack: Stack, first: str) -> None:
-    run_id = published(stack, "kinds")["run_id"]
-    made = made_by_the_worker(stack, run_id)
-    run = Store.open(str(stack.store)).run(run_id)
-    assert made == {(stage, shard) for stage, record in run.stages().items() for shards in record["tables"].values() for shard in shards}
+    run = Store.open(str(stack.store)).run(published(stack, "kinds")["run_id"])
+    assert {(line["stage"], line["shard"]) for line in made(stack, run.id)} == planned(run)
 
 
 def test_a_stage_whose_inputs_are_missing_fails_with_the_incomplete_stage(stack: Stack, first: str) -> None:
@@ -260,9 +263,11 @@ def test_a_pipeline_uses_the_ray_head_of_the_stack(stack: Stack, first: str) -> 
     assert state["name"] == "Completed", state["message"]
     [run] = [run for run in runs_of(stack, "kinds") if run.config().encode.batch_size == 5]
     assert run.is_complete("encode")
-    assert not made_by_the_worker(stack, run.id), "no process of the worker may have made its shards"
-    told = stack.api("logs/filter", {"logs": {"timestamp": {"after_": began}}})
-    shards = [line["message"] for line in told if line["name"] == "gsec_core.stages.base" and line["task_run_id"]]
+    lines = made(stack, run.id)
+    assert {(line["stage"], line["shard"]) for line in lines} == planned(run)
+    assert all(line["message"].startswith(f"{platform.node()}: encode: ") for line in lines), "only nodes put their name before a message"
+    told = stack.api("logs/filter", {"logs": {"timestamp": {"after_": began}}, "sort": "TIMESTAMP_DESC"})
+    shards = [line["message"] for line in told if line["message"].startswith(f"{platform.node()}: encode: shard ") and line["task_run_id"]]
     assert len(shards) == len(run.stages()["encode"]["tables"][EMBEDDINGS_TABLE]), "the dashboard must have a log line for each shard"
     assert any(line["message"].startswith(f"encode on {platform.node()}: ") for line in told), "the log must say on which node they were made"
 
