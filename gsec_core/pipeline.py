@@ -12,7 +12,7 @@ from typing import Any
 from gsec_core import devices
 from gsec_core.captioners.servers import checked_urls
 from gsec_core.config import AUTO, PipelineConfig, recorded, with_runtime
-from gsec_core.errors import BadShard, Refused
+from gsec_core.errors import BadShard, Refused, Unreachable
 from gsec_core.naming import namers
 from gsec_core.results import publishing
 from gsec_core.sources import source_name
@@ -165,9 +165,12 @@ def request(
 
 def _settled(store: Store, corpus: Corpus, config: PipelineConfig, of_run: str | None) -> bool:
     """See `Place.settled`. Reads only records and listings, so that a rerun without changes reads no shard, however large the corpus is."""
-    run = _wanted(store, corpus, config, corpus.generation().number, of_run)
-    found = run.result()
-    return found is not None and not found["missing"] and run.is_finished()
+    try:
+        run = _wanted(store, corpus, config, corpus.generation().number, of_run)
+        found = run.result()
+        return found is not None and not found["missing"] and run.is_finished()
+    except (OSError, Unreachable):  # `Store.check_writable` says what is wrong with the store
+        return False
 
 
 def _wanted(store: Store, corpus: Corpus, config: PipelineConfig, generation: int, of_run: str | None) -> Run:
