@@ -19,7 +19,7 @@ from gsec_core import methods
 from gsec_core.checkpoints import to_state, to_table
 from gsec_core.clustering.members import Member
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import set_threads
+from gsec_core.devices import native_threads, set_threads
 from gsec_core.stages import prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import usable
@@ -40,17 +40,18 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     wanted = [(block, name) for name, block in blocks(context).items() if name in names]
     states = {block: _state(context, block, kept[-1]) for block, _ in wanted if (kept := _kept(context)[block])}
     start = load_members(context.model)[0] if prepare.trains_further(context) else []
-    trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress, states, start)
-    for (block, name), members in zip(wanted, trained, strict=True):
-        shapes = plan.arrays(halves, block)
-        columns: dict[str, Any] = {
-            "member": list(plan.numbers(block))[: len(members)],
-            **{array: [member.parameters[array].ravel() for member in members] for array in shapes},
-            "steps": [member.steps for member in members],
-            "changed": [member.changed for member in members],
-            "loss": [member.loss for member in members],
-        }
-        yield Finished(name, (pa.table(columns, schema=members_schema(shapes)),), {"members": len(members), "steps": sum(columns["steps"])})
+    with native_threads(context.config.threads):  # members start from a k-means, which is not torch's
+        trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress, states, start)
+        for (block, name), members in zip(wanted, trained, strict=True):
+            shapes = plan.arrays(halves, block)
+            columns: dict[str, Any] = {
+                "member": list(plan.numbers(block))[: len(members)],
+                **{array: [member.parameters[array].ravel() for member in members] for array in shapes},
+                "steps": [member.steps for member in members],
+                "changed": [member.changed for member in members],
+                "loss": [member.loss for member in members],
+            }
+            yield Finished(name, (pa.table(columns, schema=members_schema(shapes)),), {"members": len(members), "steps": sum(columns["steps"])})
 
 
 def advance(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
@@ -60,15 +61,16 @@ def advance(context: Context, names: Sequence[str], progress: Progress) -> Itera
     set_threads(context.config.threads)
     plan, features, neighbors = plan_of(context.config), prepare.load_features(context), prepare.load_neighbors(context)
     parts = {block: list(zip([None, *steps], steps, strict=False)) for block, steps in _kept(context).items()}
-    for number in range(max(map(len, parts.values()))):
-        now = {block: part[number] for block, part in parts.items() if number < len(part)}
-        legs = [
-            Leg(block, None if start is None else _state(context, block, start), stop)
-            for block, (start, stop) in now.items()
-            if _checkpoint(block, stop) in names
-        ]
-        for leg, state in zip(legs, plan.advanced(features, neighbors, legs, progress), strict=True):
-            yield Finished(_checkpoint(leg.block, leg.step), (to_table(state),))
+    with native_threads(context.config.threads):
+        for number in range(max(map(len, parts.values()))):
+            now = {block: part[number] for block, part in parts.items() if number < len(part)}
+            legs = [
+                Leg(block, None if start is None else _state(context, block, start), stop)
+                for block, (start, stop) in now.items()
+                if _checkpoint(block, stop) in names
+            ]
+            for leg, state in zip(legs, plan.advanced(features, neighbors, legs, progress), strict=True):
+                yield Finished(_checkpoint(leg.block, leg.step), (to_table(state),))
 
 
 def tell_labels(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:

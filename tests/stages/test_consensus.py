@@ -1,11 +1,13 @@
 """From embeddings and counterparts to the consensus: what is made again after which change, and what must stay equal."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from threadpoolctl import threadpool_info
 
 from gsec_core import GSEC, pipeline
 from gsec_core.clustering import ensemble
@@ -29,6 +31,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A finished run with two blocks of members."""
     return cluster(settings(source, tmp_path_factory.mktemp("whole"), clusters=3, train={"n_members": 12}))[0]
+
+
+def test_training_uses_the_threads_of_the_settings_also_outside_torch(whole: Context) -> None:
+    """Members start from a k-means, whose rounding depends on the threads of BLAS."""
+    context = replace(whole, config=whole.config.model_copy(update={"threads": 1}))
+    seen: set[int] = set()
+
+    def look(steps: int) -> None:
+        seen.update(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+    assert len(list(train.work(context, list(train.blocks(context)), look))) == 2
+    assert seen == {1}
 
 
 def test_the_stages_give_the_same_result_as_the_estimator(whole: Context) -> None:
