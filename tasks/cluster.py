@@ -397,20 +397,23 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], store: Store) -> None:
         for ref in silent:
             raise Refused(f"node {_name(marks[asked[ref]])} of the Ray cluster did not answer in {LOOK:.0f} s. Repair it, or remove it from the cluster.")
         for ref in answered:
-            _check_node(_name(marks[asked[ref]]), ref, store, asked[ref])
+            _check_node(marks[asked[ref]], ref, store, asked[ref])
     finally:
         for own in (mark, *marks):
             with suppress(FileNotFoundError):  # the node wrote no file
                 store.files.remove(own)
 
 
-def _check_node(name: str, ref: Any, store: Store, own: str) -> None:
-    ours = version("gsec")
+def _check_node(node: Mapping[str, Any], ref: Any, store: Store, own: str) -> None:
+    name, ours = _name(node), version("gsec")
     try:
         why, theirs = ray.get(ref)
     except OutOfMemoryError as error:
         raise Refused(f"node {name} of the Ray cluster is short of memory ({_line(error)}). Free some, or remove it from the cluster.") from None
     except RayError as error:
+        if node["NodeID"] not in {other["NodeID"] for other in _workers()}:
+            _log.warning("node %s has left the Ray cluster", name)
+            return
         raise Refused(f"node {name} of the Ray cluster cannot run gsec {ours} ({_line(error)}). Install the same on all nodes.") from None
     if theirs != ours:
         raise Refused(f"node {name} of the Ray cluster has gsec {theirs}, and this machine {ours}. Install the same on all nodes.")

@@ -310,6 +310,17 @@ def test_a_node_that_cannot_see_the_store_or_lacks_gsec_is_refused(
         wait(lambda: len(ray_nodes(cluster)) == there, 120)
 
 
+def test_a_node_that_dies_while_nodes_are_checked_is_not_a_reason_to_refuse(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_node(cluster)
+    dying = add_node(cluster)
+    monkeypatch.setattr("tasks.cluster._check_room", lambda nodes, wanted: cluster.remove_node(dying, allow_graceful=False))
+    with engine.opened(PipelineConfig(store=str(tmp_path / "store"), engine="ray", ray={"address": cluster.address})):
+        assert f"node {platform.node()} (" in caplog.text
+        assert "has left the Ray cluster" in caplog.text
+
+
 def ray_nodes(cluster: Cluster) -> list[Any]:
     """The nodes that are alive, as the head knows them."""
     return [node for node in cluster.global_state.node_table() if node["Alive"]]
