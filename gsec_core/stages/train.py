@@ -40,7 +40,7 @@ def work(context: Context, names: Sequence[str], progress: Progress) -> Iterator
     wanted = [(block, name) for name, block in blocks(context).items() if name in names]
     states = {block: _state(context, block, kept[-1]) for block, _ in wanted if (kept := _kept(context)[block])}
     start = load_members(context.model)[0] if prepare.trains_further(context) else []
-    with native_threads(context.config.threads):  # members start from a k-means, which is not torch's
+    with native_threads(context.config.threads):  # starts multiply by numpy, which `set_threads` does not limit
         trained = plan.trained(features, neighbors, [block for block, _ in wanted], progress, states, start)
         for (block, name), members in zip(wanted, trained, strict=True):
             shapes = plan.arrays(halves, block)
