@@ -71,8 +71,10 @@ class Likeness:
 
     def _by_blocks(self, of: Callable[[slice], NDArray[np.float32]], n: int) -> NDArray[np.float32]:
         blocks = [slice(start, start + _BLOCK) for start in range(0, n, _BLOCK)]
+        if len(blocks) <= 1:
+            return of(blocks[0]) if blocks else np.empty(0, np.float32)
         with ThreadPoolExecutor(thread_count(self.n_threads), thread_name_prefix="pairs") as pool:
-            return np.concatenate([np.empty(0, np.float32), *pool.map(of, blocks)])
+            return np.concatenate(list(pool.map(of, blocks)))
 
 
 def grouped(
