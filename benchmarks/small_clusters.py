@@ -70,7 +70,7 @@ def main() -> None:
             scores = 100 * np.array([score(truth, made(seed).fit(X).labels_) for seed in range(options.seeds)])
             one = made(0)
             count = one.plan().neighbor_count(len(X)) if isinstance(one, GSEC) else ""
-            cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(scores.mean(0), scores.std(0), strict=True)]
+            cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(scores.mean(0), scores.std(0, ddof=1), strict=True)]
             print(f"| {size} | {clusters} | {name} | {count} | {' | '.join(cells)} |", flush=True)
 
 

@@ -59,7 +59,7 @@ class TestErrors:
         with pytest.raises(GsecError, match=rf"^describe\.url = .* answers {status}: queue full, for describe\.patience = 0\.3 s\. All answers are kept"):
             describe(captioner(server), subject())
         assert 0.3 < time.monotonic() - started < 60
-        assert 3 < len(server.asked) < 40, "the waits between attempts must grow"
+        assert 1 < len(server.asked) < 40, "the waits between attempts must grow"
 
     def test_retry_after_of_a_busy_server_is_respected(self, server: Server) -> None:
         server.says(Response(503, b"", {"Retry-After": "1"}), GOOD)

@@ -37,9 +37,13 @@ def test_a_run_killed_in_train_and_align_ends_with_the_labels_of_an_undisturbed_
     assert_equal_tables(tmp_path / "killed", tables(tmp_path / "undisturbed"))
 
 
+BEGUN, ENCODING = rb"\b0 of 400 images", rb"\b[1-9]\d* of 400 images"
+"""What a run shows when it begins to encode, and when it has encoded some images."""
+
+
 @contextmanager
-def working(folder: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A run that is encoding, on a terminal that passes on what is typed, with a temporary Prefect server unless a variable in ``more`` names another.
+def working(folder: Path, shown: bytes = ENCODING, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A run whose output has matched ``shown``, on a terminal that passes on what is typed, with a temporary Prefect server unless ``more`` names another.
 
     The command begins with ``exec``, because some shells would stay as a process of their own.
     """
@@ -50,7 +54,7 @@ def working(folder: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) as process:
         assert process.stdout is not None
         said = b""
-        while not re.search(rb"\b[1-9]\d* of 400 images", said):
+        while not re.search(shown, said):
             said += (read := process.stdout.read1())
             assert read, said.decode()
         yield process
@@ -78,7 +82,7 @@ def test_sigterm_ends_a_run_at_once(tmp_path: Path, server: str) -> None:
 
 
 def test_the_prefect_server_of_a_killed_run_ends(tmp_path: Path) -> None:
-    with working(tmp_path) as terminal:
+    with working(tmp_path, BEGUN) as terminal:
         [run, server] = psutil.Process(terminal.pid).children(recursive=True)
         run.kill()
         server.wait(120)
