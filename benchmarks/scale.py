@@ -3,9 +3,9 @@
     python -m benchmarks.scale --images 1281167 --clusters 1000 --members 4
     python -m benchmarks.scale --images 1281167 --clusters 1000 --nouns 80000
 
-Writes a corpus as `encode` and `describe` would leave it, and runs each stage in a process of its own. Printed: seconds (without the
-start of the process and its libraries), the peak of anonymous memory (RssAnon of /proc/self/status), and how well the
-consensus and k-means (one start with as many centres) agree with the planted clusters.
+Writes a corpus as `encode` and `describe` would leave it, and runs the stages of a run one after the other in another process: what a stage has read
+stays in memory for the next. Printed: seconds (without the start of the process and its libraries), the peak of anonymous memory (RssAnon of
+/proc/self/status) during each stage, and how well the consensus and k-means (one start with as many centres) agree with the planted clusters.
 
 The images are made up so that k-means does not find the truth: vectors of 512 dimensions, in each cluster around three
 modes. What the modes of a cluster have in common lies in one subspace; their differences, which are as large, lie in another; noise is
@@ -34,7 +34,7 @@ from benchmarks.memory import anonymous_mib, peak
 from gsec_core import pipeline
 from gsec_core.config import FuseConfig, PipelineConfig, TextConfig
 from gsec_core.settings import load_config
-from gsec_core.stages import align, baseline, describe, encode, fuse, nouns, prepare, prototypes, train, vocabulary
+from gsec_core.stages import align, baseline, describe, encode, fuse, prepare, prototypes, train, vocabulary
 from gsec_core.stages.base import Context, begin, run_stage
 from gsec_core.stages.canonical import read_parts, usable
 from gsec_core.store import Store
@@ -197,15 +197,16 @@ def _unit(rows: NDArray[np.float32]) -> pa.Array:
     return to_column(unit, vector(unit.shape[1]))
 
 
-def measure(directory: Path, options: argparse.Namespace, run: str, stage: str) -> None:
-    """Run one stage in this process; print seconds and MiB as JSON."""
+def measure(directory: Path, options: argparse.Namespace, run: str, stages: list[str]) -> None:
+    """Run the stages in this process; print seconds and MiB of each as JSON."""
     context = Context.of(Store.open(str(directory / "store")).run(run), settings(directory, options))
     libraries = anonymous_mib()
-    with peak() as memory:
-        started = time.monotonic()
-        run_stage(context, pipeline.stage(stage))
-        seconds = time.monotonic() - started
-    print(json.dumps({"seconds": seconds, "peak": memory.mib, "libraries": libraries}))
+    for stage in stages:
+        with peak() as memory:
+            started = time.monotonic()
+            run_stage(context, pipeline.stage(stage))
+            seconds = time.monotonic() - started
+        print(json.dumps({"stage": stage, "seconds": seconds, "peak": memory.mib, "libraries": libraries}), flush=True)
 
 
 def nmi(directory: Path, options: argparse.Namespace, run: str, truth: NDArray[np.int64]) -> tuple[float, float]:
@@ -225,30 +226,35 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--nouns", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure", nargs=3, metavar=("DIRECTORY", "RUN", "STAGE"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs="+", metavar=("DIRECTORY", "RUN"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        directory, run, stage = options.measure
-        measure(Path(directory), options, run, stage)
+        directory, run, *stages = options.measure
+        measure(Path(directory), options, run, stages)
         return
     with tempfile.TemporaryDirectory() as name:
         run, truth = write_corpus(Path(name), options)
         print(
             f"{options.images:,} images of {DIMENSIONS} + {DIMENSIONS} dimensions, {options.clusters} clusters, {options.members} members, seed {options.seed}"
         )
-        measured = [(stage.name, stage, run) for stage in MEASURED]
+        measured = {run: {stage.name: stage.name for stage in MEASURED}}
         if options.nouns:
             described, chosen = write_vocabulary(Path(name), options, run)
-            measured = [("fuse", fuse.STAGE, run), ("nouns", nouns.STAGE, chosen), ("fuse by softmax", fuse.STAGE, described)]
-        print(f"| stage | seconds | times {measured[0][0]} | peak anonymous MiB |\n| --- | --- | --- | --- |")
+            measured = {run: {"fuse": "fuse"}, chosen: {"nouns": "nouns"}, described: {"fuse": "fuse by softmax"}}
+        print(f"| stage | seconds | times {next(iter(measured[run]))} | peak anonymous MiB |\n| --- | --- | --- | --- |")
         seconds: dict[str, float] = {}
-        for label, stage, of_run in measured:
+        for of_run, stages in measured.items():
             passed = [f"--{key}={getattr(options, key)}" for key in ("images", "clusters", "members", "seed")]
-            command = [sys.executable, "-m", "benchmarks.scale", *passed, "--measure", name, of_run, stage.name]
-            done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
-            seconds[label] = done["seconds"]
-            times = done["seconds"] / seconds[measured[0][0]]
-            print(f"| {label} | {done['seconds']:.1f} | {times:.2f} | {done['peak']:.0f} (libraries {done['libraries']:.0f}) |", flush=True)
+            command = [sys.executable, "-m", "benchmarks.scale", *passed, "--measure", name, of_run, *stages]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                for done in (json.loads(line) for line in process.stdout if line.startswith("{")):
+                    label = stages[done["stage"]]
+                    seconds[label] = done["seconds"]
+                    times = done["seconds"] / next(iter(seconds.values()))
+                    print(f"| {label} | {done['seconds']:.1f} | {times:.2f} | {done['peak']:.0f} (libraries {done['libraries']:.0f}) |", flush=True)
+            if process.returncode:
+                raise SystemExit(process.returncode)
         if options.nouns:
             return
         ours = sum(seconds[stage] for stage in ("prepare", "train", "align"))

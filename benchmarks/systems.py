@@ -7,7 +7,8 @@ settings for all sets, the last state of the training, and a given number of clu
 are made. `zero-shot` knows the names of the classes and is an upper bound, not a peer. On `clip500` nouns are those of LVIS and Open Images, elsewhere
 those of `--vocabulary`; they are selected once for each set, independent of the seed. `gsec, joint` is the default of a run without a language model: the
 image in the space of the texts is its own counterpart. `one member` is the method without its outer layer, as in its paper. `--work` keeps the
-embeddings of all sets, so that later calls need neither the images nor the encoder.
+embeddings of all sets, so that later calls need neither the images nor the encoder. With `--float32`, methods that train in bfloat16 where the processor
+multiplies it train in float32.
 """
 
 import argparse
@@ -21,11 +22,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.memory import peak
 from benchmarks.sets import SOURCES
-from gsec_core import ASD, GSEC, SEIC, SIC, TAC, TEMI, TURTLE, Mixture, TACKMeans, ZeroShot
+from gsec_core import ASD, GSEC, SEIC, SIC, TAC, TEMI, TURTLE, Mixture, TACKMeans, ZeroShot, devices
 from gsec_core.clustering.metrics import score
 from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.config import NounsConfig
@@ -77,6 +79,7 @@ METHODS: dict[str, Callable[[Case, int], Any]] = {
     "turtle": lambda case, seed: TURTLE(case.n_clusters, random_state=seed).fit(case.X),
     "turtle, 1200 steps": lambda case, seed: TURTLE(case.n_clusters, max_steps=1200, random_state=seed).fit(case.X),
     "temi": lambda case, seed: TEMI(case.n_clusters, random_state=seed).fit(case.X),
+    "temi, 1200 steps": lambda case, seed: TEMI(case.n_clusters, max_steps=1200, random_state=seed).fit(case.X),
     "asd": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X),
     "asd, nouns": lambda case, seed: ASD(case.n_clusters, random_state=seed).fit(case.X, text=case.S),
     "gsec + tac": lambda case, seed: mixed(case, seed, gsec=GSEC(), tac=TAC()),
@@ -171,7 +174,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, help="keeps the embeddings between calls")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--float32", action="store_true", help="never train in bfloat16")
     options = parser.parse_args()
+    if options.float32:
+        vars(devices)["product_dtype"] = lambda device: torch.float32
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gsec-systems-") as temporary:
         work = options.work or Path(temporary)

@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from flows import terminal
 from gsec_core.config import PipelineConfig
-from gsec_core.devices import resolve, usable_cores
+from gsec_core.devices import product_dtype, resolve, usable_cores
 from gsec_core.errors import BadRecord, GsecError, without_secrets
 from gsec_core.sources.address import is_local
 
@@ -89,10 +89,10 @@ def packages() -> str:
 
 
 def machine(config: PipelineConfig) -> str:
-    """Cores, memory and GPU; check that the devices of the settings exist."""
+    """Cores, memory, GPU and whether bfloat16 is fast; check that the devices of the settings exist."""
     devices = {setting: resolve(value, setting) for setting, value in (("encode.device", config.encode.device), ("train.device", config.train.device))}
     said = [f"{usable_cores()} usable cores of {os.cpu_count()}, threads = {config.threads or f'0, which is {usable_cores()}'}", _memory()]
-    said += [f"{setting} = {device}{_gpu(device)}" for setting, device in devices.items()]
+    said += [f"{setting} = {device} ({', '.join(_about(device))})" for setting, device in devices.items()]
     return ", ".join(said)
 
 
@@ -103,13 +103,14 @@ def _memory() -> str:
     return f"{_gib(free)} memory free"
 
 
-def _gpu(device: str) -> str:
-    if device == "cpu":
-        return ""
+def _about(device: str) -> list[str]:
     import torch
 
+    bfloat16 = f"{'multiplies' if product_dtype(device) == torch.bfloat16 else 'does not multiply'} bfloat16"
+    if device == "cpu":
+        return [bfloat16]
     free, total = torch.cuda.mem_get_info(device)
-    return f" ({torch.cuda.get_device_name(device)}, {_gib(free)} of {_gib(total)} free)"
+    return [torch.cuda.get_device_name(device), bfloat16, f"{_gib(free)} of {_gib(total)} free"]
 
 
 def store(config: PipelineConfig) -> str:

@@ -5,16 +5,21 @@ import json
 import math
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from gsec_core.errors import Refused
+
+if TYPE_CHECKING:
+    from torch import dtype
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,6 +46,22 @@ def check(device: str, setting: str) -> None:
     """Raises Refused as `resolve`. Does not import torch for ``auto`` and ``cpu``, which are available everywhere."""
     if device != "auto":
         resolve(device, setting)
+
+
+def product_dtype(device: str) -> "dtype":
+    """The number format of large matrix products in a training on ``device`` (not ``auto``).
+
+    It is bfloat16 where the processor multiplies it, several times faster than float32, and float32 elsewhere. An older torch does not tell what a CPU can do.
+    """
+    import torch
+
+    if device == "cpu":
+        features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        fast = features.get("avx512_bf16") or features.get("amx_bf16")
+    else:
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def thread_count(threads: int) -> int:
@@ -83,10 +104,20 @@ def _quota(folder: Path) -> Iterator[float]:
                 yield int(quota) / int(period)
 
 
+_WITH_POOLS = ("scipy.linalg._fblas", "sklearn.utils._openmp_helpers", "faiss.class_wrappers", "torch._C")
+"""Modules that are loaded with, or right after, a library that has a thread pool; numpy's is always there."""
+
+
 def native_threads(threads: int) -> AbstractContextManager[Any]:
     """Context manager that limits BLAS and OpenMP, which numpy and faiss use, to `thread_count` of the setting ``threads``."""
-    limits: AbstractContextManager[Any] = threadpool_limits(thread_count(threads))
+    limits: AbstractContextManager[Any] = _pools(tuple(name in sys.modules for name in _WITH_POOLS)).limit(limits=thread_count(threads))
     return limits
+
+
+@cache
+def _pools(loaded: tuple[bool, ...]) -> ThreadpoolController:
+    """The thread pools of this process. Finding them takes ten milliseconds, so they are searched again only when another of `_WITH_POOLS` is loaded."""
+    return ThreadpoolController()
 
 
 def set_threads(threads: int) -> None:

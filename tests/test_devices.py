@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from gsec_core.devices import _quotas, in_threads, thread_count, threads_of_torch, usable_cores
+from gsec_core.devices import _quotas, in_threads, product_dtype, thread_count, threads_of_torch, usable_cores
 
 
 def group(mount: Path, path: str, **files: str) -> None:
@@ -57,6 +58,35 @@ def test_cpu_affinity_limits_the_automatic_thread_count_but_not_a_given_one() ->
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["1", "3"]
 
 
+@pytest.mark.parametrize(("cpu", "expected"), [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)])
+def test_products_are_in_bfloat16_where_the_cpu_multiplies_it(cpu: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    assert product_dtype("cpu") == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert product_dtype("cpu") == torch.float32, "an older torch cannot tell"
+
+
+def test_products_on_a_gpu_are_in_the_format_that_this_gpu_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert product_dtype("cuda:1") == torch.float32
+    assert asked == ["cuda:1"]
+
+
+def test_libraries_that_are_loaded_later_are_limited_too() -> None:
+    code = """
+from gsec_core.devices import native_threads
+import threadpoolctl
+for library in ("numpy", "scipy.linalg", "sklearn.cluster", "faiss", "torch"):
+    __import__(library)
+    with native_threads(1):
+        threads = [found["num_threads"] for found in threadpoolctl.threadpool_info()]
+    assert set(threads) == {1}, (library, threads)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_given_thread_count_is_used_and_zero_means_all_usable_cores() -> None:
     assert thread_count(7) == 7
     assert thread_count(0) == usable_cores() >= 1
@@ -73,8 +103,17 @@ def test_torch_gets_a_limited_number_of_threads_and_its_old_number_back_afterwar
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("module", ["gsec_core", "gsec_core.methods.gsec.estimator", "flows.cli"])
-@pytest.mark.parametrize(("users", "found"), [({}, "60000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+UNSET: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(
+    ("module", "users", "found"),
+    [
+        *((module, UNSET, "60000") for module in ("gsec_core", "gsec_core.methods.gsec.estimator", "flows.cli")),
+        ("gsec_core", {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+        ("gsec_core", {"GOMP_SPINCOUNT": "5"}, "5"),
+    ],
+)
 def test_openmp_threads_spin_only_briefly_unless_the_user_has_set_it(module: str, users: dict[str, str], found: str) -> None:
     """Importing the module sets GOMP_SPINCOUNT, which OpenMP reads when it is loaded."""
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")} | users

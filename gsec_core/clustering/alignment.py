@@ -22,7 +22,8 @@ MOST_ROUNDS = 20
 def co_assignment(posteriors: Iterable[Tensor]) -> NDArray[np.float64]:
     """Soft contingency tables of all pairs of different members, (members, clusters, members, clusters), summed over rows.
 
-    ``posteriors``: blocks of (rows, members, clusters), on any device. The tables of a member with itself are zeros.
+    ``posteriors``: blocks of (rows, members, clusters), on any device. The table of a block is computed in their number format, the sum in double
+    precision. The tables of a member with itself are zeros.
     """
     blocks = iter(posteriors)
     first = next(blocks)

@@ -15,16 +15,18 @@ from torch.nn import functional as F
 
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import Rows, sample_rows
+from gsec_core.clustering.kmeans import MANY_CLUSTERS, Rows, sample_rows
 from gsec_core.clustering.lineage import match
+from gsec_core.clustering.linear import linear, training_dtype
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.refill import Division, refill
 from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
 from gsec_core.devices import in_threads, threads_of_torch
 
 _SAMPLE_ROWS = 65_536
-_SAMPLE_ROWS_PER_CLUSTER = 64
-"""Number of rows by which clusters are aligned: more do not change a matching, and the tables cost (members x clusters)^2 per row."""
+_LEAST_ROWS_OF_MANY, _ROWS_OF_MANY = 32_768, 32
+"""Least number of rows, and number of rows per cluster, by which more than `MANY_CLUSTERS` clusters are aligned: more do not change a matching, and the tables
+cost (members x clusters)^2 per row."""
 
 _BLOCK_VALUES = 2**22
 """Number of values of features, and of posteriors, that each thread holds in memory at once."""
@@ -119,10 +121,13 @@ class Ensemble:
     def aligned(cls, models: Models, features: Features, *, random_state: int, device: str) -> "Ensemble":
         """Align members by their posteriors on a sample of ``features``."""
         ensemble = cls(models, np.tile(np.arange(models.n_clusters, dtype=np.int32), (len(models), 1)))
-        sample = sample_rows(len(features), max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * models.n_clusters), random_state)
+        many = models.n_clusters > MANY_CLUSTERS
+        count = max(_LEAST_ROWS_OF_MANY, _ROWS_OF_MANY * models.n_clusters) if many else _SAMPLE_ROWS
+        sample = sample_rows(len(features), count, random_state)
         step = ensemble.block_rows
         rows = (sample[start : start + step] for start in range(0, len(sample), step))
-        posteriors = in_threads(lambda part: models.logits(features, part, device).softmax(-1), rows, device)
+        dtype = training_dtype(models.n_clusters, device)  # the table of each block is rounded to it
+        posteriors = in_threads(lambda part: models.logits(features, part, device).softmax(-1).to(dtype), rows, device)
         return replace(ensemble, permutations=align(co_assignment(posteriors)))
 
     def consensus(
@@ -228,11 +233,11 @@ class Ensemble:
             weights[new] = weights[old] + 2 * _HEAD_MARGIN * direction
             bias[new] = bias[old] - _HEAD_MARGIN * float(direction @ (means[0] + means[1]))
         weight, offset = (torch.from_numpy(part).to(device).requires_grad_() for part in (weights, bias))
-        optimizer = torch.optim.Adam([weight, offset], fused=True)
+        optimizer, dtype = torch.optim.Adam([weight, offset], fused=True), training_dtype(self.models.n_clusters, device)
         for step in range(_HEAD_STEPS):
             optimizer.param_groups[0]["lr"] = _HEAD_LR * (1 - step / _HEAD_STEPS)
             rows = np.sort(np.random.default_rng([random_state, step]).choice(len(features), rows_a_step, replace=False))
-            logits = F.linear(features.rows(rows, device), weight, offset)
+            logits = linear(features.rows(rows, device).to(dtype), weight[None], offset[None])[:, 0]
             clusters, values = (torch.from_numpy(part[rows]).to(device) for part in (consensus.clusters, consensus.values))
             loss = -(values * logits.log_softmax(1).gather(1, clusters.long())).sum(1).mean()
             optimizer.zero_grad()

@@ -21,7 +21,7 @@ def row_blocks(stop: int, start: int = 0) -> Iterator[slice]:
 
 
 MANY_CLUSTERS = 512
-"""With more clusters, members that start from k-means take fewer of its iterations, and are trained for fewer steps."""
+"""With more clusters, members that start from k-means take fewer of its iterations and fewer steps; training and alignment are in `devices.product_dtype`."""
 
 _SAMPLE_ROWS = 65_536
 
@@ -84,9 +84,9 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], n_thread
         yield from pool.map(work, items)
 
 
-def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:
+def sample_size(n_clusters: int, rows_per_cluster: int = 256, least: int = _SAMPLE_ROWS) -> int:
     """Number of rows that centres are fitted on; more rows would move them little."""
-    return max(_SAMPLE_ROWS, rows_per_cluster * n_clusters)
+    return max(least, rows_per_cluster * n_clusters)
 
 
 def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import Rows
+from gsec_core.clustering.kmeans import MANY_CLUSTERS, Rows
 from gsec_core.clustering.members import Member
+from gsec_core.devices import product_dtype
 
 WEIGHTS, BIAS = "weights", "bias"
 
@@ -66,5 +67,15 @@ def random_maps(maps: int, outputs: int, d: int, generator: torch.Generator) -> 
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply several linear maps to one input as one matrix product: x (rows, d), weight (maps, outputs, d), bias (maps, outputs); (rows, maps, outputs)."""
-    return torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(-1, *bias.shape)
+    """Apply several linear maps to one input as one matrix product: x (rows, d), weight (maps, outputs, d), bias (maps, outputs); (rows, maps, outputs).
+
+    The product is computed in the number format of ``x``, see `training_dtype`, and the rest in that of ``weight``.
+    """
+    if x.dtype == weight.dtype:
+        return torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(-1, *bias.shape)
+    return (x @ weight.flatten(0, 1).T.to(x.dtype)).to(weight.dtype).add_(bias.flatten()).view(-1, *bias.shape)
+
+
+def training_dtype(n_clusters: int, device: str) -> torch.dtype:
+    """Number format of the inputs of maps to ``n_clusters`` clusters in a training: with few clusters products take little of the time."""
+    return product_dtype(device) if n_clusters > MANY_CLUSTERS else torch.float32

@@ -11,16 +11,17 @@ from torch import Tensor
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import MANY_CLUSTERS, one_start, row_blocks, sample_rows, sample_size, side_by_side
 
-MAX_ITER, MAX_ITER_OF_MANY = 50, 10
+MAX_ITER, MAX_ITER_OF_MANY = 50, 6
 """Iterations of k-means, and those for more than `MANY_CLUSTERS`, where training moves the centres further than more iterations would."""
 
-_ROWS_OF_MANY = 32
-"""Rows per cluster that k-means is fitted on where there are many clusters; each start draws its own sample."""
+_ROWS_OF_MANY, _LEAST_ROWS_OF_MANY = 32, 32_768
+"""Rows per cluster that k-means is fitted on where there are many clusters, and the least number of rows; each start draws its own sample."""
 
 ENTROPY = 0.3
 """Mean entropy of the soft labels at the start, as a share of log n_clusters, the largest possible."""
 
-_PROBE_ROWS = 4096
+_PROBE_ROWS, _LEAST_PROBE_ROWS, _PROBE_VALUES = 4096, 512, 2**21
+"""The entropy is computed from the first number of rows, or from fewer, down to the second, if their soft labels are more values than the third."""
 _HALVINGS = 40
 
 
@@ -44,7 +45,7 @@ def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> 
 
     many = n_clusters > MANY_CLUSTERS
     iterations = MAX_ITER_OF_MANY if many else MAX_ITER
-    rows = sample_size(n_clusters, _ROWS_OF_MANY) if many else sample_size(n_clusters)
+    rows = sample_size(n_clusters, _ROWS_OF_MANY, _LEAST_ROWS_OF_MANY) if many else sample_size(n_clusters)
 
     def sample(seed: int) -> NDArray[np.float32]:
         return features.rows(sample_rows(len(features), rows, seed)).numpy()
@@ -63,7 +64,8 @@ def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: in
     # By blocks: for many clusters all logits would take far more memory than the sample.
     labels = [_linear(sample[rows], centres).argmax(1) for rows in row_blocks(len(sample))]
     sizes = np.bincount(np.concatenate(labels), minlength=n_clusters) / len(sample)
-    hardness = _hardness(torch.from_numpy(_linear(sample[sample_rows(len(sample), _PROBE_ROWS, seed)], centres)))
+    probed = sample_rows(len(sample), max(_LEAST_PROBE_ROWS, min(_PROBE_ROWS, _PROBE_VALUES // n_clusters)), seed)
+    hardness = _hardness(torch.from_numpy(_linear(sample[probed], centres)))
     squares = np.square(centres).sum(1)
     return LinearStart(torch.from_numpy(2 * hardness * centres), torch.from_numpy(-hardness * squares), torch.from_numpy(sizes.astype(np.float32)))
 

@@ -53,7 +53,7 @@ def test_if_all_is_well_every_check_prints_what_it_found(server: str, tmp_path: 
     assert (said.code, list(said.lines)) == (0, CHECKS), said.lines
     found = {
         "packages": r"Python 3\.\d+\.\d+, gsec \S+, torch \S+, .*prefect 3\.8\.\d+, fastapi \S+, sqlalchemy 2\.0",
-        "machine": r"\d+ usable cores of \d+, threads = 0, which is \d+, \d+\.\d GiB memory free, encode\.device = c\w+",
+        "machine": r"\d+ usable cores of \d+, threads = 0, which is \d+, \d+\.\d GiB memory free, encode\.device = c\w+ \(.*multipl\w+ bfloat16",
         "store": rf"{tmp_path}/store can be written, 0 corpora, 0 runs, \d+\.\d GiB free",
         "scratch": r"can be written, \d+\.\d GiB free",
         "encoder": "lite has 1280 dimensions, 384 shared with text",

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gsec_core import GSEC
+from gsec_core.clustering import linear
 from gsec_core.methods.gsec import METHOD
 from gsec_core.methods.gsec.estimator import PRESETS
 
@@ -39,6 +41,20 @@ def test_the_consensus_finds_blobs_of_unequal_size_and_numbers_them_by_size(fitt
     assert adjusted_rand_score(truth, fitted.labels_) > 0.8
     sizes = np.bincount(fitted.labels_, minlength=4)
     assert list(sizes) == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_format_of_a_training_with_many_clusters_does_not_matter(dtype: torch.dtype, fitted: GSEC, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MANY_CLUSTERS", 3)
+    monkeypatch.setattr(linear, "product_dtype", lambda device: dtype)
+    X, S, _ = blobs()
+    found = GSEC(4, **SMALL).fit(X, text=S)
+    assert adjusted_rand_score(fitted.labels_, found.labels_) > 0.95
+    rounded = any(
+        not np.array_equal(one.parameters["weights"], other.parameters["weights"]) for one, other in zip(found.members_, fitted.members_, strict=True)
+    )
+    assert rounded == (dtype == torch.bfloat16)
+    assert (found.predict(X, S) == found.labels_).mean() > 0.98
 
 
 def test_the_head_predicts_nearly_the_labels_of_the_fit(fitted: GSEC) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gsec_core import TEMI
+from gsec_core import TEMI, devices
 from gsec_core.clustering.metrics import accuracy
 from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 from gsec_core.methods.temi.estimator import N_HEADS, losses, pair_weights, schedule
@@ -72,10 +72,17 @@ def test_with_beta_one_clusters_of_different_sizes_are_found() -> None:
     assert accuracy(y, TEMI(3, n_members=1, max_steps=60, **SHORT).fit(X).labels_) >= 0.98
 
 
-def test_an_elongated_cluster_that_k_means_splits_is_found_by_neighbours() -> None:
+def test_an_elongated_cluster_that_k_means_splits_is_found_by_neighbours_in_either_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = planted(wide=0.4, signal=0.4)
     assert accuracy(y, SphericalKMeans(3, random_state=0).fit(X).labels_) < 0.7
-    assert accuracy(y, TEMI(3, max_steps=80, **SHORT).fit(X).labels_) >= 0.95
+    members = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(devices, "product_dtype", lambda device, dtype=dtype: dtype)
+        found = TEMI(3, max_steps=80, **SHORT).fit(X)
+        assert accuracy(y, found.labels_) >= 0.95
+        members.append(found.members_[0].parameters["first"])
+    assert members[1].dtype == np.float32
+    assert np.abs(members[1] - members[0]).max() > 0, "bfloat16 must be used where the processor multiplies it"
 
 
 def test_members_are_the_heads_in_order_of_their_loss() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gsec_core import TURTLE
+from gsec_core import TURTLE, devices
 from gsec_core.clustering.linear import random_maps
 from gsec_core.clustering.metrics import accuracy
 from gsec_core.methods.turtle.estimator import LEARNING_RATE, learned, loss
@@ -92,6 +92,18 @@ def test_two_spaces_together_show_classes_that_one_alone_hides() -> None:
     assert accuracy(y, both.labels_) >= 0.95
     assert (both.predict(X, other) == both.labels_).mean() >= 0.98
     assert np.array_equal(both.predict([X, other]), both.predict(X, other))
+
+
+def test_rounding_to_bfloat16_changes_members_but_not_what_they_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    (X, _, y), (other, _, _) = planted(seed=0), planted(seed=10)
+    members = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(devices, "product_dtype", lambda device, dtype=dtype: dtype)
+        found = TURTLE(8, n_members=1, **SHORT).fit([X, other])
+        assert accuracy(y, found.labels_) >= 0.9
+        members.append(found.members_[0].parameters["weights"])
+    assert members[1].dtype == np.float32
+    assert 0 < np.abs(members[1] - members[0]).max() < 0.2 * np.abs(members[0]).max()
 
 
 def test_gamma_makes_the_sizes_of_clusters_similar() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import sample_rows
-from gsec_core.clustering.linear import BIAS, WEIGHTS, linear
+from gsec_core.clustering.linear import BIAS, WEIGHTS, linear, training_dtype
 from gsec_core.clustering.members import Member
 from gsec_core.clustering.neighbors import Neighbors
 from gsec_core.clustering.starts import LinearStart, kmeans_starts
@@ -85,7 +85,7 @@ class Training:
 
 
 class _Batch(NamedTuple):
-    """A mini-batch on the device."""
+    """A mini-batch on the device, in the number format of the training."""
 
     halves: list[Tensor]
     """For each half (1 + neighbours, rows, p): the rows themselves, followed by their neighbours in this half if there is distillation."""
@@ -129,10 +129,11 @@ def train_block(
     outer = _optimizer(encoder, training.outer_lr, training.outer_weight_decay)
     watch = _Watch(features.rows(probe, device), len(seeds), training.tol)
     rows = training.batch(len(features), n_clusters)
+    dtype = training_dtype(n_clusters, device) if training.from_kmeans else torch.float32  # as published
     for step in range(training.max_steps):
         outer.param_groups[0]["lr"] = training.outer_lr + (training.last_lr - training.outer_lr) * step / training.max_steps
         random = np.random.default_rng([random_state, block, step])
-        batch = _draw(features, neighbors, training, rows, random, device)
+        batch = _draw(features, neighbors, training, rows, random, device, dtype)
         proposed = encoder(batch.z)
         target = proposed[:rows].detach().softmax(-1)
         for views in _views(batch, training, random):
@@ -280,7 +281,7 @@ class _Watch:
         return [self._settled.get(number, member) for number, member in enumerate(now)]
 
 
-def _draw(features: Features, neighbors: Neighbors, training: Training, count: int, random: np.random.Generator, device: str) -> _Batch:
+def _draw(features: Features, neighbors: Neighbors, training: Training, count: int, random: np.random.Generator, device: str, dtype: torch.dtype) -> _Batch:
     n = len(features)
     rows = np.sort(random.choice(n, count, replace=False))  # sorted, so that a memory map is read forwards
     halves = []
@@ -295,7 +296,7 @@ def _draw(features: Features, neighbors: Neighbors, training: Training, count: i
         column = random.integers(neighbors.image.shape[1], size=count)
         pairs = np.where(kind, neighbors.image[rows, column], neighbors.halves[-1][rows, column])
         z = torch.cat([z, features.rows(pairs.astype(np.int64), device)])
-    return _Batch(halves, z)
+    return _Batch([half.to(dtype) for half in halves], z.to(dtype))
 
 
 def _views(batch: _Batch, training: Training, random: np.random.Generator) -> Iterator[list[Tensor]]:

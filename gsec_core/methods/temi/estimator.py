@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsec_core import devices
 from gsec_core.clustering.features import Features
 from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.members import Member
@@ -89,12 +90,16 @@ class _Heads(nn.Module):
 
 
 def said(heads: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Logits (heads, rows, n_clusters) of ``x`` (rows, d), by heads with the given arrays."""
-    n_heads = len(heads["first"])
-    hidden = torch.addmm(heads["first_bias"].flatten(), x, heads["first"].flatten(0, 1).T)  # the first layers of all heads are one product
+    """Logits (heads, rows, n_clusters) of ``x`` (rows, d), by heads with the given arrays.
+
+    The first two products are in the number format of ``x``. The third is not, since its results are divided by a small temperature.
+    """
+    n_heads, dtype = len(heads["first"]), x.dtype
+    first, first_bias, second, second_bias = (heads[name].to(dtype) for name in ("first", "first_bias", "second", "second_bias"))
+    hidden = torch.addmm(first_bias.flatten(), x, first.flatten(0, 1).T)  # the first layers of all heads are one product
     hidden = nn.functional.gelu(hidden).view(len(x), n_heads, -1).transpose(0, 1)
-    inner = torch.baddbmm(heads["second_bias"][:, None], hidden, heads["second"].transpose(1, 2))
-    inner = nn.functional.normalize(inner, dim=2)
+    inner = torch.baddbmm(second_bias[:, None], hidden, second.transpose(1, 2))
+    inner = nn.functional.normalize(inner.to(heads["last"].dtype), dim=2)
     clusters = heads["factors"] * nn.functional.normalize(heads["last"], dim=2)
     return torch.bmm(inner, clusters.transpose(1, 2)) / TEMPERATURE
 
@@ -161,13 +166,14 @@ class TEMIPlan(UnitVectors, Plan):
         epoch_steps = n // batch
         rate, warm_up = LEARNING_RATE * batch / RATE_ROWS, max(1, steps // 10)
         sizes = torch.full((N_HEADS, self.n_clusters), 1 / self.n_clusters, device=self.device)
+        dtype = devices.product_dtype(self.device)
         probed = features.half(0, self.probed_rows(n), self.device)
         probe = Probe(steps, lambda: teachers(probed).argmax(2).T)
         total, counted = torch.zeros(N_HEADS, device=self.device), 0
         for step, rows in enumerate(self.mini_batches(n, block, steps)):
             probe.look(step)
             near = np.random.default_rng([self.random_state, block, step, 1]).integers(neighbors.image.shape[1], size=batch)
-            x = torch.cat([features.half(0, which, self.device) for which in (rows, neighbors.image[rows, near].astype(np.int64))])
+            x = torch.cat([features.half(0, which, self.device) for which in (rows, neighbors.image[rows, near].astype(np.int64))]).to(dtype)
             with torch.no_grad():
                 taught = teachers(x).softmax(2)
                 sizes.lerp_(taught.mean(1), 1 - SIZES_MOMENTUM)

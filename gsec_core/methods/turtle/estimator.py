@@ -4,6 +4,9 @@ A task encoder, a linear map with a softmax for each space, proposes labels. At 
 predict them in a few steps of Adam, and the task encoder then moves towards labels that the classifiers predict better. As the same label for
 all images would be the easiest to predict, the entropy of the clusters' sizes is rewarded.
 
+On processors that multiply bfloat16, rows, and the factors and results of each matrix product, are rounded to it. Parameters, labels and Adam's moments
+are float32.
+
 The last state is used. The paper chooses among learning rates by how well the labels of a run can be predicted; here there is one setting.
 """
 
@@ -16,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsec_core import devices
 from gsec_core.clustering.features import RADIUS, Features
 from gsec_core.clustering.kmeans import Rows
 from gsec_core.clustering.linear import random_maps
@@ -46,9 +50,10 @@ _READ_ROWS = 2048
 def linear(maps: Tensor, z: Tensor) -> Tensor:
     """Logits (members, n_clusters, rows) by ``maps`` (members, n_clusters, d + 1), whose last column is the bias, of ``z`` (rows, d + 1), see `_Reader`.
 
-    Rows are last, since with few clusters torch takes longer for a softmax over the last dimension than for the matrix product.
+    The product is computed in the number format of ``z``. Rows are last, since with few clusters torch takes longer for a softmax over the last
+    dimension than for the matrix product.
     """
-    return (maps.flatten(0, 1) @ z.T).view(*maps.shape[:2], -1)
+    return (maps.flatten(0, 1).to(z.dtype) @ z.T).to(maps.dtype).view(*maps.shape[:2], -1)
 
 
 @torch.no_grad()
@@ -61,7 +66,7 @@ def learned(start: Tensor, z: Tensor, q: Tensor, steps: int = INNER_STEPS) -> Te
     for step in range(1, steps + 1):
         error = linear(maps, z).exp_()
         error.div_(error.sum(1, keepdim=True)).sub_(q)
-        gradient = (error.flatten(0, 1) @ z).view_as(maps).div_(len(z))
+        gradient = (error.flatten(0, 1).to(z.dtype) @ z).to(maps.dtype).view_as(maps).div_(len(z))
         mean.lerp_(gradient, 1 - _BETAS[0])
         square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
         scale = square.sqrt().div_((1 - _BETAS[1] ** step) ** 0.5).add_(_EPS)
@@ -101,11 +106,14 @@ class _TaskEncoder(torch.nn.Module):
 
 
 class _Reader:
-    """Reads rows of the features: (rows, d + 1) in each space, with norm `SCALE` and a last column of ones. Each reading overwrites the one before."""
+    """Reads rows of the features: (rows, d + 1) in each space, with norm `SCALE` and a last column of ones, as `devices.product_dtype`.
+
+    Each reading overwrites the one before.
+    """
 
     def __init__(self, features: Features, rows: int, device: str) -> None:
         self._features, self._device = features, device
-        self._read = [torch.ones(rows, d + 1, device=device) for d in features.widths]
+        self._read = [torch.ones(rows, d + 1, device=device, dtype=devices.product_dtype(device)) for d in features.widths]
 
     def __call__(self, rows: NDArray[np.int64]) -> list[Tensor]:
         for number, z in enumerate(self._read):
