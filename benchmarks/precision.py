@@ -4,8 +4,8 @@
 
 FOLDER holds `cifar10-test.parquet`. Compared are `encode.precision` fp32 and bf16 of `lite`, and its network quantised to 8 bits: statically by ONNX Runtime,
 calibrated on crops of the demo's photographs. Printed are images/s, batch by batch in turns, the cosines between their embeddings and those of fp32, and
-ACC, NMI and ARI of k-means on each. Labels only score. ONNX Runtime computes fp32 and 8 bits, torch bf16, as it has no such kernels. Then the same without
-scores for a CLIP with random weights, on the first images, by torch.
+ACC, NMI and ARI of k-means on each. Labels only score. ONNX Runtime computes fp32 and 8 bits; it has no kernels for bf16, which torch computes. Then the same
+without scores for a CLIP with random weights, on the first images, by torch.
 """
 
 import argparse
@@ -38,6 +38,7 @@ Network = Callable[[NDArray[Any]], NDArray[Any]]
 
 BATCH = 64
 CALIBRATION_BATCHES = 4
+CLIP, CLIP_IMAGES = "ViT-B-32", 512
 
 
 class Crops(CalibrationDataReader):  # type: ignore[misc]
@@ -113,8 +114,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--clip", default="ViT-B-32", help="a model of open_clip")
-    parser.add_argument("--clip-images", type=int, default=512)
     options = parser.parse_args()
     keep_freed_memory()  # as the stage does
     table = pq.read_table(options.data / "cifar10-test.parquet").slice(0, options.images)
@@ -129,11 +128,11 @@ def main() -> None:
         values = 100 * np.array([score(truth, labels) for labels in labellings])
         scored = " | ".join(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in zip(values.mean(0), values.std(0, ddof=1), strict=True))
         print(f"| {name} | {rate:.1f} | {cosine(X, results['fp32'][1])} | {scored} |", flush=True)
-    print(f"\n| `{options.clip}`, random weights | images/s | cosine with fp32 |\n| --- | --- | --- |")
+    print(f"\n| `{CLIP}`, random weights | images/s | cosine with fp32 |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="gsec-precision-") as folder:
-        checkpoint = write_checkpoint(Path(folder) / "clip", options.clip, "cpu")
+        checkpoint = write_checkpoint(Path(folder) / "clip", CLIP, "cpu")
         clips = {precision: encoded(f"open_clip:local-dir:{checkpoint}", precision) for precision in ("fp32", "bf16")}
-        results = run({name: network for name, (_, network) in clips.items()}, clips["fp32"][0].preprocess, files[: options.clip_images])
+        results = run({name: network for name, (_, network) in clips.items()}, clips["fp32"][0].preprocess, files[:CLIP_IMAGES])
     for name, (rate, X) in results.items():
         print(f"| {name} | {rate:.1f} | {cosine(X, results['fp32'][1])} |")
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import MANY_CLUSTERS, Rows, sample_rows
+from gsec_core.clustering.kmeans import MANY_CLUSTERS, Rows, sample_rows, sample_size_of_many
 from gsec_core.clustering.lineage import match
 from gsec_core.clustering.linear import linear, training_dtype
 from gsec_core.clustering.neighbors import Neighbors
@@ -24,9 +24,7 @@ from gsec_core.clustering.smoothing import Allocate, Posteriors, smooth
 from gsec_core.devices import in_threads, threads_of_torch
 
 _SAMPLE_ROWS = 65_536
-_LEAST_ROWS_OF_MANY, _ROWS_OF_MANY = 32_768, 32
-"""Least number of rows, and number of rows per cluster, by which more than `MANY_CLUSTERS` clusters are aligned: more do not change a matching, and the tables
-cost (members x clusters)^2 per row."""
+"""Number of rows by which clusters are aligned: more do not change a matching, and the tables cost (members x clusters)^2 per row."""
 
 _BLOCK_VALUES = 2**22
 """Number of values of features, and of posteriors, that each thread holds in memory at once."""
@@ -121,8 +119,7 @@ class Ensemble:
     def aligned(cls, models: Models, features: Features, *, random_state: int, device: str) -> "Ensemble":
         """Align members by their posteriors on a sample of ``features``."""
         ensemble = cls(models, np.tile(np.arange(models.n_clusters, dtype=np.int32), (len(models), 1)))
-        many = models.n_clusters > MANY_CLUSTERS
-        count = max(_LEAST_ROWS_OF_MANY, _ROWS_OF_MANY * models.n_clusters) if many else _SAMPLE_ROWS
+        count = sample_size_of_many(models.n_clusters) if models.n_clusters > MANY_CLUSTERS else _SAMPLE_ROWS
         sample = sample_rows(len(features), count, random_state)
         step = ensemble.block_rows
         rows = (sample[start : start + step] for start in range(0, len(sample), step))

@@ -84,9 +84,14 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], n_thread
         yield from pool.map(work, items)
 
 
-def sample_size(n_clusters: int, rows_per_cluster: int = 256, least: int = _SAMPLE_ROWS) -> int:
+def sample_size(n_clusters: int, rows_per_cluster: int = 256) -> int:
     """Number of rows that centres are fitted on; more rows would move them little."""
-    return max(least, rows_per_cluster * n_clusters)
+    return max(_SAMPLE_ROWS, rows_per_cluster * n_clusters)
+
+
+def sample_size_of_many(n_clusters: int) -> int:
+    """Number of rows by which members of more than `MANY_CLUSTERS` are started, and aligned: more rows would change little and cost much."""
+    return max(32_768, 32 * n_clusters)
 
 
 def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

@@ -9,13 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsec_core.clustering.features import Features
-from gsec_core.clustering.kmeans import MANY_CLUSTERS, one_start, row_blocks, sample_rows, sample_size, side_by_side
+from gsec_core.clustering.kmeans import MANY_CLUSTERS, one_start, row_blocks, sample_rows, sample_size, sample_size_of_many, side_by_side
 
 MAX_ITER, MAX_ITER_OF_MANY = 50, 6
 """Iterations of k-means, and those for more than `MANY_CLUSTERS`, where training moves the centres further than more iterations would."""
-
-_ROWS_OF_MANY, _LEAST_ROWS_OF_MANY = 32, 32_768
-"""Rows per cluster that k-means is fitted on where there are many clusters, and the least number of rows; each start draws its own sample."""
 
 ENTROPY = 0.3
 """Mean entropy of the soft labels at the start, as a share of log n_clusters, the largest possible."""
@@ -45,7 +42,7 @@ def kmeans_starts(features: Features, n_clusters: int, seeds: Sequence[int]) -> 
 
     many = n_clusters > MANY_CLUSTERS
     iterations = MAX_ITER_OF_MANY if many else MAX_ITER
-    rows = sample_size(n_clusters, _ROWS_OF_MANY, _LEAST_ROWS_OF_MANY) if many else sample_size(n_clusters)
+    rows = sample_size_of_many(n_clusters) if many else sample_size(n_clusters)  # each start draws its own sample
 
     def sample(seed: int) -> NDArray[np.float32]:
         return features.rows(sample_rows(len(features), rows, seed)).numpy()
