@@ -12,6 +12,9 @@ thread of its own, which may wait.
 While the server is down it misses heartbeats, and at its next start it marked the flow runs that had sent them as crashed. Here every automation
 that waits for an event waits its whole time again.
 
+With Redis, Prefect collects a few events before it publishes them, and a timer publishes them too. An event that arrived while the timer was at work
+was lost. Here each event is published when it arrives, and the timer never comes to it.
+
 In a stack of `gsec up` the server also bounds the logs of all services.
 """
 
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 SECONDS = 10
 """Seconds between two garbage collections. Each stops Python while it looks at all objects made since the start."""
 
+PUBLISHER = {"PREFECT_REDIS_MESSAGING_PUBLISHER_BATCH_SIZE": "1", "PREFECT_REDIS_MESSAGING_PUBLISHER_PUBLISH_EVERY": str(365 * 24 * 60 * 60)}
+"""Variables by which each event is published when it arrives; the timer's period is in seconds."""
+
 LOG_SECONDS = 10
 """Seconds between two looks at the logs."""
 
@@ -53,6 +59,7 @@ def main() -> None:
         async with consumer() as handler:
             yield handler
 
+    os.environ.update(PUBLISHER)
     vars(triggers).update(automations_session=automations_session, consumer=patient_consumer)
     gc.disable()
     threading.Thread(target=_collect, daemon=True).start()
