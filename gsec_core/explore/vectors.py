@@ -76,8 +76,8 @@ class Embeddings:
 
     def _gone(self, names: list[str]) -> Refused:
         return Refused(
-            f"{len(names)} of {len(self._names)} shards of embeddings are gone, {self._shards.location(names[0])} among them, and with them neighbours and "
-            "search. The gsec run that made them makes them again."
+            f"{len(names)} of {len(self._names)} shards of embeddings are gone, such as {self._shards.location(names[0])}, so there are no neighbours and no "
+            "search. Repeat the gsec run that made them: it makes them again."
         )
 
 

@@ -44,7 +44,7 @@ def check_model(model: Context) -> None:
     for stage in encode.stages_of(model.run):
         if model.run.fingerprint(stage.name) != stage.fingerprint(model):
             raise Refused(
-                f"--run {model.run.id}: its encoder, or its checkpoint, is no longer what encoded the run. Put the old one back, or start gsec run again."
+                f"--run {model.run.id}: its encoder or checkpoint has changed since the run was encoded. Restore the old one, or repeat the gsec run."
             )
 
 

@@ -274,9 +274,9 @@ def _check_coverage(config: DescribeConfig, rows: Sequence[Mapping[str, Any]]) -
     counts = Counter(row["status"] for row in rows)
     [(reason, _)] = Counter(row["reason"] for row in rows if row["reason"]).most_common(1) or [("no reason was given", 0)]
     raise GsecError(
-        f"describe: of {covered} of {all_of_them} micro-clusters an image has a description; at least one and a share of describe.min_coverage = "
-        f"{config.min_coverage} must; of {len(rows)} representatives {counts[FAILED]} failed and {counts[MISSING]} could not be read; most often: {reason}. "
-        "Ask for those that failed again with --retry-failed, set another describe.captioner, or lower describe.min_coverage."
+        f"describe: only {covered} of {all_of_them} micro-clusters have a description. There must be at least one, and a share of describe.min_coverage = "
+        f"{config.min_coverage}. Of {len(rows)} representatives {counts[FAILED]} failed and {counts[MISSING]} could not be read; most often: {reason}. "
+        "Request the failed ones again with --retry-failed, set another describe.captioner, or lower describe.min_coverage."
     )
 
 

@@ -100,8 +100,8 @@ class Pictures:
             self._source.check()
         if len(self.lost) > self._most * len(self):
             raise GsecError(
-                f"enhance: {len(self.lost)} of {len(self)} images are no longer what was encoded, more than ingest.max_shrink = {self._most}. "
-                "Run gsec on the source again, so that it notices them."
+                f"enhance: {len(self.lost)} of {len(self)} images are gone or have changed since they were encoded, more than "
+                f"ingest.max_shrink = {self._most}. Run gsec on the source again, so that it notices them."
             )
 
 

@@ -48,7 +48,8 @@ def plan_of(config: PipelineConfig) -> "OuterLayer":
     if plan.pixel_side > config.encode.thumbnail_size:
         kept = f"encode.thumbnail_size = {config.encode.thumbnail_size}"
         raise Refused(
-            f"{kept}: method {method.name} should learn from images of {plan.pixel_side} pixels a side. Make it at least as large, or ask for smaller images."
+            f"{kept}: method {method.name} is to learn from images of {plan.pixel_side} pixels a side, and thumbnails are smaller. Raise it, or "
+            "choose smaller images in the settings of the method."
         )
     return plan
 

@@ -176,8 +176,8 @@ class Store:
         if not Run(self.files, publication.run_id).exists():
             raise Refused(
                 f"pipeline = {publication.pipeline}: run {publication.run_id}, which is published, is no longer in {self.url}. "
-                "The gsec run that made it makes it again if its images are the same. Or publish another run with gsec publish --run ID, "
-                f"or remove {self.files.location(self.publications.path(publication.pipeline, publication.number))}: what was published before counts then."
+                "If its images are the same, repeat the gsec run that made it. Or publish another run with gsec publish --run ID, "
+                f"or remove {self.files.location(self.publications.path(publication.pipeline, publication.number))}, to go back to the publication before it."
             )
 
     def shard_at(self, path: str) -> tuple[Shards, str]:

@@ -132,9 +132,9 @@ class Run:
             if stage in request["stages"]:
                 model = self.model().id
                 raise Refused(
-                    f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name that run, or fit again with --redo train."
+                    f"run {self.id} keeps the model of run {model} and has no stage {stage} of its own. Name run {model}, or fit again with --redo train."
                 )
-            hint = " Its settings need no such stage; or an older gsec made it, and the same gsec run again makes one with this stage."
+            hint = " Its settings need no such stage. Or an older gsec made the run: then repeat the same gsec run, which makes one with this stage."
             if of_run := request.get("of_run"):
                 hint = f" It assigns images to the clusters of run {of_run}: name that run."
             elif request["config"]["clusters"] == AUTO:

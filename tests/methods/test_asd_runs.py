@@ -211,7 +211,7 @@ def test_new_images_are_assigned_by_the_networks(whole: Context, source: Path, m
     ("more", "message"),
     [
         ({"asd": {"depth": 12}}, r"^asd\.depth = 12: it must be 10, 16, 22, 28"),
-        ({"encode": {"thumbnail_size": 16}, "asd": {"side": 32}}, r"^encode\.thumbnail_size = 16: method asd should learn from images of 32 pixels a side"),
+        ({"encode": {"thumbnail_size": 16}, "asd": {"side": 32}}, r"^encode\.thumbnail_size = 16: method asd is to learn from images of 32 pixels a side"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(source: Path, tmp_path: Path, more: dict[str, Any], message: str) -> None:

@@ -420,7 +420,7 @@ def test_a_published_run_whose_request_is_lost_is_made_again(tmp_path: Path) -> 
     with pytest.raises(Refused, match="which is published, is no longer in") as raised:  # new images make it another request
         pipeline.request(config)
     path = store / "published" / "kinds" / "00000003.json"
-    assert f"or remove {path}: " in str(raised.value)
+    assert f"or remove {path}, " in str(raised.value)
     path.unlink()
     assert night(config)[1]["published"]
 

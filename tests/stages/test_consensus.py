@@ -251,7 +251,7 @@ def test_more_members_only_add_blocks(source: Path, whole: Context) -> None:
 def test_assigning_with_another_encoder_than_the_runs_is_refused(whole: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = write_pictures(tmp_path / "new", range(30, 33))
     monkeypatch.setattr(encode, "encoder_identity", lambda name: {"name": name, "checkpoint": "another"})
-    with pytest.raises(Refused, match="its encoder, or its checkpoint, is no longer what encoded the run"):
+    with pytest.raises(Refused, match="its encoder or checkpoint has changed since the run was encoded"):
         assigned(fresh, whole, whole.run.files.url)
 
 

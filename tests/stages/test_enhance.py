@@ -268,7 +268,7 @@ def test_the_stage_is_refused_if_too_many_images_are_lost(place: Path, tmp_path:
     context = until_enhance(asking(place, tmp_path / "store").model_copy(update={"source": str(folder)}))
     for number in range(6):
         (folder / f"{number:03d}.png").unlink()
-    with pytest.raises(GsecError, match=r"6 of 20 images are no longer what was encoded.*max_shrink"):
+    with pytest.raises(GsecError, match=r"6 of 20 images are gone or have changed since they were encoded.*max_shrink"):
         run_stage(context, enhance.STAGE)
     assert not checkpoints(context)
 

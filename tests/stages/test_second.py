@@ -228,5 +228,5 @@ def test_assigning_with_another_checkpoint_of_the_second_encoder_is_refused(whol
     moved = write_checkpoint(tmp_path / "clip", seed=1)
     other = whole.config.model_copy(update={"text": whole.config.text.model_copy(update={"encoder": f"open_clip:local-dir:{moved}"})})
     context = Context(whole.run, other, whole.corpus, whole.generation)
-    with pytest.raises(Refused, match="is no longer what encoded the run"):
+    with pytest.raises(Refused, match="has changed since the run was encoded"):
         pipeline.assign.check_model(context)

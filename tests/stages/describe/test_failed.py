@@ -71,7 +71,7 @@ def test_too_few_descriptions_stop_the_run_but_they_are_kept(place: Path, captio
     refused = Answer(None, None, (), FAILED, "the model refuses")
     captioner.answer = lambda subject: Answer("text", None, (), FREE) if subject.uri < "004.jpg" else refused
     message = (
-        rf"of 4 of {IMAGES} micro-clusters.*describe.min_coverage = 0.5 must; of {IMAGES} representatives 8 failed"
+        rf"only 4 of {IMAGES} micro-clusters.*describe.min_coverage = 0.5. Of {IMAGES} representatives 8 failed"
         r".*most often: the model refuses.*--retry-failed"
     )
     with pytest.raises(GsecError, match=message) as raised:
