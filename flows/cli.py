@@ -249,7 +249,7 @@ def compare(
     store: StoreUrl = None,
     as_json: AsJson = False,
 ) -> int:
-    """Compare runs on their common images: quality without labels, and how similar the runs are. Neighbours are those by the first run's encoder."""
+    """Compare runs on their common images: quality without labels, and how similar the runs are. Purity uses neighbours by the first run's encoder."""
     from flows import reports
 
     return reports.compare(settings_of(store=store), runs, labels, column, to, json_output(as_json))
@@ -340,11 +340,11 @@ def serve(
 def demo(
     source: Source | None = None,
     *,
-    clusters: Clusters = None,
+    clusters: Annotated[str | None, Parameter(name=["--clusters", "-k"], help="With SOURCE: number of clusters, or `auto`. Default: 10.")] = None,
     directory: Annotated[Path, Parameter(name="--directory", converter=_folder, help="Folder for the demo's images and its store.")] = Path("gsec-demo"),
     as_json: AsJson = False,
 ) -> int:
-    """Cluster images that come with installed programs, or your own SOURCE, with the built-in encoder and captioner."""
+    """Cluster images that come with installed programs, or your own SOURCE. Needs no GPU, server or model hub."""
     from flows import demo as demonstration
     from flows import terminal
 

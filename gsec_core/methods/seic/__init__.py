@@ -21,7 +21,7 @@ class SEICSettings(Section):
     )
     enhance: bool = Field(
         False,
-        description="Stage two: train the vision tower of a CLIP encoder on the clusters. This reads all images 40 times and needs a GPU; a CPU is used only "
+        description="Stage two: train the vision tower of a CLIP encoder on the clusters. This reads all images 41 times and needs a GPU; a CPU is used only "
         "with train.device = cpu. `gsec export --encoder` writes the trained encoder, so that another run can cluster with it.",
     )
 
