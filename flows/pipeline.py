@@ -90,7 +90,7 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
             return then(context)
         except BadShard as error:
             again = set_bad_aside(config, error, set_aside)
-            get_run_logger().warning("damaged, set aside and to be made again: %s", ", ".join(again))
+            get_run_logger().warning("damaged, set aside and made again: %s", ", ".join(again))
             set_aside += again
 
 

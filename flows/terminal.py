@@ -65,7 +65,7 @@ _FACTS = {
     "added": "new",
     "changed": "changed",
     "deleted": "deleted",
-    "linked_folders": "links to folders passed over",
+    "linked_folders": "links to folders left out",
     "excluded": "excluded",
     "copied": "known before",
     "known": "known before",
