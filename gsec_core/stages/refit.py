@@ -123,7 +123,7 @@ def _decided(context: Context) -> Decided:
         new = pc.invert(pc.is_in(here, fitted)).to_numpy(zero_copy_only=False)
         gone = int(pc.sum(pc.invert(pc.is_in(fitted, here))).as_py() or 0)
         if new.all():
-            return Decided(FRESH, "none of the images that the model was fitted on is unchanged")
+            return Decided(FRESH, "all images that the model was fitted on are gone or have changed")
         sizes = model.read(align.STAGE, CLUSTERS_TABLE, ["size"])["size"].to_numpy()
         old, others = _said(context, model, np.flatnonzero(~new), sizes), _said(context, model, np.flatnonzero(new))
     except (BadShard, BadRecord, GsecError, FileNotFoundError) as error:
