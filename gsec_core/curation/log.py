@@ -107,7 +107,7 @@ class Log:
 
     def numbers(self) -> list[int]:
         """Numbers of the acts, ascending, from one directory listing. Other files are ignored."""
-        return sorted(int(name[:8]) for name in self.files.files(f"{CURATION}/{self.pipeline}") if _ACT.fullmatch(name))
+        return self._numbers(_ACT)
 
     def read(self) -> list[Act]:
         """All acts, in order. Raises BadRecord for a file that is not what gsec writes. Parts that a newer gsec wrote are in `Act.unknown`."""
@@ -127,20 +127,26 @@ class Log:
         """
         for _ in range(_ATTEMPTS):
             before = self.read()
-            act = replace(make(before), number=before[-1].number + 1 if before else 1)
+            taken = [0, *(act.number for act in before[-1:]), *self._numbers(_SET_ASIDE)]
+            act = replace(make(before), number=max(taken) + 1)
             if self.files.create(self._path(act.number), records.to_json(_record(act))):
                 return act
         raise Unreachable(f"{self.files.location(self._path(act.number))}: {_ATTEMPTS} attempts to write it met another writer. Try again.")
 
     def _read(self, number: int) -> Act:
-        remedy = "Put a copy of it in its place, or remove it: its act is then lost, and all others count."
+        remedy = f"Put a copy of it in its place, or rename it to {number:08d}.json.damaged: its act is then lost, and all others count."
         return records.read(self.files, self._path(number), lambda record: _act(number, record), remedy)
+
+    def _numbers(self, pattern: re.Pattern[str]) -> list[int]:
+        return sorted(int(name[:8]) for name in self.files.files(f"{CURATION}/{self.pipeline}") if pattern.fullmatch(name))
 
     def _path(self, number: int) -> str:
         return f"{CURATION}/{self.pipeline}/{number:08d}.json"
 
 
 _ACT = re.compile(r"\d{8}\.json")
+_SET_ASIDE = re.compile(r"\d{8}\.json\.damaged")
+"""Matches a damaged act that a user renamed. No other act may get its number: what was made from the log is told apart by number and count of the acts."""
 
 _ADAPTER = TypeAdapter(Act)
 

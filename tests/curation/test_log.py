@@ -135,17 +135,17 @@ SPLIT = b'{"at": "2026", "key": 1, "kind": "split", "keys": [1000000], "encoder"
         SPLIT + b'"AHwAfAB8AHw="}',
     ],
 )
-def test_a_damaged_act_is_an_error_that_names_it_and_once_removed_the_others_count(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_act_is_an_error_that_names_it_and_once_renamed_the_others_count(tmp_path: Path, data: bytes) -> None:
     log = Log(LocalFiles(str(tmp_path)), "nightly")
     for name in "abc":
         log.append(rename(name))
     path = tmp_path / "curation" / "nightly" / "00000002.json"
     path.write_bytes(data)
     for do in (lambda: Log(log.files, "nightly").read(), lambda: Log(log.files, "nightly").append(rename("d"))):
-        with pytest.raises(BadRecord, match=r"it is not what gsec writes \(.*\)\. Put a copy of it in its place, or remove it: ") as raised:
+        with pytest.raises(BadRecord, match=r"it is not what gsec writes \(.*\)\. Put .* or rename it to 00000002\.json\.damaged: ") as raised:
             do()
         assert str(raised.value).startswith(f"{path}: ")
-    path.unlink()
+    path.rename(f"{path}.damaged")
     assert [act.text for act in log.read()] == ["a", "c"]
     assert log.append(rename("d")).number == 4
 

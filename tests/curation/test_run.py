@@ -288,6 +288,21 @@ def test_a_damaged_log_does_not_stop_the_nightly_run_and_is_reported_everywhere(
     assert ", 1 acts of curation, " in doctor.store(context.config)
 
 
+def test_after_a_damaged_last_act_is_renamed_the_pointer_has_the_next_act(run: Context, tmp_path: Path) -> None:
+    say(run, "rename", key=0, text="airplanes")
+    say(run, "rename", key=1, text="lost")
+    path = tmp_path / "store" / "curation" / "kinds" / "00000002.json"
+    path.write_bytes(b"")
+    run = Context.of(run.run, run.config)  # as the next command opens it
+    with pytest.raises(BadRecord, match=f"rename it to {path.name}.damaged: its act is then lost"):
+        say(run, "rename", key=2, text="birds")
+    path.rename(f"{path}.damaged")
+    assert say(run, "rename", key=2, text="birds") == 3
+    told = {row["key"]: row["name"] for row in pointer(run)["clusters"]}
+    assert told == names(curated(run))
+    assert (told[0], told[1] == "lost", told[2]) == ("airplanes", False, "birds")
+
+
 def test_doctor_reports_acts_of_a_newer_gsec(run: Context, tmp_path: Path) -> None:
     say(run, "rename", key=0, text="airplanes")
     path = tmp_path / "store" / "curation" / "kinds" / "00000002.json"
