@@ -53,7 +53,7 @@ class Model:
     """The clustering of a run before curation, as far as acts need it: n images in canonical order."""
 
     image_ids: pa.Array
-    """binary(16)."""
+    """binary(16); empty, as ``content_hashes``, if acts on single images are not about these images."""
     content_hashes: pa.Array
     """binary(16)."""
     keys: NDArray[np.int32]

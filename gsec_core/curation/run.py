@@ -52,6 +52,8 @@ def load_model(context: Context) -> Model:
 
     keys = np.array([cluster.key for cluster in clusters], np.int32)[labels]
     ids, hashes = (rows[name].combine_chunks() for name in ("image_id", "content_hash"))
+    if context.of_run is not None:  # an image of the other run may have the same URI and bytes, and is another image
+        ids, hashes = ids[:0], hashes[:0]
     return Model(ids, hashes, keys, clusters, context.config.encode.encoder, embeddings)
 
 

@@ -378,12 +378,15 @@ def test_status_and_metrics_count_the_acts_and_prune_keeps_the_log(run: Context,
 def test_assigned_images_get_the_curated_clusters(run: Context, tmp_path: Path) -> None:
     say(run, "rename", key=0, text="airplanes")
     say(run, "split", key=1, parts=2)
-    say(run, "hide", images=ids(run)[:1])
+    say(run, "hide", images=ids(run))
     context = assign_images(run, settings(write_groups(tmp_path / "new", range(3)), tmp_path / "store"))
     found = finishing.finish(context)
     assert {row["key"]: row["name"] for row in found["cluster_rows"]}[0] == "airplanes"
     now = curated(context)
     assert (len(now.keys), names(now)[0], now.open, now.acts) == (9, "airplanes", (), 3)
+    shared = {*ids(run)} & {*ids(context)}
+    assert shared
+    assert not now.hidden.any(), "acts on images are about the images of the run, even if new ones have the same name and bytes"
     export(context, tmp_path / "out")
     assert "airplanes" in pl.read_parquet(tmp_path / "out" / "assignments.parquet")["name"].to_list()
     with pytest.raises(Refused, match=f"it assigns images to the clusters of run {run.run.id}. Name that run to curate them"):
