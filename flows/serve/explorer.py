@@ -1,6 +1,7 @@
 """The explorer: pages that show finished runs, and the forms that curate their clusters."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from flows.serve.curating import MOST_AT_ONCE, Forms, asked, in_words, place_aft
 from flows.serve.known import UNPUBLISHED, Known, published_run
 from flows.serve.listing import PER_PAGE, Listing, number
 from gsec_core.clustering.hierarchy import walk
-from gsec_core.errors import Merged, Refused
+from gsec_core.errors import Merged, NotFound, Refused
 from gsec_core.explore import ClusterRow, Collection, ImageRow, Tree
 from gsec_core.report.colours import colour
 from gsec_core.report.text import prose, visible
@@ -334,13 +335,14 @@ class Explorer:
         listing = Listing.of(given)
         place = number("at", request.query_params.get("at", "0"))
         before = after = None
+        ids: list[str] = []
         total = 0
         if place:
             first = max(0, place - 2)
-            part = listing.part(collection, first, 3)
-            ids = [row.id for row in part.rows]
+            with suppress(NotFound):  # the cluster was merged since, or its split was undone
+                part = listing.part(collection, first, 3)
+                ids, total = [row.id for row in part.rows], part.total
             here = place - 1 - first
-            total = part.total
             if ids[here : here + 1] == [image.row.id]:
                 before = _of_image(site.base, ids[here - 1], listing, place - 1) if here else None
                 after = _of_image(site.base, ids[here + 1], listing, place + 1) if here + 1 < len(ids) else None

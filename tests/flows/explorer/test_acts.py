@@ -69,6 +69,7 @@ def test_every_kind_of_act_can_be_sent_by_its_form_and_shows_on_the_pages(shown:
     page = done(kind="merge", key=1, to=2, page="/clusters/1")
     assert "Merged cluster 1 into cluster 2" in page
     assert title(page) == before[2].name, "the page must be that of the cluster it was merged into"
+    assert title(check(curator.get(f"{shown.base}/images/{some[0]}?key=1&at=1"))), "the image's page must not need the gallery that led to it"
     merged = curator.get(f"{shown.base}/clusters/1")
     assert (merged.status_code, f'<a href="{shown.base}/clusters/2">Cluster 2</a>' in merged.text) == (404, True)
     tree = check(curator.get(f"{shown.base}/explore?view=tree"))
