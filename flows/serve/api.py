@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, R
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, with_config
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -149,7 +149,7 @@ class ActList:
     """Address of the next part; null after the last part."""
 
 
-@documented
+@with_config(use_attribute_docstrings=True, extra="forbid")  # a misspelt `images` would leave an act on the whole cluster
 @dataclass(frozen=True)
 class Said:
     """An act to add to the curation log. Each kind takes the same values as the command `gsec curate KIND`."""

@@ -360,6 +360,7 @@ def test_invalid_acts_are_refused_and_not_logged(shown: Shown, curating: TestCli
         ({"kind": "star", "who": "me", "key": "<b>"}, "key"),
         ({"kind": "move", "who": "me", "key": 1, "images": ["0" * 32]}, "this run has no such image"),
         ({"kind": "undo", "who": "me", "undoes": 9}, "no act 9"),
+        ({"kind": "hide", "who": "me", "key": 1, "image": ["0" * 32]}, "image: Unexpected"),
         ([], "body"),
     ):
         assert why in error(curating, "POST", shown.address("/curation"), 400, json=said)
