@@ -171,15 +171,21 @@ def _bytes(source: Source, ref: ImageRef, digest: bytes) -> bytes | None:
 
 def file_names(uris: Sequence[str]) -> list[str]:
     """File names from the last parts of URIs, made distinct for one folder on every system (also with case-insensitive names)."""
+    wanted = [safe_name(uri.rpartition("/")[2]) for uri in uris]
+    added = not all(map(is_image_name, wanted))
+
+    def key(name: str) -> str:  # where copies get an extension, `a` must not become another image's `a.jpeg`
+        return _folded(os.path.splitext(name)[0] if added and is_image_name(name) else name)
+
     taken: dict[str, int] = {}
     names = []
-    for uri in uris:
-        first = name = safe_name(uri.rpartition("/")[2])
+    for first in wanted:
+        name = first
         stem, ending = os.path.splitext(first)
-        while _folded(name) in taken:
-            taken[_folded(first)] += 1
-            name = f"{stem} {taken[_folded(first)]}{ending}"
-        taken[_folded(name)] = 1
+        while key(name) in taken:
+            taken[key(first)] += 1
+            name = f"{stem} {taken[key(first)]}{ending}"
+        taken[key(name)] = 1
         names.append(name)
     return names
 
