@@ -63,11 +63,17 @@ def refill(posteriors: Posteriors, labels: NDArray[np.int32], neighbors: Sequenc
     for member in range(labels.shape[1]):
         for part in _parts(clusters, labels[:, member], member, neighbors, weights):
             best[part.cluster] = max(part, best.get(part.cluster, part))
+    parts = sorted(best.values(), reverse=True)[: len(empty)]
+    if not parts:
+        return []
+    order = np.argsort(clusters, kind="stable")
+    starts = np.searchsorted(clusters[order], np.arange(posteriors.n_clusters + 1))
     divided = []
-    for cluster, part in zip(empty, sorted(best.values(), reverse=True), strict=False):
-        own, taken = clusters == part.cluster, labels[:, part.member] == part.label
-        divided.append(Division(np.flatnonzero(own & taken), np.flatnonzero(own & ~taken)))
-        posteriors.moved(divided[-1].part, part.cluster, int(cluster))
+    for part in parts:
+        own = order[starts[part.cluster] : starts[part.cluster + 1]]
+        taken = labels[own, part.member] == part.label
+        divided.append(Division(own[taken], own[~taken]))
+    posteriors.moved([(division.part, part.cluster, int(cluster)) for division, part, cluster in zip(divided, parts, empty, strict=False)])
     return divided
 
 

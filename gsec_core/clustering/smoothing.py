@@ -103,14 +103,20 @@ class Posteriors:
             self._rename(rows, names)
         return self
 
-    def moved(self, rows: NDArray[np.int64], one: int, other: int) -> "Posteriors":
-        """In place, make the posteriors of cluster ``one`` those of ``other`` in the rows with the given numbers; ``other`` has posterior 0 in all others."""
-        for block in row_blocks(len(self.values)):
-            values = np.where(self.clusters[block] == other, np.float32(0), self.values[block])
+    def moved(self, parts: Sequence[tuple[NDArray[np.int64], int, int]]) -> "Posteriors":
+        """In place, for each of ``parts`` (row numbers, one cluster, another), make the posteriors of the one those of the other in these rows.
+
+        In all other rows the other cluster has posterior 0. No row and no cluster may be in two parts.
+        """
+        others = np.zeros(self.n_clusters, np.bool_)
+        others[[other for _, _, other in parts]] = True
+        for block in row_blocks(len(self.values)):  # once for all parts: the posteriors of many images are in a file
+            values = np.where(others[self.clusters[block]], np.float32(0), self.values[block])
             self.values[block] = values / values.sum(1, keepdims=True)
-        names = np.arange(self.n_clusters, dtype=np.int32)
-        names[[one, other]] = other, one
-        self._rename(rows, names)
+        for rows, one, other in parts:
+            names = np.arange(self.n_clusters, dtype=np.int32)
+            names[[one, other]] = other, one
+            self._rename(rows, names)
         return self
 
     def _rename(self, rows: slice | NDArray[np.int64], names: NDArray[np.int32]) -> None:

@@ -1,11 +1,15 @@
 """Clusters without images get separated parts of others, and only those."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from gsec_core import GSEC
+from gsec_core.clustering import smoothing
+from gsec_core.clustering.kmeans import row_blocks
 from gsec_core.clustering.refill import refill
 from gsec_core.clustering.smoothing import Posteriors
 
@@ -64,6 +68,20 @@ def test_without_an_empty_cluster_nothing_changes() -> None:
     found = posteriors(CONSENSUS, 2)
     assert refill(found, members(np.arange(100) % 2, CONSENSUS), [ring(GROUPS)], [1.0]) == []
     np.testing.assert_array_equal(found.block(slice(None)), posteriors(CONSENSUS, 2).block(slice(None)))
+
+
+def test_several_empty_clusters_are_refilled_in_one_pass_over_the_posteriors(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = np.repeat(np.arange(4), [60, 30, 20, 10])
+    found, passes = posteriors(groups // 2, 4), Mock(side_effect=row_blocks)
+    monkeypatch.setattr(smoothing, "row_blocks", passes)
+    divided = refill(found, members(groups), [ring(groups)], [1.0])
+    assert passes.call_count == 1, "the posteriors of many images are in a file, which a pass writes again"
+    labels = found.best(slice(None))[0]
+    assert len(set(zip(labels, groups, strict=True))) == len(set(labels)) == 4, "each group has a cluster of its own"
+    dense = found.block(slice(None))
+    np.testing.assert_allclose(dense.sum(1), 1, atol=1e-6)
+    for division, cluster in zip(divided, (2, 3), strict=True):
+        assert np.all(dense[np.setdiff1d(np.arange(len(groups)), division.part), cluster] == 0)
 
 
 def test_each_half_counts_by_its_weight() -> None:
