@@ -119,6 +119,8 @@ class Ensemble:
     def aligned(cls, models: Models, features: Features, *, random_state: int, device: str) -> "Ensemble":
         """Align members by their posteriors on a sample of ``features``."""
         ensemble = cls(models, np.tile(np.arange(models.n_clusters, dtype=np.int32), (len(models), 1)))
+        if len(models) == 1:
+            return ensemble  # there is nothing to align
         count = sample_size_of_many(models.n_clusters) if models.n_clusters > MANY_CLUSTERS else _SAMPLE_ROWS
         sample = sample_rows(len(features), count, random_state)
         step = ensemble.block_rows

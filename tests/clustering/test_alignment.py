@@ -1,5 +1,7 @@
 """Alignment and consensus of members whose clusters are planted permutations of one labelling."""
 
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from gsec_core.clustering.alignment import align, aligned_mean, co_assignment, member_labels
+from gsec_core.clustering.ensemble import Ensemble
+from gsec_core.clustering.features import UnitFeatures
 
 
 def one_hot(labels: NDArray[np.integer], clusters: int) -> NDArray[np.float32]:
@@ -82,3 +86,11 @@ def test_member_labels_are_those_of_the_aligned_posteriors() -> None:
     for member in range(3):
         alone = aligned_mean(posteriors[:, [member]], permutations[[member]])
         assert np.array_equal(member_labels(posteriors.argmax(2).numpy(), permutations)[:, member], alone.argmax(1))
+
+
+def test_a_single_member_keeps_its_numbers_and_predicts_nothing_for_its_alignment() -> None:
+    models = MagicMock(n_clusters=3)
+    models.__len__.return_value = 1
+    found = Ensemble.aligned(models, UnitFeatures([np.eye(5, dtype=np.float32)]), random_state=0, device="cpu")
+    assert found.permutations.tolist() == [[0, 1, 2]]
+    models.logits.assert_not_called()
