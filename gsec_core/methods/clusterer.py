@@ -3,6 +3,7 @@
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -171,11 +172,14 @@ class Clusterer(Estimator):
 
     def predict(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.int32]:
         """The cluster of each row of ``X`` (n_samples, d), by `head_`. Give ``text`` or ``joint`` if and only if the estimator was fitted with it."""
-        labels: NDArray[np.int32] = self.predict_proba(X, text, joint=joint).argmax(1).astype(np.int32)
-        return labels
+        return np.concatenate([block.argmax(1).astype(np.int32) for block in self._posteriors(X, text, joint)])
 
     def predict_proba(self, X: ArrayLike, text: ArrayLike | None = None, *, joint: ArrayLike | None = None) -> NDArray[np.float32]:
         """Posteriors by `head_`, (n_samples, n_clusters); arguments as of `predict`."""
+        return np.concatenate(list(self._posteriors(X, text, joint)))
+
+    def _posteriors(self, X: ArrayLike, text: ArrayLike | None, joint: ArrayLike | None) -> Iterator[NDArray[np.float32]]:
+        """Blocks of `predict_proba`: for many rows and clusters all of them would take far more memory than the labels."""
         check_is_fitted(self, "head_")
         images: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, reset=False)
         placed, texts = _beside("joint", joint, len(images)), _beside("text", text, len(images))
@@ -188,8 +192,7 @@ class Clusterer(Estimator):
         matrices, plan = [images] if texts is None else [images, texts], self.plan()
         features = plan.features(matrices, self.halves_, self.text_weight)
         blocks = self.ensemble_.blocks(0, len(features))
-        found = in_threads(lambda rows: head_posteriors(self.head_, features, rows, plan.device).cpu().numpy(), blocks, plan.device)
-        return np.concatenate(list(found))
+        return in_threads(lambda rows: head_posteriors(self.head_, features, rows, plan.device).cpu().numpy(), blocks, plan.device)
 
     def _start(self, plan: OuterLayer, start: "Clusterer | None", before: ArrayLike | None, n: int) -> Start | None:
         """The labels, and members with their permutations, that this fit continues; None if it continues nothing. Checks the arguments of `fit`."""

@@ -1,6 +1,7 @@
 """The estimator GSEC: scikit-learn's own checks, and guarantees beyond them."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gsec_core import GSEC
-from gsec_core.clustering import linear
+from gsec_core.clustering import ensemble, linear
 from gsec_core.methods.gsec import METHOD
 from gsec_core.methods.gsec.estimator import PRESETS
 
@@ -64,6 +65,14 @@ def test_the_head_predicts_nearly_the_labels_of_the_fit(fitted: GSEC) -> None:
     assert np.array_equal(fitted.predict(X, S), posteriors.argmax(1))
     assert (fitted.predict(X, S) == fitted.labels_).mean() > 0.98, "the head must agree with the consensus"
     assert (fitted.margin_ <= fitted.confidence_).all()
+
+
+def test_labels_of_new_rows_come_block_by_block_without_the_posteriors_of_all_rows_in_memory(fitted: GSEC, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, S, _ = blobs()
+    labels = fitted.predict_proba(X, S).argmax(1)
+    monkeypatch.setattr(ensemble, "_BLOCK_VALUES", 1000)
+    monkeypatch.setattr(GSEC, "predict_proba", Mock(side_effect=MemoryError))
+    assert np.array_equal(fitted.predict(X, S), labels)
 
 
 def test_agreement_is_the_share_of_members_that_have_the_consensus_label(fitted: GSEC) -> None:

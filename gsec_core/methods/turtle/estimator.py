@@ -10,7 +10,7 @@ are float32.
 The last state is used. The paper chooses among learning rates by how well the labels of a run can be predicted; here there is one setting.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,10 +262,9 @@ class TURTLE(Clusterer):
         X, text = _spaces(X, text, others.get("nouns"))
         return super().fit(X, text=text, **others)
 
-    def predict_proba(self, X: Any, text: Any = None, *, joint: Any = None) -> NDArray[np.float32]:
-        """See `Clusterer.predict_proba`. ``X`` may be a list of two spaces, as in `fit`."""
-        X, text = _spaces(X, text, joint)
-        return super().predict_proba(X, text, joint=joint)
+    def _posteriors(self, X: Any, text: Any, joint: Any) -> Iterator[NDArray[np.float32]]:
+        """See `Clusterer._posteriors`. ``X`` may be a list of two spaces, as in `fit`."""
+        return super()._posteriors(*_spaces(X, text, joint), joint)
 
     def plan(self) -> TURTLEPlan:
         self.check_positive("n_clusters", "n_members", "max_steps")
