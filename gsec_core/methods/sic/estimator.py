@@ -157,7 +157,7 @@ class SICPlan(UnitVectors, LinearMembers, Plan):
         return min(schedule(self.n_clusters).batch, n)
 
     def prepared_by_clusters(self, n: int) -> bool:
-        return self.n_clusters > MANY_CLUSTERS  # they have fewer neighbours
+        return self.n_clusters > MANY_CLUSTERS  # then images have more neighbours
 
     def features(self, matrices: Sequence[NDArray[Any]], halves: Sequence[Half], text_weight: float, allocate: Allocate = np.empty) -> UnitFeatures:
         return UnitFeatures(matrices, [1.0, 0.0][: len(matrices)])
