@@ -11,13 +11,14 @@ from gsec_core.devices import thread_count
 
 Rows = slice | NDArray[np.int64]
 
-BLOCK_ROWS = 16_384
-"""Number of rows whose copies, or similarities to all centres, are in memory at once."""
+BLOCK_ROWS, BLOCK_VALUES = 16_384, 2**26
+"""Numbers of rows whose copies, and of values, such as similarities to all centres, that are in memory at once."""
 
 
-def row_blocks(stop: int, start: int = 0) -> Iterator[slice]:
-    """The rows from ``start`` to ``stop`` in blocks of `BLOCK_ROWS`."""
-    return (slice(first, min(first + BLOCK_ROWS, stop)) for first in range(start, stop, BLOCK_ROWS))
+def row_blocks(stop: int, start: int = 0, *, columns: int = 1) -> Iterator[slice]:
+    """The rows from ``start`` to ``stop`` in blocks of `BLOCK_ROWS`, or of fewer, so that ``columns`` for each are at most `BLOCK_VALUES`."""
+    step = max(1, min(BLOCK_ROWS, BLOCK_VALUES // columns))
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 MANY_CLUSTERS = 512
@@ -95,8 +96,8 @@ def sample_size_of_many(n_clusters: int) -> int:
 
 
 def cosines(X: NDArray[Any], centres: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Cosines of the rows of ``X`` (n, d) to unit ``centres`` (k, d), (rows, k) for each of `row_blocks`."""
-    for rows in row_blocks(len(X)):
+    """Cosines of the rows of ``X`` (n, d) to unit ``centres`` (k, d), (rows, k) for each of `row_blocks` with k columns."""
+    for rows in row_blocks(len(X), columns=len(centres)):
         yield unit_rows(X[rows]) @ centres.T
 
 

@@ -79,7 +79,7 @@ class Posteriors:
 
         P becomes (1 - `STAY`) P, plus `STAY` on the previous cluster, so that another posterior must be larger by STAY / (1 - STAY).
         """
-        for rows in row_blocks(len(self.values)):
+        for rows in row_blocks(len(self.values), columns=self.n_clusters):
             had = np.flatnonzero(before[rows] >= 0)
             values = self.block(rows)
             values[had] *= np.float32(1 - STAY)

@@ -59,7 +59,7 @@ def softened(sample: NDArray[np.float32], centres: NDArray[np.float32], seed: in
     """The softened form, see `kmeans_starts`, of ``centres`` (n_clusters, d) that k-means found in ``sample`` (n, d)."""
     n_clusters = len(centres)
     # By blocks: for many clusters all logits would take far more memory than the sample.
-    labels = [_linear(sample[rows], centres).argmax(1) for rows in row_blocks(len(sample))]
+    labels = [_linear(sample[rows], centres).argmax(1) for rows in row_blocks(len(sample), columns=n_clusters)]
     sizes = np.bincount(np.concatenate(labels), minlength=n_clusters) / len(sample)
     probed = sample_rows(len(sample), max(_LEAST_PROBE_ROWS, min(_PROBE_ROWS, _PROBE_VALUES // n_clusters)), seed)
     hardness = _hardness(torch.from_numpy(_linear(sample[probed], centres)))

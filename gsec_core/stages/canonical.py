@@ -292,7 +292,7 @@ def cluster_table(X: NDArray[np.float16], assignments: pa.Table, n_clusters: int
 def _nearest_other(centres: NDArray[np.float32]) -> NDArray[np.float32]:
     """The largest cosine of each centre to another centre, (n_clusters,), computed block by block."""
     found = []
-    for rows, block in zip(row_blocks(len(centres)), cosines(centres, centres), strict=True):
+    for rows, block in zip(row_blocks(len(centres), columns=len(centres)), cosines(centres, centres), strict=True):
         block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = -1
         found.append(block.max(axis=1))
     return np.concatenate(found)

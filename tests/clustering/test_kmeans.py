@@ -9,7 +9,8 @@ from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from gsec_core.clustering.kmeans import lloyd, unit_rows
+from gsec_core.clustering import kmeans
+from gsec_core.clustering.kmeans import cosines, lloyd, unit_rows
 from gsec_core.clustering.spherical_kmeans import SphericalKMeans
 
 
@@ -67,6 +68,15 @@ def test_centres_fitted_on_a_sample_give_every_row_the_right_label(monkeypatch: 
     monkeypatch.setattr("gsec_core.clustering.kmeans._SAMPLE_ROWS", 100)
     X, truth = planted(5000)
     assert adjusted_rand_score(truth, SphericalKMeans(5, sample_per_cluster=20).fit(X).labels_) == 1
+
+
+def test_with_many_centres_the_cosines_of_fewer_rows_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    X, centres = (unit_rows(random.normal(size=(rows, 4))) for rows in (500, 300))
+    monkeypatch.setattr(kmeans, "BLOCK_VALUES", 3000)
+    blocks = list(cosines(X, centres))
+    assert max(block.size for block in blocks) == 3000
+    np.testing.assert_allclose(np.concatenate(blocks), X @ centres.T, atol=1e-6)
 
 
 @pytest.mark.parametrize("clusters", [0, 4])
