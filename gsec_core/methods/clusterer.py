@@ -248,6 +248,9 @@ class Clusterer(Estimator):
         Raises ValueError if aligning so many would take too much memory.
         """
         n_members = self.n_members or default_members(default, self.n_clusters, methods)
+        most = math.isqrt(MOST_GRAM_BYTES // 8) // methods
+        if self.n_clusters > most:  # fewer members would not help
+            raise ValueError(f"n_clusters = {self.n_clusters}: members can be aligned in at most {most} clusters. Ask for fewer.")
         gram_bytes = 8 * (methods * n_members * self.n_clusters) ** 2
         if gram_bytes > MOST_GRAM_BYTES:
             raise ValueError(f"n_members = {n_members}: aligning them in {self.n_clusters} clusters would take {gram_bytes / 2**30:.0f} GiB. Ask for fewer.")

@@ -43,6 +43,8 @@ def plan_of(config: PipelineConfig) -> "OuterLayer":
         plan = method.load()(config.n_clusters, device=config.train.device, **of_members(config), **method.parameters(config.of_method)).plan()
     except ValueError as error:
         parameter = str(error).partition(" ")[0]
+        if parameter == "n_clusters":
+            raise Refused(str(error).removeprefix("n_")) from None  # the setting's name
         section = "train." if parameter in type(config.train).model_fields else f"{method.name}." if parameter in method.Settings.model_fields else ""
         raise Refused(f"{section}{error}") from None
     if plan.pixel_side > config.encode.thumbnail_size:

@@ -147,6 +147,7 @@ def test_presets_set_the_documented_parameters_and_explicit_ones_override_them()
         ({"device": None}, 'device = "None": choose `auto`'),
         ({"n_members": 0}, "n_members = 0: it must be at least 1"),
         ({"n_clusters": 301}, "n_clusters = 301: n_samples = 300"),
+        ({"n_clusters": 40_000}, r"^n_clusters = 40000: members can be aligned in at most 32768 clusters\. Ask for fewer\."),
     ],
 )
 def test_a_wrong_parameter_is_an_error_that_names_it(parameters: dict[str, object], says: str) -> None:

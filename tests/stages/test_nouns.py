@@ -163,6 +163,7 @@ def test_only_the_missing_shard_of_words_is_made_again(place: Path, tmp_path: Pa
         ({"method": "zero-shot"}, "clusters = 3: method zero-shot takes a name for each, and text.vocabulary = file:.* has 12"),
         ({"method": "zero-shot", "clusters": "auto"}, "clusters = auto: method zero-shot takes a name for each, .* Give clusters = 12"),
         ({"method": "tac", "train": {"n_members": 1000}, "clusters": 100}, "aligning them in 100 clusters would take"),
+        ({"method": "tac", "clusters": 40_000}, "^clusters = 40000: members can be aligned in at most 32768"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(more: dict[str, object], says: str, place: Path, tmp_path: Path) -> None:
