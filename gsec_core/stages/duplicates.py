@@ -17,10 +17,12 @@ from gsec_core.clustering.duplicates import SIDE, Likeness, grouped
 from gsec_core.clustering.neighbors import NeighborIndex, neighbor_count, neighbors_of
 from gsec_core.config import AUTO, PipelineConfig
 from gsec_core.devices import set_threads
+from gsec_core.errors import Refused
 from gsec_core.stages import encode, prepare
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
-from gsec_core.stages.canonical import all_images, load_embeddings, load_thumbnails, part_names, usable, usable_rows
-from gsec_core.tables import DUPLICATES, DUPLICATES_TABLE, EMBEDDINGS_TABLE, NEIGHBORS_TABLE
+from gsec_core.stages.canonical import all_images, load_embeddings, load_thumbnails, usable, usable_rows
+from gsec_core.store.arrays import to_matrix
+from gsec_core.tables import ASSIGNMENTS_TABLE, DUPLICATES, DUPLICATES_TABLE, EMBEDDINGS_TABLE, NEIGHBORS_TABLE
 
 THRESHOLDS = {"lite": 0.87}
 """Cosine threshold of an encoder family, at which precision and recall on photographs are both above .95 (`benchmarks.duplicates`)."""
@@ -47,7 +49,7 @@ def threshold_of(config: PipelineConfig) -> float:
 def find(context: Context, names: Sequence[str], progress: Progress) -> Iterator[Finished]:
     """Find all duplicates. Images of equal bytes, which are adjacent in canonical order, count as one; then near neighbours are compared."""
     set_threads(context.config.threads)
-    near = _prepared(context)  # first, since it reads the images of a kept model's run
+    near = _prepared(context)
     rows = usable(context).rows
     same_bytes = _first_of_equal(rows["content_hash"])
     like = Likeness(load_embeddings(context), load_thumbnails(context, SIDE)[0], threshold_of(context.config), context.config.threads)
@@ -88,16 +90,19 @@ def _first_of_equal(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
 def _prepared(context: Context) -> NDArray[np.int32] | None:
     """The neighbours of all images from `prepare`, (n, k), -1 for none.
 
-    With a kept model, they come from its run: images that it was not fitted on have none. None if that run's table is no longer complete.
+    With a kept model, they come from its run: images that it was not fitted on have none. None if a table of that run is no longer complete. The model's own
+    list of images is not read: where it was damaged, ingest has replaced it in the newest generation only.
     """
     if not context.keeps:
         return prepare.load_neighbors(context).image
-    model = context.model
-    if not set(part_names(model)) <= model.shards(prepare.STAGE, NEIGHBORS_TABLE).names():
+    run = context.model.run
+    try:
+        fitted, table = run.read_table(ASSIGNMENTS_TABLE, ["content_hash"]), run.read_table(NEIGHBORS_TABLE, ["image_neighbors"])
+    except Refused:
         return None
-    near = prepare.load_neighbors(model).image
+    near = to_matrix(table, "image_neighbors")
     here = pl.DataFrame(usable(context).rows.select(["content_hash"])).with_row_index("row").unique("content_hash", keep="first")
-    joined = pl.DataFrame(usable(model).rows.select(["content_hash"])).join(here, on="content_hash", how="left", maintain_order="left")
+    joined = pl.DataFrame(fitted).join(here, on="content_hash", how="left", maintain_order="left")
     place = joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()
     found = np.full((len(usable(context)), near.shape[1]), -1, np.int32)
     found[place[place >= 0]] = place[near[place >= 0]]

@@ -218,8 +218,7 @@ def _groups(context: Context, found: Decided, grown: bool) -> Iterator[dict[str,
     clusters = [int(np.bincount(align.predicted(model, context, group)[0]).argmax()) for group in found.groups]
     vectors = [unit_rows(X[group]) for group in found.groups]
     centres = unit_rows(np.stack([of_group.mean(0) for of_group in vectors]))
-    # Last, for all groups together: only one run's embeddings are kept in memory, and loading the model's replaces them.
-    like = _like(model, centres)
+    like = _like(model, context, centres)
     for number, (group, of_group, cluster) in enumerate(zip(found.groups, vectors, clusters, strict=True)):
         cosines = of_group @ centres[number]
         order = group[np.argsort(-cosines, kind="stable")]
@@ -233,11 +232,17 @@ def _groups(context: Context, found: Decided, grown: bool) -> Iterator[dict[str,
         }
 
 
-def _like(model: Context, centres: NDArray[np.float32]) -> list[list[str]]:
-    """For each direction in ``centres`` (groups, d), the descriptions of the nearest described images of the model's run."""
-    captions = describe.counted_captions(model)["text"]
-    similar = centres @ unit_rows(load_embeddings(model)[describe.described_rows(model)]).T
-    return [captions.take(nearest).to_pylist() for nearest in np.argsort(-similar, axis=1, kind="stable")[:, :LIKE]]
+def _like(model: Context, context: Context, centres: NDArray[np.float32]) -> list[list[str]]:
+    """For each direction in ``centres`` (groups, d), the descriptions of the nearest images that the model's run described and that are still there.
+
+    They are found among the images of this run: the model's list of images may have been damaged since, and then only the newest generation has them all.
+    """
+    captions = describe.counted_captions(model)
+    row = pc.index_in(captions["content_hash"], value_set=usable(context).rows["content_hash"].combine_chunks())
+    there = pc.is_valid(row)
+    texts, rows = captions["text"].filter(there), row.filter(there).to_numpy()
+    similar = centres @ unit_rows(load_embeddings(context)[rows]).T
+    return [texts.take(nearest).to_pylist() for nearest in np.argsort(-similar, axis=1, kind="stable")[:, :LIKE]]
 
 
 def in_words(context: Context) -> str | None:

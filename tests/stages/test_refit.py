@@ -290,6 +290,19 @@ def test_a_damaged_model_is_named_in_a_warning_and_a_fresh_model_is_fitted(place
     assert said["published"], "it is only a warning"
 
 
+@pytest.mark.parametrize(("numbers", "kinds", "decision"), [(range(12, 14), range(KINDS), KEPT), (range(12), range(KINDS, KINDS + 1), RENEWED)])
+def test_a_model_whose_list_of_images_was_damaged_and_replaced_is_still_used(place: Path, numbers: range, kinds: range, decision: str) -> None:
+    first, was, _ = night(place)
+    Path(first.corpus.images.location(first.generation.shard_names[0])).write_bytes(b"damaged")
+    write_kinds(place / "in", numbers, kinds)
+    context, said, _ = night(place)
+    assert context.decision["decision"] == decision
+    if decision == KEPT:
+        old, new = keys(first, was), keys(context, said)
+        assert {uri: new[uri] for uri in old} == old
+    assert all(len(group["like"]) == refit.LIKE for group in before.emerging(context).to_pylist())
+
+
 def test_a_group_of_new_images_unlike_the_old_is_reported_in_a_warning(place: Path) -> None:
     write_kinds(place / "in", range(12), range(KINDS, KINDS + 1))
     context, said, _ = night(place)
