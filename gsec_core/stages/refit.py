@@ -21,13 +21,13 @@ from gsec_core.clustering.drift import Measure, Said
 from gsec_core.clustering.kmeans import sample_rows, unit_rows
 from gsec_core.config import PipelineConfig, recorded
 from gsec_core.devices import set_threads
-from gsec_core.errors import BadRecord, BadShard, GsecError
+from gsec_core.errors import BadShard, GsecError, Unreachable
 from gsec_core.section import output_settings
 from gsec_core.stages import align, baseline, before, describe, encode, enhance, prepare, prototypes, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step
 from gsec_core.stages.canonical import all_images, load_embeddings, usable
 from gsec_core.store import Run
-from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, CONTINUED, EMERGING, EMERGING_TABLE, FRESH, KEPT, REFIT, REFIT_TABLE, RENEWED
+from gsec_core.tables import ASSIGNMENTS_TABLE, CLUSTERS_TABLE, CONTINUED, EMBEDDINGS_TABLE, EMERGING, EMERGING_TABLE, FRESH, KEPT, REFIT, REFIT_TABLE, RENEWED
 
 NAME = "refit"
 
@@ -92,6 +92,12 @@ def decide(context: Context, names: Sequence[str], progress: Progress) -> Iterat
     yield Finished("all", (pa.Table.from_pylist([row], REFIT), pa.Table.from_pylist(groups, EMERGING)), {"emerging": len(groups)})
 
 
+def _is_own(context: Context, error: BadShard) -> bool:
+    """Whether a damaged shard holds embeddings of this run's images, which its stages encode can make again."""
+    own = {context.shards(stage, EMBEDDINGS_TABLE).directory for stage in encode.stages_of(context.run)}
+    return any(path.rpartition("/")[0] in own for path in error.paths)
+
+
 def _scratch_moved(run: Run | None) -> float | None:
     """Share of images that the pipeline's last fit from scratch moved to another cluster, as recorded; None if unknown."""
     if run is None or (decision := run.decision()) is None:
@@ -107,11 +113,14 @@ def _clusters(context: Context, found: Decided) -> int:
 
 
 def _decided(context: Context) -> Decided:
-    """The decision, without recording it. Raises BadShard for damaged tables of this run; a damaged model is a reason to fit from scratch."""
+    """The decision, without recording it. A damaged model is a reason to fit from scratch.
+
+    Raises BadShard for damaged tables of this run, and Unreachable if the store does not answer: neither says anything about the model.
+    """
     run, policy = context.previous, context.config.train.refit
     if run is None:
         return Decided(FRESH, "nothing is published yet")
-    X = load_embeddings(context)  # outside the try, since damage here does not concern the model
+    X = load_embeddings(context)  # outside the try, since embeddings that are not finite do not concern the model
     try:
         source = run.model()
         if why := _why_another(context, run, source):
@@ -126,7 +135,9 @@ def _decided(context: Context) -> Decided:
             return Decided(FRESH, "all images that the model was fitted on are gone or have changed")
         sizes = model.read(align.STAGE, CLUSTERS_TABLE, ["size"])["size"].to_numpy()
         old, others = _said(context, model, np.flatnonzero(~new), sizes), _said(context, model, np.flatnonzero(new))
-    except (BadShard, BadRecord, GsecError, FileNotFoundError) as error:
+    except (GsecError, FileNotFoundError) as error:
+        if isinstance(error, Unreachable) or (isinstance(error, BadShard) and _is_own(context, error)):
+            raise
         why = f"the model of run {run.id}, which is published, cannot be read: {error}"
         return Decided(FRESH, why, warning=f"All images are clustered from scratch: {why}")
     groups = drift.together(lambda rows: np.asarray(X[rows], np.float32), new, n_threads=context.config.threads)

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gsec_core import pipeline
 from gsec_core.clustering import drift
 from gsec_core.config import PipelineConfig
+from gsec_core.errors import BadShard, Unreachable
 from gsec_core.report import layout
 from gsec_core.results import export, finishing, publishing, status
-from gsec_core.stages import align, base, before, prepare, publish, refit, train
+from gsec_core.stages import align, base, before, encode, prepare, publish, refit, train
 from gsec_core.stages.base import Context, run_stage
 from gsec_core.store import Run, Store, prune
 from gsec_core.tables import (
@@ -25,6 +27,7 @@ from gsec_core.tables import (
     CLUSTER_COUNTS,
     CLUSTER_COUNTS_TABLE,
     CONTINUED,
+    EMBEDDINGS_TABLE,
     FRESH,
     HIERARCHY_TABLE,
     KEPT,
@@ -35,7 +38,7 @@ from gsec_core.tables import (
 )
 
 from ..captioners.server import Server, reply
-from ..pictures import assign_images, cluster, labels, picture, settings
+from ..pictures import assign_images, cluster, encoded, labels, picture, settings
 
 KINDS = 3
 
@@ -288,6 +291,37 @@ def test_a_damaged_model_is_named_in_a_warning_and_a_fresh_model_is_fitted(place
     assert context.decision["decision"] == FRESH
     assert any("block-0000" in warning and "from scratch" in warning for warning in said["warnings"])
     assert said["published"], "it is only a warning"
+
+
+def test_a_damaged_shard_of_the_images_themselves_is_made_again_and_says_nothing_about_the_model(place: Path) -> None:
+    write_kinds(place / "in", range(12, 14))
+    config = settings(place / "in", place / "store", clusters=KINDS, train={"refit": "auto"})
+    new, _, _ = encoded(config)
+    embeddings, name = new.shards(encode.STAGE, EMBEDDINGS_TABLE), new.generation.shard_names[-1]
+    path = Path(embeddings.location(name))
+    places = pq.read_metadata(path).row_group(0)
+    [joint] = [places.column(number) for number in range(places.num_columns) if places.column(number).path_in_schema.startswith("joint")]
+    data = bytearray(path.read_bytes())
+    data[joint.data_page_offset + joint.total_compressed_size // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(BadShard, match=name):
+        night(place)
+    embeddings.set_aside(name)
+    context, _, _ = night(place)
+    assert (context.run.id, context.decision["decision"]) == (new.run.id, KEPT)
+
+
+def test_a_store_that_does_not_answer_leaves_the_decision_open(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_members(context: Context) -> None:
+        raise Unreachable("the store does not answer")
+
+    write_kinds(place / "in", range(12, 14))
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "load_members", load_members)
+        with pytest.raises(Unreachable):
+            night(place)
+    context, _, _ = night(place)
+    assert context.decision["decision"] == KEPT
 
 
 @pytest.mark.parametrize(("numbers", "kinds", "decision"), [(range(12, 14), range(KINDS), KEPT), (range(12), range(KINDS, KINDS + 1), RENEWED)])
