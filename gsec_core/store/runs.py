@@ -173,9 +173,12 @@ class Run:
         found = self._own_table(name)
         if found is not None:
             return found
-        if not any(name in record["tables"] for record in self.stages().values()) and (model := self.model()) != self:
+        stage = next((stage for stage, record in self.stages().items() if name in record["tables"]), None)
+        if stage is None and (model := self.model()) != self:
             return model.table(name)
-        raise Refused(f"run {self.id} has no complete table {name}. Finish the run first: the same gsec run again, or gsec stage NAME --run {self.id}.")
+        # For a published run that later runs read from, the same gsec run again may be another run by now.
+        remedy = "Finish the run first: the same gsec run again" + ("" if stage is None else f", or gsec stage {stage} --run {self.id}")
+        raise Refused(f"run {self.id} has no complete table {name}. {remedy}.")
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a table, or some columns of them. Raises as `table` does, and BadShard for damaged shards."""

@@ -16,11 +16,11 @@ import pytest
 from gsec_core import pipeline
 from gsec_core.clustering import drift
 from gsec_core.config import PipelineConfig
-from gsec_core.errors import BadShard, Unreachable
+from gsec_core.errors import BadShard, Refused, Unreachable
 from gsec_core.report import layout
 from gsec_core.results import export, finishing, publishing, status
 from gsec_core.stages import align, base, before, encode, prepare, publish, refit, train
-from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.base import Context, Stage, run_stage
 from gsec_core.store import Run, Store, prune
 from gsec_core.tables import (
     ASSIGNMENTS_TABLE,
@@ -322,6 +322,22 @@ def test_a_store_that_does_not_answer_leaves_the_decision_open(place: Path, monk
             night(place)
     context, _, _ = night(place)
     assert context.decision["decision"] == KEPT
+
+
+@pytest.mark.parametrize(("stage", "table"), [(align.STAGE, ASSIGNMENTS_TABLE), (publish.STAGE, LAYOUT_TABLE)])
+def test_a_lost_shard_of_the_published_run_can_be_made_again_by_the_command_that_the_error_names(place: Path, stage: Stage, table: str) -> None:
+    first, _, _ = night(place)
+    shards, [name] = first.run.table(table)
+    was = shards.read(name)
+    write_kinds(place / "in", range(12, 14))
+    Path(shards.location(name)).write_bytes(b"damaged")
+    shards.set_aside(name)
+    with pytest.raises(Refused, match=f"has no complete table {table}.*gsec stage {stage.name} --run {first.run.id}"):
+        night(place)
+    run, _ = pipeline.run_for_stage(stage.name, first.config, first.run.id)
+    run_stage(Context.of(run, first.config), stage)
+    assert shards.read(name).equals(was)
+    assert night(place)[1]["published"]
 
 
 @pytest.mark.parametrize(("numbers", "kinds", "decision"), [(range(12, 14), range(KINDS), KEPT), (range(12), range(KINDS, KINDS + 1), RENEWED)])
