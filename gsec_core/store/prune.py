@@ -184,9 +184,7 @@ def _of_corpus(store: Store, corpus: Corpus, kept: list[Run], names: _Names, old
                 yield _file(store, shards.path(name), "its images are in no kept generation", is_as_planned)
     if generations and not newest_is_lost:
         live = corpus.live_rows(generations[-1]).select(["image_id", "shard"])
-        for thumbnails in corpus.tables(THUMBNAILS_TABLE):
-            yield from _unless_damaged(_thumbnails_of_deleted(corpus, thumbnails, live, listed, is_as_planned))
-        yield from _unless_damaged(_captions_of_deleted(corpus, live, is_as_planned))
+        yield from _unless_damaged(_of_deleted_images(corpus, live, listed, is_as_planned))
     yield from _merged(store, corpus.captions, oldest)
 
 
@@ -198,30 +196,28 @@ def _unless_damaged(found: Iterator[Deletion]) -> Iterator[Deletion]:
         _log.warning("%s. What is left of deleted images is kept, because this shard is damaged. `gsec doctor --verify` sets it aside.", error)
 
 
-def _thumbnails_of_deleted(corpus: Corpus, thumbnails: Shards, live: pa.Table, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
-    """Remove the thumbnails of deleted images from a table, except where a ``live`` image has the same bytes."""
-    embeddings = corpus.table(EMBEDDINGS_TABLE, thumbnails.directory.rpartition("/")[2])
-    if not set(live["shard"].to_pylist()) <= embeddings.names():
-        return  # some image is not encoded yet, and may have the same bytes as a deleted one
-    names = sorted(thumbnails.names() & embeddings.names() & listed)
-    if not names:
+def _of_deleted_images(corpus: Corpus, live: pa.Table, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
+    """Remove the thumbnails and descriptions of deleted images, except where a ``live`` image has the same bytes."""
+    alive = _live_contents(corpus, live)
+    if alive is None:
         return
-    hashes = pa.concat_tables([_with_shard(name, embeddings.read(name, ["image_id", "content_hash"])) for name in names])
-    alive = hashes.join(live, ["image_id", "shard"], join_type="inner")["content_hash"]
-    doomed = hashes.filter(pc.invert(pc.is_in(hashes["content_hash"], alive)))
-    for name in sorted(set(doomed["shard"].to_pylist())):
-        gone = doomed.filter(pc.equal(doomed["shard"], name))["image_id"]
-        there = thumbnails.read(name, ["image_id"])["image_id"]
-        if count := pc.sum(pc.is_in(there, gone)).as_py():
+    for thumbnails in corpus.tables(THUMBNAILS_TABLE):
+        yield from _unless_damaged(_thumbnails_of_deleted(corpus, thumbnails, alive, listed, still))
+    yield from _captions_of_deleted(corpus, alive, still)
+
+
+def _thumbnails_of_deleted(corpus: Corpus, thumbnails: Shards, alive: pa.ChunkedArray, listed: set[str], still: Callable[[], bool]) -> Iterator[Deletion]:
+    """Remove thumbnails from a table whose content is not in ``alive``, also where no run encodes with these settings any more."""
+    embeddings = corpus.table(EMBEDDINGS_TABLE, thumbnails.directory.rpartition("/")[2])
+    for name, hashes in embeddings.read_each(sorted(thumbnails.names() & embeddings.names() & listed), ["image_id", "content_hash"]):
+        gone = _without("content_hash", alive, hashes)["image_id"]
+        if len(gone) and (count := pc.sum(pc.is_in(thumbnails.read(name, ["image_id"])["image_id"], gone)).as_py()):
             why = f"{count} thumbnails of deleted images"
             yield Deletion(thumbnails.path(name), why, _rewriting(thumbnails, name, partial(_without, "image_id", gone), still))
 
 
-def _captions_of_deleted(corpus: Corpus, live: pa.Table, still: Callable[[], bool]) -> Iterator[Deletion]:
-    """Remove the descriptions of deleted images, except where a ``live`` image has the same bytes."""
-    alive = _live_contents(corpus, live)
-    if alive is None:
-        return
+def _captions_of_deleted(corpus: Corpus, alive: pa.ChunkedArray, still: Callable[[], bool]) -> Iterator[Deletion]:
+    """Remove descriptions of contents that are not in ``alive``."""
     for name, captions in readable(corpus.captions):
         left = captions.filter(pc.is_in(captions["content_hash"], alive))
         if left.num_rows < captions.num_rows:

@@ -13,6 +13,7 @@ from gsec_core.images.decode import content_hash
 from gsec_core.results import status
 from gsec_core.stages import encode, report
 from gsec_core.stages.base import Context, run_stage
+from gsec_core.stages.ingest import image_id
 from gsec_core.store import Publication, Store, prune
 from gsec_core.store.captions import CaptionsLog
 from gsec_core.tables import EMBEDDINGS_TABLE, FREE, REPORT_TABLE, THUMBNAILS_TABLE
@@ -89,6 +90,20 @@ def test_deleted_images_lose_their_thumbnails_unless_a_live_one_has_the_same_byt
     uri_of = {row["image_id"]: row["uri"] for table in context.corpus.images.read_all(context.generation.shard_names) for row in table.to_pylist()}
     left = {uri_of[id_] for table in thumbnails.read_all(thumbnails.names(), ["image_id"]) for id_ in table["image_id"].to_pylist()}
     assert left == {path.name for path in source.iterdir()} | {"001.jpg"}
+
+
+def test_thumbnails_of_deleted_images_go_also_where_new_images_have_none(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "store")
+    former = run_stages(config, encode.STAGE)
+    former.corpus.redo(encode.STAGE.name)
+    (source / "000.jpg").unlink()
+    write_pictures(source, [20])
+    run_stages(config, encode.STAGE)
+    grow_old(tmp_path)
+    carry_out(tmp_path, 5)
+    thumbnails = former.shards(encode.STAGE, THUMBNAILS_TABLE)
+    ids = {id_ for table in thumbnails.read_all(thumbnails.names(), ["image_id"]) for id_ in table["image_id"].to_pylist()}
+    assert ids == {image_id(f"{seed:03d}.jpg") for seed in range(1, 20)}
 
 
 def test_damaged_embeddings_that_no_run_reads_do_not_prevent_a_prune(tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture) -> None:
