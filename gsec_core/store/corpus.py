@@ -139,6 +139,11 @@ class Corpus:
         except (FileNotFoundError, BadShard) as error:
             if isinstance(error, BadShard):
                 self._set_aside(error)
+            if generation.number < max(self.generation_numbers(), default=0):
+                raise GsecError(
+                    f"corpus {self.name}: the image list of its generation {generation.number} is damaged ({error}). Only the newest list is ever written "
+                    "again, so use a run that needs no older one: gsec run with --redo train makes one."
+                ) from None
             raise GsecError(f"corpus {self.name}: its image list is damaged ({error}). The next `gsec run` of its source writes it again.") from None
         return newest_rows(tables, generation.shard_names)
 

@@ -156,6 +156,15 @@ def test_reading_a_generation_with_a_missing_shard_is_an_error_with_a_remedy(any
         any_corpus.live_rows(any_corpus.generation())
 
 
+def test_an_older_generation_whose_list_is_damaged_does_not_promise_that_it_is_written_again(any_corpus: Corpus) -> None:
+    any_corpus.add_generation(EMPTY, [images({"a.jpg": "1"})])
+    any_corpus.add_generation(Generation(1, ()), [images({"a.jpg": "1"})])
+    damage(any_corpus, any_corpus.generation(1).shard_names[0])
+    with pytest.raises(GsecError, match=r"corpus birds: the image list of its generation 1 is damaged .* gsec run with --redo train"):
+        any_corpus.live_rows(any_corpus.generation(1))
+    assert live(any_corpus) == {"a.jpg": "1"}
+
+
 def test_reading_a_generation_with_a_damaged_shard_is_an_error(any_corpus: Corpus) -> None:
     any_corpus.add_generation(EMPTY, [images({"a.jpg": "1"}), images({"b.jpg": "1"})])
     damage(any_corpus, any_corpus.generation().shard_names[1])
