@@ -254,7 +254,7 @@ def numbered_before(config: PipelineConfig, redo: Sequence[str]) -> tuple[Pipeli
     now = _numbered(config, before.n_clusters)
     try:
         count.load_counts(Context.of(store.run(counting), config))
-    except (BadShard, Refused):  # finding the number again repairs it
+    except (BadShard, FileNotFoundError, Refused):  # damaged, or set aside already: finding the number again repairs it
         return None
     return None if refit.changed(now, before) else (now, counting)
 

@@ -475,6 +475,12 @@ def test_with_clusters_auto_a_nightly_run_keeps_the_number_that_was_found(place:
     alone, _ = pipeline.run_for_stage("train", mine, None)
     assert alone.id == context.run.id, "a stage alone is done in the run with this number"
     assert pipeline.run_for_stage("count", mine, None)[0].id == counting.id
+    counts = Context.of(counting, auto).shards(pipeline.stage("count"), CLUSTER_COUNTS_TABLE)
+    Path(counts.location("all")).write_bytes(b"damaged")
+    assert pipeline.numbered_before(mine, []) is None, "the number is found again"
+    assert counts.set_aside("all")
+    assert pipeline.numbered_before(mine, []) is None, "also by a run after one that was killed here"
+    counts.commit("all", curve)
     assert pipeline.numbered_before(mine, ["count"]) is None
     assert pipeline.numbered_before(mine.model_copy(update={"train": mine.train.model_copy(update={"refit": "always"})}), []) is None
     assert pipeline.numbered_before(mine.model_copy(update={"gsec": mine.gsec.model_copy(update={"max_steps": 9})}), []) is None
