@@ -154,8 +154,13 @@ class Context:
         return self.run.place(record).table(table, record["fingerprint"])
 
     def read(self, stage: "Stage", table: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a table that has one shard, or some columns of them. Raises as `shards` and `Shards.read` do."""
-        return self.shards(stage, table).read("all", columns)
+        """The rows of a table that has one shard, or some columns of them. Raises as `shards` does, BadShard, and Refused if the shard is lost."""
+        shards = self.shards(stage, table)
+        try:
+            return shards.read("all", columns)
+        except FileNotFoundError:
+            run = self.run if self.has(stage) else self.model.run
+            raise Refused(f"run {run.id} has no complete table {table}. Make it first: gsec stage {stage.name} --run {run.id}.") from None
 
     def has(self, stage: "Stage") -> bool:
         """Whether the run has this stage itself; one that keeps the published model has fewer (see `Run.stage_names`)."""

@@ -19,7 +19,7 @@ from gsec_core.config import PipelineConfig
 from gsec_core.errors import BadShard, Refused, Unreachable
 from gsec_core.report import layout
 from gsec_core.results import export, finishing, publishing, status
-from gsec_core.stages import align, base, before, encode, prepare, publish, refit, train
+from gsec_core.stages import align, base, before, describe, encode, prepare, publish, refit, train
 from gsec_core.stages.base import Context, Stage, run_stage
 from gsec_core.store import Run, Store, prune
 from gsec_core.tables import (
@@ -35,6 +35,7 @@ from gsec_core.tables import (
     MAP_TABLE,
     MEMBERS_TABLE,
     RENEWED,
+    REPRESENTATIVE_CAPTIONS_TABLE,
 )
 
 from ..captioners.server import Server, reply
@@ -324,7 +325,7 @@ def test_a_store_that_does_not_answer_leaves_the_decision_open(place: Path, monk
     assert context.decision["decision"] == KEPT
 
 
-@pytest.mark.parametrize(("stage", "table"), [(align.STAGE, ASSIGNMENTS_TABLE), (publish.STAGE, LAYOUT_TABLE)])
+@pytest.mark.parametrize(("stage", "table"), [(align.STAGE, ASSIGNMENTS_TABLE), (publish.STAGE, LAYOUT_TABLE), (describe.STAGE, REPRESENTATIVE_CAPTIONS_TABLE)])
 def test_a_lost_shard_of_the_published_run_can_be_made_again_by_the_command_that_the_error_names(place: Path, stage: Stage, table: str) -> None:
     first, _, _ = night(place)
     shards, [name] = first.run.table(table)
