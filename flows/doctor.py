@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from flows import terminal
+from flows.orchestrator import orchestrator
 from gsec_core.config import PipelineConfig
 from gsec_core.devices import product_dtype, resolve, usable_cores
 from gsec_core.errors import BadRecord, GsecError, without_secrets
@@ -219,25 +220,22 @@ def namer(config: PipelineConfig) -> str:
 
 def prefect() -> str:
     """Check that the server answers and is not too old, and that a flow runs: only that proves that the installed versions work together."""
-    from prefect import __version__, flow
-    from prefect.client.base import ServerType
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
+    with orchestrator() as url:
+        from prefect import __version__, flow
+        from prefect.client.base import ServerType
+        from prefect.client.orchestration import get_client
 
-    @flow(name="gsec-doctor", persist_result=False)
-    def nothing() -> str:
-        return "a flow ran"
+        @flow(name="gsec-doctor", persist_result=False)
+        def nothing() -> str:
+            return "a flow ran"
 
-    url = PREFECT_API_URL.value()
-    if url is None:
-        return f"{nothing()} on a temporary server of this process; set PREFECT_API_URL to use one that stays"
-    with get_client(sync_client=True, httpx_settings={"timeout": 10}) as client:
-        if client.api_healthcheck() is not None:
-            raise GsecError(f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it (prefect server start), or unset the variable.")
-        its = __version__ if client.server_type == ServerType.CLOUD else client.api_version()
-    if Version(its).release[:2] < Version(__version__).release[:2]:
-        raise GsecError(f"PREFECT_API_URL = {url}: the server is Prefect {its}, too old for {__version__} here. Upgrade the server.")
-    return f"{nothing()} on {url}, Prefect {its}"
+        if url is None:
+            return f"{nothing()} on a temporary server of this process; set PREFECT_API_URL to use one that stays"
+        with get_client(sync_client=True, httpx_settings={"timeout": 10}) as client:
+            its = __version__ if client.server_type == ServerType.CLOUD else client.api_version()
+        if Version(its).release[:2] < Version(__version__).release[:2]:
+            raise GsecError(f"PREFECT_API_URL = {url}: the server is Prefect {its}, too old for {__version__} here. Upgrade the server.")
+        return f"{nothing()} on {url}, Prefect {its}"
 
 
 def shards(config: PipelineConfig) -> str:

@@ -40,8 +40,10 @@ _HTTP = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DI
 
 
 @contextmanager
-def orchestrator() -> Iterator[None]:
-    """Context manager in which flows can run. Raises Refused if Prefect does not start in this environment, or its server does not answer.
+def orchestrator() -> Iterator[str | None]:
+    """Context manager in which flows can run, with the address of the server of Prefect's settings; None if it is a temporary server.
+
+    Raises Refused if Prefect does not start in this environment, or its server does not answer.
 
     Prefect must not be imported before, so that errors of its import are reported here.
     """
@@ -54,12 +56,12 @@ def orchestrator() -> Iterator[None]:
         raise Refused(f"Prefect does not start: {_line(error)}. Correct this Prefect setting: a variable PREFECT_..., or a file in PREFECT_HOME.") from None
     if url is not None:
         _check_server(url)
-        yield
+        yield url
         return
     # A temporary server needs no heartbeats, and every flow would wait up to a second at its end for the thread that sends them. The address is
     # set so that no client of Prefect starts a server of its own.
     with temporary_settings({PREFECT_API_URL: _start(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
+        yield None
 
 
 def _check_http() -> None:

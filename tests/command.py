@@ -51,8 +51,8 @@ def gsec_here(*arguments: str | Path, check: int = 0) -> subprocess.CompletedPro
     return _checked(subprocess.CompletedProcess(words, int(exit.value.code or 0), out.getvalue(), err.getvalue()), check)
 
 
-def asking(server: str) -> AbstractContextManager[object]:
-    """Flows of this process use that Prefect server. They send no heartbeats: each flow would wait a second at its end for that thread."""
+def asking(server: str | None) -> AbstractContextManager[object]:
+    """Flows of this process use that Prefect server, or a temporary one. They send no heartbeats: each flow would wait a second at its end for that thread."""
     return temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 
 from flows.cli import main
 from gsec_core.captioners import servers
@@ -38,7 +39,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(servers.KEY, raising=False)
 
 
-def doctor(*arguments: str | Path, capsys: pytest.CaptureFixture[str], prefect: str = NOBODY) -> Said:
+def doctor(*arguments: str | Path, capsys: pytest.CaptureFixture[str], prefect: str | None = NOBODY) -> Said:
     with asking(prefect), pytest.raises(SystemExit) as exit:
         main(["doctor", *map(str, arguments)])
     said = capsys.readouterr()
@@ -88,7 +89,7 @@ def test_every_failing_check_prints_a_remedy_and_the_other_checks_still_run(tmp_
         "scratch": (f'scratch = "{tmp_path}/nowhere": no file can be made there', "Make the folder"),
         "encoder": ('encode.encoder = "foo"', "there are `lite` and"),
         "captioner": (f'describe.url = "{NOBODY}/v1": the server does not answer', "Start the server, or correct the address"),
-        "Prefect": ("PREFECT_API_URL = http://***@127.0.0.1:9/api: no Prefect server answers there", "Start it"),
+        "Prefect": ("PREFECT_API_URL = http://***@127.0.0.1:9/api: the server does not answer", "Start it"),
     }
     assert said.lines["packages"].startswith("ok")
     for name, (what, remedy) in wrong.items():
@@ -171,3 +172,15 @@ def test_a_prefect_server_that_is_too_old_is_a_failed_check(old_server: str, tmp
     said = doctor("--store", tmp_path, "--encoder", "foo", capsys=capsys, prefect=old_server)
     assert said.lines["Prefect"].startswith(f"FAIL  Prefect: PREFECT_API_URL = {old_server}: the server is Prefect 3.1.0, too old for 3.8.")
     assert said.lines["Prefect"].endswith("Upgrade the server.")
+
+
+def test_a_temporary_server_that_does_not_start_is_a_failed_check_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "prefect.db").write_text("not a database")
+    database = f"sqlite+aiosqlite:///{home}/prefect.db"
+    with temporary_settings({PREFECT_HOME: home, PREFECT_API_DATABASE_CONNECTION_URL: database, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 60}):
+        said = doctor("--store", tmp_path, "--encoder", "foo", capsys=capsys, prefect=None)
+    assert said.lines["Prefect"].startswith("FAIL  Prefect: Prefect's temporary server does not start: ")
+    assert "file is not a database" in said.lines["Prefect"]
+    assert said.lines["Prefect"].endswith("set PREFECT_HOME to another folder.")
