@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -435,9 +436,16 @@ def _at_home(word: str) -> str:
     return f"{option}={os.path.expanduser(value)}" if option.startswith("--") and value.startswith("~/") else word
 
 
+def _print_anything() -> None:
+    """Let stdout escape what its encoding lacks, as stderr does: a result with a foreign letter, or a file name that is no UTF-8, is no fault."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: every outcome becomes an exit code, every foreseen error one sentence."""
     _quiet_prefect()
+    _print_anything()
     try:
         code = app(list(map(_at_home, sys.argv[1:] if arguments is None else arguments)), exit_on_error=False, print_error=False, result_action="return_value")
     except UnusedCliTokensError as error:

@@ -189,6 +189,17 @@ def test_export_prints_the_files_it_wrote(place: dict[str, str], tmp_path: Path)
     assert (result["to"], result["assignments.csv"]) == (str(tmp_path / "out"), 20)
 
 
+def test_letters_that_the_output_cannot_show_are_escaped(place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal without UTF-8, and a folder whose name is not UTF-8."""
+    for encoding, folder in (("ascii", "caf\xe9"), ("utf-8", "caf\udce9")):
+        with io.TextIOWrapper(io.BytesIO(), encoding) as out:
+            monkeypatch.setattr("sys.stdout", out)
+            with pytest.raises(SystemExit) as exit:
+                main(["export", "--to", str(tmp_path / folder), "--run", place["run"], "--store", str(place["store"])])
+            out.seek(0)
+            assert (exit.value.code, folder.encode("ascii", "backslashreplace").decode() in out.read()) == (0, True)
+
+
 def test_export_in_the_format_of_a_library_prints_how_to_load_it_and_refuses_other_options(place: dict[str, str], tmp_path: Path) -> None:
     of_run = ["--run", place["run"], "--store", place["store"]]
     done = gsec_here("export", "--to", tmp_path / "out", "--format", "coco", "--images", "copies", *of_run)
