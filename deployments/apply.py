@@ -60,7 +60,7 @@ def apply(stack: StackConfig) -> list[str]:
 
     Raises Refused if no server is named, GsecError if it does not answer, or refuses.
     """
-    if PREFECT_API_URL.value() is None:
+    if not PREFECT_API_URL.value():  # with an empty one, Prefect would start a temporary server and deploy there
         raise Refused("PREFECT_API_URL: it says where Prefect's server is, as http://127.0.0.1:4200/api. Set it, or let gsec up start a server.")
     wanted = list(deployments(stack))
     try:
