@@ -15,6 +15,11 @@ from starlette.applications import Starlette
 
 from gsec_core.report.pages import MAX_INLINE, MAX_LISTED
 
+PATIENCE = 120_000
+"""Milliseconds that a page may take. Playwright's own 5 s for an expectation are too few for a machine that is busy with other tests."""
+
+expect.set_options(timeout=PATIENCE)
+
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
@@ -22,7 +27,7 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium")
     assert path, "no chromium on the path: install Debian's package chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -51,6 +56,7 @@ def watched(
         has_touch=touch,
         reduced_motion="reduce",
     )
+    context.set_default_timeout(PATIENCE)
     page, wrongs = context.new_page(), []
 
     def dismiss(dialog: Dialog) -> None:
@@ -220,11 +226,11 @@ def drawn(page: Page) -> str:
 
 
 def thumbnail_colours(page: Page) -> int:
-    """How many different colours the thumbnail at the map's pointer has."""
+    """How many different colours the thumbnail at the map's pointer has, once it is drawn."""
     count: int = page.locator("#map-tip canvas").evaluate(
         """async canvas => {
-            const colours = new Set();
-            for (let tries = 0; tries < 60 && colours.size < 2; tries++) {
+            const colours = new Set(), until = performance.now() + 60_000;
+            while (performance.now() < until && colours.size < 2) {
                 await new Promise(requestAnimationFrame);
                 const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
                 for (let i = 0; i < data.length; i += 4) if (data[i + 3]) colours.add(data[i] << 16 | data[i + 1] << 8 | data[i + 2]);

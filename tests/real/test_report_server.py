@@ -18,7 +18,7 @@ from gsec_core.store import Store
 
 from ..pictures import assign_images, cluster, settings, write_pictures
 from ..stages.steps import STAGES, run_stages
-from .browser import check_galleries, check_keys, check_pointing, check_search, check_sorting, coloured_point, overflow, serving, watched
+from .browser import PATIENCE, check_galleries, check_keys, check_pointing, check_search, check_sorting, coloured_point, overflow, serving, watched
 
 NAME = "a-pipeline-with-a-long-name-as-people-give"
 
@@ -122,6 +122,7 @@ def test_every_interactive_part_of_a_report_works_when_served(browser: Browser, 
 def test_a_forged_page_in_place_of_a_report_cannot_read_from_the_server(browser: Browser, served: Served) -> None:
     """Its scripts run, as those of reports of any version must, but they get nothing from the server."""
     context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     said = page.goto(f"{served.url}/runs/{served.finished.run.id}/report/index.html")
     assert said
