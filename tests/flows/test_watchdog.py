@@ -55,11 +55,12 @@ def test_a_stage_that_hangs_fails_and_its_process_ends(server: str, tmp_path: Pa
     )
     assert done.returncode == 1
     assert "stage baseline made no progress for 3 s (hang_timeout)" in done.stderr
-    runs = httpx.post(f"{server}/flow_runs/filter", json={"sort": "START_TIME_DESC", "flow_runs": {"name": {"like_": "baseline"}}}).json()
-    parent = httpx.get(f"{server}/task_runs/{runs[0]['parent_task_run_id']}").json()["flow_run_id"]
-    for run in (runs[0], httpx.get(f"{server}/flow_runs/{parent}").json()):
-        assert run["state"]["name"] == "Failed"
-        assert "made no progress" in run["state"]["message"]
+    with httpx.Client(base_url=server, timeout=60) as client:
+        runs = client.post("/flow_runs/filter", json={"sort": "START_TIME_DESC", "flow_runs": {"name": {"like_": "baseline"}}}).json()
+        parent = client.get(f"/task_runs/{runs[0]['parent_task_run_id']}").json()["flow_run_id"]
+        for run in (runs[0], client.get(f"/flow_runs/{parent}").json()):
+            assert run["state"]["name"] == "Failed"
+            assert "made no progress" in run["state"]["message"]
     [run] = Store.open(config.store).runs()
     assert run.is_complete("encode"), "committed shards must be kept"
     ends = [attempt["end"] for attempt in run.attempts() if attempt["start"]["stage"] == "baseline"]

@@ -17,7 +17,7 @@ def test_descriptions_with_markup_are_shown_as_text_on_the_dashboard(browser: Br
     monkeypatch.setenv("PREFECT_API_URL", server)
     captioner = ("--captioner", config["describe"]["captioner"], "--set", "max_rejects=1")
     gsec("run", config["source"], "-k", "2", "--store", config["store"], *captioner, *SMALL, home=tmp_path / "prefect")
-    [table] = httpx.post(f"{server}/artifacts/filter", json={"artifacts": {"key": {"any_": ["clusters"]}}}).json()
+    [table] = httpx.post(f"{server}/artifacts/filter", json={"artifacts": {"key": {"any_": ["clusters"]}}}, timeout=60).json()
     said = {row["description"] for row in json.loads(table["data"])}
     assert {text.replace("\u2060", "") for text in said} <= {*CAPTIONS}
     page = browser.new_page()

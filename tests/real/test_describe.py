@@ -68,7 +68,7 @@ def started(source: Path, store: Path, server: VllmServer, **more: Any) -> Conte
 
 def answered(server: VllmServer) -> int:
     """Requests that the server has answered since it was started."""
-    metrics = httpx.get(f"{server.url.removesuffix('/v1')}/metrics").text
+    metrics = httpx.get(f"{server.url.removesuffix('/v1')}/metrics", timeout=60).text
     return int(sum(float(number) for number in re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", metrics, re.MULTILINE)))
 
 
@@ -163,9 +163,9 @@ def test_a_wrong_key_or_model_is_refused(guarded: VllmServer, monkeypatch: pytes
 def test_the_server_serves_nothing_without_its_key(guarded: VllmServer) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
     for headers in ({}, {"Authorization": "Bearer sk-wrong"}):
-        assert httpx.get(f"{guarded.url}/models", headers=headers).status_code == 401
+        assert httpx.get(f"{guarded.url}/models", headers=headers, timeout=60).status_code == 401
         assert httpx.post(f"{guarded.url}/chat/completions", json=asked, headers=headers, timeout=60).status_code == 401
-    assert httpx.get(f"{guarded.url}/models", headers={"Authorization": f"Bearer {KEY}"}).is_success
+    assert httpx.get(f"{guarded.url}/models", headers={"Authorization": f"Bearer {KEY}"}, timeout=60).is_success
 
 
 @pytest.mark.parametrize("kill", ["kill_engine", "kill_api"])

@@ -81,7 +81,7 @@ def test_a_run_from_the_form_completes_with_artifacts_of_report_progress_and_sta
     [link] = [artifact["data"] for artifact in stack.artifacts("report") if artifact["flow_run_id"] == first]
     assert run_id in link
     url = link.partition("](")[2].rstrip(")")
-    page = httpx.get(url)
+    page = httpx.get(url, timeout=60)
     assert page.status_code == 200
     assert "30 images in 3 clusters" in page.text
     [encode] = [child for child in stack.children(first) if child["name"].startswith("encode")]

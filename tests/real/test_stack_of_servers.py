@@ -106,14 +106,14 @@ def test_without_the_right_secret_no_service_answers_except_at_its_health(stack:
     ]
     for what, method, url, bad, good in table:
         body = {} if method == "POST" else None
-        answers = [httpx.request(method, url, json=body, headers=headers) for headers in ({}, {"Authorization": bad}, {"Authorization": good})]
+        answers = [httpx.request(method, url, json=body, headers=headers, timeout=60) for headers in ({}, {"Authorization": bad}, {"Authorization": good})]
         codes = [answer.status_code for answer in answers]
         print(f"{what:<22} {codes}")
         assert codes[0] in (401, 403), what
         assert codes[1] in (401, 403), what
         assert codes[2] in (200, 302), what
     for url in (f"{stack.url}/api/health", f"{stack.reports}/health"):
-        assert httpx.get(url).is_success
+        assert httpx.get(url, timeout=60).is_success
 
 
 def test_no_secret_is_in_a_log_or_a_record(stack: Stack) -> None:

@@ -96,7 +96,7 @@ def test_a_stack_with_its_pages_works_from_the_wheel(demo: dict[str, Any], progr
         stack.write({"wheel": {"source": elsewhere / "in"}})
         stack.up()
         run = stack.begin("gsec-ingest/wheel")
-        with httpx.Client(base_url=stack.reports, follow_redirects=True) as client:
+        with httpx.Client(base_url=stack.reports, follow_redirects=True, timeout=60) as client:
             pages = [client.get(f"/runs/{demo['run_id']}/{place}") for place in ("explore", "report/index.html")]
             assert [page.status_code for page in (client.get("/"), *pages)] == [200, 200, 200]
             parts = re.findall(r'(?:href|src)="(/static/[^"]+)"', pages[0].text)

@@ -57,13 +57,14 @@ def test_the_process_serves_logs_no_secrets_and_ends_on_sigterm(shown: Shown, tm
         try:
             wait(lambda: "startup complete" in log.read_text(), 300, log, pause=0.2)
             url = re.findall(r"http://127\.0\.0\.1:\d+", log.read_text())[0]
-            assert httpx.get(f"{url}/?private=1", headers={"Authorization": f"Bearer {SECRET}"}).is_success
-            assert httpx.get(f"{url}/?private=1", headers={"Authorization": basic("me", SECRET)}).is_success
-            assert httpx.get(f"{url}/?private=1", headers={"Authorization": f"Bearer {SECRET}x"}).status_code == 401
-            assert httpx.get(f"{url}/line%0Aforged%1b%5B31m").status_code == 401
-            assert httpx.get(f"{url}/{'x' * 5000}").status_code == 401
-            assert "server" not in httpx.get(f"{url}/health").headers
-            assert httpx.head(f"{url}/health").content == b""
+            with httpx.Client(base_url=url, timeout=60) as client:
+                assert client.get("/?private=1", headers={"Authorization": f"Bearer {SECRET}"}).is_success
+                assert client.get("/?private=1", headers={"Authorization": basic("me", SECRET)}).is_success
+                assert client.get("/?private=1", headers={"Authorization": f"Bearer {SECRET}x"}).status_code == 401
+                assert client.get("/line%0Aforged%1b%5B31m").status_code == 401
+                assert client.get(f"/{'x' * 5000}").status_code == 401
+                assert "server" not in client.get("/health").headers
+                assert client.head("/health").content == b""
             raw = asked_raw(url, b"GET /?\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert raw.split()[1] in (b"400", b"401")
         finally:
