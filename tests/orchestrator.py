@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,11 +39,13 @@ def prefect_server(home: Path, **more: str) -> Iterator[str]:
         try:
             wait(lambda: _answers(f"{url}/health"), 300, log)
             yield url
-            for worker in (APILogWorker, EventsWorker):
-                worker.drain_all(timeout=60)  # what this process still has to send, which it would try for a minute after the server's end
+            with ThreadPoolExecutor(1) as beside:  # not in this thread: if Playwright's event loop runs in it, `drain_all` returns a coroutine
+                for worker in (APILogWorker, EventsWorker):
+                    # What this process still has to send, which it would try for a minute after the server's end.
+                    beside.submit(worker.drain_all, timeout=60).result()
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(300)
 
 
 def _answers(url: str) -> bool:
