@@ -29,9 +29,9 @@ def subject(data: bytes | Callable[[], bytes] | None = None, uri: str = "a.png")
 
 
 def describe(captioner: Captioner, subject: Subject) -> Answer:
-    return background.start(captioner.describe(subject)).result(30)
+    return background.start(captioner.describe(subject)).result(120)
 
 
 def describe_all(captioner: Captioner, subjects: list[Subject]) -> list[Answer]:
     """Describe all subjects at once."""
-    return [future.result(60) for future in [background.start(captioner.describe(subject)) for subject in subjects]]
+    return [future.result(120) for future in [background.start(captioner.describe(subject)) for subject in subjects]]

@@ -185,6 +185,6 @@ class Server:
 
 
 def captioner(*servers: Server, **settings: Any) -> Captioner:
-    """A captioner that asks these servers and has little patience."""
-    settings = {"url": ",".join(server.url for server in servers), "patience": 0.3, **settings}
+    """A captioner that asks these servers. It has the patience for a busy machine, unless a test is about the end of it."""
+    settings = {"url": ",".join(server.url for server in servers), "patience": 120, **settings}
     return load_captioner(DescribeConfig(captioner="openai:tiny", **settings), device="cpu", threads=1)

@@ -128,7 +128,7 @@ class TestKey:
     def test_the_key_is_in_no_log_no_error_and_no_answer(self, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         monkeypatch.setenv("GSEC_CAPTIONER_KEY", SECRET)
         caplog.set_level(logging.DEBUG)
-        asking = captioner(server)
+        asking = captioner(server, patience=0.3)
         said = [repr(asking), repr(vars(asking)), repr(vars(vars(asking)["_chat"])), *(repr(server._client) for server in vars(asking)["_chat"]._servers)]
 
         def echo(status: int) -> Any:
