@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
@@ -64,6 +65,13 @@ def _checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.Co
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process has ended, even if nobody has asked yet how."""
+    with suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def wait(condition: Callable[[], bool], seconds: float, log: Path | None = None, pause: float = 0.5) -> None:

@@ -21,7 +21,7 @@ from deployments.processes import Service
 from flows.serve.access import TOKEN
 from gsec_core.errors import GsecError, Refused
 
-from ..command import wait
+from ..command import has_ended, wait
 
 WAITS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
 """A program that reports that it is ready and then only waits."""
@@ -59,10 +59,6 @@ def service(stack: StackConfig, program: str, name: str = "worker", **environmen
 
 def process(stack: StackConfig, name: str = "worker") -> psutil.Process:
     return psutil.Process(json.loads((stack.home / "processes.json").read_text())[name]["pid"])
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_running_service_is_kept_and_one_with_changed_variables_is_restarted(stack: StackConfig) -> None:
@@ -227,7 +223,6 @@ def test_services_at_another_address_of_this_machine_are_asked_without_a_proxy(s
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "example.org,127.0.0.1")
-    monkeypatch.setattr(processes, "START_SECONDS", 5)
     monkeypatch.setattr(config, "load", lambda file, complete=True: here)
     monkeypatch.setattr(processes, "services", lambda stack, environment: [server])
     monkeypatch.setattr(apply, "apply", lambda stack: [])

@@ -14,7 +14,7 @@ from uuid import uuid4
 import httpx
 import psutil
 
-from ..command import GSEC
+from ..command import GSEC, has_ended
 from .services import free_port
 
 SETTINGS = """
@@ -69,7 +69,7 @@ class Stack:
     def gsec(self, *words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.environment}
         command = [*self.program, *words]
-        done = subprocess.run(command, cwd=self.called_in, capture_output=True, text=True, env=environment, timeout=400, check=False)
+        done = subprocess.run(command, cwd=self.called_in, capture_output=True, text=True, env=environment, timeout=900, check=False)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
         return done
 
@@ -109,7 +109,7 @@ class Stack:
         run: str = self.api(f"deployments/{there['id']}/create_flow_run", body)["id"]
         return run
 
-    def ended(self, run: str, seconds: float = 240) -> dict[str, Any]:
+    def ended(self, run: str, seconds: float = 900) -> dict[str, Any]:
         """Wait until the run has ended and return its last state."""
         return self.when(run, lambda state: state["type"] in ENDED, seconds)
 
@@ -142,7 +142,7 @@ def stack_in(
     yield stack
     processes = [child for service in ("server", "ray", "worker", "reports") for child in _family(stack, service)]
     stack.down()
-    assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert all(map(has_ended, processes))
 
 
 def _family(stack: Stack, service: str) -> list[psutil.Process]:

@@ -5,12 +5,14 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import psutil
 import pytest
 
 from gsec_core import pipeline
@@ -18,7 +20,7 @@ from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
 from gsec_core.tables import EMBEDDINGS_TABLE
 
-from ..command import GSEC, wait
+from ..command import GSEC, has_ended, wait
 from ..pictures import cluster, labels, settings, write_pictures
 from ..results.test_publishing import write_groups
 from ..stages.steps import STAGES, run_stages
@@ -85,8 +87,9 @@ def test_a_run_from_the_form_completes_with_artifacts_of_report_progress_and_sta
     assert page.status_code == 200
     assert "30 images in 3 clusters" in page.text
     [encode] = [child for child in stack.children(first) if child["name"].startswith("encode")]
-    shown = min(artifact["created"] for artifact in stack.artifacts("encode-%") if artifact["flow_run_id"] == encode["id"])
-    assert datetime.fromisoformat(shown) - datetime.fromisoformat(encode["start_time"]) < timedelta(seconds=10), "its progress must be visible within seconds"
+    shown = min(datetime.fromisoformat(artifact["created"]) for artifact in stack.artifacts("encode-%") if artifact["flow_run_id"] == encode["id"])
+    first_shard = min(line["created"] for line in made(stack, run_id) if line["stage"] == "encode")
+    assert shown.timestamp() < first_shard, "its progress must be visible before anything is done"
     [table] = [json.loads(artifact["data"]) for artifact in stack.artifacts("stages") if artifact["flow_run_id"] == first]
     assert [row["stage"] for row in table] == [child["name"].partition("-")[0] for child in stack.children(first)[1:]]
 
@@ -119,10 +122,11 @@ def test_running_the_last_stage_alone_publishes_if_allowed_and_sends_events(stac
         state = stack.ended(stack.begin("gsec-report/kinds", **{**parameters, "config": {**parameters["config"], "max_rejects": allowed}}))
         assert state["name"] == name, state["message"]
         body = {"filter": {"event": {"prefix": ["gsec.clustering."]}, "resource": {"id": ["gsec.pipeline.alone"]}}}
-        until = time.monotonic() + 30
-        while [found["event"] for found in stack.api("events/filter", body)["events"]][:1] != [f"gsec.clustering.{event}"]:
-            assert time.monotonic() < until, stack.api("events/filter", body)
-            time.sleep(0.5)
+
+        def sent(body: dict[str, Any] = body, event: str = event) -> bool:
+            return [found["event"] for found in stack.api("events/filter", body)["events"]][:1] == [f"gsec.clustering.{event}"]
+
+        wait(sent, 300)
     assert published(stack, "alone")["run_id"] == context.run.id
 
 
@@ -199,6 +203,12 @@ def until_encoded(stack: Stack, run: str, shards: int) -> None:
         time.sleep(0.02)
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def crashes(stack: Stack, run: str) -> list[str]:
     return [state["name"] for state in stack.api(f"flow_run_states/?flow_run_id={run}") if state["name"] in ("Crashed", "AwaitingRetry")]
 
@@ -207,12 +217,9 @@ def test_after_a_kill_of_worker_and_flow_the_run_is_resumed_and_ends_with_equal_
     run = stack.begin("gsec/many")
     until_encoded(stack, run, 2)  # one table of the last shard may be missing
     worker = stack.process("worker")
-    for process in [*worker.children(recursive=True), worker]:
-        process.kill()
-    killed = time.monotonic()
+    kill([*worker.children(recursive=True), worker])
     stack.up()
     state = stack.when(run, lambda state: state["name"] != "Running", 300)
-    assert time.monotonic() - killed < 300
     assert state["type"] in ("CRASHED", "SCHEDULED", "PENDING"), state
     assert stack.when(run, lambda state: state["type"] in ("COMPLETED", "FAILED"), 300)["name"] == "Completed"
     assert crashes(stack, run) == ["Crashed", "AwaitingRetry"]
@@ -229,17 +236,16 @@ def test_after_kills_of_a_flow_and_of_its_worker_the_run_goes_on_with_the_redo_i
     run = stack.begin("gsec/many", redo=["encode"])
     there = len(list(stack.store.glob("many-*/embeddings/*/*.parquet")))
     until_encoded(stack, run, there + 1)
-    for process in stack.process("worker").children(recursive=True):
-        process.kill()
-    wait(lambda: "AwaitingRetry" in crashes(stack, run), 120)  # looked up in its history, since it may run again within a second
+    kill(stack.process("worker").children(recursive=True))
+    wait(lambda: "AwaitingRetry" in crashes(stack, run), 300)  # looked up in its history, since it may run again within a second
     assert crashes(stack, run) == ["Crashed", "AwaitingRetry"], "the worker reports the crash twice, which must count once"
     until_encoded(stack, run, there + 3)
     worker = stack.process("worker")
     flows = worker.children(recursive=True)
     worker.kill()
-    assert any(process.is_running() for process in flows)
+    assert not all(map(has_ended, flows))
     stack.down()
-    assert not any(process.is_running() for process in flows)
+    assert all(map(has_ended, flows))
     stack.up()
     assert stack.when(run, lambda state: state["type"] in ("COMPLETED", "FAILED"), 300)["name"] == "Completed"
     done = Store.open(str(stack.store)).run(published(stack, "many")["run_id"])
