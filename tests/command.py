@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +38,8 @@ SMALL = [
 
 
 def environment(prefect_home: Path) -> dict[str, str]:
-    return {**os.environ, "PREFECT_HOME": str(prefect_home), "HF_HUB_OFFLINE": "1"}
+    """Variables for a command. It gives a Prefect server of its own longer than usual, since a new one makes its database beside other tests."""
+    return {**os.environ, "PREFECT_HOME": str(prefect_home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600", "HF_HUB_OFFLINE": "1"}
 
 
 def gsec(*arguments: str | Path, home: Path, check: int = 0, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -65,6 +68,13 @@ def _checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.Co
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value
+
+
+def free_port() -> int:
+    """A port for a server that starts later. The system gives it to no program that asks for any port, as it may do with one that it gave before."""
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port := secrets.choice(range(20_000, 32_768)))):
+            return port
 
 
 def has_ended(process: psutil.Process) -> bool:

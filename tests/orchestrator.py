@@ -1,7 +1,6 @@
 """A Prefect server of the tests' own."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,15 +12,13 @@ import httpx
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
-from .command import wait
+from .command import free_port, wait
 
 
 @contextmanager
 def prefect_server(home: Path, **more: str) -> Iterator[str]:
     """Yields the URL of its API. Its scheduler runs every second, and it lists 50 records at a time instead of 200; ``more`` are further variables."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),

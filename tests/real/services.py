@@ -17,11 +17,7 @@ from urllib.parse import quote
 
 import pytest
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from ..command import free_port
 
 
 def program(name: str) -> str:

@@ -14,8 +14,7 @@ from uuid import uuid4
 import httpx
 import psutil
 
-from ..command import GSEC, has_ended
-from .services import free_port
+from ..command import GSEC, free_port, has_ended
 
 SETTINGS = """
 clusters = 3

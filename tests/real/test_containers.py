@@ -20,7 +20,8 @@ from redis import Redis
 
 from tests.compose import CONTAINERS, command, compose, environment
 
-from .services import free_port, postgres_server, program, redis, running, wait
+from ..command import free_port
+from .services import postgres_server, program, redis, running, wait
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 

@@ -31,10 +31,9 @@ from tasks import engine, progress, slices
 from tasks.cluster import Cluster as RayEngine
 from tasks.cluster import Sender
 
-from ..command import GSEC, SMALL, asking, environment, gsec, wait
+from ..command import GSEC, SMALL, asking, environment, free_port, gsec, wait
 from ..kills import HEAD, add_node, assert_equal_tables, tables
 from ..pictures import settings, write_pictures
-from .services import free_port
 
 IMAGES = 60
 PATIENCE = 600

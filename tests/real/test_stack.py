@@ -20,11 +20,10 @@ from gsec_core.stages.base import Context
 from gsec_core.store import Run, Store
 from gsec_core.tables import EMBEDDINGS_TABLE
 
-from ..command import GSEC, has_ended, wait
+from ..command import GSEC, free_port, has_ended, wait
 from ..pictures import cluster, labels, settings, write_pictures
 from ..results.test_publishing import write_groups
 from ..stages.steps import STAGES, run_stages
-from .services import free_port
 from .stacks import Stack, stack_in
 
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from .services import free_port
+from ..command import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-vllm/bin/python"
