@@ -20,7 +20,7 @@ def test_a_large_log_is_moved_and_processes_go_on_writing_to_the_same_file(tmp_p
     log = tmp_path / "worker.log"
     log.write_text("before\n" * 10)
     with log.open("ab") as output, subprocess.Popen([sys.executable, "-c", WRITES], stdin=subprocess.PIPE, stdout=output) as process:
-        wait(lambda: "begun" in log.read_text(), 30)
+        wait(lambda: "begun" in log.read_text(), 300)
         logs.bound(tmp_path)
         process.communicate(b"go on\n")
     assert (tmp_path / "worker.log.1").read_text() == "before\n" * 10 + "begun\n"

@@ -95,7 +95,7 @@ def test_children_of_a_service_end_with_it(stack: StackConfig, monkeypatch: pyte
     processes.start(stack, service(stack, HAS_A_CHILD))
     (child,) = process(stack).children()
     processes.stop(stack, "worker")
-    wait(lambda: has_ended(child), 30)
+    wait(lambda: has_ended(child), 300)
 
 
 def test_a_child_that_outlived_its_service_is_found_and_stopped(stack: StackConfig) -> None:

@@ -75,10 +75,13 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_after_a_kill_only_uncommitted_descriptions_are_asked_again(place: Place, mllm: Server, server: str) -> None:
-    environs = {**environment(place.store.parent), "PREFECT_API_URL": server}
+    """The server answers no more than three quarters of the requests before the kill, however long that takes."""
+    environs, killed, answer = {**environment(place.store.parent), "PREFECT_API_URL": server}, threading.Event(), mllm.answer
+    mllm.answer = lambda request: answer(request) if len(mllm.asked) <= IMAGES * 3 // 4 or killed.wait(300) else error(500)
     with subprocess.Popen([*GSEC, *place.stage(mllm)], env=environs, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait(lambda: len(mllm.asked) >= IMAGES // 2 or process.poll() is not None, 300, pause=0.01)
         os.kill(process.pid, signal.SIGKILL)
+    killed.set()
     asked, committed = len(pictures(mllm)), place.statuses.total()
     assert IMAGES // 2 <= asked < IMAGES, "the process was killed too late for this test to prove anything"
     assert asked - committed <= AT_ONCE + COMMIT

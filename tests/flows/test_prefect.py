@@ -117,4 +117,4 @@ def test_the_scheduler_creates_runs_of_a_deployment_with_a_cron_schedule() -> No
 
         deployment = client.create_deployment(flow_id, "nightly", schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)])
         its = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
-        wait(lambda: any(run.state and run.state.is_scheduled() for run in client.read_flow_runs(flow_run_filter=its)), 60)
+        wait(lambda: any(run.state and run.state.is_scheduled() for run in client.read_flow_runs(flow_run_filter=its)), 300)

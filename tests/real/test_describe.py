@@ -190,12 +190,12 @@ def test_after_a_kill_and_restart_of_the_server_only_missing_descriptions_are_as
         [step] = describe.STAGE.steps
         begin(context, describe.STAGE)
         made = pool.submit(work, context, describe.STAGE, step, ["all"], progress)
-        assert reached.wait(120)
+        assert reached.wait(600)
         getattr(guarded, kill)()
         guarded.stop()
         seen, known = done, len(log_of(tmp_path / "store"))
         guarded.start()
-        facts = made.result(300)
+        facts = made.result(900)
     again = answered(guarded)
     print(f"{kill}: {seen} of {IMAGES} answered and {known} committed before; {again} requests answered after the restart; {before} before this test")
     assert (facts["described"], facts["failed"], facts["asked"]) == (IMAGES, 0, IMAGES)
@@ -213,9 +213,9 @@ def test_if_one_of_two_replicas_dies_all_images_are_still_described(vllm_server:
     asking.check()
     futures = [background.start(asking.describe(subject(encoded(seed)))) for seed in range(120)]
     while sum(future.done() for future in futures) < 30:
-        futures[0].exception(60)
+        futures[0].exception(600)
     guarded.kill_engine()
-    assert {future.result(120).status for future in futures} == {"described"}
+    assert {future.result(900).status for future in futures} == {"described"}
     guarded.stop()
 
 
@@ -242,7 +242,7 @@ def test_requests_in_a_file_are_answered_by_vllm_run_batch(vllm_server: VllmServ
         "--served-model-name",
         "tiny",
     ]
-    done = subprocess.run([*run_batch, *flags], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*run_batch, *flags], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert last_json(gsec(*command, "--import-batch", replies, home=tmp_path)) == {
         "run_id": context.run.id,
