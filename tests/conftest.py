@@ -1,4 +1,4 @@
-"""A real S3 server, and settings of hypothesis: an example may take as long as the machine needs."""
+"""A real S3 server, and settings of hypothesis: an example may take as long as the machine needs, and each run of a test draws the same ones."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -9,7 +9,7 @@ import s3fs
 from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
 
-settings.register_profile("gsec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("gsec", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gsec")
 
 
