@@ -61,7 +61,7 @@ def test_onnx_runtime_gives_the_embeddings_of_torch_which_replaces_it_if_it_is_m
     encoder = load_encoder("lite", precision="fp32", device="cpu", threads=2)
     pixels = np.stack([encoder.preprocess(photo) for photo in photos.values()])
     found = encoder.encode_images(pixels)
-    assert not caplog.records, "ONNX Runtime must have been used without a warning"
+    assert not [record for record in caplog.records if record.name.startswith("gsec_core")], "ONNX Runtime must have been used without a warning"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     image_network.cache_clear()
     torchs = load_encoder("lite", precision="fp32", device="cpu", threads=2).encode_images(pixels)

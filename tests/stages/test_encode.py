@@ -90,9 +90,11 @@ def test_encoding_uses_the_threads_of_the_settings_even_if_torch_was_set_otherwi
         return real(self, pixels)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(loaded), "encode_images", encode_images)
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     run, _ = pipeline.request(config)
     run_stage(Context.of(run, config), encode.STAGE)
+    torch.set_num_threads(before)
     assert encode.STAGE.load(config) is loaded
     assert set(seen) == {config.threads}
 
