@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -362,7 +363,12 @@ class TestWorker:
     ) -> None:
         said.append(self.beat(-1))
         pauses: list[float] = []
-        monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), said.append(self.beat(1))))
+
+        def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            said.append(self.beat(1))
+
+        monkeypatch.setattr(processes, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic, time=time.time))  # not also for other threads
         assert processes.start(stack, self.worker(stack, WAITS))
         assert len(pauses) == 1
         assert not processes.start(stack, self.worker(stack, WAITS)), "the same check must find the running worker"
