@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,6 +20,7 @@ from gsec_core.explore import Past
 from gsec_core.explore.history import History
 from gsec_core.store import Run, Store
 
+from ...command import wait
 from ...pictures import picture, settings, write_pictures
 from ...report.contents import HOSTILE
 from ...stages.steps import run_stages
@@ -162,13 +164,15 @@ def test_clusters_thumbnails_map_and_duplicates_have_the_expected_content(shown:
 
 def test_an_answer_with_pending_parts_is_not_cached(shown: Shown) -> None:
     with served(shown) as client:
-        first = client.get(shown.address(f"/images/{shown.ids[1]}"))
-        if first.json()["pending"]:
-            assert "etag" not in first.headers
-        for _ in range(100):
+
+        def has_all() -> bool:
+            nonlocal answer
             answer = client.get(shown.address(f"/images/{shown.ids[1]}"))
-            if not answer.json()["pending"]:
-                break
+            assert ("etag" in answer.headers) != answer.json()["pending"]
+            return not answer.json()["pending"]
+
+        answer: Any = None
+        wait(has_all, 300, pause=0)
         tag = {"If-None-Match": answer.headers["etag"]}
         assert client.get(shown.address(f"/images/{shown.ids[1]}"), headers=tag).status_code == 304
         assert len(answer.json()["neighbors"]) == 12
