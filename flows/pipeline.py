@@ -11,8 +11,8 @@ from flows import roots
 from flows.ingest import ingest
 from flows.stages import completed, run_flow
 from gsec_core import pipeline
-from gsec_core.config import AUTO, PipelineConfig
-from gsec_core.errors import BadShard, GsecError
+from gsec_core.config import AUTO, PipelineConfig, with_runtime
+from gsec_core.errors import BadShard, GsecError, LostTable
 from gsec_core.results import finishing
 from gsec_core.stages import assign, base, encode, refit
 from gsec_core.stages.base import Context, add
@@ -68,10 +68,17 @@ def run_pipeline(config: PipelineConfig, redo: list[Redo] | None = None, of_run:
 def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, float]], set_aside: list[str], then: Callable[[Context], T]) -> T:
     """Do what is missing of every stage of a run, and return the result of ``then`` for its context.
 
-    The sums of each stage are added to ``made``. Damaged shards are made again, and their paths added to ``set_aside``.
+    The sums of each stage are added to ``made``. Damaged shards are made again, and their paths added to ``set_aside``. So are tables that another run,
+    such as the published one, has lost.
     """
+    lost: LostTable | None = None
+    restored: list[tuple[object, ...]] = []
     while True:
         try:
+            if lost is not None:
+                restore(config, lost)
+                restored.append(lost.args)
+                lost = None
             context = slices.context(config, run_id)
             if context.run.is_finished():  # reads only records and listings, while beginning the stages again would read every shard
                 for name in context.run.stage_names():
@@ -88,10 +95,23 @@ def all_stages(config: PipelineConfig, run_id: str, made: dict[str, dict[str, fl
                 if left[0] == refit.STAGE.name:
                     context = _decided(config, run_id)
             return then(context)
+        except LostTable as error:
+            if error.run_id == run_id or error.args in restored or (lost is not None and error.args == lost.args):
+                raise
+            lost = error
         except BadShard as error:
             again = set_bad_aside(config, error, set_aside)
             get_run_logger().warning("damaged, set aside and made again: %s", ", ".join(again))
             set_aside += again
+
+
+def restore(config: PipelineConfig, lost: LostTable) -> None:
+    """Do what is missing of the stage that makes a lost table, in its own run and with that run's settings."""
+    theirs = with_runtime(Store.open(config.store).run(lost.run_id).config(), config)
+    roots.check(theirs)
+    get_run_logger().warning("run %s has lost shards of table %s: its stage %s makes them again", lost.run_id, lost.args[0], lost.stage)
+    run_flow(theirs, lost.run_id, lost.stage)
+    slices.forget()  # the context in its cache is of that run
 
 
 def _there(context: Context, name: str) -> dict[str, float]:

@@ -30,6 +30,18 @@ class Merged(NotFound):
         return "cluster {} is part of cluster {} now.".format(*self.args)
 
 
+class LostTable(Refused):
+    """Shards of a run's table are missing, which its ``stage`` makes."""
+
+    def __init__(self, table: str, run_id: str, stage: str) -> None:
+        super().__init__(table, run_id, stage)  # unchanged, so that the exception can be unpickled in another process
+        self.run_id, self.stage = run_id, stage
+
+    def __str__(self) -> str:
+        # For a published run that later runs read from, the same gsec run again may be another run by now.
+        return "run {1} has no complete table {0}. Finish the run first: the same gsec run again, or gsec stage {2} --run {1}.".format(*self.args)
+
+
 class BadShard(GsecError):
     """Committed shards whose bytes differ from what was written: a failed checksum, a truncated or foreign file."""
 

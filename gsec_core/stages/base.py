@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, TypeVarTuple
 import pyarrow as pa
 
 from gsec_core.config import PipelineConfig, with_runtime
-from gsec_core.errors import GsecError, Refused
+from gsec_core.errors import GsecError, LostTable, Refused
 from gsec_core.sources.base import Source
 from gsec_core.stages.ingest import open_images
 from gsec_core.store import Corpus, Generation, Run, Shards, fingerprint
@@ -154,13 +154,13 @@ class Context:
         return self.run.place(record).table(table, record["fingerprint"])
 
     def read(self, stage: "Stage", table: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a table that has one shard, or some columns of them. Raises as `shards` does, BadShard, and Refused if the shard is lost."""
+        """The rows of a table that has one shard, or some columns of them. Raises as `shards` does, BadShard, and LostTable if the shard is missing."""
         shards = self.shards(stage, table)
         try:
             return shards.read("all", columns)
         except FileNotFoundError:
             run = self.run if self.has(stage) else self.model.run
-            raise Refused(f"run {run.id} has no complete table {table}. Make it first: gsec stage {stage.name} --run {run.id}.") from None
+            raise LostTable(table, run.id, stage.name) from None
 
     def has(self, stage: "Stage") -> bool:
         """Whether the run has this stage itself; one that keeps the published model has fewer (see `Run.stage_names`)."""

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from gsec_core.config import AUTO, PipelineConfig, recorded
-from gsec_core.errors import GsecError, Refused, Unreachable
+from gsec_core.errors import GsecError, LostTable, Refused, Unreachable
 from gsec_core.store import records
 from gsec_core.store.corpus import SHARED, Corpus
 from gsec_core.store.files import Files
@@ -168,17 +168,18 @@ class Run:
     def table(self, name: str) -> tuple[Shards, list[str]]:
         """The `Shards` of a table and the names of the table's shards. Reads tables of a finished run, without its stages.
 
-        A table that the run does not make itself is that of the run whose model it keeps. Raises Refused if a shard is missing.
+        A table that the run does not make itself is that of the run whose model it keeps. Raises LostTable if a shard is missing, and Refused if the run
+        has no such table.
         """
         found = self._own_table(name)
         if found is not None:
             return found
         stage = next((stage for stage, record in self.stages().items() if name in record["tables"]), None)
-        if stage is None and (model := self.model()) != self:
+        if stage is not None:
+            raise LostTable(name, self.id, stage)
+        if (model := self.model()) != self:
             return model.table(name)
-        # For a published run that later runs read from, the same gsec run again may be another run by now.
-        remedy = "Finish the run first: the same gsec run again" + ("" if stage is None else f", or gsec stage {stage} --run {self.id}")
-        raise Refused(f"run {self.id} has no complete table {name}. {remedy}.")
+        raise Refused(f"run {self.id} has no complete table {name}. Finish the run first: the same gsec run again.")
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a table, or some columns of them. Raises as `table` does, and BadShard for damaged shards."""

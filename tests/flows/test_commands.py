@@ -20,6 +20,7 @@ from gsec_core.errors import GsecError
 from gsec_core.results import finishing
 from gsec_core.results.status import verify
 from gsec_core.store import Store
+from gsec_core.tables import LAYOUT_TABLE, LINEAGE_TABLE
 
 from ..command import SMALL, asking, environment, gsec, gsec_here, last_json
 from ..pictures import cluster, picture, settings, write_pictures
@@ -451,3 +452,22 @@ def test_a_second_run_with_new_images_says_that_the_model_is_kept(tmp_path: Path
     assert "model: kept: 2 new images fit as well as the old ones" in gsec_here("status", "--store", tmp_path / "store").stdout
     refused = gsec_here("stage", "train", "--run", second["run_id"], "--store", tmp_path / "store", check=2).stderr
     assert f"keeps the model of run {first['run_id']} and has no stage train of its own" in refused
+
+
+def test_a_night_makes_damaged_and_lost_tables_of_the_published_run_again(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", range(20))
+    command = ("run", folder, "-k", "3", "--store", tmp_path / "store", "--json", *SMALL)
+    first = last_json(gsec_here(*command))
+    run = Store.open(str(tmp_path / "store")).run(first["run_id"])
+    places = [Path(shards.location(name)) for table in (LAYOUT_TABLE, LINEAGE_TABLE) for shards, [name] in [run.table(table)]]
+    whole = [pq.read_table(path) for path in places]
+    damaged, lost = places
+    damaged.write_bytes(b"damaged")
+    lost.unlink()
+    picture(0, noise=1).save(folder / "new.jpg", quality=90)
+    done = gsec_here(*command)
+    second = last_json(done)
+    assert second["decision"] == "The published model is kept: 1 new images fit as well as the old ones."
+    assert (second["published"], second["images"]) == (True, 21)
+    assert f"damaged, set aside and made again: {damaged.relative_to(tmp_path / 'store')}" in done.stderr
+    assert [pq.read_table(path) for path in places] == whole
