@@ -34,7 +34,14 @@ RAY_TOKEN = "RAY_AUTH_TOKEN"
 
 
 def _checked_cron(text: str) -> str:
-    return CronSchedule(cron=text).cron if text else text
+    try:
+        return CronSchedule(cron=text).cron if text else text
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix(_OF_VALUE)) from None
+
+
+_OF_VALUE = "Value error, "
+"""Pydantic's prefix of a validator's own message."""
 
 
 Cron = Annotated[str, AfterValidator(_checked_cron)]
@@ -168,7 +175,7 @@ def load(file: Path | None, complete: bool = True) -> StackConfig:
         first = error.errors()[0]
         setting = ".".join(map(str, first["loc"]))
         there = f"; there are {', '.join(StackConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise Refused(f"--config {file}: {f'{setting}: ' if setting else ''}{first['msg']}{there}.") from None
+        raise Refused(f"--config {file}: {f'{setting}: ' if setting else ''}{first['msg'].removeprefix(_OF_VALUE)}{there}.") from None
     stack = stack.model_copy(update={"home": file.parent / stack.home})
     for name in stack.pipelines if complete else ():
         stack.pipeline(name)
