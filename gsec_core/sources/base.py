@@ -46,7 +46,7 @@ class Source(Protocol):
     def list(self) -> pa.Table:
         """List all images without decoding any: a table of schema LISTING, sorted by uri, each uri once.
 
-        Raises Refused if the source does not exist or has no images, Unreachable if it does not answer.
+        Raises Refused if the source does not exist, has no images, or does not answer.
         """
         ...
 

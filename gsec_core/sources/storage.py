@@ -55,7 +55,7 @@ def check_answers(fs: AbstractFileSystem, path: str, url: str) -> None:
 
 @contextmanager
 def listing_errors(url: str) -> Iterator[None]:
-    """Context manager that converts errors while listing to Refused (the store says no) or Unreachable (the store does not answer)."""
+    """Context manager that converts errors while listing to Refused: listing comes first, so nothing has been done yet."""
     try:
         yield
     except GsecError:
@@ -68,7 +68,7 @@ def listing_errors(url: str) -> Iterator[None]:
     except PermissionError as error:
         raise Refused(f"Source {url} may not be read ({error}): allow it for this user, or give a folder that holds only readable ones.") from error
     except Exception as error:  # the drivers of object stores raise classes of their own
-        raise Unreachable(f"Source {url} does not answer: {type(error).__name__}: {error}") from error
+        raise Refused(f"Source {url} does not answer: {type(error).__name__}: {error}. Check the network and the credentials.") from error
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def test_a_folder_with_the_name_of_a_container_is_refused(tmp_path: Path) -> Non
         open_source(str(tmp_path / "x.parquet")).list()
 
 
-def test_a_source_that_does_not_answer_is_unreachable_and_a_read_raises_an_error_for_a_retry(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_does_not_answer_is_refused_at_the_listing_and_unreachable_later(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class DriverError(Exception):
         """Like errors of botocore and aiohttp, this is not an OSError."""
 
@@ -204,7 +204,7 @@ def test_a_source_that_does_not_answer_is_unreachable_and_a_read_raises_an_error
     first = refs(source)[0]
     for method in ("find", "info", "cat_file"):
         monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem." + method, fail)
-    with pytest.raises(Unreachable, match="connection refused"):
+    with pytest.raises(Refused, match=r"connection refused\. Check the network and the credentials"):
         source.list()
     with pytest.raises(Unreachable, match="connection refused"):
         source.check()
