@@ -156,7 +156,7 @@ def _acts(files: "Files") -> int:
 
 def scratch(config: PipelineConfig) -> str:
     """Check that temporary files can be made in the scratch folder, and that there is disk space."""
-    from gsec_core.stages.canonical import scratch_file
+    from gsec_core.stages.scratch import scratch_file
 
     scratch_file(config).close()
     folder = config.scratch or gettempdir()

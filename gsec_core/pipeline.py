@@ -42,8 +42,8 @@ from gsec_core.stages import (
     vocabulary,
 )
 from gsec_core.stages.base import Context, Stage
-from gsec_core.stages.canonical import scratch_file
 from gsec_core.stages.ingest import Changes, compare, ingest, open_images
+from gsec_core.stages.scratch import scratch_file
 from gsec_core.store import Corpus, Run, Shards, Store
 from gsec_core.store.publications import check_pipeline, pipeline_of
 from gsec_core.tables import EMBEDDINGS_TABLE

@@ -13,7 +13,7 @@ from gsec_core.devices import return_freed_memory, thread_count
 from gsec_core.errors import Refused
 from gsec_core.explore.cached import CachedShards
 from gsec_core.explore.columns import Columns, bytes16
-from gsec_core.stages.canonical import scratch_file
+from gsec_core.stages.scratch import scratch_file
 from gsec_core.store import Shards
 from gsec_core.store.arrays import to_matrix
 

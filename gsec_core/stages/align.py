@@ -20,8 +20,9 @@ from gsec_core.devices import set_threads
 from gsec_core.errors import GsecError
 from gsec_core.stages import before, encode, text, train
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once, silent
-from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, scratch_array, step_of_parts, usable
+from gsec_core.stages.canonical import all_images, assignment_table, cluster_table, load_embeddings, parts, read_parts, step_of_parts, usable
 from gsec_core.stages.prepare import features_of, load_features, load_neighbors, pixels_of, plan_of, trains_further
+from gsec_core.stages.scratch import scratch_array
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import ALIGNMENT, ALIGNMENT_TABLE, ASSIGNMENTS_TABLE, CLUSTER_CENTRES_TABLE, CLUSTERS_TABLE, HEAD, HEAD_TABLE, cluster_centres_schema
 

@@ -1,30 +1,26 @@
 """Shared by every stage after encode: the usable images in canonical order, their vectors, and the tables `assignments` and `clusters`."""
 
-import json
-import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from tempfile import TemporaryFile, gettempdir
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from PIL import ImageOps
 
 from gsec_core.clustering.centres import cluster_sums
 from gsec_core.clustering.kmeans import cosines, row_blocks, unit_rows
-from gsec_core.config import PipelineConfig
 from gsec_core.devices import thread_count
 from gsec_core.errors import GsecError, Refused
 from gsec_core.images.decode import decode
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.scratch import scratch_array
 from gsec_core.store import Shards
 from gsec_core.store.arrays import to_matrix
 from gsec_core.tables import ASSIGNMENTS, CLUSTERS, EMBEDDINGS_TABLE, OK, THUMBNAILS_TABLE
@@ -223,27 +219,6 @@ def _load_vectors(context: Context, stage: Stage, column: str) -> NDArray[np.flo
             )
         matrix[here["position"].to_numpy()] = values
     return matrix
-
-
-def scratch_file(config: PipelineConfig) -> IO[bytes]:
-    """A temporary file without a name. Raises Refused if none can be created."""
-    try:
-        return TemporaryFile(dir=config.scratch)
-    except OSError as error:
-        place = json.dumps(config.scratch or gettempdir())
-        raise Refused(f"scratch = {place}: no file can be made there ({error.strerror}). Make the folder, or name another one.") from None
-
-
-def scratch_array(config: PipelineConfig, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
-    """An array on disk, whose space is freed with its last reference. Raises what `scratch_file` raises, and OSError if the disk is full."""
-    with scratch_file(config) as file:
-        try:
-            # Writing to a memory map on a full disk would kill the process; allocating first raises an error instead.
-            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * np.dtype(kind).itemsize))
-        except OSError as error:
-            place = config.scratch or gettempdir()
-            raise OSError(error.errno, f"{error.strerror}; make room there, or name another folder with the setting scratch", place) from None
-        return np.memmap(file, kind, "r+", shape=shape)
 
 
 def assignment_table(

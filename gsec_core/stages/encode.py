@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from gsec_core.images import decode as images
 from gsec_core.section import output_settings
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
+from gsec_core.stages.scratch import scratch_table
 from gsec_core.store import Run, Shards, fingerprint
 from gsec_core.store.arrays import to_column
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
@@ -199,6 +200,7 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
     embeddings, thumbnails = context.shards(stage, EMBEDDINGS_TABLE), context.shards(stage, THUMBNAILS_TABLE)
     _check_preprocessing(stage, embeddings, encoder)
     known = known_contents(embeddings, thumbnails, context.generation.number) if context.generation.number > 1 else {}
+    before = _readers(context.config, embeddings, thumbnails, context.generation.number)
     damaged = embeddings.names_set_aside() | thumbnails.names_set_aside()
     shards: deque[_Shard] = deque()
     batch: list[tuple[_Shard, int]] = []
@@ -210,7 +212,7 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
 
     def finish() -> Finished:
         shard = shards.popleft()
-        _copy_known(embeddings, thumbnails, shard.rows)
+        shard.rows = [row if row.known is None else _copied(row, before(row.known.shard), row.known) for row in shard.rows]
         if any(row.status == MISSING for row in shard.rows):
             source.check()  # an unmounted disk or an expired key must not become missing images
         if not config.accept_loss and shard.name in damaged:
@@ -279,18 +281,28 @@ def _forward(encoder: Encoder, batch: Sequence[tuple[_Shard, int]], batch_size: 
         shard.forward_seconds += seconds
 
 
-def _copy_known(embeddings: Shards, thumbnails: Shards, rows: list[Row]) -> None:
-    """Copy into ``rows`` the results of images whose bytes were encoded before."""
-    for name in sorted({row.known.shard for row in rows if row.known is not None}):
-        before, pictures = embeddings.read(name), thumbnails.read(name)
-        vectors = [column for column in ("embedding", "joint") if column in before.column_names]
+def _copied(row: Row, before: pa.Table, place: Place) -> Row:
+    """``row`` with the results of the image whose bytes were encoded ``before``."""
+    [was] = before.select(["status", "reason", "width", "height", "thumbnail"]).slice(place.row, 1).to_pylist()
+    vectors = [column for column in ("embedding", "joint") if column in before.column_names and was["status"] == OK]
+    return row._replace(**was, **{column: before[column][place.row].values.to_numpy(zero_copy_only=False) for column in vectors})
+
+
+@once
+def _readers(config: PipelineConfig, embeddings: Shards, thumbnails: Shards, generation: int) -> Callable[[str], pa.Table]:
+    """A function that returns the rows of a committed shard, with their thumbnails.
+
+    It keeps each shard in a scratch file: after a listing in another order, every new shard needs rows of nearly every old one.
+    """
+
+    @cache
+    def before(name: str) -> pa.Table:
+        table, pictures = embeddings.read(name), thumbnails.read(name)
         picture_of = dict(zip(pictures["image_id"].to_pylist(), pictures["thumbnail"].to_pylist(), strict=True))
-        for number, row in enumerate(rows):
-            if row.known is None or row.known.shard != name:
-                continue
-            [was] = before.select(["image_id", "status", "reason", "width", "height"]).slice(row.known.row, 1).to_pylist()
-            copied = {column: before[column][row.known.row].values.to_numpy(zero_copy_only=False) for column in vectors if was["status"] == OK}
-            rows[number] = row._replace(thumbnail=picture_of.get(was.pop("image_id")), **was, **copied)
+        shown = pa.array([picture_of.get(image_id) for image_id in table["image_id"].to_pylist()], pa.binary())
+        return scratch_table(config, table.append_column("thumbnail", shown))
+
+    return before
 
 
 def _finished(shard: _Shard, encoder: Encoder) -> Finished:

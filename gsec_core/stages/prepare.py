@@ -22,7 +22,8 @@ from gsec_core.errors import Refused
 from gsec_core.section import output_settings
 from gsec_core.stages import encode, text
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, part_names, parts, read_parts, rows_of_parts, scratch_array, usable
+from gsec_core.stages.canonical import Part, load_embeddings, load_pixels, part_names, parts, read_parts, rows_of_parts, usable
+from gsec_core.stages.scratch import scratch_array
 from gsec_core.store.arrays import make_table, to_matrix
 from gsec_core.tables import CONTINUED, FEATURES, FEATURES_TABLE, NEIGHBOR_INDEX_TABLE, NEIGHBORS_TABLE, neighbors_schema
 

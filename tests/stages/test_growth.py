@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from gsec_core import pipeline
@@ -11,8 +14,8 @@ from gsec_core.errors import GsecError, Refused
 from gsec_core.results import finishing
 from gsec_core.stages import encode
 from gsec_core.stages.base import Context, begin, missing, work
-from gsec_core.store import Store
-from gsec_core.tables import THUMBNAILS_TABLE
+from gsec_core.store import Shards, Store
+from gsec_core.tables import EMBEDDINGS_TABLE, THUMBNAILS_TABLE
 
 from ..pictures import cluster, encoded, labels, picture, settings, write_pictures
 from .steps import STAGES
@@ -50,6 +53,36 @@ def test_a_renamed_or_touched_image_is_copied_in_the_store_and_not_encoded_again
     after, _, made = cluster(config)
     assert (made["encode"]["encoded"], made["encode"]["copied"]) == (0, 2)
     assert labels(after)["renamed.jpg"] == labels(before)["000.jpg"]
+
+
+def test_images_that_are_listed_in_another_order_are_copied_with_one_read_of_each_old_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_pictures(tmp_path / "in", range(20))
+    (source / "bad.jpg").write_text("not an image")
+    before, _, _ = encoded(settings(source, tmp_path / "store"))
+    for number in range(20):
+        os.rename(source / f"{number:03d}.jpg", source / f"{7 * number % 20:03d}-{number:03d}.jpg")
+    os.rename(source / "bad.jpg", source / "000-bad.jpg")
+    read, whole = Shards.read, []
+
+    def counted(shards: Shards, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        whole.extend([name] if columns is None and shards.directory == before.shards(encode.STAGE, EMBEDDINGS_TABLE).directory else [])
+        return read(shards, name, columns)
+
+    monkeypatch.setattr(Shards, "read", counted)
+    after, _, made = encoded(settings(source, tmp_path / "store", ingest={"max_shrink": 1}))
+    assert (made["encoded"], made["copied"]) == (0, 21)
+    assert sorted(whole) == sorted(before.generation.shard_names)
+    monkeypatch.undo()
+    name_of = {row["image_id"]: row["uri"][-7:] for row in [*before.live.to_pylist(), *after.live.to_pylist()]}
+    names = {run: set(run.generation.shard_names) for run in (before, after)}
+    for table in (EMBEDDINGS_TABLE, THUMBNAILS_TABLE):
+        old, new = (
+            pl.DataFrame(pa.concat_tables(run.shards(encode.STAGE, table).read_all(shards)))
+            .with_columns(pl.col("image_id").replace_strict(name_of, return_dtype=pl.String))
+            .sort("image_id")
+            for run, shards in ((before, names[before]), (after, names[after] - names[before]))
+        )
+        assert new.equals(old)
 
 
 def test_clusters_keep_their_keys_if_all_images_are_renamed(tmp_path: Path) -> None:
