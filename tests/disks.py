@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from gsec_core.stages import canonical
+from gsec_core.stages import scratch
 from gsec_core.store import files
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def counted_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> CountedDisk:
     """A full disk at ``folder`` for this process's stores and scratch files."""
     disk = CountedDisk(folder)
     monkeypatch.setattr(files, "os", disk)
-    monkeypatch.setattr(canonical, "os", disk)
+    monkeypatch.setattr(scratch, "os", disk)
     return disk
 
 

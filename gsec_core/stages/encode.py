@@ -9,6 +9,7 @@ the main thread. Every forward pass has the same batch shape, so that an embeddi
 """
 
 import json
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from gsec_core.images import decode as images
 from gsec_core.section import output_settings
 from gsec_core.sources.base import ImageRef, MissingImage, RejectedImage, Source
 from gsec_core.stages.base import Context, Finished, Progress, Stage, Step, once
-from gsec_core.stages.scratch import scratch_table
+from gsec_core.stages.scratch import ScratchRecords
 from gsec_core.store import Run, Shards, fingerprint
 from gsec_core.store.arrays import to_column
 from gsec_core.tables import EMBEDDINGS_TABLE, MISSING, OK, REJECTED, THUMBNAILS, THUMBNAILS_TABLE, embeddings_schema, vector
@@ -200,7 +201,7 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
     embeddings, thumbnails = context.shards(stage, EMBEDDINGS_TABLE), context.shards(stage, THUMBNAILS_TABLE)
     _check_preprocessing(stage, embeddings, encoder)
     known = known_contents(embeddings, thumbnails, context.generation.number) if context.generation.number > 1 else {}
-    before = _readers(context.config, embeddings, thumbnails, context.generation.number)
+    before = _reader(context.config, embeddings, thumbnails, context.generation.number)
     damaged = embeddings.names_set_aside() | thumbnails.names_set_aside()
     shards: deque[_Shard] = deque()
     batch: list[tuple[_Shard, int]] = []
@@ -212,7 +213,7 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
 
     def finish() -> Finished:
         shard = shards.popleft()
-        shard.rows = [row if row.known is None else _copied(row, before(row.known.shard), row.known) for row in shard.rows]
+        shard.rows = [row if row.known is None else before(row.known)._replace(known=row.known, size=row.size) for row in shard.rows]
         if any(row.status == MISSING for row in shard.rows):
             source.check()  # an unmounted disk or an expired key must not become missing images
         if not config.accept_loss and shard.name in damaged:
@@ -281,26 +282,29 @@ def _forward(encoder: Encoder, batch: Sequence[tuple[_Shard, int]], batch_size: 
         shard.forward_seconds += seconds
 
 
-def _copied(row: Row, before: pa.Table, place: Place) -> Row:
-    """``row`` with the results of the image whose bytes were encoded ``before``."""
-    [was] = before.select(["status", "reason", "width", "height", "thumbnail"]).slice(place.row, 1).to_pylist()
-    vectors = [column for column in ("embedding", "joint") if column in before.column_names and was["status"] == OK]
-    return row._replace(**was, **{column: before[column][place.row].values.to_numpy(zero_copy_only=False) for column in vectors})
-
-
 @once
-def _readers(config: PipelineConfig, embeddings: Shards, thumbnails: Shards, generation: int) -> Callable[[str], pa.Table]:
-    """A function that returns the rows of a committed shard, with their thumbnails.
+def _reader(config: PipelineConfig, embeddings: Shards, thumbnails: Shards, generation: int) -> Callable[[Place], Row]:
+    """A function that returns a row of a committed shard, with its thumbnail; ``generation`` as in `known_contents`.
 
-    It keeps each shard in a scratch file: after a listing in another order, every new shard needs rows of nearly every old one.
+    It reads each shard once and keeps the rows in a scratch file: after a listing in another order, every new shard needs rows of nearly every old one.
     """
+    records = ScratchRecords(config)
 
     @cache
-    def before(name: str) -> pa.Table:
-        table, pictures = embeddings.read(name), thumbnails.read(name)
-        picture_of = dict(zip(pictures["image_id"].to_pylist(), pictures["thumbnail"].to_pylist(), strict=True))
-        shown = pa.array([picture_of.get(image_id) for image_id in table["image_id"].to_pylist()], pa.binary())
-        return scratch_table(config, table.append_column("thumbnail", shown))
+    def kept(shard: str) -> NDArray[np.int64]:
+        table, pictures = embeddings.read(shard), thumbnails.read(shard)
+        thumbnail_of = dict(zip(pictures["image_id"].to_pylist(), pictures["thumbnail"].to_pylist(), strict=True))
+        vectors = [name for name in ("embedding", "joint") if name in table.column_names]
+        rows = []
+        for number, was in enumerate(table.select(["image_id", "content_hash", "status", "reason", "width", "height"]).to_pylist()):
+            found = {name: table[name][number].values.to_numpy(zero_copy_only=False) for name in vectors if was["status"] == OK}
+            rows.append(pickle.dumps(Row(thumbnail=thumbnail_of.get(was.pop("image_id")), **was, **found)))
+        return records.add(rows)
+
+    def before(place: Place) -> Row:
+        start, stop = kept(place.shard)[place.row : place.row + 2].tolist()
+        row: Row = pickle.loads(records.read(start, stop))  # noqa: S301 - this process wrote it, to a file that no other can open
+        return row
 
     return before
 

@@ -2,15 +2,14 @@
 
 import json
 import math
-import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryFile, gettempdir
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from gsec_core.config import PipelineConfig
@@ -35,14 +34,25 @@ def scratch_array(config: PipelineConfig, shape: tuple[int, ...], kind: DTypeLik
         return np.memmap(file, kind, "r+", shape=shape)
 
 
-def scratch_table(config: PipelineConfig, table: pa.Table) -> pa.Table:
-    """A copy of a table on disk, any row of which can be read without reading the others. Raises as `scratch_array` does."""
-    with scratch_file(config) as file:
-        with _disk_errors(config):
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-        return pa.ipc.open_file(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))).read_all()
+class ScratchRecords:
+    """Records of bytes in one scratch file. Threads may add and read them at the same time. Raises as `scratch_array` does."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self._config, self._file, self._end, self._lock = config, scratch_file(config), 0, Lock()
+
+    def add(self, records: Sequence[bytes]) -> NDArray[np.int64]:
+        """Append records. Returns where they begin in the file, and where the last one ends: (n + 1,)."""
+        data = b"".join(records)
+        with self._lock:
+            start = self._end
+            self._end += len(data)
+        with _disk_errors(self._config):
+            os.posix_fallocate(self._file.fileno(), start, max(1, len(data)))  # then everything is written at once
+            os.pwrite(self._file.fileno(), data, start)
+        return start + np.cumsum([0, *map(len, records)], dtype=np.int64)
+
+    def read(self, start: int, stop: int) -> bytes:
+        return os.pread(self._file.fileno(), stop - start, start)
 
 
 @contextmanager
