@@ -84,7 +84,7 @@ def test_after_a_kill_only_uncommitted_descriptions_are_asked_again(place: Place
     killed.set()
     asked, committed = len(pictures(mllm)), place.statuses.total()
     assert IMAGES // 2 <= asked < IMAGES, "the process was killed too late for this test to prove anything"
-    assert asked - committed <= AT_ONCE + COMMIT
+    assert asked - committed <= 2 * AT_ONCE + COMMIT, "twice as many requests are in hand as the server gets at once"
     mllm.requests.clear()
     made = last_json(gsec_here(*place.stage(mllm)))
     assert (made["known"], made["asked"], made["described"]) == (committed, IMAGES - committed, IMAGES)
