@@ -201,7 +201,6 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
     embeddings, thumbnails = context.shards(stage, EMBEDDINGS_TABLE), context.shards(stage, THUMBNAILS_TABLE)
     _check_preprocessing(stage, embeddings, encoder)
     known = known_contents(embeddings, thumbnails, context.generation.number) if context.generation.number > 1 else {}
-    before = _reader(context.config, embeddings, thumbnails, context.generation.number)
     damaged = embeddings.names_set_aside() | thumbnails.names_set_aside()
     shards: deque[_Shard] = deque()
     batch: list[tuple[_Shard, int]] = []
@@ -213,7 +212,9 @@ def work(stage: Encoding, context: Context, names: Sequence[str], progress: Prog
 
     def finish() -> Finished:
         shard = shards.popleft()
-        shard.rows = [row if row.known is None else before(row.known)._replace(known=row.known, size=row.size) for row in shard.rows]
+        if any(row.known is not None for row in shard.rows):
+            before = _reader(context.config, embeddings, thumbnails, context.generation.number)
+            shard.rows = [row if row.known is None else before(row.known)._replace(known=row.known, size=row.size) for row in shard.rows]
         if any(row.status == MISSING for row in shard.rows):
             source.check()  # an unmounted disk or an expired key must not become missing images
         if not config.accept_loss and shard.name in damaged:
