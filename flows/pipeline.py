@@ -109,7 +109,7 @@ def restore(config: PipelineConfig, lost: LostTable) -> None:
     """Do what is missing of the stage that makes a lost table, in its own run and with that run's settings."""
     theirs = with_runtime(Store.open(config.store).run(lost.run_id).config(), config)
     roots.check(theirs)
-    get_run_logger().warning("run %s has lost shards of table %s: its stage %s makes them again", lost.run_id, lost.args[0], lost.stage)
+    get_run_logger().warning("run %s has lost shards of table %s: its stage %s makes them again", lost.run_id, lost.table, lost.stage)
     run_flow(theirs, lost.run_id, lost.stage)
     slices.forget()  # the context in its cache is of that run
 

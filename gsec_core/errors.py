@@ -35,7 +35,7 @@ class LostTable(Refused):
 
     def __init__(self, table: str, run_id: str, stage: str) -> None:
         super().__init__(table, run_id, stage)  # unchanged, so that the exception can be unpickled in another process
-        self.run_id, self.stage = run_id, stage
+        self.table, self.run_id, self.stage = table, run_id, stage
 
     def __str__(self) -> str:
         # For a published run that later runs read from, the same gsec run again may be another run by now.

@@ -11,8 +11,11 @@ from gsec_core.devices import thread_count
 
 Rows = slice | NDArray[np.int64]
 
-BLOCK_ROWS, BLOCK_VALUES = 16_384, 2**26
-"""Numbers of rows whose copies, and of values, such as similarities to all centres, that are in memory at once."""
+BLOCK_ROWS = 16_384
+"""Most rows whose copies are in memory at once."""
+
+BLOCK_VALUES = 2**26
+"""Most values, such as the similarities of these rows to all centres, that are in memory at once."""
 
 
 def row_blocks(stop: int, start: int = 0, *, columns: int = 1) -> Iterator[slice]:
